@@ -1,0 +1,1 @@
+"""Recordings of events: readers of the published file layouts, and batches of them binned into counts."""

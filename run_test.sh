@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Test: bash run_test.sh [checkpoint] [words of test.py]. Without a checkpoint, the best model of the newest run.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+python=$(bash run.sh --python)
+if [[ $# -gt 0 && $1 != -* ]]; then
+  checkpoint=$1
+  shift
+else
+  checkpoint=$(ls -t runs/*/best.pt 2>/dev/null | head -n 1 || true)
+  if [[ -z $checkpoint ]]; then
+    echo "error: there is no runs/*/best.pt yet; train by: bash run.sh" >&2
+    exit 2
+  fi
+  echo "testing $checkpoint"
+fi
+exec "$python" test.py --load_pt_file "$checkpoint" "$@"

@@ -1,0 +1,143 @@
+"""The command line: the published words, each of them a field of the configuration, and `--set section.field=value`."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from snn import config
+from snn.errors import InputError
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+# word -> (field, type, number of values, help); the published command line of Liu et al. 2023
+_COMMON = {
+    "--path_to_dataset": ("data.path", str, None, "folder of the data files"),
+    "--dataset_name": ("data.dataset_name", str, None, "reads <name>_train.h5 and <name>_test.h5"),
+    "--num_classes": ("data.num_classes", int, None, "classes"),
+    "--dt": ("data.dt_ms", float, None, "time bin (ms)"),
+    "--hidden_size": ("network.hidden_size", int, "+", "neurons of each hidden layer"),
+    "--neuron1": (("network.neuron1", ("tau_mem_steps", "tau_syn_steps", "theta")), float, 3, "hidden τm τs θ"),
+    "--neuron2": (("network.neuron2", ("tau_mem_steps", "tau_syn_steps", "theta")), float, 3, "output τm τs θ"),
+    "--loss_mode": ("loss.mode", str, None, "first_time or firing_rate"),
+    "--FS": (("loss.fs", ("alpha", "D", "A")), float, "+", "first-spike code: α [D [A]]"),
+    "--FR": ("loss.fr.alpha", float, None, "firing-rate code: α"),
+    "--treg": (("loss.treg", ("weight", "beta")), float, 2, "regulariser of silent targets: λ β"),
+    "--seed": ("train.seed", int, None, "seed"),
+    "--test-batch-size": ("train.test_batch_size", int, None, "batch of validation and test"),
+}
+TRAIN = _COMMON | {
+    "--T": ("data.T", int, None, "time bins"),
+    "--T_empty": ("data.T_empty", int, None, "empty steps after the bins"),
+    "--batch-size": ("train.batch_size", int, None, "batch"),
+    "--epochs": ("train.epochs", int, None, "epochs"),
+    "--lr": ("train.lr", float, None, "learning rate"),
+    "--weight_decay": ("train.weight_decay", float, None, "weight decay"),
+    "--lr_decay": ("train.lr_decay", bool, 0, "cosine schedule"),
+    "--clip_norm": ("train.clip_norm", float, None, "largest norm of the gradient"),
+    "--log-interval": ("train.log_interval", int, None, "steps between updates of the progress bar"),
+}
+TEST = _COMMON | {
+    "--T": ("data.test_T", int, None, "time bins"),
+    "--T_empty": ("data.test_T_empty", int, None, "empty steps after the bins"),
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """Takes the words of `table` beside those added to it; a wrong word is an InputError."""
+
+    def __init__(self, description: str, table: dict):
+        super().__init__(description=description, allow_abbrev=False)
+        self.table = table
+        self.add_argument("--path_to_yaml", type=Path, metavar="YAML", help="configuration")
+        for word, (_, kind, number, help_text) in table.items():
+            # an absent word leaves no trace, so an explicit 0 or false is told from silence
+            if number == 0:
+                self.add_argument(word, action="store_true", default=argparse.SUPPRESS, help=help_text)
+            else:
+                self.add_argument(word, type=kind, nargs=number, default=argparse.SUPPRESS, help=help_text)
+        self.add_argument(
+            "--set",
+            action="append",
+            default=[],
+            metavar="SECTION.FIELD=VALUE",
+            help="set any field of the configuration (python -m snn.config lists them); the value is YAML",
+        )
+        self.add_argument("--load_pt_file", type=Path, metavar="PT", help="checkpoint, run folder or run name")
+        self.add_argument("--best_model", action="store_true", help="of a run, load best.pt and not last.pt")
+
+    def error(self, message: str) -> None:
+        raise InputError(f"command line: {message}; {self.prog} --help lists the words")
+
+    def override(self, values: dict, args: argparse.Namespace) -> config.Config:
+        """The configuration of plain `values` (changed in place) with the words of the command line over it."""
+        for word, (target, *_) in self.table.items():
+            name = word.lstrip("-").replace("-", "_")
+            if not hasattr(args, name):
+                continue
+            given = getattr(args, name)
+            if isinstance(target, str):
+                config.override(values, target, given)
+                continue
+            section, fields = target
+            if len(given) > len(fields):
+                self.error(f"{word} takes at most {len(fields)} values, not {len(given)}")
+            for field, value in zip(fields, given, strict=False):
+                config.override(values, f"{section}.{field}", value)
+        for assignment in args.set:
+            field, equals, text = assignment.partition("=")
+            if not equals:
+                self.error(f"--set {assignment}: write section.field=value")
+            config.override(values, field.strip(), config.parse_yaml(text, f"--set {field}"))
+        return config.build(values, str(args.path_to_yaml or args.load_pt_file))
+
+
+def find_yaml(path: Path) -> Path:
+    """A configuration by its path. Published commands say ../configs/x.yaml; here that is configs/x.yaml."""
+    in_repository = REPOSITORY / "configs" / path.name
+    if not path.exists() and path.parent.name == "configs" and in_repository.exists():
+        print(f"{path} is not there; reading {os.path.relpath(in_repository)}", file=sys.stderr)
+        return in_repository
+    return path
+
+
+def find_checkpoint(path: Path, best: bool) -> Path:
+    """A checkpoint by its path, its run's folder, or its published name <run>.pt, which here is runs/<run>/."""
+    if path.is_file():
+        return path
+    run = path if path.is_dir() else Path("runs") / path.stem
+    if run.is_dir():
+        return run / ("best.pt" if best else "last.pt")
+    raise InputError(f"{path}: no such checkpoint, and there is no run {run}; train one with train.py")
+
+
+def device(name: str) -> torch.device:
+    """The device of that name; auto is CUDA where there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(name)
+        if chosen.type != "cpu":
+            torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"train.device = {name}: cannot be used here ({reason:.100}); take cpu or auto") from None
+    return chosen
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a program: an InputError is one line and exit code 2, Ctrl-C is exit code 130."""
+    try:
+        main()
+    except InputError as error:
+        sys.exit(_report(error, 2))
+    except KeyboardInterrupt as interrupt:
+        sys.exit(_report(interrupt or "interrupted", 130))
+
+
+def _report(message: object, code: int) -> int:
+    print(f"error: {' '.join(str(message).split())}" if code == 2 else str(message), file=sys.stderr)
+    return code

@@ -1,0 +1,94 @@
+"""First-spike (FS) and firing-rate (FR) code: output spikes to times, counts and decisions.
+
+Source: Liu et al. 2023, doi 10.3389/fnins.2023.1266003. Times are in steps and the first step is 1.
+Shapes: T steps (the empty ones included), B samples, N output neurons.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Window:
+    """The Gaussian G(k) = exp(-k² / (2σ²)), |k| <= W, that spreads the gradient of a first-spike time over steps."""
+
+    sigma_steps: int
+    half_width_steps: int
+    gain: float
+
+    @classmethod
+    def of(cls, T: int, D: float, A: float, norm: Literal["peak", "paper"] = "peak") -> "Window":
+        """σ = max(1, floor(T/D)); 2W + 1 = min(6σ + 1, 2 floor(T/2) + 1); amplitude A, or A / (2πσ) as in the paper."""
+        sigma = max(1, math.floor(T / D))
+        half_width = min(3 * sigma, T // 2)
+        return cls(sigma, half_width, A if norm == "peak" else A / (2 * math.pi * sigma))
+
+
+def narrowed_D(D: float, D_final: float, progress: float) -> float:
+    """D = D0 (D1 / D0)^progress, progress = epoch / epochs: a window that narrows (Liu & Dragotti 2025)."""
+    return D * (D_final / D) ** progress
+
+
+@lru_cache(maxsize=64)
+def _window_tables(T: int, window: Window, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """G(k) for k = 0..T-1, and Σ_m G(m - n) for n = 1..T: what one step gives, and what all steps together give."""
+    k = torch.arange(T, dtype=torch.float64)
+    gaussian = torch.exp(-(k**2) / (2 * window.sigma_steps**2)) * (k <= window.half_width_steps)
+    reach = gaussian.cumsum(0)  # Σ_{k=0..j} G(k)
+    everywhere = reach + reach.flip(0) - gaussian[0]
+    return gaussian.to(device, dtype), everywhere.to(device, dtype)
+
+
+class _FirstTimes(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, s_TBN: Tensor, peak_BN: Tensor, window: Window) -> Tensor:
+        T = s_TBN.shape[0]
+        n_T11 = torch.arange(1, T + 1, device=s_TBN.device, dtype=torch.int32).view(T, 1, 1)
+        first_BN = torch.where(s_TBN > 0, n_T11, T + 1).amin(0)
+        silent_BN = first_BN > T
+        # rank 1..N by descending peak potential, firing neurons included; equal peaks rank by index
+        order_BN = peak_BN.argsort(dim=-1, descending=True, stable=True)
+        rank_BN = order_BN.argsort(dim=-1) + 1
+        ctx.save_for_backward(first_BN, silent_BN)
+        ctx.T, ctx.window, ctx.dtype = T, window, s_TBN.dtype
+        # half precision cannot tell step 257 from 258
+        return torch.where(silent_BN, T + rank_BN, first_BN).to(torch.promote_types(s_TBN.dtype, torch.float32))
+
+    @staticmethod
+    def backward(ctx, grad_BN: Tensor):
+        first_BN, silent_BN = ctx.saved_tensors
+        T, window = ctx.T, ctx.window
+        gaussian_T, everywhere_T = _window_tables(T, window, grad_BN.dtype, grad_BN.device)
+        n_T11 = torch.arange(1, T + 1, device=grad_BN.device, dtype=torch.int32).view(T, 1, 1)
+        distance_TBN = (n_T11 - first_BN).abs().clamp_(max=T - 1)  # a silent neuron's is not used
+        weight_TBN = torch.where(silent_BN, everywhere_T.view(T, 1, 1), gaussian_T[distance_TBN])
+        return weight_TBN.mul_(-window.gain * grad_BN).to(ctx.dtype), None, None
+
+
+def first_times(s_TBN: Tensor, h_TBN: Tensor, window: Window) -> Tensor:
+    """First-spike times t^F in steps, (B, N), of the dtype of s but at least float32.
+
+    s_TBN are output spikes, h_TBN the potentials before the reset. A neuron that fires has the step of its first spike,
+    1..T. A silent one has T + r, r its rank 1..N in its sample by descending peak potential, ties by index.
+
+    Gradient (none reaches h): dL/ds_n = -A Σ_m G(m - n) g_m, where a firing neuron's g stands at its first spike and a
+    silent one's at every step. Both sums are known in closed form, so nothing is convolved.
+    """
+    return _FirstTimes.apply(s_TBN, h_TBN.detach().amax(0), window)
+
+
+def fs_decision(t_BN: Tensor) -> Tensor:
+    """The class whose neuron fires first, argmin t^F; equal times go to the lower class number. (B,) int64."""
+    N = t_BN.shape[-1]
+    return (t_BN.to(torch.int64) * N + torch.arange(N, device=t_BN.device)).argmin(-1)
+
+
+def fr_decision(counts_BN: Tensor) -> Tensor:
+    """The class whose neuron fires most; equal counts go to the lower class number. Any leading shape; int64."""
+    N = counts_BN.shape[-1]
+    return (counts_BN.to(torch.int64) * N + torch.arange(N - 1, -1, -1, device=counts_BN.device)).argmax(-1)

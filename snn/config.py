@@ -1,0 +1,258 @@
+"""Configuration: YAML read into typed, immutable values, each documented here and nowhere else.
+
+`python -m snn.config` prints every field with its type, default and meaning.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import ValidationError as PydanticError
+
+from snn.errors import InputError
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    """Frozen; unknown keys, wrong types, NaN and infinity are errors. Nothing is coerced: "3" is no number."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Data(Section):
+    dataset_name: str = Field(min_length=1, description="name of the set; names its files and the run")
+    layout: Literal["shd", "ntidigits"] = Field("shd", description="layout of the HDF5 files")
+    path: str | None = Field(None, description="folder of the files; default data/<dataset_name>")
+    train_file: str | None = Field(None, description="default <dataset_name>_train.h5")
+    test_file: str | None = Field(None, description="default <dataset_name>_test.h5; opened by test.py alone")
+    channels: PositiveInt = Field(description="input channels")
+    num_classes: PositiveInt = Field(description="classes; labels are 0..num_classes-1")
+    dt_ms: PositiveFloat = Field(description="width of a time bin (ms)")
+    T: PositiveInt = Field(description="bins; later events are dropped (steps)")
+    T_empty: NonNegativeInt = Field(0, description="empty steps after the bins, room for a late first spike (steps)")
+    test_T: PositiveInt | None = Field(None, description="T at test; default T (steps)")
+    test_T_empty: NonNegativeInt | None = Field(None, description="T_empty at test; default T_empty (steps)")
+    validation_share: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.1, description="share of the training recordings held out to choose the best model"
+    )
+    validation_by: Literal["recording", "speaker"] = Field(
+        "recording", description="hold out single recordings, or whole speakers (the file must name them)"
+    )
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.path or f"data/{self.dataset_name}")
+
+    @property
+    def train_path(self) -> Path:
+        return self.folder / (self.train_file or f"{self.dataset_name}_train.h5")
+
+    @property
+    def test_path(self) -> Path:
+        return self.folder / (self.test_file or f"{self.dataset_name}_test.h5")
+
+
+class NeuronParams(Section):
+    tau_mem_steps: PositiveFloat = Field(description="τ_m, time constant of the membrane (steps)")
+    tau_syn_steps: PositiveFloat = Field(description="τ_s, time constant of the synaptic current (steps)")
+    theta: PositiveFloat = Field(description="θ, threshold")
+
+
+NeuronName = Literal["CuLIF", "PCuLIF", "AdLIF", "CuAdLIF"]
+
+
+class Network(Section):
+    hidden_size: Annotated[tuple[PositiveInt, ...], Field(strict=False)] = Field(description="neurons per hidden layer")
+    neuron: NeuronName = Field(description="neuron of the hidden layers")
+    output_neuron: NeuronName = Field("CuLIF", description="neuron of the output layer")
+    neuron1: NeuronParams = Field(description="constants of the hidden layers")
+    neuron2: NeuronParams = Field(description="constants of the output layer")
+    tau_ada_steps: PositiveFloat = Field(100.0, description="τ_w, initial time constant of the adaptation (steps)")
+    reset: Literal["hard", "soft"] = Field("hard", description="reset to 0, or by θ")
+    values: Literal["neuron", "layer"] = Field("neuron", description="learned values are one per neuron or per layer")
+    variant: Literal["spkjelly", "superspike"] = Field(
+        "spkjelly",
+        description="superspike: the published plain-autograd neuron, spike first with a strict threshold (one more "
+        "step of latency), learned decays as clamped raw numbers",
+    )
+    recurrent: bool = Field(False, description="hidden layers feed their spikes back, one step later")
+    batch_norm: bool = Field(True, description="BatchNorm over T·B after each hidden linear map")
+    dropout: Share = Field(0.25, description="dropout after each hidden layer, one mask a sequence")
+
+
+class FirstSpike(Section):
+    alpha: PositiveFloat = Field(description="α of softmax(-α t^F) (1/step)")
+    D: PositiveFloat = Field(16.0, description="the gradient window has σ = max(1, floor(T/D)) steps")
+    A: PositiveFloat = Field(200.0, description="amplitude of the gradient window")
+    D_final: PositiveFloat | None = Field(None, description="narrow the window: D grows to this over the epochs")
+    window: Literal["peak", "paper"] = Field("peak", description="window's peak is A, or A/(2πσ) as in the paper")
+
+
+class FiringRate(Section):
+    alpha: PositiveFloat = Field(description="α of softmax(α rate) (steps)")
+
+
+class SilentTarget(Section):
+    weight: NonNegativeFloat = Field(0.01, description="λ, weight of the term that wakes silent target neurons")
+    beta: PositiveFloat = Field(0.02, description="β of exp(β τ) - 1 (1/step)")
+
+
+class SpikeCount(Section):
+    weight: NonNegativeFloat = Field(0.0, description="λ_s of λ_s |N_s - target|; 0 leaves the term out")
+    target: NonNegativeFloat = Field(1.0, description="wanted spikes per sample and neuron, over all layers")
+
+
+class Loss(Section):
+    mode: Literal["first_time", "firing_rate"] = Field("first_time", description="what is trained")
+    fs: FirstSpike = Field(description="first-spike code")
+    fr: FiringRate = Field(description="firing-rate code")
+    treg: SilentTarget = Field(SilentTarget(), description="regulariser of silent targets (first_time only)")
+    spike_count: SpikeCount = Field(SpikeCount(), description="optional spike-count term")
+
+
+class Train(Section):
+    epochs: PositiveInt = Field(description="passes over the training recordings")
+    batch_size: PositiveInt = Field(128, description="recordings a step")
+    test_batch_size: PositiveInt = Field(256, description="recordings a step in validation and test")
+    lr: PositiveFloat = Field(1e-3, description="learning rate of Adam (amsgrad)")
+    lr_decay: bool = Field(False, description="let the learning rate fall to 0 along a cosine")
+    weight_decay: NonNegativeFloat = Field(1e-4, description="weight decay of Adam")
+    clip_norm: NonNegativeFloat = Field(10.0, description="largest norm of the gradient; 0 does not clip")
+    seed: NonNegativeInt = Field(0, description="seed of weights, order, dropout and the held-out share")
+    log_interval: PositiveInt = Field(5, description="steps between updates of the progress bar's loss")
+    device: str = Field("auto", description="auto (cuda if there is one), cpu, cuda, cuda:1, ...")
+    backend: Literal["auto", "torch", "cpu", "cupy"] = Field("auto", description="what runs the neurons")
+
+
+class Config(Section):
+    data: Data
+    network: Network
+    loss: Loss
+    train: Train
+
+    @property
+    def run_name(self) -> str:
+        """The published name: <dataset>_<fs|fr><α>_tau<τ of neuron2>_<neuron>."""
+        code, alpha = ("fs", self.loss.fs.alpha) if self.loss.mode == "first_time" else ("fr", self.loss.fr.alpha)
+        tau = self.network.neuron2.tau_mem_steps
+        return f"{self.data.dataset_name}_{code}{alpha:g}_tau{tau:g}_{self.network.neuron.lower()}"
+
+
+def differences(one: Section, other: Section, prefix: str = "") -> Iterator[str]:
+    """Names of the fields whose values differ."""
+    for name in type(one).model_fields:
+        a, b = getattr(one, name), getattr(other, name)
+        if isinstance(a, Section):
+            yield from differences(a, b, f"{prefix}{name}.")
+        elif a != b:
+            yield f"{prefix}{name}"
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader to which 1e-3 is a number (as in YAML 1.2) and a key that stands twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.YAMLError(f"the key '{key}' stands twice, line {node.start_mark.line + 1} and after")
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+)
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """A YAML text to plain values; an InputError names `where`."""
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise InputError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def read_yaml(path: Path) -> dict:
+    """The mapping in a YAML file."""
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as YAML: {getattr(error, 'strerror', None) or error}") from None
+    values = parse_yaml(text, str(path))
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: must hold the sections {', '.join(Config.model_fields)}, not {values!r:.40}")
+    return values
+
+
+def build(values: dict, where: str) -> Config:
+    """Validated configuration from plain values; an InputError names `where`, the field and what is allowed."""
+    try:
+        return Config.model_validate(values)
+    except PydanticError as error:
+        raise InputError(f"{where}: " + "; ".join(_explain(item) for item in error.errors())) from None
+
+
+def _explain(item: dict) -> str:
+    field = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        section = _section_at(item["loc"][:-1])
+        return f"{field} is not known; known here: {', '.join(section.model_fields)}"
+    if item["type"] == "missing":
+        return f"{field} is missing"
+    return f"{field} = {item['input']!r:.60}: {item['msg'][0].lower()}{item['msg'][1:]}"
+
+
+def _section_at(path: tuple) -> type[Section]:
+    section: type[Section] = Config
+    for name in path:
+        section = section.model_fields[name].annotation
+    return section
+
+
+def override(values: dict, field: str, value: Any) -> None:
+    """Set `section.field` in plain values, in place. That the field exists is checked here, its value by `build`."""
+    *sections, name = field.split(".")
+    section: Any = Config
+    for step, part in enumerate([*sections, name]):
+        is_section = isinstance(section, type) and issubclass(section, Section)
+        if not is_section or part not in section.model_fields:
+            known = ", ".join(section.model_fields) if is_section else "no fields"
+            inside = ".".join(sections[:step]) or "the configuration"
+            raise InputError(f"{field} is not known; {inside} has {known}")
+        section = section.model_fields[part].annotation
+    for part in sections:
+        values = values.setdefault(part, {})
+        if not isinstance(values, dict):
+            raise InputError(f"{field} cannot be set: {part} is no section but {values!r:.40}")
+    values[name] = value
+
+
+def describe(section: type[Section] = Config, prefix: str = "") -> Iterator[str]:
+    """A line for each field: name, default, meaning."""
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield from describe(field.annotation, f"{prefix}{name}.")
+        else:
+            default = "required" if field.is_required() else repr(field.default)
+            yield f"{prefix + name:<29} {default:<12} {_kind(field.annotation):<22} {field.description}"
+
+
+def _kind(annotation: Any) -> str:
+    """How a type reads in the reference: int, a | b | c, list of int."""
+    if get_origin(annotation) is Literal:
+        return " | ".join(str(value) for value in get_args(annotation))
+    if get_origin(annotation) is tuple:
+        return f"list of {_kind(get_args(annotation)[0])}"
+    if get_origin(annotation) is Annotated:
+        return _kind(get_args(annotation)[0])
+    if get_args(annotation):  # X | None
+        return " | ".join(_kind(kind) for kind in get_args(annotation) if kind is not type(None))
+    return annotation.__name__
+
+
+if __name__ == "__main__":
+    print("\n".join(describe()))

@@ -1,0 +1,97 @@
+"""One pass over recordings under both codes: accuracies, spikes and delays, as measured by Liu et al. 2023."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from snn.coding import Window, first_times, fr_decision, fs_decision
+from snn.network import Activity, Network
+
+
+@dataclass
+class Evaluation:
+    """Sums over samples, never means of batches, so that each sample weighs the same."""
+
+    neurons: list[int]  # per layer, the output last
+    samples: int = 0
+    fs_correct: int = 0
+    fr_correct: int = 0
+    silent: int = 0  # samples without an output spike
+    loss: float = 0.0  # sum over samples
+    spikes: Tensor | int = 0  # (layers,) float64
+    fs_by_step: Tensor | int = 0  # (T,) int64: samples decided rightly by then
+    fr_by_step: Tensor | int = 0
+
+    def add(self, activity: Activity, target_B: Tensor) -> None:
+        """Count one batch."""
+        s_TBN, h_TBN, layers = activity
+        T = len(s_TBN)
+        t_BN = first_times(s_TBN, h_TBN, Window.of(T, T, 1.0))
+        fs_right_B = fs_decision(t_BN) == target_B
+        first_B = t_BN.amin(-1)
+        n_T1 = torch.arange(1, T + 1, device=s_TBN.device).unsqueeze(1)
+        decided_TB = first_B <= n_T1
+        counts_TBN = s_TBN.cumsum(0)
+        self.samples += len(target_B)
+        self.fs_correct += int(fs_right_B.sum())
+        self.fr_correct += int((fr_decision(counts_TBN[-1]) == target_B).sum())
+        self.silent += int((first_B > T).sum())
+        self.spikes += torch.stack([s.sum(dtype=torch.float64) for s in layers]).cpu()
+        self.fs_by_step += (decided_TB & fs_right_B).sum(1).cpu()
+        self.fr_by_step += (decided_TB & (fr_decision(counts_TBN) == target_B)).sum(1).cpu()
+
+    def metrics(self, dt_ms: float) -> dict:
+        """Plain numbers, accuracies in percent; None where a delay does not exist (nothing was ever right)."""
+        per_layer = [
+            float(spikes) / self.samples / size for spikes, size in zip(self.spikes, self.neurons, strict=True)
+        ]
+        metrics = {
+            "samples": self.samples,
+            "loss": self.loss / self.samples,
+            "fs_accuracy": 100 * self.fs_correct / self.samples,
+            "fr_accuracy": 100 * self.fr_correct / self.samples,
+            "spikes_per_neuron": float(self.spikes.sum()) / self.samples / sum(self.neurons),
+            "spikes_per_neuron_by_layer": per_layer,
+            "silent_samples": self.silent,
+        }
+        for prefix, curve_T in (("", self.fs_by_step), ("fr_", self.fr_by_step)):
+            for percent in (50, 90):
+                steps = delay_steps(curve_T, percent)
+                metrics[f"{prefix}t_d{percent}_steps"] = steps
+                metrics[f"{prefix}t_d{percent}_ms"] = None if steps is None else steps * dt_ms
+        return metrics
+
+
+def delay_steps(curve_T: Tensor, percent: float) -> int | None:
+    """t_d(p): the first step, from 1, at which the curve reaches p % of its own maximum; None if that is 0."""
+    if not curve_T.max() > 0:
+        return None
+    reached = curve_T * 100 >= percent * curve_T.max()
+    return int(reached.nonzero()[0]) + 1
+
+
+@torch.inference_mode()
+def evaluate(
+    network: Network,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    objective: Callable[[Activity, Tensor], Tensor],
+    device: torch.device,
+) -> Evaluation:
+    """Run the network over all batches of (counts (T, B, channels), labels (B,)), each from a fresh state.
+
+    `objective` is the mean loss of a batch.
+    """
+    network.eval()
+    result = Evaluation(neurons=[])
+    for x_TBC, target_B in batches:
+        network.reset()
+        target_B = target_B.to(device)
+        activity = network(x_TBC.to(device))
+        result.neurons = [math.prod(s.shape[2:]) for s in activity.layers]
+        result.add(activity, target_B)
+        result.loss += float(objective(activity, target_B)) * len(target_B)
+    network.reset()
+    return result

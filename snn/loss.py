@@ -1,0 +1,58 @@
+"""The losses of Liu et al. 2023 (doi 10.3389/fnins.2023.1266003), each a mean over the B samples of a batch."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from snn import config
+from snn.coding import Window, first_times
+from snn.network import Activity
+
+
+def first_time(t_BN: Tensor, target_B: Tensor, alpha: float) -> Tensor:
+    """Cross-entropy of softmax(-α t^F). α per step."""
+    return F.cross_entropy(-alpha * t_BN, target_B)
+
+
+def silent_target(t_BN: Tensor, target_B: Tensor, T: int, weight: float, beta: float) -> Tensor:
+    """The regulariser λ mean(exp(β τ) - 1), τ the time of the target neuron if that is silent (t^F > T), else 0.
+
+    Training only. `weight` is λ; β per step.
+    """
+    t_B = t_BN.gather(1, target_B.unsqueeze(1)).squeeze(1)
+    tau_B = torch.where(t_B > T, t_B, 0)
+    return weight * torch.expm1(beta * tau_B).mean()
+
+
+def firing_rate(s_TBN: Tensor, target_B: Tensor, alpha: float) -> Tensor:
+    """Cross-entropy of softmax(α_FR rate), rate in spikes per step."""
+    return F.cross_entropy(alpha * s_TBN.mean(0), target_B)
+
+
+def spikes_per_neuron(layers: Sequence[Tensor]) -> Tensor:
+    """N_s: spikes per sample and neuron, over all the layers, each (T, B, ...)."""
+    B = layers[0].shape[1]
+    neurons = sum(s[0, 0].numel() for s in layers)
+    return sum(s.sum() for s in layers) / (B * neurons)
+
+
+def spike_count(layers: Sequence[Tensor], weight: float, target: float) -> Tensor:
+    """The optional term λ_s |N_s - N_target| (in the paper only)."""
+    return weight * (spikes_per_neuron(layers) - target).abs()
+
+
+def objective(activity: Activity, target_B: Tensor, loss: config.Loss, window: Window, training: bool) -> Tensor:
+    """What the configuration asks to minimise. The two regularising terms belong to training only."""
+    s_TBN, h_TBN, layers = activity
+    if loss.mode == "first_time":
+        t_BN = first_times(s_TBN, h_TBN, window)
+        value = first_time(t_BN, target_B, loss.fs.alpha)
+        if training:
+            value = value + silent_target(t_BN, target_B, len(s_TBN), loss.treg.weight, loss.treg.beta)
+    else:
+        value = firing_rate(s_TBN, target_B, loss.fr.alpha)
+    if training and loss.spike_count.weight > 0:
+        value = value + spike_count(layers, loss.spike_count.weight, loss.spike_count.target)
+    return value

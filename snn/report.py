@@ -1,0 +1,70 @@
+"""Pictures of what a network does."""
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # files only; no screen is needed
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from torch import Tensor
+
+from snn.coding import Window, first_times, fs_decision
+from snn.network import Network
+
+# colour-blind safe (Okabe & Ito)
+BLACK, ORANGE, BLUE, GREY = "#000000", "#D55E00", "#0072B2", "#BBBBBB"
+
+
+@torch.inference_mode()
+def draw_decision(network: Network, x_T1C: Tensor, target: int, dt_ms: float, path: Path) -> None:
+    """One recording on one time axis: events, hidden spikes, output potentials and spikes, the decision marked."""
+    network.eval()
+    network.reset()
+    activity = network(x_T1C)
+    network.reset()
+    T = len(x_T1C)
+    t_1N = first_times(activity.s_TBN, activity.h_TBN, Window.of(T, T, 1.0))
+    decision, first_step = int(fs_decision(t_1N)), int(t_1N.min())
+    is_silent = first_step > T
+    h_TN, theta = activity.h_TBN[:, 0].cpu().numpy(), network.output.dynamics.theta
+    time_ms = dt_ms * np.arange(1, T + 1)
+
+    rasters = [("input channel", x_T1C)]
+    rasters += [(f"hidden layer {k + 1}", s_TBN) for k, s_TBN in enumerate(activity.layers[:-1])]
+    figure, axes = plt.subplots(
+        len(rasters) + 2,
+        sharex=True,
+        figsize=(8, 2.0 * (len(rasters) + 2)),
+        height_ratios=[*([1.2] * len(rasters)), 1.4, 0.8],
+        layout="constrained",
+    )
+    for axis, (name, s_TBN) in zip(axes, rasters, strict=False):
+        step, index = s_TBN[:, 0].flatten(1).nonzero().cpu().numpy().T
+        axis.scatter(time_ms[step], index, s=1.5, marker=".", color=BLACK, linewidths=0)
+        axis.set_ylabel(name)
+    potentials, spikes = axes[-2:]
+    for neuron in range(h_TN.shape[1]):
+        is_decision = neuron == decision
+        colour, width = (ORANGE, 1.8) if is_decision else (BLUE, 1.2) if neuron == target else (GREY, 0.7)
+        potentials.plot(time_ms, h_TN[:, neuron], color=colour, lw=width, zorder=2 + is_decision)
+    potentials.axhline(theta, color=BLACK, lw=0.8, ls=":")
+    potentials.annotate("threshold", (time_ms[0], theta), fontsize=8, va="bottom")
+    potentials.set_ylabel("output potential")
+    step, index = activity.s_TBN[:, 0].nonzero().cpu().numpy().T
+    spikes.scatter(time_ms[step], index, s=22, marker="|", color=[ORANGE if n == decision else BLACK for n in index])
+    spikes.set_ylim(-0.7, h_TN.shape[1] - 0.3)
+    spikes.set_ylabel("output neuron")
+    spikes.set_xlabel("time (ms)")
+    spikes.set_xlim(0, dt_ms * T)
+    if is_silent:
+        verdict = f"no output spike; the highest potential says class {decision}"
+    else:
+        verdict = f"decides for class {decision} at {first_step * dt_ms:g} ms, at the first output spike"
+        for axis in axes:
+            axis.axvline(first_step * dt_ms, color=ORANGE, lw=1, ls="--", zorder=1)
+    axes[0].set_title(f"{verdict} (true class {target})", fontsize=10)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)

@@ -1,0 +1,199 @@
+"""Configuration: what is read, what is refused and how, and that every published word sets what it says."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from snn import cli, config
+from snn.errors import InputError
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+YAML = REPOSITORY / "configs" / "adlif_shd.yaml"
+
+
+def parse(words: str, table: dict = cli.TRAIN) -> config.Config:
+    parser = cli.Parser("", table)
+    args = parser.parse_args(["--path_to_yaml", str(YAML), *words.split()])
+    return parser.override(config.read_yaml(args.path_to_yaml), args)
+
+
+@pytest.mark.parametrize("path", sorted(YAML.parent.glob("*.yaml")), ids=lambda path: path.name)
+def test_every_yaml_is_valid(path):
+    config.build(config.read_yaml(path), str(path))
+
+
+def test_numbers_with_exponents_are_numbers():
+    assert config.parse_yaml("[1e-3, 1E+2, -.5e1, 1.0e-3, 3e5]", "") == [1e-3, 100.0, -5.0, 1e-3, 3e5]
+    assert config.parse_yaml("[a1e-3, e5, 1e, '1e-3']", "") == ["a1e-3", "e5", "1e", "1e-3"]
+    assert config.build(config.read_yaml(YAML), "").train.lr == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("train.lrr", 1, "train.lrr is not known; known here: epochs, batch_size"),
+        ("network.neuron1.tau", 1, "network.neuron1.tau is not known; known here: tau_mem_steps"),
+        ("train.lr", "fast", "train.lr = 'fast': input should be a valid number"),
+        ("train.lr", -1.0, "train.lr = -1.0: input should be greater than 0"),
+        ("train.lr", float("nan"), "train.lr = nan: input should be a finite number"),
+        ("train.epochs", 2.5, "train.epochs = 2.5: input should be a valid integer"),
+        ("train.epochs", True, "train.epochs = True: input should be a valid integer"),
+        ("network.neuron", "LIF", "network.neuron = 'LIF': input should be 'CuLIF', 'PCuLIF', 'AdLIF' or 'CuAdLIF'"),
+        ("network.dropout", 1.0, "network.dropout = 1.0: input should be less than 1"),
+        ("network.hidden_size", [256, "256"], "network.hidden_size.1 = '256': input should be a valid integer"),
+        ("data", None, "data = None: input should be a valid dictionary"),
+    ],
+)
+def test_refusals_name_the_field_and_what_is_allowed(field, value, message):
+    values = config.read_yaml(YAML)
+    *sections, name = field.split(".")
+    target = values
+    for section in sections:
+        target = target[section]
+    target[name] = value
+    with pytest.raises(InputError) as refusal:
+        config.build(values, "x.yaml")
+    assert str(refusal.value).startswith(f"x.yaml: {message}")
+    assert "\n" not in str(refusal.value)
+
+
+def test_missing_fields_are_named():
+    values = config.read_yaml(YAML)
+    del values["data"]["T"]
+    with pytest.raises(InputError, match=r"data\.T is missing"):
+        config.build(values, "x.yaml")
+
+
+@pytest.mark.parametrize("text", ["a: [1", "a: 1\na: 2", "- 1", "3"])
+def test_files_that_are_no_configuration(tmp_path, text):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"bad\.yaml"):
+        config.build(config.read_yaml(path), str(path))
+
+
+def test_unreadable_files(tmp_path):
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    for name in ("missing.yaml", "binary.yaml", "."):
+        with pytest.raises(InputError, match="cannot be read"):
+            config.read_yaml(tmp_path / name)
+
+
+def test_configuration_is_immutable():
+    with pytest.raises(ValueError, match="frozen"):
+        parse("").train.lr = 1.0
+
+
+WORDS = {
+    "--path_to_dataset /d": ("data.path", "/d"),
+    "--dataset_name x": ("data.dataset_name", "x"),
+    "--num_classes 7": ("data.num_classes", 7),
+    "--dt 2": ("data.dt_ms", 2.0),
+    "--T 33": ("data.T", 33),
+    "--T_empty 0": ("data.T_empty", 0),
+    "--hidden_size 8 9 10": ("network.hidden_size", (8, 9, 10)),
+    "--neuron1 1. 2. 0.5": ("network.neuron1", config.NeuronParams(tau_mem_steps=1.0, tau_syn_steps=2.0, theta=0.5)),
+    "--neuron2 60 60 10": ("network.neuron2", config.NeuronParams(tau_mem_steps=60.0, tau_syn_steps=60.0, theta=10.0)),
+    "--loss_mode firing_rate": ("loss.mode", "firing_rate"),
+    "--FS 0.3": ("loss.fs", config.FirstSpike(alpha=0.3, D=16.0, A=200.0)),
+    "--FS 0.3 4 ": ("loss.fs", config.FirstSpike(alpha=0.3, D=4.0, A=200.0)),
+    "--FS 0.3 4 300": ("loss.fs", config.FirstSpike(alpha=0.3, D=4.0, A=300.0)),
+    "--FR 15": ("loss.fr.alpha", 15.0),
+    "--treg 0 0.03": ("loss.treg", config.SilentTarget(weight=0.0, beta=0.03)),
+    "--seed 0": ("train.seed", 0),
+    "--batch-size 3": ("train.batch_size", 3),
+    "--test-batch-size 4": ("train.test_batch_size", 4),
+    "--epochs 5": ("train.epochs", 5),
+    "--lr 2e-3": ("train.lr", 2e-3),
+    "--weight_decay 0": ("train.weight_decay", 0.0),
+    "--lr_decay": ("train.lr_decay", True),
+    "--clip_norm 0": ("train.clip_norm", 0.0),
+    "--log-interval 9": ("train.log_interval", 9),
+    "--set train.lr=1e-2": ("train.lr", 1e-2),
+    "--set network.batch_norm=false": ("network.batch_norm", False),
+    "--set network.hidden_size=[5]": ("network.hidden_size", (5,)),
+    "--set loss.fs.D_final=50": ("loss.fs.D_final", 50.0),
+}
+
+
+@pytest.mark.parametrize("words", WORDS)
+def test_words_set_their_field_and_nothing_else(words):
+    field, expected = WORDS[words]
+    changed, before = parse(words), parse("--set train.seed=3 --T_empty 4")  # so that an explicit 0 shows
+    value = changed
+    for name in field.split("."):
+        value = getattr(value, name)
+    assert value == expected
+    allowed = {"train.seed", "data.T_empty"}
+    assert all(name.startswith(field) or name in allowed for name in config.differences(changed, before))
+
+
+def test_explicit_zero_and_false_win_over_yaml(tmp_path):
+    values = yaml.safe_load(YAML.read_text())
+    values["data"]["T_empty"] = 20
+    values["train"]["lr_decay"] = True
+    values["train"]["lr"] = 0.001
+    path = tmp_path / "x.yaml"
+    path.write_text(yaml.safe_dump(values))
+    parser = cli.Parser("", cli.TRAIN)
+    args = parser.parse_args(["--path_to_yaml", str(path), "--T_empty", "0", "--set", "train.lr_decay=false"])
+    cfg = parser.override(config.read_yaml(path), args)
+    assert (cfg.data.T_empty, cfg.train.lr_decay) == (0, False)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--set lr=1", "lr is not known; the configuration has data, network, loss, train"),
+        ("--set train.speed=1", "train.speed is not known; train has epochs"),
+        ("--set train.lr.x=1", "train.lr.x is not known; train.lr has no fields"),
+        ("--set train.lr", "write section.field=value"),
+        ("--FS 1 2 3 4", "--FS takes at most 3"),
+        ("--epochs many", "invalid int value: 'many'"),
+        ("--epoch 3", "unrecognized arguments: --epoch"),
+        ("--neuron1 5 5", "expected 3 arguments"),
+        ("--T 0", "data.T = 0: input should be greater than 0"),
+    ],
+)
+def test_wrong_words_are_one_clear_line(words, message):
+    with pytest.raises(InputError) as refusal:
+        parse(words)
+    assert message in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_the_published_commands_parse(monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    parser = cli.Parser("", cli.TRAIN)
+    args = parser.parse_args(
+        "--path_to_yaml ../configs/adlif_shd.yaml --log-interval 5 --lr 1e-3 --batch-size 128 --test-batch-size 256 "
+        "--epochs 80 --loss_mode first_time --T 100 --T_empty 0 --dt 10 --hidden_size 256 256 --FS 0.2 16 200 "
+        "--neuron1 5. 5. 0.5 --neuron2 60. 60. 10 --treg 0.01 0.02".split()
+    )
+    assert cli.find_yaml(args.path_to_yaml) == YAML
+    assert parser.override(config.read_yaml(YAML), args) == config.build(config.read_yaml(YAML), "")
+    test_parser = cli.Parser("", cli.TEST)
+    args = test_parser.parse_args(
+        "--path_to_yaml configs/adlif_shd.yaml --test-batch-size 256 --T 100 --T_empty 0 --load_pt_file x.pt "
+        "--best_model".split()
+    )
+    cfg = test_parser.override(config.read_yaml(YAML), args)
+    assert (cfg.data.test_T, cfg.data.test_T_empty, args.best_model) == (100, 0, True)
+
+
+def test_run_name_is_the_published_one():
+    assert parse("").run_name == "shd_fs0.2_tau60_adlif"
+    assert parse("--loss_mode firing_rate --neuron2 40 40 2").run_name == "shd_fr20_tau40_adlif"
+
+
+def test_reference_lists_every_field():
+    lines = "\n".join(config.describe())
+    for field in ("data.dt_ms", "network.neuron1.theta", "loss.spike_count.weight", "train.backend"):
+        assert field in lines
+    assert "CuLIF | PCuLIF | AdLIF | CuAdLIF" in lines
+
+
+def test_device_that_is_not_there():
+    with pytest.raises(InputError, match=r"train\.device = tpu9"):
+        cli.device("tpu9")

@@ -30,7 +30,7 @@ def main() -> None:
     network = Network(cfg.network, data.channels, data.num_classes, cfg.train.backend).to(device)
     checkpoint.load_weights(network, weights, path)
 
-    prepare.make_if_missing(data.dataset_name, data.folder, data.test_path)
+    prepare.make_if_missing(data.test_path, data.dataset_name, data.prepare)
     recordings = readers.read(data.layout, data.test_path, "test", data.channels, data.num_classes)
     T, T_empty = data.test_T or data.T, data.T_empty if data.test_T_empty is None else data.test_T_empty
     bins = Bins(data.dt_ms, T, T_empty, data.channels)

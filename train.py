@@ -9,13 +9,15 @@ import argparse
 import json
 import math
 import time
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 import yaml
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -27,84 +29,68 @@ from snn.errors import InputError
 from snn.evaluation import evaluate
 from snn.loss import objective
 from snn.network import Network
+from snn.team import Team, gather
 
 MAY_CHANGE_ON_RESUME = {"train.epochs", "train.device", "train.backend", "train.log_interval", "data.path"}
+NO_STANDING = (-math.inf, -math.inf)  # (accuracy, -loss) of the best epoch before the first
 
 
 def main() -> None:
     cfg, args = read_command_line()
     data, train, fs = cfg.data, cfg.train, cfg.loss.fs
-    device = cli.device(train.device)
+    team = gather(args.distributed, cli.device(train.device))
+    run = Path("runs") / (args.save_name or cfg.run_name + (f"_{args.add_name}" if args.add_name else ""))
 
-    prepare.make_if_missing(data.dataset_name, data.folder, data.train_path)
+    if team.leads:
+        prepare.make_if_missing(data.train_path, data.dataset_name, data.prepare)
+    team.wait()
     recordings = readers.read(data.layout, data.train_path, "train", data.channels, data.num_classes)
     kept, held_out = hold_out(recordings, data.validation_share, data.validation_by, train.seed)
     bins = Bins(data.dt_ms, data.T, data.T_empty, data.channels)
-    T = data.T + data.T_empty
 
     torch.manual_seed(train.seed)
-    network = Network(cfg.network, data.channels, data.num_classes, train.backend).to(device)
-    if args.load_pt_file:
-        path = cli.find_checkpoint(args.load_pt_file, args.best_model)
-        checkpoint.load_weights(network, checkpoint.load(path)[1]["network"], path)
+    network = Network(cfg.network, data.channels, data.num_classes, train.backend).to(team.device)
     optimizer = torch.optim.Adam(network.parameters(), train.lr, weight_decay=train.weight_decay, amsgrad=True)
-
-    run = Path("runs") / (args.save_name or cfg.run_name + (f"_{args.add_name}" if args.add_name else ""))
-    best, first_epoch = (-1.0, -math.inf), 0
+    best, first_epoch = NO_STANDING, 0
     if args.resume:
         best, first_epoch = resume(run / "last.pt", cfg, network, optimizer)
-    open_run(run, cfg, first_epoch)
-    print(
-        f"{run}: {network.num_trainable():,} trainable values on {device}; {len(kept)} recordings to train on, "
-        f"{len(held_out)} held out"
-    )
+    elif args.load_pt_file:
+        path = cli.find_checkpoint(args.load_pt_file, args.best_model)
+        checkpoint.load_weights(network, checkpoint.load(path)[1]["network"], path)
+    if team.leads:
+        open_run(run, cfg, first_epoch)
+        print(
+            f"{run}: {network.num_trainable():,} trainable values on {team.device}; {len(kept)} recordings to train "
+            f"on, {len(held_out)} held out"
+        )
 
-    with SummaryWriter(run, purge_step=first_epoch) as board:
+    advice = f"interrupted; the same command with --resume continues after the last whole epoch in {run / 'last.pt'}"
+    with (
+        cli.advice_on_ctrl_c(advice),
+        SummaryWriter(run, purge_step=first_epoch) if team.leads else nullcontext() as board,
+    ):
         for epoch in range(first_epoch, train.epochs):
             started = time.perf_counter()
             # everything random in an epoch follows from (seed, epoch), so a run resumes exactly
             random = np.random.default_rng([train.seed, epoch])
-            torch.manual_seed(int(random.integers(2**62)))
+            torch.manual_seed(int(random.integers(2**62)) + team.rank)
+            order = random.permutation(kept)
             if train.lr_decay:
                 optimizer.param_groups[0]["lr"] = train.lr * (1 + math.cos(math.pi * epoch / train.epochs)) / 2
             D = narrowed_D(fs.D, fs.D_final, epoch / train.epochs) if fs.D_final else fs.D
-            goal = partial(objective, loss=cfg.loss, window=Window.of(T, D, fs.A, fs.window))
+            goal = partial(objective, loss=cfg.loss, window=Window.of(data.T + data.T_empty, D, fs.A, fs.window))
 
-            network.train()
-            order = random.permutation(kept)
-            loss_sum = 0.0
-            steps = math.ceil(len(order) / train.batch_size)
-            epoch_name = f"epoch {epoch + 1}/{train.epochs}"
-            bar = tqdm(batches(recordings, order, bins, train.batch_size), epoch_name, steps, leave=False, disable=None)
-            for step, (x_TBC, target_B) in enumerate(bar):
-                x_TBC, target_B = x_TBC.to(device), target_B.to(device)
-                network.reset()
-                optimizer.zero_grad(set_to_none=True)
-                loss = goal(network(x_TBC), target_B, training=True)
-                loss.backward()
-                norm = nn.utils.clip_grad_norm_(network.parameters(), train.clip_norm or math.inf)
-                if not (loss.isfinite() and norm.isfinite()):
-                    where = health.blame(network, x_TBC)
-                    raise InputError(
-                        f"{epoch_name}, step {step + 1}: not a finite number in {where}; the weights of the epoch "
-                        f"before are in {run / 'last.pt'}; try a smaller train.lr, and look at the data"
-                    )
-                optimizer.step()
-                network.clamp_values()
-                loss_value = loss.item()
-                loss_sum += loss_value * len(target_B)
-                if step % train.log_interval == 0:
-                    bar.set_postfix(loss=f"{loss_value:.3f}")
+            train_batches = batches(recordings, order, bins, train.batch_size, team.share)
+            loss = train_epoch(network, optimizer, train_batches, len(order), goal, epoch, train, team)
+            if not team.leads:
+                continue
 
-            validation = evaluate(
-                network,
-                batches(recordings, held_out, bins, train.test_batch_size),
-                partial(goal, training=False),
-                device,
-            ).metrics(data.dt_ms)
+            validation_batches = batches(recordings, held_out, bins, train.test_batch_size)
+            goal = partial(goal, training=False)
+            validation = evaluate(network, validation_batches, goal, team.device).metrics(data.dt_ms)
             row = {
                 "epoch": epoch + 1,
-                "train_loss": loss_sum / len(order),
+                "train_loss": loss,
                 **{f"validation_{name}": value for name, value in validation.items()},
                 "lr": optimizer.param_groups[0]["lr"],
                 "D": D,
@@ -114,18 +100,57 @@ def main() -> None:
             # the better accuracy in the code that is trained; of equals, the lower loss
             code = "fs_accuracy" if cfg.loss.mode == "first_time" else "fr_accuracy"
             standing = (validation[code], -validation["loss"])
-            best, is_best = max(best, standing), standing > best
             save = partial(checkpoint.save, config=cfg, network=network, validation=validation, epoch=epoch + 1)
-            if is_best:
+            if standing > best:
+                best = standing
                 save(run / "best.pt")
             save(run / "last.pt", optimizer=optimizer.state_dict(), best=best)
 
-    _, content = checkpoint.load(run / "best.pt")
-    print(
-        f"best epoch {content['epoch']}: validation FS accuracy {content['validation']['fs_accuracy']:.2f} %, "
-        f"FR accuracy {content['validation']['fr_accuracy']:.2f} %\n"
-        f"saved in {run / 'best.pt'}; test it by: bash run_test.sh {run / 'best.pt'}"
-    )
+    if team.leads:
+        _, content = checkpoint.load(run / "best.pt")
+        print(
+            f"best epoch {content['epoch']}: validation FS accuracy {content['validation']['fs_accuracy']:.2f} %, "
+            f"FR accuracy {content['validation']['fr_accuracy']:.2f} %\n"
+            f"saved in {run / 'best.pt'}; test it by: bash run_test.sh {run / 'best.pt'}"
+        )
+
+
+def train_epoch(
+    network: Network,
+    optimizer: torch.optim.Optimizer,
+    train_batches: Iterable[tuple[Tensor, Tensor]],
+    num_recordings: int,
+    goal: Callable[..., Tensor],
+    epoch: int,
+    train: config.Train,
+    team: Team,
+) -> float:
+    """One pass over the batches: the mean loss over all recordings."""
+    network.train()
+    loss_sum = 0.0
+    name, steps = f"epoch {epoch + 1}/{train.epochs}", math.ceil(num_recordings / train.batch_size)
+    bar = tqdm(train_batches, name, steps, leave=False, disable=None if team.leads else True)
+    for step, (x_TBC, target_B) in enumerate(bar):
+        x_TBC, target_B = x_TBC.to(team.device), target_B.to(team.device)
+        network.reset()
+        optimizer.zero_grad(set_to_none=True)
+        loss = goal(network(x_TBC), target_B, training=True)
+        loss.backward()
+        batch_size = min(train.batch_size, num_recordings - step * train.batch_size)
+        team.average_gradients(network, team.weight(batch_size))
+        norm = nn.utils.clip_grad_norm_(network.parameters(), train.clip_norm or math.inf)
+        if not (loss.isfinite() and norm.isfinite()):
+            raise InputError(
+                f"{name}, step {step + 1}: not a finite number in {health.blame(network, x_TBC)}; last.pt keeps the "
+                "epoch before; look at the data there, or try a smaller train.lr"
+            )
+        optimizer.step()
+        network.clamp_values()
+        loss_value = loss.item()
+        loss_sum += loss_value * team.weight(batch_size) * batch_size
+        if step % train.log_interval == 0:
+            bar.set_postfix(loss=f"{loss_value:.3f}")
+    return team.sum(loss_sum) / num_recordings
 
 
 def read_command_line() -> tuple[config.Config, argparse.Namespace]:
@@ -133,6 +158,9 @@ def read_command_line() -> tuple[config.Config, argparse.Namespace]:
     parser.set_defaults(path_to_yaml=cli.REPOSITORY / "configs" / "adlif_digits.yaml")
     parser.add_argument("--save_name", help="name of the run; default <dataset>_<fs|fr><α>_tau<τ>_<neuron>")
     parser.add_argument("--add_name", help="what to add to the run's default name")
+    parser.add_argument(
+        "--distributed", action="store_true", help="train with all the processes that torchrun has started"
+    )
     parser.add_argument("--resume", action="store_true", help="continue the run of that name after its last epoch")
     args = parser.parse_args()
     args.path_to_yaml = cli.find_yaml(args.path_to_yaml)

@@ -3,7 +3,7 @@
 Events stay events in memory; a dense frame exists for the batch at hand only.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -73,11 +73,18 @@ def counts(recordings: Recordings, index: np.ndarray, bins: Bins) -> torch.Tenso
 
 
 def batches(
-    recordings: Recordings, index: np.ndarray, bins: Bins, batch_size: int
+    recordings: Recordings,
+    index: np.ndarray,
+    bins: Bins,
+    batch_size: int,
+    share: Callable[[np.ndarray], np.ndarray] = lambda part: part,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """(counts (T, B, channels) float32, labels (B,) int64) of the recordings in `index`, in its order."""
+    """(counts (T, B, channels) float32, labels (B,) int64) of the recordings in `index`, in its order.
+
+    `share` picks what this process takes of each batch's recordings.
+    """
     for start in range(0, len(index), batch_size):
-        part = index[start : start + batch_size]
+        part = share(index[start : start + batch_size])
         yield counts(recordings, part, bins), torch.from_numpy(recordings.labels[part])
 
 

@@ -1,9 +1,11 @@
 """The command line: the published words, each of them a field of the configuration, and `--set section.field=value`."""
 
 import argparse
+import errno
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -128,16 +130,28 @@ def device(name: str) -> torch.device:
     return chosen
 
 
+@contextmanager
+def advice_on_ctrl_c(advice: str) -> Iterator[None]:
+    """Let Ctrl-C end the program with a line of advice."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(advice) from None
+
+
 def run(main: Callable[[], None]) -> None:
-    """Run a program: an InputError is one line and exit code 2, Ctrl-C is exit code 130."""
+    """Run a program: what the user or the machine got wrong is one line and exit code 2, Ctrl-C is exit code 130."""
     try:
         main()
     except InputError as error:
-        sys.exit(_report(error, 2))
+        message, code = f"error: {error}", 2
+    except OSError as error:
+        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise  # not about a file of the user's: a fault of ours
+        message, code = f"error: {error.filename or 'writing'}: {error.strerror}", 2
     except KeyboardInterrupt as interrupt:
-        sys.exit(_report(interrupt or "interrupted", 130))
-
-
-def _report(message: object, code: int) -> int:
-    print(f"error: {' '.join(str(message).split())}" if code == 2 else str(message), file=sys.stderr)
-    return code
+        message, code = str(interrupt) or "interrupted", 130
+    else:
+        return
+    print(" ".join(message.split()), file=sys.stderr)
+    sys.exit(code)

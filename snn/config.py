@@ -42,6 +42,9 @@ class Data(Section):
     validation_by: Literal["recording", "speaker"] = Field(
         "recording", description="hold out single recordings, or whole speakers (the file must name them)"
     )
+    prepare: str | None = Field(
+        None, description="options of `python -m datasets.prepare <dataset_name>`, run when the files are missing"
+    )
 
     @property
     def folder(self) -> Path:

@@ -1,0 +1,114 @@
+"""Speed of the artificial cochlea on one core: `python -m benchmarks.cochlea [--json FILE]`.
+
+Prints the median over alternating runs, as a multiple of real time, of the whole and of each stage; and of the authors'
+program `lauscher` on a few channels, extrapolated to 700, where that is installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+from numba import njit
+
+from datasets.prepare import cochlea as c
+from datasets.prepare.speech import synthesise
+
+LAUSCHER_CHANNELS = 4
+
+
+@njit(error_model="numpy")
+def _hair_cells(velocity, ear, probability):
+    for step in range(len(velocity)):
+        c.hair_cell_step(velocity[step], ear.free, ear.cleft, ear.reprocessed, probability[step])
+
+
+@njit(error_model="numpy")
+def _fibres(probability, ear, counts):
+    for step in range(len(probability)):
+        c.fibre_step(probability[step], ear.random, ear.ready, ear.fired[step % len(ear.fired)], counts[step])
+
+
+@njit(error_model="numpy")
+def _bushy_cells(counts, ear, spikes):
+    for step in range(len(counts)):
+        c.bushy_cell_step(counts[step], ear.current, ear.potential, ear.dead_steps, spikes)
+
+
+def stages(audio: np.ndarray, sample_rate_hz: int) -> dict[str, Callable[[], object]]:
+    """The whole and each stage, as functions that run it once on input made beforehand."""
+    conditioned = c.condition(audio, sample_rate_hz)
+    velocity = np.concatenate(list(c.membrane_velocity(conditioned)))
+    probability, counts = np.empty(velocity.shape), np.empty(velocity.shape)
+    spikes = np.empty(c.N_PLACES, np.bool_)
+    _hair_cells(velocity, c.Ear.at_rest(0), probability)
+    return {
+        "whole": lambda: c.cochlea(audio, sample_rate_hz, 0),
+        "conditioning": lambda: c.condition(audio, sample_rate_hz),
+        "membrane": lambda: list(c.membrane_velocity(conditioned)),
+        "hair cells": lambda: _hair_cells(velocity, c.Ear.at_rest(0), probability),
+        "fibres": lambda: _fibres(probability, c.Ear.at_rest(0), counts),
+        "bushy cells": lambda: _bushy_cells(counts, c.Ear.at_rest(0), spikes),
+    }
+
+
+def lauscher(audio: np.ndarray) -> Callable[[], object]:
+    """The authors' chain on LAUSCHER_CHANNELS channels of audio at 48 kHz."""
+    from lauscher.audiowaves import MonoAudioWave
+    from lauscher.transformations.wave2spike import Wave2Spike
+
+    return lambda: MonoAudioWave(audio, c.AUDIO_RATE_HZ).transform(Wave2Spike(LAUSCHER_CHANNELS))
+
+
+def main() -> None:
+    """Measure, print a table and, if asked, write it as JSON."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.cochlea", description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=15, help="runs of each stage, in turns (default: 15)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result here too")
+    args = parser.parse_args()
+
+    started = time.perf_counter()
+    c.cochlea(np.random.default_rng(0).standard_normal(c.AUDIO_RATE_HZ // 10), c.AUDIO_RATE_HZ, 0)
+    start_s = time.perf_counter() - started
+    audio, sample_rate_hz = synthesise("seven", "en", "f2", pitch=50, rate_words_per_min=175)
+    audio_s = len(audio) / sample_rate_hz
+    measured = stages(audio, sample_rate_hz)
+    if find_spec("lauscher"):
+        measured["lauscher"] = lauscher(c.condition(audio, sample_rate_hz))
+
+    seconds: dict[str, list[float]] = {name: [] for name in measured}
+    for run in range(-1, args.runs):  # the first warms the compiler and the caches and does not count
+        for name, function in measured.items():
+            begin = time.perf_counter()
+            function()
+            if run >= 0:
+                seconds[name].append(time.perf_counter() - begin)
+
+    medians_s = {name: statistics.median(times) for name, times in seconds.items()}
+    if "lauscher" in medians_s:
+        name = f"lauscher, extrapolated from {LAUSCHER_CHANNELS} channels"
+        medians_s[name] = medians_s.pop("lauscher") * c.N_PLACES / LAUSCHER_CHANNELS
+    result = {
+        "audio_s": audio_s,
+        "runs": args.runs,
+        "machine": f"{platform.processor() or platform.machine()}, Python {platform.python_version()}",
+        "start_s": start_s,
+        "median_s": medians_s,
+        "times_real_time": {name: audio_s / median_s for name, median_s in medians_s.items()},
+    }
+    print(f"{audio_s:.2f} s of speech, one core, median of {args.runs} runs; once per process {start_s:.1f} s")
+    for name, median_s in medians_s.items():
+        print(f"{name:40s} {1000 * median_s:10.1f} ms {audio_s / median_s:10.3g} x real time")
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()

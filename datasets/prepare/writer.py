@@ -1,0 +1,61 @@
+"""The file layout of the Spiking Heidelberg Digits (Cramer et al. 2022), with a record of how a file was made."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from snn.errors import InputError
+
+PROVENANCE = "provenance"  # HDF5 attribute: a JSON object of the parameters the file was made with
+
+
+def write_events(
+    path: Path,
+    recordings: Iterable[tuple[np.ndarray, np.ndarray]],
+    labels: Sequence[int],
+    keys: Sequence[str],
+    provenance: dict,
+    speakers: Sequence[int] | None,
+) -> None:
+    """Write recordings to an HDF5 file; the file appears only when it is complete.
+
+    recordings: (times_s [events], units [events]) per label, written as they come; keys: the names of the classes.
+    Layout: spikes/times float32 s and spikes/units uint16, of variable length; labels uint16; extra/keys strings;
+    extra/speaker uint16 unless `speakers` is None.
+    Raises InputError if the folder cannot be written.
+    """
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with h5py.File(unfinished, "w") as file:
+            times = file.create_dataset("spikes/times", (len(labels),), h5py.vlen_dtype(np.float32))
+            units = file.create_dataset("spikes/units", (len(labels),), h5py.vlen_dtype(np.uint16))
+            for i, (times_s, channels) in zip(range(len(labels)), recordings, strict=True):
+                times[i], units[i] = times_s, channels
+            file["labels"] = np.asarray(labels, np.uint16)
+            file.create_dataset("extra/keys", data=list(keys), dtype=h5py.string_dtype())
+            if speakers is not None:
+                file["extra/speaker"] = np.asarray(speakers, np.uint16)
+            file.attrs[PROVENANCE] = json.dumps(provenance, sort_keys=True)
+        os.replace(unfinished, path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error}): choose another --out") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def is_made(path: Path, provenance: dict) -> bool:
+    """Whether `path` is a complete file that `write_events` made with this provenance."""
+    if not path.exists():
+        return False
+    try:
+        with h5py.File(path) as file:
+            return file.attrs.get(PROVENANCE) == json.dumps(provenance, sort_keys=True)
+    except OSError:  # not an HDF5 file
+        return False

@@ -1,0 +1,87 @@
+"""What several tests need: small event files in the true layouts, and programs run as a user runs them."""
+
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def write_shd(path: Path, times: list, units: list, labels: list, speakers: list | None = None) -> Path:
+    """A file in the layout of SHD."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as file:
+        for name, rows, dtype in (("times", times, np.float32), ("units", units, np.uint16)):
+            dataset = file.create_dataset(f"spikes/{name}", (len(rows),), h5py.vlen_dtype(dtype))
+            for r, row in enumerate(rows):
+                dataset[r] = np.asarray(row, dtype)
+        file["labels"] = np.asarray(labels, np.int64)
+        if speakers is not None:
+            file["extra/speaker"] = np.asarray(speakers, np.int64)
+    return path
+
+
+def make_events(n: int, num_classes: int, channels: int, seed: int) -> dict:
+    """Recordings whose class shows in which channels fire when: easy to learn."""
+    random = np.random.default_rng(seed)
+    times, units, labels = [], [], []
+    for r in range(n):
+        label = r % num_classes
+        centre = (label + 0.5) * channels / num_classes
+        unit = np.clip(random.normal(centre, channels / 20, 60), 0, channels - 1).astype(np.uint16)
+        times.append(np.sort(random.uniform(0.0, 0.18, 60)))
+        units.append(unit)
+        labels.append(label)
+    return {"times": times, "units": units, "labels": labels, "speakers": [r % 5 for r in range(n)]}
+
+
+@pytest.fixture
+def shd_folder(tmp_path: Path) -> Path:
+    """shd_train.h5 (60 recordings) and shd_test.h5 (24) of 3 classes on 40 channels."""
+    folder = tmp_path / "shd"
+    write_shd(folder / "shd_train.h5", **make_events(60, 3, 40, 0))
+    write_shd(folder / "shd_test.h5", **make_events(24, 3, 40, 1))
+    return folder
+
+
+TINY = (
+    "--set data.channels=40 --num_classes 3 --T 20 --hidden_size 16 16 --neuron2 20 20 1 --batch-size 16 "
+    "--test-batch-size 16 --seed 1"
+)
+
+
+@pytest.fixture
+def program(tmp_path: Path, monkeypatch, capfd):
+    """Run a script in a folder of its own: program("train.py --epochs 1") -> CompletedProcess.
+
+    It runs in this process, from its first line to its exit code, because starting torch takes seconds.
+    """
+
+    def run(command: str) -> subprocess.CompletedProcess:
+        script, *words = command.split()
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [script, *words])
+        capfd.readouterr()
+        code = 0
+        try:
+            runpy.run_path(str(REPOSITORY / script), run_name="__main__")
+        except SystemExit as end:
+            code = end.code
+        return subprocess.CompletedProcess(command, code, *capfd.readouterr())
+
+    return run
+
+
+def assert_one_line(result: subprocess.CompletedProcess, *parts: str) -> None:
+    """The user's error: exit code 2 and one line that holds `parts`."""
+    assert result.returncode == 2, result.stderr + result.stdout
+    assert "Traceback" not in result.stderr
+    lines = [line for line in result.stderr.strip().splitlines() if not line.startswith("compiling")]
+    assert len(lines) == 1, result.stderr
+    for part in parts:
+        assert part in lines[0]

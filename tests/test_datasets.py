@@ -1,0 +1,197 @@
+"""Readers, binning and the held-out share."""
+
+import math
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from datasets import readers
+from datasets.events import Bins, batches, counts, hold_out
+from snn.errors import InputError
+from tests.conftest import make_events, write_shd
+
+
+def read(path: Path, channels: int = 40, classes: int = 3, layout: str = "shd", split: str = "train"):
+    return readers.read(layout, path, split, channels, classes)
+
+
+def slow_counts(times, units, dt_ms, T, T_empty, channels):
+    """Event by event, in Python's own floats."""
+    frame = torch.zeros(T + T_empty, channels)
+    for t, unit in zip(times, units, strict=True):
+        n = math.floor(1000 * float(np.float32(t)) / dt_ms)
+        if n < T:
+            frame[n, unit] += 1
+    return frame
+
+
+@pytest.mark.parametrize("dt_ms", [10.0, 1.0, 0.7, 3.3])
+def test_counts_equal_the_slow_version(tmp_path, dt_ms):
+    events = make_events(12, 3, 40, 0)
+    events["times"][3] = np.array([0.0, 0.01, 0.02, 0.07, 0.0999, 0.1, 5.0])  # edges of bins, and beyond the window
+    events["units"][3] = np.array([0, 39, 39, 39, 0, 1, 2])
+    recordings = read(write_shd(tmp_path / "x.h5", **events))
+    index = np.array([3, 0, 11, 3])
+    x_TBC = counts(recordings, index, Bins(dt_ms, 9, 2, 40))
+    assert x_TBC.shape == (11, 4, 40)
+    assert x_TBC.dtype == torch.float32
+    for b, r in enumerate(index):
+        assert torch.equal(x_TBC[:, b], slow_counts(events["times"][r], events["units"][r], dt_ms, 9, 2, 40))
+
+
+def test_counts_are_not_binarised_and_do_not_overflow(tmp_path):
+    path = write_shd(tmp_path / "x.h5", [np.full(70_000, 0.005)], [np.zeros(70_000)], [0])
+    assert counts(read(path), np.array([0]), Bins(10.0, 1, 0, 1))[0, 0, 0] == 70_000
+
+
+def test_half_precision_times_of_the_official_files(tmp_path):
+    """SHD stores float16 seconds; they bin as their exact values."""
+    times = np.array([0.01, 0.02, 0.0999, 0.1], np.float16)
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        dataset = file.create_dataset("spikes/times", (1,), h5py.vlen_dtype(np.float16))
+        dataset[0] = times
+        file.create_dataset("spikes/units", (1,), h5py.vlen_dtype(np.uint16))[0] = np.arange(4, dtype=np.uint16)
+        file["labels"] = np.zeros(1, np.uint16)
+    x_TBC = counts(read(tmp_path / "x.h5"), np.array([0]), Bins(10.0, 12, 0, 4))
+    expected = [math.floor(1000 * float(t) / 10.0) for t in times]
+    assert x_TBC[:, 0].argmax(0).tolist() == expected
+
+
+def test_batches_cover_everything_once_in_order(shd_folder):
+    recordings = read(shd_folder / "shd_train.h5")
+    index = np.arange(60)[::-1].copy()
+    seen = list(batches(recordings, index, Bins(10.0, 20, 0, 40), 16))
+    assert [len(target) for _, target in seen] == [16, 16, 16, 12]
+    assert torch.equal(torch.cat([target for _, target in seen]), torch.from_numpy(recordings.labels[index]))
+    assert torch.equal(seen[1][0][:, 3], counts(recordings, index[19:20], Bins(10.0, 20, 0, 40))[:, 0])
+
+
+def test_hold_out_by_recording(shd_folder):
+    recordings = read(shd_folder / "shd_train.h5")
+    kept, held = hold_out(recordings, 0.1, "recording", 0)
+    assert sorted([*kept, *held]) == list(range(60))
+    assert np.bincount(recordings.labels[held]).tolist() == [2, 2, 2]
+    assert np.array_equal(held, hold_out(recordings, 0.1, "recording", 0)[1])
+    assert not np.array_equal(held, hold_out(recordings, 0.1, "recording", 1)[1])
+
+
+def test_hold_out_whole_speakers(shd_folder):
+    recordings = read(shd_folder / "shd_train.h5")
+    kept, held = hold_out(recordings, 0.3, "speaker", 0)
+    speakers = recordings.speakers
+    assert len(set(speakers[held])) == 2
+    assert not set(speakers[kept]) & set(speakers[held])
+
+
+def test_hold_out_that_cannot_be(tmp_path):
+    events = make_events(6, 3, 40, 0)
+    one_voice = read(write_shd(tmp_path / "one.h5", **(events | {"speakers": [1] * 6})))
+    with pytest.raises(InputError, match="nothing is left to train on"):
+        hold_out(one_voice, 0.1, "speaker", 0)
+    nameless = read(write_shd(tmp_path / "none.h5", **(events | {"speakers": None})))
+    with pytest.raises(InputError, match="names no speakers"):
+        hold_out(nameless, 0.1, "speaker", 0)
+
+
+def test_ntidigits(tmp_path):
+    """Times in µs count from the first event; each split has its own keys."""
+    path = tmp_path / "n.hdf5"
+    with h5py.File(path, "w") as file:
+        for key, start, label in (("a", 4_000_000_000, 2), ("b", 77, 0), ("c", 5, 1)):
+            file[f"data/{key}/times"] = np.array([start, start + 4999, start + 5000, start + 20_000], np.uint32)
+            file[f"data/{key}/addrs"] = np.array([[3], [4], [4], [63]], np.uint8)
+            file[f"data/{key}/labels"] = np.array([label], np.uint8)
+        file["extra/train_keys"] = np.array([b"a", b"c"])
+        file["extra/test_keys"] = np.array([b"b"])
+    train = read(path, 64, 3, "ntidigits", "train")
+    assert train.labels.tolist() == [2, 1]
+    assert read(path, 64, 3, "ntidigits", "test").labels.tolist() == [0]
+    for b in range(2):
+        x_TC = counts(train, np.array([b]), Bins(5.0, 4, 0, 64))[:, 0]
+        assert x_TC.nonzero().tolist() == [[0, 3], [0, 4], [1, 4]]
+    with h5py.File(path, "a") as file:
+        del file["data/b"]
+    with pytest.raises(InputError, match="there is no /data/b"):
+        read(path, 64, 3, "ntidigits", "test")
+
+
+GOOD = make_events(6, 3, 40, 0)
+
+
+def broken(path: Path, kind: str) -> None:
+    events = {name: list(value) for name, value in GOOD.items()}
+    if kind == "label":
+        events["labels"][4] = 3
+    elif kind == "negative label":
+        events["labels"][0] = -1
+    elif kind == "channel":
+        events["units"][5] = np.array([0] * 59 + [40])
+    elif kind == "nan":
+        events["times"][2] = np.array([math.nan] * 60)
+    elif kind == "negative time":
+        events["times"][2] = np.array([-0.1] * 60)
+    elif kind == "empty":
+        events["times"][1], events["units"][1] = [], []
+    elif kind == "lengths":
+        events["times"][1] = events["times"][1][:-1]
+    elif kind == "counts":
+        events["labels"] = events["labels"][:-1]
+    write_shd(path, **events)
+    if kind == "truncated":
+        path.write_bytes(path.read_bytes()[:-4000])
+    elif kind == "text":
+        path.write_text("no HDF5")
+    elif kind in ("no units", "dense", "groups", "strings", "none"):
+        with h5py.File(path, "a") as file:
+            if kind == "strings":
+                del file["labels"]
+                file["labels"] = np.array([b"one"] * 6)
+                return
+            del file["spikes/units"]
+            if kind == "dense":
+                file["spikes/units"] = np.zeros((6, 60), np.uint16)
+            elif kind == "groups":
+                file.create_group("spikes/units/x")
+            elif kind == "none":
+                del file["spikes/times"], file["labels"], file["extra"]
+                for name in ("times", "units"):
+                    file.create_dataset(f"spikes/{name}", (0,), h5py.vlen_dtype(np.float32))
+                file["labels"] = np.zeros(0, np.int64)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("label", "recording 4 has the label 3, outside 0..2"),
+        ("negative label", "recording 0 has the label -1"),
+        ("channel", "recording 5 has an event on channel 40, outside 0..39"),
+        ("nan", "recording 2 has an event at the time nan"),
+        ("negative time", "recording 2 has an event at the time -0.1"),
+        ("empty", "recording 1 does not have events; it is empty"),
+        ("lengths", "recording 1 does not have as many times as channels (59 times, 60 channels)"),
+        ("counts", "labels has shape (5,), but spikes/times has (6,)"),
+        ("truncated", "no readable HDF5 file, perhaps truncated"),
+        ("text", "no readable HDF5 file"),
+        ("no units", "it has no data set /spikes/units"),
+        ("dense", "/spikes/units must hold a variable-length list"),
+        ("groups", "it has no data set /spikes/units"),
+        ("strings", "/labels holds |S3, not numbers"),
+        ("none", "holds no recording"),
+    ],
+)
+def test_files_that_are_refused(tmp_path, kind, message):
+    path = tmp_path / "x.h5"
+    broken(path, kind)
+    with pytest.raises(InputError) as refusal:
+        read(path)
+    assert str(refusal.value).startswith(str(path))
+    assert message in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_missing_file_says_where_to_get_it(tmp_path):
+    with pytest.raises(InputError, match=r"missing\.h5: not found\. .*zenkelab\.org"):
+        read(tmp_path / "missing.h5")

@@ -1,0 +1,249 @@
+"""Speech, digits, WAV folders and the command line that makes event files of them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from scipy.io import wavfile
+
+from datasets.prepare import digits, speech, wav, writer
+from snn.errors import InputError
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def prepare(*arguments):
+    """Run `python -m datasets.prepare` and return the finished process."""
+    command = [sys.executable, "-m", "datasets.prepare", *map(str, arguments)]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+
+
+def save_tone(path, frequency_hz=1000, duration_s=0.2, rate_hz=16_000, dtype=np.int16):
+    wave = np.sin(2 * np.pi * frequency_hz * np.arange(round(duration_s * rate_hz)) / rate_hz)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    wavfile.write(path, rate_hz, (wave * 20_000).astype(dtype))
+
+
+def contents(path):
+    with h5py.File(path) as file:
+        return {
+            "times": list(file["spikes/times"][:]),
+            "units": list(file["spikes/units"][:]),
+            "labels": file["labels"][:].tolist(),
+            "keys": [key.decode() for key in file["extra/keys"][:]],
+            "speakers": file["extra/speaker"][:].tolist() if "extra/speaker" in file else None,
+            "provenance": json.loads(file.attrs[writer.PROVENANCE]),
+        }
+
+
+def test_words_are_spoken_and_trimmed():
+    audio, rate_hz = speech.synthesise("seven", "en", "f2", 50, 175)
+    assert rate_hz == 22_050
+    assert audio.dtype == np.float32
+    assert 0.25 < len(audio) / rate_hz < 0.7
+    peak = np.abs(audio).max()
+    assert 0.05 < peak <= 1
+    assert min(abs(audio[0]), abs(audio[-1])) > speech.SILENCE * peak
+    slow, _ = speech.synthesise("seven", "en", "f2", 50, 100)
+    assert len(slow) > 1.2 * len(audio)
+
+
+def test_pitch_and_language_change_the_sound():
+    def fundamental_hz(pitch):
+        audio, rate_hz = speech.synthesise("no", "en", "f2", pitch, 100)
+        middle = audio[len(audio) // 3 : 2 * len(audio) // 3]
+        spectrum = np.abs(np.fft.rfft(middle * np.hanning(len(middle)), n=rate_hz))  # bins of 1 Hz
+        return 50 + spectrum[50:350].argmax()
+
+    assert fundamental_hz(90) > 1.5 * fundamental_hz(10)
+    english, german = (speech.synthesise("die", language, "m1", 50, 175)[0] for language in ("en", "de"))
+    assert abs(len(english) - len(german)) > 100
+
+
+@pytest.mark.parametrize(("language", "variant"), [("xx", "m1"), ("en", "nobody")])
+def test_unknown_voices_are_refused(language, variant):
+    with pytest.raises(InputError, match=r"choose from|use a code"):
+        speech.synthesise("one", language, variant, 50, 175)
+
+
+def test_voices_are_held_out_whole():
+    train, test = digits.plan(seed=3, voices=12, utterances=2)
+    assert len(train) == 10 * 20 * 2
+    assert len(test) == 2 * 20 * 2
+    assert not {u.voice for u in train} & {u.voice for u in test}
+    assert len({u.voice for u in train}) == 10
+    assert len({u.seed for u in train + test}) == len(train + test)
+    for split in (train, test):
+        assert np.all(np.bincount([u.label for u in split]) == len(split) / 20)
+    assert len({(u.pitch, u.rate_words_per_min) for u in train}) > 300
+    assert digits.plan(seed=4, voices=12, utterances=2)[0] != train
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with a tiny `digits`, made on two processes."""
+    folder = tmp_path_factory.mktemp("digits")
+    done = prepare("digits", "--out", folder, "--voices", 2, "--utterances", 1, "--processes", 2)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""  # no progress bar where there is no terminal
+    return folder
+
+
+def test_digits_have_the_layout_of_shd(made):
+    assert sorted(path.name for path in made.iterdir()) == ["digits_test.h5", "digits_train.h5"]
+    train, test = (contents(made / f"digits_{split}.h5") for split in ("train", "test"))
+    for data in (train, test):
+        assert data["labels"] == list(range(20))
+        assert len(data["times"]) == len(data["units"]) == 20
+        assert data["times"][0].dtype == np.float32
+        assert data["units"][0].dtype == np.uint16
+        assert [data["keys"][i] for i in (0, 9, 10, 19)] == ["zero", "nine", "null", "neun"]
+        for times_s, units in zip(data["times"], data["units"], strict=True):
+            assert 500 < len(times_s) == len(units) < 15_000
+            assert np.all(np.diff(times_s) >= 0)
+            assert units.max() < 700
+    assert set(train["speakers"]).isdisjoint(test["speakers"])
+
+
+@pytest.mark.slow
+def test_digits_do_not_depend_on_the_number_of_processes(made, tmp_path):
+    digits.make_digits(tmp_path, seed=0, voices=2, utterances=1, processes=1)
+    for path in made.iterdir():
+        assert (tmp_path / path.name).read_bytes() == path.read_bytes()
+
+
+def test_digits_are_made_once(made, monkeypatch):
+    def fail(*_):
+        raise AssertionError("made again")
+
+    monkeypatch.setattr(digits, "map_in_order", fail)
+    digits.make_digits(made, seed=0, voices=2, utterances=1, processes=1)
+    for changed in ({"seed": 1}, {"voices": 3}, {"utterances": 2}):
+        with pytest.raises(AssertionError, match="made again"):
+            digits.make_digits(made, **({"seed": 0, "voices": 2, "utterances": 1, "processes": 1} | changed))
+
+
+@pytest.mark.parametrize("changed", [{"voices": 1}, {"voices": 1000}, {"utterances": 0}, {"seed": -1}])
+def test_digits_refuse_values_out_of_range(changed, tmp_path):
+    with pytest.raises(InputError, match=r"is -?[0-9]+: choose"):
+        digits.make_digits(tmp_path, **({"seed": 0, "voices": 2, "utterances": 1, "processes": 1} | changed))
+
+
+def test_failed_writing_leaves_nothing(tmp_path):
+    def recordings():
+        yield np.zeros(3), np.zeros(3)
+        raise KeyboardInterrupt
+
+    path = tmp_path / "x.h5"
+    path.write_bytes(b"older")
+    with pytest.raises(KeyboardInterrupt):
+        writer.write_events(path, recordings(), [0, 1], ["a", "b"], {}, None)
+    assert [file.name for file in tmp_path.iterdir()] == ["x.h5"]
+    assert path.read_bytes() == b"older"
+    assert not writer.is_made(path, {})
+
+
+def test_wav_folder_by_name(tmp_path):
+    for label, frequency_hz in (("10", 500), ("9", 2000)):
+        for i in range(3):
+            save_tone(tmp_path / "in" / f"{label}_{i}.wav", frequency_hz)
+    done = prepare("wav", tmp_path / "in", "--out", tmp_path / "tones", "--test-share", 0.34, "--processes", 1)
+    assert done.returncode == 0, done.stderr
+    train, test = (contents(tmp_path / "tones" / f"tones_{split}.h5") for split in ("train", "test"))
+    assert train["keys"] == test["keys"] == ["9", "10"]  # numerical order
+    assert len(train["labels"]) == 4
+    assert len(test["labels"]) == 2
+    assert train["speakers"] is None
+    centre = {label: np.median(units) for label, units in zip(train["labels"], train["units"], strict=True)}
+    assert centre[0] < centre[1]  # 2000 Hz lies nearer the base
+
+
+def test_wav_folder_by_csv(tmp_path):
+    for name in ("a.wav", "deep/b.wav", "c.wav", "unused.wav"):
+        save_tone(tmp_path / name)
+    table = tmp_path / "labels.csv"
+    table.write_text(
+        "file,label,speaker,split\na.wav,yes,zoe,train\ndeep/b.wav,no,ann,train\nc.wav,yes,ann,test\n", "utf-8"
+    )
+    done = prepare("wav", tmp_path, "--out", tmp_path / "words", "--labels", table, "--processes", 1)
+    assert done.returncode == 0, done.stderr
+    train, test = (contents(tmp_path / "words" / f"words_{split}.h5") for split in ("train", "test"))
+    assert train["keys"] == ["no", "yes"]
+    assert train["labels"] == [1, 0]
+    assert train["speakers"] == [1, 0]
+    assert test["labels"] == [1]
+    assert test["speakers"] == [0]
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.int32, np.float32])
+def test_wav_formats(tmp_path, dtype):
+    save_tone(tmp_path / "x.wav", dtype=dtype)
+    audio, rate_hz = wav.read_wav(tmp_path / "x.wav")
+    assert rate_hz == 16_000
+    assert audio.dtype == np.float32
+    assert np.abs(audio).max() == pytest.approx(20_000, rel=1e-3)
+
+
+def test_wav_channels_and_unsigned_samples(tmp_path):
+    stereo = np.stack([np.full(100, 148), np.full(100, 128)], axis=1).astype(np.uint8)
+    wavfile.write(tmp_path / "x.wav", 8000, stereo)
+    audio, _ = wav.read_wav(tmp_path / "x.wav")
+    np.testing.assert_array_equal(audio, np.full(100, 10))
+
+
+def test_wav_errors_before_any_recording_is_heard(tmp_path):
+    def refuse(message, label_pattern=wav.FILE_NAME_UP_TO_UNDERSCORE, label_csv=None, test_share=0.5):
+        with pytest.raises(InputError, match=message):
+            wav.convert_wavs(folder, tmp_path / "out", label_pattern, label_csv, test_share, seed=0, processes=1)
+
+    folder = tmp_path / "in"
+    folder.mkdir()
+    refuse("holds no WAV files")
+    save_tone(folder / "a_1.wav")
+    save_tone(folder / "b_1.wav")
+    refuse("has no group", label_pattern="(.)_")
+    refuse("no regular expression", label_pattern="(")
+    refuse("does not match", label_pattern="(?P<label>a)_")
+    refuse("change the split", test_share=0.1)
+    refuse("between 0 and 1", test_share=2)
+    table = tmp_path / "labels.csv"
+    refuse("cannot be read as CSV", label_csv=table)
+    for text, message in (
+        ("", "needs the header"),
+        ("name,label\na_1.wav,x\n", "needs the header"),
+        ("file,label\nmissing.wav,x\n", "line 2: .*missing.wav does not exist"),
+        ("file,label\na_1.wav,\n", "label is empty"),
+        ("file,label,split\na_1.wav,x,dev\n", "write train or test"),
+    ):
+        table.write_text(text, "utf-8")
+        refuse(message, label_csv=table)
+    assert not (tmp_path / "out").exists()
+
+
+def test_command_line_reports_one_line(tmp_path):
+    """Exit code 2 and no traceback, also for what a worker process finds."""
+    folder, out = tmp_path / "in", tmp_path / "out"
+    save_tone(folder / "b_1.wav")
+    (folder / "a_1.wav").write_bytes(b"not a WAV file at all")
+    silent = folder / "a_1.wav"
+    for message in ("cannot be read", "silent"):
+        done = prepare("wav", folder, "--out", out, "--test-share", 0.5, "--processes", 1)
+        assert done.returncode == 2
+        assert done.stdout == ""
+        assert done.stderr.startswith("error: ")
+        assert done.stderr.count("\n") == 1
+        assert "a_1.wav" in done.stderr
+        assert message in done.stderr
+        wavfile.write(silent, 16_000, np.zeros(8000, np.int16))
+    assert not [path for path in out.iterdir() if path.name.startswith(".")]
+
+
+def test_help_names_the_sources():
+    done = prepare("--help")
+    assert done.returncode == 0
+    assert "digits" in done.stdout
+    assert "wav" in done.stdout

@@ -1,0 +1,257 @@
+"""train.py and test.py as a user runs them: on small files of the true layout, and with bad input."""
+
+import json
+import math
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import h5py
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from tests.conftest import REPOSITORY, TINY, assert_one_line, make_events, write_shd
+
+TRAIN = f"train.py --path_to_yaml {REPOSITORY}/configs/adlif_shd.yaml --path_to_dataset shd --dataset_name shd {TINY}"
+
+
+def rows(path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def without_times(log: list[dict]) -> list[dict]:
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in log]
+
+
+@pytest.mark.usefixtures("shd_folder")
+def test_train_then_test(program, tmp_path):
+    """The whole path, for a pair of files of any number of classes; nothing but test.py opens the test file."""
+    test_file = tmp_path / "shd" / "shd_test.h5"
+    hidden = test_file.rename(tmp_path / "elsewhere.h5")
+    trained = program(f"{TRAIN} --epochs 12 --lr 5e-3")
+    assert trained.returncode == 0, trained.stderr
+    assert "validation FS accuracy" in trained.stdout
+    hidden.rename(test_file)
+    run = tmp_path / "runs" / "shd_fs0.2_tau20_adlif"
+    assert {path.name for path in run.iterdir()} >= {"best.pt", "last.pt", "config.yaml", "metrics.jsonl"}
+    assert any(path.name.startswith("events.out.tfevents") for path in run.iterdir())
+    log = rows(run / "metrics.jsonl")
+    assert [row["epoch"] for row in log] == list(range(1, 13))
+    assert log[-1]["train_loss"] < log[0]["train_loss"]
+    best = max(log, key=lambda row: (row["validation_fs_accuracy"], -row["validation_loss"]))
+    assert torch.load(run / "best.pt", weights_only=True)["epoch"] == best["epoch"]
+    assert yaml.safe_load((run / "config.yaml").read_text())["data"]["num_classes"] == 3
+
+    tested = program("test.py --load_pt_file runs/shd_fs0.2_tau20_adlif/best.pt")
+    assert tested.returncode == 0, tested.stderr
+    metrics = json.loads((run / "test" / "metrics.json").read_text())
+    assert metrics["samples"] == 24
+    assert metrics["fs_accuracy"] >= 75  # three well separated classes
+    assert metrics["t_d50_ms"] <= metrics["t_d90_ms"] <= 200
+    assert metrics["t_d50_ms"] == metrics["t_d50_steps"] * 10
+    assert {"fr_accuracy", "spikes_per_neuron"} <= metrics.keys()
+    assert f"{metrics['fs_accuracy']:.2f} %" in tested.stdout
+    assert (run / "test" / "decision.png").read_bytes().startswith(b"\x89PNG")
+
+    # by the published name, with another window, and with the published words
+    again = program(
+        f"test.py --path_to_yaml {REPOSITORY}/configs/adlif_shd.yaml --path_to_dataset shd --num_classes 3 --T 30 "
+        "--set data.channels=40 --test-batch-size 5 --T_empty 0 --best_model "
+        "--load_pt_file ../models/shd_fs0.2_tau20_adlif.pt"
+    )
+    assert again.returncode == 0, again.stderr
+    assert json.loads((run / "test" / "metrics.json").read_text())["T"] == 30
+
+
+@pytest.mark.usefixtures("shd_folder")
+def test_same_seed_same_run_and_resume(program, tmp_path):
+    """Three epochs at once, or two and one more: the same weights and the same log. Another seed: other weights."""
+    for words in ("3 --save_name whole", "2 --save_name parts", "3 --save_name parts --resume"):
+        result = program(f"{TRAIN} --epochs {words}")
+        assert result.returncode == 0, result.stderr
+    other = program(f"{TRAIN} --epochs 3 --save_name other --seed 2")
+    assert other.returncode == 0
+    whole, parts, other = (
+        torch.load(tmp_path / "runs" / name / "last.pt", weights_only=True) for name in ("whole", "parts", "other")
+    )
+    assert all(torch.equal(whole["network"][name], parts["network"][name]) for name in whole["network"])
+    assert not torch.equal(whole["network"]["readout.weight"], other["network"]["readout.weight"])
+    logs = [rows(tmp_path / "runs" / name / "metrics.jsonl") for name in ("whole", "parts")]
+    assert without_times(logs[0]) == without_times(logs[1])
+    refused = program(f"{TRAIN} --epochs 4 --save_name parts --resume --lr 1e-2")
+    assert_one_line(refused, "cannot resume with another train.lr")
+
+
+@pytest.mark.usefixtures("shd_folder")
+def test_an_earlier_run_moves_aside(program, tmp_path):
+    for _ in range(2):
+        assert program(f"{TRAIN} --epochs 1 --add_name x").returncode == 0
+    assert (tmp_path / "runs" / "shd_fs0.2_tau20_adlif_x.1" / "best.pt").exists()
+    assert (tmp_path / "runs" / "shd_fs0.2_tau20_adlif_x" / "best.pt").exists()
+
+
+@pytest.mark.usefixtures("shd_folder")
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--loss_mode firing_rate --lr_decay --clip_norm 0",
+        "--set loss.fs.D_final=10 --set loss.fs.window=paper --set loss.spike_count.weight=0.1",
+        "--set network.neuron=CuAdLIF --set network.recurrent=true --set network.reset=soft",
+        "--set network.variant=superspike --set network.neuron=PCuLIF --set network.values=layer --T_empty 5",
+        "--set data.validation_by=speaker --set network.batch_norm=false --set network.dropout=0 --hidden_size 8",
+    ],
+)
+def test_options_train(program, words):
+    result = program(f"{TRAIN} --epochs 1 {words}")
+    assert result.returncode == 0, result.stderr
+    assert "best epoch 1" in result.stdout
+
+
+def test_ctrl_c_and_resume(program, tmp_path, shd_folder):
+    command = [sys.executable, str(REPOSITORY / "train.py"), *f"{TRAIN} --epochs 100000 --save_name x".split()[1:]]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "runs" / "x" / "last.pt").exists():
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in stderr
+    assert "--resume" in stderr
+    done = torch.load(tmp_path / "runs" / "x" / "last.pt", weights_only=True)["epoch"]
+    resumed = program(f"{TRAIN} --epochs {done + 1} --save_name x --resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert len(rows(tmp_path / "runs" / "x" / "metrics.jsonl")) == done + 1
+
+
+def break_file(path, kind: str) -> None:
+    events = make_events(30, 3, 40, 0)
+    if kind == "missing":
+        path.unlink()
+    elif kind == "truncated":
+        path.write_bytes(path.read_bytes()[:3000])
+    elif kind == "layout":
+        with h5py.File(path, "a") as file:
+            del file["labels"]
+    elif kind == "channel":
+        events["units"][7] = np.array([0] * 59 + [40])
+        write_shd(path, **events)
+    elif kind == "label":
+        events["labels"][7] = 3
+        write_shd(path, **events)
+    elif kind == "empty":
+        events["times"][7] = events["units"][7] = []
+        write_shd(path, **events)
+
+
+BAD_FILES = {
+    "missing": "not found",
+    "truncated": "perhaps truncated",
+    "layout": "it has no data set /labels",
+    "channel": "recording 7 has an event on channel 40, outside 0..39",
+    "label": "recording 7 has the label 3, outside 0..2",
+    "empty": "recording 7 does not have events; it is empty",
+}
+
+
+@pytest.mark.parametrize("kind", BAD_FILES)
+def test_bad_training_file(program, shd_folder, kind):
+    break_file(shd_folder / "shd_train.h5", kind)
+    assert_one_line(program(f"{TRAIN} --epochs 1"), "shd/shd_train.h5", BAD_FILES[kind])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--epochs 0", "train.epochs = 0: input should be greater than 0"),
+        ("--set train.lrr=1", "train.lrr is not known"),
+        ("--frobnicate", "unrecognized arguments: --frobnicate"),
+        ("--set train.backend=cupy", "cupy"),
+        ("--set train.device=cuda:99", "train.device = cuda:99: cannot be used here"),
+        ("--load_pt_file nowhere.pt", "nowhere.pt: no such checkpoint"),
+        ("--resume", "no such checkpoint"),
+        ("--path_to_yaml nowhere.yaml", "nowhere.yaml: cannot be read"),
+    ],
+)
+@pytest.mark.usefixtures("shd_folder")
+def test_bad_words(program, words, message):
+    assert_one_line(program(f"{TRAIN} {words}"), message)
+
+
+def test_learning_that_blows_up_names_the_place(program, shd_folder):
+    result = program(f"{TRAIN} --epochs 3 --lr 1e30 --set network.batch_norm=false")
+    assert_one_line(result, "not a finite number in", "last.pt")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with a data set and a trained run `x`, made once."""
+    folder = tmp_path_factory.mktemp("trained")
+    write_shd(folder / "shd" / "shd_train.h5", **make_events(60, 3, 40, 0))
+    write_shd(folder / "shd" / "shd_test.h5", **make_events(24, 3, 40, 1))
+    command = [sys.executable, str(REPOSITORY / "train.py"), *f"{TRAIN} --epochs 1 --save_name x".split()[1:]]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    return folder
+
+
+@pytest.mark.parametrize("kind", BAD_FILES)
+def test_bad_test_file(program, tmp_path, trained, kind):
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    break_file(tmp_path / "shd" / "shd_test.h5", kind)
+    assert_one_line(program("test.py --load_pt_file runs/x/best.pt"), "shd/shd_test.h5", BAD_FILES[kind])
+
+
+@pytest.mark.parametrize("kind", ["no checkpoint", "damaged", "another network", "none given", "unwritable"])
+def test_bad_checkpoint(program, tmp_path, trained, kind):
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    path, words, message = tmp_path / "runs" / "x" / "best.pt", "--load_pt_file runs/x/best.pt", "runs/x/best.pt"
+    if kind == "no checkpoint":
+        path.write_text("not a checkpoint")
+    elif kind == "damaged":
+        path.write_bytes(path.read_bytes()[: math.ceil(path.stat().st_size / 2)])
+    elif kind == "another network":
+        words += " --hidden_size 16 8"
+        message = "belongs to another network"
+    elif kind == "none given":
+        words, message = "", "--load_pt_file is missing"
+    else:
+        (path.parent / "test").write_text("in the way")
+        message = "runs/x/test"
+    assert_one_line(program(f"test.py {words}"), message)
+
+
+def test_continue_from_a_checkpoint(program, tmp_path, trained):
+    """--load_pt_file starts from its weights; those of another network are refused."""
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    weights = torch.load(tmp_path / "runs" / "x" / "last.pt", weights_only=True)["network"]
+    assert program(f"{TRAIN} --epochs 1 --lr 1e-30 --weight_decay 0 --load_pt_file x --save_name y").returncode == 0
+    moved = torch.load(tmp_path / "runs" / "y" / "last.pt", weights_only=True)["network"]
+    assert torch.allclose(moved["readout.weight"], weights["readout.weight"], atol=1e-12)
+    assert_one_line(program(f"{TRAIN} --load_pt_file x --hidden_size 8"), "belongs to another network")
+
+
+@pytest.mark.usefixtures("shd_folder")
+def test_two_processes_train_as_one(program, tmp_path):
+    """torchrun and --distributed take the steps of one process, where no layer mixes samples.
+
+    The last batch of the epoch has one recording, so one process has none of it.
+    """
+    words = f"{TRAIN} --epochs 2 --set network.batch_norm=false --set network.dropout=0 --batch-size 53 --distributed"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
+    command = [*launcher, str(REPOSITORY / "train.py"), *words.split()[1:], "--save_name", "two"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("best epoch") == 1
+    assert program(f"{words} --save_name one").returncode == 0
+    one, two = (torch.load(tmp_path / "runs" / name / "last.pt", weights_only=True) for name in ("one", "two"))
+    for name, weight in one["network"].items():
+        torch.testing.assert_close(two["network"][name], weight, rtol=1e-4, atol=1e-5)
+    logs = [rows(tmp_path / "runs" / name / "metrics.jsonl") for name in ("one", "two")]
+    for row_one, row_two in zip(*logs, strict=True):
+        assert row_one["train_loss"] == pytest.approx(row_two["train_loss"], rel=1e-4)

@@ -1,6 +1,6 @@
 """The neurons, defined once, in plain torch. Every other backend must equal what stands here.
 
-One update covers the family (Liu et al. 2023, doi 10.3389/fnins.2023.1266003; Liu & Dragotti 2025, Neural Networks 184):
+One update covers the family (Liu et al. 2023, doi 10.3389/fnins.2023.1266003; Liu & Dragotti 2025, Neural Netw. 184):
 
     drive_n = x_n                    LIF, AdLIF        (Dynamics.current is False)
             = i_{n-1}                CuLIF, CuAdLIF    (Dynamics.current is True: one step of latency)

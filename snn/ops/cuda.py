@@ -1,0 +1,115 @@
+"""The neurons of `snn.ops.reference` on a CUDA device: launches of `kernels/neuron.cu`. The only importer of cupy.
+
+The kernels run on torch's tensors where they lie, on torch's current stream of that device. A recurrent layer launches
+them for one step at a time, with a dense product in between: its loop over the steps is in Python.
+"""
+
+from functools import cache
+from pathlib import Path
+
+import cupy
+import torch
+from torch import Tensor
+
+from snn.ops.reference import SURROGATE_SLOPE, Dynamics, State, Values
+
+SOURCE = Path(__file__).parent / "kernels" / "neuron.cu"
+THREADS = 128  # a block; small, so that few columns still reach many multiprocessors
+CARRY = 5  # rows that the backward kernel hands from launch to launch
+
+
+def defines(neuron: Dynamics, dtype: torch.dtype, learned: bool) -> tuple[str, ...]:
+    """The variant of the source that this neuron needs, as compiler options (of nvrtc and g++ alike)."""
+    flags = {
+        "CURRENT": neuron.current,
+        "ADAPTATION": neuron.adaptation,
+        "SOFT": neuron.reset == "soft",
+        "STRICT": neuron.spike_first,
+        "LEARNED": learned,
+    }
+    return (
+        f"-DREAL={'float' if dtype == torch.float32 else 'double'}",
+        f"-DSURROGATE_SLOPE={SURROGATE_SLOPE}",
+        *(f"-D{name}={int(is_set)}" for name, is_set in flags.items()),
+    )
+
+
+@cache
+def _module(options: tuple[str, ...]) -> cupy.RawModule:
+    return cupy.RawModule(code=SOURCE.read_text(), options=("--fmad=false", *options))
+
+
+def _launch(kernel: str, options: tuple[str, ...], tensors: tuple[Tensor | None, ...], scalars: tuple) -> None:
+    """One thread per column; the last two scalars are M and N."""
+    device = tensors[0].device
+    blocks = -(-scalars[-2] // THREADS)
+    stream = cupy.cuda.ExternalStream(torch.cuda.current_stream(device).cuda_stream, device.index)
+    with cupy.cuda.Device(device.index), stream:
+        pointers = (0 if tensor is None else tensor.data_ptr() for tensor in tensors)
+        _module(options).get_function(kernel)((blocks,), (THREADS,), (*pointers, *scalars))
+
+
+def forward(
+    x_TBN: Tensor,
+    y_TBN: Tensor,
+    h_TBN: Tensor | None,
+    total_TBN: Tensor | None,
+    state: State,
+    first_DBN: Tensor | None,
+    values: Values,
+    neuron: Dynamics,
+    V_NN: Tensor | None,
+) -> None:
+    """See `snn.ops.fused.Backend`."""
+    T, B, N = x_TBN.shape
+    options = defines(neuron, x_TBN.dtype, learned=False)
+
+    def launch(x_TBN: Tensor, begin: int, end: int) -> None:
+        tensors = (x_TBN, y_TBN, h_TBN, *state[:4], *values)
+        _launch("forward", options, tensors, (neuron.theta, begin, end, B * N, N))
+
+    if V_NN is None:
+        launch(x_TBN, 0, T)
+        return
+    total_TBN = torch.empty_like(x_TBN) if total_TBN is None else total_TBN
+    D = len(first_DBN)
+    for t in range(T):
+        fed_BN = first_DBN[t] if t < D else y_TBN[t - D]
+        torch.add(x_TBN[t], fed_BN @ V_NN.T, out=total_TBN[t])
+        launch(total_TBN, t, t + 1)
+
+
+def backward(
+    gy_TBN: Tensor,
+    gh_TBN: Tensor | None,
+    x_TBN: Tensor | None,
+    h_TBN: Tensor,
+    gx_TBN: Tensor,
+    sums_KBN: Tensor | None,
+    gstate: State,
+    gfirst_DBN: Tensor | None,
+    state: State,
+    values: Values,
+    neuron: Dynamics,
+    V_NN: Tensor | None,
+) -> None:
+    """See `snn.ops.fused.Backend`."""
+    T, B, N = h_TBN.shape
+    options = defines(neuron, h_TBN.dtype, learned=sums_KBN is not None)
+    carry_KBN = h_TBN.new_empty(CARRY, B, N) if V_NN is not None and sums_KBN is not None else None
+
+    def launch(gy_TBN: Tensor, begin: int, end: int) -> None:
+        tensors = (gy_TBN, gh_TBN, x_TBN, h_TBN, gx_TBN, sums_KBN, carry_KBN, *gstate[:4], *state[:4])
+        _launch("backward", options, (*tensors, *values), (neuron.theta, T, begin, end, B * N, N))
+
+    if V_NN is None:
+        launch(gy_TBN, 0, T)
+        return
+    gy_TBN = gy_TBN.clone()
+    D = len(gfirst_DBN)
+    for t in reversed(range(T)):
+        if t + D < T:
+            gy_TBN[t].addmm_(gx_TBN[t + D], V_NN)
+        launch(gy_TBN, t, t + 1)
+    for d in range(min(D, T)):
+        gfirst_DBN[d].addmm_(gx_TBN[d], V_NN)

@@ -1,0 +1,10 @@
+// What a CUDA kernel needs to be compiled by g++ and run on the CPU, one thread after the other.
+#define __global__
+#define __device__
+struct Index { unsigned x; };
+static Index blockIdx, threadIdx, blockDim;
+extern "C" void place(unsigned block, unsigned thread, unsigned threads) {
+    blockIdx.x = block;
+    threadIdx.x = thread;
+    blockDim.x = threads;
+}

@@ -65,3 +65,4 @@ def load_weights(network: Network, weights: dict[str, torch.Tensor], path: Path)
                 f"{own.get(name, 'absent')} here; take the configuration it was trained with"
             )
     network.load_state_dict(weights)
+    network.check_values(str(path))

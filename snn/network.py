@@ -81,6 +81,12 @@ class Network(nn.Module):
             if isinstance(module, SpikingNeuron):
                 module.clamp_values()
 
+    def check_values(self, where: str) -> None:
+        """InputError if a neuron's learned value is outside its range."""
+        for name, module in self.named_modules():
+            if isinstance(module, SpikingNeuron):
+                module.check_values(f"{where}, {name}")
+
     def num_trainable(self) -> int:
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 

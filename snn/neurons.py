@@ -112,6 +112,16 @@ class SpikingNeuron(MemoryModule):
                 if name in self._parameters:
                     self._parameters[name].clamp_(*RAW_DECAY_RANGE)
 
+    def check_values(self, where: str) -> None:
+        """InputError if a decay lies outside (0, 1) or a coupling outside [0, 1], or is no number."""
+        for name, value in self.values()._asdict().items():
+            if value is None:
+                continue
+            fine = ((value >= 0) & (value <= 1)) if name in ("a", "b") else ((value > 0) & (value < 1))
+            if not fine.all():
+                worst = value[~fine][0].item()
+                raise InputError(f"{where}: the learned value {name} is {worst:g}, outside 0 to 1")
+
     def multi_step_functional_forward(
         self, inputs: tuple[Tensor], states: tuple[Tensor | None, ...]
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:

@@ -17,7 +17,7 @@ def random_activity(B: int, seed: int, rate: float = 0.04) -> tuple[Activity, to
 
 
 def slow(activity: Activity, target: torch.Tensor) -> dict:
-    s, h, layers = activity
+    s, h, _ = activity
     T, B, N = s.shape
     result = {"fs": 0, "fr": 0, "silent": 0, "fs_curve": [0] * T, "fr_curve": [0] * T}
     for b in range(B):

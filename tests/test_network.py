@@ -1,5 +1,6 @@
 """Networks: parameter counts of the paper, chunks, dropout over time, checkpoints."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -156,3 +157,12 @@ def test_what_is_no_checkpoint(tmp_path, kind, capsys):
 def test_weights_of_another_network(tmp_path):
     with pytest.raises(InputError, match="belongs to another network"):
         checkpoint.load_weights(build(small()), build(small(hidden_size=(8,))).state_dict(), tmp_path)
+
+
+@pytest.mark.parametrize(("value", "name"), [(1.5, "a"), (-0.1, "b"), (math.nan, "a"), (1.0, "lam_m")])
+def test_learned_values_out_of_range_are_refused(tmp_path, value, name):
+    cfg = small(neuron="CuAdLIF", variant="superspike")
+    weights = build(cfg).state_dict()
+    weights[f"blocks.0.neurons.{name}"][3] = value
+    with pytest.raises(InputError, match=rf"blocks\.0\.neurons: the learned value {name} is"):
+        checkpoint.load_weights(build(cfg), weights, tmp_path)

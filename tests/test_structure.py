@@ -37,7 +37,9 @@ ALLOWED = {
 
 def modules() -> dict[str, Path]:
     paths = [path for package in ("snn", "datasets") for path in (REPOSITORY / package).rglob("*.py")]
-    return {".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__"): path for path in paths}
+    return {
+        ".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__"): path for path in paths
+    }
 
 
 def imports_of(path: Path) -> set[str]:

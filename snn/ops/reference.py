@@ -76,11 +76,7 @@ class State(NamedTuple):
     def filled(self, neuron: Dynamics, recurrent: bool, like_BN: Tensor) -> "State":
         """Zeros for each field in use that is None."""
         return self._replace(
-            **{
-                name: torch.zeros_like(like_BN)
-                for name in self.used(neuron, recurrent)
-                if getattr(self, name) is None
-            }
+            **{name: torch.zeros_like(like_BN) for name in self.used(neuron, recurrent) if getattr(self, name) is None}
         )
 
 

@@ -1,0 +1,174 @@
+"""How long is a whole training step, and where does it go? The network of configs/adlif_shd.yaml, B = 128.
+
+    python -m benchmarks.step [--json FILE] [--rounds 11]
+
+Contenders take turns within each round; medians. The same network on the torch reference (its loop over time in
+Python), and SpikingJelly's network of the same size with its plainest neuron, LIFNode, and its own layers. Recordings
+are made up: as many events, on as many channels, as a spoken digit has (5,800 in .45 s on 700 channels).
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from spikingjelly.activation_based import functional, layer, neuron
+from torch import nn
+
+from benchmarks.kernels import processor
+from datasets.events import Bins, Recordings, counts
+from snn import config
+from snn.coding import Window
+from snn.loss import firing_rate, objective
+from snn.network import Network
+
+CONFIG = Path(__file__).resolve().parent.parent / "configs" / "adlif_shd.yaml"
+EVENTS, LENGTH_S = 5800, 0.45
+
+
+def make_recordings(n: int, channels: int, classes: int) -> Recordings:
+    random = np.random.default_rng(0)
+    return Recordings(
+        offsets=np.arange(n + 1) * EVENTS,
+        times=np.sort(random.uniform(0, LENGTH_S, (n, EVENTS)), axis=1).astype(np.float32).ravel(),
+        ticks_per_second=1.0,
+        channels=np.clip(random.normal(0.7 * channels, 0.18 * channels, n * EVENTS), 0, channels - 1).astype(np.uint16),
+        labels=random.integers(0, classes, n),
+        speakers=None,
+        where="made up",
+    )
+
+
+def our_step(cfg: config.Config, backend: str, recordings: Recordings, marks: dict | None) -> Callable[[], None]:
+    """Binning, forward, loss, backward, optimiser. `marks` collects the time of every part, where given."""
+    torch.manual_seed(0)
+    data, fs = cfg.data, cfg.loss.fs
+    bins, batch = Bins(data.dt_ms, data.T, data.T_empty, data.channels), np.arange(len(recordings))
+    network = Network(cfg.network, data.channels, data.num_classes, backend).train()
+    optimizer = torch.optim.Adam(network.parameters(), cfg.train.lr, amsgrad=True)
+    window = Window.of(data.T + data.T_empty, fs.D, fs.A, fs.window)
+    goal = partial(objective, loss=cfg.loss, window=window, training=True)
+    target_B = torch.from_numpy(recordings.labels)
+    timed = Timer(marks)
+    if marks is not None:
+        timed.watch(network)
+
+    def step() -> None:
+        timed.begin()
+        x_TBC = timed.end("binning", counts(recordings, batch, bins))
+        network.reset()
+        optimizer.zero_grad(set_to_none=True)
+        activity = network(x_TBC)
+        timed.begin()
+        loss = timed.end("first times and loss", goal(activity, target_B))
+        timed.begin()
+        timed.end("backward", loss.backward())
+        timed.begin()
+        nn.utils.clip_grad_norm_(network.parameters(), cfg.train.clip_norm)
+        optimizer.step()
+        timed.end("clipping and Adam", network.clamp_values())
+
+    return step
+
+
+class Timer:
+    """Adds up milliseconds by name; does nothing without a place to put them."""
+
+    def __init__(self, marks: dict | None):
+        self.marks, self.started = marks, []
+
+    def begin(self) -> None:
+        self.started.append(time.perf_counter())
+
+    def end(self, name: str, value: object) -> object:
+        """Pass `value` on, which was computed since `begin`."""
+        passed_ms = 1e3 * (time.perf_counter() - self.started.pop())
+        if self.marks is not None:
+            self.marks[name][-1] += passed_ms
+        return value
+
+    def watch(self, network: Network) -> None:
+        """Time the forward pass by kind of module."""
+        kinds = {layer.Linear: "dense products, forward", layer.BatchNorm1d: "BatchNorm, forward"}
+        kinds |= {layer.Dropout: "dropout, forward"}
+        for module in network.modules():
+            name = kinds.get(type(module), "neurons, forward" if hasattr(module, "dynamics") else None)
+            if name:
+                module.register_forward_pre_hook(lambda *_: self.begin())
+                module.register_forward_hook(lambda *_, name=name: self.end(name, None))
+
+
+def spikingjelly_step(cfg: config.Config, recordings: Recordings) -> Callable[[], None]:
+    """The same sizes from SpikingJelly alone: LIFNode, spike counts, cross-entropy."""
+    data = cfg.data
+    sizes = (data.channels, *cfg.network.hidden_size)
+    blocks: list[nn.Module] = []
+    for inputs, outputs in pairwise(sizes):
+        blocks += [layer.Linear(inputs, outputs, bias=False), layer.BatchNorm1d(outputs), neuron.LIFNode()]
+        blocks += [layer.Dropout(cfg.network.dropout)]
+    network = nn.Sequential(*blocks, layer.Linear(sizes[-1], data.num_classes, bias=False), neuron.LIFNode()).train()
+    functional.set_step_mode(network, "m")
+    optimizer = torch.optim.Adam(network.parameters(), cfg.train.lr, amsgrad=True)
+    bins, batch = Bins(data.dt_ms, data.T, data.T_empty, data.channels), np.arange(len(recordings))
+    target_B = torch.from_numpy(recordings.labels)
+
+    def step() -> None:
+        functional.reset_net(network)
+        optimizer.zero_grad(set_to_none=True)
+        firing_rate(network(counts(recordings, batch, bins)), target_B, cfg.loss.fr.alpha).backward()
+        nn.utils.clip_grad_norm_(network.parameters(), cfg.train.clip_norm)
+        optimizer.step()
+
+    return step
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, help="write the numbers here")
+    parser.add_argument("--rounds", type=int, default=11, help="timed rounds (11)")
+    arguments = parser.parse_args()
+    cfg = config.build(config.read_yaml(CONFIG), str(CONFIG))
+    recordings = make_recordings(cfg.train.batch_size, cfg.data.channels, cfg.data.num_classes)
+    marks: dict[str, list[float]] = defaultdict(lambda: [0.0])
+    steps = {
+        "ours": our_step(cfg, "cpu", recordings, marks),
+        "ours on the torch reference": our_step(cfg, "torch", recordings, None),
+        "SpikingJelly, LIFNode": spikingjelly_step(cfg, recordings),
+    }
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for round_ in range(arguments.rounds + 1):
+        for name, step in steps.items():
+            begin = time.perf_counter()
+            step()
+            if round_:  # the first warms up
+                times[name].append(1e3 * (time.perf_counter() - begin))
+        if round_ == 0:
+            for parts in marks.values():
+                parts[-1] = 0.0
+        elif round_ < arguments.rounds:
+            for parts in marks.values():
+                parts.append(0.0)
+    median = {name: statistics.median(values) for name, values in times.items()}
+    profile = {name: statistics.median(values) for name, values in marks.items()}
+    where = f"{processor()}, {torch.get_num_threads()} threads"
+    print(f"a training step, T = {cfg.data.T}, B = {cfg.train.batch_size}, {where}")
+    for name, ms in median.items():
+        print(f"  {name:<30}{ms:8.1f} ms {ms / median['ours']:6.2f} x")
+    for name, ms in sorted(profile.items(), key=lambda item: -item[1]):
+        print(f"    {name:<28}{ms:8.1f} ms {100 * ms / median['ours']:6.1f} %")
+    if arguments.json:
+        versions = {"torch": torch.__version__}
+        result = {"device": processor(), "threads": torch.get_num_threads(), "versions": versions}
+        result |= {"milliseconds": median, "profile_milliseconds": profile}
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

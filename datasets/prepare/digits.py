@@ -113,8 +113,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--out", type=Path, default=Path("data/digits"), help="folder for the two files")
-    parser.add_argument("--voices", type=int, default=40, help="number of voices")
-    parser.add_argument("--utterances", type=int, default=3, help="recordings of each digit by each voice")
+    parser.add_argument("--voices", type=int, default=100, help="number of voices")
+    parser.add_argument("--utterances", type=int, default=1, help="recordings of each digit by each voice")
     parser.add_argument("--seed", type=int, default=0, help="draws voices, pitch, rate and the nerve's noise")
     parser.add_argument("--processes", type=int, help="worker processes (default: one for each core)")
     parser.set_defaults(run=lambda args: make_digits(args.out, args.seed, args.voices, args.utterances, args.processes))

@@ -28,10 +28,9 @@ if [[ ${1:-} == --python ]]; then
   exit
 fi
 
-config=()
+words=()
 if [[ $# -gt 0 && $1 != -* ]]; then
-  config=(--path_to_yaml "$(realpath "$1")")
+  words=(--path_to_yaml "$1")
   shift
 fi
-cd "$repository"
-exec "$python" train.py "${config[@]}" "$@"
+exec "$python" "$repository/train.py" "${words[@]}" "$@"

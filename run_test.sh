@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Test: bash run_test.sh [checkpoint] [words of test.py]. Without a checkpoint, the best model of the newest run.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")"
-python=$(bash run.sh --python)
+repository=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+python=$(bash "$repository/run.sh" --python)
 if [[ $# -gt 0 && $1 != -* ]]; then
   checkpoint=$1
   shift
@@ -14,4 +14,4 @@ else
   fi
   echo "testing $checkpoint"
 fi
-exec "$python" test.py --load_pt_file "$checkpoint" "$@"
+exec "$python" "$repository/test.py" --load_pt_file "$checkpoint" "$@"

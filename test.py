@@ -1,9 +1,11 @@
 """Test a trained network under first-spike and firing-rate decoding: python test.py --load_pt_file runs/<name>/best.pt
 
 The network comes from the checkpoint alone. Prints a table and writes runs/<name>/test/: metrics.json (percent, steps,
-ms) and decision.png, one recording from its events to its decision.
+ms) and decision.png, one recording from its events to its decision. --show draws a decision of every class, and
+--test_single_delay the output spikes of one recording of each class together.
 """
 
+import argparse
 import json
 import math
 from functools import partial
@@ -14,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from datasets import prepare, readers
-from datasets.events import Bins, batches
+from datasets.events import Bins, batches, check_window
 from snn import checkpoint, cli, config, report
 from snn.coding import Window
 from snn.errors import InputError
@@ -24,7 +26,7 @@ from snn.network import Network
 
 
 def main() -> None:
-    path, cfg, weights = read_command_line()
+    args, path, cfg, weights = read_command_line()
     data, fs = cfg.data, cfg.loss.fs
     device = cli.device(cfg.train.device)
     network = Network(cfg.network, data.channels, data.num_classes, cfg.train.backend).to(device)
@@ -34,6 +36,7 @@ def main() -> None:
     recordings = readers.read(data.layout, data.test_path, "test", data.channels, data.num_classes)
     T, T_empty = data.test_T or data.T, data.T_empty if data.test_T_empty is None else data.test_T_empty
     bins = Bins(data.dt_ms, T, T_empty, data.channels)
+    check_window(recordings, bins)
     goal = partial(objective, loss=cfg.loss, window=Window.of(T + T_empty, fs.D, fs.A, fs.window), training=False)
 
     size = cfg.train.test_batch_size
@@ -45,25 +48,41 @@ def main() -> None:
     out.mkdir(exist_ok=True)
     about = {"checkpoint": str(path), "data": str(data.test_path), "dt_ms": data.dt_ms, "T": T, "T_empty": T_empty}
     (out / "metrics.json").write_text(json.dumps(metrics | about, indent=2) + "\n")
-    x_TBC, target_B = next(batches(recordings, np.arange(1), bins, 1))
-    report.draw_decision(network, x_TBC.to(device), int(target_B), data.dt_ms, out / "decision.png")
+
+    def draw(r: int, name: str) -> None:
+        x_T1C, target_1 = next(batches(recordings, np.array([r]), bins, 1))
+        report.draw_decision(network, x_T1C.to(device), int(target_1), data.dt_ms, out / name)
+
+    draw(0, "decision.png")
+    classes, first_of_class = np.unique(recordings.labels, return_index=True)
+    if args.show:
+        for label, r in zip(classes, first_of_class, strict=True):
+            draw(r, f"decision_{label}.png")
+    if args.test_single_delay:
+        x_TBC, target_B = next(batches(recordings, first_of_class, bins, len(classes)))
+        report.draw_single_delay(network, x_TBC.to(device), target_B, data.dt_ms, out / "single_delay.png")
     print_table(metrics)
-    print(f"numbers in {out / 'metrics.json'}, one decision in {out / 'decision.png'}")
+    print(f"numbers in {out / 'metrics.json'}; drawn: {', '.join(sorted(p.name for p in out.glob('*.png')))}")
 
 
-def read_command_line() -> tuple[Path, config.Config, dict[str, torch.Tensor]]:
-    """Checkpoint, its configuration (the data of --path_to_yaml and then the other words over it) and its weights."""
-    parser = cli.Parser(__doc__.splitlines()[0], cli.TEST)
+def read_command_line() -> tuple[argparse.Namespace, Path, config.Config, dict[str, torch.Tensor]]:
+    """Words, checkpoint, its configuration (data of --path_to_yaml, then the other words over it) and its weights."""
+    parser = cli.Parser(__doc__.splitlines()[0], cli.TEST, "take the data section from this configuration")
+    parser.add_argument("--show", action="store_true", help="draw one decision of every class")
+    parser.add_argument("--test_single_delay", action="store_true", help="draw output spikes, one recording a class")
     args = parser.parse_args()
     if args.load_pt_file is None:
         raise InputError("command line: --load_pt_file is missing: a checkpoint such as runs/<name>/best.pt")
-    path = cli.find_checkpoint(args.load_pt_file, args.best_model)
+    path = cli.find_checkpoint(args.load_pt_file)
     trained, content = checkpoint.load(path)
     values = trained.model_dump(mode="json")
     if args.path_to_yaml is not None:
         given = config.read_yaml(cli.find_yaml(args.path_to_yaml))
         values["data"] = given.get("data", {})
-    return path, parser.override(values, args), content["network"]
+    cfg = parser.override(values, args)
+    if changed := list(config.differences(cfg.network, trained.network, "network.")):
+        raise InputError(f"{path}: belongs to another network: it was trained with another {', '.join(changed)}")
+    return args, path, cfg, content["network"]
 
 
 def print_table(metrics: dict) -> None:

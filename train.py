@@ -6,13 +6,17 @@ file.
 """
 
 import argparse
+import fcntl
 import json
 import math
+import re
+import sys
 import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import torch
@@ -22,7 +26,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from datasets import prepare, readers
-from datasets.events import Bins, batches, hold_out
+from datasets.events import Bins, batches, check_window, hold_out
 from snn import checkpoint, cli, config, health
 from snn.coding import Window, narrowed_D
 from snn.errors import InputError
@@ -39,24 +43,28 @@ def main() -> None:
     cfg, args = read_command_line()
     data, train, fs = cfg.data, cfg.train, cfg.loss.fs
     team = gather(args.distributed, cli.device(train.device))
-    run = Path("runs") / (args.save_name or cfg.run_name + (f"_{args.add_name}" if args.add_name else ""))
+    run = run_folder(args.save_name or cfg.run_name + (f"_{args.add_name}" if args.add_name else ""))
+    resumed = checkpoint.load(run / "last.pt", for_resume=True) if args.resume else None
+    started_from = cli.find_checkpoint(args.load_pt_file) if args.load_pt_file and not args.resume else None
+    weights = checkpoint.load(started_from)[1]["network"] if started_from else None
 
+    _lock = lock_run(run) if team.leads else None  # held to the end
     if team.leads:
         prepare.make_if_missing(data.train_path, data.dataset_name, data.prepare)
     team.wait()
     recordings = readers.read(data.layout, data.train_path, "train", data.channels, data.num_classes)
     kept, held_out = hold_out(recordings, data.validation_share, data.validation_by, train.seed)
     bins = Bins(data.dt_ms, data.T, data.T_empty, data.channels)
+    check_window(recordings, bins)
 
     torch.manual_seed(train.seed)
     network = Network(cfg.network, data.channels, data.num_classes, train.backend).to(team.device)
     optimizer = torch.optim.Adam(network.parameters(), train.lr, weight_decay=train.weight_decay, amsgrad=True)
     best, first_epoch = NO_STANDING, 0
-    if args.resume:
-        best, first_epoch = resume(run / "last.pt", cfg, network, optimizer)
-    elif args.load_pt_file:
-        path = cli.find_checkpoint(args.load_pt_file, args.best_model)
-        checkpoint.load_weights(network, checkpoint.load(path)[1]["network"], path)
+    if resumed:
+        best, first_epoch = resume(run, resumed, cfg, network, optimizer)
+    elif weights:
+        checkpoint.load_weights(network, weights, started_from)
     if team.leads:
         open_run(run, cfg, first_epoch)
         print(
@@ -67,7 +75,7 @@ def main() -> None:
     advice = f"interrupted; the same command with --resume continues after the last whole epoch in {run / 'last.pt'}"
     with (
         cli.advice_on_ctrl_c(advice),
-        SummaryWriter(run, purge_step=first_epoch) if team.leads else nullcontext() as board,
+        SummaryWriter(run, purge_step=first_epoch + 1) if team.leads else nullcontext() as board,
     ):
         for epoch in range(first_epoch, train.epochs):
             started = time.perf_counter()
@@ -141,8 +149,8 @@ def train_epoch(
         norm = nn.utils.clip_grad_norm_(network.parameters(), train.clip_norm or math.inf)
         if not (loss.isfinite() and norm.isfinite()):
             raise InputError(
-                f"{name}, step {step + 1}: not a finite number in {health.blame(network, x_TBC)}; last.pt keeps the "
-                "epoch before; look at the data there, or try a smaller train.lr"
+                f"{name}, step {step + 1}: not a finite number in {health.blame(network, x_TBC)}; the run's last.pt "
+                "holds the epochs before this one, if any; look at the data there, or try a smaller train.lr"
             )
         optimizer.step()
         network.clamp_values()
@@ -155,27 +163,50 @@ def train_epoch(
 
 def read_command_line() -> tuple[config.Config, argparse.Namespace]:
     parser = cli.Parser(__doc__.splitlines()[0], cli.TRAIN)
-    parser.set_defaults(path_to_yaml=cli.REPOSITORY / "configs" / "adlif_digits.yaml")
     parser.add_argument("--save_name", help="name of the run; default <dataset>_<fs|fr><α>_tau<τ>_<neuron>")
     parser.add_argument("--add_name", help="what to add to the run's default name")
-    parser.add_argument(
-        "--distributed", action="store_true", help="train with all the processes that torchrun has started"
-    )
     parser.add_argument("--resume", action="store_true", help="continue the run of that name after its last epoch")
     args = parser.parse_args()
-    args.path_to_yaml = cli.find_yaml(args.path_to_yaml)
+    args.path_to_yaml = cli.find_yaml(args.path_to_yaml or cli.default_yaml(sys.argv[1:]))
     return parser.override(config.read_yaml(args.path_to_yaml), args), args
 
 
+def run_folder(name: str) -> Path:
+    """runs/<name>; the name must be that of a folder and nothing more."""
+    if not re.fullmatch(r"[\w.+-]*\w[\w.+-]*", name):
+        raise InputError(f"'{name}' cannot name a run: letters, digits and . _ + - only (--save_name, --dataset_name)")
+    return Path("runs") / name
+
+
+def lock_run(run: Path) -> TextIO:
+    """Keep other processes from training into the same folder, for as long as the file that is returned is open."""
+    run.parent.mkdir(exist_ok=True)
+    lock = (run.parent / f".{run.name}.lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(f"{run} is being trained by another process; choose another --save_name") from None
+    return lock
+
+
 def resume(
-    path: Path, cfg: config.Config, network: Network, optimizer: torch.optim.Optimizer
+    run: Path,
+    resumed: tuple[config.Config, dict],
+    cfg: config.Config,
+    network: Network,
+    optimizer: torch.optim.Optimizer,
 ) -> tuple[tuple[float, float], int]:
-    """Load the last epoch of a run: (best standing so far, number of epochs done)."""
-    cfg_then, content = checkpoint.load(path)
+    """Take up the last epoch of a run: (best standing so far, number of epochs done)."""
+    cfg_then, content = resumed
+    path = run / "last.pt"
     if changed := [name for name in config.differences(cfg, cfg_then) if name not in MAY_CHANGE_ON_RESUME]:
         raise InputError(f"{path}: cannot resume with another {', '.join(changed)}; give the run's own, or a new name")
+    checkpoint.load(run / "best.pt")
     checkpoint.load_weights(network, content["network"], path)
-    optimizer.load_state_dict(content["optimizer"])
+    try:
+        optimizer.load_state_dict(content["optimizer"])
+    except (ValueError, KeyError) as error:
+        raise InputError(f"{path}: its optimiser state does not fit this network ({error})") from None
     return tuple(content["best"]), content["epoch"]
 
 
@@ -183,10 +214,12 @@ def open_run(run: Path, cfg: config.Config, first_epoch: int) -> None:
     """Make the folder. An earlier run of that name moves aside; a resumed one loses what came after its last epoch."""
     log_path = run / "metrics.jsonl"
     if first_epoch:
-        rows = [row for row in log_path.read_text().splitlines() if json.loads(row)["epoch"] <= first_epoch]
+        rows = log_path.read_text().splitlines()[:first_epoch] if log_path.exists() else []
         log_path.write_text("".join(f"{row}\n" for row in rows))
         return
     if run.exists():
+        if not (run / "config.yaml").exists():
+            raise InputError(f"{run} is there already and is no run of ours; choose another --save_name")
         aside = next(name for k in range(1, 10**6) if not (name := run.with_name(f"{run.name}.{k}")).exists())
         run.rename(aside)
         print(f"{run} is there already: moved to {aside}")

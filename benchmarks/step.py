@@ -9,9 +9,6 @@ are made up: as many events, on as many channels, as a spoken digit has (5,800 i
 
 import argparse
 import json
-import statistics
-import time
-from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
@@ -21,8 +18,9 @@ import numpy as np
 import torch
 from spikingjelly.activation_based import functional, layer, neuron
 from torch import nn
+from torch.profiler import ProfilerActivity, profile, record_function
 
-from benchmarks.kernels import processor
+from benchmarks.kernels import medians, processor
 from datasets.events import Bins, Recordings, counts
 from snn import config
 from snn.coding import Window
@@ -46,8 +44,8 @@ def make_recordings(n: int, channels: int, classes: int) -> Recordings:
     )
 
 
-def our_step(cfg: config.Config, backend: str, recordings: Recordings, marks: dict | None) -> Callable[[], None]:
-    """Binning, forward, loss, backward, optimiser. `marks` collects the time of every part, where given."""
+def our_step(cfg: config.Config, backend: str, recordings: Recordings) -> Callable[[], None]:
+    """Binning, forward, loss, backward, optimiser."""
     torch.manual_seed(0)
     data, fs = cfg.data, cfg.loss.fs
     bins, batch = Bins(data.dt_ms, data.T, data.T_empty, data.channels), np.arange(len(recordings))
@@ -56,53 +54,27 @@ def our_step(cfg: config.Config, backend: str, recordings: Recordings, marks: di
     window = Window.of(data.T + data.T_empty, fs.D, fs.A, fs.window)
     goal = partial(objective, loss=cfg.loss, window=window, training=True)
     target_B = torch.from_numpy(recordings.labels)
-    timed = Timer(marks)
-    if marks is not None:
-        timed.watch(network)
 
     def step() -> None:
-        timed.begin()
-        x_TBC = timed.end("binning", counts(recordings, batch, bins))
+        with record_function("binning"):
+            x_TBC = counts(recordings, batch, bins)
         network.reset()
         optimizer.zero_grad(set_to_none=True)
-        activity = network(x_TBC)
-        timed.begin()
-        loss = timed.end("first times and loss", goal(activity, target_B))
-        timed.begin()
-        timed.end("backward", loss.backward())
-        timed.begin()
+        goal(network(x_TBC), target_B).backward()
         nn.utils.clip_grad_norm_(network.parameters(), cfg.train.clip_norm)
         optimizer.step()
-        timed.end("clipping and Adam", network.clamp_values())
+        network.clamp_values()
 
     return step
 
 
-class Timer:
-    """Adds up milliseconds by name; does nothing without a place to put them."""
-
-    def __init__(self, marks: dict | None):
-        self.marks, self.started = marks, []
-
-    def begin(self) -> None:
-        self.started.append(time.perf_counter())
-
-    def end(self, name: str, value: object) -> object:
-        """Pass `value` on, which was computed since `begin`."""
-        passed_ms = 1e3 * (time.perf_counter() - self.started.pop())
-        if self.marks is not None:
-            self.marks[name][-1] += passed_ms
-        return value
-
-    def watch(self, network: Network) -> None:
-        """Time the forward pass by kind of module."""
-        kinds = {layer.Linear: "dense products, forward", layer.BatchNorm1d: "BatchNorm, forward"}
-        kinds |= {layer.Dropout: "dropout, forward"}
-        for module in network.modules():
-            name = kinds.get(type(module), "neurons, forward" if hasattr(module, "dynamics") else None)
-            if name:
-                module.register_forward_pre_hook(lambda *_: self.begin())
-                module.register_forward_hook(lambda *_, name=name: self.end(name, None))
+def where_time_goes(step: Callable[[], None], rounds: int) -> dict[str, float]:
+    """Milliseconds a step in each operation itself, by torch's name for it, the ten largest."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        for _ in range(rounds):
+            step()
+    events = sorted(profiler.key_averages(), key=lambda event: -event.self_cpu_time_total)
+    return {event.key: event.self_cpu_time_total / 1e3 / rounds for event in events[:10]}
 
 
 def spikingjelly_step(cfg: config.Config, recordings: Recordings) -> Callable[[], None]:
@@ -136,37 +108,24 @@ def main() -> None:
     arguments = parser.parse_args()
     cfg = config.build(config.read_yaml(CONFIG), str(CONFIG))
     recordings = make_recordings(cfg.train.batch_size, cfg.data.channels, cfg.data.num_classes)
-    marks: dict[str, list[float]] = defaultdict(lambda: [0.0])
     steps = {
-        "ours": our_step(cfg, "cpu", recordings, marks),
-        "ours on the torch reference": our_step(cfg, "torch", recordings, None),
+        "ours": our_step(cfg, "cpu", recordings),
+        "ours on the torch reference": our_step(cfg, "torch", recordings),
         "SpikingJelly, LIFNode": spikingjelly_step(cfg, recordings),
     }
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for round_ in range(arguments.rounds + 1):
-        for name, step in steps.items():
-            begin = time.perf_counter()
-            step()
-            if round_:  # the first warms up
-                times[name].append(1e3 * (time.perf_counter() - begin))
-        if round_ == 0:
-            for parts in marks.values():
-                parts[-1] = 0.0
-        elif round_ < arguments.rounds:
-            for parts in marks.values():
-                parts.append(0.0)
-    median = {name: statistics.median(values) for name, values in times.items()}
-    profile = {name: statistics.median(values) for name, values in marks.items()}
+    median = medians(steps, arguments.rounds, "cpu")
+    parts = where_time_goes(steps["ours"], arguments.rounds)
     where = f"{processor()}, {torch.get_num_threads()} threads"
     print(f"a training step, T = {cfg.data.T}, B = {cfg.train.batch_size}, {where}")
     for name, ms in median.items():
         print(f"  {name:<30}{ms:8.1f} ms {ms / median['ours']:6.2f} x")
-    for name, ms in sorted(profile.items(), key=lambda item: -item[1]):
-        print(f"    {name:<28}{ms:8.1f} ms {100 * ms / median['ours']:6.1f} %")
+    print("  the largest parts of ours, under torch's profiler:")
+    for name, ms in parts.items():
+        print(f"    {name[:36]:<38}{ms:8.1f} ms")
     if arguments.json:
         versions = {"torch": torch.__version__}
         result = {"device": processor(), "threads": torch.get_num_threads(), "versions": versions}
-        result |= {"milliseconds": median, "profile_milliseconds": profile}
+        result |= {"milliseconds": median, "profile_milliseconds": parts}
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")
 
 

@@ -3,6 +3,7 @@
 Events stay events in memory; a dense frame exists for the batch at hand only.
 """
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -72,6 +73,26 @@ def counts(recordings: Recordings, index: np.ndarray, bins: Bins) -> torch.Tenso
     return counts_TBC
 
 
+def share_in_window(recordings: Recordings, bins: Bins) -> float:
+    """The share of all events that fall into the T bins, 0 to 1."""
+    end = bins.T * bins.dt_ms * recordings.ticks_per_second / 1000
+    return float(np.mean(recordings.times < end))
+
+
+def check_window(recordings: Recordings, bins: Bins) -> None:
+    """Say so if most events come after the last bin; InputError if all do."""
+    share = share_in_window(recordings, bins)
+    message = (
+        f"{recordings.where}: {100 * share:.3g} % of the events fall into the {bins.T} bins of {bins.dt_ms:g} ms; its "
+        f"times reach {recordings.times.max() / recordings.ticks_per_second:g} s. Look at data.T, data.dt_ms and the "
+        "unit of the times"
+    )
+    if share == 0:
+        raise InputError(message)
+    if share < 0.5:
+        print(f"warning: {message}", file=sys.stderr)
+
+
 def batches(
     recordings: Recordings,
     index: np.ndarray,
@@ -102,10 +123,12 @@ def hold_out(
         held = np.zeros(len(recordings), bool)
         for label in np.unique(recordings.labels):
             of_class = random.permutation(np.flatnonzero(recordings.labels == label))
-            held[of_class[: max(1, round(share * len(of_class)))]] = True
-    if held.all():
+            held[of_class[: min(len(of_class) - 1, max(1, round(share * len(of_class))))]] = True
+    missing = np.setdiff1d(recordings.labels, recordings.labels[~held])
+    if len(missing) or not held.any():
         raise InputError(
-            f"{recordings.where}: nothing is left to train on once data.validation_share = {share} is held out "
-            f"by {by}; it needs more recordings, or more speakers"
+            f"{recordings.where}: with data.validation_share = {share} held out by {by}, "
+            + (f"class {missing[0]} has nothing left to train on" if len(missing) else "nothing is held out")
+            + "; it needs more recordings, or more speakers"
         )
     return np.flatnonzero(~held), np.flatnonzero(held)

@@ -47,24 +47,35 @@ def _get(group: h5py.Group, name: str, path: Path) -> h5py.Dataset:
 
 
 def _numbers(dataset: h5py.Dataset, path: Path) -> np.ndarray:
-    if dataset.dtype.kind not in "iuf":
+    if dataset.shape is None or dataset.dtype.kind not in "iuf":
         raise InputError(f"{path}: wrong layout, {dataset.name} holds {dataset.dtype}, not numbers")
-    return dataset[()]
+    return np.asarray(dataset[()])
 
 
-def _lists(dataset: h5py.Dataset, path: Path) -> np.ndarray:
-    """A one-dimensional data set of variable-length lists of numbers, as an array of arrays."""
+def _whole_numbers(dataset: h5py.Dataset, path: Path) -> np.ndarray:
+    """As int64; a file may store them as floats."""
+    values = _numbers(dataset, path)
+    if not (np.isfinite(values) & (values == np.floor(values))).all():
+        raise InputError(f"{path}: {dataset.name} must hold whole numbers")
+    return values.astype(np.int64)
+
+
+def _lists(dataset: h5py.Dataset, path: Path, kinds: str, what: str) -> np.ndarray:
+    """A data set of variable-length lists, as an array of arrays. `kinds` are numpy's, `what` says them in words."""
     item = h5py.check_vlen_dtype(dataset.dtype)
-    if dataset.ndim != 1 or item is None or item.kind not in "iuf":
-        raise InputError(f"{path}: wrong layout, {dataset.name} must hold a variable-length list for each recording")
+    if dataset.shape is None or dataset.ndim != 1 or item is None or item.kind not in kinds:
+        raise InputError(
+            f"{path}: wrong layout, {dataset.name} must hold a variable-length list of {what} for each recording"
+        )
     return dataset[()]
 
 
 def _read_shd(file: h5py.File, path: Path, split: Split) -> Recordings:
     """SHD (Cramer et al. 2022): /spikes/times in s, /spikes/units, /labels, and /extra/speaker where there is one."""
-    times, units = _lists(_get(file, "spikes/times", path), path), _lists(_get(file, "spikes/units", path), path)
-    labels = _numbers(_get(file, "labels", path), path)
-    speakers = _numbers(file["extra/speaker"], path) if "extra/speaker" in file else None
+    times = _lists(_get(file, "spikes/times", path), path, "iuf", "numbers")
+    units = _lists(_get(file, "spikes/units", path), path, "iu", "whole numbers")
+    labels = _whole_numbers(_get(file, "labels", path), path)
+    speakers = _whole_numbers(_get(file, "extra/speaker", path), path) if "extra/speaker" in file else None
     for name, values in (("spikes/units", units), ("labels", labels), ("extra/speaker", speakers)):
         if values is not None and values.shape != times.shape:
             raise InputError(f"{path}: {name} has shape {values.shape}, but spikes/times has {times.shape}")
@@ -76,7 +87,10 @@ def _read_ntidigits(file: h5py.File, path: Path, split: Split) -> Recordings:
 
     Time starts at the first event of each recording.
     """
-    keys = [key.decode() if isinstance(key, bytes) else str(key) for key in _get(file, f"extra/{split}_keys", path)[()]]
+    stored_keys = _get(file, f"extra/{split}_keys", path)
+    if stored_keys.shape is None or stored_keys.ndim != 1:
+        raise InputError(f"{path}: wrong layout, {stored_keys.name} must be a list of names")
+    keys = [key.decode() if isinstance(key, bytes) else str(key) for key in stored_keys[()]]
     times, units, labels = [], [], []
     for key in keys:
         group = file.get(f"data/{key}")
@@ -84,8 +98,11 @@ def _read_ntidigits(file: h5py.File, path: Path, split: Split) -> Recordings:
             raise InputError(f"{path}: wrong layout, extra/{split}_keys names '{key}' but there is no /data/{key}")
         ticks = _numbers(_get(group, "times", path), path).reshape(-1)
         times.append(ticks - ticks.min() if len(ticks) else ticks)
-        units.append(_numbers(_get(group, "addrs", path), path).reshape(-1))
-        labels.append(int(_numbers(_get(group, "labels", path), path).reshape(-1)[0]))
+        units.append(_whole_numbers(_get(group, "addrs", path), path).reshape(-1))
+        label = _whole_numbers(_get(group, "labels", path), path).reshape(-1)
+        if len(label) != 1:
+            raise InputError(f"{path}: {group.name}/labels must hold one label, not {len(label)}")
+        labels.append(label[0])
     return _gather(path, times, 1e6, units, np.array(labels), None)
 
 
@@ -105,8 +122,8 @@ def _gather(path: Path, times, ticks_per_second: float, units, labels, speakers)
         times=times.astype(np.float32) if times.dtype == np.float16 else times,
         ticks_per_second=ticks_per_second,
         channels=np.concatenate(units),
-        labels=labels.astype(np.int64),
-        speakers=None if speakers is None else speakers.astype(np.int64),
+        labels=labels,
+        speakers=speakers,
         where=str(path),
     )
 

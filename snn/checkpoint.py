@@ -14,6 +14,7 @@ from snn.network import Network
 
 FORMAT = "first-spike checkpoint"
 VERSION = 1
+FOR_RESUME = {"optimizer": dict, "best": (tuple, list)}
 
 
 def save(path: Path, config: Config, network: Network, **more: Any) -> None:
@@ -25,7 +26,7 @@ def save(path: Path, config: Config, network: Network, **more: Any) -> None:
         "network": network.state_dict(),
         **more,
     }
-    part = path.with_suffix(".part")
+    part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with part.open("wb") as file:
             torch.save(content, file)
@@ -35,12 +36,12 @@ def save(path: Path, config: Config, network: Network, **more: Any) -> None:
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         part.unlink(missing_ok=True)
         raise InputError(
-            f"{path}: cannot be written ({' '.join(str(error).split()):.120}); the checkpoint before it is intact"
+            f"{path}: cannot be written ({' '.join(str(error).split()):.120}); what was there before is intact"
         ) from None
 
 
-def load(path: Path) -> tuple[Config, dict[str, Any]]:
-    """(configuration, content) of a checkpoint."""
+def load(path: Path, for_resume: bool = False) -> tuple[Config, dict[str, Any]]:
+    """(configuration, content) of a checkpoint; with what a run needs to go on, if it is `for_resume`."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -49,15 +50,19 @@ def load(path: Path) -> tuple[Config, dict[str, Any]]:
         raise InputError(f"{path}: not a checkpoint of ours, or damaged; train again or take another") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(f"{path}: not a checkpoint of ours; train.py writes them to runs/<name>/best.pt")
-    if content["version"] != VERSION:
-        raise InputError(f"{path}: has version {content['version']}, this program reads version {VERSION}")
+    if content.get("version") != VERSION:
+        raise InputError(f"{path}: has version {content.get('version')}, this program reads version {VERSION}")
+    for name, kind in ({"config": dict, "network": dict, "epoch": int} | (FOR_RESUME if for_resume else {})).items():
+        if not isinstance(content.get(name), kind):
+            hint = "; only last.pt of a run can be resumed" if name in FOR_RESUME else ", it is damaged"
+            raise InputError(f"{path}: the checkpoint has no {name}{hint}")
     return build(content["config"], f"{path}, configuration"), content
 
 
 def load_weights(network: Network, weights: dict[str, torch.Tensor], path: Path) -> None:
     """Put the weights of a checkpoint into a network of the same shape."""
     own = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-    given = {name: tuple(value.shape) for name, value in weights.items()}
+    given = {name: tuple(getattr(value, "shape", ())) for name, value in weights.items()}
     for name in own.keys() | given.keys():
         if own.get(name) != given.get(name):
             raise InputError(

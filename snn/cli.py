@@ -51,10 +51,10 @@ TEST = _COMMON | {
 class Parser(argparse.ArgumentParser):
     """Takes the words of `table` beside those added to it; a wrong word is an InputError."""
 
-    def __init__(self, description: str, table: dict):
+    def __init__(self, description: str, table: dict, yaml_help: str = "configuration"):
         super().__init__(description=description, allow_abbrev=False)
         self.table = table
-        self.add_argument("--path_to_yaml", type=Path, metavar="YAML", help="configuration")
+        self.add_argument("--path_to_yaml", type=Path, metavar="YAML", help=yaml_help)
         for word, (_, kind, number, help_text) in table.items():
             # an absent word leaves no trace, so an explicit 0 or false is told from silence
             if number == 0:
@@ -69,7 +69,12 @@ class Parser(argparse.ArgumentParser):
             help="set any field of the configuration (python -m snn.config lists them); the value is YAML",
         )
         self.add_argument("--load_pt_file", type=Path, metavar="PT", help="checkpoint, run folder or run name")
-        self.add_argument("--best_model", action="store_true", help="of a run, load best.pt and not last.pt")
+        self.add_argument("--best_model", action="store_true", help="of a run, load best.pt (also without this word)")
+        self.add_argument(
+            "--distributed",
+            action="store_true",
+            help="train with all the processes that torchrun has started; a test runs in one",
+        )
 
     def error(self, message: str) -> None:
         raise InputError(f"command line: {message}; {self.prog} --help lists the words")
@@ -106,13 +111,13 @@ def find_yaml(path: Path) -> Path:
     return path
 
 
-def find_checkpoint(path: Path, best: bool) -> Path:
-    """A checkpoint by its path, its run's folder, or its published name <run>.pt, which here is runs/<run>/."""
+def find_checkpoint(path: Path) -> Path:
+    """A checkpoint by its path; or best.pt of a run, by its folder, its name or its published name <run>.pt."""
     if path.is_file():
         return path
-    run = path if path.is_dir() else Path("runs") / path.stem
+    run = path if path.is_dir() else Path("runs") / path.name.removesuffix(".pt")
     if run.is_dir():
-        return run / ("best.pt" if best else "last.pt")
+        return run / "best.pt"
     raise InputError(f"{path}: no such checkpoint, and there is no run {run}; train one with train.py")
 
 
@@ -130,6 +135,15 @@ def device(name: str) -> torch.device:
     return chosen
 
 
+def default_yaml(words: list[str]) -> Path:
+    """What a command line without --path_to_yaml means: the set's own configuration, else that of its layout, SHD."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--dataset_name", default="digits")
+    name = parser.parse_known_args(words)[0].dataset_name
+    own = REPOSITORY / "configs" / f"adlif_{name}.yaml"
+    return own if own.is_file() else REPOSITORY / "configs" / "adlif_shd.yaml"
+
+
 @contextmanager
 def advice_on_ctrl_c(advice: str) -> Iterator[None]:
     """Let Ctrl-C end the program with a line of advice."""
@@ -145,6 +159,12 @@ def run(main: Callable[[], None]) -> None:
         main()
     except InputError as error:
         message, code = f"error: {error}", 2
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        message, code = f"error: out of memory; a smaller batch, T or network may fit ({error})", 2
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):
+            raise
+        message, code = "error: out of memory; a smaller batch, T or network may fit", 2
     except OSError as error:
         if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise  # not about a file of the user's: a fault of ours

@@ -46,7 +46,7 @@ def _window_tables(T: int, window: Window, dtype: torch.dtype, device: torch.dev
 
 class _FirstTimes(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, s_TBN: Tensor, peak_BN: Tensor, window: Window) -> Tensor:
+    def forward(ctx, s_TBN: Tensor, peak_BN: Tensor, window: Window | None) -> Tensor:
         T = s_TBN.shape[0]
         n_T11 = torch.arange(1, T + 1, device=s_TBN.device, dtype=torch.int32).view(T, 1, 1)
         first_BN = torch.where(s_TBN > 0, n_T11, T + 1).amin(0)
@@ -70,16 +70,17 @@ class _FirstTimes(torch.autograd.Function):
         return weight_TBN.mul_(-window.gain * grad_BN).to(ctx.dtype), None, None
 
 
-def first_times(s_TBN: Tensor, h_TBN: Tensor, window: Window) -> Tensor:
+def first_times(s_TBN: Tensor, h_TBN: Tensor, window: Window | None = None) -> Tensor:
     """First-spike times t^F in steps, (B, N), of the dtype of s but at least float32.
 
     s_TBN are output spikes, h_TBN the potentials before the reset. A neuron that fires has the step of its first spike,
-    1..T. A silent one has T + r, r its rank 1..N in its sample by descending peak potential, ties by index.
+    1..T. A silent one has T + r, r its rank 1..N in its sample by descending peak potential, ties by index. Without a
+    window the times carry no gradient.
 
     Gradient (none reaches h): dL/ds_n = -A Σ_m G(m - n) g_m, where a firing neuron's g stands at its first spike and a
     silent one's at every step. Both sums are known in closed form, so nothing is convolved.
     """
-    return _FirstTimes.apply(s_TBN, h_TBN.detach().amax(0), window)
+    return _FirstTimes.apply(s_TBN.detach() if window is None else s_TBN, h_TBN.detach().amax(0), window)
 
 
 def fs_decision(t_BN: Tensor) -> Tensor:

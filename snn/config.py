@@ -15,6 +15,7 @@ from pydantic import ValidationError as PydanticError
 from snn.errors import InputError
 
 Share = Annotated[float, Field(ge=0, lt=1)]
+Steps = Annotated[float, Field(ge=0.1)]  # a time constant; exp(-1/τ) of less is 0
 
 
 class Section(BaseModel):
@@ -48,7 +49,7 @@ class Data(Section):
 
     @property
     def folder(self) -> Path:
-        return Path(self.path or f"data/{self.dataset_name}")
+        return Path(self.path or f"data/{self.dataset_name}").expanduser()
 
     @property
     def train_path(self) -> Path:
@@ -60,8 +61,8 @@ class Data(Section):
 
 
 class NeuronParams(Section):
-    tau_mem_steps: PositiveFloat = Field(description="τ_m, time constant of the membrane (steps)")
-    tau_syn_steps: PositiveFloat = Field(description="τ_s, time constant of the synaptic current (steps)")
+    tau_mem_steps: Steps = Field(description="τ_m, time constant of the membrane (steps)")
+    tau_syn_steps: Steps = Field(description="τ_s, time constant of the synaptic current (steps)")
     theta: PositiveFloat = Field(description="θ, threshold")
 
 
@@ -74,7 +75,7 @@ class Network(Section):
     output_neuron: NeuronName = Field("CuLIF", description="neuron of the output layer")
     neuron1: NeuronParams = Field(description="constants of the hidden layers")
     neuron2: NeuronParams = Field(description="constants of the output layer")
-    tau_ada_steps: PositiveFloat = Field(100.0, description="τ_w, initial time constant of the adaptation (steps)")
+    tau_ada_steps: Steps = Field(100.0, description="τ_w, initial time constant of the adaptation (steps)")
     reset: Literal["hard", "soft"] = Field("hard", description="reset to 0, or by θ")
     values: Literal["neuron", "layer"] = Field("neuron", description="learned values are one per neuron or per layer")
     variant: Literal["spkjelly", "superspike"] = Field(
@@ -89,9 +90,11 @@ class Network(Section):
 
 class FirstSpike(Section):
     alpha: PositiveFloat = Field(description="α of softmax(-α t^F) (1/step)")
-    D: PositiveFloat = Field(16.0, description="the gradient window has σ = max(1, floor(T/D)) steps")
+    D: Annotated[float, Field(ge=1)] = Field(16.0, description="the gradient window has σ = max(1, floor(T/D)) steps")
     A: PositiveFloat = Field(200.0, description="amplitude of the gradient window")
-    D_final: PositiveFloat | None = Field(None, description="narrow the window: D grows to this over the epochs")
+    D_final: Annotated[float, Field(ge=1)] | None = Field(
+        None, description="narrow the window: D grows to this over the epochs"
+    )
     window: Literal["peak", "paper"] = Field("peak", description="window's peak is A, or A/(2πσ) as in the paper")
 
 
@@ -125,7 +128,9 @@ class Train(Section):
     lr_decay: bool = Field(False, description="let the learning rate fall to 0 along a cosine")
     weight_decay: NonNegativeFloat = Field(1e-4, description="weight decay of Adam")
     clip_norm: NonNegativeFloat = Field(10.0, description="largest norm of the gradient; 0 does not clip")
-    seed: NonNegativeInt = Field(0, description="seed of weights, order, dropout and the held-out share")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
+        0, description="seed of weights, order, dropout and the held-out share"
+    )
     log_interval: PositiveInt = Field(5, description="steps between updates of the progress bar's loss")
     device: str = Field("auto", description="auto (cuda if there is one), cpu, cuda, cuda:1, ...")
     backend: Literal["auto", "torch", "cpu", "cupy"] = Field("auto", description="what runs the neurons")
@@ -156,7 +161,7 @@ def differences(one: Section, other: Section, prefix: str = "") -> Iterator[str]
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader to which 1e-3 is a number (as in YAML 1.2) and a key that stands twice is an error."""
+    """SafeLoader with the numbers of YAML 1.2 (1e-3 is one; 1:30, 010 and dates are none); no key may stand twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         keys = [key.value for key, _ in node.value]
@@ -166,16 +171,24 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
-)
+_NUMBERS_OF_YAML_1_2 = {
+    "tag:yaml.org,2002:int": r"^[-+]?(0|[1-9][0-9]*)$",
+    "tag:yaml.org,2002:float": r"^[-+]?(([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)$"
+    r"|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$",
+}
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag.split(":")[-1] not in ("int", "float", "timestamp")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _tag, _pattern in _NUMBERS_OF_YAML_1_2.items():
+    _Loader.add_implicit_resolver(_tag, re.compile(_pattern), list("-+0123456789."))
 
 
 def parse_yaml(text: str, where: str) -> Any:
     """A YAML text to plain values; an InputError names `where`."""
     try:
         return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise InputError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
@@ -206,7 +219,9 @@ def _explain(item: dict) -> str:
         return f"{field} is not known; known here: {', '.join(section.model_fields)}"
     if item["type"] == "missing":
         return f"{field} is missing"
-    return f"{field} = {item['input']!r:.60}: {item['msg'][0].lower()}{item['msg'][1:]}"
+    wanted = {"tuple_type": "input should be a list", "model_type": "input should be a section of fields"}
+    message = wanted.get(item["type"], f"{item['msg'][0].lower()}{item['msg'][1:]}")
+    return f"{field} = {item['input']!r:.60}: {message}"
 
 
 def _section_at(path: tuple) -> type[Section]:

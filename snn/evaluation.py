@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from snn.coding import Window, first_times, fr_decision, fs_decision
+from snn.coding import first_times, fr_decision, fs_decision
 from snn.network import Activity, Network
 
 
@@ -29,7 +29,7 @@ class Evaluation:
         """Count one batch."""
         s_TBN, h_TBN, layers = activity
         T = len(s_TBN)
-        t_BN = first_times(s_TBN, h_TBN, Window.of(T, T, 1.0))
+        t_BN = first_times(s_TBN, h_TBN)
         fs_right_B = fs_decision(t_BN) == target_B
         first_B = t_BN.amin(-1)
         n_T1 = torch.arange(1, T + 1, device=s_TBN.device).unsqueeze(1)

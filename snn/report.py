@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from snn.coding import Window, first_times, fs_decision
+from snn.coding import first_times, fs_decision
 from snn.network import Network
 
 # colour-blind safe (Okabe & Ito)
@@ -26,7 +26,7 @@ def draw_decision(network: Network, x_T1C: Tensor, target: int, dt_ms: float, pa
     activity = network(x_T1C)
     network.reset()
     T = len(x_T1C)
-    t_1N = first_times(activity.s_TBN, activity.h_TBN, Window.of(T, T, 1.0))
+    t_1N = first_times(activity.s_TBN, activity.h_TBN)
     decision, first_step = int(fs_decision(t_1N)), int(t_1N.min())
     is_silent = first_step > T
     h_TN, theta = activity.h_TBN[:, 0].cpu().numpy(), network.output.dynamics.theta
@@ -43,7 +43,7 @@ def draw_decision(network: Network, x_T1C: Tensor, target: int, dt_ms: float, pa
     )
     for axis, (name, s_TBN) in zip(axes, rasters, strict=False):
         step, index = s_TBN[:, 0].flatten(1).nonzero().cpu().numpy().T
-        axis.scatter(time_ms[step], index, s=1.5, marker=".", color=BLACK, linewidths=0)
+        axis.scatter(time_ms[step], index, s=3, marker=".", color=BLACK, linewidths=0)
         axis.set_ylabel(name)
     potentials, spikes = axes[-2:]
     for neuron in range(h_TN.shape[1]):
@@ -66,5 +66,32 @@ def draw_decision(network: Network, x_T1C: Tensor, target: int, dt_ms: float, pa
         for axis in axes:
             axis.axvline(first_step * dt_ms, color=ORANGE, lw=1, ls="--", zorder=1)
     axes[0].set_title(f"{verdict} (true class {target})", fontsize=10)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+@torch.inference_mode()
+def draw_single_delay(network: Network, x_TBC: Tensor, target_B: Tensor, dt_ms: float, path: Path) -> None:
+    """One recording of each class: all output spikes in one raster, a row a recording, the first spike marked."""
+    network.eval()
+    network.reset()
+    activity = network(x_TBC)
+    network.reset()
+    t_BN = first_times(activity.s_TBN, activity.h_TBN).cpu()
+    decision_B, T = fs_decision(t_BN), len(x_TBC)
+    figure, axis = plt.subplots(figsize=(8, 1 + 0.28 * len(target_B)), layout="constrained")
+    step, row, _ = activity.s_TBN.nonzero().cpu().numpy().T
+    axis.scatter(dt_ms * (step + 1), row, s=40, marker="|", color=GREY)
+    for row, (decision, target) in enumerate(zip(decision_B.tolist(), target_B.tolist(), strict=True)):
+        first_step = int(t_BN[row].min())
+        verdict = f"class {decision}" + ("" if decision == target else ", wrong")
+        if first_step <= T:
+            colour = BLUE if decision == target else ORANGE
+            axis.scatter(dt_ms * first_step, row, s=90, marker="|", color=colour, linewidths=2)
+            axis.annotate(f" {verdict}, {first_step * dt_ms:g} ms", (dt_ms * first_step, row), fontsize=7, va="bottom")
+        else:
+            axis.annotate(f"silent; the highest potential says {verdict}", (0, row), fontsize=7, va="bottom")
+    axis.set(xlim=(0, dt_ms * T), ylim=(-0.7, len(target_B) - 0.2), xlabel="time (ms)", ylabel="recording of class")
+    axis.set_yticks(range(len(target_B)), [str(target) for target in target_B.tolist()])
     figure.savefig(path, dpi=150)
     plt.close(figure)

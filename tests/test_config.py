@@ -1,5 +1,8 @@
 """Configuration: what is read, what is refused and how, and that every published word sets what it says."""
 
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,6 +29,9 @@ def test_every_yaml_is_valid(path):
 def test_numbers_with_exponents_are_numbers():
     assert config.parse_yaml("[1e-3, 1E+2, -.5e1, 1.0e-3, 3e5]", "") == [1e-3, 100.0, -5.0, 1e-3, 3e5]
     assert config.parse_yaml("[a1e-3, e5, 1e, '1e-3']", "") == ["a1e-3", "e5", "1e", "1e-3"]
+    # what YAML 1.1 takes for numbers and dates, and no one else does
+    assert config.parse_yaml("[1:30, 010, 1_000, 2020-13-45]", "") == ["1:30", "010", "1_000", "2020-13-45"]
+    assert config.parse_yaml("[0, -3, 12, 1., -.5]", "") == [0, -3, 12, 1.0, -0.5]
     assert config.build(config.read_yaml(YAML), "").train.lr == 1e-3
 
 
@@ -42,7 +48,10 @@ def test_numbers_with_exponents_are_numbers():
         ("network.neuron", "LIF", "network.neuron = 'LIF': input should be 'CuLIF', 'PCuLIF', 'AdLIF' or 'CuAdLIF'"),
         ("network.dropout", 1.0, "network.dropout = 1.0: input should be less than 1"),
         ("network.hidden_size", [256, "256"], "network.hidden_size.1 = '256': input should be a valid integer"),
-        ("data", None, "data = None: input should be a valid dictionary"),
+        ("data", None, "data = None: input should be a section of fields"),
+        ("network.hidden_size", 16, "network.hidden_size = 16: input should be a list"),
+        ("network.neuron1.tau_mem_steps", 1e-3, "network.neuron1.tau_mem_steps = 0.001: input should be greater than"),
+        ("train.seed", 2**64, f"train.seed = {2**64}: input should be less than"),
     ],
 )
 def test_refusals_name_the_field_and_what_is_allowed(field, value, message):
@@ -180,6 +189,25 @@ def test_the_published_commands_parse(monkeypatch):
     )
     cfg = test_parser.override(config.read_yaml(YAML), args)
     assert (cfg.data.test_T, cfg.data.test_T_empty, args.best_model) == (100, 0, True)
+
+
+def test_every_published_word_is_known():
+    common = (
+        "path_to_yaml distributed path_to_dataset dataset_name num_classes dt T T_empty hidden_size neuron1 neuron2 "
+        "loss_mode FS FR seed best_model load_pt_file test-batch-size"
+    )
+    train = "treg batch-size epochs lr weight_decay lr_decay clip_norm log-interval save_name add_name"
+    for script, words in (("train.py", f"{common} {train}"), ("test.py", f"{common} test_single_delay show")):
+        command = [sys.executable, str(REPOSITORY / script), "--help"]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        for word in words.split():
+            assert re.search(rf"--{word}\b", text), f"{script} --{word}"
+
+
+def test_without_a_yaml_the_set_chooses():
+    assert cli.default_yaml([]).name == "adlif_digits.yaml"
+    assert cli.default_yaml("--epochs 3 --dataset_name ntidigits".split()).name == "adlif_ntidigits.yaml"
+    assert cli.default_yaml("--dataset_name mine --lr 1".split()).name == "adlif_shd.yaml"
 
 
 def test_run_name_is_the_published_one():

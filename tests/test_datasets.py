@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from datasets import readers
-from datasets.events import Bins, batches, counts, hold_out
+from datasets.events import Bins, batches, check_window, counts, hold_out
 from snn.errors import InputError
 from tests.conftest import make_events, write_shd
 
@@ -89,8 +89,15 @@ def test_hold_out_whole_speakers(shd_folder):
 def test_hold_out_that_cannot_be(tmp_path):
     events = make_events(6, 3, 40, 0)
     one_voice = read(write_shd(tmp_path / "one.h5", **(events | {"speakers": [1] * 6})))
-    with pytest.raises(InputError, match="nothing is left to train on"):
+    with pytest.raises(InputError, match="class 0 has nothing left to train on"):
         hold_out(one_voice, 0.1, "speaker", 0)
+    single = read(write_shd(tmp_path / "single.h5", **(events | {"labels": [0, 1, 2, 0, 0, 0]})))
+    kept, held = hold_out(single, 0.5, "recording", 0)
+    assert set(single.labels[kept]) == {0, 1, 2}  # the only recording of a class is for training
+    assert set(single.labels[held]) == {0}
+    with pytest.raises(InputError, match="nothing is held out"):
+        few = {name: values[:3] for name, values in events.items()}
+        hold_out(read(write_shd(tmp_path / "few.h5", **few)), 0.5, "recording", 0)
     nameless = read(write_shd(tmp_path / "none.h5", **(events | {"speakers": None})))
     with pytest.raises(InputError, match="names no speakers"):
         hold_out(nameless, 0.1, "speaker", 0)
@@ -157,8 +164,8 @@ def broken(path: Path, kind: str) -> None:
                 file.create_group("spikes/units/x")
             elif kind == "none":
                 del file["spikes/times"], file["labels"], file["extra"]
-                for name in ("times", "units"):
-                    file.create_dataset(f"spikes/{name}", (0,), h5py.vlen_dtype(np.float32))
+                for name, dtype in (("times", np.float32), ("units", np.uint16)):
+                    file.create_dataset(f"spikes/{name}", (0,), h5py.vlen_dtype(dtype))
                 file["labels"] = np.zeros(0, np.int64)
 
 
@@ -190,6 +197,42 @@ def test_files_that_are_refused(tmp_path, kind, message):
     assert str(refusal.value).startswith(str(path))
     assert message in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("labels", np.array([0.0, 1.0, 2.0, 0.0, 1.5, 2.0]), "/labels must hold whole numbers"),
+        ("labels", np.array([0.0, 1.0, 2.0, 0.0, np.nan, 2.0]), "/labels must hold whole numbers"),
+        ("labels", h5py.Empty("i8"), "/labels holds int64, not numbers"),
+        ("labels", np.zeros((6, 1), np.int64), "labels has shape (6, 1)"),
+        ("extra/speaker", np.array([b"x"] * 6), "/extra/speaker holds |S1, not numbers"),
+        ("spikes/units", "floats", "/spikes/units must hold a variable-length list of whole numbers"),
+    ],
+)
+def test_values_of_the_wrong_kind(tmp_path, name, values, message):
+    path = write_shd(tmp_path / "x.h5", **GOOD)
+    with h5py.File(path, "a") as file:
+        del file[name]
+        if isinstance(values, str):
+            file.create_dataset(name, (6,), h5py.vlen_dtype(np.float32))
+        else:
+            file[name] = values
+    with pytest.raises(InputError) as refusal:
+        read(path)
+    assert message in str(refusal.value)
+
+
+def test_times_in_another_unit_are_noticed(tmp_path, capsys):
+    bins = Bins(10.0, 20, 0, 40)
+    check_window(read(write_shd(tmp_path / "s.h5", **GOOD)), bins)
+    assert not capsys.readouterr().err
+    half = GOOD | {"times": [np.linspace(0, 1, 60)] * 6}
+    check_window(read(write_shd(tmp_path / "half.h5", **half)), bins)
+    assert "20 % of the events fall into the 20 bins" in capsys.readouterr().err
+    in_ms = GOOD | {"times": [1000 * times + 300 for times in GOOD["times"]]}
+    with pytest.raises(InputError, match="0 % of the events fall into the 20 bins"):
+        check_window(read(write_shd(tmp_path / "ms.h5", **in_ms)), bins)
 
 
 def test_missing_file_says_where_to_get_it(tmp_path):

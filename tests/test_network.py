@@ -129,10 +129,12 @@ class Malicious:
         return (print, ("code has run",))
 
 
-@pytest.mark.parametrize("kind", ["text", "empty", "truncated", "foreign", "pickle", "tensor", "version"])
+@pytest.mark.parametrize(
+    "kind", ["text", "empty", "truncated", "foreign", "pickle", "tensor", "version", "network", "config"]
+)
 def test_what_is_no_checkpoint(tmp_path, kind, capsys):
     path, cfg = tmp_path / "x.pt", small()
-    checkpoint.save(path, cfg, build(cfg))
+    checkpoint.save(path, cfg, build(cfg), epoch=1)
     content = torch.load(path, weights_only=True)
     if kind == "text":
         path.write_text("hello")
@@ -147,7 +149,9 @@ def test_what_is_no_checkpoint(tmp_path, kind, capsys):
     elif kind == "tensor":
         torch.save(torch.zeros(3), path)
     else:
-        torch.save(content | {"version": 99}, path)
+        torch.save(
+            content | {"version": 99} if kind == "version" else {k: v for k, v in content.items() if k != kind}, path
+        )
     with pytest.raises(InputError) as refusal:
         checkpoint.load(path)
     assert str(path) in str(refusal.value)

@@ -1,5 +1,6 @@
 """train.py and test.py as a user runs them: on small files of the true layout, and with bad input."""
 
+import fcntl
 import json
 import math
 import shutil
@@ -61,10 +62,14 @@ def test_train_then_test(program, tmp_path):
     again = program(
         f"test.py --path_to_yaml {REPOSITORY}/configs/adlif_shd.yaml --path_to_dataset shd --num_classes 3 --T 30 "
         "--set data.channels=40 --test-batch-size 5 --T_empty 0 --best_model "
-        "--load_pt_file ../models/shd_fs0.2_tau20_adlif.pt"
+        "--load_pt_file ../models/shd_fs0.2_tau20_adlif.pt --show --test_single_delay"
     )
     assert again.returncode == 0, again.stderr
     assert json.loads((run / "test" / "metrics.json").read_text())["T"] == 30
+    drawn = {path.name for path in (run / "test").glob("*.png")}
+    assert drawn == {"decision.png", "single_delay.png", *(f"decision_{label}.png" for label in range(3))}
+    by_name = program("test.py --load_pt_file shd_fs0.2_tau20_adlif")
+    assert by_name.returncode == 0, by_name.stderr
 
 
 @pytest.mark.usefixtures("shd_folder")
@@ -92,6 +97,48 @@ def test_an_earlier_run_moves_aside(program, tmp_path):
         assert program(f"{TRAIN} --epochs 1 --add_name x").returncode == 0
     assert (tmp_path / "runs" / "shd_fs0.2_tau20_adlif_x.1" / "best.pt").exists()
     assert (tmp_path / "runs" / "shd_fs0.2_tau20_adlif_x" / "best.pt").exists()
+
+
+@pytest.mark.usefixtures("shd_folder")
+def test_two_runs_of_one_name_at_once_are_refused(program, tmp_path):
+    (tmp_path / "runs").mkdir()
+    with (tmp_path / "runs" / ".x.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert_one_line(program(f"{TRAIN} --epochs 1 --save_name x"), "runs/x is being trained by another process")
+    assert program(f"{TRAIN} --epochs 1 --save_name x").returncode == 0
+
+
+@pytest.mark.usefixtures("shd_folder")
+def test_a_folder_that_is_no_run_stays(program, tmp_path):
+    (tmp_path / "runs" / "x").mkdir(parents=True)
+    assert_one_line(program(f"{TRAIN} --epochs 1 --save_name x"), "runs/x is there already and is no run of ours")
+
+
+@pytest.mark.usefixtures("shd_folder")
+def test_schedules(program, tmp_path):
+    """The learning rate falls along a cosine, and D grows from D0 to D1."""
+    words = "--epochs 4 --lr 8e-3 --lr_decay --FS 0.2 2 --set loss.fs.D_final=8 --save_name x"
+    assert program(f"{TRAIN} {words}").returncode == 0
+    log = rows(tmp_path / "runs" / "x" / "metrics.jsonl")
+    assert [row["lr"] for row in log] == pytest.approx([4e-3 * (1 + math.cos(math.pi * k / 4)) for k in range(4)])
+    assert [row["D"] for row in log] == pytest.approx([2 * 4 ** (k / 4) for k in range(4)])
+
+
+@pytest.mark.usefixtures("shd_folder")
+def test_resume_of_a_damaged_run(program, tmp_path):
+    """A torn line in the log does no harm; a best.pt in the place of last.pt, or none at all, is named."""
+    assert program(f"{TRAIN} --epochs 2 --save_name x").returncode == 0
+    run = tmp_path / "runs" / "x"
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 3, "train_l')
+    assert program(f"{TRAIN} --epochs 3 --save_name x --resume").returncode == 0
+    assert [row["epoch"] for row in rows(run / "metrics.jsonl")] == [1, 2, 3]
+    last = (run / "last.pt").read_bytes()
+    (run / "last.pt").write_bytes((run / "best.pt").read_bytes())
+    assert_one_line(program(f"{TRAIN} --epochs 4 --save_name x --resume"), "no optimizer; only last.pt of a run")
+    (run / "last.pt").write_bytes(last)
+    (run / "best.pt").unlink()
+    assert_one_line(program(f"{TRAIN} --epochs 4 --save_name x --resume"), "best.pt: no such checkpoint")
 
 
 @pytest.mark.usefixtures("shd_folder")
@@ -176,6 +223,9 @@ def test_bad_training_file(program, shd_folder, kind):
         ("--set train.device=cuda:99", "train.device = cuda:99: cannot be used here"),
         ("--load_pt_file nowhere.pt", "nowhere.pt: no such checkpoint"),
         ("--resume", "no such checkpoint"),
+        ("--save_name ../shd", "'../shd' cannot name a run"),
+        ("--save_name .", "'.' cannot name a run"),
+        ("--add_name a/b", "cannot name a run"),
         ("--path_to_yaml nowhere.yaml", "nowhere.yaml: cannot be read"),
     ],
 )
@@ -216,8 +266,8 @@ def test_bad_checkpoint(program, tmp_path, trained, kind):
     elif kind == "damaged":
         path.write_bytes(path.read_bytes()[: math.ceil(path.stat().st_size / 2)])
     elif kind == "another network":
-        words += " --hidden_size 16 8"
-        message = "belongs to another network"
+        words += " --neuron2 20 20 3"
+        message = "it was trained with another network.neuron2.theta"
     elif kind == "none given":
         words, message = "", "--load_pt_file is missing"
     else:

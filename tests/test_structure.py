@@ -8,9 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from scipy.io import wavfile
 
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, make_events, write_shd
 
 # module -> the modules of ours it may import (a name covers what lies below it); train.py and test.py may import all
 ALLOWED = {
@@ -18,10 +20,12 @@ ALLOWED = {
     "snn.errors": set(),
     "snn.config": {"snn.errors"},
     "snn.coding": set(),
+    "snn.events": set(),
+    "snn.linear": {"snn.events", "snn.ops"},
     "snn.ops.reference": {"snn.errors"},
     "snn.ops": {"snn.errors", "snn.ops"},
     "snn.neurons": {"snn.errors", "snn.ops"},
-    "snn.network": {"snn.config", "snn.neurons"},
+    "snn.network": {"snn.config", "snn.neurons", "snn.linear", "snn.events"},
     "snn.loss": {"snn.config", "snn.coding", "snn.network"},
     "snn.evaluation": {"snn.coding", "snn.network"},
     "snn.health": {"snn.network"},
@@ -84,50 +88,56 @@ def test_readme_names_what_is_there():
         assert (REPOSITORY / path).exists(), path
 
 
-def test_readme_commands_run_in_their_smoke_form(tmp_path):
-    """Every command of the README's code blocks, each on the smoke configuration, in a copy of the repository."""
-    commands = [
-        line.split("#")[0].strip()
-        for block in re.findall(r"```bash\n(.*?)```", readme(), re.DOTALL)
-        for line in block.splitlines()
-        if line.split("#")[0].strip()
+def readme_commands() -> list[str]:
+    blocks = re.findall(r"```bash\n(.*?)```", readme(), re.DOTALL)
+    lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line]
+
+
+def smoke_form(command: str) -> str:
+    """The same command on the smoke configuration, a small SHD pair and two short WAV files."""
+    forms = [
+        (r"^bash tests/run\.sh$", "bash tests/run.sh tests/test_coding.py"),
+        (r"^bash run\.sh$", "bash run.sh configs/smoke.yaml"),
+        (r"^bash run\.sh --", "bash run.sh configs/smoke.yaml --"),
+        (r"configs/adlif_(digits|shd)\.yaml", "configs/smoke.yaml"),
+        (r"--path_to_dataset DIR", "--dataset_name shd --path_to_dataset shd --num_classes 3 --set data.channels=700"),
+        (r"runs/NAME/best\.pt", "runs/digits_fs0.2_tau30_adlif/best.pt"),
+        (r"--epochs 20", "--epochs 1"),
     ]
-    assert commands[:2] == ["bash run.sh", "bash tests/run.sh"]
-    tracked = subprocess.run(
+    for pattern, small in forms:
+        command = re.sub(pattern, small, command)
+    trains = re.search(r"(run\.sh|train\.py).*smoke\.yaml", command)
+    return command + (" --epochs 1" if trains and "--epochs" not in command else "")
+
+
+def test_readme_commands_run_in_their_smoke_form(tmp_path):
+    """Every command of the README, in its order, in a copy of the repository."""
+    listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"], cwd=REPOSITORY, capture_output=True, text=True, check=True
     )
-    for name in tracked.stdout.splitlines():
+    for name in listed.stdout.splitlines():
         if (REPOSITORY / name).is_file():
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(REPOSITORY / name, tmp_path / name)
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # python3 is the one that runs the tests
+    for split in ("train", "test"):
+        write_shd(tmp_path / "shd" / f"shd_{split}.h5", **make_events(30, 3, 700, 0))
+    (tmp_path / "my_recordings").mkdir()
+    for k in range(6):
+        tone = np.sin(np.arange(8000) * (0.2 + 0.1 * (k % 2))).astype(np.float32)
+        wavfile.write(tmp_path / "my_recordings" / f"{'ab'[k % 2]}_{k}.wav", 16000, tone)
+    bin_folder = tmp_path / ".venv" / "bin"  # what `source .venv/bin/activate` would find after the first command
+    bin_folder.mkdir(parents=True)
+    (bin_folder / "activate").write_text(f"export PATH={Path(sys.executable).parent}:$PATH\n")
+
+    commands = readme_commands()
+    assert commands[:2] == ["bash run.sh", "bash tests/run.sh"]
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     for command in commands:
-        smoke = smoke_form(command)
-        if smoke is None:
-            continue
-        result = subprocess.run(
-            ["bash", "-c", smoke], cwd=tmp_path, env=os.environ | {"PATH": path}, capture_output=True, text=True
-        )
-        assert result.returncode == 0, f"{smoke}\n{result.stdout}\n{result.stderr}"
+        run = ["bash", "-c", smoke_form(command)]
+        result = subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert result.returncode == 0, f"{run[-1]}\n{result.stdout}\n{result.stderr}"
         if command == "bash run.sh":
             assert "validation FS accuracy" in result.stdout
         if command.startswith("bash run_test.sh"):
             assert re.search(r"accuracy +[\d.]+ % +[\d.]+ %", result.stdout)
-
-
-def smoke_form(command: str) -> str | None:
-    """A README command made small; None where it needs what is not here, and is only checked to exist."""
-    words = command.split()
-    if command == "bash run.sh":
-        return "bash run.sh configs/smoke.yaml"
-    if command == "bash tests/run.sh":
-        return "bash tests/run.sh tests/test_coding.py"
-    if "runs/" in command:
-        return re.sub(r"runs/\S+", "runs/digits_fs0.2_tau30_adlif/best.pt", command)
-    if "shd" in command or "wav" in command or "recordings" in command:
-        return f"{' '.join(words[: 3 if words[1] == '-m' else 2])} --help >/dev/null".replace(
-            "bash run.sh", f"{sys.executable} train.py"
-        )
-    if "benchmarks" in command:
-        return None
-    return command

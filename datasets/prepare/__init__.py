@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from snn.errors import InputError
+
 MAKEABLE = ("digits",)  # sets that need no files of the user's
 
 
@@ -12,4 +14,7 @@ def make_if_missing(path: Path, dataset_name: str, options: str | None) -> None:
     from datasets.prepare.__main__ import main  # only now: nothing else needs speech and cochlea
 
     print(f"{path} is missing: making the data set {dataset_name} (once)")
-    main([dataset_name, "--out", str(path.parent), *options.split()])
+    try:
+        main([dataset_name, "--out", str(path.parent), *options.split()])
+    except SystemExit:  # argparse has said what is wrong
+        raise InputError(f"data.prepare = '{options}': not the options of python -m datasets.prepare") from None

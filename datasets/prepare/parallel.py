@@ -9,6 +9,8 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from snn.errors import InputError
+
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
@@ -20,6 +22,8 @@ def map_in_order(
 
     Shows a progress bar on a terminal. An exception in a process is raised here and ends all of them.
     """
+    if processes is not None and processes < 1:
+        raise InputError(f"processes is {processes}: choose at least 1")
     # The workers ignore Ctrl-C: it reaches this process too, which then ends them.
     ignore_interrupt = (signal.SIGINT, signal.SIG_IGN)
     with get_context("spawn").Pool(processes, initializer=signal.signal, initargs=ignore_interrupt) as pool:

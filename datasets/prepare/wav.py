@@ -50,6 +50,8 @@ def convert_wavs(
     Raises InputError naming the file at fault and the remedy.
     """
     recordings = _from_names(folder, label_pattern) if label_csv is None else _from_csv(folder, label_csv)
+    if seed < 0:
+        raise InputError(f"seed is {seed}: choose 0 or more")
     if recordings[0].split is None:
         if not 0 < test_share < 1:
             raise InputError(f"the test share is {test_share}: choose a number between 0 and 1")
@@ -74,6 +76,11 @@ def convert_wavs(
             provenance={"made_by": "wav", "folder": str(folder), "seed": seed},
             speakers=None if members[0].speaker is None else [speaker_keys.index(r.speaker) for r in members],
         )
+    name = out_dir.resolve().name
+    print(
+        f"{len(recordings)} recordings of {len(keys)} classes ({', '.join(keys)}) in {out_dir}; to train on them: "
+        f"--dataset_name {name} --path_to_dataset {out_dir} --num_classes {len(keys)}"
+    )
 
 
 def read_wav(path: Path) -> tuple[np.ndarray, int]:

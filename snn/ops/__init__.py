@@ -33,11 +33,12 @@ def multi_step(
 ) -> tuple[Tensor, Tensor | None, State]:
     """Run T steps of a layer: (y_TBN, h_TBN, final state). See `snn.ops.reference` for the equations and shapes.
 
-    `auto` takes the compiled backend of x's device. h is None, and not even stored without a gradient, unless wanted.
+    `auto` takes the compiled backend of x's device, where there is one. h is None, and not even stored without a
+    gradient, unless wanted.
     """
     _check(x_TBN, values, state, neuron, V_NN)
     if backend == "auto":
-        backend = "cupy" if x_TBN.is_cuda else "cpu"
+        backend = {"cpu": "cpu", "cuda": "cupy"}.get(x_TBN.device.type, "torch")
     if backend == "torch":
         y_TBN, h_TBN, state = reference.multi_step(x_TBN, values, state, neuron, V_NN)
         return y_TBN, h_TBN if want_h else None, state

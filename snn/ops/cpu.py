@@ -7,17 +7,13 @@ that a neuron or a call does not have are None, and numba compiles a variant wit
 Order of operations and the absence of fastmath are what keeps the bits: do not contract, do not reorder.
 """
 
-import ctypes
-import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
-import numba
 import numpy as np
 import torch
-from numba.core import event
 from torch import Tensor
 
+from snn.ops.compiled import in_parts, inlined, kernel
 from snn.ops.reference import SURROGATE_SLOPE, Dynamics, State, Values
 
 TILE = 512  # columns
@@ -33,13 +29,9 @@ GV, GI, GW, GZ, G, P_I, Q_I, P_W, Q_W, D_LAM_M, D_LAM_S, D_LAM_W, D_A, D_B = (ro
 BACKWARD_SCRATCH = 20 * STRIDE
 
 SERIAL_BELOW = 1 << 15  # neuron-steps: less is done before a second thread has woken up
-PARTS_PER_THREAD = 4  # so that a thread whose core is busy elsewhere does not hold up the others
-
-_inlined = numba.njit(error_model="numpy")
-_kernel = numba.njit(nogil=True, cache=True, error_model="numpy")
 
 
-@_inlined
+@inlined
 def _load_values(s, m, width, lam_m, lam_s, lam_w, a, b):
     """Lay the values of columns m... into scratch; with at least one column per neuron, n = m mod N."""
     one = s.dtype.type(1)
@@ -55,7 +47,7 @@ def _load_values(s, m, width, lam_m, lam_s, lam_w, a, b):
             s[B + j] = b[n]
 
 
-@_inlined
+@inlined
 def _forward_step(x, y, h, s, current, adaptation, theta, soft, strict):
     """One step of one tile, in the reference's order of operations."""
     zero = x.dtype.type(0)
@@ -79,7 +71,7 @@ def _forward_step(x, y, h, s, current, adaptation, theta, soft, strict):
             s[Z + j] = s[A + j] * potential + s[B + j] * spike
 
 
-@_inlined
+@inlined
 def _backward_step(gy, gh, x, h, gx, s, learned, current, adaptation, theta, soft, strict):
     """One step k of one tile, backwards.
 
@@ -134,7 +126,7 @@ def _backward_step(gy, gh, x, h, gx, s, learned, current, adaptation, theta, sof
             s[GI + j] = s[LAM_S + j] * s[GI + j] + g_drive
 
 
-@_inlined
+@inlined
 def _add_product(out, c, rows_KN, picked):
     """out += c @ rows, left out where c is zero: spikes are sparse. `picked` is room for K indices."""
     count = 0
@@ -158,7 +150,7 @@ def _add_product(out, c, rows_KN, picked):
         done += 1
 
 
-@_kernel
+@kernel
 def _forward(
     x_TM, y_TM, h_TM, total_TM, v, i, w, z, first_DM, VT_NN,
     lam_m, lam_s, lam_w, a, b, theta, soft, strict, group, begin, end,
@@ -215,7 +207,7 @@ def _forward(
                     z[m + c + j] = r[Z + j]
 
 
-@_kernel
+@kernel
 def _backward(
     gy_TM, gh_TM, x_TM, h_TM, gx_TM, sums_KM, gv, gi, gw, gz, gfirst_DM, v, i, w, z, V_NN,
     lam_m, lam_s, lam_w, a, b, theta, soft, strict, group, begin, end,
@@ -291,63 +283,11 @@ def _backward(
                     gz[k] = r[GZ + j]
 
 
-class _CompileNotice(event.Listener):
-    """Says what a first call waits for. numba sends this event only when nothing that fits lies in its disk cache."""
-
-    def on_start(self, event: event.Event) -> None:
-        kernel = event.data["dispatcher"]
-        if kernel in (_forward, _backward):
-            line = f"compiling a CPU kernel ({kernel.__name__.strip('_')}); this happens once, it is kept on disk"
-            print(line, file=sys.stderr, flush=True)
-
-    def on_end(self, event: event.Event) -> None:
-        """Nothing to say."""
-
-
-event.register("numba:compile", _CompileNotice())
-
-
-# The GNU OpenMP that torch brings along on Linux, or None.
-_gomp_parallel = getattr(ctypes.CDLL(None), "GOMP_parallel", None) if sys.platform == "linux" else None
-_TASK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-
-
-def _on_threads(threads: int, work: Callable[[], None]) -> None:
-    """Run `work` on as many threads at once: torch's own where possible.
-
-    After each of its operations these keep spinning for milliseconds; other threads would get half a core beside them.
-    """
-    failures = []
-
-    def task(_: int | None) -> None:
-        try:
-            work()
-        except BaseException as failure:  # ctypes would swallow it
-            failures.append(failure)
-
-    if threads == 1:
-        task(None)
-    elif _gomp_parallel:
-        _gomp_parallel(_TASK(task), None, threads, 0)
-    else:
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(task, range(threads)))
-    if failures:
-        raise failures[0]
-
-
-def _run(kernel: Callable, arguments: tuple, T: int, M: int, group: int) -> None:
-    """Call the kernel on all groups, on as many threads as torch may use. Results do not depend on how many."""
+def _run(function: Callable, arguments: tuple, T: int, M: int, group: int) -> None:
+    """Call a kernel on all groups of columns. Results do not depend on the number of threads."""
     groups = -(-M // group)
     threads = 1 if T * M < SERIAL_BELOW else min(torch.get_num_threads(), groups)
-    step = -(-groups // (threads * PARTS_PER_THREAD)) if threads > 1 else groups
-    begins = iter(range(0, groups, step))
-
-    def work() -> None:
-        for begin in begins:  # shared: each thread takes the next part that is left
-            kernel(*arguments, group, begin, begin + step)
-
-    _on_threads(threads, work)
+    in_parts(lambda begin, end: function(*arguments, group, begin, end), groups, threads)
 
 
 def _columns(tensor: Tensor | None) -> np.ndarray | None:

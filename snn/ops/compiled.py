@@ -1,0 +1,78 @@
+"""What the kernels compiled by numba have in common: how they are compiled, and how they share torch's threads."""
+
+import ctypes
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numba
+from numba.core import event
+
+PARTS_PER_THREAD = 4  # so that a thread whose core is busy elsewhere does not hold up the others
+
+inlined = numba.njit(error_model="numpy")
+_kernels = set()
+
+
+def kernel(function: Callable) -> Callable:
+    """Compile at the first call and keep the result on disk; other threads run meanwhile."""
+    compiled = numba.njit(nogil=True, cache=True, error_model="numpy")(function)
+    _kernels.add(compiled)
+    return compiled
+
+
+class _CompileNotice(event.Listener):
+    """Says what a first call waits for. numba sends this event only when nothing that fits lies in its disk cache."""
+
+    def on_start(self, event: event.Event) -> None:
+        function = event.data["dispatcher"]
+        if function in _kernels:
+            line = f"compiling a CPU kernel ({function.__name__.strip('_')}); this happens once, it is kept on disk"
+            print(line, file=sys.stderr, flush=True)
+
+    def on_end(self, event: event.Event) -> None:
+        """Nothing to say."""
+
+
+event.register("numba:compile", _CompileNotice())
+
+
+# The GNU OpenMP that torch brings along on Linux, or None.
+_gomp_parallel = getattr(ctypes.CDLL(None), "GOMP_parallel", None) if sys.platform == "linux" else None
+_TASK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+def in_parts(work: Callable[[int, int], None], size: int, threads: int) -> None:
+    """work(begin, end) for parts that together cover 0 ... size, each thread taking the next part that is left."""
+    step = -(-size // (threads * PARTS_PER_THREAD)) if threads > 1 else max(size, 1)
+    begins = iter(range(0, size, step))
+
+    def take() -> None:
+        for begin in begins:  # shared by all threads
+            work(begin, min(begin + step, size))
+
+    _on_threads(threads, take)
+
+
+def _on_threads(threads: int, work: Callable[[], None]) -> None:
+    """Run `work` on as many threads at once: torch's own where possible.
+
+    After each of its operations these keep spinning for milliseconds; other threads would get half a core beside them.
+    """
+    failures = []
+
+    def task(_: int | None) -> None:
+        try:
+            work()
+        except BaseException as failure:  # ctypes would swallow it
+            failures.append(failure)
+
+    if threads == 1:
+        task(None)
+    elif _gomp_parallel:
+        _gomp_parallel(_TASK(task), None, threads, 0)
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(task, range(threads)))
+    if failures:
+        raise failures[0]

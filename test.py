@@ -22,10 +22,12 @@ from snn.coding import Window
 from snn.errors import InputError
 from snn.evaluation import evaluate
 from snn.loss import objective
+from snn.memory import keep_freed_memory
 from snn.network import Network
 
 
 def main() -> None:
+    keep_freed_memory()
     args, path, cfg, weights = read_command_line()
     data, fs = cfg.data, cfg.loss.fs
     device = cli.device(cfg.train.device)

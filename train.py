@@ -31,7 +31,10 @@ from snn import checkpoint, cli, config, health
 from snn.coding import Window, narrowed_D
 from snn.errors import InputError
 from snn.evaluation import evaluate
+from snn.events import Events
+from snn.linear import EventLinear
 from snn.loss import objective
+from snn.memory import keep_freed_memory
 from snn.network import Network
 from snn.team import Team, gather
 
@@ -40,6 +43,7 @@ NO_STANDING = (-math.inf, -math.inf)  # (accuracy, -loss) of the best epoch befo
 
 
 def main() -> None:
+    keep_freed_memory()
     cfg, args = read_command_line()
     data, train, fs = cfg.data, cfg.train, cfg.loss.fs
     team = gather(args.distributed, cli.device(train.device))
@@ -105,6 +109,13 @@ def main() -> None:
                 "seconds": time.perf_counter() - started,
             }
             log(run, board, row)
+            if args.verbose:
+                for layer_name, layer in network.named_modules():
+                    if isinstance(layer, EventLinear):
+                        kind = "event-driven" if layer.is_event_driven else "dense"
+                        tqdm.write(
+                            f"  {layer_name}: {100 * layer.active_share:.1f} % of its input active: {kind} product"
+                        )
             # the better accuracy in the code that is trained; of equals, the lower loss
             code = "fs_accuracy" if cfg.loss.mode == "first_time" else "fr_accuracy"
             standing = (validation[code], -validation["loss"])
@@ -126,7 +137,7 @@ def main() -> None:
 def train_epoch(
     network: Network,
     optimizer: torch.optim.Optimizer,
-    train_batches: Iterable[tuple[Tensor, Tensor]],
+    train_batches: Iterable[tuple[Events, Tensor]],
     num_recordings: int,
     goal: Callable[..., Tensor],
     epoch: int,
@@ -165,6 +176,7 @@ def read_command_line() -> tuple[config.Config, argparse.Namespace]:
     parser = cli.Parser(__doc__.splitlines()[0], cli.TRAIN)
     parser.add_argument("--save_name", help="name of the run; default <dataset>_<fs|fr><α>_tau<τ>_<neuron>")
     parser.add_argument("--add_name", help="what to add to the run's default name")
+    parser.add_argument("--verbose", action="store_true", help="say after each epoch how active each layer's input is")
     parser.add_argument("--resume", action="store_true", help="continue the run of that name after its last epoch")
     args = parser.parse_args()
     args.path_to_yaml = cli.find_yaml(args.path_to_yaml or cli.default_yaml(sys.argv[1:]))

@@ -1,6 +1,6 @@
-"""Recordings as flat arrays of events, a share of them held out, and batches binned into counts.
+"""Recordings as flat arrays of events, a share of them held out, and batches of counts.
 
-Events stay events in memory; a dense frame exists for the batch at hand only.
+Events stay events, in memory and in batches: no dense frame is made here.
 """
 
 import sys
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from snn.errors import InputError
+from snn.events import Events
 
 
 @dataclass(frozen=True)
@@ -45,32 +46,64 @@ class Bins:
 
 
 @numba.njit(cache=True, nogil=True)
-def _add_counts(offsets, times, event_channels, index, ms_scale, dt_scale, T, counts_TBC):
-    for b in range(len(index)):
+def _count_entries(offsets, times, event_channels, index, ms_scale, dt_scale, T, num_channels, numbers_R):
+    """How many entries each row t·B + b gets, and the bin of each event in turn; T for one past the window."""
+    B = len(index)
+    seen = np.full(num_channels, -1, np.int64)  # the last row in which a channel stood
+    events = 0
+    for b in range(B):
+        events += offsets[index[b] + 1] - offsets[index[b]]
+    bins = np.empty(events, np.int32)
+    k = 0
+    for b in range(B):
         for e in range(offsets[index[b]], offsets[index[b] + 1]):
             n = np.floor(ms_scale * np.float64(times[e]) / dt_scale)
-            if n < T:
-                counts_TBC[int(n), b, event_channels[e]] += np.float32(1)
+            bins[k] = np.int32(min(n, np.float64(T)))
+            if bins[k] < T:
+                r, c = bins[k] * B + b, event_channels[e]
+                if seen[c] != r:
+                    seen[c] = r
+                    numbers_R[r] += 1
+            k += 1
+    return bins
 
 
-def counts(recordings: Recordings, index: np.ndarray, bins: Bins) -> torch.Tensor:
-    """Events per bin and channel of the recordings in `index`: (T + T_empty, B, channels) float32.
+@numba.njit(cache=True, nogil=True)
+def _lay_entries(offsets, event_channels, index, bins, T, num_channels, next_R, channels, counts):
+    """Write channel and count of each entry; next_R begins as the first entry of each row. As `_count_entries`."""
+    B = len(index)
+    seen = np.full(num_channels, -1, np.int64)
+    entry = np.empty(num_channels, np.int64)  # where that was
+    k = 0
+    for b in range(B):
+        for e in range(offsets[index[b]], offsets[index[b] + 1]):
+            if bins[k] < T:
+                r, c = bins[k] * B + b, event_channels[e]
+                if seen[c] != r:
+                    seen[c] = r
+                    entry[c] = next_R[r]
+                    next_R[r] += 1
+                    channels[entry[c]] = c
+                    counts[entry[c]] = 0
+                counts[entry[c]] += np.float32(1)
+            k += 1
+
+
+def counts(recordings: Recordings, index: np.ndarray, bins: Bins) -> Events:
+    """Events per bin and channel of the recordings in `index`: (T + T_empty, B, channels) float32, zeros left out.
 
     bin = floor(1000 t / dt) for t in seconds (Liu et al. 2023); events past T are dropped.
     """
-    counts_TBC = torch.zeros(bins.T + bins.T_empty, len(index), bins.channels)
+    T, B, C = bins.T + bins.T_empty, len(index), bins.channels
+    numbers_R = np.zeros(T * B, np.int64)
     # 1000 t / (dt · ticks) with both factors exact: an event on the edge of a bin falls to the bin it begins
-    _add_counts(
-        recordings.offsets,
-        recordings.times,
-        recordings.channels,
-        index,
-        1000.0,
-        bins.dt_ms * recordings.ticks_per_second,
-        bins.T,
-        counts_TBC.numpy(),
-    )
-    return counts_TBC
+    dt_scale = bins.dt_ms * recordings.ticks_per_second
+    flat = (recordings.offsets, recordings.times, recordings.channels, index)
+    bin_of_event = _count_entries(*flat, 1000.0, dt_scale, bins.T, C, numbers_R)
+    offsets = np.concatenate([[0], np.cumsum(numbers_R)])
+    entries = np.empty(offsets[-1], np.int32), np.empty(offsets[-1], np.float32)
+    _lay_entries(recordings.offsets, recordings.channels, index, bin_of_event, bins.T, C, offsets[:-1].copy(), *entries)
+    return Events(torch.from_numpy(offsets), *map(torch.from_numpy, entries), (T, B, C))
 
 
 def share_in_window(recordings: Recordings, bins: Bins) -> float:
@@ -99,8 +132,8 @@ def batches(
     bins: Bins,
     batch_size: int,
     share: Callable[[np.ndarray], np.ndarray] = lambda part: part,
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """(counts (T, B, channels) float32, labels (B,) int64) of the recordings in `index`, in its order.
+) -> Iterator[tuple[Events, torch.Tensor]]:
+    """(counts (T, B, channels), labels (B,) int64) of the recordings in `index`, in its order.
 
     `share` picks what this process takes of each batch's recordings.
     """

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from snn.coding import first_times, fr_decision, fs_decision
+from snn.events import Events
 from snn.network import Activity, Network
 
 
@@ -76,7 +77,7 @@ def delay_steps(curve_T: Tensor, percent: float) -> int | None:
 @torch.inference_mode()
 def evaluate(
     network: Network,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[tuple[Events, Tensor]],
     objective: Callable[[Activity, Tensor], Tensor],
     device: torch.device,
 ) -> Evaluation:

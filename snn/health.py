@@ -3,12 +3,13 @@
 import torch
 from torch import Tensor, nn
 
+from snn.events import Events
 from snn.network import Network
 
 
-def blame(network: Network, x_TBC: Tensor) -> str:
+def blame(network: Network, x_TBC: Tensor | Events) -> str:
     """The first place, from the input onwards, where this batch meets a number that is not finite."""
-    if not x_TBC.isfinite().all():
+    if not (x_TBC.counts if isinstance(x_TBC, Events) else x_TBC).isfinite().all():
         return "the input"
     for name, parameter in network.named_parameters():
         if not parameter.isfinite().all():

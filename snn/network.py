@@ -8,6 +8,8 @@ from spikingjelly.activation_based.base import MemoryModule
 from torch import Tensor, nn
 
 from snn import config
+from snn.events import Events
+from snn.linear import EventLinear
 from snn.neurons import NEURONS, SpikingNeuron
 
 
@@ -24,12 +26,12 @@ class Block(nn.Module):
 
     def __init__(self, inputs: int, neurons: SpikingNeuron, outputs: int, batch_norm: bool, dropout: float):
         super().__init__()
-        self.linear = _linear(inputs, outputs)
+        self.linear = EventLinear(inputs, outputs)
         self.norm = layer.BatchNorm1d(outputs, step_mode="m") if batch_norm else None
         self.neurons = neurons
         self.dropout = layer.Dropout(dropout, step_mode="m") if dropout else None
 
-    def forward(self, x_TBC: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x_TBC: Tensor | Events) -> tuple[Tensor, Tensor]:
         """(spikes after dropout for the next layer, spikes as they were fired)."""
         x_TBN = self.linear(x_TBC)
         if self.norm is not None:
@@ -41,7 +43,8 @@ class Block(nn.Module):
 class Network(nn.Module):
     """Hidden blocks and an output layer of one neuron a class. No bias; Xavier uniform weights.
 
-    In step mode "m" the input is (T, B, channels). The state stays until `reset()`: a long sequence may come in chunks.
+    The input is (T, B, channels), dense or as `Events`. The state stays until `reset()`: a long sequence may come in
+    chunks.
     """
 
     def __init__(self, network: config.Network, channels: int, num_classes: int, backend: str = "auto"):
@@ -57,10 +60,10 @@ class Network(nn.Module):
             )
             for inputs, outputs in pairwise(sizes)
         )
-        self.readout = _linear(sizes[-1], num_classes)
+        self.readout = EventLinear(sizes[-1], num_classes)
         self.output = _neurons(network, network.output_neuron, network.neuron2, num_classes, False, True, backend)
 
-    def forward(self, x_TBC: Tensor) -> Activity:
+    def forward(self, x_TBC: Tensor | Events) -> Activity:
         """Run all steps of x from the state as it stands."""
         layers = []
         for block in self.blocks:
@@ -89,12 +92,6 @@ class Network(nn.Module):
 
     def num_trainable(self) -> int:
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
-
-
-def _linear(inputs: int, outputs: int) -> layer.Linear:
-    linear = layer.Linear(inputs, outputs, bias=False, step_mode="m")
-    nn.init.xavier_uniform_(linear.weight)
-    return linear
 
 
 def _neurons(

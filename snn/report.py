@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from snn.coding import first_times, fs_decision
+from snn.events import Events
 from snn.network import Network
 
 # colour-blind safe (Okabe & Ito)
@@ -19,20 +20,20 @@ BLACK, ORANGE, BLUE, GREY = "#000000", "#D55E00", "#0072B2", "#BBBBBB"
 
 
 @torch.inference_mode()
-def draw_decision(network: Network, x_T1C: Tensor, target: int, dt_ms: float, path: Path) -> None:
+def draw_decision(network: Network, x_T1C: Events, target: int, dt_ms: float, path: Path) -> None:
     """One recording on one time axis: events, hidden spikes, output potentials and spikes, the decision marked."""
     network.eval()
     network.reset()
     activity = network(x_T1C)
     network.reset()
-    T = len(x_T1C)
+    T = x_T1C.shape[0]
     t_1N = first_times(activity.s_TBN, activity.h_TBN)
     decision, first_step = int(fs_decision(t_1N)), int(t_1N.min())
     is_silent = first_step > T
     h_TN, theta = activity.h_TBN[:, 0].cpu().numpy(), network.output.dynamics.theta
     time_ms = dt_ms * np.arange(1, T + 1)
 
-    rasters = [("input channel", x_T1C)]
+    rasters = [("input channel", x_T1C.dense())]
     rasters += [(f"hidden layer {k + 1}", s_TBN) for k, s_TBN in enumerate(activity.layers[:-1])]
     figure, axes = plt.subplots(
         len(rasters) + 2,
@@ -71,14 +72,14 @@ def draw_decision(network: Network, x_T1C: Tensor, target: int, dt_ms: float, pa
 
 
 @torch.inference_mode()
-def draw_single_delay(network: Network, x_TBC: Tensor, target_B: Tensor, dt_ms: float, path: Path) -> None:
+def draw_single_delay(network: Network, x_TBC: Events, target_B: Tensor, dt_ms: float, path: Path) -> None:
     """One recording of each class: all output spikes in one raster, a row a recording, the first spike marked."""
     network.eval()
     network.reset()
     activity = network(x_TBC)
     network.reset()
     t_BN = first_times(activity.s_TBN, activity.h_TBN).cpu()
-    decision_B, T = fs_decision(t_BN), len(x_TBC)
+    decision_B, T = fs_decision(t_BN), x_TBC.shape[0]
     figure, axis = plt.subplots(figsize=(8, 1 + 0.28 * len(target_B)), layout="constrained")
     step, row, _ = activity.s_TBN.nonzero().cpu().numpy().T
     axis.scatter(dt_ms * (step + 1), row, s=40, marker="|", color=GREY)

@@ -35,7 +35,7 @@ def test_counts_equal_the_slow_version(tmp_path, dt_ms):
     events["units"][3] = np.array([0, 39, 39, 39, 0, 1, 2])
     recordings = read(write_shd(tmp_path / "x.h5", **events))
     index = np.array([3, 0, 11, 3])
-    x_TBC = counts(recordings, index, Bins(dt_ms, 9, 2, 40))
+    x_TBC = counts(recordings, index, Bins(dt_ms, 9, 2, 40)).dense()
     assert x_TBC.shape == (11, 4, 40)
     assert x_TBC.dtype == torch.float32
     for b, r in enumerate(index):
@@ -44,7 +44,9 @@ def test_counts_equal_the_slow_version(tmp_path, dt_ms):
 
 def test_counts_are_not_binarised_and_do_not_overflow(tmp_path):
     path = write_shd(tmp_path / "x.h5", [np.full(70_000, 0.005)], [np.zeros(70_000)], [0])
-    assert counts(read(path), np.array([0]), Bins(10.0, 1, 0, 1))[0, 0, 0] == 70_000
+    events = counts(read(path), np.array([0]), Bins(10.0, 1, 0, 1))
+    assert events.counts.tolist() == [70_000]
+    assert events.dense().tolist() == [[[70_000]]]
 
 
 def test_half_precision_times_of_the_official_files(tmp_path):
@@ -55,7 +57,7 @@ def test_half_precision_times_of_the_official_files(tmp_path):
         dataset[0] = times
         file.create_dataset("spikes/units", (1,), h5py.vlen_dtype(np.uint16))[0] = np.arange(4, dtype=np.uint16)
         file["labels"] = np.zeros(1, np.uint16)
-    x_TBC = counts(read(tmp_path / "x.h5"), np.array([0]), Bins(10.0, 12, 0, 4))
+    x_TBC = counts(read(tmp_path / "x.h5"), np.array([0]), Bins(10.0, 12, 0, 4)).dense()
     expected = [math.floor(1000 * float(t) / 10.0) for t in times]
     assert x_TBC[:, 0].argmax(0).tolist() == expected
 
@@ -66,7 +68,8 @@ def test_batches_cover_everything_once_in_order(shd_folder):
     seen = list(batches(recordings, index, Bins(10.0, 20, 0, 40), 16))
     assert [len(target) for _, target in seen] == [16, 16, 16, 12]
     assert torch.equal(torch.cat([target for _, target in seen]), torch.from_numpy(recordings.labels[index]))
-    assert torch.equal(seen[1][0][:, 3], counts(recordings, index[19:20], Bins(10.0, 20, 0, 40))[:, 0])
+    alone = counts(recordings, index[19:20], Bins(10.0, 20, 0, 40)).dense()
+    assert torch.equal(seen[1][0].dense()[:, 3], alone[:, 0])
 
 
 def test_hold_out_by_recording(shd_folder):
@@ -95,9 +98,9 @@ def test_hold_out_that_cannot_be(tmp_path):
     kept, held = hold_out(single, 0.5, "recording", 0)
     assert set(single.labels[kept]) == {0, 1, 2}  # the only recording of a class is for training
     assert set(single.labels[held]) == {0}
+    few = read(write_shd(tmp_path / "few.h5", **{name: values[:3] for name, values in events.items()}))
     with pytest.raises(InputError, match="nothing is held out"):
-        few = {name: values[:3] for name, values in events.items()}
-        hold_out(read(write_shd(tmp_path / "few.h5", **few)), 0.5, "recording", 0)
+        hold_out(few, 0.5, "recording", 0)
     nameless = read(write_shd(tmp_path / "none.h5", **(events | {"speakers": None})))
     with pytest.raises(InputError, match="names no speakers"):
         hold_out(nameless, 0.1, "speaker", 0)
@@ -117,7 +120,7 @@ def test_ntidigits(tmp_path):
     assert train.labels.tolist() == [2, 1]
     assert read(path, 64, 3, "ntidigits", "test").labels.tolist() == [0]
     for b in range(2):
-        x_TC = counts(train, np.array([b]), Bins(5.0, 4, 0, 64))[:, 0]
+        x_TC = counts(train, np.array([b]), Bins(5.0, 4, 0, 64)).dense()[:, 0]
         assert x_TC.nonzero().tolist() == [[0, 3], [0, 4], [1, 4]]
     with h5py.File(path, "a") as file:
         del file["data/b"]

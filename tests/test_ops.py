@@ -14,7 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from snn import ops
 from snn.errors import InputError
-from snn.ops import Dynamics, State, Values, cpu, reference
+from snn.ops import Dynamics, State, Values, compiled, cpu, reference
 from tests.conftest import REPOSITORY
 
 # Largest difference of a gradient, relative to its largest entry. Spikes, h and states must be equal.
@@ -269,7 +269,7 @@ def test_silence_into_subnormal_numbers():
 @pytest.mark.parametrize("openmp", [True, False], ids=["openmp", "python-threads"])
 def test_threads_do_not_change_a_bit(openmp, monkeypatch):
     if not openmp:
-        monkeypatch.setattr(cpu, "_gomp_parallel", None)
+        monkeypatch.setattr(compiled, "_gomp_parallel", None)
     call = make_call(ADLIF, (100, 32, 129), torch.float32)
     threads = torch.get_num_threads()
     results = []
@@ -287,7 +287,7 @@ def test_failure_in_a_thread_comes_out():
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        cpu._on_threads(2, work)
+        compiled._on_threads(2, work)
 
 
 @pytest.mark.parametrize("recurrent", [False, True], ids=["feedforward", "recurrent"])
@@ -356,7 +356,8 @@ def test_bad_calls(message, call, options):
 
 def test_missing_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "numba", None)
-    monkeypatch.delitem(sys.modules, "snn.ops.cpu")
+    for module in ("snn.ops.cpu", "snn.ops.compiled"):
+        monkeypatch.delitem(sys.modules, module)
     with pytest.raises(InputError, match="pip install numba"):
         ops.multi_step(*make_call(LIF, (1, 1, 1), torch.float32), backend="cpu")
 

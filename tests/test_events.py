@@ -1,0 +1,110 @@
+"""Events in place of dense counts: the same numbers, the same gradients, and the rule that chooses."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from snn import linear
+from snn.events import Events
+from snn.linear import EventLinear
+from snn.ops import sparse
+
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}  # of the largest entry: sums in another order
+
+
+def random_counts(shape: tuple, share: float, dtype: torch.dtype) -> torch.Tensor:
+    torch.manual_seed(0)
+    active = torch.rand(shape) < share
+    return (torch.randint(1, 5, shape) * active).to(dtype)
+
+
+def as_events(x_TBC: torch.Tensor) -> Events:
+    x_RC = x_TBC.flatten(0, 1)
+    return Events(*sparse.compress(x_RC, sparse.row_counts(x_RC)), tuple(x_TBC.shape))
+
+
+def assert_close(actual: torch.Tensor, expected: torch.Tensor) -> None:
+    atol = TOLERANCE[expected.dtype] * float(expected.detach().abs().max())
+    torch.testing.assert_close(actual, expected, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (7, 3, 5), (20, 4, 700)], ids=str)
+@pytest.mark.parametrize("share", [0.0, 0.05, 1.0])
+def test_events_and_dense_are_the_same_counts(shape, share):
+    x_TBC = random_counts(shape, share, torch.float32)
+    events = as_events(x_TBC)
+    assert torch.equal(events.dense(), x_TBC)
+    assert len(events.counts) == int((x_TBC != 0).sum())
+
+
+def test_a_channel_may_stand_twice():
+    events = Events(torch.tensor([0, 3]), torch.tensor([2, 0, 2], dtype=torch.int32), torch.ones(3), (1, 1, 4))
+    assert events.dense().flatten().tolist() == [1, 0, 2, 0]
+    layer = EventLinear(4, 3)
+    with torch.no_grad():
+        layer.weight.copy_(torch.arange(12.0).view(3, 4))
+    linear_out = layer(events)
+    assert_close(linear_out, F.linear(events.dense(), layer.weight))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=["f32", "f64"])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (7, 3, 5), (13, 5, 700)], ids=str)
+@pytest.mark.parametrize("outputs", [1, 20, 130])
+@pytest.mark.parametrize("as_what", ["events", "dense"])
+def test_equals_the_dense_product(monkeypatch, dtype, shape, outputs, as_what):
+    """Output, weight gradient and the gradient of a dense input, under random upstream gradients."""
+    monkeypatch.setattr(linear, "DENSE_ABOVE", 1.0)  # always event-driven
+    calls = []
+    product = sparse.product
+    monkeypatch.setattr(sparse, "product", lambda *arguments: calls.append(1) or product(*arguments))
+    x_TBC = random_counts(shape, 0.2, dtype)
+    x_TBC[0, 0] = 1  # a full row; others may be empty
+    layer = EventLinear(shape[-1], outputs).to(dtype)
+    dense = x_TBC.clone().requires_grad_()
+    expected = F.linear(dense, layer.weight)
+    upstream = torch.randn_like(expected)
+    expected_grads = torch.autograd.grad(expected, [dense, layer.weight], upstream)
+
+    given = as_events(x_TBC) if as_what == "events" else x_TBC.clone().requires_grad_()
+    actual = layer(given)
+    assert calls
+    assert layer.is_event_driven
+    assert layer.active_share == pytest.approx(float((x_TBC != 0).double().mean()))
+    assert_close(actual, expected)
+    if as_what == "dense":
+        gx, gW = torch.autograd.grad(actual, [given, layer.weight], upstream)
+        assert_close(gx, expected_grads[0])
+    else:
+        (gW,) = torch.autograd.grad(actual, layer.weight, upstream)
+    assert_close(gW, expected_grads[1])
+
+
+def test_results_do_not_depend_on_the_number_of_threads():
+    x_TBC = random_counts((50, 8, 300), 0.05, torch.float32)
+    layer, results = EventLinear(300, 130), []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            out = layer(as_events(x_TBC))
+            (gW,) = torch.autograd.grad(out, layer.weight, torch.ones_like(out))
+            results.append((out, gW))
+    finally:
+        torch.set_num_threads(before)
+    for out, gW in results[1:]:
+        assert torch.equal(out, results[0][0])
+        assert torch.equal(gW, results[0][1])
+
+
+@pytest.mark.parametrize("share", [0.5 * linear.DENSE_ABOVE, min(1.0, 2 * linear.DENSE_ABOVE)])
+def test_the_rule_goes_by_activity(monkeypatch, share):
+    calls = []
+    product = sparse.product
+    monkeypatch.setattr(sparse, "product", lambda *arguments: calls.append(1) or product(*arguments))
+    x_TBC = random_counts((30, 4, 200), share, torch.float32)
+    layer = EventLinear(200, 16)
+    expected = F.linear(x_TBC, layer.weight)
+    for given in (x_TBC, as_events(x_TBC)):
+        calls.clear()
+        assert_close(layer(given), expected)
+        assert bool(calls) == layer.is_event_driven == (share < linear.DENSE_ABOVE)

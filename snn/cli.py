@@ -3,15 +3,18 @@
 import argparse
 import errno
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from snn import config
 from snn.errors import InputError
+
+if TYPE_CHECKING:
+    import torch  # else only where it is used: datasets.prepare and --help do without
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -121,8 +124,10 @@ def find_checkpoint(path: Path) -> Path:
     raise InputError(f"{path}: no such checkpoint, and there is no run {run}; train one with train.py")
 
 
-def device(name: str) -> torch.device:
+def device(name: str) -> "torch.device":
     """The device of that name; auto is CUDA where there is one."""
+    import torch
+
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -159,10 +164,8 @@ def run(main: Callable[[], None]) -> None:
         main()
     except InputError as error:
         message, code = f"error: {error}", 2
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        message, code = f"error: out of memory; a smaller batch, T or network may fit ({error})", 2
-    except RuntimeError as error:
-        if "can't allocate memory" not in str(error):
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not re.search("can't allocate memory|out of memory", str(error)):
             raise
         message, code = "error: out of memory; a smaller batch, T or network may fit", 2
     except OSError as error:

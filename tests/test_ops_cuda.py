@@ -117,7 +117,7 @@ def compiles(architecture: int) -> bool:
 
 
 @pytest.mark.parametrize(
-    "architecture", [75, 90, 120, *(pytest.param(sm, marks=pytest.mark.slow) for sm in (70, 80, 86, 89, 100))]
+    "architecture", [90, 120, *(pytest.param(sm, marks=pytest.mark.slow) for sm in (70, 75, 80, 86, 89, 100))]
 )
 def test_every_variant_fits_the_registers(architecture):
     if not compiles(architecture):

@@ -224,6 +224,12 @@ def test_wav_errors_before_any_recording_is_heard(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_wrong_words_are_one_line():
+    done = prepare("digits", "--bogus", 3)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "unrecognized arguments: --bogus" in done.stderr
+
+
 def test_command_line_reports_one_line(tmp_path):
     """Exit code 2 and no traceback, also for what a worker process finds."""
     folder, out = tmp_path / "in", tmp_path / "out"

@@ -1,20 +1,25 @@
 """Make event files in the layout of the Spiking Heidelberg Digits: `python -m datasets.prepare --help`."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
-from snn.errors import InputError
-
 MAKEABLE = ("digits",)  # sets that need no files of the user's
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
 
 
 def make_if_missing(path: Path, dataset_name: str, options: str | None) -> None:
-    """Where `path` is missing and the set can be made, make it there: `python -m datasets.prepare <name> <options>`."""
+    """Where `path` is missing and the set can be made, make it there: `python -m datasets.prepare <name> <options>`.
+
+    In a process of its own, whose workers need not load all that a training program has loaded. If it fails it has said
+    why, and this program ends with its exit code.
+    """
     if path.exists() or options is None or dataset_name not in MAKEABLE:
         return
-    from datasets.prepare.__main__ import main  # only now: nothing else needs speech and cochlea
-
-    print(f"{path} is missing: making the data set {dataset_name} (once)")
-    try:
-        main([dataset_name, "--out", str(path.parent), *options.split()])
-    except SystemExit:  # argparse has said what is wrong
-        raise InputError(f"data.prepare = '{options}': not the options of python -m datasets.prepare") from None
+    print(f"{path} is missing: making the data set {dataset_name} (once)", flush=True)
+    command = [sys.executable, "-m", "datasets.prepare", dataset_name, "--out", str(path.parent), *options.split()]
+    python_path = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": python_path}, check=False)
+    if done.returncode:
+        sys.exit(done.returncode)

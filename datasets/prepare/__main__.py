@@ -6,20 +6,28 @@ import argparse
 
 from datasets.prepare import digits, wav
 from snn.cli import run
+from snn.errors import InputError
 
 
-def main(arguments: list[str] | None) -> None:
-    """Run the subcommand that `arguments` name; None: those of the command line."""
-    parser = argparse.ArgumentParser(
+class _Parser(argparse.ArgumentParser):
+    """A wrong word is an InputError: one line."""
+
+    def error(self, message: str) -> None:
+        raise InputError(f"{self.prog}: {message}; --help lists the words")
+
+
+def main() -> None:
+    """Parse the command line and run the subcommand it names."""
+    parser = _Parser(
         prog="python -m datasets.prepare",
         description="Make event files in the layout of the Spiking Heidelberg Digits.",
     )
     subparsers = parser.add_subparsers(required=True, metavar="SOURCE")
     for source in (digits, wav):
         source.add_parser(subparsers)
-    args = parser.parse_args(arguments)
+    args = parser.parse_args()
     args.run(args)
 
 
 if __name__ == "__main__":
-    run(lambda: main(None))
+    run(main)

@@ -110,12 +110,7 @@ def main() -> None:
             }
             log(run, board, row)
             if args.verbose:
-                for layer_name, layer in network.named_modules():
-                    if isinstance(layer, EventLinear):
-                        kind = "event-driven" if layer.is_event_driven else "dense"
-                        tqdm.write(
-                            f"  {layer_name}: {100 * layer.active_share:.1f} % of its input active: {kind} product"
-                        )
+                log_activity(network)
             # the better accuracy in the code that is trained; of equals, the lower loss
             code = "fs_accuracy" if cfg.loss.mode == "first_time" else "fr_accuracy"
             standing = (validation[code], -validation["loss"])
@@ -252,6 +247,14 @@ def log(run: Path, board: SummaryWriter, row: dict) -> None:
     for name, value in row.items():
         if isinstance(value, (int, float)) and name != "epoch":
             board.add_scalar(name.replace("validation_", "validation/"), value, row["epoch"])
+
+
+def log_activity(network: Network) -> None:
+    """How active each linear layer's last input was, and which product that made it take."""
+    for name, module in network.named_modules():
+        if isinstance(module, EventLinear):
+            kind = "event-driven" if module.is_event_driven else "dense"
+            tqdm.write(f"  {name}: {100 * module.active_share:.1f} % of its input active, {kind} product")
 
 
 if __name__ == "__main__":

@@ -117,7 +117,10 @@ def test_readme_commands_run_in_their_smoke_form(tmp_path):
     listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"], cwd=REPOSITORY, capture_output=True, text=True, check=True
     )
-    for name in listed.stdout.splitlines():
+    compiled = [
+        path.relative_to(REPOSITORY) for part in ("snn", "datasets") for path in (REPOSITORY / part).rglob("*.nb?")
+    ]
+    for name in [*listed.stdout.splitlines(), *compiled]:  # compiled kernels too, so as not to wait for them again
         if (REPOSITORY / name).is_file():
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(REPOSITORY / name, tmp_path / name)

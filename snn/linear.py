@@ -61,5 +61,7 @@ class _EventProduct(torch.autograd.Function):
     def backward(ctx, gy_RN):
         offsets, channels, counts, W_NC = ctx.saved_tensors
         gx_RC = gy_RN @ W_NC if ctx.needs_input_grad[0] else None
-        gW_NC = sparse.weight_gradient(offsets, channels, counts, gy_RN, W_NC.shape[1])
+        gW_NC = None
+        if ctx.needs_input_grad[4]:
+            gW_NC = sparse.weight_gradient(offsets, channels, counts, gy_RN, W_NC.shape[1])
         return gx_RC, None, None, None, gW_NC

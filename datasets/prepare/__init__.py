@@ -20,6 +20,9 @@ def make_if_missing(path: Path, dataset_name: str, options: str | None) -> None:
     print(f"{path} is missing: making the data set {dataset_name} (once)", flush=True)
     command = [sys.executable, "-m", "datasets.prepare", dataset_name, "--out", str(path.parent), *options.split()]
     python_path = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
-    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": python_path}, check=False)
-    if done.returncode:
-        sys.exit(done.returncode)
+    try:
+        code = subprocess.run(command, env=os.environ | {"PYTHONPATH": python_path}, check=False).returncode
+    except KeyboardInterrupt:  # it has had it too
+        code = 130
+    if code:
+        sys.exit(code)

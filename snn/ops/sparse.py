@@ -112,14 +112,10 @@ def _gather(x, offsets, channels, counts, begin, end):
             c += 1
 
 
-def _threads() -> int:
-    return torch.get_num_threads()
-
-
 def row_counts(x_RC: Tensor) -> Tensor:
     """How many entries of each row are not zero: (R,) int64."""
     x, numbers = x_RC.numpy(), np.empty(len(x_RC), np.int64)
-    in_parts(lambda begin, end: _count(x, numbers, begin, end), len(x), _threads())
+    in_parts(lambda begin, end: _count(x, numbers, begin, end), len(x), torch.get_num_threads())
     return torch.from_numpy(numbers)
 
 
@@ -128,7 +124,7 @@ def compress(x_RC: Tensor, numbers_R: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     offsets = np.concatenate([[0], np.cumsum(numbers_R.numpy())])
     x, channels = x_RC.numpy(), np.empty(offsets[-1], np.int32)
     counts = np.empty(offsets[-1], x.dtype)
-    in_parts(lambda begin, end: _gather(x, offsets, channels, counts, begin, end), len(x), _threads())
+    in_parts(lambda begin, end: _gather(x, offsets, channels, counts, begin, end), len(x), torch.get_num_threads())
     return torch.from_numpy(offsets), torch.from_numpy(channels), torch.from_numpy(counts)
 
 
@@ -137,7 +133,7 @@ def product(offsets: Tensor, channels: Tensor, counts: Tensor, W_NC: Tensor) -> 
     R, WT = len(offsets) - 1, W_NC.T.contiguous().numpy()
     out_RN = torch.empty(R, len(W_NC), dtype=W_NC.dtype)
     arguments = (offsets.numpy(), channels.numpy(), counts.numpy(), WT, out_RN.numpy())
-    in_parts(lambda begin, end: _product(*arguments, begin, end), R, _threads())
+    in_parts(lambda begin, end: _product(*arguments, begin, end), R, torch.get_num_threads())
     return out_RN
 
 
@@ -148,9 +144,9 @@ def weight_gradient(offsets: Tensor, channels: Tensor, counts: Tensor, gy_RN: Te
     starts = np.empty((blocks, num_inputs + 1), np.int64)
     rows, values = np.empty(len(channels), np.int32), np.empty(len(channels), counts.numpy().dtype)
     arguments = (offsets.numpy(), channels.numpy(), counts.numpy(), starts, rows, values)
-    in_parts(lambda begin, end: _sort_blocks(*arguments, begin, end), blocks, _threads())
+    in_parts(lambda begin, end: _sort_blocks(*arguments, begin, end), blocks, torch.get_num_threads())
     gWT = torch.empty(num_inputs, N, dtype=gy_RN.dtype)
     sums = (starts, rows, values, gy_RN.contiguous().numpy(), gWT.numpy())
     # a thread sums whole columns, in the order of the rows: the same bits for any number of threads
-    in_parts(lambda begin, end: _weight_gradient(*sums, begin, end), -(-N // COLUMNS), _threads())
+    in_parts(lambda begin, end: _weight_gradient(*sums, begin, end), -(-N // COLUMNS), torch.get_num_threads())
     return gWT.T

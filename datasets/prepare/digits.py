@@ -58,7 +58,8 @@ def make_digits(out_dir: Path, seed: int, voices: int, utterances: int, processe
     splits = plan(seed, voices, utterances)
     spoken = [utterance for split in splits for utterance in split]
     # What espeak-ng says depends on all that it said before in the same process (jitter of the voice, noise), even
-    # across its own restart. One fresh process that speaks everything in order makes the sound reproducible.
+    # across its own restart. One fresh process speaks everything in order, which makes the sound reproducible but for
+    # some voices (Alicia, f2 and others) whose recordings still differ from run to run.
     sounds = map_in_order(_speak, spoken, 1, "speaking")
     tasks = [(*sound, utterance.seed) for sound, utterance in zip(sounds, spoken, strict=True)]
     heard = map_in_order(_hear, tasks, processes, "hearing")

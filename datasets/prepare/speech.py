@@ -27,6 +27,8 @@ def _library() -> tuple[ctypes.CDLL, int]:
     sample_rate_hz = library.espeak_Initialize(AUDIO_OUTPUT_SYNCHRONOUS, 0, data_parent.encode(), 0)
     if sample_rate_hz <= 0:
         raise RuntimeError(f"espeak-ng did not start: code {sample_rate_hz}, data in {data_parent}")
+    # espeak-ng seeds the noise of the breathing voices (f2, whisper and others) with the time of day.
+    library.espeak_ng_SetRandSeed(ctypes.c_long(0))
     return library, sample_rate_hz
 
 

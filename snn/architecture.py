@@ -1,0 +1,57 @@
+"""Layer lists as words: 64C3 is a convolution, P2 a pool, 512F fully connected. For all kinds of networks here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from snn.errors import InputError
+
+WORDS = (
+    "64C3 (64 channels, 3x3 kernel, same padding), 32C5S2 (stride 2), P2 (2x2 maximum pool), A2 (2x2 average pool), "
+    "512F (fully connected), 256R (fully connected, recurrent)"
+)
+
+
+class Conv(NamedTuple):
+    """A convolution, padded by kernel // 2."""
+
+    channels: int
+    kernel: int
+    stride: int
+
+
+class Pool(NamedTuple):
+    """A pool whose windows do not overlap."""
+
+    kernel: int
+    is_average: bool
+
+
+class Full(NamedTuple):
+    """A fully connected layer."""
+
+    size: int
+    is_recurrent: bool
+
+
+def parse(words: Iterable[str]) -> tuple[Conv | Pool | Full, ...]:
+    """Layers from words. Raises InputError that names the first word that is none, or a conv or pool after 512F."""
+    layers: list[Conv | Pool | Full] = []
+    for word in words:
+        if found := re.fullmatch(r"([1-9]\d*)C([1-9]\d*)(?:S([1-9]\d*))?", word):
+            channels, kernel, stride = (int(number or 1) for number in found.groups())
+            if kernel % 2 == 0:
+                raise InputError(f"layer '{word}': the kernel of a convolution must be odd")
+            layer = Conv(channels, kernel, stride)
+        elif found := re.fullmatch(r"([PA])([1-9]\d*)", word):
+            layer = Pool(int(found[2]), is_average=found[1] == "A")
+        elif found := re.fullmatch(r"([1-9]\d*)([FR])", word):
+            layer = Full(int(found[1]), is_recurrent=found[2] == "R")
+        else:
+            raise InputError(f"layer '{word}' is not known; known are words like {WORDS}")
+        if layers and isinstance(layers[-1], Full) and not isinstance(layer, Full):
+            raise InputError(f"layer '{word}': nothing but fully connected layers can follow a fully connected one")
+        layers.append(layer)
+    return tuple(layers)

@@ -18,7 +18,8 @@ from tests.conftest import REPOSITORY, make_events, write_shd
 ALLOWED = {
     "snn": set(),
     "snn.errors": set(),
-    "snn.config": {"snn.errors"},
+    "snn.architecture": {"snn.errors"},
+    "snn.config": {"snn.errors", "snn.architecture"},
     "snn.coding": set(),
     "snn.events": set(),
     "snn.linear": {"snn.events", "snn.ops"},

@@ -14,39 +14,44 @@ DENSE_ABOVE = 0.2
 
 
 class EventLinear(layer.Linear):
-    """SpikingJelly's Linear without bias, for dense input (T, B, C) or for `Events`; the output is (T, B, N).
+    """SpikingJelly's Linear, for dense input (T, B, C) or for `Events`; the output is (T, B, N).
 
     On the CPU an input with few active entries takes the event-driven product, equal to the dense one up to rounding.
     Elsewhere, and where activity is dense, it is the dense product. `active_share` is what the last input had.
     """
 
-    def __init__(self, inputs: int, outputs: int):
-        super().__init__(inputs, outputs, bias=False, step_mode="m")
+    def __init__(self, inputs: int, outputs: int, bias: bool = False):
+        super().__init__(inputs, outputs, bias=bias, step_mode="m")
         nn.init.xavier_uniform_(self.weight)
+        self.dense_above = DENSE_ABOVE
         self.active_share = float("nan")
 
     @property
     def is_event_driven(self) -> bool:
         """Whether the last input took the event-driven product."""
-        return self.weight.device.type == "cpu" and self.active_share <= DENSE_ABOVE
+        return self.weight.device.type == "cpu" and self.active_share <= self.dense_above
 
     def forward(self, x_TBC: Tensor | Events) -> Tensor:
         if isinstance(x_TBC, Events):
             T, B, C = x_TBC.shape
             self.active_share = len(x_TBC.counts) / (T * B * C)
             if not self.is_event_driven:
-                return F.linear(x_TBC.dense(), self.weight)
+                return F.linear(x_TBC.dense(), self.weight, self.bias)
             counts = x_TBC.counts.to(self.weight.dtype)
-            return _EventProduct.apply(None, x_TBC.offsets, x_TBC.channels, counts, self.weight).view(T, B, -1)
+            y_RN = _EventProduct.apply(None, x_TBC.offsets, x_TBC.channels, counts, self.weight)
+            return self._add_bias(y_RN).view(T, B, -1)
         if x_TBC.device.type != "cpu":
-            return F.linear(x_TBC, self.weight)
+            return F.linear(x_TBC, self.weight, self.bias)
         x_RC = x_TBC.flatten(0, -2).contiguous()
         numbers_R = sparse.row_counts(x_RC.detach())
         self.active_share = int(numbers_R.sum()) / x_RC.numel()
         if not self.is_event_driven:
-            return F.linear(x_TBC, self.weight)
+            return F.linear(x_TBC, self.weight, self.bias)
         events = sparse.compress(x_RC.detach(), numbers_R)
-        return _EventProduct.apply(x_RC, *events, self.weight).view(*x_TBC.shape[:-1], -1)
+        return self._add_bias(_EventProduct.apply(x_RC, *events, self.weight)).view(*x_TBC.shape[:-1], -1)
+
+    def _add_bias(self, y_RN: Tensor) -> Tensor:
+        return y_RN if self.bias is None else y_RN + self.bias
 
 
 class _EventProduct(torch.autograd.Function):

@@ -51,19 +51,21 @@ def test_a_channel_may_stand_twice():
 @pytest.mark.parametrize("shape", [(1, 1, 1), (7, 3, 5), (13, 5, 700)], ids=str)
 @pytest.mark.parametrize("outputs", [1, 20, 130])
 @pytest.mark.parametrize("as_what", ["events", "dense"])
-def test_equals_the_dense_product(monkeypatch, dtype, shape, outputs, as_what):
-    """Output, weight gradient and the gradient of a dense input, under random upstream gradients."""
-    monkeypatch.setattr(linear, "DENSE_ABOVE", 1.0)  # always event-driven
+@pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
+def test_equals_the_dense_product(monkeypatch, dtype, shape, outputs, as_what, bias):
+    """Output, gradients of weight and bias, and the gradient of a dense input, under random upstream gradients."""
     calls = []
     product = sparse.product
     monkeypatch.setattr(sparse, "product", lambda *arguments: calls.append(1) or product(*arguments))
     x_TBC = random_counts(shape, 0.2, dtype)
     x_TBC[0, 0] = 1  # a full row; others may be empty
-    layer = EventLinear(shape[-1], outputs).to(dtype)
+    layer = EventLinear(shape[-1], outputs, bias).to(dtype)
+    layer.dense_above = 1.0  # always event-driven
+    parameters = list(layer.parameters())
     dense = x_TBC.clone().requires_grad_()
-    expected = F.linear(dense, layer.weight)
+    expected = F.linear(dense, *parameters)
     upstream = torch.randn_like(expected)
-    expected_grads = torch.autograd.grad(expected, [dense, layer.weight], upstream)
+    expected_grads = torch.autograd.grad(expected, [dense, *parameters], upstream)
 
     given = as_events(x_TBC) if as_what == "events" else x_TBC.clone().requires_grad_()
     actual = layer(given)
@@ -71,12 +73,11 @@ def test_equals_the_dense_product(monkeypatch, dtype, shape, outputs, as_what):
     assert layer.is_event_driven
     assert layer.active_share == pytest.approx(float((x_TBC != 0).double().mean()))
     assert_close(actual, expected)
-    if as_what == "dense":
-        gx, gW = torch.autograd.grad(actual, [given, layer.weight], upstream)
-        assert_close(gx, expected_grads[0])
-    else:
-        (gW,) = torch.autograd.grad(actual, layer.weight, upstream)
-    assert_close(gW, expected_grads[1])
+    if as_what == "events":
+        expected_grads = expected_grads[1:]
+    inputs = parameters if as_what == "events" else [given, *parameters]
+    for grad, expected_grad in zip(torch.autograd.grad(actual, inputs, upstream), expected_grads, strict=True):
+        assert_close(grad, expected_grad)
 
 
 def test_results_do_not_depend_on_the_number_of_threads():

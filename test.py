@@ -1,13 +1,15 @@
 """Test a trained network under first-spike and firing-rate decoding: python test.py --load_pt_file runs/<name>/best.pt
 
 The network comes from the checkpoint alone. Prints a table and writes runs/<name>/test/: metrics.json (percent, steps,
-ms) and decision.png, one recording from its events to its decision. --show draws a decision of every class, and
---test_single_delay the output spikes of one recording of each class together.
+ms), decision.png, one recording from its events to its decision, and anytime.png, accuracy against time and events
+seen. --show draws a decision of every class, and --test_single_delay the output spikes of one recording of each class
+together. --streaming decides on events as they come and compares the cost with that of whole windows.
 """
 
 import argparse
 import json
 import math
+import time
 from functools import partial
 from pathlib import Path
 
@@ -16,14 +18,19 @@ import torch
 from tqdm import tqdm
 
 from datasets import prepare, readers
-from datasets.events import Bins, batches, check_window
+from datasets.events import Bins, Recordings, batches, check_window
 from snn import checkpoint, cli, config, report
-from snn.coding import Window
+from snn.coding import Window, first_times, fs_decision
 from snn.errors import InputError
 from snn.evaluation import evaluate
+from snn.events import Events
 from snn.loss import objective
 from snn.memory import keep_freed_memory
 from snn.network import Network
+from snn.streaming import Stream, first_difference
+
+NOTHING = -1  # stands for a decision, or the step of a first spike, that there is not
+COSTS = ("events", "synaptic ops", "neuron updates", "time (ms)")
 
 
 def main() -> None:
@@ -44,12 +51,16 @@ def main() -> None:
     size = cfg.train.test_batch_size
     everything = batches(recordings, np.arange(len(recordings)), bins, size)
     bar = tqdm(everything, "test", math.ceil(len(recordings) / size), leave=False, disable=None)
-    metrics = evaluate(network, bar, goal, device).metrics(data.dt_ms)
+    evaluation = evaluate(network, bar, goal, device)
+    metrics, curves = evaluation.metrics(data.dt_ms), evaluation.anytime(data.dt_ms)
+    if args.streaming:
+        metrics["streaming"] = stream(network, recordings, bins, size)
 
     out = path.parent / "test"
     out.mkdir(exist_ok=True)
     about = {"checkpoint": str(path), "data": str(data.test_path), "dt_ms": data.dt_ms, "T": T, "T_empty": T_empty}
-    (out / "metrics.json").write_text(json.dumps(metrics | about, indent=2) + "\n")
+    (out / "metrics.json").write_text(json.dumps(metrics | about | {"anytime": curves}, indent=2) + "\n")
+    report.draw_anytime(curves, out / "anytime.png")
 
     def draw(r: int, name: str) -> None:
         x_T1C, target_1 = next(batches(recordings, np.array([r]), bins, 1))
@@ -64,13 +75,16 @@ def main() -> None:
         x_TBC, target_B = next(batches(recordings, first_of_class, bins, len(classes)))
         report.draw_single_delay(network, x_TBC.to(device), target_B, data.dt_ms, out / "single_delay.png")
     print_table(metrics)
-    print(f"numbers in {out / 'metrics.json'}; drawn: {', '.join(sorted(p.name for p in out.glob('*.png')))}")
+    print(f"numbers in {out / 'metrics.json'}, {len(list(out.glob('*.png')))} pictures beside it")
 
 
 def read_command_line() -> tuple[argparse.Namespace, Path, config.Config, dict[str, torch.Tensor]]:
     """Words, checkpoint, its configuration (data of --path_to_yaml, then the other words over it) and its weights."""
     parser = cli.Parser(__doc__.splitlines()[0], cli.TEST, "take the data section from this configuration")
     parser.add_argument("--show", action="store_true", help="draw one decision of every class")
+    parser.add_argument(
+        "--streaming", action="store_true", help="also decide on events as they come, and what it costs"
+    )
     parser.add_argument("--test_single_delay", action="store_true", help="draw output spikes, one recording a class")
     args = parser.parse_args()
     if args.load_pt_file is None:
@@ -85,6 +99,58 @@ def read_command_line() -> tuple[argparse.Namespace, Path, config.Config, dict[s
     if changed := list(config.differences(cfg.network, trained.network, "network.")):
         raise InputError(f"{path}: belongs to another network: it was trained with another {', '.join(changed)}")
     return args, path, cfg, content["network"]
+
+
+def stream(network: Network, recordings: Recordings, bins: Bins, batch_size: int) -> dict:
+    """Every recording as a stream: accuracy, means of what a decision costs, and what differs from batches."""
+    everything = np.arange(len(recordings))
+    folded = network.folded()
+    of_batches = {
+        name: np.concatenate([decide(net, x_TBC) for x_TBC, _ in batches(recordings, everything, bins, batch_size)])
+        for name, net in (("trained", network), ("folded", folded))
+    }
+    streams = {
+        name: Stream(network, bins.dt_ms, bins.T, bins.T_empty, recordings.ticks_per_second, stops)
+        for name, stops in (("to_decision", True), ("whole_window", False))
+    }
+    decisions = np.full((len(recordings), 2), NOTHING)  # where no event lies within the window
+    costs = {name: np.empty((len(recordings), len(COSTS))) for name in streams}
+    for r in tqdm([0, *everything], "streaming", leave=False, disable=None):  # the first one twice: compiled, warm
+        events = slice(recordings.offsets[r], recordings.offsets[r + 1])
+        times, channels = recordings.times[events], recordings.channels[events]
+        for name, stream in streams.items():
+            stream.reset()
+            started = time.perf_counter()
+            stream.push(times, channels)
+            decision = stream.finish()
+            milliseconds = 1e3 * (time.perf_counter() - started)
+            work = stream.work
+            costs[name][r] = work.events, work.synaptic_operations, work.neuron_updates, milliseconds
+            if decision:
+                decisions[r] = decision.label, decision.step or NOTHING
+    moved = (of_batches["trained"] != of_batches["folded"]).any(1)
+    for r in np.flatnonzero(moved):
+        x_T1C, _ = next(batches(recordings, np.array([r]), bins, 1))
+        print(f"recording {r}: folding BatchNorm moves the decision; {first_difference(network, folded, x_T1C)}")
+    empty = decisions[:, 0] == NOTHING
+    return {
+        "fs_accuracy": 100 * float(np.mean(decisions[:, 0] == recordings.labels)),
+        "without_events": int(empty.sum()),
+        "differ_from_batches": int((decisions != of_batches["folded"])[~empty].any(1).sum()),
+        "moved_by_folding": int(moved.sum()),
+        **{name: dict(zip(COSTS, cost.mean(0).tolist(), strict=True)) for name, cost in costs.items()},
+    }
+
+
+@torch.inference_mode()
+def decide(network: Network, x_TBC: Events) -> np.ndarray:
+    """(B, 2): decision under FS, and the step of the first output spike, NOTHING where there is none."""
+    network.reset()
+    s_TBN, h_TBN, _ = network(x_TBC.to(next(network.parameters()).device))
+    network.reset()
+    t_BN = first_times(s_TBN, h_TBN)
+    first_B = t_BN.amin(-1).long()
+    return torch.stack([fs_decision(t_BN), torch.where(first_B > len(s_TBN), NOTHING, first_B)], 1).cpu().numpy()
 
 
 def print_table(metrics: dict) -> None:
@@ -104,8 +170,17 @@ def print_table(metrics: dict) -> None:
         ("spikes/neuron", f"{metrics['spikes_per_neuron']:.2f}", f"by layer: {layers}"),
         ("silent samples", str(metrics["silent_samples"]), ""),
     ]
+    if streaming := metrics.get("streaming"):
+        rows += [
+            ("", "", ""),
+            ("streaming", "to the decision", "whole window"),
+            *((what, *(f"{streaming[part][what]:,.4g}" for part in ("to_decision", "whole_window"))) for what in COSTS),
+            ("FS accuracy", f"{streaming['fs_accuracy']:.2f} %", ""),
+            ("unlike batches", f"{streaming['differ_from_batches']} of {metrics['samples']} decisions", ""),
+            ("moved by folding", f"{streaming['moved_by_folding']} of {metrics['samples']} decisions", ""),
+        ]
     for name, left, right in rows:
-        print(f"{name:<16}{left:<22}{right}".rstrip())
+        print(f"{name:<18}{left:<22}{right}".rstrip())
 
 
 if __name__ == "__main__":

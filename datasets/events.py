@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from snn.errors import InputError
-from snn.events import Events
+from snn.events import Events, step_of
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Bins:
 
 
 @numba.njit(cache=True, nogil=True)
-def _count_entries(offsets, times, event_channels, index, ms_scale, dt_scale, T, num_channels, numbers_R):
+def _count_entries(offsets, times, event_channels, index, ticks_per_second, dt_ms, T, num_channels, numbers_R):
     """How many entries each row t·B + b gets, and the bin of each event in turn; T for one past the window."""
     B = len(index)
     seen = np.full(num_channels, -1, np.int64)  # the last row in which a channel stood
@@ -57,8 +57,7 @@ def _count_entries(offsets, times, event_channels, index, ms_scale, dt_scale, T,
     k = 0
     for b in range(B):
         for e in range(offsets[index[b]], offsets[index[b] + 1]):
-            n = np.floor(ms_scale * np.float64(times[e]) / dt_scale)
-            bins[k] = np.int32(min(n, np.float64(T)))
+            bins[k] = step_of(times[e], ticks_per_second, dt_ms, T)
             if bins[k] < T:
                 r, c = bins[k] * B + b, event_channels[e]
                 if seen[c] != r:
@@ -92,14 +91,12 @@ def _lay_entries(offsets, event_channels, index, bins, T, num_channels, next_R, 
 def counts(recordings: Recordings, index: np.ndarray, bins: Bins) -> Events:
     """Events per bin and channel of the recordings in `index`: (T + T_empty, B, channels) float32, zeros left out.
 
-    bin = floor(1000 t / dt) for t in seconds (Liu et al. 2023); events past T are dropped.
+    The bin of an event is `snn.events.step_of`; events past T are dropped.
     """
     T, B, C = bins.T + bins.T_empty, len(index), bins.channels
     numbers_R = np.zeros(T * B, np.int64)
-    # 1000 t / (dt · ticks) with both factors exact: an event on the edge of a bin falls to the bin it begins
-    dt_scale = bins.dt_ms * recordings.ticks_per_second
     flat = (recordings.offsets, recordings.times, recordings.channels, index)
-    bin_of_event = _count_entries(*flat, 1000.0, dt_scale, bins.T, C, numbers_R)
+    bin_of_event = _count_entries(*flat, recordings.ticks_per_second, bins.dt_ms, bins.T, C, numbers_R)
     offsets = np.concatenate([[0], np.cumsum(numbers_R)])
     entries = np.empty(offsets[-1], np.int32), np.empty(offsets[-1], np.float32)
     _lay_entries(recordings.offsets, recordings.channels, index, bin_of_event, bins.T, C, offsets[:-1].copy(), *entries)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -10,6 +10,8 @@ from torch import Tensor
 from snn.coding import first_times, fr_decision, fs_decision
 from snn.events import Events
 from snn.network import Activity, Network
+
+EVENT_BUDGETS = 101  # points of a curve over events
 
 
 @dataclass
@@ -23,10 +25,12 @@ class Evaluation:
     silent: int = 0  # samples without an output spike
     loss: float = 0.0  # sum over samples
     spikes: Tensor | int = 0  # (layers,) float64
-    fs_by_step: Tensor | int = 0  # (T,) int64: samples decided rightly by then
-    fr_by_step: Tensor | int = 0
+    # of each batch, (T, B): has the sample an output spike by then and is the decision of the code right; events so far
+    fs_right: list[Tensor] = field(default_factory=list)
+    fr_right: list[Tensor] = field(default_factory=list)
+    events: list[Tensor] = field(default_factory=list)
 
-    def add(self, activity: Activity, target_B: Tensor) -> None:
+    def add(self, activity: Activity, target_B: Tensor, events_TB: Tensor) -> None:
         """Count one batch."""
         s_TBN, h_TBN, layers = activity
         T = len(s_TBN)
@@ -41,8 +45,9 @@ class Evaluation:
         self.fr_correct += int((fr_decision(counts_TBN[-1]) == target_B).sum())
         self.silent += int((first_B > T).sum())
         self.spikes += torch.stack([s.sum(dtype=torch.float64) for s in layers]).cpu()
-        self.fs_by_step += (decided_TB & fs_right_B).sum(1).cpu()
-        self.fr_by_step += (decided_TB & (fr_decision(counts_TBN) == target_B)).sum(1).cpu()
+        self.fs_right.append((decided_TB & fs_right_B).cpu())
+        self.fr_right.append((decided_TB & (fr_decision(counts_TBN) == target_B)).cpu())
+        self.events.append(events_TB.cumsum(0).to(torch.int64).cpu())
 
     def metrics(self, dt_ms: float) -> dict:
         """Plain numbers, accuracies in percent; None where a delay does not exist (nothing was ever right)."""
@@ -58,12 +63,30 @@ class Evaluation:
             "spikes_per_neuron_by_layer": per_layer,
             "silent_samples": self.silent,
         }
-        for prefix, curve_T in (("", self.fs_by_step), ("fr_", self.fr_by_step)):
+        for prefix, right in (("", self.fs_right), ("fr_", self.fr_right)):
+            curve_T = torch.cat(right, 1).sum(1)
             for percent in (50, 90):
                 steps = delay_steps(curve_T, percent)
                 metrics[f"{prefix}t_d{percent}_steps"] = steps
                 metrics[f"{prefix}t_d{percent}_ms"] = None if steps is None else steps * dt_ms
         return metrics
+
+    def anytime(self, dt_ms: float) -> dict[str, list]:
+        """Accuracy in percent, were the recording cut after so much time, or after so many events of it.
+
+        A sample without an output spike by then counts as wrong (Liu et al. 2023). Events come in whole steps.
+        """
+        seen_BT = torch.cat(self.events, 1).T.contiguous()
+        T = seen_BT.shape[1]
+        budget_E = torch.linspace(0, int(seen_BT.max()), EVENT_BUDGETS).round().to(torch.int64)
+        steps_BE = torch.searchsorted(seen_BT, budget_E.expand(len(seen_BT), -1).contiguous(), right=True)
+        curves = {"time_ms": [dt_ms * n for n in range(1, T + 1)], "events": budget_E.tolist()}
+        for code, right in (("fs", self.fs_right), ("fr", self.fr_right)):
+            right_BT = torch.cat(right, 1).T
+            from_start_BT = torch.cat([torch.zeros_like(right_BT[:, :1]), right_BT], 1)  # after 0 steps: nothing
+            for over, right_BX in (("time", right_BT), ("events", from_start_BT.gather(1, steps_BE))):
+                curves[f"{code}_accuracy_over_{over}"] = (100 * right_BX.double().mean(0)).tolist()
+        return curves
 
 
 def delay_steps(curve_T: Tensor, percent: float) -> int | None:
@@ -77,7 +100,7 @@ def delay_steps(curve_T: Tensor, percent: float) -> int | None:
 @torch.inference_mode()
 def evaluate(
     network: Network,
-    batches: Iterable[tuple[Events, Tensor]],
+    batches: Iterable[tuple[Events | Tensor, Tensor]],
     objective: Callable[[Activity, Tensor], Tensor],
     device: torch.device,
 ) -> Evaluation:
@@ -92,7 +115,8 @@ def evaluate(
         target_B = target_B.to(device)
         activity = network(x_TBC.to(device))
         result.neurons = [math.prod(s.shape[2:]) for s in activity.layers]
-        result.add(activity, target_B)
+        events_TB = x_TBC.per_step() if isinstance(x_TBC, Events) else x_TBC.flatten(2).sum(2)
+        result.add(activity, target_B, events_TB)
         result.loss += float(objective(activity, target_B)) * len(target_B)
     network.reset()
     return result

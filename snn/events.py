@@ -2,8 +2,20 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from snn.ops.compiled import inlined
+
+
+@inlined
+def step_of(time, ticks_per_second, dt_ms, T):
+    """The step, counted from 0, of an event at `time` ticks: floor(1000 t / dt) (Liu et al. 2023); T if that is past T.
+
+    1000 t and dt · ticks are both exact: an event on the edge of a bin falls to the bin it begins.
+    """
+    return np.int64(min(np.floor(1000.0 * np.float64(time) / (dt_ms * ticks_per_second)), np.float64(T)))
 
 
 @dataclass(frozen=True)
@@ -21,6 +33,11 @@ class Events:
     def to(self, device: torch.device) -> "Events":
         """The same on another device: the entries travel, not the zeros."""
         return Events(self.offsets.to(device), self.channels.to(device), self.counts.to(device), self.shape)
+
+    def per_step(self) -> Tensor:
+        """(T, B): how many events each step of each sample has, float64."""
+        total = torch.cat([self.counts.new_zeros(1, dtype=torch.float64), self.counts.cumsum(0, dtype=torch.float64)])
+        return total[self.offsets].diff().view(self.shape[:2])
 
     def dense(self) -> Tensor:
         """(T, B, channels), of the counts' dtype."""

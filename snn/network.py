@@ -1,8 +1,10 @@
 """Networks built from the configuration: hidden blocks and an output layer."""
 
+import copy
 from itertools import pairwise
 from typing import NamedTuple
 
+import torch
 from spikingjelly.activation_based import layer
 from spikingjelly.activation_based.base import MemoryModule
 from torch import Tensor, nn
@@ -77,6 +79,27 @@ class Network(nn.Module):
         for module in self.modules():
             if isinstance(module, MemoryModule):
                 module.reset()
+
+    @torch.no_grad()
+    def folded(self) -> "Network":
+        """A copy for inference on the CPU, BatchNorm within weights and biases and dropout gone.
+
+        All its products are event-driven, so that batches and `snn.streaming` sum in the same order.
+        """
+        folded = copy.deepcopy(self).cpu().eval()
+        folded.reset()
+        for block in folded.blocks:
+            if block.norm is not None:
+                scale_N = block.norm.weight / torch.sqrt(block.norm.running_var + block.norm.eps)
+                block.linear.weight *= scale_N.unsqueeze(1)
+                block.linear.bias = nn.Parameter(block.norm.bias - block.norm.running_mean * scale_N)
+            block.norm = block.dropout = None
+        for module in folded.modules():
+            if isinstance(module, EventLinear):
+                module.dense_above = 1.0
+            if isinstance(module, SpikingNeuron):
+                module.backend = "cpu"
+        return folded
 
     def clamp_values(self) -> None:
         """Bring the neurons' learned values back into their ranges; call it after each step of the optimiser."""

@@ -96,3 +96,19 @@ def draw_single_delay(network: Network, x_TBC: Events, target_B: Tensor, dt_ms: 
     axis.set_yticks(range(len(target_B)), [str(target) for target in target_B.tolist()])
     figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+def draw_anytime(curves: dict[str, list], path: Path) -> None:
+    """The curves of `Evaluation.anytime`: accuracy against elapsed time, and against events seen."""
+    figure, axes = plt.subplots(1, 2, sharey=True, figsize=(9, 3.6), layout="constrained")
+    for axis, x, over, label in zip(
+        axes, ("time_ms", "events"), ("time", "events"), ("elapsed time (ms)", "events seen"), strict=True
+    ):
+        for code, name, colour, style in (("fs", "first spike", ORANGE, "-"), ("fr", "firing rate", BLUE, "--")):
+            axis.plot(curves[x], curves[f"{code}_accuracy_over_{over}"], color=colour, ls=style, label=name)
+        axis.set(xlabel=label, ylim=(0, 100), xlim=(0, curves[x][-1]))
+        axis.grid(color=GREY, lw=0.4)
+    axes[0].set_ylabel("right decisions (%)")
+    axes[0].legend(loc="lower right", frameon=False)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)

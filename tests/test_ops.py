@@ -298,7 +298,7 @@ def test_auto_runs_the_kernels(recurrent, monkeypatch):
     monkeypatch.setattr(cpu, "_run", lambda kernel, *rest: (launched.append(kernel), launch(kernel, *rest)))
     monkeypatch.setattr(reference, "single_step", None)
     run(ops.multi_step, make_call(ADLIF, (7, 3, 5), torch.float64, recurrent))
-    assert launched == [cpu._forward, cpu._backward]
+    assert launched == [cpu.forward_columns, cpu.backward_columns]
     assert all(kernel.nopython_signatures for kernel in launched)
 
 

@@ -67,9 +67,21 @@ def test_train_then_test(program, tmp_path):
     assert again.returncode == 0, again.stderr
     assert json.loads((run / "test" / "metrics.json").read_text())["T"] == 30
     drawn = {path.name for path in (run / "test").glob("*.png")}
-    assert drawn == {"decision.png", "single_delay.png", *(f"decision_{label}.png" for label in range(3))}
-    by_name = program("test.py --load_pt_file shd_fs0.2_tau20_adlif")
+    assert drawn == {
+        "decision.png",
+        "anytime.png",
+        "single_delay.png",
+        *(f"decision_{label}.png" for label in range(3)),
+    }
+    by_name = program("test.py --load_pt_file shd_fs0.2_tau20_adlif --streaming")
     assert by_name.returncode == 0, by_name.stderr
+    metrics = json.loads((run / "test" / "metrics.json").read_text())
+    assert metrics["anytime"]["fs_accuracy_over_time"][-1] <= metrics["fs_accuracy"]
+    streaming = metrics["streaming"]
+    assert streaming["differ_from_batches"] == streaming["without_events"] == 0
+    assert streaming["fs_accuracy"] == metrics["fs_accuracy"] or streaming["moved_by_folding"] > 0
+    assert 0 < streaming["to_decision"]["synaptic ops"] < streaming["whole_window"]["synaptic ops"]
+    assert "0 of 24 decisions" in by_name.stdout
 
 
 @pytest.mark.usefixtures("shd_folder")

@@ -4,11 +4,27 @@ import ctypes
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+from pathlib import Path
 
 import numba
 from numba.core import event
 
 PARTS_PER_THREAD = 4  # so that a thread whose core is busy elsewhere does not hold up the others
+
+
+def _cache_folder() -> Path:
+    """Where numba keeps what it has compiled: a folder for each state of the files that hold kernels.
+
+    numba itself compiles anew when a kernel's file has changed, but not when that of a kernel it calls has.
+    """
+    root = Path(__file__).resolve().parents[2]
+    sources = [path.read_bytes() for name in ("snn", "datasets") for path in sorted((root / name).rglob("*.py"))]
+    state = sha256(b"".join(source for source in sources if b"numba" in source or b"ops.compiled" in source))
+    return Path(numba.config.CACHE_DIR or root / "snn" / "__pycache__") / f"kernels-{state.hexdigest()[:12]}"
+
+
+numba.config.CACHE_DIR = str(_cache_folder())
 
 inlined = numba.njit(error_model="numpy")
 _kernels = set()

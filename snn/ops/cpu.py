@@ -33,18 +33,22 @@ SERIAL_BELOW = 1 << 15  # neuron-steps: less is done before a second thread has 
 
 @inlined
 def _load_values(s, m, width, lam_m, lam_s, lam_w, a, b):
-    """Lay the values of columns m... into scratch; with at least one column per neuron, n = m mod N."""
+    """Lay the values of columns m... into scratch; column m is neuron m mod N, as there are N values."""
     one = s.dtype.type(1)
-    for j in range(width):
-        n = (m + j) % lam_m.size
-        s[LAM_M + j] = lam_m[n]
-        s[REST_M + j] = one - lam_m[n]
-        if lam_s is not None:
-            s[LAM_S + j] = lam_s[n]
-        if lam_w is not None:
-            s[LAM_W + j] = lam_w[n]
-            s[A + j] = a[n]
-            s[B + j] = b[n]
+    N = lam_m.size
+    n, j = m % N, 0
+    while j < width:
+        run = min(N - n, width - j)  # up to the last neuron
+        for k in range(run):
+            s[LAM_M + j + k] = lam_m[n + k]
+            s[REST_M + j + k] = one - lam_m[n + k]
+            if lam_s is not None:
+                s[LAM_S + j + k] = lam_s[n + k]
+            if lam_w is not None:
+                s[LAM_W + j + k] = lam_w[n + k]
+                s[A + j + k] = a[n + k]
+                s[B + j + k] = b[n + k]
+        n, j = 0, j + run
 
 
 @inlined
@@ -151,7 +155,7 @@ def _add_product(out, c, rows_KN, picked):
 
 
 @kernel
-def _forward(
+def forward_columns(
     x_TM, y_TM, h_TM, total_TM, v, i, w, z, first_DM, VT_NN,
     lam_m, lam_s, lam_w, a, b, theta, soft, strict, group, begin, end,
 ):  # fmt: skip
@@ -208,11 +212,11 @@ def _forward(
 
 
 @kernel
-def _backward(
+def backward_columns(
     gy_TM, gh_TM, x_TM, h_TM, gx_TM, sums_KM, gv, gi, gw, gz, gfirst_DM, v, i, w, z, V_NN,
     lam_m, lam_s, lam_w, a, b, theta, soft, strict, group, begin, end,
 ):  # fmt: skip
-    """As `_forward`, in reverse. The gradients of the states are updated in place, those of the values go to sums."""
+    """As `forward_columns`, in reverse. State gradients are updated in place, those of the values go to sums."""
     T, M = h_TM.shape
     theta = h_TM.dtype.type(theta)
     s = np.empty(-(-group // TILE) * BACKWARD_SCRATCH, h_TM.dtype)
@@ -316,7 +320,7 @@ def forward(
     tensors = (x_TBN, y_TBN, h_TBN, total_TBN, state.v, state.i, state.w, state.z, first_DBN)
     VT_NN = None if V_NN is None else V_NN.detach().T.contiguous().numpy()
     arguments = (*map(_columns, tensors), VT_NN, *_constants(values, neuron))
-    _run(_forward, arguments, T, B * N, TILE if V_NN is None else N)
+    _run(forward_columns, arguments, T, B * N, TILE if V_NN is None else N)
 
 
 def backward(
@@ -339,4 +343,4 @@ def backward(
     tensors += (state.v, state.i, state.w, state.z)
     weights = None if V_NN is None else V_NN.detach().numpy()
     arguments = (*map(_columns, tensors), weights, *_constants(values, neuron))
-    _run(_backward, arguments, T, B * N, TILE if V_NN is None else N)
+    _run(backward_columns, arguments, T, B * N, TILE if V_NN is None else N)

@@ -15,7 +15,7 @@ COLUMNS = 128  # of the weight gradient, that one thread sums together
 
 
 @kernel
-def _product(offsets, channels, counts, WT, out, begin, end):
+def product_rows(offsets, channels, counts, WT, out, begin, end):
     """out = counts @ WT over rows begin ... end; four events at a time, so that `out` goes to memory once for four."""
     N = WT.shape[1]
     for r in range(begin, end):
@@ -64,7 +64,7 @@ def _sort_blocks(offsets, channels, counts, starts, rows, values, begin, end):
 def _weight_gradient(starts, rows, values, gy, gWT, begin, end):
     """gWT[c] = Σ values · gy[rows] over the entries of channel c, for the parts begin ... end of COLUMNS columns.
 
-    Block by block, so that the rows of gy at hand stay in the cache; four entries at a time, as in `_product`.
+    Block by block, so that the rows of gy at hand stay in the cache; four entries at a time, as in `product_rows`.
     """
     N = gWT.shape[1]
     first, last = begin * COLUMNS, min(end * COLUMNS, N)
@@ -133,7 +133,7 @@ def product(offsets: Tensor, channels: Tensor, counts: Tensor, W_NC: Tensor) -> 
     R, WT = len(offsets) - 1, W_NC.T.contiguous().numpy()
     out_RN = torch.empty(R, len(W_NC), dtype=W_NC.dtype)
     arguments = (offsets.numpy(), channels.numpy(), counts.numpy(), WT, out_RN.numpy())
-    in_parts(lambda begin, end: _product(*arguments, begin, end), R, torch.get_num_threads())
+    in_parts(lambda begin, end: product_rows(*arguments, begin, end), R, torch.get_num_threads())
     return out_RN
 
 

@@ -1,0 +1,214 @@
+"""Streaming inference: events in as they come, the decision out at the first output spike.
+
+stream = Stream(network, dt_ms=10, T=100)
+for times_s, channels in chunks:
+    if decision := stream.push(times_s, channels):
+        break
+else:
+    decision = stream.finish()
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from snn import ops
+from snn.errors import InputError
+from snn.events import Events
+from snn.network import Network
+from snn.neurons import SpikingNeuron
+from snn.ops import stream as kernels
+
+
+class Decision(NamedTuple):
+    """What the network says: by its first output spike or, where the window held none (step is None), by potential."""
+
+    label: int
+    step: int | None  # of the first output spike, from 1
+    time_ms: float | None  # the end of that step
+
+
+class Work(NamedTuple):
+    """What was done so far."""
+
+    steps: int
+    events: int  # taken; those past the window are not
+    synaptic_operations: int  # a weight added for an event or a spike; events that share channel and bin are one
+    neuron_updates: int
+    spikes: tuple[int, ...]  # per layer, the output last
+
+
+class Stream:
+    """One recording at a time through a network, on the CPU. Only what the events make happen is computed.
+
+    Decisions and their times are those of `network.folded()` on whole recordings, bit by bit: BatchNorm is within the
+    weights.
+
+    Args:
+        network: of fully connected layers, recurrent or not.
+        dt_ms, T, T_empty: the steps, as in the configuration's data section.
+        ticks_per_second: of the times that are pushed; 1 for seconds.
+        stops: no work is done after the decision; False runs on to the end of the window, to compare.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        dt_ms: float,
+        T: int,
+        T_empty: int = 0,
+        ticks_per_second: float = 1.0,
+        stops: bool = True,
+    ):
+        network = network.folded()
+        self.dt_ms, self.T, self.T_end = float(dt_ms), T, T + T_empty
+        self.ticks_per_second, self.stops = float(ticks_per_second), stops
+        linears = [block.linear for block in network.blocks] + [network.readout]
+        neurons = [block.neurons for block in network.blocks] + [network.output]
+        self._layers = tuple(
+            _layer(linear.weight, linear.bias, module) for linear, module in zip(linears, neurons, strict=True)
+        )
+        self.num_channels, self._neurons = linears[0].in_features, sum(layer.v.size for layer in self._layers)
+        room = max(layer.WT_CN.shape[0] for layer in self._layers)
+        room = max(room, self._layers[-1].v.size)
+        self._channels, self._counts = np.empty(room, np.int32), np.empty(room, self._layers[0].v.dtype)
+        self._entry_of_channel = np.empty(self.num_channels, np.int64)
+        self._tally = np.empty(kernels.COUNTERS, np.int64)
+        self._spikes = np.empty(len(self._layers), np.int64)
+        self.output_counts = np.empty(self._layers[-1].v.size, np.int64)  # spikes so far of each class
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything: the next event begins a new recording."""
+        for layer in self._layers:
+            for state in (layer.v, layer.i, layer.w, layer.z, layer.y_1N, layer.due_1N, layer.peak_due_1N):
+                if state is not None:
+                    state.fill(0)
+            layer.peak_1N.fill(-np.inf)
+        self._entry_of_channel.fill(-1)
+        for counter in (self._tally, self._spikes, self.output_counts):
+            counter.fill(0)
+        self._last_time = 0.0
+
+    def push(self, times: np.ndarray, channels: np.ndarray) -> Decision | None:
+        """Take the next events, (n,) times from the recording's start and (n,) channels: the decision, once it is made.
+
+        Times may not fall, within a call or from call to call. The events of a step are summed when the first event
+        after it arrives. Events past the T bins are dropped, as in training. Raises InputError before any event of a
+        call is taken.
+        """
+        times, channels = np.asarray(times), np.asarray(channels)
+        self._check(times, channels)
+        if len(times):
+            steps = np.empty(len(times), np.int64)
+            kernels.steps_of(times, self.ticks_per_second, self.dt_ms, self.T, steps)
+            self._last_time = float(times[-1])
+            self._advance(steps, channels.astype(np.int32, copy=False), 0)
+        return self._decision()
+
+    def finish(self) -> Decision | None:
+        """There are no more events: run on to the decision, or to the end of the window, where potentials decide.
+
+        None if there was no event within the window: there is nothing to decide on.
+        """
+        if self._tally[kernels.EVENTS] == 0:
+            return None
+        self._advance(np.empty(0, np.int64), np.empty(0, np.int32), self.T_end)
+        return self._decision() or Decision(int(self._layers[-1].peak_1N[0].argmax()), None, None)
+
+    @property
+    def work(self) -> Work:
+        """What was done since `reset`."""
+        steps, events, synaptic = (int(self._tally[k]) for k in (kernels.STEP, kernels.EVENTS, kernels.SYNAPTIC))
+        return Work(steps, events, synaptic, steps * self._neurons, tuple(self._spikes.tolist()))
+
+    def _advance(self, steps: np.ndarray, channels: np.ndarray, end: int) -> None:
+        buffers = (self._channels, self._counts, self._entry_of_channel, self._tally, self._spikes, self.output_counts)
+        kernels.advance(steps, channels, self.T, end, self.stops, tuple(map(tuple, self._layers)), *buffers)
+
+    def _decision(self) -> Decision | None:
+        step = int(self._tally[kernels.DECIDED])
+        if step == 0:
+            return None
+        return Decision(int(self._tally[kernels.LABEL]), step, step * self.dt_ms)
+
+    def _check(self, times: np.ndarray, channels: np.ndarray) -> None:
+        if times.ndim != 1 or times.shape != channels.shape:
+            raise InputError(f"events need as many times as channels, but have {times.shape} and {channels.shape}")
+        if times.dtype.kind not in "iuf" or channels.dtype.kind not in "iu":
+            raise InputError(f"times must be numbers and channels whole ones, not {times.dtype} and {channels.dtype}")
+        if len(times) == 0:
+            return
+        before = np.concatenate([[self._last_time], times[:-1]])
+        if not (ordered := (times >= before) & (times < np.inf)).all():
+            e = int((~ordered).argmax())
+            raise InputError(
+                f"event {e} of this call has the time {times[e]}, after {before[e]}: times must be numbers that rise"
+            )
+        if channels.min() < 0 or channels.max() >= self.num_channels:
+            e = int(((channels < 0) | (channels >= self.num_channels)).argmax())
+            raise InputError(
+                f"event {e} of this call: channel {channels[e]} is outside 0..{self.num_channels - 1} of this network"
+            )
+
+
+def _layer(weight_NC: Tensor, bias_N: Tensor | None, neurons: SpikingNeuron) -> kernels.Layer:
+    """A layer as arrays, in its initial state."""
+    N, neuron = len(weight_NC), neurons.dynamics
+    recurrent = neurons.V is not None
+
+    def array(tensor: Tensor | None) -> np.ndarray | None:
+        return None if tensor is None else np.array(tensor.detach())
+
+    values = (None if value is None else value.expand(N) for value in neurons.values())
+    state = ops.State().filled(neuron, recurrent, weight_NC.new_zeros(N))
+    rows = np.zeros((7, 1, N), array(weight_NC).dtype)
+    return kernels.Layer(
+        np.ascontiguousarray(array(weight_NC).T),
+        array(bias_N),
+        np.ascontiguousarray(array(neurons.V).T) if recurrent else None,
+        *map(array, values),
+        neuron.theta,
+        neuron.reset == "soft",
+        neuron.spike_first,
+        *map(array, (state.v, state.i, state.w, state.z)),
+        np.zeros(2, np.int64),
+        *rows,
+    )
+
+
+@torch.inference_mode()
+def first_difference(network: Network, other: Network, x_T1C: Events) -> str:
+    """Where two networks of the same layers first part on one recording, in words: the potential and the threshold."""
+    drives: dict[Network, list[Tensor]] = {}
+    for each in (network, other):
+        drives[each] = []
+        modules = [module for module in each.modules() if isinstance(module, SpikingNeuron)]
+        hooks = [
+            module.register_forward_pre_hook(lambda _, x, drive=drives[each]: drive.append(x[0])) for module in modules
+        ]
+        each.reset()
+        each(x_T1C.to(next(each.parameters()).device))
+        each.reset()
+        for hook in hooks:
+            hook.remove()
+    first = None
+    neurons = ([module for module in each.modules() if isinstance(module, SpikingNeuron)] for each in (network, other))
+    for layer, (pair, x_TBN) in enumerate(
+        zip(zip(*neurons, strict=True), zip(*drives.values(), strict=True), strict=True)
+    ):
+        ran = [
+            ops.multi_step(x, each.values(), ops.State(), each.dynamics, each.V, backend=each.backend)
+            for each, x in zip(pair, x_TBN, strict=True)
+        ]
+        (y, h, _), (y_other, h_other, _) = ran
+        apart = (y.cpu() != y_other.cpu()).nonzero()
+        if len(apart) and (first is None or apart[0, 0] < first[0]):
+            n, b, j = apart[0].tolist()
+            first = n, layer, j, float(h[n, b, j]), float(h_other[n, b, j]), pair[0].dynamics.theta
+    if first is None:
+        return "no spike differs"
+    n, layer, j, h_here, h_there, theta = first
+    return f"layer {layer + 1}, step {n + 1}, neuron {j}: potential {h_here:.8g} and {h_there:.8g}, threshold {theta:g}"

@@ -1,0 +1,204 @@
+"""Events as they come: decisions, times and counts are those of batches of the folded network, whatever the chunks."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from datasets.events import Bins, Recordings, counts
+from snn.coding import first_times, fs_decision
+from snn.errors import InputError
+from snn.network import Network
+from snn.streaming import Stream, first_difference
+from tests.test_network import build, small
+
+T, T_EMPTY, DT_MS, N_RECORDINGS = 25, 4, 10.0, 12
+
+VARIANTS = [
+    {},
+    {"recurrent": True, "variant": "superspike", "neuron": "PCuLIF", "output_neuron": "CuLIF"},
+    {"neuron": "CuAdLIF", "reset": "soft", "batch_norm": False, "recurrent": True},
+]
+
+
+def recordings(n: int = N_RECORDINGS) -> Recordings:
+    """Times on the edges of bins, after the window and twice at once among them; µs, and one recording of one event."""
+    random = np.random.default_rng(5)
+    lengths = np.array([1, *random.integers(30, 400, n - 1)])
+    times = [np.sort(random.integers(0, 280, k)) * 1000 for k in lengths]
+    times[0][:] = 0
+    return Recordings(
+        offsets=np.concatenate([[0], np.cumsum(lengths)]),
+        times=np.concatenate(times).astype(np.uint32),
+        ticks_per_second=1e6,
+        channels=random.integers(0, 30, lengths.sum()).astype(np.uint16),
+        labels=np.zeros(n, np.int64),
+        speakers=None,
+        where="made up",
+    )
+
+
+def trained(**changes) -> Network:
+    """A network whose BatchNorm has seen data."""
+    network = build(small(**changes)).train()
+    with torch.no_grad():
+        for block in network.blocks:
+            if block.norm is not None:
+                block.norm.weight.uniform_(0.5, 2)
+                block.norm.bias.uniform_(-0.2, 0.2)
+        for _ in range(3):
+            network(counts(recordings(), np.arange(N_RECORDINGS), Bins(DT_MS, T, T_EMPTY, 30)))
+            network.reset()
+    return network.eval()
+
+
+def activity(network: Network, x_TBC=None):
+    network.reset()
+    if x_TBC is None:
+        x_TBC = counts(recordings(), np.arange(N_RECORDINGS), Bins(DT_MS, T, T_EMPTY, 30))
+    with torch.no_grad():
+        return network(x_TBC)
+
+
+def make_stream(network: Network, **changes) -> Stream:
+    return Stream(network, **({"dt_ms": DT_MS, "T": T, "T_empty": T_EMPTY, "ticks_per_second": 1e6} | changes))
+
+
+def decide(stream: Stream, r: int, chunk: int):
+    data = recordings()
+    begin, end = data.offsets[r : r + 2]
+    stream.reset()
+    for k in range(begin, end, chunk):
+        few = slice(k, min(k + chunk, end))
+        if decision := stream.push(data.times[few], data.channels[few]):
+            assert stream.finish() == decision
+            return decision
+        assert stream.push(data.times[:0], data.channels[:0]) is None
+    return stream.finish()
+
+
+@pytest.mark.parametrize("changes", VARIANTS, ids=str)
+def test_decisions_times_and_spikes_are_those_of_batches(changes):
+    network = trained(**changes)
+    s_TBN, h_TBN, layers = activity(network.folded())
+    t_BN = first_times(s_TBN, h_TBN)
+    label_B, first_B = fs_decision(t_BN).tolist(), t_BN.amin(-1).long().tolist()
+    fired = [first <= T + T_EMPTY for first in first_B]
+    assert any(fired)
+    assert len(set(first_B)) > 3
+    stops, whole = make_stream(network), make_stream(network, stops=False)
+    for r in range(N_RECORDINGS):
+        for chunk in (1, 7, 1000):
+            decision = decide(stops, r, chunk)
+            assert decision.label == label_B[r]
+            assert decision.step == (first_B[r] if fired[r] else None)
+            assert decision.time_ms == (first_B[r] * DT_MS if fired[r] else None)
+        data = recordings()
+        whole.reset()
+        early = whole.push(*(column[slice(*data.offsets[r : r + 2])] for column in (data.times, data.channels)))
+        assert early in (None, decision)
+        assert whole.finish() == decision
+        assert whole.output_counts.tolist() == s_TBN[:, r].sum(0).tolist()
+        assert whole.work.spikes == tuple(int(s[:, r].sum()) for s in layers)
+        assert whole.work.steps == T + T_EMPTY
+
+
+@pytest.mark.parametrize("changes", VARIANTS[:2], ids=str)
+def test_the_work_is_what_was_active_up_to_the_decision(changes):
+    network = trained(**changes)
+    folded = network.folded()
+    bins = Bins(DT_MS, T, T_EMPTY, 30)
+    for r in range(N_RECORDINGS):
+        x_T1C = counts(recordings(), np.array([r]), bins)
+        _, _, layers = activity(folded, x_T1C)
+        stream = make_stream(network)
+        decision = decide(stream, r, 10)
+        steps = decision.step or T + T_EMPTY
+        sizes = [s.shape[-1] for s in layers]
+        inputs = [x_T1C.dense(), *layers[:-1]]
+        expected = sum(int((x[:steps] != 0).sum()) * size for x, size in zip(inputs, sizes, strict=True))
+        if changes.get("recurrent"):
+            expected += sum(int((s[: steps - 1] != 0).sum()) * s.shape[-1] for s in layers[:-1])
+        assert stream.work.synaptic_operations == expected
+        assert stream.work.neuron_updates == steps * sum(sizes)
+        assert stream.work.steps == steps
+        assert stream.work.events == int(x_T1C.per_step()[:steps].sum())
+
+
+def test_folding_changes_nothing_but_rounding():
+    network = trained()
+    folded = network.folded()
+    assert all(block.norm is None and block.linear.bias is not None for block in folded.blocks)
+    assert all(block.norm is not None for block in network.blocks)  # the network itself stays as it was
+    x_TBC = counts(recordings(), np.arange(N_RECORDINGS), Bins(DT_MS, T, T_EMPTY, 30))
+    block, folded_block = network.blocks[0], folded.blocks[0]
+    with torch.no_grad():
+        drive_TBN, folded_TBN = block.norm(block.linear(x_TBC)), folded_block.linear(x_TBC)
+    assert folded_block.linear.is_event_driven
+    torch.testing.assert_close(folded_TBN, drive_TBN, rtol=0, atol=1e-5 * float(drive_TBN.abs().max()))
+    h_TBN, folded_h_TBN = activity(network).h_TBN, activity(folded).h_TBN
+    same = (activity(network).layers[1] == activity(folded).layers[1]).all(0).all(-1)  # no spike moved by rounding
+    assert same.any()
+    torch.testing.assert_close(folded_h_TBN[:, same], h_TBN[:, same], rtol=0, atol=1e-5)
+
+
+def test_where_two_networks_part():
+    network = trained()
+    other = network.folded()
+    x_T1C = counts(recordings(), np.array([3]), Bins(DT_MS, T, T_EMPTY, 30))
+    same = network.folded()
+    assert first_difference(other, same, x_T1C) == "no spike differs"
+    with torch.no_grad():
+        other.blocks[1].linear.bias[5] += 10  # neuron 5 of the second layer fires at once
+    before, after = activity(same, x_T1C).layers[1], activity(other, x_T1C).layers[1]
+    step = int((before != after).nonzero()[0, 0]) + 1
+    words = first_difference(same, other, x_T1C)
+    assert words.startswith(f"layer 2, step {step}, neuron 5: potential ")
+    assert words.endswith("threshold 0.2")
+
+
+def test_an_output_that_never_fires_leaves_it_to_the_potential():
+    network = trained()
+    silent = copy.deepcopy(network)
+    silent.output.dynamics = copy.copy(network.output.dynamics)
+    object.__setattr__(silent.output.dynamics, "theta", 1e6)
+    s_TBN, h_TBN, _ = activity(silent.folded())
+    assert not s_TBN.any()
+    stream = make_stream(silent)
+    for r in range(N_RECORDINGS):
+        decision = decide(stream, r, 20)
+        assert decision == (int(h_TBN[:, r].amax(0).argmax()), None, None)
+
+
+def test_no_event_no_decision():
+    stream = make_stream(trained())
+    assert stream.push(np.array([], np.uint32), np.array([], np.uint16)) is None
+    assert stream.finish() is None
+    stream.reset()
+    stream.push(np.array([T * 10_000]), np.array([3]))  # one, but past the window
+    assert stream.finish() is None
+
+
+@pytest.mark.parametrize(
+    ("times", "channels", "message"),
+    [
+        ([20_000, 30_000, 29_999], [0, 1, 2], "event 2 of this call has the time 29999, after 30000"),
+        ([9_999], [0], "event 0 of this call has the time 9999, after 10000"),
+        ([20_000.0, float("nan")], [0, 0], "event 1 of this call has the time nan"),
+        ([20_000.0, float("inf")], [0, 0], "event 1 of this call has the time inf"),
+        ([20_000, 20_000], [0, 30], "event 1 of this call: channel 30 is outside 0..29"),
+        ([20_000], [-1], "channel -1 is outside 0..29"),
+        ([20_000, 20_001], [1], "as many times as channels"),
+        ([20_000], [1.0], "not int64 and float64"),
+    ],
+)
+def test_wrong_events_are_named_and_nothing_is_taken(times, channels, message):
+    stream = make_stream(trained(), stops=False)
+    stream.push(np.array([0, 10_000]), np.array([4, 4]))
+    before = stream.work
+    with pytest.raises(InputError, match=message):
+        stream.push(np.array(times), np.array(channels))
+    assert stream.work == before
+    stream.push(np.array([10_000]), np.array([5]))
+    assert stream.work.events == 3

@@ -86,7 +86,7 @@ def test_decisions_times_and_spikes_are_those_of_batches(changes):
     label_B, first_B = fs_decision(t_BN).tolist(), t_BN.amin(-1).long().tolist()
     fired = [first <= T + T_EMPTY for first in first_B]
     assert any(fired)
-    assert len(set(first_B)) > 3
+    assert len(set(first_B)) > 1
     stops, whole = make_stream(network), make_stream(network, stops=False)
     for r in range(N_RECORDINGS):
         for chunk in (1, 7, 1000):

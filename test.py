@@ -62,9 +62,11 @@ def main() -> None:
     (out / "metrics.json").write_text(json.dumps(metrics | about | {"anytime": curves}, indent=2) + "\n")
     report.draw_anytime(curves, out / "anytime.png")
 
+    names = recordings.class_names
+
     def draw(r: int, name: str) -> None:
         x_T1C, target_1 = next(batches(recordings, np.array([r]), bins, 1))
-        report.draw_decision(network, x_T1C.to(device), int(target_1), data.dt_ms, out / name)
+        report.draw_decision(network, x_T1C.to(device), data.dt_ms, out / name, names=names, target=int(target_1))
 
     draw(0, "decision.png")
     classes, first_of_class = np.unique(recordings.labels, return_index=True)
@@ -73,7 +75,7 @@ def main() -> None:
             draw(r, f"decision_{label}.png")
     if args.test_single_delay:
         x_TBC, target_B = next(batches(recordings, first_of_class, bins, len(classes)))
-        report.draw_single_delay(network, x_TBC.to(device), target_B, data.dt_ms, out / "single_delay.png")
+        report.draw_single_delay(network, x_TBC.to(device), target_B, data.dt_ms, out / "single_delay.png", names)
     print_table(metrics)
     print(f"numbers in {out / 'metrics.json'}, {len(list(out.glob('*.png')))} pictures beside it")
 

@@ -115,6 +115,7 @@ def main() -> None:
             code = "fs_accuracy" if cfg.loss.mode == "first_time" else "fr_accuracy"
             standing = (validation[code], -validation["loss"])
             save = partial(checkpoint.save, config=cfg, network=network, validation=validation, epoch=epoch + 1)
+            save = partial(save, class_names=recordings.class_names)
             if standing > best:
                 best = standing
                 save(run / "best.pt")

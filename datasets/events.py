@@ -30,6 +30,7 @@ class Recordings:
     labels: np.ndarray  # (n,) int64
     speakers: np.ndarray | None  # (n,) int64, where the file names them
     where: str  # the file, for messages
+    class_names: tuple[str, ...] | None = None  # where the file has them
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -60,6 +60,12 @@ def _whole_numbers(dataset: h5py.Dataset, path: Path) -> np.ndarray:
     return values.astype(np.int64)
 
 
+def _names(dataset: h5py.Dataset, path: Path) -> list[str]:
+    if dataset.shape is None or dataset.ndim != 1:
+        raise InputError(f"{path}: wrong layout, {dataset.name} must be a list of names")
+    return [name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in dataset[()]]
+
+
 def _lists(dataset: h5py.Dataset, path: Path, kinds: str, what: str) -> np.ndarray:
     """A data set of variable-length lists, as an array of arrays. `kinds` are numpy's, `what` says them in words."""
     item = h5py.check_vlen_dtype(dataset.dtype)
@@ -71,7 +77,7 @@ def _lists(dataset: h5py.Dataset, path: Path, kinds: str, what: str) -> np.ndarr
 
 
 def _read_shd(file: h5py.File, path: Path, split: Split) -> Recordings:
-    """SHD (Cramer et al. 2022): /spikes/times in s, /spikes/units, /labels, and /extra/speaker where there is one."""
+    """SHD (Cramer et al. 2022): /spikes/times in s, /spikes/units, /labels; /extra/speaker and /extra/keys if there."""
     times = _lists(_get(file, "spikes/times", path), path, "iuf", "numbers")
     units = _lists(_get(file, "spikes/units", path), path, "iu", "whole numbers")
     labels = _whole_numbers(_get(file, "labels", path), path)
@@ -79,7 +85,8 @@ def _read_shd(file: h5py.File, path: Path, split: Split) -> Recordings:
     for name, values in (("spikes/units", units), ("labels", labels), ("extra/speaker", speakers)):
         if values is not None and values.shape != times.shape:
             raise InputError(f"{path}: {name} has shape {values.shape}, but spikes/times has {times.shape}")
-    return _gather(path, times, 1.0, units, labels, speakers)
+    names = tuple(_names(_get(file, "extra/keys", path), path)) if "extra/keys" in file else None
+    return _gather(path, times, 1.0, units, labels, speakers, names)
 
 
 def _read_ntidigits(file: h5py.File, path: Path, split: Split) -> Recordings:
@@ -87,10 +94,7 @@ def _read_ntidigits(file: h5py.File, path: Path, split: Split) -> Recordings:
 
     Time starts at the first event of each recording.
     """
-    stored_keys = _get(file, f"extra/{split}_keys", path)
-    if stored_keys.shape is None or stored_keys.ndim != 1:
-        raise InputError(f"{path}: wrong layout, {stored_keys.name} must be a list of names")
-    keys = [key.decode() if isinstance(key, bytes) else str(key) for key in stored_keys[()]]
+    keys = _names(_get(file, f"extra/{split}_keys", path), path)
     times, units, labels = [], [], []
     for key in keys:
         group = file.get(f"data/{key}")
@@ -106,7 +110,7 @@ def _read_ntidigits(file: h5py.File, path: Path, split: Split) -> Recordings:
     return _gather(path, times, 1e6, units, np.array(labels), None)
 
 
-def _gather(path: Path, times, ticks_per_second: float, units, labels, speakers) -> Recordings:
+def _gather(path: Path, times, ticks_per_second: float, units, labels, speakers, class_names=None) -> Recordings:
     """Lists of events to flat arrays."""
     if len(times) == 0:
         raise InputError(f"{path}: holds no recording")
@@ -125,6 +129,7 @@ def _gather(path: Path, times, ticks_per_second: float, units, labels, speakers)
         labels=labels,
         speakers=speakers,
         where=str(path),
+        class_names=class_names,
     )
 
 

@@ -51,8 +51,15 @@ TEST = _COMMON | {
 }
 
 
-class Parser(argparse.ArgumentParser):
-    """Takes the words of `table` beside those added to it; a wrong word is an InputError."""
+class OneLineParser(argparse.ArgumentParser):
+    """A wrong word is an InputError."""
+
+    def error(self, message: str) -> None:
+        raise InputError(f"command line: {message}; {self.prog} --help lists the words")
+
+
+class Parser(OneLineParser):
+    """Takes the words of `table` beside those added to it."""
 
     def __init__(self, description: str, table: dict, yaml_help: str = "configuration"):
         super().__init__(description=description, allow_abbrev=False)
@@ -78,9 +85,6 @@ class Parser(argparse.ArgumentParser):
             action="store_true",
             help="train with all the processes that torchrun has started; a test runs in one",
         )
-
-    def error(self, message: str) -> None:
-        raise InputError(f"command line: {message}; {self.prog} --help lists the words")
 
     def override(self, values: dict, args: argparse.Namespace) -> config.Config:
         """The configuration of plain `values` (changed in place) with the words of the command line over it."""

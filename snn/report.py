@@ -1,5 +1,6 @@
 """Pictures of what a network does."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -20,8 +21,21 @@ BLACK, ORANGE, BLUE, GREY = "#000000", "#D55E00", "#0072B2", "#BBBBBB"
 
 
 @torch.inference_mode()
-def draw_decision(network: Network, x_T1C: Events, target: int, dt_ms: float, path: Path) -> None:
-    """One recording on one time axis: events, hidden spikes, output potentials and spikes, the decision marked."""
+def draw_decision(
+    network: Network,
+    x_T1C: Events,
+    dt_ms: float,
+    path: Path,
+    *,
+    names: Sequence[str] | None = None,
+    target: int | None = None,
+    audio: tuple[np.ndarray, int] | None = None,
+) -> None:
+    """One recording on one time axis: events, hidden spikes, output potentials and spikes, the decision marked.
+
+    names: of the classes; target: the true class, where it is known; audio: [samples] and sample rate (Hz), drawn on
+    top, where there is one.
+    """
     network.eval()
     network.reset()
     activity = network(x_T1C)
@@ -35,14 +49,16 @@ def draw_decision(network: Network, x_T1C: Events, target: int, dt_ms: float, pa
 
     rasters = [("input channel", x_T1C.dense())]
     rasters += [(f"hidden layer {k + 1}", s_TBN) for k, s_TBN in enumerate(activity.layers[:-1])]
+    heights = [*([0.6] if audio else []), *([1.2] * len(rasters)), 1.4, 0.8]
     figure, axes = plt.subplots(
-        len(rasters) + 2,
-        sharex=True,
-        figsize=(8, 2.0 * (len(rasters) + 2)),
-        height_ratios=[*([1.2] * len(rasters)), 1.4, 0.8],
-        layout="constrained",
+        len(heights), sharex=True, figsize=(8, 1.7 * sum(heights)), height_ratios=heights, layout="constrained"
     )
-    for axis, (name, s_TBN) in zip(axes, rasters, strict=False):
+    if audio:
+        samples, rate_hz = audio
+        axes[0].plot(1000 * np.arange(len(samples)) / rate_hz, samples, color=BLACK, lw=0.4)
+        axes[0].set_ylabel("audio")
+        axes[0].set_yticks([])
+    for axis, (name, s_TBN) in zip(axes[len(axes) - len(rasters) - 2 :], rasters, strict=False):
         step, index = s_TBN[:, 0].flatten(1).nonzero().cpu().numpy().T
         axis.scatter(time_ms[step], index, s=3, marker=".", color=BLACK, linewidths=0)
         axis.set_ylabel(name)
@@ -60,19 +76,28 @@ def draw_decision(network: Network, x_T1C: Events, target: int, dt_ms: float, pa
     spikes.set_ylabel("output neuron")
     spikes.set_xlabel("time (ms)")
     spikes.set_xlim(0, dt_ms * T)
+
     if is_silent:
-        verdict = f"no output spike; the highest potential says class {decision}"
+        verdict = f"no output spike; the highest potential says {class_name(decision, names)}"
     else:
-        verdict = f"decides for class {decision} at {first_step * dt_ms:g} ms, at the first output spike"
+        verdict = f"decides for {class_name(decision, names)} at {first_step * dt_ms:g} ms, at the first output spike"
         for axis in axes:
             axis.axvline(first_step * dt_ms, color=ORANGE, lw=1, ls="--", zorder=1)
-    axes[0].set_title(f"{verdict} (true class {target})", fontsize=10)
+    truth = "" if target is None else f" (truth: {class_name(target, names)})"
+    axes[0].set_title(verdict + truth, fontsize=10)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
 
+def class_name(label: int, names: Sequence[str] | None) -> str:
+    """What to call a class: its name where it has one, else its number."""
+    return f"class {label}" if names is None or label >= len(names) else f"'{names[label]}'"
+
+
 @torch.inference_mode()
-def draw_single_delay(network: Network, x_TBC: Events, target_B: Tensor, dt_ms: float, path: Path) -> None:
+def draw_single_delay(
+    network: Network, x_TBC: Events, target_B: Tensor, dt_ms: float, path: Path, names: Sequence[str] | None
+) -> None:
     """One recording of each class: all output spikes in one raster, a row a recording, the first spike marked."""
     network.eval()
     network.reset()
@@ -85,15 +110,15 @@ def draw_single_delay(network: Network, x_TBC: Events, target_B: Tensor, dt_ms: 
     axis.scatter(dt_ms * (step + 1), row, s=40, marker="|", color=GREY)
     for row, (decision, target) in enumerate(zip(decision_B.tolist(), target_B.tolist(), strict=True)):
         first_step = int(t_BN[row].min())
-        verdict = f"class {decision}" + ("" if decision == target else ", wrong")
+        verdict = class_name(decision, names) + ("" if decision == target else ", wrong")
         if first_step <= T:
             colour = BLUE if decision == target else ORANGE
             axis.scatter(dt_ms * first_step, row, s=90, marker="|", color=colour, linewidths=2)
             axis.annotate(f" {verdict}, {first_step * dt_ms:g} ms", (dt_ms * first_step, row), fontsize=7, va="bottom")
         else:
             axis.annotate(f"silent; the highest potential says {verdict}", (0, row), fontsize=7, va="bottom")
-    axis.set(xlim=(0, dt_ms * T), ylim=(-0.7, len(target_B) - 0.2), xlabel="time (ms)", ylabel="recording of class")
-    axis.set_yticks(range(len(target_B)), [str(target) for target in target_B.tolist()])
+    axis.set(xlim=(0, dt_ms * T), ylim=(-0.7, len(target_B) - 0.2), xlabel="time (ms)", ylabel="recording of")
+    axis.set_yticks(range(len(target_B)), [class_name(target, names) for target in target_B.tolist()])
     figure.savefig(path, dpi=150)
     plt.close(figure)
 

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import math
+import re
 import shutil
 import signal
 import subprocess
@@ -14,7 +15,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from scipy.io import wavfile
 
+from snn import checkpoint, config
+from snn.network import Network
 from tests.conftest import REPOSITORY, TINY, assert_one_line, make_events, write_shd
 
 TRAIN = f"train.py --path_to_yaml {REPOSITORY}/configs/adlif_shd.yaml --path_to_dataset shd --dataset_name shd {TINY}"
@@ -317,3 +321,34 @@ def test_two_processes_train_as_one(program, tmp_path):
     logs = [rows(tmp_path / "runs" / name / "metrics.jsonl") for name in ("one", "two")]
     for row_one, row_two in zip(*logs, strict=True):
         assert row_one["train_loss"] == pytest.approx(row_two["train_loss"], rel=1e-4)
+
+
+def test_demo(program, tmp_path):
+    """A WAV file, and a word of our own, through a network that has learned nothing."""
+    values = config.read_yaml(REPOSITORY / "configs" / "adlif_digits.yaml")
+    values["network"] |= {"hidden_size": [8]}
+    cfg = config.build(values, "test")
+    (tmp_path / "runs" / "x").mkdir(parents=True)
+    torch.manual_seed(0)
+    network = Network(cfg.network, 700, 20)
+    content = {"epoch": 1, "class_names": ("nothing",) * 20}
+    checkpoint.save(tmp_path / "runs" / "x" / "best.pt", cfg, network, **content)
+    tone = 8000 * np.sin(2 * np.pi * 600 * np.arange(8000) / 16_000)
+    wavfile.write(tmp_path / "tone.wav", 16_000, tone.astype(np.int16))
+    heard = program("demo.py tone.wav")
+    assert heard.returncode == 0, heard.stderr
+    assert re.search(r"at \d+ ms of 500: 'nothing'|by the highest potential, 'nothing'", heard.stdout)
+    assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
+    spoken = program("demo.py --recording 27 --load_pt_file x --out spoken.png")
+    assert spoken.returncode == 0, spoken.stderr
+    assert "hearing 'seven'" in spoken.stdout
+    assert (tmp_path / "spoken.png").is_file()
+    assert_one_line(program("demo.py --recording 400"), "--recording 400: choose 0 to 399")
+    assert_one_line(program("demo.py no.wav"), "no.wav cannot be read as WAV")
+    assert_one_line(program("demo.py --loud"), "unrecognized arguments: --loud")
+
+    narrow = cfg.model_copy(update={"data": cfg.data.model_copy(update={"channels": 40})})
+    checkpoint.save(tmp_path / "runs" / "x" / "best.pt", narrow, Network(cfg.network, 40, 20), **content)
+    assert_one_line(program("demo.py tone.wav"), "listens to 40 channels, but the cochlea has 700")
+    shutil.rmtree(tmp_path / "runs")
+    assert_one_line(program("demo.py tone.wav"), "there is no runs/*/best.pt yet")

@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
-
 from datasets.prepare import digits, wav
-from snn.cli import run
-from snn.errors import InputError
-
-
-class _Parser(argparse.ArgumentParser):
-    """A wrong word is an InputError: one line."""
-
-    def error(self, message: str) -> None:
-        raise InputError(f"{self.prog}: {message}; --help lists the words")
+from snn.cli import OneLineParser, run
 
 
 def main() -> None:
     """Parse the command line and run the subcommand it names."""
-    parser = _Parser(
+    parser = OneLineParser(
         prog="python -m datasets.prepare",
         description="Make event files in the layout of the Spiking Heidelberg Digits.",
     )

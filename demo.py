@@ -1,0 +1,87 @@
+"""Hear a word and decide at the first spike: python demo.py [some.wav] [--load_pt_file runs/<name>/best.pt]
+
+The sound goes through the artificial cochlea, and its events through the network as they come. Says when the network
+decides and draws audio, events, output potentials and spikes on one time axis. Without a WAV file, a word that a test
+voice of the set `digits` says; without a checkpoint, the newest run.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from datasets.events import Bins, Recordings, counts
+from datasets.prepare import digits, speech
+from datasets.prepare.cochlea import N_PLACES, cochlea
+from datasets.prepare.wav import read_wav
+from snn import checkpoint, cli, report
+from snn.errors import InputError
+from snn.network import Network
+from snn.streaming import Stream
+
+
+def main() -> None:
+    args = read_command_line()
+    path = cli.find_checkpoint(args.load_pt_file or newest_run())
+    cfg, content = checkpoint.load(path)
+    data, names = cfg.data, content.get("class_names")
+    if data.channels != N_PLACES:
+        raise InputError(f"{path}: listens to {data.channels} channels, but the cochlea has {N_PLACES}; take another")
+    network = Network(cfg.network, data.channels, data.num_classes, "cpu")
+    checkpoint.load_weights(network, content["network"], path)
+    network = network.folded()
+
+    if args.wav:
+        audio, rate_hz = read_wav(args.wav)
+        print(f"hearing {args.wav}")
+    else:
+        said = digits.plan(seed=0, voices=100, utterances=1)[1]
+        if not 0 <= args.recording < len(said):
+            raise InputError(f"--recording {args.recording}: choose 0 to {len(said) - 1}")
+        ((audio, rate_hz),) = digits.speak([said[args.recording]])
+        voice = speech.variants()[said[args.recording].voice]
+        print(f"hearing '{digits.WORDS[said[args.recording].label][1]}', said by the voice '{voice}'")
+    length_ms = 1000 * len(audio) / rate_hz
+    times_s, channels = cochlea(audio, rate_hz, 0)
+
+    stream = Stream(network, data.dt_ms, data.T, data.T_empty)
+    decision, ends = None, np.searchsorted(times_s, np.arange(0, length_ms, data.dt_ms)[1:] / 1000)
+    for few in np.split(np.arange(len(times_s)), ends):  # what was heard in one step
+        if decision := stream.push(times_s[few], channels[few]):
+            break
+    decision = decision or stream.finish()
+    work = stream.work
+    if decision is None:
+        raise InputError("nothing was heard within the window: no decision")
+    name = report.class_name(decision.label, names)
+    if decision.step is None:
+        print(f"no output spike in {data.dt_ms * (data.T + data.T_empty):g} ms: by the highest potential, {name}")
+    else:
+        print(f"at {decision.time_ms:g} ms of {length_ms:.0f}: {name}")
+    print(f"{work.events:,} of {len(times_s):,} events, {work.synaptic_operations:,} synaptic operations")
+
+    heard = Recordings(np.array([0, len(times_s)]), times_s, 1.0, channels, np.zeros(1, np.int64), None, "demo")
+    x_T1C = counts(heard, np.zeros(1, np.int64), Bins(data.dt_ms, data.T, data.T_empty, data.channels))
+    report.draw_decision(network, x_T1C, data.dt_ms, args.out, names=names, audio=(audio, rate_hz))
+    print(f"drawn: {args.out}")
+
+
+def read_command_line() -> argparse.Namespace:
+    parser = cli.OneLineParser(description=__doc__.splitlines()[0])
+    parser.add_argument("wav", type=Path, nargs="?", help="a WAV file; without it a word of the set `digits`")
+    parser.add_argument("--load_pt_file", type=Path, metavar="PT", help="checkpoint, run folder or run name")
+    parser.add_argument("--recording", type=int, default=0, help="which word of the test voices, 0 to 399")
+    parser.add_argument("--out", type=Path, default=Path("demo.png"), help="the picture (demo.png)")
+    return parser.parse_args()
+
+
+def newest_run() -> Path:
+    """best.pt of the run that was trained last."""
+    found = sorted(Path("runs").glob("*/best.pt"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise InputError("there is no runs/*/best.pt yet; train by: bash run.sh, or name one by --load_pt_file")
+    return found[-1]
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,26 +1,47 @@
-"""When does work that follows the events pay? The input layer of configs/adlif_shd.yaml: 12,800 rows, 700 to 256.
+"""Does work that follows the events pay? Products, a training step, and decisions on a stream.
 
-    python -m benchmarks.events [--json FILE] [--rounds 9]
+    python -m benchmarks.events [--json FILE] [--rounds 9] [--data shd_train.h5] [--load_pt_file best.pt]
 
-Forward and weight gradient at several shares of active inputs, event-driven and dense in turns; medians. "from dense"
-is a hidden layer's case: its input arrives as spikes in a dense tensor and is searched for them first. The share at
-which that is no longer faster is the rule in snn/linear.py.
+1. The input layer of configs/adlif_shd.yaml, 12,800 rows, 700 to 256, forward and weight gradient at several shares of
+   active inputs. "from dense" is a hidden layer's case: its input arrives as spikes in a dense tensor, searched for
+   them first. The share at which that is no longer faster is the rule in snn/linear.py.
+2. A training step of that network, event-driven, with dense products, and SpikingJelly's LIFNodes; and the memory that
+   its input layer takes, from recordings to weight gradient.
+3. One recording at a time on one core: `snn.streaming` against the batched pass with dense products at batch 1.
+
+All contenders take turns; medians. Recordings are made up as in benchmarks.step, or those of a file in SHD's layout.
+Networks are untrained, or for part 3 that of a checkpoint.
 """
 
 import argparse
 import json
+import statistics
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
-from benchmarks.kernels import medians, processor
+from benchmarks.kernels import high_water_megabytes, medians, processor
+from benchmarks.step import CONFIG, make_recordings, our_step, spikingjelly_step
+from datasets import readers
+from datasets.events import Bins, Recordings, counts
+from snn import checkpoint, config
 from snn.events import Events
+from snn.linear import EventLinear
 from snn.memory import keep_freed_memory
+from snn.network import Network
 from snn.ops import sparse
+from snn.streaming import Stream
 
 ROWS, INPUTS, OUTPUTS = 12_800, 700, 256
+NEVER = -1.0  # as a layer's `dense_above`: no share of active inputs is so small
+KEEP = (0.125, 0.25, 0.5, 0.75, 1.0)
+INPUT_LAYERS = ("event-driven", "dense products", "frames")
 SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
 
 
@@ -45,22 +66,172 @@ def contenders(share: float) -> dict[str, Callable[[], object]]:
     return {"events": lambda: event_driven(given), "from dense": from_dense, "dense": dense}
 
 
+def products(rounds: int) -> list[dict]:
+    print(f"{ROWS} rows, {INPUTS} to {OUTPUTS}, float32")
+    print("active    events   from dense   dense (ms, forward + weight gradient)")
+    rows = []
+    for share in SHARES:
+        ms = medians(contenders(share), rounds, "cpu")
+        rows.append({"share": share, "milliseconds": ms})
+        times = "".join(f"{ms[name]:8.1f} ({ms['dense'] / ms[name]:4.1f}x)" for name in ("events", "from dense"))
+        print(f"{100 * share:5.0f} %{times}{ms['dense']:8.1f}")
+    return rows
+
+
+def training_step(cfg: config.Config, recordings: Recordings, rounds: int) -> dict[str, float]:
+    steps = {
+        "event-driven": our_step(cfg, "cpu", recordings),
+        "dense products": our_step(cfg, "cpu", recordings, dense_above=NEVER),
+        "SpikingJelly, LIFNode": spikingjelly_step(cfg, recordings),
+    }
+    ms = medians(steps, rounds, "cpu")
+    print(f"a training step of {CONFIG.name}, B = {len(recordings)}")
+    for name, value in ms.items():
+        print(f"  {name:<24}{value:8.1f} ms {value / ms['event-driven']:6.2f} x")
+    return ms
+
+
+def input_layer_megabytes(kind: str, data: Path | None) -> float:
+    """Memory that binning, forward and weight gradient of the input layer add to this process."""
+    cfg = read_config()
+    recordings = load(data, cfg)
+    torch.manual_seed(0)
+    layer = EventLinear(cfg.data.channels, cfg.network.hidden_size[0])
+    layer.dense_above = 1.0 if kind == "event-driven" else NEVER
+
+    def step(index: np.ndarray) -> None:
+        x_TBC = counts(recordings, index, bins_of(cfg))
+        if kind == "frames":  # dense ones, as other code makes them
+            x_TBC = x_TBC.dense()
+        layer(x_TBC).sum().backward()
+
+    step(np.arange(2))
+    before = high_water_megabytes()
+    step(np.arange(len(recordings)))
+    return high_water_megabytes() - before
+
+
+def streaming(network: Network, cfg: config.Config, recordings: Recordings, rounds: int) -> dict:
+    """Milliseconds a recording, events a second, and time against the share of a recording's events that is kept."""
+    bins = bins_of(cfg)
+    network = network.folded()
+    dense = network.folded()
+    for module in dense.modules():
+        if isinstance(module, EventLinear):
+            module.dense_above = NEVER
+    frames = [counts(recordings, np.array([r]), bins).dense() for r in range(len(recordings))]
+    streams = {
+        stops: Stream(network, bins.dt_ms, bins.T, bins.T_empty, recordings.ticks_per_second, stops)
+        for stops in (True, False)
+    }
+
+    def stream_all(stops: bool, keep: float = 1.0) -> int:
+        stream, events = streams[stops], 0
+        for r in range(len(recordings)):
+            part = np.arange(recordings.offsets[r], recordings.offsets[r + 1])
+            part = part[np.linspace(0, len(part) - 1, max(1, round(keep * len(part)))).astype(int)]
+            stream.reset()
+            stream.push(recordings.times[part], recordings.channels[part])
+            stream.finish()
+            events += stream.work.events
+        return events
+
+    @torch.inference_mode()
+    def batches_of_one() -> None:
+        for x_T1C in frames:
+            dense.reset()
+            dense(x_T1C)
+
+    n = len(recordings)
+    steps = {
+        "stream, to the decision": lambda: stream_all(True),
+        "stream, whole window": lambda: stream_all(False),
+        "batch of one, dense": batches_of_one,
+    }
+    ms = {name: value / n for name, value in medians(steps, rounds, "cpu").items()}
+    print(f"one recording at a time, one core, {n} recordings")
+    for name, value in ms.items():
+        print(f"  {name:<24}{value:8.3f} ms {ms['batch of one, dense'] / value:6.2f} x")
+    curve = []
+    for keep in KEEP:
+        times = []
+        for _ in range(rounds):
+            started = time.perf_counter()
+            events = stream_all(False, keep)
+            times.append(time.perf_counter() - started)
+        curve.append({"events": events / n, "ms": 1e3 * statistics.median(times) / n})
+    x, y = np.array([[point["events"], point["ms"]] for point in curve]).T
+    slope, start = np.polyfit(x, y, 1)
+    r2 = 1 - np.var(y - start - slope * x) / np.var(y)
+    print(f"  whole window: {start:.3f} ms + {1e3 * slope:.3f} µs an event (R² {r2:.3f})")
+    print(f"  {1e3 * x[-1] / y[-1]:,.0f} events/s over the whole window")
+    return {"milliseconds": ms, "curve": curve, "r2": float(r2)}
+
+
+def read_config() -> config.Config:
+    return config.build(config.read_yaml(CONFIG), str(CONFIG))
+
+
+def bins_of(cfg: config.Config) -> Bins:
+    return Bins(cfg.data.dt_ms, cfg.data.T, cfg.data.T_empty, cfg.data.channels)
+
+
+def load(data: Path | None, cfg: config.Config) -> Recordings:
+    """As many recordings as a batch has: of a file, spread over it, or made up."""
+    n = cfg.train.batch_size
+    if data is None:
+        return make_recordings(n, cfg.data.channels, cfg.data.num_classes)
+    recordings = readers.read("shd", data, "train", cfg.data.channels, cfg.data.num_classes)
+    chosen = np.linspace(0, len(recordings) - 1, n).astype(int)
+    parts = [np.arange(*recordings.offsets[r : r + 2]) for r in chosen]
+    events = np.concatenate(parts)
+    return Recordings(
+        offsets=np.cumsum([0, *map(len, parts)]),
+        times=recordings.times[events],
+        ticks_per_second=recordings.ticks_per_second,
+        channels=recordings.channels[events],
+        labels=recordings.labels[chosen],
+        speakers=None,
+        where=str(data),
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="write the numbers here")
     parser.add_argument("--rounds", type=int, default=9, help="timed rounds (9)")
+    parser.add_argument("--data", type=Path, help="a file in the layout of SHD to take recordings from")
+    parser.add_argument("--load_pt_file", type=Path, help="checkpoint for the streams")
+    parser.add_argument("--peak", choices=INPUT_LAYERS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     keep_freed_memory()  # as train.py does; it helps every contender
-    print(f"{ROWS} rows, {INPUTS} to {OUTPUTS}, float32, {processor()}, {torch.get_num_threads()} threads")
-    print("active    events   from dense   dense (ms, forward + weight gradient)")
-    rows = []
-    for share in SHARES:
-        ms = medians(contenders(share), arguments.rounds, "cpu")
-        rows.append({"share": share, "milliseconds": ms})
-        times = "".join(f"{ms[name]:8.1f} ({ms['dense'] / ms[name]:4.1f}x)" for name in ("events", "from dense"))
-        print(f"{100 * share:5.0f} %{times}{ms['dense']:8.1f}")
+    if arguments.peak:
+        print(input_layer_megabytes(arguments.peak, arguments.data))
+        return
+    print(f"{processor()}, {torch.get_num_threads()} threads")
+    result = {"device": processor(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    result["products"] = products(arguments.rounds)
+    cfg = read_config()
+    recordings = load(arguments.data, cfg)
+    result["step_milliseconds"] = training_step(cfg, recordings, arguments.rounds)
+    command = [sys.executable, "-m", "benchmarks.events", *(["--data", str(arguments.data)] if arguments.data else [])]
+    result["input_layer_megabytes"] = {
+        kind: float(subprocess.run([*command, "--peak", kind], capture_output=True, text=True, check=True).stdout)
+        for kind in INPUT_LAYERS
+    }
+    print(
+        "memory of the input layer: " + ", ".join(f"{k} {v:.0f} MB" for k, v in result["input_layer_megabytes"].items())
+    )
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    if arguments.load_pt_file:
+        cfg, content = checkpoint.load(arguments.load_pt_file)
+    network = Network(cfg.network, cfg.data.channels, cfg.data.num_classes, "cpu")
+    if arguments.load_pt_file:
+        checkpoint.load_weights(network, content["network"], arguments.load_pt_file)
+    result["streaming"] = streaming(network, cfg, recordings, arguments.rounds)
     if arguments.json:
-        result = {"device": processor(), "threads": torch.get_num_threads(), "torch": torch.__version__, "rows": rows}
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")
 
 

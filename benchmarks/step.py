@@ -24,6 +24,7 @@ from benchmarks.kernels import medians, processor
 from datasets.events import Bins, Recordings, counts
 from snn import config
 from snn.coding import Window
+from snn.linear import DENSE_ABOVE, EventLinear
 from snn.loss import firing_rate, objective
 from snn.memory import keep_freed_memory
 from snn.network import Network
@@ -45,12 +46,17 @@ def make_recordings(n: int, channels: int, classes: int) -> Recordings:
     )
 
 
-def our_step(cfg: config.Config, backend: str, recordings: Recordings) -> Callable[[], None]:
-    """Binning, forward, loss, backward, optimiser."""
+def our_step(
+    cfg: config.Config, backend: str, recordings: Recordings, dense_above: float = DENSE_ABOVE
+) -> Callable[[], None]:
+    """Binning, forward, loss, backward, optimiser; products are dense above that share of active inputs."""
     torch.manual_seed(0)
     data, fs = cfg.data, cfg.loss.fs
     bins, batch = Bins(data.dt_ms, data.T, data.T_empty, data.channels), np.arange(len(recordings))
     network = Network(cfg.network, data.channels, data.num_classes, backend).train()
+    for module in network.modules():
+        if isinstance(module, EventLinear):
+            module.dense_above = dense_above
     optimizer = torch.optim.Adam(network.parameters(), cfg.train.lr, amsgrad=True)
     window = Window.of(data.T + data.T_empty, fs.D, fs.A, fs.window)
     goal = partial(objective, loss=cfg.loss, window=window, training=True)

@@ -70,23 +70,22 @@ class Stream:
         self._layers = tuple(
             _layer(linear.weight, linear.bias, module) for linear, module in zip(linears, neurons, strict=True)
         )
-        self.num_channels, self._neurons = linears[0].in_features, sum(layer.v.size for layer in self._layers)
-        room = max(layer.WT_CN.shape[0] for layer in self._layers)
-        room = max(room, self._layers[-1].v.size)
-        self._channels, self._counts = np.empty(room, np.int32), np.empty(room, self._layers[0].v.dtype)
+        self._arguments = tuple(map(tuple, self._layers))
+        self.num_channels, self._neurons = linears[0].in_features, sum(layer.rows.shape[-1] for layer in self._layers)
+        num_classes = self._layers[-1].rows.shape[-1]
+        room = max(num_classes, *(layer.WT_CN.shape[0] for layer in self._layers))
+        self._channels, self._counts = np.empty(room, np.int32), np.empty(room, self._layers[0].rows.dtype)
         self._entry_of_channel = np.empty(self.num_channels, np.int64)
         self._tally = np.empty(kernels.COUNTERS, np.int64)
         self._spikes = np.empty(len(self._layers), np.int64)
-        self.output_counts = np.empty(self._layers[-1].v.size, np.int64)  # spikes so far of each class
+        self.output_counts = np.empty(num_classes, np.int64)  # spikes so far of each class
         self.reset()
 
     def reset(self) -> None:
         """Forget everything: the next event begins a new recording."""
         for layer in self._layers:
-            for state in (layer.v, layer.i, layer.w, layer.z, layer.y_1N, layer.due_1N, layer.peak_due_1N):
-                if state is not None:
-                    state.fill(0)
-            layer.peak_1N.fill(-np.inf)
+            layer.rows[kernels.STATES] = 0
+            layer.rows[kernels.PEAK] = -np.inf
         self._entry_of_channel.fill(-1)
         for counter in (self._tally, self._spikes, self.output_counts):
             counter.fill(0)
@@ -116,7 +115,7 @@ class Stream:
         if self._tally[kernels.EVENTS] == 0:
             return None
         self._advance(np.empty(0, np.int64), np.empty(0, np.int32), self.T_end)
-        return self._decision() or Decision(int(self._layers[-1].peak_1N[0].argmax()), None, None)
+        return self._decision() or Decision(int(self._layers[-1].rows[kernels.PEAK, 0].argmax()), None, None)
 
     @property
     def work(self) -> Work:
@@ -126,7 +125,7 @@ class Stream:
 
     def _advance(self, steps: np.ndarray, channels: np.ndarray, end: int) -> None:
         buffers = (self._channels, self._counts, self._entry_of_channel, self._tally, self._spikes, self.output_counts)
-        kernels.advance(steps, channels, self.T, end, self.stops, tuple(map(tuple, self._layers)), *buffers)
+        kernels.advance(steps, channels, self.T, end, self.stops, self._arguments, *buffers)
 
     def _decision(self) -> Decision | None:
         step = int(self._tally[kernels.DECIDED])
@@ -155,27 +154,28 @@ class Stream:
 
 
 def _layer(weight_NC: Tensor, bias_N: Tensor | None, neurons: SpikingNeuron) -> kernels.Layer:
-    """A layer as arrays, in its initial state."""
-    N, neuron = len(weight_NC), neurons.dynamics
-    recurrent = neurons.V is not None
+    """A layer as arrays."""
 
     def array(tensor: Tensor | None) -> np.ndarray | None:
         return None if tensor is None else np.array(tensor.detach())
 
-    values = (None if value is None else value.expand(N) for value in neurons.values())
-    state = ops.State().filled(neuron, recurrent, weight_NC.new_zeros(N))
-    rows = np.zeros((7, 1, N), array(weight_NC).dtype)
+    weight = array(weight_NC)
+    rows = np.zeros((kernels.ROWS, 1, len(weight)), weight.dtype)
+    for k, value in zip(kernels.VALUES, neurons.values(), strict=True):
+        if value is not None:
+            rows[k] = array(value)
+    neuron = neurons.dynamics
     return kernels.Layer(
-        np.ascontiguousarray(array(weight_NC).T),
+        rows,
+        np.ascontiguousarray(weight.T),
         array(bias_N),
-        np.ascontiguousarray(array(neurons.V).T) if recurrent else None,
-        *map(array, values),
+        None if neurons.V is None else np.ascontiguousarray(array(neurons.V).T),
+        np.zeros(2, np.int64),
+        neuron.current or None,
+        neuron.adaptation or None,
         neuron.theta,
         neuron.reset == "soft",
         neuron.spike_first,
-        *map(array, (state.v, state.i, state.w, state.z)),
-        np.zeros(2, np.int64),
-        *rows,
     )
 
 

@@ -373,5 +373,5 @@ def test_compiles_once(tmp_path):
         subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
         for _ in range(2)
     )
-    assert first.stderr.count("compiling a CPU kernel (forward)") == len(first.stderr.splitlines()) == 1
+    assert first.stderr.count("compiling a CPU kernel (forward_columns)") == len(first.stderr.splitlines()) == 1
     assert second.stderr == ""

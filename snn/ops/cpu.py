@@ -32,22 +32,28 @@ SERIAL_BELOW = 1 << 15  # neuron-steps: less is done before a second thread has 
 
 
 @inlined
+def _copy(to, source, size):
+    """Places counted from 0 of slices: with any other index numba asks each time whether it is negative."""
+    for j in range(size):
+        to[j] = source[j]
+
+
+@inlined
 def _load_values(s, m, width, lam_m, lam_s, lam_w, a, b):
     """Lay the values of columns m... into scratch; column m is neuron m mod N, as there are N values."""
-    one = s.dtype.type(1)
     N = lam_m.size
     n, j = m % N, 0
     while j < width:
         run = min(N - n, width - j)  # up to the last neuron
+        _copy(s[LAM_M + j :], lam_m[n:], run)
         for k in range(run):
-            s[LAM_M + j + k] = lam_m[n + k]
-            s[REST_M + j + k] = one - lam_m[n + k]
-            if lam_s is not None:
-                s[LAM_S + j + k] = lam_s[n + k]
-            if lam_w is not None:
-                s[LAM_W + j + k] = lam_w[n + k]
-                s[A + j + k] = a[n + k]
-                s[B + j + k] = b[n + k]
+            s[REST_M + j + k] = s.dtype.type(1) - s[LAM_M + j + k]
+        if lam_s is not None:
+            _copy(s[LAM_S + j :], lam_s[n:], run)
+        if lam_w is not None:
+            _copy(s[LAM_W + j :], lam_w[n:], run)
+            _copy(s[A + j :], a[n:], run)
+            _copy(s[B + j :], b[n:], run)
         n, j = 0, j + run
 
 
@@ -171,13 +177,12 @@ def forward_columns(
             r = s[c // TILE * FORWARD_SCRATCH :]
             width = min(TILE, size - c)
             _load_values(r, m + c, width, lam_m, lam_s, lam_w, a, b)
-            for j in range(width):
-                r[V + j] = v[m + c + j]
-                if i is not None:
-                    r[I + j] = i[m + c + j]
-                if w is not None:
-                    r[W + j] = w[m + c + j]
-                    r[Z + j] = z[m + c + j]
+            _copy(r[V:], v[m + c :], width)
+            if i is not None:
+                _copy(r[I:], i[m + c :], width)
+            if w is not None:
+                _copy(r[W:], w[m + c :], width)
+                _copy(r[Z:], z[m + c :], width)
         for t in range(T):
             if VT_NN is None:
                 x = x_TM[t, m : m + size]
@@ -202,13 +207,13 @@ def forward_columns(
                 )  # fmt: skip
         for c in range(0, size, TILE):
             r = s[c // TILE * FORWARD_SCRATCH :]
-            for j in range(min(TILE, size - c)):
-                v[m + c + j] = r[V + j]
-                if i is not None:
-                    i[m + c + j] = r[I + j]
-                if w is not None:
-                    w[m + c + j] = r[W + j]
-                    z[m + c + j] = r[Z + j]
+            width = min(TILE, size - c)
+            _copy(v[m + c :], r[V:], width)
+            if i is not None:
+                _copy(i[m + c :], r[I:], width)
+            if w is not None:
+                _copy(w[m + c :], r[W:], width)
+                _copy(z[m + c :], r[Z:], width)
 
 
 @kernel

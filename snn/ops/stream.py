@@ -4,7 +4,7 @@ The sums and the neurons are those of the batched kernels, in their order, so th
 bits. A step costs what its events and spikes cost, and one update of each neuron.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numba import literal_unroll
@@ -18,35 +18,36 @@ from snn.ops.sparse import product_rows
 STEP, ENTRIES, EVENTS, SYNAPTIC, DECIDED, LABEL, COUNTERS = range(7)
 
 
+# Rows of a layer's memory: values, states, then x_n, s_n, h_n, the output y_n, the highest potential so far, and what
+# comes out one step later of a neuron that is `spike_first`.
+LAM_M, LAM_S, LAM_W, A, B, V, I, W, Z, X, S, H, Y, PEAK, DUE, PEAK_DUE, ROWS = range(17)
+VALUES, STATES = (LAM_M, LAM_S, LAM_W, A, B), slice(V, ROWS)
+
+
 class Layer(NamedTuple):
-    """A layer's weights, values, states and outputs for one stream: N neurons, C inputs. None: it has no such thing.
+    """A layer for one stream, C inputs and N neurons; None: it has no such thing. Few arrays: numba counts references.
 
     Kernels take it as a plain tuple.
     """
 
+    rows: np.ndarray  # (ROWS, 1, N)
     WT_CN: np.ndarray
     bias_N: np.ndarray | None
     VT_NN: np.ndarray | None
-    lam_m: np.ndarray
-    lam_s: np.ndarray | None
-    lam_w: np.ndarray | None
-    a: np.ndarray | None
-    b: np.ndarray | None
+    offsets: np.ndarray  # (2,): one row of entries
+    current: Literal[True] | None
+    adaptation: Literal[True] | None
     theta: float
     soft: bool
     spike_first: bool
-    v: np.ndarray
-    i: np.ndarray | None
-    w: np.ndarray | None
-    z: np.ndarray | None
-    offsets: np.ndarray  # (2,): one row of entries
-    x_1N: np.ndarray
-    s_1N: np.ndarray  # s_n and h_n
-    h_1N: np.ndarray
-    y_1N: np.ndarray  # output, and the potential it was compared with
-    peak_1N: np.ndarray
-    due_1N: np.ndarray  # what comes out one step later of a neuron that is `spike_first`
-    peak_due_1N: np.ndarray
+
+
+@inlined
+def _row(rows, k, is_there):
+    """Row k, where the neuron has it."""
+    if is_there is None:
+        return None
+    return rows[k, 0]
 
 
 @kernel
@@ -59,38 +60,43 @@ def steps_of(times, ticks_per_second, dt_ms, T, steps):
 @inlined
 def _run_layer(
     tally, channels, counts, number,
-    WT_CN, bias_N, VT_NN, lam_m, lam_s, lam_w, a, b, theta, soft, spike_first, v, i, w, z,
-    offsets, x_1N, s_1N, h_1N, y_1N, peak_1N, due_1N, peak_due_1N,
+    rows, WT_CN, bias_N, VT_NN, offsets, current, adaptation, theta, soft, spike_first,
 ):  # fmt: skip
     """One step of a `Layer`. Its entries come in and its spikes go out in `channels` and `counts`: how many."""
     N = WT_CN.shape[1]
     offsets[1] = number
-    product_rows(offsets, channels, counts, WT_CN, x_1N, 0, 1)
+    product_rows(offsets, channels, counts, WT_CN, rows[X], 0, 1)
     tally[SYNAPTIC] += number * N
+    x, s, h, y = rows[X, 0], rows[S, 0], rows[H, 0], rows[Y, 0]
     if bias_N is not None:
         for j in range(N):
-            x_1N[0, j] += bias_N[j]
+            x[j] += bias_N[j]
     group = TILE
     if VT_NN is not None:
         group = N
         for j in range(N):
-            if y_1N[0, j] != 0:
+            if y[j] != 0:
                 tally[SYNAPTIC] += N
     forward_columns(
-        x_1N, s_1N, h_1N, None, v, i, w, z, y_1N, VT_NN, lam_m, lam_s, lam_w, a, b, theta, soft, spike_first,
-        group, 0, -(-N // group),
+        rows[X], rows[S], rows[H], None,
+        rows[V, 0], _row(rows, I, current), _row(rows, W, adaptation), _row(rows, Z, adaptation), rows[Y], VT_NN,
+        rows[LAM_M, 0], _row(rows, LAM_S, current), _row(rows, LAM_W, adaptation),
+        _row(rows, A, adaptation), _row(rows, B, adaptation), theta, soft, spike_first, group, 0, -(-N // group),
     )  # fmt: skip
+    if spike_first:
+        due, peak_due = rows[DUE, 0], rows[PEAK_DUE, 0]
+        for j in range(N):
+            s[j], due[j] = due[j], s[j]
+            h[j], peak_due[j] = peak_due[j], h[j]
+    peak = rows[PEAK, 0]
+    for j in range(N):
+        y[j] = s[j]
+        peak[j] = max(peak[j], h[j])
     number = 0
     for j in range(N):
-        spike, potential = s_1N[0, j], h_1N[0, j]
-        if spike_first:
-            spike, due_1N[0, j] = due_1N[0, j], spike
-            potential, peak_due_1N[0, j] = peak_due_1N[0, j], potential
-        y_1N[0, j] = spike
-        peak_1N[0, j] = max(peak_1N[0, j], potential)
-        if spike != 0:
+        if y[j] != 0:
             channels[number] = j
-            counts[number] = spike
+            counts[number] = y[j]
             number += 1
     return number
 

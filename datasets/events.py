@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-import numba
 import numpy as np
 import torch
 
 from snn.errors import InputError
 from snn.events import Events, step_of
+from snn.ops.compiled import kernel
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Bins:
     channels: int
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _count_entries(offsets, times, event_channels, index, ticks_per_second, dt_ms, T, num_channels, numbers_R):
     """How many entries each row t·B + b gets, and the bin of each event in turn; T for one past the window."""
     B = len(index)
@@ -68,7 +68,7 @@ def _count_entries(offsets, times, event_channels, index, ticks_per_second, dt_m
     return bins
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _lay_entries(offsets, event_channels, index, bins, T, num_channels, next_R, channels, counts):
     """Write channel and count of each entry; next_R begins as the first entry of each row. As `_count_entries`."""
     B = len(index)

@@ -375,3 +375,21 @@ def test_compiles_once(tmp_path):
     )
     assert first.stderr.count("compiling a CPU kernel (forward_columns)") == len(first.stderr.splitlines()) == 1
     assert second.stderr == ""
+
+
+def test_a_kernel_is_compiled_anew_with_what_it_calls_in_another_file(tmp_path):
+    """numba alone would go on with the old one."""
+    (tmp_path / "called.py").write_text("from snn.ops.compiled import inlined\n@inlined\ndef one():\n    return 1\n")
+    (tmp_path / "caller.py").write_text(
+        "from called import one\nfrom snn.ops.compiled import inlined, kernel\n"
+        "@inlined\ndef middle():\n    return one()\n@kernel\ndef number():\n    return middle()\n"
+    )
+    environment = os.environ | {"PYTHONPATH": f"{REPOSITORY}{os.pathsep}{tmp_path}"}
+    command = [sys.executable, "-c", "import caller; print(caller.number())"]
+
+    def run() -> subprocess.CompletedProcess:
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+
+    assert (run().stdout, run().stderr) == ("1\n", "")  # the second from disk
+    (tmp_path / "called.py").write_text((tmp_path / "called.py").read_text().replace("return 1", "return 2"))
+    assert run().stdout == "2\n"

@@ -37,7 +37,7 @@ ALLOWED = {
     "snn.cli": {"snn.errors", "snn.config"},
     "snn.team": set(),
     "snn.memory": set(),
-    "datasets": {"snn.errors", "snn.events", "datasets"},
+    "datasets": {"snn.errors", "snn.events", "snn.ops.compiled", "datasets"},
     "datasets.prepare": {"snn.errors", "datasets.prepare"},
     "datasets.prepare.__main__": {"snn.errors", "snn.cli", "datasets.prepare"},
 }
@@ -108,6 +108,7 @@ def smoke_form(command: str) -> str:
         (r"--path_to_dataset DIR", "--dataset_name shd --path_to_dataset shd --num_classes 3 --set data.channels=700"),
         (r"runs/NAME/best\.pt", "runs/digits_fs0.2_tau30_adlif/best.pt"),
         (r"--epochs 20", "--epochs 1"),
+        (r"some\.wav", "my_recordings/a_0.wav"),
     ]
     for pattern, small in forms:
         command = re.sub(pattern, small, command)

@@ -12,29 +12,39 @@ from numba.core import event
 
 PARTS_PER_THREAD = 4  # so that a thread whose core is busy elsewhere does not hold up the others
 
-
-def _cache_folder() -> Path:
-    """Where numba keeps what it has compiled: a folder for each state of the files that hold kernels.
-
-    numba itself compiles anew when a kernel's file has changed, but not when that of a kernel it calls has.
-    """
-    root = Path(__file__).resolve().parents[2]
-    sources = [path.read_bytes() for name in ("snn", "datasets") for path in sorted((root / name).rglob("*.py"))]
-    state = sha256(b"".join(source for source in sources if b"numba" in source or b"ops.compiled" in source))
-    return Path(numba.config.CACHE_DIR or root / "snn" / "__pycache__") / f"kernels-{state.hexdigest()[:12]}"
-
-
-numba.config.CACHE_DIR = str(_cache_folder())
-
 inlined = numba.njit(error_model="numpy")
 _kernels = set()
 
 
 def kernel(function: Callable) -> Callable:
-    """Compile at the first call and keep the result on disk; other threads run meanwhile."""
-    compiled = numba.njit(nogil=True, cache=True, error_model="numpy")(function)
+    """Compile at the first call and keep the result on disk; other threads run meanwhile.
+
+    numba compiles anew what it kept when the kernel's own file has changed. A kernel that calls those of other files is
+    kept in a folder named after what these hold, so that it is compiled anew with them too.
+    """
+    own = function.__code__.co_filename
+    others = sorted(_files_of(function, set()) - {own})
+    before = numba.config.CACHE_DIR
+    if others:
+        state = sha256(b"".join(Path(path).read_bytes() for path in others)).hexdigest()[:12]
+        numba.config.CACHE_DIR = str(Path(before or Path(own).parent / "__pycache__") / f"with-{state}")
+    try:
+        compiled = numba.njit(nogil=True, cache=True, error_model="numpy")(function)
+    finally:
+        numba.config.CACHE_DIR = before
     _kernels.add(compiled)
     return compiled
+
+
+def _files_of(function: Callable, seen: set[Callable]) -> set[str]:
+    """The source files of a function and of all compiled ones that it calls, and they call."""
+    seen.add(function)
+    files = {function.__code__.co_filename}
+    for name in function.__code__.co_names:
+        called = getattr(function.__globals__.get(name), "py_func", None)  # None: not compiled
+        if called is not None and called not in seen:
+            files |= _files_of(called, seen)
+    return files
 
 
 class _CompileNotice(event.Listener):

@@ -50,7 +50,7 @@ def our_step(cfg: config.Config, backend: str, recordings: Recordings) -> Callab
     torch.manual_seed(0)
     data, fs = cfg.data, cfg.loss.fs
     bins, batch = Bins(data.dt_ms, data.T, data.T_empty, data.channels), np.arange(len(recordings))
-    network = Network(cfg.network, data.channels, data.num_classes, backend).train()
+    network = Network(cfg.network, data.shape, data.num_classes, backend).train()
     optimizer = torch.optim.Adam(network.parameters(), cfg.train.lr, amsgrad=True)
     window = Window.of(data.T + data.T_empty, fs.D, fs.A, fs.window)
     goal = partial(objective, loss=cfg.loss, window=window, training=True)

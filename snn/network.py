@@ -1,5 +1,6 @@
 """Networks built from the configuration: hidden blocks and an output layer."""
 
+import math
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -47,9 +48,9 @@ class Network(nn.Module):
     chunks.
     """
 
-    def __init__(self, network: config.Network, channels: int, num_classes: int, backend: str = "auto"):
+    def __init__(self, network: config.Network, shape: tuple[int, ...], num_classes: int, backend: str = "auto"):
         super().__init__()
-        sizes = (channels, *network.hidden_size)
+        sizes = (math.prod(shape), *network.hidden_size)
         self.blocks = nn.ModuleList(
             Block(
                 inputs,

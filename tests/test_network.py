@@ -19,7 +19,7 @@ def read(name: str) -> config.Config:
 
 def build(cfg: config.Config) -> Network:
     torch.manual_seed(0)
-    return Network(cfg.network, cfg.data.channels, cfg.data.num_classes, "torch")
+    return Network(cfg.network, cfg.data.shape, cfg.data.num_classes, "torch")
 
 
 def small(**changes) -> config.Config:

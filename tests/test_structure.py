@@ -36,6 +36,7 @@ ALLOWED = {
     "snn.team": set(),
     "snn.memory": set(),
     "datasets": {"snn.errors", "snn.events", "datasets"},
+    "datasets.events": {"snn.config", "snn.errors", "snn.events"},
     "datasets.prepare": {"snn.errors", "datasets.prepare"},
     "datasets.prepare.__main__": {"snn.errors", "snn.cli", "datasets.prepare"},
 }

@@ -22,7 +22,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks.kernels import medians, processor
 from datasets.events import Bins, Recordings, counts
-from snn import config
+from snn import architecture, config
 from snn.coding import Window
 from snn.loss import firing_rate, objective
 from snn.memory import keep_freed_memory
@@ -81,7 +81,7 @@ def where_time_goes(step: Callable[[], None], rounds: int) -> dict[str, float]:
 def spikingjelly_step(cfg: config.Config, recordings: Recordings) -> Callable[[], None]:
     """The same sizes from SpikingJelly alone: LIFNode, spike counts, cross-entropy."""
     data = cfg.data
-    sizes = (data.channels, *cfg.network.hidden_size)
+    sizes = (data.channels, *(layer.size for layer in architecture.parse(cfg.network.layers)))
     blocks: list[nn.Module] = []
     for inputs, outputs in pairwise(sizes):
         blocks += [layer.Linear(inputs, outputs, bias=False), layer.BatchNorm1d(outputs), neuron.LIFNode()]

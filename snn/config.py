@@ -17,10 +17,12 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    field_validator,
     model_validator,
 )
 from pydantic import ValidationError as PydanticError
 
+from snn import architecture
 from snn.errors import InputError
 
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -115,22 +117,35 @@ NeuronName = Literal["CuLIF", "PCuLIF", "AdLIF", "CuAdLIF"]
 
 
 class Network(Section):
-    hidden_size: Annotated[tuple[PositiveInt, ...], Field(strict=False)] = Field(description="neurons per hidden layer")
+    layers: Annotated[tuple[str, ...], Field(strict=False)] = Field(
+        description=f"hidden layers, as words: {architecture.WORDS}"
+    )
     neuron: NeuronName = Field(description="neuron of the hidden layers")
     output_neuron: NeuronName = Field("CuLIF", description="neuron of the output layer")
     neuron1: NeuronParams = Field(description="constants of the hidden layers")
-    neuron2: NeuronParams = Field(description="constants of the output layer")
+    neuron2: NeuronParams = Field(
+        description="constants of the output layer and, where there are convolutions, of all fully connected layers"
+    )
     tau_ada_steps: Steps = Field(100.0, description="τ_w, initial time constant of the adaptation (steps)")
     reset: Literal["hard", "soft"] = Field("hard", description="reset to 0, or by θ")
-    values: Literal["neuron", "layer"] = Field("neuron", description="learned values are one per neuron or per layer")
+    values: Literal["neuron", "layer"] = Field(
+        "neuron", description="learned values are one per neuron (of a convolution or pool: per channel) or per layer"
+    )
     variant: Literal["spkjelly", "superspike"] = Field(
         "spkjelly",
         description="superspike: the published plain-autograd neuron, spike first with a strict threshold (one more "
         "step of latency), learned decays as clamped raw numbers",
     )
-    recurrent: bool = Field(False, description="hidden layers feed their spikes back, one step later")
-    batch_norm: bool = Field(True, description="BatchNorm over T·B after each hidden linear map")
+    batch_norm: bool = Field(
+        True, description="BatchNorm over T·B (and an image's pixels) after each hidden linear map"
+    )
     dropout: Share = Field(0.25, description="dropout after each hidden layer, one mask a sequence")
+
+    @field_validator("layers")
+    @classmethod
+    def _known_layers(cls, layers: tuple[str, ...]) -> tuple[str, ...]:
+        architecture.parse(layers)
+        return layers
 
 
 class FirstSpike(Section):
@@ -186,6 +201,14 @@ class Config(Section):
     network: Network
     loss: Loss
     train: Train
+
+    @model_validator(mode="after")
+    def _layers_fit_the_input(self) -> "Config":
+        try:
+            architecture.shapes(self.network.layers, self.data.shape)
+        except InputError as error:
+            raise InputError(f"network.layers: {error}") from None
+        return self
 
     @property
     def run_name(self) -> str:
@@ -265,6 +288,8 @@ def _explain(item: dict) -> str:
     if item["type"] == "missing":
         return f"{field} is missing"
     wanted = {"tuple_type": "input should be a list", "model_type": "input should be a section of fields"}
+    if item["type"] == "value_error":  # ours
+        return ": ".join(filter(None, (field, str(item["ctx"]["error"]))))
     message = wanted.get(item["type"], f"{item['msg'][0].lower()}{item['msg'][1:]}")
     return f"{field} = {item['input']!r:.60}: {message}"
 

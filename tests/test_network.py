@@ -26,7 +26,7 @@ def small(**changes) -> config.Config:
     cfg = read("adlif_shd")
     network = cfg.network.model_copy(
         update={
-            "hidden_size": (16, 12),
+            "layers": ("16F", "12F"),
             "neuron1": config.NeuronParams(tau_mem_steps=5.0, tau_syn_steps=5.0, theta=0.2),
             "neuron2": config.NeuronParams(tau_mem_steps=5.0, tau_syn_steps=5.0, theta=0.02),
         }
@@ -48,7 +48,9 @@ def test_published_number_of_trainable_values(name, trainable):
     assert build(read(name)).num_trainable() == trainable
 
 
-@pytest.mark.parametrize("changes", [{}, {"recurrent": True, "variant": "superspike"}, {"neuron": "CuAdLIF"}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{}, {"layers": ("16R", "12R"), "variant": "superspike"}, {"neuron": "CuAdLIF"}], ids=str
+)
 def test_a_sequence_in_chunks_equals_one_call(changes):
     network, x_TBC = build(small(**changes)).eval(), events()
     whole = network(x_TBC)
@@ -70,7 +72,7 @@ def test_dropout_is_one_mask_a_sequence():
 
 
 def test_every_parameter_learns():
-    network = build(small(neuron="CuAdLIF", recurrent=True)).train()
+    network = build(small(neuron="CuAdLIF", layers=("16R", "12R"))).train()
     activity = network(events())
     (activity.h_TBN.sum() + sum(s.sum() for s in activity.layers)).backward()
     for name, p in network.named_parameters():
@@ -92,7 +94,7 @@ def test_blame_names_the_first_place():
 
 
 def test_checkpoint_round_trip(tmp_path):
-    cfg = small(neuron="CuAdLIF", recurrent=True)
+    cfg = small(neuron="CuAdLIF", layers=("16R", "12R"))
     network = build(cfg)
     checkpoint.save(tmp_path / "x.pt", cfg, network, epoch=3)
     cfg_read, content = checkpoint.load(tmp_path / "x.pt")
@@ -160,7 +162,7 @@ def test_what_is_no_checkpoint(tmp_path, kind, capsys):
 
 def test_weights_of_another_network(tmp_path):
     with pytest.raises(InputError, match="belongs to another network"):
-        checkpoint.load_weights(build(small()), build(small(hidden_size=(8,))).state_dict(), tmp_path)
+        checkpoint.load_weights(build(small()), build(small(layers=("8F",))).state_dict(), tmp_path)
 
 
 @pytest.mark.parametrize(("value", "name"), [(1.5, "a"), (-0.1, "b"), (math.nan, "a"), (1.0, "lam_m")])

@@ -13,7 +13,7 @@ from snn.ops.sparse_conv import Geometry
 
 # The share of active inputs up to which the event-driven convolution, forward and weight gradient together, is the
 # faster one. `python -m benchmarks.networks` measures it.
-DENSE_ABOVE = 0.1
+DENSE_ABOVE = 0.15
 
 
 def as_frames(x_TPC: Tensor, height: int, width: int) -> Tensor:
@@ -75,13 +75,30 @@ class _EventConvolution(torch.autograd.Function):
         shape, C = ctx.shape, W_NCKK.shape[1]
         gx_RC = gW_NCKK = None
         if ctx.needs_input_grad[0]:  # that of a dense input: silent neurons have a gradient too
-            gy_FNHW = as_frames(gy_RN, shape.out_height, shape.out_width)
-            size = (len(gy_FNHW), C, shape.height, shape.width)
-            gx_FCHW = nn.grad.conv2d_input(size, W_NCKK, gy_FNHW, shape.stride, shape.kernel // 2)
-            gx_RC = as_pixels(gx_FCHW, 1)[0]
+            gx_RC = _input_gradient(gy_RN, W_NCKK, shape)
         if ctx.needs_input_grad[4]:
             gW_NCKK = sparse_conv.weight_gradient(offsets, channels, counts, gy_RN, C, shape)
         return gx_RC, None, None, None, gW_NCKK, None
+
+
+def _input_gradient(gy_RN: Tensor, W_NCKK: Tensor, shape: Geometry) -> Tensor:
+    """The gradient of the input rows. As `nn.grad.conv2d_input`, which would not keep the channels last."""
+    gy_FNHW = as_frames(gy_RN, shape.out_height, shape.out_width)
+    like_x = gy_RN.new_empty(1).expand(len(gy_FNHW), W_NCKK.shape[1], shape.height, shape.width)
+    gx_FCHW, _, _ = torch.ops.aten.convolution_backward(
+        gy_FNHW,
+        like_x,
+        W_NCKK.contiguous(memory_format=torch.channels_last),
+        bias_sizes=None,
+        stride=[shape.stride] * 2,
+        padding=[shape.kernel // 2] * 2,
+        dilation=[1, 1],
+        transposed=False,
+        output_padding=[0, 0],
+        groups=1,
+        output_mask=[True, False, False],
+    )
+    return as_pixels(gx_FCHW, 1)[0]
 
 
 class Pooling(nn.Module):

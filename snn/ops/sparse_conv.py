@@ -34,7 +34,7 @@ class Geometry(NamedTuple):
 
 @inlined
 def _add_rows(target, rows, picked, values, n_picked):
-    """target += Σ values · rows[picked], eight rows at a time, so that `target` goes to memory once for eight."""
+    """target += Σ values · rows[picked], eight rows at a time: `target` goes to memory once for eight."""
     e = 0
     while e + 8 <= n_picked:
         k0, k1, k2, k3 = values[e], values[e + 1], values[e + 2], values[e + 3]
@@ -45,6 +45,12 @@ def _add_rows(target, rows, picked, values, n_picked):
             low = (k0 * w0[n] + k1 * w1[n]) + (k2 * w2[n] + k3 * w3[n])
             target[n] += low + ((k4 * w4[n] + k5 * w5[n]) + (k6 * w6[n] + k7 * w7[n]))
         e += 8
+    while e + 4 <= n_picked:
+        k0, k1, k2, k3 = values[e], values[e + 1], values[e + 2], values[e + 3]
+        w0, w1, w2, w3 = rows[picked[e]], rows[picked[e + 1]], rows[picked[e + 2]], rows[picked[e + 3]]
+        for n in range(target.size):
+            target[n] += (k0 * w0[n] + k1 * w1[n]) + (k2 * w2[n] + k3 * w3[n])
+        e += 4
     while e < n_picked:
         k0, w0 = values[e], rows[picked[e]]
         for n in range(target.size):
@@ -80,19 +86,26 @@ def _weight_gradient(starts, rows, values, gy, gWT, height, width, stride, begin
     """gWT[dy, dx, c] = Σ values · gy[the output row that sees the entry there], for the channels c = begin ... end."""
     K = gWT.shape[0]
     out_height, out_width = -(-height // stride), -(-width // stride)
+    below, right = np.empty(height * width, np.int64), np.empty(height * width, np.int64)
     picked, scales = np.empty(height * width, np.int64), np.empty(height * width, gy.dtype)
     gWT[:, :, begin:end] = 0
     for frame in range(starts.shape[0]):
         for c in range(begin, end):
+            first, stop = starts[frame, c], starts[frame, c + 1]
+            for e in range(first, stop):
+                pixel = rows[e] - frame * height * width
+                below[e - first] = pixel // width + K // 2
+                right[e - first] = pixel % width + K // 2
             for dy in range(K):
                 for dx in range(K):
                     n_picked = 0
-                    for e in range(starts[frame, c], starts[frame, c + 1]):
-                        pixel = rows[e] - frame * height * width
-                        below, right = pixel // width + K // 2 - dy, pixel % width + K // 2 - dx
-                        line, column = below // stride, right // stride
-                        is_seen = line * stride == below and column * stride == right
-                        if is_seen and 0 <= line < out_height and 0 <= column < out_width:
+                    for e in range(first, stop):
+                        line, column = below[e - first] - dy, right[e - first] - dx
+                        if stride > 1:
+                            if line % stride != 0 or column % stride != 0:
+                                continue
+                            line, column = line // stride, column // stride
+                        if 0 <= line < out_height and 0 <= column < out_width:
                             picked[n_picked] = (frame * out_height + line) * out_width + column
                             scales[n_picked] = values[e]
                             n_picked += 1

@@ -29,6 +29,7 @@ from datasets import prepare, readers
 from datasets.events import Bins, as_seen, batches, check_window, hold_out
 from snn import checkpoint, cli, config, health
 from snn.coding import Window, narrowed_D
+from snn.conv import EventConv
 from snn.errors import InputError
 from snn.evaluation import evaluate
 from snn.events import Events
@@ -261,7 +262,7 @@ def log(run: Path, board: SummaryWriter, row: dict) -> None:
 def log_activity(network: Network) -> None:
     """How active each linear layer's last input was, and which product that made it take."""
     for name, module in network.named_modules():
-        if isinstance(module, EventLinear):
+        if isinstance(module, EventConv | EventLinear):
             kind = "event-driven" if module.is_event_driven else "dense"
             tqdm.write(f"  {name}: {100 * module.active_share:.1f} % of its input active, {kind} product")
 

@@ -176,6 +176,41 @@ def test_wrong_words_are_one_clear_line(words, message):
     assert "\n" not in str(refusal.value)
 
 
+def test_hidden_size_leaves_convolutions_and_recurrence():
+    values = {"network": {"layers": ["8C3", "P2", "16R", "9F"]}}
+    for sizes, expected in (
+        ("5", ["8C3", "P2", "5R"]),
+        ("5 6", ["8C3", "P2", "5R", "6F"]),
+        ("5 6 7", ["8C3", "P2", "5R", "6F", "7F"]),
+    ):
+        given = config.read_yaml(YAML.parent / "nmnist.yaml")
+        given["network"]["layers"] = values["network"]["layers"]
+        parser = cli.Parser("", cli.TRAIN)
+        cfg = parser.override(given, parser.parse_args(["--hidden_size", *sizes.split()]))
+        assert list(cfg.network.layers) == expected
+
+
+def test_a_sensor_is_a_section_that_may_be_left_out():
+    parser = cli.Parser("", cli.TRAIN)
+
+    def camera(words: str) -> config.Config:
+        values = config.read_yaml(YAML.parent / "nmnist.yaml")
+        return parser.override(values, parser.parse_args(words.split()))
+
+    assert camera("--set data.sensor.divide=4").data.shape == (2, 9, 9)
+    assert camera("--set data.sensor.polarities=1").data.shape == (1, 17, 17)
+    assert list(config.differences(camera(""), camera("--set data.sensor.divide=4"))) == ["data.sensor.divide"]
+    for words, message in (
+        ("--set data.sensor.size=4", "data.sensor.size is not known; data.sensor has height, width, divide"),
+        ("--set data.sensor.divide=0", "data.sensor.divide = 0: input should be greater than 0"),
+        ("--set data.sensor.polarities=3", "data.sensor.polarities = 3: input should be 1 or 2"),
+        ("--set data.sensor=null", "data: give channels, or sensor for an event camera, and not both"),
+    ):
+        with pytest.raises(InputError) as refusal:
+            camera(words)
+        assert message in str(refusal.value)
+
+
 def test_the_published_commands_parse(monkeypatch):
     monkeypatch.chdir(REPOSITORY)
     parser = cli.Parser("", cli.TRAIN)
@@ -221,7 +256,13 @@ def test_run_name_is_the_published_one():
 
 def test_reference_lists_every_field():
     lines = "\n".join(config.describe())
-    for field in ("data.dt_ms", "network.neuron1.theta", "loss.spike_count.weight", "train.backend"):
+    for field in (
+        "data.sensor.divide",
+        "data.dt_ms",
+        "network.neuron1.theta",
+        "loss.spike_count.weight",
+        "train.backend",
+    ):
         assert field in lines
     assert "CuLIF | PCuLIF | AdLIF | CuAdLIF" in lines
 

@@ -15,7 +15,10 @@ import pytest
 import torch
 import yaml
 
-from tests.conftest import REPOSITORY, TINY, assert_one_line, make_events, write_shd
+from datasets import readers
+from datasets.prepare import nmnist
+from snn import config
+from tests.conftest import REPOSITORY, TINY, assert_one_line, make_events, write_nmnist, write_shd
 
 TRAIN = f"train.py --path_to_yaml {REPOSITORY}/configs/adlif_shd.yaml --path_to_dataset shd --dataset_name shd {TINY}"
 
@@ -156,6 +159,40 @@ def test_options_train(program, words):
     result = program(f"{TRAIN} --epochs 1 {words}")
     assert result.returncode == 0, result.stderr
     assert "best epoch 1" in result.stdout
+
+
+def test_nmnist_from_its_original_files_to_a_test(program, tmp_path):
+    """A camera by YAML: .bin files, preparation, convolutions with pools, training, test with another T, pictures."""
+    write_nmnist(tmp_path / "original", 4, 0)
+    nmnist.convert_nmnist(tmp_path / "original", tmp_path / "data" / "nmnist")
+    words = "--T 20 --dt 15 --epochs 4 --lr 1e-2 --batch-size 10 --hidden_size 32 --save_name x --verbose"
+    layers = "[8C3S2,P2,8C3,A2,16R]"
+    yaml_path = REPOSITORY / "configs" / "nmnist.yaml"
+    trained = program(f"train.py --path_to_yaml {yaml_path} {words} --set network.layers={layers} --T_empty 2")
+    assert trained.returncode == 0, trained.stderr
+    assert "blocks.2.linear: " in trained.stderr + trained.stdout
+    log = rows(tmp_path / "runs" / "x" / "metrics.jsonl")
+    assert log[-1]["train_loss"] < log[0]["train_loss"]
+    tested = program("test.py --load_pt_file x --T 21 --T_empty 0 --show --test_single_delay --test-batch-size 7")
+    assert tested.returncode == 0, tested.stderr
+    metrics = json.loads((tmp_path / "runs" / "x" / "test" / "metrics.json").read_text())
+    assert (metrics["samples"], metrics["T"]) == (40, 21)
+    assert len(metrics["spikes_per_neuron_by_layer"]) == 6
+    assert (tmp_path / "runs" / "x" / "test" / "decision_9.png").exists()
+    halved = program(f"train.py --path_to_yaml {yaml_path} {words} --set data.sensor.polarities=1 --resume")
+    assert_one_line(halved, "cannot resume with another", "data.sensor.polarities")
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_missing_data_are_one_line(program, tmp_path, path):
+    """Every configuration says where its data come from, or makes them."""
+    data = config.build(config.read_yaml(path), "").data
+    if data.layout not in readers.LAYOUTS:
+        pytest.skip(f"no reader of the layout {data.layout} here")
+    result = program(f"train.py --path_to_yaml {path} --path_to_dataset nowhere --set data.prepare=null")
+    origin = " ".join(data.origin.split()) if data.origin else readers.LAYOUTS[data.layout][1]
+    assert_one_line(result, str(data.train_path.relative_to(data.folder)), "not found", origin[:60])
+    assert "http" in origin or "doi" in origin
 
 
 def test_ctrl_c_and_resume(program, tmp_path, shd_folder):

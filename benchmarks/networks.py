@@ -41,7 +41,7 @@ EVENTS_PER_S, SPOT_PIXELS = 50_000, 10
 KINDS = {  # of layer -> the names in torch's profiler, of our modules forward and of autograd's nodes backward
     "convolutions": ("EventConv", "Convolution"),
     "neurons": ("SpikingNeuron", "_Fused"),
-    "pools": ("Pooling", "Pool2D"),
+    "pools": ("Pooling", "Pool"),
     "fully connected": ("EventLinear", "EventProduct", "MmBackward"),
 }
 SHARES = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from snn.ops import sparse, sparse_conv
+from snn.ops import pool, sparse, sparse_conv
 from snn.ops.sparse_conv import Geometry
 
 # The share of active inputs up to which the event-driven convolution, forward and weight gradient together, is the
@@ -106,11 +106,15 @@ class Pooling(nn.Module):
 
     def __init__(self, height: int, width: int, kernel: int, is_average: bool):
         super().__init__()
-        self.height, self.width, self.kernel = height, width, kernel
-        self.pool = F.avg_pool2d if is_average else F.max_pool2d
+        self.height, self.width, self.kernel, self.is_average = height, width, kernel, is_average
 
     def forward(self, x_TPC: Tensor) -> Tensor:
-        return as_pixels(self.pool(as_frames(x_TPC, self.height, self.width), self.kernel), len(x_TPC))
+        if not self.is_average and x_TPC.device.type == "cpu" and self.kernel <= pool.LARGEST_KERNEL:
+            x_FHWC = x_TPC.reshape(-1, self.height, self.width, x_TPC.shape[-1])
+            return pool.max_pool(x_FHWC, self.kernel).view(len(x_TPC), -1, x_TPC.shape[-1])
+        torch_pool = F.avg_pool2d if self.is_average else F.max_pool2d
+        return as_pixels(torch_pool(as_frames(x_TPC, self.height, self.width), self.kernel), len(x_TPC))
 
     def extra_repr(self) -> str:
-        return f"{self.pool.__name__}, {self.height}x{self.width}, {self.kernel}x{self.kernel}"
+        name = "average" if self.is_average else "maximum"
+        return f"{name}, {self.height}x{self.width}, {self.kernel}x{self.kernel}"

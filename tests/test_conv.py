@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from snn import conv
 from snn.conv import EventConv, Pooling, as_frames, as_pixels
-from snn.ops import sparse_conv
+from snn.ops import pool, sparse_conv
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}  # of the largest entry: sums in another order
 SHAPES = [  # T, B, inputs, outputs, height, width, kernel, stride
@@ -133,6 +133,21 @@ def test_pool_equals_the_slow_one(is_average):
         window = gx[:, :, y : y + kernel, c : c + kernel].flatten(2, 3)
         torch.testing.assert_close(window.sum(2), torch.ones_like(window[:, :, 0]))
         assert window.eq(share).all() if is_average else (window == 1).sum(2).eq(1).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1, 1), (5, 7, 9, 6, 2), (4, 9, 8, 3, 3), (2, 17, 16, 2, 16)], ids=str)
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=["f32", "f64"])
+def test_maximum_pool_is_that_of_torch(shape, dtype):
+    """Ties, of spikes nearly all, go to the same place; the gradient is the same to the bit."""
+    *size, kernel = shape
+    torch.manual_seed(0)
+    x_FHWC = (torch.rand(size) < 0.3).to(dtype) * torch.randint(-2, 3, size)
+    x_FHWC.requires_grad_()
+    expected = F.max_pool2d(x_FHWC.permute(0, 3, 1, 2), kernel).permute(0, 2, 3, 1)
+    actual = pool.max_pool(x_FHWC, kernel)
+    upstream = torch.randn_like(expected)
+    assert torch.equal(actual, expected)
+    assert torch.equal(*(torch.autograd.grad(out, x_FHWC, upstream)[0] for out in (actual, expected)))
 
 
 def test_frames_and_pixels_are_views():

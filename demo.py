@@ -25,9 +25,10 @@ def main() -> None:
     path = cli.find_checkpoint(args.load_pt_file or newest_run())
     cfg, content = checkpoint.load(path)
     data, names = cfg.data, content.get("class_names")
-    if data.channels != N_PLACES:
-        raise InputError(f"{path}: listens to {data.channels} channels, but the cochlea has {N_PLACES}; take another")
-    network = Network(cfg.network, data.channels, data.num_classes, "cpu")
+    if data.shape != (N_PLACES,):
+        shape = "x".join(map(str, data.shape))
+        raise InputError(f"{path}: listens to {shape} channels, but the cochlea has {N_PLACES}; take another")
+    network = Network(cfg.network, data.shape, data.num_classes, "cpu")
     checkpoint.load_weights(network, content["network"], path)
     network = network.folded()
 
@@ -61,7 +62,7 @@ def main() -> None:
     print(f"{work.events:,} of {len(times_s):,} events, {work.synaptic_operations:,} synaptic operations")
 
     heard = Recordings(np.array([0, len(times_s)]), times_s, 1.0, channels, np.zeros(1, np.int64), None, "demo")
-    x_T1C = counts(heard, np.zeros(1, np.int64), Bins(data.dt_ms, data.T, data.T_empty, data.channels))
+    x_T1C = counts(heard, np.zeros(1, np.int64), Bins(data.dt_ms, data.T, data.T_empty, N_PLACES))
     report.draw_decision(network, x_T1C, data.dt_ms, args.out, names=names, audio=(audio, rate_hz))
     print(f"drawn: {args.out}")
 

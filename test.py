@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from datasets import prepare, readers
-from datasets.events import Bins, Recordings, batches, check_window
+from datasets.events import Bins, Recordings, as_seen, batches, check_window
 from snn import checkpoint, cli, config, report
 from snn.coding import Window, first_times, fs_decision
 from snn.errors import InputError
@@ -38,13 +38,15 @@ def main() -> None:
     args, path, cfg, weights = read_command_line()
     data, fs = cfg.data, cfg.loss.fs
     device = cli.device(cfg.train.device)
-    network = Network(cfg.network, data.channels, data.num_classes, cfg.train.backend).to(device)
+    network = Network(cfg.network, data.shape, data.num_classes, cfg.train.backend).to(device)
     checkpoint.load_weights(network, weights, path)
 
     prepare.make_if_missing(data.test_path, data.dataset_name, data.prepare)
-    recordings = readers.read(data.layout, data.test_path, "test", data.channels, data.num_classes)
+    recordings = readers.read(data.layout, data.test_path, "test", data.num_units, data.num_classes, data.origin)
+    if data.sensor:
+        recordings = as_seen(recordings, data.sensor)
     T, T_empty = data.test_T or data.T, data.T_empty if data.test_T_empty is None else data.test_T_empty
-    bins = Bins(data.dt_ms, T, T_empty, data.channels)
+    bins = Bins(data.dt_ms, T, T_empty, math.prod(data.shape))
     check_window(recordings, bins)
     goal = partial(objective, loss=cfg.loss, window=Window.of(T + T_empty, fs.D, fs.A, fs.window), training=False)
 

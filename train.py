@@ -26,9 +26,10 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from datasets import prepare, readers
-from datasets.events import Bins, batches, check_window, hold_out
+from datasets.events import Bins, as_seen, batches, check_window, hold_out
 from snn import checkpoint, cli, config, health
 from snn.coding import Window, narrowed_D
+from snn.conv import EventConv
 from snn.errors import InputError
 from snn.evaluation import evaluate
 from snn.events import Events
@@ -38,7 +39,14 @@ from snn.memory import keep_freed_memory
 from snn.network import Network
 from snn.team import Team, gather
 
-MAY_CHANGE_ON_RESUME = {"train.epochs", "train.device", "train.backend", "train.log_interval", "data.path"}
+MAY_CHANGE_ON_RESUME = {
+    "train.epochs",
+    "train.device",
+    "train.backend",
+    "train.log_interval",
+    "data.path",
+    "data.origin",
+}
 NO_STANDING = (-math.inf, -math.inf)  # (accuracy, -loss) of the best epoch before the first
 
 
@@ -56,13 +64,15 @@ def main() -> None:
     if team.leads:
         prepare.make_if_missing(data.train_path, data.dataset_name, data.prepare)
     team.wait()
-    recordings = readers.read(data.layout, data.train_path, "train", data.channels, data.num_classes)
+    recordings = readers.read(data.layout, data.train_path, "train", data.num_units, data.num_classes, data.origin)
+    if data.sensor:
+        recordings = as_seen(recordings, data.sensor)
     kept, held_out = hold_out(recordings, data.validation_share, data.validation_by, train.seed)
-    bins = Bins(data.dt_ms, data.T, data.T_empty, data.channels)
+    bins = Bins(data.dt_ms, data.T, data.T_empty, math.prod(data.shape))
     check_window(recordings, bins)
 
     torch.manual_seed(train.seed)
-    network = Network(cfg.network, data.channels, data.num_classes, train.backend).to(team.device)
+    network = Network(cfg.network, data.shape, data.num_classes, train.backend).to(team.device)
     optimizer = torch.optim.Adam(network.parameters(), train.lr, weight_decay=train.weight_decay, amsgrad=True)
     best, first_epoch = NO_STANDING, 0
     if resumed:
@@ -253,7 +263,7 @@ def log(run: Path, board: SummaryWriter, row: dict) -> None:
 def log_activity(network: Network) -> None:
     """How active each linear layer's last input was, and which product that made it take."""
     for name, module in network.named_modules():
-        if isinstance(module, EventLinear):
+        if isinstance(module, EventConv | EventLinear):
             kind = "event-driven" if module.is_event_driven else "dense"
             tqdm.write(f"  {name}: {100 * module.active_share:.1f} % of its input active, {kind} product")
 

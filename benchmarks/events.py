@@ -30,7 +30,7 @@ from benchmarks.kernels import high_water_megabytes, medians, processor
 from benchmarks.step import CONFIG, make_recordings, our_step, spikingjelly_step
 from datasets import readers
 from datasets.events import Bins, Recordings, counts
-from snn import checkpoint, config
+from snn import architecture, checkpoint, config
 from snn.events import Events
 from snn.linear import EventLinear
 from snn.memory import keep_freed_memory
@@ -96,7 +96,7 @@ def input_layer_megabytes(kind: str, data: Path | None) -> float:
     cfg = read_config()
     recordings = load(data, cfg)
     torch.manual_seed(0)
-    layer = EventLinear(cfg.data.channels, cfg.network.hidden_size[0])
+    layer = EventLinear(cfg.data.channels, architecture.parse(cfg.network.layers)[0].size)
     layer.dense_above = 1.0 if kind == "event-driven" else NEVER
 
     def step(index: np.ndarray) -> None:
@@ -227,7 +227,7 @@ def main() -> None:
     torch.manual_seed(0)
     if arguments.load_pt_file:
         cfg, content = checkpoint.load(arguments.load_pt_file)
-    network = Network(cfg.network, cfg.data.channels, cfg.data.num_classes, "cpu")
+    network = Network(cfg.network, cfg.data.shape, cfg.data.num_classes, "cpu")
     if arguments.load_pt_file:
         checkpoint.load_weights(network, content["network"], arguments.load_pt_file)
     result["streaming"] = streaming(network, cfg, recordings, arguments.rounds)

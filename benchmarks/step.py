@@ -22,7 +22,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks.kernels import medians, processor
 from datasets.events import Bins, Recordings, counts
-from snn import config
+from snn import architecture, config
 from snn.coding import Window
 from snn.linear import DENSE_ABOVE, EventLinear
 from snn.loss import firing_rate, objective
@@ -53,7 +53,7 @@ def our_step(
     torch.manual_seed(0)
     data, fs = cfg.data, cfg.loss.fs
     bins, batch = Bins(data.dt_ms, data.T, data.T_empty, data.channels), np.arange(len(recordings))
-    network = Network(cfg.network, data.channels, data.num_classes, backend).train()
+    network = Network(cfg.network, data.shape, data.num_classes, backend).train()
     for module in network.modules():
         if isinstance(module, EventLinear):
             module.dense_above = dense_above
@@ -87,7 +87,7 @@ def where_time_goes(step: Callable[[], None], rounds: int) -> dict[str, float]:
 def spikingjelly_step(cfg: config.Config, recordings: Recordings) -> Callable[[], None]:
     """The same sizes from SpikingJelly alone: LIFNode, spike counts, cross-entropy."""
     data = cfg.data
-    sizes = (data.channels, *cfg.network.hidden_size)
+    sizes = (data.channels, *(layer.size for layer in architecture.parse(cfg.network.layers)))
     blocks: list[nn.Module] = []
     for inputs, outputs in pairwise(sizes):
         blocks += [layer.Linear(inputs, outputs, bias=False), layer.BatchNorm1d(outputs), neuron.LIFNode()]

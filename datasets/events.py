@@ -5,12 +5,13 @@ Events stay events, in memory and in batches: no dense frame is made here.
 
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import torch
 
+from snn import config
 from snn.errors import InputError
 from snn.events import Events, step_of
 from snn.ops.compiled import kernel
@@ -44,6 +45,19 @@ class Bins:
     T: int
     T_empty: int
     channels: int
+
+
+def as_seen(recordings: Recordings, sensor: config.Sensor) -> Recordings:
+    """Events of a camera, at units p·H·W + y·W + x of its full resolution, at the channels of the network's image.
+
+    The one place that knows about down-sampling (x // divide, as in Liu et al. 2023) and polarities. Channels are
+    p·h·w + y·w + x of the smaller image; as on the sensor, but for its size.
+    """
+    p, y, x = np.indices((2, sensor.height, sensor.width), dtype=np.uint32)
+    _, height, width = sensor.shape
+    p = p if sensor.polarities == 2 else np.zeros_like(p)
+    channel_of_unit = (p * height + y // sensor.divide) * width + x // sensor.divide
+    return replace(recordings, channels=channel_of_unit.ravel()[recordings.channels])
 
 
 @kernel

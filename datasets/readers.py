@@ -17,11 +17,16 @@ from snn.errors import InputError
 Split = Literal["train", "test"]
 
 
-def read(layout: str, path: Path, split: Split, num_channels: int, num_classes: int) -> Recordings:
-    """Read the recordings of one split. Channels must lie in 0..num_channels-1 and labels in 0..num_classes-1."""
-    reader, origin = LAYOUTS[layout]
+def read(
+    layout: str, path: Path, split: Split, num_channels: int, num_classes: int, origin: str | None = None
+) -> Recordings:
+    """Read the recordings of one split. Channels must lie in 0..num_channels-1 and labels in 0..num_classes-1.
+
+    `origin` says where this very set comes from, if the layout's own word does not do.
+    """
+    reader, origin_of_layout = LAYOUTS[layout]
     if not path.is_file():
-        raise InputError(f"{path}: not found. {origin}")
+        raise InputError(f"{path}: not found. {origin or origin_of_layout}")
     with _hdf5(path) as file:
         recordings = reader(file, path, split)
     _check(recordings, num_channels, num_classes)
@@ -151,7 +156,7 @@ def _check(recordings: Recordings, num_channels: int, num_classes: int) -> None:
     fault(
         (channels < 0) | (channels >= num_channels),
         channels,
-        f"an event on channel {{}}, outside 0..{num_channels - 1}; set data.channels to the set's number",
+        f"an event on channel {{}}, outside 0..{num_channels - 1}; set data.channels, or data.sensor, to the set's",
     )
     fault(~(np.isfinite(times) & (times >= 0)), times, "an event at the time {}; times must be finite and not negative")
 

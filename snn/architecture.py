@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from snn.errors import InputError
@@ -55,3 +55,34 @@ def parse(words: Iterable[str]) -> tuple[Conv | Pool | Full, ...]:
             raise InputError(f"layer '{word}': nothing but fully connected layers can follow a fully connected one")
         layers.append(layer)
     return tuple(layers)
+
+
+def shapes(words: Sequence[str], shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """The shape after each layer, (channels, height, width) or (neurons,), of an input of this shape.
+
+    Raises InputError that names the first layer that does not fit.
+    """
+    result = []
+    for word, layer in zip(words, parse(words), strict=True):
+        if isinstance(layer, Full):
+            shape = (layer.size,)
+        elif len(shape) != 3:
+            raise InputError(f"layer '{word}' needs an image, but the input is {shape[0]} channels; set data.sensor")
+        elif isinstance(layer, Conv):
+            _, height, width = shape
+            shape = (layer.channels, -(-height // layer.stride), -(-width // layer.stride))
+        else:
+            channels, height, width = (shape[0], *(size // layer.kernel for size in shape[1:]))
+            if not height * width:
+                raise InputError(f"layer '{word}' is too large a pool for the {shape[1]}x{shape[2]} that reach it")
+            shape = (channels, height, width)
+        result.append(shape)
+    return result
+
+
+def resized(words: Sequence[str], sizes: Sequence[int]) -> list[str]:
+    """The same convolutions and pools, then fully connected layers of these sizes, recurrent where those were."""
+    full = [layer for layer in parse(words) if isinstance(layer, Full)]
+    kinds = ["R" if layer.is_recurrent else "F" for layer in full] or ["F"]
+    kinds += kinds[-1:] * len(sizes)
+    return [*words[: len(words) - len(full)], *(f"{size}{kind}" for size, kind in zip(sizes, kinds, strict=False))]

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from snn import config
+from snn import architecture, config
 from snn.errors import InputError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _COMMON = {
     "--dataset_name": ("data.dataset_name", str, None, "reads <name>_train.h5 and <name>_test.h5"),
     "--num_classes": ("data.num_classes", int, None, "classes"),
     "--dt": ("data.dt_ms", float, None, "time bin (ms)"),
-    "--hidden_size": ("network.hidden_size", int, "+", "neurons of each hidden layer"),
+    "--hidden_size": ("network.layers", int, "+", "neurons of each fully connected layer"),
     "--neuron1": (("network.neuron1", ("tau_mem_steps", "tau_syn_steps", "theta")), float, 3, "hidden τm τs θ"),
     "--neuron2": (("network.neuron2", ("tau_mem_steps", "tau_syn_steps", "theta")), float, 3, "output τm τs θ"),
     "--loss_mode": ("loss.mode", str, None, "first_time or firing_rate"),
@@ -93,6 +93,8 @@ class Parser(OneLineParser):
             if not hasattr(args, name):
                 continue
             given = getattr(args, name)
+            if word == "--hidden_size":
+                given = architecture.resized(_layers(values), given)
             if isinstance(target, str):
                 config.override(values, target, given)
                 continue
@@ -107,6 +109,14 @@ class Parser(OneLineParser):
                 self.error(f"--set {assignment}: write section.field=value")
             config.override(values, field.strip(), config.parse_yaml(text, f"--set {field}"))
         return config.build(values, str(args.path_to_yaml or args.load_pt_file))
+
+
+def _layers(values: dict) -> list[str]:
+    """The layers of plain values that are not checked yet; none where they are no list of words."""
+    network = values.get("network")
+    layers = network.get("layers") if isinstance(network, dict) else None
+    is_list = isinstance(layers, list) and all(isinstance(word, str) for word in layers)
+    return layers if is_list else []
 
 
 def find_yaml(path: Path) -> Path:

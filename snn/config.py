@@ -9,9 +9,20 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 from pydantic import ValidationError as PydanticError
 
+from snn import architecture
 from snn.errors import InputError
 
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -24,13 +35,32 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
+class Sensor(Section):
+    """An event camera. Its files hold units p·H·W + y·W + x at full resolution, polarity p = 0 or 1."""
+
+    height: PositiveInt = Field(description="rows of the sensor (pixels)")
+    width: PositiveInt = Field(description="columns of the sensor (pixels)")
+    divide: PositiveInt = Field(1, description="an event at x, y counts for pixel x // divide, y // divide")
+    polarities: Literal[1, 2] = Field(2, description="keep both polarities as an image each, or merge them into one")
+
+    @property
+    def num_units(self) -> int:
+        return 2 * self.height * self.width
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(polarities, height, width) of what the network sees."""
+        return self.polarities, -(-self.height // self.divide), -(-self.width // self.divide)
+
+
 class Data(Section):
     dataset_name: str = Field(min_length=1, description="name of the set; names its files and the run")
-    layout: Literal["shd", "ntidigits"] = Field("shd", description="layout of the HDF5 files")
+    layout: Literal["shd", "ntidigits", "dvsgesture", "dvsplane"] = Field("shd", description="layout of the HDF5 files")
     path: str | None = Field(None, description="folder of the files; default data/<dataset_name>")
     train_file: str | None = Field(None, description="default <dataset_name>_train.h5")
     test_file: str | None = Field(None, description="default <dataset_name>_test.h5; opened by test.py alone")
-    channels: PositiveInt = Field(description="input channels")
+    channels: PositiveInt | None = Field(None, description="input channels, where there is no sensor")
+    sensor: Sensor | None = Field(None, description="event camera, in place of channels")
     num_classes: PositiveInt = Field(description="classes; labels are 0..num_classes-1")
     dt_ms: PositiveFloat = Field(description="width of a time bin (ms)")
     T: PositiveInt = Field(description="bins; later events are dropped (steps)")
@@ -46,6 +76,23 @@ class Data(Section):
     prepare: str | None = Field(
         None, description="options of `python -m datasets.prepare <dataset_name>`, run when the files are missing"
     )
+    origin: str | None = Field(None, description="where to get the files, said when they are missing")
+
+    @model_validator(mode="after")
+    def _channels_or_sensor(self) -> "Data":
+        if (self.channels is None) == (self.sensor is None):
+            raise ValueError("give channels, or sensor for an event camera, and not both")
+        return self
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """What the network sees: (channels,), or (polarities, height, width)."""
+        return (self.channels,) if self.sensor is None else self.sensor.shape
+
+    @property
+    def num_units(self) -> int:
+        """Channels of the files."""
+        return self.channels if self.sensor is None else self.sensor.num_units
 
     @property
     def folder(self) -> Path:
@@ -70,22 +117,35 @@ NeuronName = Literal["CuLIF", "PCuLIF", "AdLIF", "CuAdLIF"]
 
 
 class Network(Section):
-    hidden_size: Annotated[tuple[PositiveInt, ...], Field(strict=False)] = Field(description="neurons per hidden layer")
+    layers: Annotated[tuple[str, ...], Field(strict=False)] = Field(
+        description=f"hidden layers, as words: {architecture.WORDS}"
+    )
     neuron: NeuronName = Field(description="neuron of the hidden layers")
     output_neuron: NeuronName = Field("CuLIF", description="neuron of the output layer")
     neuron1: NeuronParams = Field(description="constants of the hidden layers")
-    neuron2: NeuronParams = Field(description="constants of the output layer")
+    neuron2: NeuronParams = Field(
+        description="constants of the output layer and, where there are convolutions, of all fully connected layers"
+    )
     tau_ada_steps: Steps = Field(100.0, description="τ_w, initial time constant of the adaptation (steps)")
     reset: Literal["hard", "soft"] = Field("hard", description="reset to 0, or by θ")
-    values: Literal["neuron", "layer"] = Field("neuron", description="learned values are one per neuron or per layer")
+    values: Literal["neuron", "layer"] = Field(
+        "neuron", description="learned values are one per neuron (of a convolution or pool: per channel) or per layer"
+    )
     variant: Literal["spkjelly", "superspike"] = Field(
         "spkjelly",
         description="superspike: the published plain-autograd neuron, spike first with a strict threshold (one more "
         "step of latency), learned decays as clamped raw numbers",
     )
-    recurrent: bool = Field(False, description="hidden layers feed their spikes back, one step later")
-    batch_norm: bool = Field(True, description="BatchNorm over T·B after each hidden linear map")
+    batch_norm: bool = Field(
+        True, description="BatchNorm over T·B (and an image's pixels) after each hidden linear map"
+    )
     dropout: Share = Field(0.25, description="dropout after each hidden layer, one mask a sequence")
+
+    @field_validator("layers")
+    @classmethod
+    def _known_layers(cls, layers: tuple[str, ...]) -> tuple[str, ...]:
+        architecture.parse(layers)
+        return layers
 
 
 class FirstSpike(Section):
@@ -142,6 +202,14 @@ class Config(Section):
     loss: Loss
     train: Train
 
+    @model_validator(mode="after")
+    def _layers_fit_the_input(self) -> "Config":
+        try:
+            architecture.shapes(self.network.layers, self.data.shape)
+        except InputError as error:
+            raise InputError(f"network.layers: {error}") from None
+        return self
+
     @property
     def run_name(self) -> str:
         """The published name: <dataset>_<fs|fr><α>_tau<τ of neuron2>_<neuron>."""
@@ -154,7 +222,7 @@ def differences(one: Section, other: Section, prefix: str = "") -> Iterator[str]
     """Names of the fields whose values differ."""
     for name in type(one).model_fields:
         a, b = getattr(one, name), getattr(other, name)
-        if isinstance(a, Section):
+        if isinstance(a, Section) and isinstance(b, Section):
             yield from differences(a, b, f"{prefix}{name}.")
         elif a != b:
             yield f"{prefix}{name}"
@@ -220,6 +288,8 @@ def _explain(item: dict) -> str:
     if item["type"] == "missing":
         return f"{field} is missing"
     wanted = {"tuple_type": "input should be a list", "model_type": "input should be a section of fields"}
+    if item["type"] == "value_error":  # ours
+        return ": ".join(filter(None, (field, str(item["ctx"]["error"]))))
     message = wanted.get(item["type"], f"{item['msg'][0].lower()}{item['msg'][1:]}")
     return f"{field} = {item['input']!r:.60}: {message}"
 
@@ -227,23 +297,29 @@ def _explain(item: dict) -> str:
 def _section_at(path: tuple) -> type[Section]:
     section: type[Section] = Config
     for name in path:
-        section = section.model_fields[name].annotation
+        section = _section_in(section.model_fields[name].annotation)
     return section
+
+
+def _section_in(annotation: Any) -> type[Section] | None:
+    """The section a field holds, also where it may be left out; None if it holds a value."""
+    kinds = (annotation, *get_args(annotation))
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), None)
 
 
 def override(values: dict, field: str, value: Any) -> None:
     """Set `section.field` in plain values, in place. That the field exists is checked here, its value by `build`."""
     *sections, name = field.split(".")
-    section: Any = Config
+    section: type[Section] | None = Config
     for step, part in enumerate([*sections, name]):
-        is_section = isinstance(section, type) and issubclass(section, Section)
-        if not is_section or part not in section.model_fields:
-            known = ", ".join(section.model_fields) if is_section else "no fields"
+        if section is None or part not in section.model_fields:
+            known = ", ".join(section.model_fields) if section else "no fields"
             inside = ".".join(sections[:step]) or "the configuration"
             raise InputError(f"{field} is not known; {inside} has {known}")
-        section = section.model_fields[part].annotation
+        section = _section_in(section.model_fields[part].annotation)
     for part in sections:
-        values = values.setdefault(part, {})
+        values[part] = {} if values.get(part) is None else values[part]
+        values = values[part]
         if not isinstance(values, dict):
             raise InputError(f"{field} cannot be set: {part} is no section but {values!r:.40}")
     values[name] = value
@@ -252,8 +328,8 @@ def override(values: dict, field: str, value: Any) -> None:
 def describe(section: type[Section] = Config, prefix: str = "") -> Iterator[str]:
     """A line for each field: name, default, meaning."""
     for name, field in section.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            yield from describe(field.annotation, f"{prefix}{name}.")
+        if inside := _section_in(field.annotation):
+            yield from describe(inside, f"{prefix}{name}.")
         else:
             default = "required" if field.is_required() else repr(field.default)
             yield f"{prefix + name:<29} {default:<12} {_kind(field.annotation):<22} {field.description}"

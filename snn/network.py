@@ -1,6 +1,7 @@
 """Networks built from the configuration: hidden blocks and an output layer."""
 
 import copy
+import math
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -9,7 +10,9 @@ from spikingjelly.activation_based import layer
 from spikingjelly.activation_based.base import MemoryModule
 from torch import Tensor, nn
 
-from snn import config
+from snn import architecture, config
+from snn.architecture import Conv, Full, Pool
+from snn.conv import EventConv, Pooling
 from snn.events import Events
 from snn.linear import EventLinear
 from snn.neurons import NEURONS, SpikingNeuron
@@ -24,12 +27,15 @@ class Activity(NamedTuple):
 
 
 class Block(nn.Module):
-    """A hidden layer: Linear, BatchNorm over T·B, neurons, dropout with one mask a sequence (Liu et al. 2023)."""
+    """A hidden layer: linear map or pool, BatchNorm over T·B, neurons, dropout with one mask a sequence.
 
-    def __init__(self, inputs: int, neurons: SpikingNeuron, outputs: int, batch_norm: bool, dropout: float):
+    As in Liu et al. 2023, whose pools have neurons too. An image's pixels are samples here: (T, P, C), see `snn.conv`.
+    """
+
+    def __init__(self, linear: nn.Module, neurons: SpikingNeuron, norm_size: int | None, dropout: float):
         super().__init__()
-        self.linear = EventLinear(inputs, outputs)
-        self.norm = layer.BatchNorm1d(outputs, step_mode="m") if batch_norm else None
+        self.linear = linear
+        self.norm = layer.BatchNorm1d(norm_size, step_mode="m") if norm_size else None
         self.neurons = neurons
         self.dropout = layer.Dropout(dropout, step_mode="m") if dropout else None
 
@@ -45,33 +51,35 @@ class Block(nn.Module):
 class Network(nn.Module):
     """Hidden blocks and an output layer of one neuron a class. No bias; Xavier uniform weights.
 
-    The input is (T, B, channels), dense or as `Events`. The state stays until `reset()`: a long sequence may come in
-    chunks.
+    The input is (T, B, channels), dense or as `Events`; that of a convolution holds an image of `shape`, its channels
+    counted as (channel·H + y)·W + x. The state stays until `reset()`: a long sequence may come in chunks.
     """
 
-    def __init__(self, network: config.Network, channels: int, num_classes: int, backend: str = "auto"):
+    def __init__(self, network: config.Network, shape: tuple[int, ...], num_classes: int, backend: str = "auto"):
         super().__init__()
-        sizes = (channels, *network.hidden_size)
+        layers = architecture.parse(network.layers)
+        shapes = [shape, *architecture.shapes(network.layers, shape)]
+        self.image = shape if layers and not isinstance(layers[0], Full) else None
         self.blocks = nn.ModuleList(
-            Block(
-                inputs,
-                _neurons(network, network.neuron, network.neuron1, outputs, network.recurrent, False, backend),
-                outputs,
-                network.batch_norm,
-                network.dropout,
-            )
-            for inputs, outputs in pairwise(sizes)
+            _block(network, layer, before, after, self.image is not None, backend)
+            for layer, (before, after) in zip(layers, pairwise(shapes), strict=True)
         )
-        self.readout = EventLinear(sizes[-1], num_classes)
+        self.readout = EventLinear(math.prod(shapes[-1]), num_classes)
         self.output = _neurons(network, network.output_neuron, network.neuron2, num_classes, False, True, backend)
 
     def forward(self, x_TBC: Tensor | Events) -> Activity:
-        """Run all steps of x from the state as it stands."""
+        """Run all steps of x from the state as it stands. An image's layer is (T, B, H·W·C), its channels last."""
+        T, B, _ = x_TBC.shape
         layers = []
+        if self.image:
+            x_TBC = x_TBC.dense() if isinstance(x_TBC, Events) else x_TBC
+            x_TBC = x_TBC.reshape(T, B, *self.image).movedim(2, -1).reshape(T, -1, self.image[0])
         for block in self.blocks:
+            if isinstance(block.linear, EventLinear) and self.image:  # the pixels of an image side by side
+                x_TBC = x_TBC.view(T, B, -1)
             x_TBC, s_TBN = block(x_TBC)
-            layers.append(s_TBN)
-        s_TBN, h_TBN = self.output(self.readout(x_TBC))
+            layers.append(s_TBN.view(T, B, -1))
+        s_TBN, h_TBN = self.output(self.readout(x_TBC if self.image is None else x_TBC.view(T, B, -1)))
         return Activity(s_TBN, h_TBN, (*layers, s_TBN))
 
     def reset(self) -> None:
@@ -91,11 +99,11 @@ class Network(nn.Module):
         for block in folded.blocks:
             if block.norm is not None:
                 scale_N = block.norm.weight / torch.sqrt(block.norm.running_var + block.norm.eps)
-                block.linear.weight *= scale_N.unsqueeze(1)
+                block.linear.weight *= scale_N.view(-1, *[1] * (block.linear.weight.dim() - 1))
                 block.linear.bias = nn.Parameter(block.norm.bias - block.norm.running_mean * scale_N)
             block.norm = block.dropout = None
         for module in folded.modules():
-            if isinstance(module, EventLinear):
+            if isinstance(module, EventConv | EventLinear):
                 module.dense_above = 1.0
             if isinstance(module, SpikingNeuron):
                 module.backend = "cpu"
@@ -115,6 +123,29 @@ class Network(nn.Module):
 
     def num_trainable(self) -> int:
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
+
+
+def _block(
+    network: config.Network,
+    layer: Conv | Pool | Full,
+    before: tuple[int, ...],
+    after: tuple[int, ...],
+    in_conv_net: bool,
+    backend: str,
+) -> Block:
+    """A hidden layer between two shapes."""
+    is_full, is_pool = isinstance(layer, Full), isinstance(layer, Pool)
+    if is_full:
+        linear = EventLinear(math.prod(before), layer.size)
+    elif is_pool:
+        linear = Pooling(*before[1:], layer.kernel, layer.is_average)
+    else:
+        linear = EventConv(before[0], *after[:1], *before[1:], layer.kernel, layer.stride)
+    # in the published convolutional networks both fully connected layers are of the second kind
+    params = network.neuron2 if is_full and in_conv_net else network.neuron1
+    recurrent = is_full and layer.is_recurrent
+    neurons = _neurons(network, network.neuron, params, after[0], recurrent, False, backend)
+    return Block(linear, neurons, after[0] if network.batch_norm and not is_pool else None, network.dropout)
 
 
 def _neurons(

@@ -40,6 +40,26 @@ def make_events(n: int, num_classes: int, channels: int, seed: int) -> dict:
     return {"times": times, "units": units, "labels": labels, "speakers": [r % 5 for r in range(n)]}
 
 
+def nmnist_bytes(x, y, polarity, times_us) -> bytes:
+    """The original format, byte by byte: x, y, then 24 bits, the highest of them polarity, time the rest."""
+    events = zip(x, y, polarity, times_us, strict=True)
+    return b"".join(bytes([a, b]) + ((int(p) << 23) | int(t)).to_bytes(3, "big") for a, b, p, t in events)
+
+
+def write_nmnist(folder: Path, per_digit: int, seed: int) -> None:
+    """Train and Test of N-MNIST in small: the digit shows in where the events are."""
+    random = np.random.default_rng(seed)
+    for split in ("Train", "Test"):
+        for digit in range(10):
+            (folder / split / str(digit)).mkdir(parents=True)
+            for k in range(per_digit):
+                n = 200
+                x = np.clip(random.normal(5 + 6 * (digit % 5), 1.5, n), 0, 33).astype(int)
+                y = np.clip(random.normal(8 + 16 * (digit // 5), 1.5, n), 0, 33).astype(int)
+                content = nmnist_bytes(x, y, random.integers(0, 2, n), np.sort(random.integers(0, 300_000, n)))
+                (folder / split / str(digit) / f"{k:05d}.bin").write_bytes(content)
+
+
 @pytest.fixture
 def shd_folder(tmp_path: Path) -> Path:
     """shd_train.h5 (60 recordings) and shd_test.h5 (24) of 3 classes on 40 channels."""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from snn.architecture import Conv, Full, Pool, parse
+from snn.architecture import Conv, Full, Pool, parse, shapes
 from snn.errors import InputError
 
 
@@ -27,3 +27,12 @@ def test_what_is_no_word_is_named(word):
 def test_order():
     with pytest.raises(InputError, match="'P2': nothing but fully connected"):
         parse(["10F", "P2"])
+
+
+def test_shapes_of_the_published_networks():
+    """The flat sizes 8192 and 8064 of the paper: a stride rounds up, a pool leaves out what fills no window."""
+    gesture = shapes(["64C3", "128C3", "P2", "128C3", "P2", "128R"], (2, 32, 32))
+    assert gesture[-2:] == [(128, 8, 8), (128,)]
+    plane = shapes(["32C5S2", "64C3", "P2", "128C3", "P2", "256R"], (2, 60, 76))
+    assert plane == [(32, 30, 38), (64, 30, 38), (64, 15, 19), (128, 15, 19), (128, 7, 9), (256,)]
+    assert shapes(["16F"], (2, 5, 5)) == [(16,)]

@@ -47,9 +47,13 @@ def test_numbers_with_exponents_are_numbers():
         ("train.epochs", True, "train.epochs = True: input should be a valid integer"),
         ("network.neuron", "LIF", "network.neuron = 'LIF': input should be 'CuLIF', 'PCuLIF', 'AdLIF' or 'CuAdLIF'"),
         ("network.dropout", 1.0, "network.dropout = 1.0: input should be less than 1"),
-        ("network.hidden_size", [256, "256"], "network.hidden_size.1 = '256': input should be a valid integer"),
+        ("network.layers", ["256F", 256], "network.layers.1 = 256: input should be a valid string"),
+        ("network.layers", ["256F", "12G"], "network.layers: layer '12G' is not known; known are words like 64C3"),
+        ("network.layers", ["64C3", "256F"], "network.layers: layer '64C3' needs an image, but the input is 700"),
+        ("network.hidden_size", [256], "network.hidden_size is not known; known here: layers, neuron"),
         ("data", None, "data = None: input should be a section of fields"),
-        ("network.hidden_size", 16, "network.hidden_size = 16: input should be a list"),
+        ("network.layers", "16F", "network.layers = '16F': input should be a list"),
+        ("data.sensor", {"height": 5, "width": 5}, "data: give channels, or sensor for an event camera, and not both"),
         ("network.neuron1.tau_mem_steps", 1e-3, "network.neuron1.tau_mem_steps = 0.001: input should be greater than"),
         ("train.seed", 2**64, f"train.seed = {2**64}: input should be less than"),
     ],
@@ -101,7 +105,7 @@ WORDS = {
     "--dt 2": ("data.dt_ms", 2.0),
     "--T 33": ("data.T", 33),
     "--T_empty 0": ("data.T_empty", 0),
-    "--hidden_size 8 9 10": ("network.hidden_size", (8, 9, 10)),
+    "--hidden_size 8 9 10": ("network.layers", ("8F", "9F", "10F")),
     "--neuron1 1. 2. 0.5": ("network.neuron1", config.NeuronParams(tau_mem_steps=1.0, tau_syn_steps=2.0, theta=0.5)),
     "--neuron2 60 60 10": ("network.neuron2", config.NeuronParams(tau_mem_steps=60.0, tau_syn_steps=60.0, theta=10.0)),
     "--loss_mode firing_rate": ("loss.mode", "firing_rate"),
@@ -121,7 +125,7 @@ WORDS = {
     "--log-interval 9": ("train.log_interval", 9),
     "--set train.lr=1e-2": ("train.lr", 1e-2),
     "--set network.batch_norm=false": ("network.batch_norm", False),
-    "--set network.hidden_size=[5]": ("network.hidden_size", (5,)),
+    "--set network.layers=[5R]": ("network.layers", ("5R",)),
     "--set loss.fs.D_final=50": ("loss.fs.D_final", 50.0),
 }
 
@@ -172,6 +176,41 @@ def test_wrong_words_are_one_clear_line(words, message):
     assert "\n" not in str(refusal.value)
 
 
+def test_hidden_size_leaves_convolutions_and_recurrence():
+    values = {"network": {"layers": ["8C3", "P2", "16R", "9F"]}}
+    for sizes, expected in (
+        ("5", ["8C3", "P2", "5R"]),
+        ("5 6", ["8C3", "P2", "5R", "6F"]),
+        ("5 6 7", ["8C3", "P2", "5R", "6F", "7F"]),
+    ):
+        given = config.read_yaml(YAML.parent / "nmnist.yaml")
+        given["network"]["layers"] = values["network"]["layers"]
+        parser = cli.Parser("", cli.TRAIN)
+        cfg = parser.override(given, parser.parse_args(["--hidden_size", *sizes.split()]))
+        assert list(cfg.network.layers) == expected
+
+
+def test_a_sensor_is_a_section_that_may_be_left_out():
+    parser = cli.Parser("", cli.TRAIN)
+
+    def camera(words: str) -> config.Config:
+        values = config.read_yaml(YAML.parent / "nmnist.yaml")
+        return parser.override(values, parser.parse_args(words.split()))
+
+    assert camera("--set data.sensor.divide=4").data.shape == (2, 9, 9)
+    assert camera("--set data.sensor.polarities=1").data.shape == (1, 17, 17)
+    assert list(config.differences(camera(""), camera("--set data.sensor.divide=4"))) == ["data.sensor.divide"]
+    for words, message in (
+        ("--set data.sensor.size=4", "data.sensor.size is not known; data.sensor has height, width, divide"),
+        ("--set data.sensor.divide=0", "data.sensor.divide = 0: input should be greater than 0"),
+        ("--set data.sensor.polarities=3", "data.sensor.polarities = 3: input should be 1 or 2"),
+        ("--set data.sensor=null", "data: give channels, or sensor for an event camera, and not both"),
+    ):
+        with pytest.raises(InputError) as refusal:
+            camera(words)
+        assert message in str(refusal.value)
+
+
 def test_the_published_commands_parse(monkeypatch):
     monkeypatch.chdir(REPOSITORY)
     parser = cli.Parser("", cli.TRAIN)
@@ -217,7 +256,13 @@ def test_run_name_is_the_published_one():
 
 def test_reference_lists_every_field():
     lines = "\n".join(config.describe())
-    for field in ("data.dt_ms", "network.neuron1.theta", "loss.spike_count.weight", "train.backend"):
+    for field in (
+        "data.sensor.divide",
+        "data.dt_ms",
+        "network.neuron1.theta",
+        "loss.spike_count.weight",
+        "train.backend",
+    ):
         assert field in lines
     assert "CuLIF | PCuLIF | AdLIF | CuAdLIF" in lines
 

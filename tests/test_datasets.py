@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from datasets import readers
-from datasets.events import Bins, batches, check_window, counts, hold_out
+from datasets.events import Bins, as_seen, batches, check_window, counts, hold_out
+from snn.config import Sensor
 from snn.errors import InputError
 from tests.conftest import make_events, write_shd
 
@@ -241,3 +242,30 @@ def test_times_in_another_unit_are_noticed(tmp_path, capsys):
 def test_missing_file_says_where_to_get_it(tmp_path):
     with pytest.raises(InputError, match=r"missing\.h5: not found\. .*zenkelab\.org"):
         read(tmp_path / "missing.h5")
+
+
+@pytest.mark.parametrize("divide", [1, 2, 4])
+@pytest.mark.parametrize("polarities", [1, 2])
+def test_a_camera_is_seen_as_configured(tmp_path, divide, polarities):
+    """Each event by hand: x // divide, y // divide, and its polarity's image; counts of merged pixels add up."""
+    height, width = 6, 9
+    sensor = Sensor(height=height, width=width, divide=divide, polarities=polarities)
+    random = np.random.default_rng(0)
+    p, y, x = random.integers(0, 2, 500), random.integers(0, height, 500), random.integers(0, width, 500)
+    p[:3], y[:3], x[:3] = 1, height - 1, width - 1  # the last unit
+    times = np.sort(random.uniform(0, 0.05, 500))
+    path = write_shd(tmp_path / "x.h5", [times], [(p * height + y) * width + x], [0])
+    recordings = as_seen(read(path, sensor.num_units), sensor)
+    assert sensor.shape == (polarities, math.ceil(height / divide), math.ceil(width / divide))
+    frames = counts(recordings, np.array([0]), Bins(10.0, 5, 0, math.prod(sensor.shape))).dense().view(5, *sensor.shape)
+    expected = torch.zeros_like(frames)
+    for k in range(500):
+        n = math.floor(1000 * float(np.float32(times[k])) / 10.0)
+        expected[n, p[k] if polarities == 2 else 0, y[k] // divide, x[k] // divide] += 1
+    assert torch.equal(frames, expected)
+
+
+def test_an_event_beside_the_sensor(tmp_path):
+    sensor = Sensor(height=2, width=3)
+    with pytest.raises(InputError, match=r"event on channel 12, outside 0\.\.11; set data\.channels, or data\.sensor"):
+        read(write_shd(tmp_path / "x.h5", [[0.0]], [[12]], [0]), sensor.num_units)

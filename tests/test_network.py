@@ -2,13 +2,18 @@
 
 import math
 from pathlib import Path
+from typing import get_args
 
+import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from snn import checkpoint, config, health
 from snn.errors import InputError
+from snn.events import Events
 from snn.network import Network
+from snn.ops import reference, sparse
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -19,14 +24,14 @@ def read(name: str) -> config.Config:
 
 def build(cfg: config.Config) -> Network:
     torch.manual_seed(0)
-    return Network(cfg.network, cfg.data.channels, cfg.data.num_classes, "torch")
+    return Network(cfg.network, cfg.data.shape, cfg.data.num_classes, "torch")
 
 
 def small(**changes) -> config.Config:
     cfg = read("adlif_shd")
     network = cfg.network.model_copy(
         update={
-            "hidden_size": (16, 12),
+            "layers": ("16F", "12F"),
             "neuron1": config.NeuronParams(tau_mem_steps=5.0, tau_syn_steps=5.0, theta=0.2),
             "neuron2": config.NeuronParams(tau_mem_steps=5.0, tau_syn_steps=5.0, theta=0.02),
         }
@@ -42,13 +47,22 @@ def events(T: int = 25, B: int = 6) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     ("name", "trainable"),
-    [("adlif_shd", 252_928), ("adlif_ntidigits", 87_808), ("culif_shd", 250_368), ("culif_ntidigits", 216_832)],
+    [
+        ("adlif_shd", 252_928),
+        ("adlif_ntidigits", 87_808),
+        ("culif_shd", 250_368),
+        ("culif_ntidigits", 216_832),
+        ("culif_dvsgesture", 1_288_576),
+        ("culif_dvsplane", 2_224_704),
+    ],
 )
 def test_published_number_of_trainable_values(name, trainable):
     assert build(read(name)).num_trainable() == trainable
 
 
-@pytest.mark.parametrize("changes", [{}, {"recurrent": True, "variant": "superspike"}, {"neuron": "CuAdLIF"}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{}, {"layers": ("16R", "12R"), "variant": "superspike"}, {"neuron": "CuAdLIF"}], ids=str
+)
 def test_a_sequence_in_chunks_equals_one_call(changes):
     network, x_TBC = build(small(**changes)).eval(), events()
     whole = network(x_TBC)
@@ -57,6 +71,154 @@ def test_a_sequence_in_chunks_equals_one_call(changes):
     assert whole.s_TBN.any()
     assert torch.equal(torch.cat([chunk.s_TBN for chunk in chunks]), whole.s_TBN)
     assert len(whole.layers) == 3
+
+
+IMAGE = (2, 7, 5)
+
+
+def conv_layers(pool: str) -> tuple[str, ...]:
+    """Images of 6x7x5, 6x3x2, 4x3x2, then fully connected, one of them recurrent."""
+    return ("6C3", f"{pool}2", "4C3", "9R", "8F")
+
+
+def small_conv(pool: str = "P", **changes) -> config.Config:
+    plain = {"batch_norm": False, "dropout": 0.0, "neuron": "CuLIF", "layers": conv_layers(pool)}
+    cfg = small(**(plain | changes))
+    sensor = config.Sensor(height=IMAGE[1], width=IMAGE[2])
+    return cfg.model_copy(update={"data": cfg.data.model_copy(update={"channels": None, "sensor": sensor})})
+
+
+def image_events(T: int = 25, B: int = 6, rate: float = 0.3) -> torch.Tensor:
+    return torch.poisson(torch.full((T, B, math.prod(IMAGE)), rate), generator=torch.Generator().manual_seed(3))
+
+
+def slow_culif(x_T: list[torch.Tensor], params: config.NeuronParams, V: torch.Tensor | None = None) -> tuple:
+    """CuLIF on a list of steps of any shape: (spikes, potentials)."""
+    # the network was made in float32: so are its decays
+    lam_m, lam_s = (float(np.float32(math.exp(-1 / tau))) for tau in (params.tau_mem_steps, params.tau_syn_steps))
+    v = i = y = torch.zeros_like(x_T[0])
+    spikes, potentials = [], []
+    for x in x_T:
+        h = lam_m * v + (1 - lam_m) * i
+        i = lam_s * i + (x if V is None else x + y @ V.T)
+        y = reference.spike(h - params.theta)
+        v = h * (1 - y.detach())
+        spikes.append(y)
+        potentials.append(h)
+    return spikes, potentials
+
+
+def slow_conv_network(network: Network, cfg: config.Config, x_TBC: torch.Tensor) -> list:
+    """The network of `conv_layers` in the usual layout (B, C, H, W), one step and one layer after the other."""
+    one, two = cfg.network.neuron1, cfg.network.neuron2
+    pool = F.avg_pool2d if cfg.network.layers[1][0] == "A" else F.max_pool2d
+    conv1, _, conv2, full1, full2 = network.blocks
+    x = [x_BC.view(-1, *IMAGE) for x_BC in x_TBC]
+    first, _ = slow_culif([F.conv2d(x_BCHW, conv1.linear.weight, padding=1) for x_BCHW in x], one)
+    second, _ = slow_culif([pool(s, 2) for s in first], one)
+    third, _ = slow_culif([F.conv2d(s, conv2.linear.weight, padding=1) for s in second], one)
+    rows = [s.movedim(1, -1).flatten(1) for s in third]
+    fourth, _ = slow_culif([s @ full1.linear.weight.T for s in rows], two, full1.neurons.V)
+    fifth, _ = slow_culif([s @ full2.linear.weight.T for s in fourth], two)
+    last, potentials = slow_culif([s @ network.readout.weight.T for s in fifth], two)
+    images = ([s.movedim(1, -1).flatten(1) for s in layer] for layer in (first, second, third))
+    return [torch.stack(layer) for layer in (*images, fourth, fifth, last, potentials)]
+
+
+@pytest.mark.parametrize("pool", ["P", "A"])
+@pytest.mark.parametrize("backend", ["torch", "cpu"])
+def test_a_convolutional_network_equals_the_slow_one(pool, backend):
+    """Spikes of every layer, output potentials, and the gradient of every weight."""
+    cfg = small_conv(pool)
+    torch.manual_seed(0)
+    network = Network(cfg.network, cfg.data.shape, cfg.data.num_classes, backend).double()
+    x_TBC = image_events().double()
+    activity = network(x_TBC)
+    *slow_layers, slow_h = slow_conv_network(network, cfg, x_TBC)
+    for k, (layer, slow) in enumerate(zip(activity.layers, slow_layers, strict=True)):
+        assert torch.equal(layer, slow), k
+        assert layer.any(), k
+        assert not layer.all(), k
+    torch.testing.assert_close(activity.h_TBN, slow_h)
+    upstream = torch.randn_like(slow_h)
+    weights = list(network.parameters())
+    gradients = torch.autograd.grad((activity.h_TBN * upstream).sum() + activity.s_TBN.sum(), weights)
+    slow_gradients = torch.autograd.grad((slow_h * upstream).sum() + slow_layers[-1].sum(), weights)
+    for (name, _), gradient, slow in zip(network.named_parameters(), gradients, slow_gradients, strict=True):
+        assert slow.any(), name
+        torch.testing.assert_close(gradient, slow, rtol=1e-10, atol=1e-10 * float(slow.abs().max()), msg=name)
+
+
+@pytest.mark.parametrize("variant", ["spkjelly", "superspike"])
+@pytest.mark.parametrize("neuron", get_args(config.NeuronName))
+def test_convolutional_networks_of_all_neurons(neuron, variant):
+    """Shapes of all layers, chunks, events in place of dense counts, values a channel, and a loss that falls."""
+    cfg = small_conv("A", neuron=neuron, variant=variant, batch_norm=True)
+    network, x_TBC = build(cfg).eval(), image_events()
+    whole = network(x_TBC)
+    assert [s.shape[2] for s in whole.layers] == [6 * 7 * 5, 6 * 3 * 2, 4 * 3 * 2, 9, 8, 4]
+    network.reset()
+    chunks = [network(x_TBC[a:b]) for a, b in ((0, 1), (1, 9), (9, 25))]
+    for k, layer in enumerate(whole.layers):
+        assert torch.equal(torch.cat([chunk.layers[k] for chunk in chunks]), layer)
+    assert whole.layers[0].any()
+    assert all(value.shape in ((1,), (6,)) for value in network.blocks[0].neurons.values() if value is not None)
+    assert network.blocks[0].norm.num_features == 6
+    assert network.blocks[1].norm is None
+
+    network.train()
+    optimizer = torch.optim.Adam(network.parameters(), 1e-2)
+    target_B, losses = torch.arange(6) % 4, []
+    for _ in range(12):
+        network.reset()
+        optimizer.zero_grad()
+        losses.append(F.cross_entropy(20 * network(x_TBC).h_TBN.mean(0), target_B))
+        losses[-1].backward()
+        optimizer.step()
+        network.clamp_values()
+    assert losses[-1] < losses[0]
+
+
+def test_events_are_the_same_to_a_convolution():
+    network, x_TBC = build(small_conv()), image_events()
+    x_RC = x_TBC.flatten(0, 1)
+    events = Events(*sparse.compress(x_RC, sparse.row_counts(x_RC)), tuple(x_TBC.shape))
+    dense = network(x_TBC)
+    network.reset()
+    assert all(torch.equal(a, b) for a, b in zip(dense.layers, network(events).layers, strict=True))
+
+
+def test_constants_of_fully_connected_layers():
+    """neuron2 where there are convolutions (Liu et al. 2023), neuron1 where there are none."""
+    cfg = small_conv()
+    one, two = cfg.network.neuron1.theta, cfg.network.neuron2.theta
+    network = build(cfg)
+    assert [block.neurons.dynamics.theta for block in network.blocks] == [one, one, one, two, two]
+    assert network.output.dynamics.theta == two
+    assert [block.neurons.dynamics.theta for block in build(small()).blocks] == [one, one]
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        (["P8"], "network.layers: layer 'P8' is too large a pool for the 7x5 that reach it"),
+        (["P2", "P2", "A2"], "network.layers: layer 'A2' is too large a pool for the 1x1"),
+        (["8F", "4C3"], "network.layers: layer '4C3': nothing but fully connected layers can follow"),
+        (["4C2"], "network.layers: layer '4C2': the kernel of a convolution must be odd"),
+    ],
+)
+def test_layers_that_do_not_fit(layers, message):
+    values = small_conv().model_dump(mode="json")
+    values["data"]["sensor"] = {"height": 7, "width": 5}
+    values["network"]["layers"] = layers
+    with pytest.raises(InputError) as refusal:
+        config.build(values, "x.yaml")
+    assert str(refusal.value).startswith(f"x.yaml: {message}")
+
+
+def test_a_camera_without_convolutions():
+    cfg = small_conv(layers=("8F",))
+    assert build(cfg)(image_events()).layers[0].shape == (25, 6, 8)
 
 
 def test_dropout_is_one_mask_a_sequence():
@@ -70,7 +232,7 @@ def test_dropout_is_one_mask_a_sequence():
 
 
 def test_every_parameter_learns():
-    network = build(small(neuron="CuAdLIF", recurrent=True)).train()
+    network = build(small(neuron="CuAdLIF", layers=("16R", "12R"))).train()
     activity = network(events())
     (activity.h_TBN.sum() + sum(s.sum() for s in activity.layers)).backward()
     for name, p in network.named_parameters():
@@ -89,10 +251,17 @@ def test_blame_names_the_first_place():
         network.blocks[1].norm.running_var.fill_(-1)
     network.eval()
     assert health.blame(network, x_TBC) == "the output of blocks.1.norm"
+    network = build(small_conv(batch_norm=True)).eval()
+    network.blocks[2].norm.running_var.fill_(-1)
+    assert health.blame(network, image_events()) == "the output of blocks.2.norm"
 
 
-def test_checkpoint_round_trip(tmp_path):
-    cfg = small(neuron="CuAdLIF", recurrent=True)
+@pytest.mark.parametrize(
+    ("cfg", "x_TBC"),
+    [(small(neuron="CuAdLIF", layers=("16R", "12R")), events()), (small_conv(neuron="AdLIF"), image_events())],
+    ids=["flat", "conv"],
+)
+def test_checkpoint_round_trip(tmp_path, cfg, x_TBC):
     network = build(cfg)
     checkpoint.save(tmp_path / "x.pt", cfg, network, epoch=3)
     cfg_read, content = checkpoint.load(tmp_path / "x.pt")
@@ -103,7 +272,8 @@ def test_checkpoint_round_trip(tmp_path):
         for p in other.parameters():
             p.zero_()
     checkpoint.load_weights(other, content["network"], tmp_path / "x.pt")
-    assert torch.equal(network.eval()(events()).s_TBN, other.eval()(events()).s_TBN)
+    layers = zip(network.eval()(x_TBC).layers, other.eval()(x_TBC).layers, strict=True)
+    assert all(torch.equal(one, two) for one, two in layers)
     assert [path.name for path in tmp_path.iterdir()] == ["x.pt"]
 
 
@@ -160,7 +330,7 @@ def test_what_is_no_checkpoint(tmp_path, kind, capsys):
 
 def test_weights_of_another_network(tmp_path):
     with pytest.raises(InputError, match="belongs to another network"):
-        checkpoint.load_weights(build(small()), build(small(hidden_size=(8,))).state_dict(), tmp_path)
+        checkpoint.load_weights(build(small()), build(small(layers=("8F",))).state_dict(), tmp_path)
 
 
 @pytest.mark.parametrize(("value", "name"), [(1.5, "a"), (-0.1, "b"), (math.nan, "a"), (1.0, "lam_m")])

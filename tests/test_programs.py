@@ -17,9 +17,11 @@ import torch
 import yaml
 from scipy.io import wavfile
 
+from datasets import readers
+from datasets.prepare import nmnist
 from snn import checkpoint, config
 from snn.network import Network
-from tests.conftest import REPOSITORY, TINY, assert_one_line, make_events, write_shd
+from tests.conftest import REPOSITORY, TINY, assert_one_line, make_events, write_nmnist, write_shd
 
 TRAIN = f"train.py --path_to_yaml {REPOSITORY}/configs/adlif_shd.yaml --path_to_dataset shd --dataset_name shd {TINY}"
 
@@ -163,7 +165,7 @@ def test_resume_of_a_damaged_run(program, tmp_path):
     [
         "--loss_mode firing_rate --lr_decay --clip_norm 0 --verbose",
         "--set loss.fs.D_final=10 --set loss.fs.window=paper --set loss.spike_count.weight=0.1",
-        "--set network.neuron=CuAdLIF --set network.recurrent=true --set network.reset=soft",
+        "--set network.neuron=CuAdLIF --set network.layers=[16R,16F] --set network.reset=soft",
         "--set network.variant=superspike --set network.neuron=PCuLIF --set network.values=layer --T_empty 5",
         "--set data.validation_by=speaker --set network.batch_norm=false --set network.dropout=0 --hidden_size 8",
     ],
@@ -172,6 +174,40 @@ def test_options_train(program, words):
     result = program(f"{TRAIN} --epochs 1 {words}")
     assert result.returncode == 0, result.stderr
     assert "best epoch 1" in result.stdout
+
+
+def test_nmnist_from_its_original_files_to_a_test(program, tmp_path):
+    """A camera by YAML: .bin files, preparation, convolutions with pools, training, test with another T, pictures."""
+    write_nmnist(tmp_path / "original", 4, 0)
+    nmnist.convert_nmnist(tmp_path / "original", tmp_path / "data" / "nmnist")
+    words = "--T 20 --dt 15 --epochs 4 --lr 1e-2 --batch-size 10 --hidden_size 32 --save_name x --verbose"
+    layers = "[8C3S2,P2,8C3,A2,16R]"
+    yaml_path = REPOSITORY / "configs" / "nmnist.yaml"
+    trained = program(f"train.py --path_to_yaml {yaml_path} {words} --set network.layers={layers} --T_empty 2")
+    assert trained.returncode == 0, trained.stderr
+    assert "blocks.2.linear: " in trained.stderr + trained.stdout
+    log = rows(tmp_path / "runs" / "x" / "metrics.jsonl")
+    assert log[-1]["train_loss"] < log[0]["train_loss"]
+    tested = program("test.py --load_pt_file x --T 21 --T_empty 0 --show --test_single_delay --test-batch-size 7")
+    assert tested.returncode == 0, tested.stderr
+    metrics = json.loads((tmp_path / "runs" / "x" / "test" / "metrics.json").read_text())
+    assert (metrics["samples"], metrics["T"]) == (40, 21)
+    assert len(metrics["spikes_per_neuron_by_layer"]) == 6
+    assert (tmp_path / "runs" / "x" / "test" / "decision_9.png").exists()
+    halved = program(f"train.py --path_to_yaml {yaml_path} {words} --set data.sensor.polarities=1 --resume")
+    assert_one_line(halved, "cannot resume with another", "data.sensor.polarities")
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_missing_data_are_one_line(program, tmp_path, path):
+    """Every configuration says where its data come from, or makes them."""
+    data = config.build(config.read_yaml(path), "").data
+    if data.layout not in readers.LAYOUTS:
+        pytest.skip(f"no reader of the layout {data.layout} here")
+    result = program(f"train.py --path_to_yaml {path} --path_to_dataset nowhere --set data.prepare=null")
+    origin = " ".join(data.origin.split()) if data.origin else readers.LAYOUTS[data.layout][1]
+    assert_one_line(result, str(data.train_path.relative_to(data.folder)), "not found", origin[:60])
+    assert "http" in origin or "doi" in origin
 
 
 def test_ctrl_c_and_resume(program, tmp_path, shd_folder):
@@ -326,11 +362,11 @@ def test_two_processes_train_as_one(program, tmp_path):
 def test_demo(program, tmp_path):
     """A WAV file, and a word of our own, through a network that has learned nothing."""
     values = config.read_yaml(REPOSITORY / "configs" / "adlif_digits.yaml")
-    values["network"] |= {"hidden_size": [8]}
+    values["network"] |= {"layers": ["8F"]}
     cfg = config.build(values, "test")
     (tmp_path / "runs" / "x").mkdir(parents=True)
     torch.manual_seed(0)
-    network = Network(cfg.network, 700, 20)
+    network = Network(cfg.network, (700,), 20)
     content = {"epoch": 1, "class_names": ("nothing",) * 20}
     checkpoint.save(tmp_path / "runs" / "x" / "best.pt", cfg, network, **content)
     tone = 8000 * np.sin(2 * np.pi * 600 * np.arange(8000) / 16_000)
@@ -348,7 +384,7 @@ def test_demo(program, tmp_path):
     assert_one_line(program("demo.py --loud"), "unrecognized arguments: --loud")
 
     narrow = cfg.model_copy(update={"data": cfg.data.model_copy(update={"channels": 40})})
-    checkpoint.save(tmp_path / "runs" / "x" / "best.pt", narrow, Network(cfg.network, 40, 20), **content)
+    checkpoint.save(tmp_path / "runs" / "x" / "best.pt", narrow, Network(cfg.network, (40,), 20), **content)
     assert_one_line(program("demo.py tone.wav"), "listens to 40 channels, but the cochlea has 700")
     shutil.rmtree(tmp_path / "runs")
     assert_one_line(program("demo.py tone.wav"), "there is no runs/*/best.pt yet")

@@ -11,14 +11,14 @@ from snn.coding import first_times, fs_decision
 from snn.errors import InputError
 from snn.network import Network
 from snn.streaming import Stream, first_difference
-from tests.test_network import build, small
+from tests.test_network import IMAGE, build, image_events, small, small_conv
 
 T, T_EMPTY, DT_MS, N_RECORDINGS = 25, 4, 10.0, 12
 
 VARIANTS = [
     {},
-    {"recurrent": True, "variant": "superspike", "neuron": "PCuLIF", "output_neuron": "CuLIF"},
-    {"neuron": "CuAdLIF", "reset": "soft", "batch_norm": False, "recurrent": True},
+    {"layers": ("16R", "12R"), "variant": "superspike", "neuron": "PCuLIF", "output_neuron": "CuLIF"},
+    {"neuron": "CuAdLIF", "reset": "soft", "batch_norm": False, "layers": ("16R", "12F")},
 ]
 
 
@@ -118,7 +118,7 @@ def test_the_work_is_what_was_active_up_to_the_decision(changes):
         sizes = [s.shape[-1] for s in layers]
         inputs = [x_T1C.dense(), *layers[:-1]]
         expected = sum(int((x[:steps] != 0).sum()) * size for x, size in zip(inputs, sizes, strict=True))
-        if changes.get("recurrent"):
+        if "layers" in changes:
             expected += sum(int((s[: steps - 1] != 0).sum()) * s.shape[-1] for s in layers[:-1])
         assert stream.work.synaptic_operations == expected
         assert stream.work.neuron_updates == steps * sum(sizes)
@@ -141,6 +141,26 @@ def test_folding_changes_nothing_but_rounding():
     same = (activity(network).layers[1] == activity(folded).layers[1]).all(0).all(-1)  # no spike moved by rounding
     assert same.any()
     torch.testing.assert_close(folded_h_TBN[:, same], h_TBN[:, same], rtol=0, atol=1e-5)
+
+
+def test_folding_a_convolution():
+    network, x_TBC = build(small_conv(batch_norm=True)).train(), image_events()
+    with torch.no_grad():
+        for block in network.blocks:
+            if block.norm is not None:
+                block.norm.weight.uniform_(0.5, 2)
+                block.norm.bias.uniform_(-0.2, 0.2)
+        network(x_TBC)
+    network.reset()
+    network.eval()
+    image_TPC = x_TBC.view(25, 6, *IMAGE).movedim(2, -1).reshape(25, -1, IMAGE[0])
+    block, folded_block = network.blocks[0], network.folded().blocks[0]
+    with torch.no_grad():
+        drive_TPN, folded_TPN = block.norm(block.linear(image_TPC)), folded_block.linear(image_TPC)
+    assert folded_block.linear.is_event_driven
+    torch.testing.assert_close(folded_TPN, drive_TPN, rtol=0, atol=1e-5 * float(drive_TPN.abs().max()))
+    with pytest.raises(InputError, match="takes fully connected networks"):
+        make_stream(network)
 
 
 def test_where_two_networks_part():

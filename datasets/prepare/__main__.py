@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datasets.prepare import digits, wav
+from datasets.prepare import digits, nmnist, wav
 from snn.cli import OneLineParser, run
 
 
@@ -13,7 +13,7 @@ def main() -> None:
         description="Make event files in the layout of the Spiking Heidelberg Digits.",
     )
     subparsers = parser.add_subparsers(required=True, metavar="SOURCE")
-    for source in (digits, wav):
+    for source in (digits, wav, nmnist):
         source.add_parser(subparsers)
     args = parser.parse_args()
     args.run(args)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from snn.ops.compiled import in_parts, kernel
 
-BLOCK = 1024  # rows, sorted by channel together for the weight gradient
+BLOCK = 1024  # rows, sorted by channel together for the weight gradient of a linear layer
 COLUMNS = 128  # of the weight gradient, that one thread sums together
 
 
@@ -37,12 +37,12 @@ def product_rows(offsets, channels, counts, WT, out, begin, end):
 
 
 @kernel
-def _sort_blocks(offsets, channels, counts, starts, rows, values, begin, end):
-    """Order the entries of each block of BLOCK rows by channel: block k has those of channel c at starts[k, c]..."""
+def _sort_blocks(offsets, channels, counts, block, starts, rows, values, begin, end):
+    """Order the entries of each block of rows by channel: block k has those of channel c at starts[k, c]..."""
     R, C = len(offsets) - 1, starts.shape[1] - 1
     place = np.empty(C, np.int64)
     for k in range(begin, end):
-        first, last = k * BLOCK, min((k + 1) * BLOCK, R)
+        first, last = k * block, min((k + 1) * block, R)
         place[:] = 0
         for e in range(offsets[first], offsets[last]):
             place[channels[e]] += 1
@@ -137,16 +137,24 @@ def product(offsets: Tensor, channels: Tensor, counts: Tensor, W_NC: Tensor) -> 
     return out_RN
 
 
+def sort_by_channel(
+    offsets: Tensor, channels: Tensor, counts: Tensor, num_channels: int, block: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(starts, rows, counts) of the entries, ordered by channel within each block of rows; see `_sort_blocks`."""
+    blocks = -(-(len(offsets) - 1) // block)
+    starts = np.empty((blocks, num_channels + 1), np.int64)
+    rows, values = np.empty(len(channels), np.int32), np.empty(len(channels), counts.numpy().dtype)
+    arguments = (offsets.numpy(), channels.numpy(), counts.numpy(), block, starts, rows, values)
+    in_parts(lambda begin, end: _sort_blocks(*arguments, begin, end), blocks, torch.get_num_threads())
+    return starts, rows, values
+
+
 def weight_gradient(offsets: Tensor, channels: Tensor, counts: Tensor, gy_RN: Tensor, num_inputs: int) -> Tensor:
     """gy^T @ counts: (N, C)."""
-    R, N = gy_RN.shape
-    blocks = -(-R // BLOCK)
-    starts = np.empty((blocks, num_inputs + 1), np.int64)
-    rows, values = np.empty(len(channels), np.int32), np.empty(len(channels), counts.numpy().dtype)
-    arguments = (offsets.numpy(), channels.numpy(), counts.numpy(), starts, rows, values)
-    in_parts(lambda begin, end: _sort_blocks(*arguments, begin, end), blocks, torch.get_num_threads())
+    N = gy_RN.shape[1]
+    by_channel = sort_by_channel(offsets, channels, counts, num_inputs, BLOCK)
     gWT = torch.empty(num_inputs, N, dtype=gy_RN.dtype)
-    sums = (starts, rows, values, gy_RN.contiguous().numpy(), gWT.numpy())
+    sums = (*by_channel, gy_RN.contiguous().numpy(), gWT.numpy())
     # a thread sums whole columns, in the order of the rows: the same bits for any number of threads
     in_parts(lambda begin, end: _weight_gradient(*sums, begin, end), -(-N // COLUMNS), torch.get_num_threads())
     return gWT.T

@@ -1,0 +1,238 @@
+"""How long is a training step of a convolutional network, and where does it go? configs/culif_dvsgesture.yaml.
+
+    python -m benchmarks.networks [--json FILE] [--rounds 3] [--T 160] [--batch 16]
+
+Ours against the same layers written with SpikingJelly alone: its convolutions, pools and plainest neuron, LIFNode, in
+step mode "m", except that its hidden fully connected layer is not recurrent (ours is). They take turns; medians. Ours
+is then taken apart by kind of layer. Recordings are made up: 50,000 events a second from a spot that goes round on
+128x128 pixels. How much work ours does depends on how active the layers are: their shares are printed. At the end,
+the convolutions alone: up to which share of active inputs is the event-driven one faster (the rule in snn/conv.py)?
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from spikingjelly.activation_based import functional, layer, neuron
+from torch import nn
+from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from benchmarks.kernels import high_water_megabytes, medians, processor
+from datasets.events import Bins, Recordings, as_seen, counts
+from snn import architecture, config
+from snn.coding import Window
+from snn.conv import EventConv, Pooling, as_frames
+from snn.linear import EventLinear
+from snn.loss import firing_rate, objective
+from snn.memory import keep_freed_memory
+from snn.network import Network
+from snn.neurons import SpikingNeuron
+from snn.ops import sparse, sparse_conv
+
+CONFIG = Path(__file__).resolve().parent.parent / "configs" / "culif_dvsgesture.yaml"
+EVENTS_PER_S, SPOT_PIXELS = 50_000, 10
+KINDS = {  # of layer -> the names in torch's profiler, of our modules forward and of autograd's nodes backward
+    "convolutions": ("EventConv", "Convolution"),
+    "neurons": ("SpikingNeuron", "_Fused"),
+    "pools": ("Pooling", "Pool"),
+    "fully connected": ("EventLinear", "EventProduct", "MmBackward"),
+}
+SHARES = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3)
+
+Step = Callable[[], None]
+
+
+def make_recordings(n: int, length_s: float, sensor: config.Sensor, classes: int) -> Recordings:
+    random = np.random.default_rng(0)
+    events = round(EVENTS_PER_S * length_s)
+    times = np.sort(random.uniform(0, length_s, (n, events)), axis=1)
+    angle = 2 * np.pi * (times + random.uniform(size=(n, 1)))
+    size = np.array([sensor.height, sensor.width])[:, None, None]
+    centre = size * (0.5 + 0.25 * np.stack([np.sin(angle), np.cos(angle)]))
+    y, x = np.clip(random.normal(centre, SPOT_PIXELS), 0, size - 1).astype(np.int64)
+    return Recordings(
+        offsets=np.arange(n + 1) * events,
+        times=times.ravel(),
+        ticks_per_second=1.0,
+        channels=((random.integers(0, 2, (n, events)) * sensor.height + y) * sensor.width + x).ravel(),
+        labels=random.integers(0, classes, n),
+        speakers=None,
+        where="made up",
+    )
+
+
+def our_step(cfg: config.Config, recordings: Recordings) -> tuple[Step, Network]:
+    """Binning, forward, loss, backward, optimiser."""
+    torch.manual_seed(0)
+    data, fs = cfg.data, cfg.loss.fs
+    network = Network(cfg.network, data.shape, data.num_classes, "cpu").train()
+    optimizer = torch.optim.Adam(network.parameters(), cfg.train.lr, amsgrad=True)
+    window = Window.of(data.T + data.T_empty, fs.D, fs.A, fs.window)
+    goal = partial(objective, loss=cfg.loss, window=window, training=True)
+    bins = Bins(data.dt_ms, data.T, data.T_empty, int(np.prod(data.shape)))
+    batch, target_B = np.arange(len(recordings)), torch.from_numpy(recordings.labels)
+
+    def step() -> None:
+        network.reset()
+        optimizer.zero_grad(set_to_none=True)
+        goal(network(counts(recordings, batch, bins)), target_B).backward()
+        nn.utils.clip_grad_norm_(network.parameters(), cfg.train.clip_norm)
+        optimizer.step()
+        network.clamp_values()
+
+    return step, network
+
+
+def spikingjelly_step(cfg: config.Config, recordings: Recordings) -> Step:
+    """The same layers from SpikingJelly alone: LIFNode, spike counts, cross-entropy."""
+    torch.manual_seed(0)
+    data, words = cfg.data, cfg.network.layers
+    modules: list[nn.Module] = []
+    shape: tuple[int, ...] = data.shape
+    for one, after in zip(architecture.parse(words), architecture.shapes(words, shape), strict=True):
+        if isinstance(one, architecture.Conv):
+            modules.append(layer.Conv2d(shape[0], one.channels, one.kernel, one.stride, one.kernel // 2, bias=False))
+        elif isinstance(one, architecture.Pool):
+            modules.append(layer.MaxPool2d(one.kernel))
+        else:
+            modules += [layer.Flatten(), layer.Linear(int(np.prod(shape)), one.size, bias=False)]
+        modules.append(neuron.LIFNode())
+        shape = after
+    network = nn.Sequential(*modules, layer.Linear(shape[0], data.num_classes, bias=False), neuron.LIFNode()).train()
+    functional.set_step_mode(network, "m")
+    optimizer = torch.optim.Adam(network.parameters(), cfg.train.lr, amsgrad=True)
+    bins = Bins(data.dt_ms, data.T, data.T_empty, int(np.prod(data.shape)))
+    batch, target_B = np.arange(len(recordings)), torch.from_numpy(recordings.labels)
+
+    def step() -> None:
+        functional.reset_net(network)
+        optimizer.zero_grad(set_to_none=True)
+        x_TBPHW = counts(recordings, batch, bins).dense().unflatten(2, data.shape)
+        firing_rate(network(x_TBPHW), target_B, cfg.loss.fr.alpha).backward()
+        nn.utils.clip_grad_norm_(network.parameters(), cfg.train.clip_norm)
+        optimizer.step()
+
+    return step
+
+
+def by_kind_of_layer(step: Step, network: Network) -> dict[str, float]:
+    """Milliseconds of a step in each kind of layer, forward and backward."""
+
+    def enter(module: nn.Module, _: tuple) -> None:
+        base = next(cls for cls in (EventConv, Pooling, EventLinear, SpikingNeuron) if isinstance(module, cls))
+        module.range = record_function(base.__name__)
+        module.range.__enter__()
+
+    def leave(module: nn.Module, *_: object) -> None:
+        module.range.__exit__(None, None, None)
+
+    modules = [m for m in network.modules() if isinstance(m, EventConv | Pooling | EventLinear | SpikingNeuron)]
+    hooks = [hook for m in modules for hook in (m.register_forward_pre_hook(enter), m.register_forward_hook(leave))]
+    with profile(activities=[ProfilerActivity.CPU]) as profiler, record_function("step"):
+        step()
+    for hook in hooks:
+        hook.remove()
+    node = "autograd::engine::evaluate_function: "
+    result: dict[str, float] = {}
+    for event in profiler.key_averages():
+        for kind, (module, *nodes) in KINDS.items():
+            if event.key == module:
+                name = f"{kind}, forward"
+            elif event.key.startswith(node) and any(part in event.key for part in nodes):
+                name = f"{kind}, backward"
+            else:
+                continue
+            result[name] = result.get(name, 0.0) + event.cpu_time_total / 1e3
+        if event.key == "step":
+            whole = event.cpu_time_total / 1e3
+    result["all else"] = whole - sum(result.values())
+    return dict(sorted(result.items(), key=lambda item: -item[1]))
+
+
+def peak_in_subprocess(who: str, T: int, batch: int) -> float:
+    command = [sys.executable, "-m", "benchmarks.networks", "--peak", who, "--T", str(T), "--batch", str(batch)]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def convolutions(share: float) -> dict[str, Step]:
+    """The second convolution of the network, 64 to 128 channels at 32x32: forward and weight gradient."""
+    torch.manual_seed(0)
+    frames, inputs, outputs, size = 80, 64, 128, 32
+    shape = sparse_conv.Geometry(size, size, 3, 1)
+    x_RC = (torch.rand(frames * size * size, inputs) < share).float()
+    W_NCKK, gy_RN = torch.randn(outputs, inputs, 3, 3), torch.randn(len(x_RC), outputs)
+
+    def events() -> None:
+        entries = sparse.compress(x_RC, sparse.row_counts(x_RC))
+        sparse_conv.product(*entries, W_NCKK, shape)
+        sparse_conv.weight_gradient(*entries, gy_RN, inputs, shape)
+
+    def dense() -> None:
+        x_FCHW, gy_FNHW = as_frames(x_RC, size, size), as_frames(gy_RN, size, size)
+        F.conv2d(x_FCHW, W_NCKK, padding=1)
+        nn.grad.conv2d_weight(x_FCHW, W_NCKK.shape, gy_FNHW, padding=1)
+
+    return {"events": events, "dense": dense}
+
+
+def main() -> None:
+    keep_freed_memory()  # as train.py does; it helps every contender
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, help="write the numbers here")
+    parser.add_argument("--rounds", type=int, default=3, help="timed rounds (3)")
+    parser.add_argument("--T", type=int, default=160, help="steps, the empty ones included (160)")
+    parser.add_argument("--batch", type=int, default=16, help="recordings (16)")
+    parser.add_argument("--peak", choices=("ours", "SpikingJelly"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    values = config.read_yaml(CONFIG)
+    values["data"]["T"] = arguments.T - arguments.T * values["data"]["T_empty"] // 160
+    values["data"]["T_empty"] = arguments.T - values["data"]["T"]
+    cfg = config.build(values, str(CONFIG))
+    length_s = cfg.data.T * cfg.data.dt_ms / 1000
+    recordings = as_seen(
+        make_recordings(arguments.batch, length_s, cfg.data.sensor, cfg.data.num_classes), cfg.data.sensor
+    )
+    if arguments.peak:
+        step = our_step(cfg, recordings)[0] if arguments.peak == "ours" else spikingjelly_step(cfg, recordings)
+        before = high_water_megabytes()
+        step()
+        print(high_water_megabytes() - before)
+        return
+
+    ours, network = our_step(cfg, recordings)
+    steps = {"ours": ours, "SpikingJelly, LIFNode": spikingjelly_step(cfg, recordings)}
+    where = f"{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    print(f"a training step, T = {arguments.T}, B = {arguments.batch}, {where}")
+    median = medians(steps, arguments.rounds, "cpu")
+    for name, ms in median.items():
+        print(f"  {name:<30}{ms:9.0f} ms {ms / median['ours']:6.2f} x")
+    parts = by_kind_of_layer(ours, network)
+    print("  ours by kind of layer, under torch's profiler:")
+    for name, ms in parts.items():
+        print(f"    {name:<28}{ms:9.0f} ms")
+    linears = {name: m for name, m in network.named_modules() if isinstance(m, EventConv | EventLinear)}
+    shares = {name: m.active_share for name, m in linears.items()}
+    print("  active share of the inputs: " + ", ".join(f"{name} {100 * s:.1f} %" for name, s in shares.items()))
+    peaks = {who: peak_in_subprocess(who, arguments.T, arguments.batch) for who in ("ours", "SpikingJelly")}
+    print("  memory that a step adds: " + ", ".join(f"{who} {peak:.0f} MB" for who, peak in peaks.items()))
+
+    print("64 to 128 channels, 3x3, 80 frames of 32x32, forward + weight gradient: active, events, dense (ms)")
+    rule = {share: medians(convolutions(share), arguments.rounds, "cpu") for share in SHARES}
+    for share, ms in rule.items():
+        print(f"  {100 * share:4.0f} %{ms['events']:9.0f} ({ms['dense'] / ms['events']:4.1f} x){ms['dense']:9.0f}")
+    if arguments.json:
+        result = {"where": where, "T": arguments.T, "batch": arguments.batch, "milliseconds": median}
+        result |= {"by_kind_milliseconds": parts, "active_shares": shares, "peak_megabytes": peaks}
+        result["convolution_milliseconds"] = rule
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""Convolutions and pools over images of neurons.
+
+Images are channels-last with their pixels among the samples: (T, P, C), P = B·H·W pixels, pixel (b·H + y)·W + x. So the
+neurons of `snn.neurons` run on them as they are, one value a channel, and nothing is copied between layers.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from snn.ops import pool, sparse, sparse_conv
+from snn.ops.sparse_conv import Geometry
+
+# The share of active inputs up to which the event-driven convolution, forward and weight gradient together, is the
+# faster one. `python -m benchmarks.networks` measures it.
+DENSE_ABOVE = 0.15
+
+
+def as_frames(x_TPC: Tensor, height: int, width: int) -> Tensor:
+    """(frames, C, height, width), channels last in memory; a view."""
+    return x_TPC.reshape(-1, height, width, x_TPC.shape[-1]).permute(0, 3, 1, 2)
+
+
+def as_pixels(x_FCHW: Tensor, T: int) -> Tensor:
+    """(T, P, C); a view of a tensor that has its channels last in memory."""
+    return x_FCHW.permute(0, 2, 3, 1).reshape(T, -1, x_FCHW.shape[1])
+
+
+class EventConv(nn.Module):
+    """A convolution, padded by kernel // 2: (T, P, C) to (T, P', N). It has no bias until one is set.
+
+    On the CPU an input with few active entries takes the event-driven product, equal to the dense one up to rounding.
+    Elsewhere, and where activity is dense, it is torch's. `active_share` is what the last input had.
+    """
+
+    def __init__(self, inputs: int, outputs: int, height: int, width: int, kernel: int, stride: int):
+        super().__init__()
+        self.shape = Geometry(height, width, kernel, stride)
+        self.weight = nn.Parameter(nn.init.xavier_uniform_(torch.empty(outputs, inputs, kernel, kernel)))
+        self.bias: nn.Parameter | None = None
+        self.dense_above = DENSE_ABOVE
+        self.active_share = float("nan")
+
+    @property
+    def is_event_driven(self) -> bool:
+        """Whether the last input took the event-driven product."""
+        return self.weight.device.type == "cpu" and self.active_share <= self.dense_above
+
+    def forward(self, x_TPC: Tensor) -> Tensor:
+        y_TPN = self._product(x_TPC)
+        return y_TPN if self.bias is None else y_TPN + self.bias
+
+    def _product(self, x_TPC: Tensor) -> Tensor:
+        T = len(x_TPC)
+        if x_TPC.device.type == "cpu":
+            x_RC = x_TPC.flatten(0, 1).contiguous()
+            numbers_R = sparse.row_counts(x_RC.detach())
+            self.active_share = int(numbers_R.sum()) / x_RC.numel()
+            if self.is_event_driven:
+                events = sparse.compress(x_RC.detach(), numbers_R)
+                return _EventConvolution.apply(x_RC, *events, self.weight, self.shape).view(T, -1, len(self.weight))
+        x_FCHW = as_frames(x_TPC, self.shape.height, self.shape.width)
+        return as_pixels(F.conv2d(x_FCHW, self.weight, None, self.shape.stride, self.shape.kernel // 2), T)
+
+    def extra_repr(self) -> str:
+        return f"{tuple(self.weight.shape)}, {self.shape}"
+
+
+class _EventConvolution(torch.autograd.Function):
+    """The convolution of x given by its entries. x itself is here for its gradient only and is not kept."""
+
+    @staticmethod
+    def forward(ctx, x_RC, offsets, channels, counts, W_NCKK, shape: Geometry):
+        ctx.save_for_backward(offsets, channels, counts, W_NCKK)
+        ctx.shape = shape
+        return sparse_conv.product(offsets, channels, counts, W_NCKK.detach(), shape)
+
+    @staticmethod
+    def backward(ctx, gy_RN):
+        offsets, channels, counts, W_NCKK = ctx.saved_tensors
+        shape, C = ctx.shape, W_NCKK.shape[1]
+        gx_RC = gW_NCKK = None
+        if ctx.needs_input_grad[0]:  # that of a dense input: silent neurons have a gradient too
+            gx_RC = _input_gradient(gy_RN, W_NCKK, shape)
+        if ctx.needs_input_grad[4]:
+            gW_NCKK = sparse_conv.weight_gradient(offsets, channels, counts, gy_RN, C, shape)
+        return gx_RC, None, None, None, gW_NCKK, None
+
+
+def _input_gradient(gy_RN: Tensor, W_NCKK: Tensor, shape: Geometry) -> Tensor:
+    """The gradient of the input rows. As `nn.grad.conv2d_input`, which would not keep the channels last."""
+    gy_FNHW = as_frames(gy_RN, shape.out_height, shape.out_width)
+    like_x = gy_RN.new_empty(1).expand(len(gy_FNHW), W_NCKK.shape[1], shape.height, shape.width)
+    gx_FCHW, _, _ = torch.ops.aten.convolution_backward(
+        gy_FNHW,
+        like_x,
+        W_NCKK.contiguous(memory_format=torch.channels_last),
+        bias_sizes=None,
+        stride=[shape.stride] * 2,
+        padding=[shape.kernel // 2] * 2,
+        dilation=[1, 1],
+        transposed=False,
+        output_padding=[0, 0],
+        groups=1,
+        output_mask=[True, False, False],
+    )
+    return as_pixels(gx_FCHW, 1)[0]
+
+
+class Pooling(nn.Module):
+    """Maximum or average of windows that do not overlap: (T, P, C) to (T, P', C). What fills no window is left out."""
+
+    def __init__(self, height: int, width: int, kernel: int, is_average: bool):
+        super().__init__()
+        self.height, self.width, self.kernel, self.is_average = height, width, kernel, is_average
+
+    def forward(self, x_TPC: Tensor) -> Tensor:
+        if not self.is_average and x_TPC.device.type == "cpu" and self.kernel <= pool.LARGEST_KERNEL:
+            x_FHWC = x_TPC.reshape(-1, self.height, self.width, x_TPC.shape[-1])
+            return pool.max_pool(x_FHWC, self.kernel).view(len(x_TPC), -1, x_TPC.shape[-1])
+        torch_pool = F.avg_pool2d if self.is_average else F.max_pool2d
+        return as_pixels(torch_pool(as_frames(x_TPC, self.height, self.width), self.kernel), len(x_TPC))
+
+    def extra_repr(self) -> str:
+        name = "average" if self.is_average else "maximum"
+        return f"{name}, {self.height}x{self.width}, {self.kernel}x{self.kernel}"

@@ -1,0 +1,73 @@
+"""Maximum pools on the CPU that remember a byte an output, where torch keeps its input and eight bytes an output.
+
+Images are (F, H, W, C), channels last; windows are K x K side by side, and what fills none is left out. Of equal
+entries the first in its window counts, line by line, as in torch.
+"""
+
+import torch
+from torch import Tensor
+
+from snn.ops.compiled import in_parts, kernel
+
+LARGEST_KERNEL = 16  # K·K places in a byte
+
+
+@kernel
+def _forward(x, out, places, K, begin, end):
+    """The lines begin ... end of `out`, counted over all frames."""
+    _, height, width, C = out.shape
+    for line in range(begin, end):
+        f, y = line // height, line % height
+        for column in range(width):
+            best, place = out[f, y, column], places[f, y, column]
+            best[:] = x[f, y * K, column * K]
+            place[:] = 0
+            for k in range(1, K * K):
+                candidate = x[f, y * K + k // K, column * K + k % K]
+                for c in range(C):
+                    if candidate[c] > best[c]:
+                        best[c] = candidate[c]
+                        place[c] = k
+
+
+@kernel
+def _backward(gy, places, gx, K, begin, end):
+    """The frames begin ... end of `gx`: each gradient goes to the place its output came from."""
+    _, height, width, C = gy.shape
+    for f in range(begin, end):
+        gx[f, height * K :] = 0
+        gx[f, :, width * K :] = 0
+        for y in range(height):
+            for column in range(width):
+                g, place = gy[f, y, column], places[f, y, column]
+                for k in range(K * K):
+                    target = gx[f, y * K + k // K, column * K + k % K]
+                    for c in range(C):
+                        target[c] = g[c] if place[c] == k else 0
+
+
+class _MaxPool(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x_FHWC: Tensor, kernel: int) -> Tensor:
+        F, H, W, C = x_FHWC.shape
+        out = torch.empty(F, H // kernel, W // kernel, C, dtype=x_FHWC.dtype)
+        places = torch.empty(out.shape, dtype=torch.uint8)
+        arguments = (x_FHWC.detach().contiguous().numpy(), out.numpy(), places.numpy(), kernel)
+        lines = F * out.shape[1]
+        in_parts(lambda begin, end: _forward(*arguments, begin, end), lines, torch.get_num_threads())
+        ctx.save_for_backward(places)
+        ctx.kernel, ctx.shape = kernel, x_FHWC.shape
+        return out
+
+    @staticmethod
+    def backward(ctx, gy_FHWC: Tensor):
+        (places,) = ctx.saved_tensors
+        gx_FHWC = torch.empty(ctx.shape, dtype=gy_FHWC.dtype)
+        arguments = (gy_FHWC.contiguous().numpy(), places.numpy(), gx_FHWC.numpy(), ctx.kernel)
+        in_parts(lambda begin, end: _backward(*arguments, begin, end), ctx.shape[0], torch.get_num_threads())
+        return gx_FHWC, None
+
+
+def max_pool(x_FHWC: Tensor, kernel: int) -> Tensor:
+    """The largest entry of each window: (F, H // K, W // K, C). Any K up to LARGEST_KERNEL."""
+    return _MaxPool.apply(x_FHWC, kernel)

@@ -1,0 +1,160 @@
+"""Convolutions and pools on images with their channels last, against loops over every pixel."""
+
+import itertools
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from snn import conv
+from snn.conv import EventConv, Pooling, as_frames, as_pixels
+from snn.ops import pool, sparse_conv
+
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}  # of the largest entry: sums in another order
+SHAPES = [  # T, B, inputs, outputs, height, width, kernel, stride
+    (1, 1, 1, 1, 1, 1, 1, 1),
+    (2, 3, 2, 5, 7, 4, 3, 1),
+    (3, 2, 4, 3, 6, 9, 5, 2),
+    (2, 2, 3, 20, 5, 8, 3, 3),
+]
+
+
+def random_pixels(T: int, B: int, channels: int, height: int, width: int, share: float, dtype: torch.dtype):
+    torch.manual_seed(0)
+    active = torch.rand(T, B * height * width, channels) < share
+    return (torch.randint(1, 5, active.shape) * active).to(dtype)
+
+
+def slow_conv(x_TPC: torch.Tensor, W_NCKK: torch.Tensor, height: int, width: int, stride: int) -> torch.Tensor:
+    """Output pixel by output pixel, tap by tap."""
+    T, _, C = x_TPC.shape
+    x = x_TPC.view(T, -1, height, width, C)
+    K = W_NCKK.shape[2]
+    out = []
+    for y, x_at in itertools.product(range(0, height, stride), range(0, width, stride)):
+        total = torch.zeros(T, x.shape[1], len(W_NCKK), dtype=x.dtype)
+        for dy, dx in itertools.product(range(K), range(K)):
+            line, column = y + dy - K // 2, x_at + dx - K // 2
+            if 0 <= line < height and 0 <= column < width:
+                total = total + x[:, :, line, column] @ W_NCKK[:, :, dy, dx].T
+        out.append(total)
+    return torch.stack(out, 2).flatten(1, 2)  # pixels after samples, in their order
+
+
+def assert_close(actual: torch.Tensor, expected: torch.Tensor) -> None:
+    atol = TOLERANCE[expected.dtype] * float(expected.detach().abs().max())
+    torch.testing.assert_close(actual, expected, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=["f32", "f64"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("share", [0.2, 1.0])
+@pytest.mark.parametrize("is_event_driven", [True, False])
+def test_convolution_equals_the_slow_one(monkeypatch, dtype, shape, share, is_event_driven):
+    """Output, weight gradient and input gradient, under a random upstream gradient; of events and dense alike."""
+    T, B, inputs, outputs, height, width, kernel, stride = shape
+    monkeypatch.setattr(conv, "DENSE_ABOVE", 1.0 if is_event_driven else -1.0)
+    calls = []
+    product = sparse_conv.product
+    monkeypatch.setattr(sparse_conv, "product", lambda *arguments: calls.append(1) or product(*arguments))
+    layer = EventConv(inputs, outputs, height, width, kernel, stride).to(dtype)
+    x_TPC = random_pixels(T, B, inputs, height, width, share, dtype).requires_grad_()
+    expected = slow_conv(x_TPC, layer.weight, height, width, stride)
+    upstream = torch.randn_like(expected)
+    expected_gx, expected_gW = torch.autograd.grad(expected, [x_TPC, layer.weight], upstream)
+
+    actual = layer(x_TPC)
+    gx, gW = torch.autograd.grad(actual, [x_TPC, layer.weight], upstream)
+    assert bool(calls) == layer.is_event_driven == is_event_driven
+    assert layer.active_share == pytest.approx(float((x_TPC != 0).double().mean()))
+    assert_close(actual, expected)
+    assert_close(gx, expected_gx)
+    assert_close(gW, expected_gW)
+
+
+def test_the_rule_goes_by_activity_and_keeps_no_dense_input():
+    layer = EventConv(4, 8, 10, 10, 3, 1)
+    for share, is_event_driven in ((0.5 * conv.DENSE_ABOVE, True), (2 * conv.DENSE_ABOVE, False)):
+        x_TPC = random_pixels(20, 2, 4, 10, 10, share, torch.float32).requires_grad_()
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor, kept=kept: kept.append(tensor.numel()), lambda x: x
+        ):
+            layer(x_TPC)
+        assert layer.is_event_driven == is_event_driven
+        assert (max(kept) >= x_TPC.numel()) != is_event_driven
+
+
+def test_results_do_not_depend_on_the_number_of_threads():
+    x_TPC = random_pixels(6, 3, 5, 8, 8, 0.1, torch.float32)
+    layer, results = EventConv(5, 16, 8, 8, 3, 1), []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            out = layer(x_TPC)
+            (gW,) = torch.autograd.grad(out, layer.weight, torch.ones_like(out))
+            results.append((out, gW))
+    finally:
+        torch.set_num_threads(before)
+    for out, gW in results[1:]:
+        assert torch.equal(out, results[0][0])
+        assert torch.equal(gW, results[0][1])
+
+
+def test_weights_are_xavier_uniform():
+    torch.manual_seed(0)
+    weight = EventConv(16, 32, 8, 8, 5, 1).weight.detach()
+    bound = (6 / (16 * 25 + 32 * 25)) ** 0.5
+    assert 0.99 * bound < weight.max() <= bound
+    assert float(weight.std()) == pytest.approx(bound / 3**0.5, rel=0.02)
+
+
+@pytest.mark.parametrize("is_average", [False, True])
+def test_pool_equals_the_slow_one(is_average):
+    """Windows side by side; a line or column that fills no window is left out, and its gradient is 0."""
+    T, B, C, height, width, kernel = 3, 2, 4, 7, 9, 2
+    x_TPC = random_pixels(T, B, C, height, width, 0.3, torch.float64).requires_grad_()
+    x = x_TPC.view(T, B, height, width, C)
+    windows = [
+        x[:, :, y : y + kernel, c : c + kernel].flatten(2, 3)
+        for y, c in itertools.product(range(0, height - 1, kernel), range(0, width - 1, kernel))
+    ]
+    pooled = [w.mean(2) if is_average else w.amax(2) for w in windows]
+    expected = torch.stack(pooled, 2).flatten(1, 2)
+    actual = Pooling(height, width, kernel, is_average)(x_TPC)
+    torch.testing.assert_close(actual, expected)
+    (gx,) = torch.autograd.grad(actual.sum(), x_TPC)
+    gx = gx.view(T, B, height, width, C)
+    assert not gx[:, :, -1].any()
+    assert not gx[:, :, :, -1].any()
+    share = 1 / kernel**2 if is_average else None
+    for y, c in itertools.product(range(0, height - 1, kernel), range(0, width - 1, kernel)):
+        window = gx[:, :, y : y + kernel, c : c + kernel].flatten(2, 3)
+        torch.testing.assert_close(window.sum(2), torch.ones_like(window[:, :, 0]))
+        assert window.eq(share).all() if is_average else (window == 1).sum(2).eq(1).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1, 1), (5, 7, 9, 6, 2), (4, 9, 8, 3, 3), (2, 17, 16, 2, 16)], ids=str)
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=["f32", "f64"])
+def test_maximum_pool_is_that_of_torch(shape, dtype):
+    """Ties, of spikes nearly all, go to the same place; the gradient is the same to the bit."""
+    *size, kernel = shape
+    torch.manual_seed(0)
+    x_FHWC = (torch.rand(size) < 0.3).to(dtype) * torch.randint(-2, 3, size)
+    x_FHWC.requires_grad_()
+    expected = F.max_pool2d(x_FHWC.permute(0, 3, 1, 2), kernel).permute(0, 2, 3, 1)
+    actual = pool.max_pool(x_FHWC, kernel)
+    upstream = torch.randn_like(expected)
+    assert torch.equal(actual, expected)
+    assert torch.equal(*(torch.autograd.grad(out, x_FHWC, upstream)[0] for out in (actual, expected)))
+
+
+def test_frames_and_pixels_are_views():
+    x_TPC = torch.randn(3, 2 * 5 * 4, 6)
+    frames = as_frames(x_TPC, 5, 4)
+    assert frames.shape == (6, 6, 5, 4)
+    assert frames[3, 2, 4, 1] == x_TPC[1, 20 + 4 * 4 + 1, 2]
+    assert as_pixels(frames, 3).data_ptr() == frames.data_ptr() == x_TPC.data_ptr()
+    out = F.conv2d(frames, torch.randn(8, 6, 3, 3), padding=1)
+    assert as_pixels(out, 3).data_ptr() == out.data_ptr()

@@ -26,7 +26,7 @@ class Section(BaseModel):
 
 class Data(Section):
     dataset_name: str = Field(min_length=1, description="name of the set; names its files and the run")
-    layout: Literal["shd", "ntidigits"] = Field("shd", description="layout of the HDF5 files")
+    layout: Literal["shd", "ntidigits", "dvsgesture", "dvsplane"] = Field("shd", description="layout of the HDF5 files")
     path: str | None = Field(None, description="folder of the files; default data/<dataset_name>")
     train_file: str | None = Field(None, description="default <dataset_name>_train.h5")
     test_file: str | None = Field(None, description="default <dataset_name>_test.h5; opened by test.py alone")

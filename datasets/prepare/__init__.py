@@ -1,4 +1,4 @@
-"""Make event files in the layout of the Spiking Heidelberg Digits: `python -m datasets.prepare --help`."""
+"""Make event files in the published layouts: `python -m datasets.prepare --help`."""
 
 import os
 import subprocess

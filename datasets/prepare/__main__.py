@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from datasets.prepare import digits, wav
+from datasets.prepare import digits, dvsgesture, dvsplane, ntidigits, wav
 from snn.cli import run
 from snn.errors import InputError
 
@@ -20,10 +20,10 @@ def main() -> None:
     """Parse the command line and run the subcommand it names."""
     parser = _Parser(
         prog="python -m datasets.prepare",
-        description="Make event files in the layout of the Spiking Heidelberg Digits.",
+        description="Make event files in the published layouts.",
     )
     subparsers = parser.add_subparsers(required=True, metavar="SOURCE")
-    for source in (digits, wav):
+    for source in (digits, wav, ntidigits, dvsgesture, dvsplane):
         source.add_parser(subparsers)
     args = parser.parse_args()
     args.run(args)

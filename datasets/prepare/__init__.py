@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-MAKEABLE = ("digits",)  # sets that need no files of the user's
+MAKEABLE = ("digits", "planes")  # sets that need no files of the user's
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 
 

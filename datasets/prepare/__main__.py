@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from datasets.prepare import digits, dvsgesture, dvsplane, ntidigits, wav
+from datasets.prepare import digits, dvsgesture, dvsplane, ntidigits, planes, wav
 from snn.cli import run
 from snn.errors import InputError
 
@@ -23,7 +23,7 @@ def main() -> None:
         description="Make event files in the published layouts.",
     )
     subparsers = parser.add_subparsers(required=True, metavar="SOURCE")
-    for source in (digits, wav, ntidigits, dvsgesture, dvsplane):
+    for source in (digits, planes, wav, ntidigits, dvsgesture, dvsplane):
         source.add_parser(subparsers)
     args = parser.parse_args()
     args.run(args)

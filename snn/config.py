@@ -24,6 +24,20 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
+class Augment(Section):
+    stretch: Share = Field(0.0, description="a recording's times are multiplied by a factor of 1 ± stretch")
+    time_jitter_ms: NonNegativeFloat = Field(
+        0.0, description="σ of the change of each event's time, which stays at 0 or after (ms)"
+    )
+    drop: Share = Field(0.0, description="share of the events left out")
+    shift: NonNegativeInt = Field(
+        0,
+        description="a recording moves by up to so much, along x and y on a sensor; what leaves it is lost "
+        "(channels or pixels)",
+    )
+    unit_jitter: NonNegativeInt = Field(0, description="each event moves likewise, by itself (channels or pixels)")
+
+
 class Data(Section):
     dataset_name: str = Field(min_length=1, description="name of the set; names its files and the run")
     layout: Literal["shd", "ntidigits", "dvsgesture", "dvsplane"] = Field("shd", description="layout of the HDF5 files")
@@ -43,6 +57,7 @@ class Data(Section):
     validation_by: Literal["recording", "speaker"] = Field(
         "recording", description="hold out single recordings, or whole speakers (the file must name them)"
     )
+    augment: Augment = Field(Augment(), description="random changes of the events, in training only; 0 is off")
     prepare: str | None = Field(
         None, description="options of `python -m datasets.prepare <dataset_name>`, run when the files are missing"
     )

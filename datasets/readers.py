@@ -84,23 +84,16 @@ def _lists(dataset: h5py.Dataset, path: Path, kinds: str, what: str) -> tuple[np
         raise InputError(
             f"{path}: wrong layout, {dataset.name} must hold a variable-length list of {what} for each recording"
         )
-    lengths, pieces = [], []
-    for start in range(0, len(dataset), LISTS_AT_ONCE):
-        lists = dataset[start : start + LISTS_AT_ONCE]
-        lengths.extend(map(len, lists))
-        pieces.append(np.concatenate(lists))
-    return np.array(lengths, np.int64), _join(pieces, item)
-
-
-def _join(pieces: list[np.ndarray], dtype: np.dtype) -> np.ndarray:
-    """The pieces one after the other, halves as float32 (numba has no halves). `pieces` is emptied on the way."""
-    values = np.empty(sum(map(len, pieces)), np.float32 if dtype == np.float16 else dtype)
-    end = len(values)
-    while pieces:  # each is freed when it has been copied, so everything is in memory only once
-        piece = pieces.pop()
-        values[end - len(piece) : end] = piece
-        end -= len(piece)
-    return values
+    parts = [slice(start, start + LISTS_AT_ONCE) for start in range(0, len(dataset), LISTS_AT_ONCE)]
+    # read twice, to count and to keep: so the values are in memory once, and no second time in pieces
+    lengths = np.array([len(values) for part in parts for values in dataset[part]], np.int64)
+    flat = np.empty(lengths.sum(), np.float32 if item == np.float16 else item)  # numba knows no halves
+    end = 0
+    for part in parts:
+        piece = np.concatenate(dataset[part])
+        flat[end : end + len(piece)] = piece
+        end += len(piece)
+    return lengths, flat
 
 
 def _read_shd(file: h5py.File, path: Path, split: Split) -> Recordings:
@@ -122,8 +115,8 @@ def _read_ntidigits(file: h5py.File, path: Path, split: Split) -> Recordings:
     Time starts at the first event of each recording.
     """
     stored_keys = _get(file, f"extra/{split}_keys", path)
-    if stored_keys.shape is None or stored_keys.ndim != 1:
-        raise InputError(f"{path}: wrong layout, {stored_keys.name} must be a list of names")
+    if not stored_keys.shape or stored_keys.ndim != 1 or len(stored_keys) == 0:
+        raise InputError(f"{path}: wrong layout, {stored_keys.name} must be a list of names, not empty")
     keys = [key.decode() if isinstance(key, bytes) else str(key) for key in stored_keys[()]]
     times, units, labels = [], [], []
     for key in keys:
@@ -134,10 +127,10 @@ def _read_ntidigits(file: h5py.File, path: Path, split: Split) -> Recordings:
         times.append(ticks - ticks.min() if len(ticks) else ticks)
         units.append(_whole_numbers(_get(group, "addrs", path), path).reshape(-1))
         labels.append(_label(group, path))
-    lengths = [np.array([len(values) for values in lists], np.int64) for lists in (times, units)]
-    dtypes = [np.result_type(*lists) if lists else np.dtype(np.int64) for lists in (times, units)]
-    flat = [_join(lists, dtype) for lists, dtype in zip((times, units), dtypes, strict=True)]
-    return _gather(path, (lengths[0], flat[0]), 1e6, (lengths[1], flat[1]), np.array(labels), None)
+    flat_times, flat_units = (
+        (np.array([len(values) for values in lists], np.int64), np.concatenate(lists)) for lists in (times, units)
+    )
+    return _gather(path, flat_times, 1e6, flat_units, np.array(labels), None)
 
 
 def _label(group: h5py.Group, path: Path) -> int:

@@ -2,9 +2,10 @@
 
     python -m benchmarks.reading [--json FILE] [--rounds 5] [--recordings 10000]
 
-"shd": recordings of 6,000 events in the layout of SHD, half precision as in the official files, read by our reader, in
-a process of its own whose largest memory is told, and by h5py in one go. "batch": 16 recordings of 400,000 events over
-6 s, as DVSGesture has, binned to 160 steps of 2 x 32 x 32; then SHD's batch of 128, as it is and augmented.
+"shd": recordings of 6,000 events in the layout of SHD, half precision as in the official files, read by our reader and
+by h5py in one go; "dvsgesture": a hundredth as many recordings of 400,000 events over 6 s in the layout of DVSGesture.
+Each is read in a process of its own, whose largest memory is told. "batch": 16 such gestures binned to 160 steps of
+2 x 32 x 32, and SHD's batch of 128, as it is and augmented.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from datasets.augment import Augmentation, augment
 from datasets.events import Bins, Recordings, counts
 
 EVENTS, CHANNELS, CLASSES = 6_000, 700, 20
+GESTURE_EVENTS, GESTURE_S = 400_000, 6
 
 
 def make_shd(path: Path, recordings: int) -> None:
@@ -40,6 +42,16 @@ def make_shd(path: Path, recordings: int) -> None:
         file["labels"] = np.arange(recordings) % CLASSES
 
 
+def make_gestures(path: Path, recordings: int) -> None:
+    random = np.random.default_rng(0)
+    with h5py.File(path, "w") as file:
+        for r in range(recordings):
+            times_us = np.sort(random.uniform(0, 1e6 * GESTURE_S, GESTURE_EVENTS))
+            file[f"train/{r}/time"] = times_us.astype(np.uint32)
+            file[f"train/{r}/data"] = random.integers(0, (128, 128, 2), (GESTURE_EVENTS, 3), np.uint8)
+            file[f"train/{r}/labels"] = np.uint8(r % 10)
+
+
 def made(number: int, events: int, seconds: float, channels: int) -> Recordings:
     random = np.random.default_rng(0)
     times_us = np.sort(random.uniform(0, 1e6 * seconds, (number, events)), axis=1).astype(np.uint32)
@@ -50,6 +62,10 @@ def made(number: int, events: int, seconds: float, channels: int) -> Recordings:
 
 def read(path: Path) -> Recordings:
     return readers.read("shd", path, "train", CHANNELS, CLASSES)
+
+
+def read_gestures(path: Path) -> Recordings:
+    return readers.read("dvsgesture", path, "train", 2 * 128 * 128, 10)
 
 
 def in_one_go(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -69,8 +85,11 @@ def measure(function: Callable[[Path], object], path: Path) -> dict[str, float]:
     return {"seconds": seconds, "before": before, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 
+READERS = {"shd": read, "shd in one go": in_one_go, "dvsgesture": read_gestures}
+
+
 def batches() -> dict[str, Callable[[], object]]:
-    gestures, words = made(16, 400_000, 6, 2 * 32 * 32), made(128, EVENTS, 1, CHANNELS)
+    gestures, words = made(16, GESTURE_EVENTS, GESTURE_S, 2 * 32 * 32), made(128, EVENTS, 1, CHANNELS)
     everything = Augmentation(stretch=0.1, time_jitter_ms=3, drop=0.1, shift=5, unit_jitter=2, width=CHANNELS, height=1)
     index = np.arange(128)
     bins = Bins(10.0, 100, 0, CHANNELS)
@@ -89,14 +108,16 @@ def main() -> None:
     parser.add_argument("--read", nargs=2, help=argparse.SUPPRESS)  # in a process of its own: function, file
     arguments = parser.parse_args()
     if arguments.read:
-        print(json.dumps(measure({"reader": read, "in one go": in_one_go}[arguments.read[0]], Path(arguments.read[1]))))
+        print(json.dumps(measure(READERS[arguments.read[0]], Path(arguments.read[1]))))
         return
-    print(f"{processor()}; {arguments.recordings} recordings of {EVENTS} events")
+    print(f"{processor()}; {arguments.recordings} recordings of {EVENTS:,} events, and gestures")
     rows = {}
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "shd_train.h5"
-        make_shd(path, arguments.recordings)
-        for name in ("reader", "in one go"):
+        shd, gestures = Path(folder) / "shd_train.h5", Path(folder) / "DVS-Gesture-train10.hdf5"
+        make_shd(shd, arguments.recordings)
+        make_gestures(gestures, max(10, arguments.recordings // 100))
+        for name in READERS:
+            path = gestures if name == "dvsgesture" else shd
             command = [sys.executable, "-m", "benchmarks.reading", "--read", name, str(path)]
             outputs = [
                 subprocess.run(command, check=True, capture_output=True, text=True).stdout

@@ -139,6 +139,23 @@ def test_camera_layouts_train_and_test(program, tmp_path, layout):
     assert json.loads((tmp_path / "runs" / "x" / "test" / "metrics.json").read_text())["samples"] == 24
 
 
+@pytest.mark.slow
+def test_planes_are_made_where_they_are_missing(program, tmp_path):
+    values = yaml.safe_load((REPOSITORY / "configs" / "planes.yaml").read_text())
+    known = yaml.safe_load((REPOSITORY / "configs" / "adlif_shd.yaml").read_text())
+    names = ("dataset_name", "layout", "train_file", "test_file", "num_classes")
+    data = {name: values["data"][name] for name in names}
+    known["data"] |= data | {"channels": 2 * 240 * 304, "prepare": "--recordings 20", "validation_share": 0.25}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(known))
+    words = "--hidden_size 16 --batch-size 8 --epochs 1 --T 30 --save_name x"
+    assert program(f"train.py --path_to_yaml small.yaml {words}").returncode == 0
+    files = sorted((tmp_path / "data" / "planes").iterdir())
+    assert [path.name for path in files] == ["planes-test.hdf5", "planes-train.hdf5"]
+    made = [path.stat().st_mtime_ns for path in files]
+    assert program("test.py --load_pt_file runs/x/best.pt").returncode == 0
+    assert [path.stat().st_mtime_ns for path in files] == made
+
+
 @pytest.mark.usefixtures("shd_folder")
 def test_an_earlier_run_moves_aside(program, tmp_path):
     for _ in range(2):

@@ -26,6 +26,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from datasets import prepare, readers
+from datasets.augment import Augmentation, augment
 from datasets.events import Bins, as_seen, batches, check_window, hold_out
 from snn import checkpoint, cli, config, health
 from snn.coding import Window, narrowed_D
@@ -70,6 +71,8 @@ def main() -> None:
     kept, held_out = hold_out(recordings, data.validation_share, data.validation_by, train.seed)
     bins = Bins(data.dt_ms, data.T, data.T_empty, math.prod(data.shape))
     check_window(recordings, bins)
+    height, width = data.shape[1:] if data.sensor else (1, data.channels)
+    changes = Augmentation(**data.augment.model_dump(), width=width, height=height)
 
     torch.manual_seed(train.seed)
     network = Network(cfg.network, data.shape, data.num_classes, train.backend).to(team.device)
@@ -97,12 +100,13 @@ def main() -> None:
             random = np.random.default_rng([train.seed, epoch])
             torch.manual_seed(int(random.integers(2**62)) + team.rank)
             order = random.permutation(kept)
+            change = None if changes.is_off else partial(augment, how=changes, key=int(random.integers(2**63)))
             if train.lr_decay:
                 optimizer.param_groups[0]["lr"] = train.lr * (1 + math.cos(math.pi * epoch / train.epochs)) / 2
             D = narrowed_D(fs.D, fs.D_final, epoch / train.epochs) if fs.D_final else fs.D
             goal = partial(objective, loss=cfg.loss, window=Window.of(data.T + data.T_empty, D, fs.A, fs.window))
 
-            train_batches = batches(recordings, order, bins, train.batch_size, team.share)
+            train_batches = batches(recordings, order, bins, train.batch_size, team.share, change)
             loss = train_epoch(network, optimizer, train_batches, len(order), goal, epoch, train, team)
             if not team.leads:
                 continue

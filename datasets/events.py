@@ -144,14 +144,16 @@ def batches(
     bins: Bins,
     batch_size: int,
     share: Callable[[np.ndarray], np.ndarray] = lambda part: part,
+    change: Callable[[Recordings, np.ndarray], Recordings] | None = None,
 ) -> Iterator[tuple[Events, torch.Tensor]]:
     """(counts (T, B, channels), labels (B,) int64) of the recordings in `index`, in its order.
 
-    `share` picks what this process takes of each batch's recordings.
+    `share` picks what this process takes of each batch's recordings, and `change` gives them changed, in that order.
     """
     for start in range(0, len(index), batch_size):
         part = share(index[start : start + batch_size])
-        yield counts(recordings, part, bins), torch.from_numpy(recordings.labels[part])
+        chosen = (recordings, part) if change is None else (change(recordings, part), np.arange(len(part)))
+        yield counts(*chosen, bins), torch.from_numpy(recordings.labels[part])
 
 
 def hold_out(

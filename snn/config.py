@@ -35,6 +35,10 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
+# (height, width) in pixels of the cameras behind a layout
+SENSORS = {"dvsgesture": (128, 128), "dvsplane": (240, 304)}
+
+
 class Sensor(Section):
     """An event camera. Its files hold units p·H·W + y·W + x at full resolution, polarity p = 0 or 1."""
 
@@ -51,6 +55,20 @@ class Sensor(Section):
     def shape(self) -> tuple[int, int, int]:
         """(polarities, height, width) of what the network sees."""
         return self.polarities, -(-self.height // self.divide), -(-self.width // self.divide)
+
+
+class Augment(Section):
+    stretch: Share = Field(0.0, description="a recording's times are multiplied by a factor of 1 ± stretch")
+    time_jitter_ms: NonNegativeFloat = Field(
+        0.0, description="σ of the change of each event's time, which stays at 0 or after (ms)"
+    )
+    drop: Share = Field(0.0, description="share of the events left out")
+    shift: NonNegativeInt = Field(
+        0,
+        description="a recording moves by up to so much, along x and y on a sensor; what leaves it is lost "
+        "(channels or pixels, as the network sees them)",
+    )
+    unit_jitter: NonNegativeInt = Field(0, description="each event moves likewise, by itself (channels or pixels)")
 
 
 class Data(Section):
@@ -73,6 +91,7 @@ class Data(Section):
     validation_by: Literal["recording", "speaker"] = Field(
         "recording", description="hold out single recordings, or whole speakers (the file must name them)"
     )
+    augment: Augment = Field(Augment(), description="random changes of the events, in training only; 0 is off")
     prepare: str | None = Field(
         None, description="options of `python -m datasets.prepare <dataset_name>`, run when the files are missing"
     )
@@ -82,6 +101,11 @@ class Data(Section):
     def _channels_or_sensor(self) -> "Data":
         if (self.channels is None) == (self.sensor is None):
             raise ValueError("give channels, or sensor for an event camera, and not both")
+        if self.layout in SENSORS and (
+            self.sensor is None or (self.sensor.height, self.sensor.width) != SENSORS[self.layout]
+        ):
+            height, width = SENSORS[self.layout]
+            raise ValueError(f"the layout {self.layout} needs a sensor of height {height} and width {width}")
         return self
 
     @property

@@ -45,7 +45,7 @@ def test_counts_equal_the_slow_version(tmp_path, dt_ms):
 
 def test_counts_are_not_binarised_and_do_not_overflow(tmp_path):
     path = write_shd(tmp_path / "x.h5", [np.full(70_000, 0.005)], [np.zeros(70_000)], [0])
-    events = counts(read(path), np.array([0]), Bins(10.0, 1, 0, 1))
+    events = counts(read(path, classes=1), np.array([0]), Bins(10.0, 1, 0, 1))
     assert events.counts.tolist() == [70_000]
     assert events.dense().tolist() == [[[70_000]]]
 
@@ -58,7 +58,7 @@ def test_half_precision_times_of_the_official_files(tmp_path):
         dataset[0] = times
         file.create_dataset("spikes/units", (1,), h5py.vlen_dtype(np.uint16))[0] = np.arange(4, dtype=np.uint16)
         file["labels"] = np.zeros(1, np.uint16)
-    x_TBC = counts(read(tmp_path / "x.h5"), np.array([0]), Bins(10.0, 12, 0, 4)).dense()
+    x_TBC = counts(read(tmp_path / "x.h5", classes=1), np.array([0]), Bins(10.0, 12, 0, 4)).dense()
     expected = [math.floor(1000 * float(t) / 10.0) for t in times]
     assert x_TBC[:, 0].argmax(0).tolist() == expected
 
@@ -111,15 +111,15 @@ def test_ntidigits(tmp_path):
     """Times in µs count from the first event; each split has its own keys."""
     path = tmp_path / "n.hdf5"
     with h5py.File(path, "w") as file:
-        for key, start, label in (("a", 4_000_000_000, 2), ("b", 77, 0), ("c", 5, 1)):
+        for key, start, label in (("a", 4_000_000_000, 1), ("b", 77, 2), ("c", 5, 0)):
             file[f"data/{key}/times"] = np.array([start, start + 4999, start + 5000, start + 20_000], np.uint32)
             file[f"data/{key}/addrs"] = np.array([[3], [4], [4], [63]], np.uint8)
             file[f"data/{key}/labels"] = np.array([label], np.uint8)
         file["extra/train_keys"] = np.array([b"a", b"c"])
         file["extra/test_keys"] = np.array([b"b"])
-    train = read(path, 64, 3, "ntidigits", "train")
-    assert train.labels.tolist() == [2, 1]
-    assert read(path, 64, 3, "ntidigits", "test").labels.tolist() == [0]
+    train = read(path, 64, 2, "ntidigits", "train")
+    assert train.labels.tolist() == [1, 0]
+    assert read(path, 64, 3, "ntidigits", "test").labels.tolist() == [2]
     for b in range(2):
         x_TC = counts(train, np.array([b]), Bins(5.0, 4, 0, 64)).dense()[:, 0]
         assert x_TC.nonzero().tolist() == [[0, 3], [0, 4], [1, 4]]
@@ -136,6 +136,8 @@ def broken(path: Path, kind: str) -> None:
     events = {name: list(value) for name, value in GOOD.items()}
     if kind == "label":
         events["labels"][4] = 3
+    elif kind == "class":
+        events["labels"] = [0, 2, 0, 2, 0, 2]
     elif kind == "negative label":
         events["labels"][0] = -1
     elif kind == "channel":
@@ -184,6 +186,7 @@ def broken(path: Path, kind: str) -> None:
         ("empty", "recording 1 does not have events; it is empty"),
         ("lengths", "recording 1 does not have as many times as channels (59 times, 60 channels)"),
         ("counts", "labels has shape (5,), but spikes/times has (6,)"),
+        ("class", "class 1 has no recording"),
         ("truncated", "no readable HDF5 file, perhaps truncated"),
         ("text", "no readable HDF5 file"),
         ("no units", "it has no data set /spikes/units"),

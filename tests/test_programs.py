@@ -22,6 +22,7 @@ from datasets.prepare import nmnist
 from snn import checkpoint, config
 from snn.network import Network
 from tests.conftest import REPOSITORY, TINY, assert_one_line, make_events, write_nmnist, write_shd
+from tests.test_cameras import make_pixels, write_camera
 
 TRAIN = f"train.py --path_to_yaml {REPOSITORY}/configs/adlif_shd.yaml --path_to_dataset shd --dataset_name shd {TINY}"
 
@@ -107,6 +108,68 @@ def test_same_seed_same_run_and_resume(program, tmp_path):
     assert without_times(logs[0]) == without_times(logs[1])
     refused = program(f"{TRAIN} --epochs 4 --save_name parts --resume --lr 1e-2")
     assert_one_line(refused, "cannot resume with another train.lr")
+
+
+AUGMENT = " ".join(
+    f"--set data.augment.{part}" for part in ("stretch=.1", "time_jitter_ms=3", "drop=.2", "shift=2", "unit_jitter=1")
+)
+
+
+@pytest.mark.usefixtures("shd_folder")
+def test_augmentation_is_of_training_alone(program, tmp_path):
+    """Weights that do not move have the validation of the events as they are."""
+    words = "--epochs 1 --lr 1e-30 --weight_decay 0 --neuron1 5 5 .1 --neuron2 20 20 .1 --set network.batch_norm=false"
+    logs = []
+    for name, more in (("plain", ""), ("changed", AUGMENT)):
+        assert program(f"{TRAIN} {words} --save_name {name} {more}").returncode == 0
+        logs += rows(tmp_path / "runs" / name / "metrics.jsonl")
+    plain, changed = logs
+    assert plain["train_loss"] != changed["train_loss"]
+    for name in plain:
+        assert not name.startswith("validation") or plain[name] == changed[name]
+
+
+@pytest.mark.usefixtures("shd_folder")
+def test_resume_with_augmentation(program, tmp_path):
+    for words in ("3 --save_name whole", "2 --save_name parts", "3 --save_name parts --resume"):
+        assert program(f"{TRAIN} {AUGMENT} --epochs {words}").returncode == 0
+    whole, parts = (torch.load(tmp_path / "runs" / name / "last.pt", weights_only=True) for name in ("whole", "parts"))
+    assert all(torch.equal(whole["network"][name], parts["network"][name]) for name in whole["network"])
+    logs = [rows(tmp_path / "runs" / name / "metrics.jsonl") for name in ("whole", "parts")]
+    assert without_times(logs[0]) == without_times(logs[1])
+    refused = program(f"{TRAIN} --epochs 4 --save_name parts --resume")
+    assert_one_line(refused, "cannot resume with another data.augment.stretch, data.augment.time_jitter_ms")
+
+
+@pytest.mark.parametrize("layout", config.SENSORS)
+def test_camera_layouts_train_and_test(program, tmp_path, layout):
+    """Sensors into fully connected layers; pixels move on the image that the network sees."""
+    for seed, split in enumerate(("train", "test")):
+        events = make_pixels(24, 3, layout, seed)
+        write_camera(tmp_path / "data" / layout / f"{layout}_{split}.h5", layout, split, **events)
+    height, width = config.SENSORS[layout]
+    words = f"--dataset_name {layout} --path_to_dataset data/{layout} --set data.layout={layout}"
+    words += f' --set data.channels=null --set data.sensor={{"height":{height},"width":{width},"divide":4}}'
+    trained = program(f"{TRAIN} {words} --epochs 1 --save_name x {AUGMENT}".replace("--set data.channels=40", ""))
+    assert trained.returncode == 0, trained.stderr
+    tested = program("test.py --load_pt_file runs/x/best.pt")
+    assert tested.returncode == 0, tested.stderr
+    assert json.loads((tmp_path / "runs" / "x" / "test" / "metrics.json").read_text())["samples"] == 24
+
+
+@pytest.mark.slow
+def test_planes_are_made_where_they_are_missing(program, tmp_path):
+    values = yaml.safe_load((REPOSITORY / "configs" / "planes.yaml").read_text())
+    values["data"] |= {"prepare": "--recordings 20", "validation_share": 0.25}
+    values["network"]["layers"] = ["4C5S2", "P2", "16R"]
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(values))
+    words = "--batch-size 8 --epochs 1 --T 30 --save_name x"
+    assert program(f"train.py --path_to_yaml small.yaml {words}").returncode == 0
+    files = sorted((tmp_path / "data" / "planes").iterdir())
+    assert [path.name for path in files] == ["planes-test.hdf5", "planes-train.hdf5"]
+    made = [path.stat().st_mtime_ns for path in files]
+    assert program("test.py --load_pt_file runs/x/best.pt").returncode == 0
+    assert [path.stat().st_mtime_ns for path in files] == made
 
 
 @pytest.mark.usefixtures("shd_folder")
@@ -340,11 +403,12 @@ def test_continue_from_a_checkpoint(program, tmp_path, trained):
 
 @pytest.mark.usefixtures("shd_folder")
 def test_two_processes_train_as_one(program, tmp_path):
-    """torchrun and --distributed take the steps of one process, where no layer mixes samples.
+    """torchrun and --distributed take the steps of one process, where no layer mixes samples, augmented or not.
 
     The last batch of the epoch has one recording, so one process has none of it.
     """
-    words = f"{TRAIN} --epochs 2 --set network.batch_norm=false --set network.dropout=0 --batch-size 53 --distributed"
+    alone = "--set network.batch_norm=false --set network.dropout=0"
+    words = f"{TRAIN} --epochs 2 {alone} --batch-size 53 --distributed {AUGMENT}"
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
     command = [*launcher, str(REPOSITORY / "train.py"), *words.split()[1:], "--save_name", "two"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from scipy.io import wavfile
 
+from datasets.prepare import dvsplane
 from tests.conftest import REPOSITORY, make_events, write_shd
+from tests.test_prepare_published import write_drop, write_original_digits, write_recording
 
 # module -> the modules of ours it may import (a name covers what lies below it); train.py and test.py may import all
 ALLOWED = {
@@ -101,7 +103,7 @@ def readme_commands() -> list[str]:
 
 
 def smoke_form(command: str) -> str:
-    """The same command on the smoke configuration, a small SHD pair and two short WAV files."""
+    """The same command on the smoke configuration, a small SHD pair, short WAV files and small originals."""
     forms = [
         (r"^bash tests/run\.sh$", "bash tests/run.sh tests/test_coding.py"),
         (r"^bash run\.sh$", "bash run.sh configs/smoke.yaml"),
@@ -111,6 +113,7 @@ def smoke_form(command: str) -> str:
         (r"runs/NAME/best\.pt", "runs/digits_fs0.2_tau30_adlif/best.pt"),
         (r"--epochs 20", "--epochs 1"),
         (r"some\.wav", "my_recordings/a_0.wav"),
+        (r"prepare planes", "prepare planes --recordings 20"),
     ]
     for pattern, small in forms:
         command = re.sub(pattern, small, command)
@@ -136,6 +139,12 @@ def test_readme_commands_run_in_their_smoke_form(tmp_path):
     for k in range(6):
         tone = np.sin(np.arange(8000) * (0.2 + 0.1 * (k % 2))).astype(np.float32)
         wavfile.write(tmp_path / "my_recordings" / f"{'ab'[k % 2]}_{k}.wav", 16000, tone)
+    write_original_digits(tmp_path / "n-tidigits.hdf5")
+    for user in (1, 24):
+        write_recording(tmp_path / "DvsGesture", f"user{user:02d}_lab", list(range(1, 12)), user)
+    for plane in dvsplane.CLASSES:
+        for number in (1, 161):
+            write_drop(tmp_path / "DVSPlane", f"{plane}_{number}", number)
     bin_folder = tmp_path / ".venv" / "bin"  # what `source .venv/bin/activate` would find after the first command
     bin_folder.mkdir(parents=True)
     (bin_folder / "activate").write_text(f"export PATH={Path(sys.executable).parent}:$PATH\n")

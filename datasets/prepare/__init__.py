@@ -1,11 +1,11 @@
-"""Make event files in the layout of the Spiking Heidelberg Digits: `python -m datasets.prepare --help`."""
+"""Make event files in the published layouts: `python -m datasets.prepare --help`."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-MAKEABLE = ("digits",)  # sets that need no files of the user's
+MAKEABLE = ("digits", "planes")  # sets that need no files of the user's
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datasets.prepare import digits, nmnist, wav
+from datasets.prepare import digits, dvsgesture, dvsplane, nmnist, ntidigits, planes, wav
 from snn.cli import OneLineParser, run
 
 
@@ -10,10 +10,10 @@ def main() -> None:
     """Parse the command line and run the subcommand it names."""
     parser = OneLineParser(
         prog="python -m datasets.prepare",
-        description="Make event files in the layout of the Spiking Heidelberg Digits.",
+        description="Make event files in the published layouts.",
     )
     subparsers = parser.add_subparsers(required=True, metavar="SOURCE")
-    for source in (digits, wav, nmnist):
+    for source in (digits, planes, wav, ntidigits, dvsgesture, dvsplane, nmnist):
         source.add_parser(subparsers)
     args = parser.parse_args()
     args.run(args)

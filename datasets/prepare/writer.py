@@ -1,10 +1,11 @@
-"""The file layout of the Spiking Heidelberg Digits (Cramer et al. 2022), with a record of how a file was made."""
+"""The published file layouts, each with a record of how the file was made."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
@@ -15,33 +16,14 @@ from snn.errors import InputError
 PROVENANCE = "provenance"  # HDF5 attribute: a JSON object of the parameters the file was made with
 
 
-def write_events(
-    path: Path,
-    recordings: Iterable[tuple[np.ndarray, np.ndarray]],
-    labels: Sequence[int],
-    keys: Sequence[str],
-    provenance: dict,
-    speakers: Sequence[int] | None,
-) -> None:
-    """Write recordings to an HDF5 file; the file appears only when it is complete.
-
-    recordings: (times_s [events], units [events]) per label, written as they come; keys: the names of the classes.
-    Layout: spikes/times float32 s and spikes/units uint16, of variable length; labels uint16; extra/keys strings;
-    extra/speaker uint16 unless `speakers` is None.
-    Raises InputError if the folder cannot be written.
-    """
+@contextmanager
+def new_file(path: Path, provenance: dict) -> Iterator[h5py.File]:
+    """An HDF5 file to fill; it appears only when it is complete. InputError if the folder cannot be written."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with h5py.File(unfinished, "w") as file:
-            times = file.create_dataset("spikes/times", (len(labels),), h5py.vlen_dtype(np.float32))
-            units = file.create_dataset("spikes/units", (len(labels),), h5py.vlen_dtype(np.uint16))
-            for i, (times_s, channels) in zip(range(len(labels)), recordings, strict=True):
-                times[i], units[i] = times_s, channels
-            file["labels"] = np.asarray(labels, np.uint16)
-            file.create_dataset("extra/keys", data=list(keys), dtype=h5py.string_dtype())
-            if speakers is not None:
-                file["extra/speaker"] = np.asarray(speakers, np.uint16)
+            yield file
             file.attrs[PROVENANCE] = json.dumps(provenance, sort_keys=True)
         os.replace(unfinished, path)
     except OSError as error:
@@ -50,8 +32,56 @@ def write_events(
         unfinished.unlink(missing_ok=True)
 
 
+def write_events(
+    path: Path,
+    recordings: Iterable[tuple[np.ndarray, np.ndarray]],
+    labels: Sequence[int],
+    keys: Sequence[str],
+    provenance: dict,
+    speakers: Sequence[int] | None,
+) -> None:
+    """Write recordings in the layout of the Spiking Heidelberg Digits (Cramer et al. 2022).
+
+    recordings: (times_s [events], units [events]) per label, written as they come; keys: the names of the classes.
+    Layout: spikes/times float32 s and spikes/units uint16, of variable length; labels uint16; extra/keys strings;
+    extra/speaker uint16 unless `speakers` is None.
+    """
+    with new_file(path, provenance) as file:
+        times = file.create_dataset("spikes/times", (len(labels),), h5py.vlen_dtype(np.float32))
+        units = file.create_dataset("spikes/units", (len(labels),), h5py.vlen_dtype(np.uint16))
+        for i, (times_s, channels) in zip(range(len(labels)), recordings, strict=True):
+            times[i], units[i] = times_s, channels
+        file["labels"] = np.asarray(labels, np.uint16)
+        file.create_dataset("extra/keys", data=list(keys), dtype=h5py.string_dtype())
+        if speakers is not None:
+            file["extra/speaker"] = np.asarray(speakers, np.uint16)
+
+
+def write_camera(
+    path: Path,
+    group: str,
+    recordings: Iterable[tuple[np.ndarray, np.ndarray, int]],
+    dtype: type[np.unsignedinteger],
+    provenance: dict,
+) -> int:
+    """Write an event camera's recordings as Liu et al. 2023 published theirs; the number of recordings.
+
+    recordings: (times in µs [events], data [events, 3] = x, y, polarity 0 or 1, label), written as they come.
+    Layout: <group>/<i>/time uint32 µs, <i>/data of `dtype`, <i>/labels uint8, one number.
+    """
+    count = 0
+    with new_file(path, provenance) as file:
+        for times_us, data, label in recordings:
+            recording = file.create_group(f"{group}/{count}")
+            recording["time"] = times_us.astype(np.uint32)
+            recording["data"] = data.astype(dtype)
+            recording["labels"] = np.uint8(label)
+            count += 1
+    return count
+
+
 def is_made(path: Path, provenance: dict) -> bool:
-    """Whether `path` is a complete file that `write_events` made with this provenance."""
+    """Whether `path` is a complete file that was made with this provenance."""
     if not path.exists():
         return False
     try:

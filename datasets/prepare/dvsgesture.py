@@ -1,0 +1,202 @@
+"""DVSGesture from its original AEDAT 3.1 recordings (Amir et al., CVPR 2017) to the files of Liu et al. 2023.
+
+Each recording holds the gestures of one person in one light, and its table <name>_labels.csv says from when to when.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import re
+import struct
+from itertools import chain, islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from datasets.prepare.parallel import map_in_order
+from datasets.prepare.writer import write_camera
+from snn.errors import InputError
+
+N_CLASSES = 10  # the originals number them from 1, and 11, "other", is left out
+SIZE = 128
+TRIALS = {"train": "trials_to_train.txt", "test": "trials_to_test.txt"}
+LAST_TRAINING_USER, LAST_USER = 23, 29
+
+# AEDAT 3.1 (https://docs.inivation.com/software/software-advanced-usage/file-formats/aedat-3.1.html), little endian.
+# Of each packet: type, source, size of an event, offset of its time, overflows of the clock, capacity, number, valid
+PACKET_HEADER = struct.Struct("<HHIIIIII")
+POLARITY = 1  # the type of packet that holds changes of brightness
+POLARITY_SIZE = 8  # bytes: x in bits 17-31, y in 2-16, polarity in 1; then the time, of 31 bits
+
+
+class Gesture(NamedTuple):
+    """A row of a table of labels."""
+
+    label: int
+    start_us: int
+    end_us: int
+
+
+class Events(NamedTuple):
+    """The events of a recording, in the order of the file."""
+
+    times_us: np.ndarray  # [events] int64
+    data: np.ndarray  # [events, 3] uint16: x, y, polarity
+
+
+def convert_dvsgesture(folder: Path, out_dir: Path, processes: int | None) -> None:
+    """Write out_dir/DVS-Gesture-train10.hdf5 and out_dir/DVS-Gesture-test10.hdf5.
+
+    Where `folder` holds trials_to_train.txt and trials_to_test.txt they name the recordings; else users 1 to 23 (of the
+    file names) train and 24 to 29 test. A gesture's time counts from its first event.
+    Raises InputError naming the file at fault and the remedy.
+    """
+    splits = {split: [(path, read_labels(path)) for path in paths] for split, paths in _splits(folder).items()}
+    for split, recordings in splits.items():
+        labels = {gesture.label for _, gestures in recordings for gesture in gestures}
+        if missing := set(range(N_CLASSES)) - labels:
+            raise InputError(f"{folder}: no {split} recording has the gesture {min(missing) + 1}; is the folder whole?")
+    converted = map_in_order(_cut, splits["train"] + splits["test"], processes, "dvsgesture")
+    for split, recordings in splits.items():
+        path = out_dir / f"DVS-Gesture-{split}10.hdf5"
+        gestures = chain.from_iterable(islice(converted, len(recordings)))
+        number = write_camera(path, split, gestures, np.uint8, {"made_by": "dvsgesture", "folder": folder.name})
+        print(f"{number} gestures of {len(recordings)} recordings in {path}")
+
+
+def read_aedat(path: Path) -> Events:
+    """The brightness changes in an AEDAT 3.1 file. InputError if it is none or breaks off.
+
+    SpikingJelly's load_aedat_v3 reads the same (a test compares them), but event by event, and takes what is missing at
+    the end of a truncated file for read.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror})") from error
+    header = re.match(rb"#!AER-DAT3\.1\r?\n(#.*\n)*?#!END-HEADER\r?\n", content)
+    if header is None:
+        raise InputError(f"{path}: no AEDAT 3.1 file: it has no header from #!AER-DAT3.1 to #!END-HEADER")
+    pieces, overflows, start = [], [], header.end()
+    while start < len(content):
+        truncated = InputError(f"{path}: breaks off within the packet at byte {start}; fetch it again")
+        if len(content) - start < PACKET_HEADER.size:
+            raise truncated
+        kind, _, size, _, overflow, capacity, number, _ = PACKET_HEADER.unpack_from(content, start)
+        start += PACKET_HEADER.size
+        if number != capacity or (kind == POLARITY and size != POLARITY_SIZE):
+            raise InputError(
+                f"{path}: damaged, the packet before byte {start} has {number} of {capacity} events of {size} "
+                "bytes; fetch it again"
+            )
+        if len(content) - start < number * size:
+            raise truncated
+        if kind == POLARITY:
+            pieces.append(np.frombuffer(content, "<u4", 2 * number, start).reshape(-1, 2))
+            overflows.append(np.full(number, overflow, np.int64))
+        start += number * size
+    if not any(map(len, pieces)):
+        raise InputError(f"{path}: holds no event of brightness")
+    words, clock = np.concatenate(pieces).T
+    times_us = clock + (np.concatenate(overflows) << 31)
+    data = np.stack([(words >> 17) & 0x7FFF, (words >> 2) & 0x7FFF, (words >> 1) & 1], axis=1).astype(np.uint16)
+    if data[:, :2].max() >= SIZE:
+        x, y, _ = data[int((data[:, :2] >= SIZE).any(axis=1).argmax())].tolist()
+        raise InputError(f"{path}: an event at x = {x}, y = {y} is outside the sensor of {SIZE} x {SIZE} pixels")
+    return Events(times_us, data)
+
+
+def read_labels(recording: Path) -> list[Gesture]:
+    """The gestures of a recording, from its table of labels, without "other"."""
+    path = _labels_of(recording)
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = [[int(value) for value in row] for row in islice(csv.reader(file), 1, None) if row]
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(f"{path}: no table of class,startTime_usec,endTime_usec ({error})") from error
+    if not rows or any(len(row) != 3 for row in rows):
+        raise InputError(f"{path}: needs the columns class,startTime_usec,endTime_usec and a row for each gesture")
+    for line, (number, start_us, end_us) in enumerate(rows, start=2):
+        if not (1 <= number <= N_CLASSES + 1 and 0 <= start_us < end_us):
+            raise InputError(
+                f"{path}, line {line}: {number},{start_us},{end_us} is not class 1 to 11, start, later end"
+            )
+    return [Gesture(number - 1, start_us, end_us) for number, start_us, end_us in rows if number <= N_CLASSES]
+
+
+def _labels_of(recording: Path) -> Path:
+    return recording.with_name(f"{recording.stem}_labels.csv")
+
+
+def _cut(task: tuple[Path, list[Gesture]]) -> list[tuple[np.ndarray, np.ndarray, int]]:
+    """The gestures of a recording: times from the first event, x y polarity, label."""
+    path, gestures = task
+    events = read_aedat(path)
+    parts = []
+    for label, start_us, end_us in gestures:
+        # a mask, not a search: the clock may have been reset somewhere else in the recording
+        inside = (events.times_us >= start_us) & (events.times_us < end_us)
+        times_us, data = events.times_us[inside], events.data[inside]
+        where = f"{_labels_of(path)}: gesture {label + 1}, {start_us} to {end_us} µs of {path.name},"
+        if len(times_us) == 0:
+            raise InputError(f"{where} has no event; fetch both files again")
+        if (times_us[1:] < times_us[:-1]).any():
+            raise InputError(f"{where} goes back in time; fetch both files again")
+        if times_us[-1] - times_us[0] >= 2**32:
+            raise InputError(f"{where} is longer than 71 min, what a counter of 32 bits holds")
+        parts.append(((times_us - times_us[0]).astype(np.uint32), data.astype(np.uint8), label))
+    return parts
+
+
+def _splits(folder: Path) -> dict[str, list[Path]]:
+    """The recordings for training and for testing."""
+    recordings = sorted(folder.glob("*.aedat"))
+    if not recordings:
+        raise InputError(f"{folder} holds no recordings: give the folder of user01_fluorescent.aedat and the rest")
+    for table in sorted(folder.glob("*_labels.csv")):
+        if not (recording := table.with_name(f"{table.name.removesuffix('_labels.csv')}.aedat")).is_file():
+            raise InputError(f"{table}: there is no recording {recording.name} to it; fetch it, or remove the table")
+    lists = {split: folder / name for split, name in TRIALS.items()}
+    there = [path for path in lists.values() if path.is_file()]
+    if len(there) == 1:
+        raise InputError(f"{there[0]} is there without the other of {' and '.join(TRIALS.values())}: give both or none")
+    if there:
+        splits = {split: _listed(path) for split, path in lists.items()}
+        if twice := set(splits["train"]) & set(splits["test"]):
+            raise InputError(f"{folder}: {min(twice).name} is listed for training and for testing")
+        return splits
+    splits = {"train": [], "test": []}
+    for path in recordings:
+        found = re.match(r"user(\d+)", path.name)
+        if found is None or not 1 <= int(found[1]) <= LAST_USER:
+            raise InputError(f"{path}: its name must begin with user01 to user{LAST_USER}, which tells its split")
+        splits["train" if int(found[1]) <= LAST_TRAINING_USER else "test"].append(path)
+    return splits
+
+
+def _listed(trials: Path) -> list[Path]:
+    """The recordings that a list of trials names, one a line."""
+    paths = [trials.with_name(line.strip()) for line in trials.read_text().splitlines() if line.strip()]
+    for path in paths:
+        if not path.is_file():
+            raise InputError(f"{trials}: there is no {path.name}; fetch it, or take it off the list")
+    return paths
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Add the subcommand `dvsgesture`."""
+    parser = subparsers.add_parser(
+        "dvsgesture",
+        help="DVSGesture, from its AEDAT recordings",
+        description="Make OUT/DVS-Gesture-train10.hdf5 and OUT/DVS-Gesture-test10.hdf5 from the folder DvsGesture of "
+        "AEDAT 3.1 recordings and their tables <name>_labels.csv. Get it (DvsGesture.tar.gz) at "
+        "https://research.ibm.com/interactive/dvsgesture",
+    )
+    parser.add_argument(
+        "folder", type=Path, help="folder of user01_fluorescent.aedat, user01_fluorescent_labels.csv, ..."
+    )
+    parser.add_argument("--out", type=Path, default=Path("data/dvsgesture"), help="folder (default: data/dvsgesture)")
+    parser.add_argument("--processes", type=int, help="worker processes (default: one for each core)")
+    parser.set_defaults(run=lambda args: convert_dvsgesture(args.folder, args.out, args.processes))

@@ -1,0 +1,101 @@
+"""The single digits of N-TIDIGITS from its original file (Anumula, Neil, Delbruck, Liu, Front. Neurosci. 12 (2018) 23).
+
+An original label is "speaker's sex-speaker-take-digits". Those of one digit are kept, as in Liu et al. 2023: "z" (zero)
+is class 0, "1" to "9" are themselves, "o" (oh) is class 10.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+import h5py
+import numpy as np
+from tqdm import tqdm
+
+from datasets.prepare.writer import new_file
+from snn.errors import InputError
+
+CLASSES = {"z": 0, **{str(digit): digit for digit in range(1, 10)}, "o": 10}
+N_CHANNELS = 64
+SPLITS = ("train", "test")
+
+
+def convert_ntidigits(original: Path, out_dir: Path) -> None:
+    """Write out_dir/n-tidigits-single.hdf5. InputError if the original is damaged or of another layout.
+
+    Layout: data/<key>/times uint32 µs, addrs uint8 (events, 1), labels uint8; the keys count from 0, training first.
+    extra holds train_keys and test_keys and, as attributes, their numbers N, Ntrain, Ntest.
+    """
+    path = out_dir / "n-tidigits-single.hdf5"
+    numbers = dict.fromkeys(SPLITS, 0)
+    provenance = {"made_by": "ntidigits", "original": original.name}
+    with _open(original) as source, new_file(path, provenance) as file:
+        for split in SPLITS:
+            for times_us, channels, label in _single_digits(source, split, original):
+                recording = file.create_group(f"data/{sum(numbers.values())}")
+                recording["times"] = times_us
+                recording["addrs"] = channels[:, None]
+                recording["labels"] = np.uint8(label)
+                numbers[split] += 1
+        keys = np.arange(sum(numbers.values()))
+        file["extra/train_keys"], file["extra/test_keys"] = np.split(keys, [numbers["train"]])
+        file["extra"].attrs.update(N=len(keys), Ntrain=numbers["train"], Ntest=numbers["test"])
+    print(f"{numbers['train']} recordings to train on and {numbers['test']} to test in {path}")
+
+
+def _open(original: Path) -> h5py.File:
+    try:
+        return h5py.File(original, "r")
+    except OSError as error:
+        raise InputError(f"{original}: no readable HDF5 file ({error}): fetch it again") from error
+
+
+def _single_digits(source: h5py.File, split: str, original: Path) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+    """(times in µs, channels, class) of each recording of one digit."""
+    if not isinstance(source.get(f"{split}_labels"), h5py.Dataset):
+        raise InputError(f"{original}: it has no data set {split}_labels; give the original n-tidigits.hdf5")
+    labels = [label.decode() if isinstance(label, bytes) else str(label) for label in source[f"{split}_labels"][()]]
+    single = [label for label in labels if len(label.rpartition("-")[2]) == 1]
+    digits = [label[-1] for label in single]
+    for label, digit in zip(single, digits, strict=True):
+        if digit not in CLASSES:
+            raise InputError(f"{original}: the label '{label}' does not end in a digit: one of {', '.join(CLASSES)}")
+    if missing := set(CLASSES) - set(digits):
+        raise InputError(f"{original}: {split}_labels has no single '{min(missing)}'; is it the whole file?")
+    for label, digit in zip(tqdm(single, split, unit="recording", disable=None), digits, strict=True):
+        times_s, channels = (
+            _events(source, f"{split}_{name}/{label}", original) for name in ("timestamps", "addresses")
+        )
+        if len(times_s) != len(channels) or len(times_s) == 0:
+            raise InputError(f"{original}: {label} has {len(times_s)} times and {len(channels)} addresses")
+        # cut, not rounded, to whole µs, as in the published file
+        times_us = np.floor(times_s.astype(np.float64) * 1e6)
+        if not (times_us.min() >= 0 and times_us.max() < 2**32):  # false for NaN
+            raise InputError(f"{original}: {label} has a time outside 0 to 4294 s; µs are counted in 32 bits")
+        if not (channels.min() >= 0 and channels.max() < N_CHANNELS):
+            raise InputError(f"{original}: {label} has an address outside 0..{N_CHANNELS - 1}")
+        yield times_us.astype(np.uint32), channels.astype(np.uint8), CLASSES[digit]
+
+
+def _events(source: h5py.File, name: str, original: Path) -> np.ndarray:
+    if not isinstance(source.get(name), h5py.Dataset):
+        raise InputError(f"{original}: there is a label but no recording {name}; fetch the file again")
+    try:
+        return np.asarray(source[name][()]).reshape(-1)
+    except OSError as error:
+        raise InputError(f"{original}: {name} cannot be read ({error}): fetch the file again") from error
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Add the subcommand `ntidigits`."""
+    parser = subparsers.add_parser(
+        "ntidigits",
+        help="the single digits of N-TIDIGITS, from n-tidigits.hdf5",
+        description="Make OUT/n-tidigits-single.hdf5 from the original n-tidigits.hdf5, which is linked at "
+        "https://docs.google.com/document/d/1Uxe7GsKKXcy6SlDUX4hoJVAC0-UkH-8kr5UXp0Ndi1M",
+    )
+    parser.add_argument("original", type=Path, help="n-tidigits.hdf5")
+    parser.add_argument("--out", type=Path, default=Path("data/ntidigits"), help="folder (default: data/ntidigits)")
+    parser.set_defaults(run=lambda args: convert_ntidigits(args.original, args.out))

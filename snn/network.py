@@ -79,7 +79,9 @@ class Network(nn.Module):
                 x_TBC = x_TBC.view(T, B, -1)
             x_TBC, s_TBN = block(x_TBC)
             layers.append(s_TBN.view(T, B, -1))
-        s_TBN, h_TBN = self.output(self.readout(x_TBC if self.image is None else x_TBC.view(T, B, -1)))
+        if self.image:
+            x_TBC = x_TBC.view(T, B, -1)
+        s_TBN, h_TBN = self.output(self.readout(x_TBC))
         return Activity(s_TBN, h_TBN, (*layers, s_TBN))
 
     def reset(self) -> None:
@@ -140,7 +142,7 @@ def _block(
     elif is_pool:
         linear = Pooling(*before[1:], layer.kernel, layer.is_average)
     else:
-        linear = EventConv(before[0], *after[:1], *before[1:], layer.kernel, layer.stride)
+        linear = EventConv(before[0], layer.channels, *before[1:], layer.kernel, layer.stride)
     # in the published convolutional networks both fully connected layers are of the second kind
     params = network.neuron2 if is_full and in_conv_net else network.neuron1
     recurrent = is_full and layer.is_recurrent

@@ -258,7 +258,7 @@ def test_a_camera_is_seen_as_configured(tmp_path, divide, polarities):
     p[:3], y[:3], x[:3] = 1, height - 1, width - 1  # the last unit
     times = np.sort(random.uniform(0, 0.05, 500))
     path = write_shd(tmp_path / "x.h5", [times], [(p * height + y) * width + x], [0])
-    recordings = as_seen(read(path, sensor.num_units), sensor)
+    recordings = as_seen(read(path, sensor.num_units, classes=1), sensor)
     assert sensor.shape == (polarities, math.ceil(height / divide), math.ceil(width / divide))
     frames = counts(recordings, np.array([0]), Bins(10.0, 5, 0, math.prod(sensor.shape))).dense().view(5, *sensor.shape)
     expected = torch.zeros_like(frames)

@@ -12,7 +12,8 @@ from snn.ops import pool, sparse, sparse_conv
 from snn.ops.sparse_conv import Geometry
 
 # The share of active inputs up to which the event-driven convolution, forward and weight gradient together, is the
-# faster one. `python -m benchmarks.networks` measures it.
+# faster one. `python -m benchmarks.networks` measures it: 64 to 128 channels, one thread of a busy machine with
+# AVX-512: 1.6 x faster at .15, 1.2 x at .2, slower at .3.
 DENSE_ABOVE = 0.15
 
 

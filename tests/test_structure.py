@@ -40,8 +40,7 @@ ALLOWED = {
     "snn.cli": {"snn.errors", "snn.config", "snn.architecture"},
     "snn.team": set(),
     "snn.memory": set(),
-    "datasets": {"snn.errors", "snn.events", "snn.ops.compiled", "datasets"},
-    "datasets.events": {"snn.config", "snn.errors", "snn.events", "snn.ops.compiled"},
+    "datasets": {"snn.config", "snn.errors", "snn.events", "snn.ops.compiled", "datasets"},
     "datasets.prepare": {"snn.errors", "datasets.prepare"},
     "datasets.prepare.__main__": {"snn.errors", "snn.cli", "datasets.prepare"},
 }

@@ -57,7 +57,8 @@ def as_seen(recordings: Recordings, sensor: config.Sensor) -> Recordings:
     _, height, width = sensor.shape
     p = p if sensor.polarities == 2 else np.zeros_like(p)
     channel_of_unit = (p * height + y // sensor.divide) * width + x // sensor.divide
-    return replace(recordings, channels=channel_of_unit.ravel()[recordings.channels])
+    smallest = np.min_scalar_type(channel_of_unit.max())  # a gesture data set has 400 million events
+    return replace(recordings, channels=channel_of_unit.ravel().astype(smallest)[recordings.channels])
 
 
 @kernel

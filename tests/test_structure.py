@@ -35,6 +35,7 @@ ALLOWED = {
     "snn.cli": {"snn.errors", "snn.config"},
     "snn.team": set(),
     "snn.memory": set(),
+    "snn.ttfs": {"snn.errors", "snn.config", "snn.architecture", "snn.ops.compiled", "snn.ttfs"},
     "datasets": {"snn.errors", "snn.events", "datasets"},
     "datasets.prepare": {"snn.errors", "datasets.prepare"},
     "datasets.prepare.__main__": {"snn.errors", "snn.cli", "datasets.prepare"},

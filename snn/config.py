@@ -150,6 +150,81 @@ class Config(Section):
         return f"{self.data.dataset_name}_{code}{alpha:g}_tau{tau:g}_{self.network.neuron.lower()}"
 
 
+class Images(Section):
+    dataset_name: str = Field(min_length=1, description="name of the set; names its files and the run")
+    layout: Literal["torchvision", "npz", "shd", "ntidigits"] = Field(
+        "torchvision",
+        description="torchvision: mnist, fmnist, cifar10 or cifar100; npz: x_train, y_train, x_test, y_test in "
+        "<dataset_name>.npz; the layouts of events: the first event of each pixel counts",
+    )
+    path: str | None = Field(None, description="folder of the files; default data/<dataset_name>")
+    shape: Annotated[tuple[PositiveInt, PositiveInt, PositiveInt], Field(strict=False)] = Field(
+        description="channels, height, width"
+    )
+    num_classes: PositiveInt = Field(description="classes; labels are 0..num_classes-1")
+    window_ms: PositiveFloat | None = Field(None, description="events: the span that becomes the window T (ms)")
+    augment: Annotated[tuple[Literal["crop", "flip", "autoaugment", "cutout"], ...], Field(strict=False)] = Field(
+        (),
+        description="of training images: crop after padding by 1/8, flip, AutoAugment's policy for CIFAR-10, "
+        "a hole of half the height",
+    )
+    validation_share: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.1, description="share of the training images held out to choose the best model"
+    )
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.path or f"data/{self.dataset_name}").expanduser()
+
+
+class TTFS(Section):
+    layers: str = Field(min_length=1, description="layer words such as 64C3 - P2 - 512F, or vgg7, vgg11")
+    T: PositiveFloat = Field(1.0, description="window of a layer, the unit of its times")
+    encoder: Literal["unit", "direct"] = Field(
+        "unit", description="pixels as spike times, or a first layer of real numbers"
+    )
+    standardised: bool = Field(False, description="synapses are the weights with mean 0, times a learned gain")
+    zero_drive_fires: bool = Field(False, description="a neuron without any drive fires at T, as published")
+    grad_clip: PositiveFloat | None = Field(
+        None, description="bound of the inner gradients; 1 as published, none: exact"
+    )
+
+
+class TTFSTrain(Section):
+    epochs: PositiveInt = Field(description="passes over the training images, at most")
+    batch_size: PositiveInt = Field(128, description="images a step")
+    test_batch_size: PositiveInt = Field(500, description="images a step in validation and test")
+    lr: PositiveFloat = Field(1e-3, description="learning rate of AdamW")
+    lr_factor: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.999, description="the learning rate is this times it, each epoch"
+    )
+    lr_decay: bool = Field(False, description="let the learning rate fall to 0 along a cosine as well")
+    weight_decay: NonNegativeFloat = Field(1e-4, description="decoupled weight decay of AdamW")
+    clip_norm: NonNegativeFloat = Field(0.0, description="largest norm of the gradient; 0 does not clip")
+    silent_drive: NonNegativeFloat = Field(
+        0.0, description="weight of the term that wakes neurons which no image of a batch made fire"
+    )
+    patience: PositiveInt = Field(25, description="epochs without a better validation accuracy before training ends")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
+        0, description="seed of weights, order, augmentation, held-out share"
+    )
+    log_interval: PositiveInt = Field(5, description="steps between updates of the progress bar's loss")
+    device: str = Field("auto", description="auto (cuda if there is one), cpu, cuda, cuda:1, ...")
+
+
+class TTFSConfig(Section):
+    """Of a network that spikes once a neuron; a YAML with a section `ttfs` is read as this."""
+
+    data: Images
+    ttfs: TTFS
+    train: TTFSTrain
+
+    @property
+    def run_name(self) -> str:
+        """<dataset>_ttfs_<layers>."""
+        return f"{self.data.dataset_name}_ttfs_{re.sub(r'[^A-Za-z0-9]+', '-', self.ttfs.layers).strip('-')}"
+
+
 def differences(one: Section, other: Section, prefix: str = "") -> Iterator[str]:
     """Names of the fields whose values differ."""
     for name in type(one).model_fields:

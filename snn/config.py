@@ -165,9 +165,10 @@ class Images(Section):
     window_ms: PositiveFloat | None = Field(None, description="events: the span that becomes the window T (ms)")
     augment: Annotated[tuple[Literal["crop", "flip", "autoaugment", "cutout"], ...], Field(strict=False)] = Field(
         (),
-        description="of training images: crop after padding by 1/8, flip, AutoAugment's policy for CIFAR-10, "
+        description="of training images, in this order: crop after padding, flip, AutoAugment's policy for CIFAR-10, "
         "a hole of half the height",
     )
+    crop_pad: PositiveInt = Field(4, description="padding before the crop (pixels)")
     validation_share: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.1, description="share of the training images held out to choose the best model"
     )

@@ -82,7 +82,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:
         raise InputError(f"command line: {message}; {self.prog} --help lists the words")
 
-    def override(self, values: dict, args: argparse.Namespace) -> config.Config:
+    def override(self, values: dict, args: argparse.Namespace) -> config.AnyConfig:
         """The configuration of plain `values` (changed in place) with the words of the command line over it."""
         for word, (target, *_) in self.table.items():
             name = word.lstrip("-").replace("-", "_")

@@ -226,8 +226,20 @@ class TTFSConfig(Section):
         return f"{self.data.dataset_name}_ttfs_{re.sub(r'[^A-Za-z0-9]+', '-', self.ttfs.layers).strip('-')}"
 
 
+AnyConfig = Config | TTFSConfig
+AnyTrain = Train | TTFSTrain
+
+
+def kind_of(values: dict) -> type[AnyConfig]:
+    """Which configuration plain values are: one with a section `ttfs` is that of a TTFS network."""
+    return TTFSConfig if "ttfs" in values else Config
+
+
 def differences(one: Section, other: Section, prefix: str = "") -> Iterator[str]:
     """Names of the fields whose values differ."""
+    if type(one) is not type(other):
+        yield f"{prefix}kind of network"
+        return
     for name in type(one).model_fields:
         a, b = getattr(one, name), getattr(other, name)
         if isinstance(a, Section):
@@ -280,18 +292,19 @@ def read_yaml(path: Path) -> dict:
     return values
 
 
-def build(values: dict, where: str) -> Config:
+def build(values: dict, where: str) -> AnyConfig:
     """Validated configuration from plain values; an InputError names `where`, the field and what is allowed."""
+    kind = kind_of(values)
     try:
-        return Config.model_validate(values)
+        return kind.model_validate(values)
     except PydanticError as error:
-        raise InputError(f"{where}: " + "; ".join(_explain(item) for item in error.errors())) from None
+        raise InputError(f"{where}: " + "; ".join(_explain(item, kind) for item in error.errors())) from None
 
 
-def _explain(item: dict) -> str:
+def _explain(item: dict, kind: type[AnyConfig]) -> str:
     field = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
-        section = _section_at(item["loc"][:-1])
+        section = _section_at(item["loc"][:-1], kind)
         return f"{field} is not known; known here: {', '.join(section.model_fields)}"
     if item["type"] == "missing":
         return f"{field} is missing"
@@ -300,8 +313,8 @@ def _explain(item: dict) -> str:
     return f"{field} = {item['input']!r:.60}: {message}"
 
 
-def _section_at(path: tuple) -> type[Section]:
-    section: type[Section] = Config
+def _section_at(path: tuple, kind: type[AnyConfig]) -> type[Section]:
+    section: type[Section] = kind
     for name in path:
         section = section.model_fields[name].annotation
     return section
@@ -310,7 +323,7 @@ def _section_at(path: tuple) -> type[Section]:
 def override(values: dict, field: str, value: Any) -> None:
     """Set `section.field` in plain values, in place. That the field exists is checked here, its value by `build`."""
     *sections, name = field.split(".")
-    section: Any = Config
+    section: Any = kind_of(values)
     for step, part in enumerate([*sections, name]):
         is_section = isinstance(section, type) and issubclass(section, Section)
         if not is_section or part not in section.model_fields:
@@ -350,3 +363,5 @@ def _kind(annotation: Any) -> str:
 
 if __name__ == "__main__":
     print("\n".join(describe()))
+    print("\nOf a TTFS network, a YAML with a section `ttfs`:\n")
+    print("\n".join(describe(TTFSConfig)))

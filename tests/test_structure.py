@@ -31,7 +31,7 @@ ALLOWED = {
     "snn.evaluation": {"snn.coding", "snn.events", "snn.network"},
     "snn.health": {"snn.events", "snn.network"},
     "snn.report": {"snn.coding", "snn.events", "snn.network"},
-    "snn.checkpoint": {"snn.errors", "snn.config", "snn.network"},
+    "snn.checkpoint": {"snn.errors", "snn.config", "snn.network", "snn.ttfs.network"},
     "snn.cli": {"snn.errors", "snn.config"},
     "snn.team": set(),
     "snn.memory": set(),

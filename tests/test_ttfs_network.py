@@ -215,7 +215,7 @@ def test_evaluation_by_hand():
     assert metrics["synapses"] == 8
     assert metrics["latency_windows"] == 3
     assert metrics["disagreements_with_simulation"] == 0
-    histogram = metrics["spike_time_histograms"][0]
+    histogram = result.histograms[0].tolist()
     assert sum(histogram) == 2
     assert histogram[6] == 2  # (T - A) / (1 + S) = .5 / 1.5
 

@@ -45,7 +45,6 @@ class Evaluation:
             "encoder_multiplications_per_image": self.multiplications,
             # the image comes in the first window, layer k fires in window k + 1, the readout's clock ends at 2T
             "latency_windows": len(self.neurons) + 2,
-            "spike_time_histograms": self.histograms.tolist(),
         }
         if self.disagreements is not None:
             metrics["disagreements_with_simulation"] = self.disagreements

@@ -144,9 +144,14 @@ def read_command_line() -> tuple[config.AnyConfig, argparse.Namespace]:
     parser.add_argument("--add_name", help="what to add to the run's default name")
     parser.add_argument("--verbose", action="store_true", help="say after each epoch how active each layer's input is")
     parser.add_argument("--resume", action="store_true", help="continue the run of that name after its last epoch")
+    parser.add_argument("--path_to_json", type=Path, metavar="JSON", help="settings of T2FSNN's, over the YAML's")
     args = parser.parse_args()
     args.path_to_yaml = cli.find_yaml(args.path_to_yaml or cli.default_yaml(sys.argv[1:]))
-    return parser.override(config.read_yaml(args.path_to_yaml), args), args
+    values = config.read_yaml(args.path_to_yaml)
+    if args.path_to_json:
+        for field, value in config.read_json(args.path_to_json).items():
+            config.override(values, field, value)
+    return parser.override(values, args), args
 
 
 def run_folder(name: str) -> Path:

@@ -3,6 +3,7 @@
 `python -m snn.config` prints every field with its type, default and meaning.
 """
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -290,6 +291,38 @@ def read_yaml(path: Path) -> dict:
     if not isinstance(values, dict):
         raise InputError(f"{path}: must hold the sections {', '.join(Config.model_fields)}, not {values!r:.40}")
     return values
+
+
+# words of the authors' framework for TTFS networks (its JSON files) -> fields
+_JSON_WORDS = {
+    "lr": "train.lr",
+    "w_decay": "train.weight_decay",
+    "annealing": "train.lr_factor",
+    "early_stopping": "train.patience",
+    "epochs": "train.epochs",
+    "batch_size": "train.batch_size",
+    "grad_clip": "ttfs.grad_clip",
+}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Fields and their values from a JSON file of the T2FSNN framework."""
+    try:
+        words = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as JSON: {getattr(error, 'strerror', None) or error}") from None
+    if not isinstance(words, dict):
+        raise InputError(f"{path}: must hold an object of words such as {', '.join(_JSON_WORDS)}")
+    if words.pop("use_adam", True) is not True:
+        raise InputError(f"{path}: use_adam = false: only AdamW is there; set it to true")
+    if unknown := sorted(words.keys() - _JSON_WORDS.keys()):
+        raise InputError(f"{path}: {unknown[0]} is not known; known are use_adam, {', '.join(_JSON_WORDS)}")
+    # JSON writes 1 for 1.0 as well
+    fields = {_JSON_WORDS[word]: value for word, value in words.items()}
+    return {
+        field: float(value) if isinstance(value, int) and field == "ttfs.grad_clip" else value
+        for field, value in fields.items()
+    }
 
 
 def build(values: dict, where: str) -> AnyConfig:

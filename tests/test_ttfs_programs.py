@@ -202,6 +202,34 @@ def test_bad_words(program, words, message):
     assert_one_line(program(f"{TRAIN} --epochs 3 {words}"), message)
 
 
+@pytest.mark.usefixtures("toy")
+def test_json_of_the_authors_framework(program, tmp_path):
+    """Its words go over the YAML, ours over them."""
+    words = {"use_adam": True, "grad_clip": 1, "w_decay": 0.1, "lr": 3e-5, "annealing": 0.9, "early_stopping": 7}
+    path = tmp_path / "example.json"
+    path.write_text(json.dumps(words | {"epochs": 1, "batch_size": 32}))
+    result = program(f"{TRAIN.replace('--lr 5e-3', '')} --save_name x --path_to_json {path} --weight_decay 0.2")
+    assert result.returncode == 0, result.stderr
+    values = yaml.safe_load((tmp_path / "runs" / "x" / "config.yaml").read_text())
+    assert values["ttfs"]["grad_clip"] == 1.0
+    train = values["train"]
+    assert (train["lr"], train["lr_factor"], train["patience"], train["epochs"]) == (3e-5, 0.9, 7, 1)
+    assert train["weight_decay"] == 0.2
+    assert train["batch_size"] == 16  # TRAIN says so
+    for text, message in (
+        ("{", "cannot be read as JSON"),
+        ("[1]", "must hold an object"),
+        ('{"use_adam": false}', "use_adam = false: only AdamW is there"),
+        ('{"momentum": 0.9}', "momentum is not known; known are use_adam, lr"),
+        ('{"lr": "fast"}', "train.lr = 'fast': input should be a valid number"),
+    ):
+        path.write_text(text)
+        assert_one_line(program(f"{TRAIN.replace('--lr 5e-3', '')} --path_to_json {path}"), message)
+    assert_one_line(
+        program(f"{TRAIN} --path_to_json nowhere.json"), "nowhere.json: cannot be read as JSON: No such file"
+    )
+
+
 def test_bad_pixels(program, toy):
     """Numbers outside 0 to 1 and NaN, in training and in test."""
     with np.load(toy) as file:

@@ -1,9 +1,14 @@
-"""Test a trained network under first-spike and firing-rate decoding: python test.py --load_pt_file runs/<name>/best.pt
+"""Test a trained network: python test.py --load_pt_file runs/<name>/best.pt
 
-The network comes from the checkpoint alone. Prints a table and writes runs/<name>/test/: metrics.json (percent, steps,
-ms), decision.png, one recording from its events to its decision, and anytime.png, accuracy against time and events
-seen. --show draws a decision of every class, and --test_single_delay the output spikes of one recording of each class
+The network comes from the checkpoint alone. Prints a table and writes runs/<name>/test/.
+
+A first-spike network is tested under first-spike and firing-rate decoding: metrics.json (percent, steps, ms),
+decision.png, one recording from its events to its decision, and anytime.png, accuracy against time and events seen.
+--show draws a decision of every class, and --test_single_delay the output spikes of one recording of each class
 together. --streaming decides on events as they come and compares the cost with that of whole windows.
+
+Of a TTFS network: metrics.json and spike_times.png. --simulate runs every image through a simulation over time, too,
+and counts the decisions that differ.
 """
 
 import argparse
@@ -17,7 +22,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from datasets import prepare, readers
+import tasks
+from datasets import images, prepare, readers
 from datasets.events import Bins, Recordings, as_seen, batches, check_window
 from snn import checkpoint, cli, config, report
 from snn.coding import Window, first_times, fs_decision
@@ -28,6 +34,10 @@ from snn.loss import objective
 from snn.memory import keep_freed_memory
 from snn.network import Network
 from snn.streaming import Stream, first_difference
+from snn.ttfs.evaluation import evaluate as evaluate_ttfs
+from snn.ttfs.network import Network as TTFSNetwork
+from snn.ttfs.report import draw_spike_times
+from snn.ttfs.simulation import Simulation
 
 NOTHING = -1  # stands for a decision, or the step of a first spike, that there is not
 COSTS = ("events", "synaptic ops", "neuron updates", "time (ms)")
@@ -36,6 +46,12 @@ COSTS = ("events", "synaptic ops", "neuron updates", "time (ms)")
 def main() -> None:
     keep_freed_memory()
     args, path, cfg, weights = read_command_line()
+    test = test_images if isinstance(cfg, config.TTFSConfig) else test_recordings
+    test(args, path, cfg, weights)
+
+
+def test_recordings(args: argparse.Namespace, path: Path, cfg: config.Config, weights: dict[str, torch.Tensor]) -> None:
+    """A first-spike network on recordings of events."""
     data, fs = cfg.data, cfg.loss.fs
     device = cli.device(cfg.train.device)
     network = Network(cfg.network, data.shape, data.num_classes, cfg.train.backend).to(device)
@@ -58,12 +74,9 @@ def main() -> None:
     if args.streaming:
         metrics["streaming"] = stream(network, recordings, bins, size)
 
-    out = path.parent / "test"
-    out.mkdir(exist_ok=True)
     about = {"checkpoint": str(path), "data": str(data.test_path), "dt_ms": data.dt_ms, "T": T, "T_empty": T_empty}
-    (out / "metrics.json").write_text(json.dumps(metrics | about | {"anytime": curves}, indent=2) + "\n")
+    out = write_metrics(path, metrics | about | {"anytime": curves})
     report.draw_anytime(curves, out / "anytime.png")
-
     names = recordings.class_names
 
     def draw(r: int, name: str) -> None:
@@ -82,7 +95,53 @@ def main() -> None:
     print(f"numbers in {out / 'metrics.json'}, {len(list(out.glob('*.png')))} pictures beside it")
 
 
-def read_command_line() -> tuple[argparse.Namespace, Path, config.Config, dict[str, torch.Tensor]]:
+def test_images(args: argparse.Namespace, path: Path, cfg: config.TTFSConfig, weights: dict[str, torch.Tensor]) -> None:
+    """A TTFS network on images."""
+    data, size = cfg.data, cfg.train.test_batch_size
+    device = cli.device(cfg.train.device)
+    network = TTFSNetwork(cfg.ttfs, data.shape, data.num_classes).to(device)
+    checkpoint.load_weights(network, weights, path)
+    images.fetch_if_missing(data.layout, data.folder, data.dataset_name)
+    test_set = tasks.read_images(data, "test")
+
+    bar = tqdm(
+        images.batches(test_set, np.arange(len(test_set)), size),
+        "test",
+        math.ceil(len(test_set) / size),
+        leave=False,
+        disable=None,
+    )
+    result = evaluate_ttfs(network, bar, device, Simulation(network).run if args.simulate else None)
+    metrics = result.metrics()
+    about = {"checkpoint": str(path), "data": test_set.where, "T": cfg.ttfs.T}
+    histograms = {"spike_time_histograms": result.histograms.tolist()}
+    out = write_metrics(path, metrics | histograms | about)
+    draw_spike_times(result.histograms, cfg.ttfs.T, out / "spike_times.png")
+
+    shares, operations = metrics["spikes_per_neuron_by_layer"], metrics["synaptic_operations_per_image"]
+    rows = [
+        ("images", str(metrics["images"])),
+        ("accuracy", f"{metrics['accuracy']:.2f} %"),
+        ("spikes/neuron", f"{metrics['spikes_per_neuron']:.3f}, by layer: {', '.join(f'{s:.3f}' for s in shares)}"),
+        ("synaptic operations", f"{operations:,.0f} an image, of {metrics['synapses']:,} synapses"),
+        ("latency", f"{metrics['latency_windows']} windows"),
+    ]
+    if args.simulate:
+        rows.append(("simulation over time", f"{metrics['disagreements_with_simulation']} decisions differ"))
+    for name, value in rows:
+        print(f"{name:<22}{value}")
+    print(f"numbers in {out / 'metrics.json'}; drawn: spike_times.png")
+
+
+def write_metrics(path: Path, metrics: dict) -> Path:
+    """metrics.json in the folder test/ beside the checkpoint, which is returned."""
+    out = path.parent / "test"
+    out.mkdir(exist_ok=True)
+    (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    return out
+
+
+def read_command_line() -> tuple[argparse.Namespace, Path, config.AnyConfig, dict[str, torch.Tensor]]:
     """Words, checkpoint, its configuration (data of --path_to_yaml, then the other words over it) and its weights."""
     parser = cli.Parser(__doc__.splitlines()[0], cli.TEST, "take the data section from this configuration")
     parser.add_argument("--show", action="store_true", help="draw one decision of every class")
@@ -90,6 +149,7 @@ def read_command_line() -> tuple[argparse.Namespace, Path, config.Config, dict[s
         "--streaming", action="store_true", help="also decide on events as they come, and what it costs"
     )
     parser.add_argument("--test_single_delay", action="store_true", help="draw output spikes, one recording a class")
+    parser.add_argument("--simulate", action="store_true", help="run a TTFS network over time as well")
     args = parser.parse_args()
     if args.load_pt_file is None:
         raise InputError("command line: --load_pt_file is missing: a checkpoint such as runs/<name>/best.pt")
@@ -100,7 +160,8 @@ def read_command_line() -> tuple[argparse.Namespace, Path, config.Config, dict[s
         given = config.read_yaml(cli.find_yaml(args.path_to_yaml))
         values["data"] = given.get("data", {})
     cfg = parser.override(values, args)
-    if changed := list(config.differences(cfg.network, trained.network, "network.")):
+    section = "ttfs" if isinstance(trained, config.TTFSConfig) else "network"
+    if changed := list(config.differences(getattr(cfg, section), getattr(trained, section), f"{section}.")):
         raise InputError(f"{path}: belongs to another network: it was trained with another {', '.join(changed)}")
     return args, path, cfg, content["network"]
 

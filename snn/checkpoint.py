@@ -8,16 +8,17 @@ from typing import Any
 
 import torch
 
-from snn.config import Config, build
+from snn.config import AnyConfig, build
 from snn.errors import InputError
 from snn.network import Network
+from snn.ttfs.network import Network as TTFSNetwork
 
 FORMAT = "first-spike checkpoint"
 VERSION = 1
 FOR_RESUME = {"optimizer": dict, "best": (tuple, list)}
 
 
-def save(path: Path, config: Config, network: Network, **more: Any) -> None:
+def save(path: Path, config: AnyConfig, network: Network | TTFSNetwork, **more: Any) -> None:
     """Write configuration, weights and `more` to path, by way of a temporary file beside it."""
     content = {
         "format": FORMAT,
@@ -40,7 +41,7 @@ def save(path: Path, config: Config, network: Network, **more: Any) -> None:
         ) from None
 
 
-def load(path: Path, for_resume: bool = False) -> tuple[Config, dict[str, Any]]:
+def load(path: Path, for_resume: bool = False) -> tuple[AnyConfig, dict[str, Any]]:
     """(configuration, content) of a checkpoint; with what a run needs to go on, if it is `for_resume`."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -59,7 +60,7 @@ def load(path: Path, for_resume: bool = False) -> tuple[Config, dict[str, Any]]:
     return build(content["config"], f"{path}, configuration"), content
 
 
-def load_weights(network: Network, weights: dict[str, torch.Tensor], path: Path) -> None:
+def load_weights(network: Network | TTFSNetwork, weights: dict[str, torch.Tensor], path: Path) -> None:
     """Put the weights of a checkpoint into a network of the same shape."""
     own = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     given = {name: tuple(getattr(value, "shape", ())) for name, value in weights.items()}

@@ -86,7 +86,7 @@ class Parser(OneLineParser):
             help="train with all the processes that torchrun has started; a test runs in one",
         )
 
-    def override(self, values: dict, args: argparse.Namespace) -> config.Config:
+    def override(self, values: dict, args: argparse.Namespace) -> config.AnyConfig:
         """The configuration of plain `values` (changed in place) with the words of the command line over it."""
         for word, (target, *_) in self.table.items():
             name = word.lstrip("-").replace("-", "_")

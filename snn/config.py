@@ -3,6 +3,7 @@
 `python -m snn.config` prints every field with its type, default and meaning.
 """
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -242,8 +243,96 @@ class Config(Section):
         return f"{self.data.dataset_name}_{code}{alpha:g}_tau{tau:g}_{self.network.neuron.lower()}"
 
 
+class Images(Section):
+    dataset_name: str = Field(min_length=1, description="name of the set; names its files and the run")
+    layout: Literal["torchvision", "npz", "shd", "ntidigits"] = Field(
+        "torchvision",
+        description="torchvision: mnist, fmnist, cifar10 or cifar100; npz: x_train, y_train, x_test, y_test in "
+        "<dataset_name>.npz; the layouts of events: the first event of each pixel counts",
+    )
+    path: str | None = Field(None, description="folder of the files; default data/<dataset_name>")
+    shape: Annotated[tuple[PositiveInt, PositiveInt, PositiveInt], Field(strict=False)] = Field(
+        description="channels, height, width"
+    )
+    num_classes: PositiveInt = Field(description="classes; labels are 0..num_classes-1")
+    window_ms: PositiveFloat | None = Field(None, description="events: the span that becomes the window T (ms)")
+    augment: Annotated[tuple[Literal["crop", "flip", "autoaugment", "cutout"], ...], Field(strict=False)] = Field(
+        (),
+        description="of training images, in this order: crop after padding, flip, AutoAugment's policy for CIFAR-10, "
+        "a hole of half the height",
+    )
+    crop_pad: PositiveInt = Field(4, description="padding before the crop (pixels)")
+    validation_share: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.1, description="share of the training images held out to choose the best model"
+    )
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.path or f"data/{self.dataset_name}").expanduser()
+
+
+class TTFS(Section):
+    layers: str = Field(min_length=1, description="layer words such as 64C3 - P2 - 512F, or vgg7, vgg11")
+    T: PositiveFloat = Field(1.0, description="window of a layer, the unit of its times")
+    encoder: Literal["unit", "direct"] = Field(
+        "unit", description="pixels as spike times, or a first layer of real numbers"
+    )
+    standardised: bool = Field(False, description="synapses are the weights with mean 0, times a learned gain")
+    zero_drive_fires: bool = Field(False, description="a neuron without any drive fires at T, as published")
+    grad_clip: PositiveFloat | None = Field(
+        None, description="bound of the inner gradients; 1 as published, none: exact"
+    )
+
+
+class TTFSTrain(Section):
+    epochs: PositiveInt = Field(description="passes over the training images, at most")
+    batch_size: PositiveInt = Field(128, description="images a step")
+    test_batch_size: PositiveInt = Field(500, description="images a step in validation and test")
+    lr: PositiveFloat = Field(1e-3, description="learning rate of AdamW")
+    lr_factor: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.999, description="the learning rate is this times it, each epoch"
+    )
+    lr_decay: bool = Field(False, description="let the learning rate fall to 0 along a cosine as well")
+    weight_decay: NonNegativeFloat = Field(1e-4, description="decoupled weight decay of AdamW")
+    clip_norm: NonNegativeFloat = Field(0.0, description="largest norm of the gradient; 0 does not clip")
+    silent_drive: NonNegativeFloat = Field(
+        0.0, description="weight of the term that wakes neurons which no image of a batch made fire"
+    )
+    patience: PositiveInt = Field(25, description="epochs without a better validation accuracy before training ends")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
+        0, description="seed of weights, order, augmentation, held-out share"
+    )
+    log_interval: PositiveInt = Field(5, description="steps between updates of the progress bar's loss")
+    device: str = Field("auto", description="auto (cuda if there is one), cpu, cuda, cuda:1, ...")
+
+
+class TTFSConfig(Section):
+    """Of a network that spikes once a neuron; a YAML with a section `ttfs` is read as this."""
+
+    data: Images
+    ttfs: TTFS
+    train: TTFSTrain
+
+    @property
+    def run_name(self) -> str:
+        """<dataset>_ttfs_<layers>."""
+        return f"{self.data.dataset_name}_ttfs_{re.sub(r'[^A-Za-z0-9]+', '-', self.ttfs.layers).strip('-')}"
+
+
+AnyConfig = Config | TTFSConfig
+AnyTrain = Train | TTFSTrain
+
+
+def kind_of(values: dict) -> type[AnyConfig]:
+    """Which configuration plain values are: one with a section `ttfs` is that of a TTFS network."""
+    return TTFSConfig if "ttfs" in values else Config
+
+
 def differences(one: Section, other: Section, prefix: str = "") -> Iterator[str]:
     """Names of the fields whose values differ."""
+    if type(one) is not type(other):
+        yield f"{prefix}kind of network"
+        return
     for name in type(one).model_fields:
         a, b = getattr(one, name), getattr(other, name)
         if isinstance(a, Section) and isinstance(b, Section):
@@ -296,18 +385,51 @@ def read_yaml(path: Path) -> dict:
     return values
 
 
-def build(values: dict, where: str) -> Config:
-    """Validated configuration from plain values; an InputError names `where`, the field and what is allowed."""
+# words of the authors' framework for TTFS networks (its JSON files) -> fields
+_JSON_WORDS = {
+    "lr": "train.lr",
+    "w_decay": "train.weight_decay",
+    "annealing": "train.lr_factor",
+    "early_stopping": "train.patience",
+    "epochs": "train.epochs",
+    "batch_size": "train.batch_size",
+    "grad_clip": "ttfs.grad_clip",
+}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Fields and their values from a JSON file of the T2FSNN framework."""
     try:
-        return Config.model_validate(values)
+        words = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as JSON: {getattr(error, 'strerror', None) or error}") from None
+    if not isinstance(words, dict):
+        raise InputError(f"{path}: must hold an object of words such as {', '.join(_JSON_WORDS)}")
+    if words.pop("use_adam", True) is not True:
+        raise InputError(f"{path}: use_adam = false: only AdamW is there; set it to true")
+    if unknown := sorted(words.keys() - _JSON_WORDS.keys()):
+        raise InputError(f"{path}: {unknown[0]} is not known; known are use_adam, {', '.join(_JSON_WORDS)}")
+    # JSON writes 1 for 1.0 as well
+    fields = {_JSON_WORDS[word]: value for word, value in words.items()}
+    return {
+        field: float(value) if isinstance(value, int) and field == "ttfs.grad_clip" else value
+        for field, value in fields.items()
+    }
+
+
+def build(values: dict, where: str) -> AnyConfig:
+    """Validated configuration from plain values; an InputError names `where`, the field and what is allowed."""
+    kind = kind_of(values)
+    try:
+        return kind.model_validate(values)
     except PydanticError as error:
-        raise InputError(f"{where}: " + "; ".join(_explain(item) for item in error.errors())) from None
+        raise InputError(f"{where}: " + "; ".join(_explain(item, kind) for item in error.errors())) from None
 
 
-def _explain(item: dict) -> str:
+def _explain(item: dict, kind: type[AnyConfig]) -> str:
     field = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
-        section = _section_at(item["loc"][:-1])
+        section = _section_at(item["loc"][:-1], kind)
         return f"{field} is not known; known here: {', '.join(section.model_fields)}"
     if item["type"] == "missing":
         return f"{field} is missing"
@@ -318,8 +440,8 @@ def _explain(item: dict) -> str:
     return f"{field} = {item['input']!r:.60}: {message}"
 
 
-def _section_at(path: tuple) -> type[Section]:
-    section: type[Section] = Config
+def _section_at(path: tuple, kind: type[AnyConfig]) -> type[Section]:
+    section: type[Section] = kind
     for name in path:
         section = _section_in(section.model_fields[name].annotation)
     return section
@@ -334,7 +456,7 @@ def _section_in(annotation: Any) -> type[Section] | None:
 def override(values: dict, field: str, value: Any) -> None:
     """Set `section.field` in plain values, in place. That the field exists is checked here, its value by `build`."""
     *sections, name = field.split(".")
-    section: type[Section] | None = Config
+    section: type[Section] | None = kind_of(values)
     for step, part in enumerate([*sections, name]):
         if section is None or part not in section.model_fields:
             known = ", ".join(section.model_fields) if section else "no fields"
@@ -374,3 +496,5 @@ def _kind(annotation: Any) -> str:
 
 if __name__ == "__main__":
     print("\n".join(describe()))
+    print("\nOf a TTFS network, a YAML with a section `ttfs`:\n")
+    print("\n".join(describe(TTFSConfig)))

@@ -1,0 +1,228 @@
+"""What does a training step of a TTFS network cost? Against a clipped ReLU, a simulation, and the published way.
+
+    python -m benchmarks.ttfs [--layers vgg7] [--shape 3 32 32] [--batch 16] [--rounds 5] [--device cpu] [--json FILE]
+
+Forward, cross-entropy and backward of one network, in four ways that take turns within each round; medians. The step of
+the optimiser, the same for all, is left out.
+
+- clipped ReLU: the same weights, `clamp(0, T)` for the neurons.
+- simulation: SpikingJelly's IFNodes over 16 steps with surrogate gradients; only a neuron's first spike is passed on.
+- two products: the closed form as the authors' framework computes it, written anew from the equations: one product for
+  S and one for I, gradients put together by hand from as many, a readout whose gradient goes through (B, inputs,
+  outputs).
+
+Kept memory is what autograd holds between forward and backward, weights left out, each storage once.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from spikingjelly.activation_based import functional, layer, neuron, surrogate
+from torch import Tensor, nn
+from torch.nn import grad
+
+from benchmarks.kernels import medians, processor
+from snn import config
+from snn.memory import keep_freed_memory
+from snn.ttfs.layers import Conv2d, EarliestSpike, Linear
+from snn.ttfs.network import Network
+
+STEPS = 16
+Forward = Callable[[Tensor], Tensor]
+
+
+class Clip(nn.Module):
+    """A ReLU that ends at T = 1, as neurons do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.clamp(0, 1)
+
+
+class FirstSpike(nn.Module):
+    """IFNodes of which only the first spike leaves."""
+
+    def __init__(self):
+        super().__init__()
+        self.neurons = neuron.IFNode(surrogate_function=surrogate.ATan(), detach_reset=True, step_mode="m")
+
+    def forward(self, x_TB: Tensor) -> Tensor:
+        s_TB = self.neurons(x_TB)
+        return s_TB * (s_TB.detach().cumsum(0) <= 1)
+
+
+def like(network: Network, conv: type, dense: type, pool: type, neurons: type) -> nn.Sequential:
+    """A network of the same shape with other parts, and the same weights."""
+    modules: list[nn.Module] = []
+    is_flat = False
+    for module in [*network.layers, network.readout]:
+        if isinstance(module, EarliestSpike):
+            modules.append(pool(module.kernel))
+            continue
+        is_conv = isinstance(module, Conv2d)
+        if not is_conv and not is_flat:
+            modules.append(layer.Flatten(step_mode="m") if dense is layer.Linear else nn.Flatten())
+            is_flat = True
+        outputs, inputs = module.weight.shape[:2]
+        if is_conv:
+            kernel = module.weight.shape[2]
+            modules.append(conv(inputs, outputs, kernel, module.stride, module.padding, bias=False))
+        else:
+            modules.append(dense(inputs, outputs, bias=False))
+        modules[-1].weight.data.copy_(module.weight)
+        if module is not network.readout:
+            modules.append(neurons())
+    return nn.Sequential(*modules)
+
+
+def clipped_relu(network: Network) -> Forward:
+    return like(network, nn.Conv2d, nn.Linear, nn.MaxPool2d, Clip).to(network.readout.weight.device)
+
+
+def simulation(network: Network) -> Forward:
+    simulated = like(network, layer.Conv2d, layer.Linear, layer.MaxPool2d, FirstSpike)
+    functional.set_step_mode(simulated, "m")
+    simulated.to(network.readout.weight.device)
+
+    def run(x_BCHW: Tensor) -> Tensor:
+        functional.reset_net(simulated)
+        step_BCHW = ((1 - x_BCHW) * (STEPS - 1)).round()
+        steps = torch.arange(STEPS, device=x_BCHW.device).view(-1, 1, 1, 1, 1)
+        return simulated((step_BCHW == steps).to(x_BCHW.dtype)).mean(0)
+
+    return run
+
+
+class TwoProducts(torch.autograd.Function):
+    """A layer from I = Σ w m t and t* = (2T + I) / (1 + S), T = 1, each sum a product of its own."""
+
+    @staticmethod
+    def forward(ctx, t: Tensor, W: Tensor, stride_padding: tuple[int, int] | None) -> Tensor:
+        def product(x: Tensor) -> Tensor:
+            return F.linear(x, W) if stride_padding is None else F.conv2d(x, W, None, *stride_padding)
+
+        m = torch.isfinite(t).to(t.dtype)
+        z = torch.where(torch.isfinite(t), t, 0)
+        d, numerator = 1 + product(m), 2 + product(z)
+        is_early = d >= numerator
+        has_slope = ~is_early & (2 * d >= numerator) & (d > 0)
+        t_star = numerator / torch.where(has_slope, d, 1)
+        t_out = torch.where(has_slope, t_star - 1, torch.where(is_early, 0.0, torch.inf))
+        g_I = torch.where(has_slope, 1 / torch.where(has_slope, d, 1), 0)
+        g_S = torch.where(has_slope, -t_star * g_I, 0)
+        ctx.save_for_backward(m, z, W, g_I, g_S)
+        ctx.stride_padding = stride_padding
+        return t_out
+
+    @staticmethod
+    def backward(ctx, g: Tensor) -> tuple[Tensor | None, ...]:
+        m, z, W, g_I, g_S = ctx.saved_tensors
+        g_I, g_S = g * g_I, g * g_S
+        where, g_t = ctx.stride_padding, None
+        if where is None:
+            g_W = g_I.T @ z + g_S.T @ m
+            if ctx.needs_input_grad[0]:
+                g_t = (g_I @ W) * m
+        else:
+            g_W = grad.conv2d_weight(z, W.shape, g_I, *where) + grad.conv2d_weight(m, W.shape, g_S, *where)
+            if ctx.needs_input_grad[0]:
+                g_t = grad.conv2d_input(z.shape, W, g_I, *where) * m
+        return g_t, g_W, None
+
+
+class BufferedReadout(torch.autograd.Function):
+    """V = Σ w m (2 - t), its gradient by W through a tensor (B, inputs, outputs)."""
+
+    @staticmethod
+    def forward(ctx, t_BN: Tensor, W_ON: Tensor) -> Tensor:
+        lead_BN = torch.where(torch.isfinite(t_BN), 2 - t_BN, 0)
+        ctx.save_for_backward(lead_BN, W_ON)
+        return lead_BN @ W_ON.T
+
+    @staticmethod
+    def backward(ctx, g_BO: Tensor) -> tuple[Tensor, Tensor]:
+        lead_BN, W_ON = ctx.saved_tensors
+        g_BNO = lead_BN.unsqueeze(2) * g_BO.unsqueeze(1)
+        return -(g_BO @ W_ON) * (lead_BN > 0), g_BNO.sum(0).T
+
+
+def two_products(network: Network) -> Forward:
+    def run(x_BCHW: Tensor) -> Tensor:
+        t = torch.where(x_BCHW == 0, torch.inf, 1 - x_BCHW)
+        for module in network.layers:
+            if isinstance(module, EarliestSpike):
+                t = -F.max_pool2d(-t, module.kernel)
+            elif isinstance(module, Conv2d):
+                t = TwoProducts.apply(t, module.weight, (module.stride, module.padding))
+            else:
+                t = TwoProducts.apply(t.flatten(1), module.weight, None)
+        return BufferedReadout.apply(t.flatten(1), network.readout.weight)
+
+    return run
+
+
+def kept_megabytes(forward: Forward, x_BCHW: Tensor, weights: set[int]) -> float:
+    """What autograd keeps of a forward pass."""
+    storages = {}
+
+    def note(x: Tensor) -> Tensor:
+        # the tensor itself stays alive with its storage, so that no address comes twice
+        storages.setdefault(x.untyped_storage().data_ptr(), x)
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+        forward(x_BCHW)
+    return sum(x.untyped_storage().nbytes() for at, x in storages.items() if at not in weights) / 1e6
+
+
+def main() -> None:
+    keep_freed_memory()  # as train.py does; it helps every contender
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--layers", default="vgg7", help="layer words, with P for pools (vgg7)")
+    parser.add_argument("--shape", type=int, nargs=3, default=(3, 32, 32), help="channels, height, width (3 32 32)")
+    parser.add_argument("--batch", type=int, default=16, help="images a step (16)")
+    parser.add_argument("--rounds", type=int, default=5, help="timed rounds (5)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--json", type=Path, help="write the numbers here")
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    network = Network(config.TTFS(layers=arguments.layers), tuple(arguments.shape), 10).to(arguments.device)
+    if not all(isinstance(module, (Conv2d, Linear, EarliestSpike)) for module in network.layers):
+        parser.error("--layers: only C, P and F words are compared")
+    x_BCHW = torch.rand(arguments.batch, *arguments.shape, device=arguments.device)
+    target_B = torch.randint(10, (arguments.batch,), device=arguments.device)
+    forwards: dict[str, Forward] = {
+        "ours": lambda x: network(x).V_BN,
+        "clipped ReLU": clipped_relu(network),
+        f"simulation, {STEPS} steps": simulation(network),
+        "two products": two_products(network),
+    }
+    published = forwards["two products"](x_BCHW)
+    torch.testing.assert_close(forwards["ours"](x_BCHW), published, rtol=1e-3, atol=1e-2)
+
+    def step(forward: Forward) -> Callable[[], None]:
+        return lambda: F.cross_entropy(forward(x_BCHW), target_B).backward()
+
+    median = medians({name: step(f) for name, f in forwards.items()}, arguments.rounds, arguments.device)
+    kept = {}
+    for name, forward in forwards.items():
+        modules = forward if isinstance(forward, nn.Module) else network
+        weights = {p.untyped_storage().data_ptr() for p in modules.parameters()}
+        kept[name] = kept_megabytes(forward, x_BCHW, weights)
+    where = processor() if arguments.device == "cpu" else torch.cuda.get_device_name()
+    where += f", {torch.get_num_threads()} threads, torch {torch.__version__}"
+    print(f"{arguments.layers}, B = {arguments.batch}, {where}")
+    for name, ms in median.items():
+        against = f"{ms / median['clipped ReLU']:6.2f} x a clipped ReLU, {ms / median['ours']:6.2f} x ours"
+        print(f"  {name:<24}{ms:10.1f} ms  {against}; keeps {kept[name]:8.1f} MB")
+    if arguments.json:
+        result = {"where": where, "layers": arguments.layers, "batch": arguments.batch}
+        result |= {"milliseconds": median, "kept_megabytes": kept}
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,220 @@
+"""Images for networks that spike once: torchvision's sets, .npz files, or the first event of each pixel.
+
+Pixels are kept as they are stored and become numbers in [0, 1] batch by batch.
+"""
+
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numba
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from datasets import readers
+from datasets.events import Recordings
+from datasets.readers import Split
+from snn.errors import InputError
+
+TORCHVISION = {"mnist": "MNIST", "fmnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100"}
+Augment = Callable[[Tensor], Tensor]  # of a batch
+
+
+@dataclass(frozen=True)
+class Images:
+    """n images with their labels."""
+
+    pixels: np.ndarray  # (n, C, H, W) uint8, or float32 in [0, 1]
+    labels: np.ndarray  # (n,) int64
+    where: str  # the file or folder, for messages
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def fetch_if_missing(layout: str, folder: Path, name: str) -> None:
+    """Where a set of torchvision's is missing, download it."""
+    if layout == "torchvision":
+        _torchvision(folder, name, train=True, download=True)
+
+
+def read(
+    layout: str,
+    folder: Path,
+    name: str,
+    split: Split,
+    shape: tuple[int, int, int],
+    num_classes: int,
+    window_ms: float | None = None,
+) -> Images:
+    """Read the images of one split, of this shape (C, H, W) and with labels in 0..num_classes-1."""
+    if layout == "torchvision":
+        images = _read_torchvision(folder, name, split)
+    elif layout == "npz":
+        images = _read_npz(folder / f"{name}.npz", split, shape)
+    else:
+        if window_ms is None:
+            raise InputError(f"data.layout = {layout}: data.window_ms is missing, the span that becomes the window T")
+        path = folder / f"{name}_{split}.h5"
+        recordings = readers.read(layout, path, split, int(np.prod(shape)), num_classes)
+        images = first_events(recordings, shape, window_ms)
+    if images.pixels.shape[1:] != tuple(shape):
+        raise InputError(
+            f"{images.where}: the images have shape {images.pixels.shape[1:]}, data.shape says {tuple(shape)}"
+        )
+    wrong = (images.labels < 0) | (images.labels >= num_classes)
+    if wrong.any():
+        r = int(wrong.argmax())
+        raise InputError(
+            f"{images.where}: image {r} has the label {images.labels[r]}, outside 0..{num_classes - 1}; set "
+            "data.num_classes (--num_classes) to the set's number"
+        )
+    return images
+
+
+def _torchvision(folder: Path, name: str, train: bool, download: bool):
+    from torchvision import datasets  # here, as it takes a second and no other layout needs it
+
+    if name not in TORCHVISION:
+        raise InputError(f"data.dataset_name = {name}: torchvision's sets here are {', '.join(TORCHVISION)}")
+    try:
+        return getattr(datasets, TORCHVISION[name])(folder, train=train, download=download)
+    except (OSError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile) as error:  # URLError is an OSError
+        reason = " ".join(str(error).split())
+        tried = " and cannot be fetched" if download else ""
+        raise InputError(
+            f"{folder}: {TORCHVISION[name]} is not there whole, as torchvision lays it out,{tried} ({reason:.120}); "
+            "put its files there, or name their folder by data.path (--path_to_dataset)"
+        ) from None
+
+
+def _read_torchvision(folder: Path, name: str, split: Split) -> Images:
+    images = _torchvision(folder, name, train=split == "train", download=False)
+    pixels = np.asarray(images.data)
+    pixels = pixels[:, None] if pixels.ndim == 3 else pixels.transpose(0, 3, 1, 2)
+    return Images(np.ascontiguousarray(pixels), np.asarray(images.targets, np.int64), f"{folder}, {TORCHVISION[name]}")
+
+
+def _read_npz(path: Path, split: Split, shape: tuple[int, int, int]) -> Images:
+    """x_train, y_train, x_test, y_test; images (n, H, W), (n, H, W, C) or (n, C, H, W), uint8 or in [0, 1]."""
+    try:
+        with np.load(path) as file:
+            missing = [key for key in (f"x_{split}", f"y_{split}") if key not in file]
+            if missing:
+                raise InputError(f"{path}: has no array {missing[0]}; it has {', '.join(file.files)}")
+            pixels, labels = file[f"x_{split}"], file[f"y_{split}"].reshape(-1)
+    except FileNotFoundError:
+        raise InputError(
+            f"{path}: not found; name its folder by data.path (--path_to_dataset), or fetch the set from torchvision "
+            "by --set data.layout=torchvision"
+        ) from None
+    except InputError:
+        raise
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: no readable .npz file ({' '.join(str(error).split()):.120})") from None
+    if len(pixels) != len(labels) or not len(labels):
+        raise InputError(f"{path}: x_{split} holds {len(pixels)} images and y_{split} {len(labels)} labels")
+    if labels.dtype.kind not in "iu":
+        raise InputError(f"{path}: y_{split} holds {labels.dtype}, not whole numbers")
+    if pixels.ndim == 3:
+        pixels = pixels[:, None]
+    elif pixels.ndim == 4 and pixels.shape[1:] != tuple(shape):
+        pixels = pixels.transpose(0, 3, 1, 2)
+    if pixels.dtype != np.uint8:
+        if pixels.dtype.kind not in "iuf":
+            raise InputError(f"{path}: x_{split} holds {pixels.dtype}, not numbers")
+        low, high = pixels.min(), pixels.max()
+        if not (low >= 0 and high <= 1):  # NaN fails this
+            raise InputError(
+                f"{path}: x_{split} goes from {low:g} to {high:g}; pixels must be uint8, or numbers in 0 to 1"
+            )
+        pixels = pixels.astype(np.float32)
+    return Images(np.ascontiguousarray(pixels), labels.astype(np.int64), str(path))
+
+
+@numba.njit(cache=True, nogil=True)
+def _find_first(offsets, times, channels, first):
+    for r in range(len(offsets) - 1):
+        for e in range(offsets[r], offsets[r + 1]):
+            if times[e] < first[r, channels[e]]:
+                first[r, channels[e]] = times[e]
+
+
+def first_events(recordings: Recordings, shape: tuple[int, int, int], window_ms: float) -> Images:
+    """Pixels whose spike, at (1 - x) of a window, is their first event at that share of window_ms; 0 without one."""
+    ticks = window_ms / 1000 * recordings.ticks_per_second
+    first = np.full((len(recordings), int(np.prod(shape))), ticks)
+    _find_first(recordings.offsets, recordings.times, recordings.channels, first)
+    if (first == ticks).all():
+        raise InputError(
+            f"{recordings.where}: no event falls into the first {window_ms:g} ms; look at data.window_ms and the unit "
+            "of the times"
+        )
+    pixels = (1 - first / ticks).astype(np.float32)
+    return Images(pixels.reshape(-1, *shape), recordings.labels, recordings.where)
+
+
+def batches(
+    images: Images,
+    index: np.ndarray,
+    batch_size: int,
+    share: Callable[[np.ndarray], np.ndarray] = lambda part: part,
+    augment: Sequence[Augment] = (),
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(pixels (B, C, H, W) float32 in [0, 1], labels (B,) int64) of the images in `index`, in its order.
+
+    `share` picks what this process takes of each batch; `augment` is what is done to it, in this order.
+    """
+    for start in range(0, len(index), batch_size):
+        part = share(index[start : start + batch_size])
+        x_BCHW = torch.from_numpy(images.pixels[part])
+        for change in augment:
+            x_BCHW = change(x_BCHW)
+        if x_BCHW.dtype == torch.uint8:
+            x_BCHW = x_BCHW.float() / 255
+        yield x_BCHW, torch.from_numpy(images.labels[part])
+
+
+def crop(x_BCHW: Tensor, pad: int) -> Tensor:
+    """Each image cut out of itself with `pad` black pixels around it: shifted by up to as many."""
+    B, _, H, W = x_BCHW.shape
+    padded = F.pad(x_BCHW, [pad] * 4)
+    top_B, left_B = torch.randint(2 * pad + 1, (2, B, 1))
+    rows, columns = top_B + torch.arange(H), left_B + torch.arange(W)
+    samples = torch.arange(B).view(B, 1, 1)
+    return padded.transpose(1, 3)[samples, columns[:, None, :], rows[:, :, None]].permute(0, 3, 1, 2).contiguous()
+
+
+def flip(x_BCHW: Tensor) -> Tensor:
+    """Each image mirrored left to right, or not."""
+    return torch.where(torch.rand(len(x_BCHW), 1, 1, 1) < 0.5, x_BCHW.flip(3), x_BCHW)
+
+
+def autoaugment(x_BCHW: Tensor) -> Tensor:
+    """AutoAugment's policy for CIFAR-10 (Cubuk et al. 2019), by torchvision; it takes an image at a time."""
+    from torchvision.transforms import v2
+
+    if x_BCHW.dtype != torch.uint8:
+        raise InputError("data.augment: autoaugment needs images stored as bytes (uint8)")
+    policy = v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10)
+    return torch.stack([policy(x_CHW) for x_CHW in x_BCHW])
+
+
+def cutout(x_BCHW: Tensor) -> Tensor:
+    """A black square of half the height around a random point of each image (DeVries & Taylor 2017)."""
+    B, _, H, W = x_BCHW.shape
+    half = H // 4
+    y_B11, x_B11 = torch.randint(H, (B, 1, 1)), torch.randint(W, (B, 1, 1))
+    rows, columns = torch.arange(H).view(1, H, 1), torch.arange(W)
+    hole = (rows >= y_B11 - half) & (rows < y_B11 + half) & (columns >= x_B11 - half) & (columns < x_B11 + half)
+    return x_BCHW.masked_fill(hole.unsqueeze(1), 0)
+
+
+def augmentations(names: Sequence[str], crop_pad: int) -> list[Augment]:
+    """The functions of these names."""
+    known = {"crop": partial(crop, pad=crop_pad), "flip": flip, "autoaugment": autoaugment, "cutout": cutout}
+    return [known[name] for name in names]

@@ -1,0 +1,95 @@
+"""One pass over images: accuracy, spikes, synaptic operations and spike times of a network that spikes once."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from snn.ttfs.layers import DirectEncoder
+from snn.ttfs.network import Network
+
+BINS = 20  # of a spike-time histogram, over [0, T]
+
+
+@dataclass
+class Evaluation:
+    """Sums over images, never means of batches, so that each image weighs the same."""
+
+    images: int = 0
+    correct: int = 0
+    loss: float = 0.0
+    disagreements: int | None = None  # with a simulation over time, if there is one
+    neurons: list[int] = field(default_factory=list)  # per layer
+    spikes: Tensor | float = 0.0  # (layers,) float64
+    operations: Tensor | float = 0.0  # (layers + readout,) float64: a spike at a synapse
+    dense_operations: list[int] = field(default_factory=list)  # synapses of each, if every input fired
+    multiplications: int = 0  # of a direct encoder, per image
+    histograms: Tensor | int = 0  # (layers, BINS) int64
+
+    def metrics(self) -> dict:
+        """Plain numbers, accuracy in percent."""
+        shares = [float(spikes) / self.images / n for spikes, n in zip(self.spikes, self.neurons, strict=True)]
+        operations = (self.operations / self.images).tolist()
+        metrics = {
+            "images": self.images,
+            "loss": self.loss / self.images,
+            "accuracy": 100 * self.correct / self.images,
+            "spikes_per_neuron": float(self.spikes.sum()) / self.images / sum(self.neurons),
+            "spikes_per_neuron_by_layer": shares,
+            "synaptic_operations_per_image": sum(operations),
+            "synaptic_operations_by_layer": operations,
+            "synapses": sum(self.dense_operations),
+            "encoder_multiplications_per_image": self.multiplications,
+            # the image comes in the first window, layer k fires in window k + 1, the readout's clock ends at 2T
+            "latency_windows": len(self.neurons) + 2,
+        }
+        if self.disagreements is not None:
+            metrics["disagreements_with_simulation"] = self.disagreements
+        return metrics
+
+
+@torch.inference_mode()
+def evaluate(
+    network: Network,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    device: torch.device,
+    simulate: Callable[[Tensor], tuple[Tensor, list[Tensor]]] | None = None,
+) -> Evaluation:
+    """Run the network over all batches of (pixels (B, C, H, W), labels (B,)).
+
+    `simulate` runs the same images another way; the images it decides otherwise are counted.
+    """
+    network.eval()
+    result = Evaluation(disagreements=None if simulate is None else 0)
+    fan_outs: list[Tensor] = []
+    for x_BCHW, target_B in batches:
+        x_BCHW, target_B = x_BCHW.to(device), target_B.to(device)
+        V_BN, passages, t_out = network(x_BCHW)
+        decision_B = V_BN.argmax(1)
+        result.images += len(target_B)
+        result.correct += int((decision_B == target_B).sum())
+        result.loss += float(F.cross_entropy(V_BN, target_B, reduction="sum"))
+        if simulate is not None:
+            result.disagreements += int((simulate(x_BCHW)[0].argmax(1) != decision_B).sum())
+        if not fan_outs:
+            fan_outs = [layer.fan_out(t_in.shape[1:]) for layer, t_in, _ in passages]
+            fan_outs.append(V_BN.new_full(t_out.shape[1:], V_BN.shape[1]))
+            result.neurons = [t[0].numel() for _, _, t in passages]
+            result.dense_operations = [int(fan_out.sum()) for fan_out in fan_outs]
+            if isinstance(network.encoder, DirectEncoder):
+                result.multiplications = int(network.encoder.layer.fan_out(x_BCHW.shape[1:]).sum())
+        inputs = [*(t_in for _, t_in, _ in passages), t_out]
+        result.operations += torch.stack(
+            [
+                ((t < math.inf).sum(0) * fan_out).sum(dtype=torch.float64)
+                for t, fan_out in zip(inputs, fan_outs, strict=True)
+            ]
+        ).cpu()
+        result.spikes += torch.stack([(t < math.inf).sum(dtype=torch.float64) for *_, t in passages]).cpu()
+        result.histograms += (
+            torch.stack([torch.histc(t[t < math.inf], BINS, 0, layer.T) for layer, _, t in passages]).long().cpu()
+        )
+    return result

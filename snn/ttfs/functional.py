@@ -1,0 +1,212 @@
+"""Layers of neurons that spike once, in closed form (Wei et al., ICCV 2023), as functions of spike times.
+
+A time t lies in [0, T], or is inf for a silent neuron; each layer sets its clock to 0 again. A neuron integrates
+V(s) = Σ w max(s - t_i, 0) over its inputs and fires in [T, 2T], when V reaches the threshold 2T - s. All inputs have
+come by then, so V is a straight line. With a mask m (1 if the input fires) and a lead a = T - t (0 if silent),
+
+    S = Σ w m,  A = Σ w a,  drive V(2T) = T S + A,
+    t_out = (T - A) / (1 + S), 0 if A >= T (early), inf if the drive is negative (silent).
+
+The paper writes I = Σ w m t = T S - A and t* = T + t_out = (2T + I) / (1 + S). A neuron that is neither early nor
+silent has 1 + S > 0: from A < T and T S + A >= 0 follows S > -1. Both sums share their weights, so one call on the
+stacked [m; a] gives [S; A]. Gradients: dt/dA = -1 / (1 + S), dt/dS = -t / (1 + S), and 0 for early and silent neurons.
+Without any drive, S = A = 0, V and the threshold meet at 2T: such a neuron is silent here, and fires at T with
+`zero_drive_fires`, as in the authors' framework.
+
+Shapes: B samples, N inputs, O outputs; C channels, H, W. Everything follows the dtype and the device of its input.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import grad
+
+from snn.errors import InputError
+from snn.ttfs import kernels
+
+
+def spike_times(S: Tensor, A: Tensor, T: float, zero_drive_fires: bool = False) -> Tensor:
+    """The formula in plain torch, differentiated by autograd: the reference of what is compiled."""
+    drive = T * S + A
+    is_early = A >= T
+    is_silent = ~is_early & ((drive < 0) | _without_drive(S, A, zero_drive_fires))
+    # inf and 0 must not meet a product or a quotient, in either direction
+    has_slope = ~(is_early | is_silent)
+    t = (T - torch.where(has_slope, A, T)) / torch.where(has_slope, 1 + S, 1)
+    t = t - (t - t.clamp(max=T)).detach()  # rounding may lead beyond T
+    return torch.where(is_silent, math.inf, t)
+
+
+def masks_and_leads(t: Tensor, T: float) -> tuple[Tensor, Tensor]:
+    """m and a of spike times. A time that is no number stays none."""
+    is_silent = t == math.inf
+    return (~is_silent).to(t.dtype), T - torch.where(is_silent, T, t)
+
+
+def linear(
+    t_BN: Tensor, W_ON: Tensor, T: float, *, zero_drive_fires: bool = False, grad_clip: float | None = None
+) -> Tensor:
+    """Spike times (B, O) of a fully connected layer. Its product runs once forward and twice backward."""
+    check_window(T)
+    return _Layer.apply(t_BN, W_ON, T, None, zero_drive_fires, grad_clip)
+
+
+def conv2d(
+    t_BCHW: Tensor,
+    W_OCKK: Tensor,
+    T: float,
+    *,
+    stride: int = 1,
+    padding: int = 0,
+    zero_drive_fires: bool = False,
+    grad_clip: float | None = None,
+) -> Tensor:
+    """Spike times of a convolutional layer; what the padding adds is silent."""
+    check_window(T)
+    return _Layer.apply(t_BCHW, W_OCKK, T, (stride, padding), zero_drive_fires, grad_clip)
+
+
+def max_pool2d(t_BCHW: Tensor, kernel: int, stride: int | None = None, padding: int = 0) -> Tensor:
+    """The earliest spike of each patch; patches may overlap."""
+    return _EarliestSpike.apply(t_BCHW, kernel, stride or kernel, padding)
+
+
+def avg_pool2d(t_BCHW: Tensor, kernel: int, T: float, stride: int | None = None, padding: int = 0) -> Tensor:
+    """Patches averaged as leads a = T - t, a silent input counting as 0; silent where the whole patch is."""
+    check_window(T)
+    m_BCHW, a_BCHW = masks_and_leads(t_BCHW, T)
+    a_BCHW = F.avg_pool2d(a_BCHW, kernel, stride, padding)
+    return torch.where(F.max_pool2d(m_BCHW, kernel, stride, padding) == 0, math.inf, T - a_BCHW)
+
+
+def readout(t_BN: Tensor, W_ON: Tensor, T: float) -> Tensor:
+    """The potentials V(2T) = Σ w m (2T - t) of neurons that do not fire: (B, O). The largest decides."""
+    check_window(T)
+    return F.linear(torch.where(t_BN == math.inf, 0, 2 * T - t_BN), W_ON)
+
+
+def unit_encode(x: Tensor, T: float) -> Tensor:
+    """Pixels in [0, 1] to times: t = (1 - x) T, so that bright comes first; 0 is silent."""
+    check_window(T)
+    # NaN fails this too; a compiled graph would break here
+    if not torch.compiler.is_compiling() and not bool(((x >= 0) & (x <= 1)).all()):
+        low, high = x.min().item(), x.max().item()
+        raise InputError(f"pixels must lie in 0 to 1, these go from {low:g} to {high:g}; divide by their largest value")
+    return torch.where(x == 0, math.inf, (1 - x) * T)
+
+
+def direct_encode(y: Tensor, T: float) -> Tensor:
+    """Values of a layer of real numbers to times: clamped to [0, 1], then as pixels."""
+    check_window(T)
+    y = y.clamp(0, 1)
+    return torch.where(y == 0, math.inf, (1 - y) * T)
+
+
+def check_window(T: float) -> None:
+    """InputError unless T is a length of time."""
+    if not (T > 0 and math.isfinite(T)):
+        raise InputError(f"the window T = {T} must be a positive number")
+
+
+class _Layer(torch.autograd.Function):
+    """Spike times of a layer, its products included.
+
+    Kept for the backward pass: the times that come in, the times that go out (which the next layer keeps too) and
+    1 / (1 + S), 0 where there is no slope: as much as a clamp and a linear map keep.
+    """
+
+    @staticmethod
+    def forward(
+        ctx,
+        t: Tensor,
+        W: Tensor,
+        T: float,
+        stride_padding: tuple[int, int] | None,
+        zero_drive_fires: bool,
+        grad_clip: float | None,
+    ) -> Tensor:
+        x = _split(t, T)
+        x = F.linear(x, W) if stride_padding is None else F.conv2d(x, W, None, *stride_padding)
+        t_out, r = _fire(x, T, zero_drive_fires)
+        ctx.save_for_backward(t, W, t_out, r)
+        ctx.constants = T, stride_padding, math.inf if grad_clip is None else grad_clip
+        return t_out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g: Tensor) -> tuple[Tensor | None, ...]:
+        t, W, t_out, r = ctx.saved_tensors
+        T, stride_padding, grad_clip = ctx.constants
+        gx = _spread(g, t_out, r, T, grad_clip)
+        g_A = gx[len(gx) // 2 :]
+        g_t = g_W = None
+        if ctx.needs_input_grad[0]:
+            g_a = g_A @ W if stride_padding is None else grad.conv2d_input(t.shape, W, g_A, *stride_padding)
+            g_t = _by_time(g_a, t)
+        if ctx.needs_input_grad[1]:
+            x = _split(t, T)
+            g_W = gx.T @ x if stride_padding is None else grad.conv2d_weight(x, W.shape, gx, *stride_padding)
+        return g_t, g_W, None, None, None, None
+
+
+class _EarliestSpike(torch.autograd.Function):
+    """-max_pool2d(-t), which keeps no copy of -t but where each patch's spike came from."""
+
+    @staticmethod
+    def forward(ctx, t_BCHW: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
+        lead_BCHW, source_BCHW = F.max_pool2d(-t_BCHW, kernel, stride, padding, return_indices=True)
+        ctx.save_for_backward(source_BCHW)
+        ctx.shape = t_BCHW.shape
+        return lead_BCHW.neg_()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g_BCHW: Tensor) -> tuple[Tensor | None, ...]:
+        (source_BCHW,) = ctx.saved_tensors
+        g_BCR = g_BCHW.new_zeros((*ctx.shape[:2], math.prod(ctx.shape[2:])))
+        g_BCR.scatter_add_(2, source_BCHW.flatten(2), g_BCHW.flatten(2))
+        return g_BCR.view(ctx.shape), None, None, None
+
+
+def _split(t: Tensor, T: float) -> Tensor:
+    """[m; a] along the first axis."""
+    return kernels.split(t, T) if kernels.fits(t) else torch.cat(masks_and_leads(t, T))
+
+
+def _fire(x: Tensor, T: float, zero_drive_fires: bool) -> tuple[Tensor, Tensor]:
+    """Spike times, and 1 / (1 + S) of the neurons that have a slope, from [S; A]."""
+    if kernels.fits(x):
+        return kernels.fire(x, T, zero_drive_fires)
+    S, A = x.chunk(2)
+    is_early = A >= T
+    is_silent = ~is_early & ((T * S + A < 0) | _without_drive(S, A, zero_drive_fires))
+    r = (1 / (1 + S)).masked_fill_(is_early | is_silent, 0)
+    t = ((T - A) * r).clamp_(max=T)
+    return t.masked_fill_(is_silent, math.inf), r
+
+
+def _spread(g: Tensor, t: Tensor, r: Tensor, T: float, grad_clip: float) -> Tensor:
+    """The gradient of [S; A] from that of the times.
+
+    grad_clip bounds 1 / (1 + S) and t* / (1 + S), the gradients by I and by S at constant I, as the authors' framework
+    does with 1.
+    """
+    if kernels.fits(g, t, r):
+        return kernels.spread(g, t, r, T, grad_clip)
+    t = torch.where(t == math.inf, 0, t)
+    if grad_clip == math.inf:
+        return -torch.cat([g * (t * r), g * r])
+    g_I = r.clamp(max=grad_clip)
+    return torch.cat([g * (T * g_I - ((T + t) * r).clamp(max=grad_clip)), -g * g_I])
+
+
+def _by_time(g_a: Tensor, t: Tensor) -> Tensor:
+    """The gradient of t from that of a = T - t, in its place. A mask has none, so silent inputs have none."""
+    return kernels.by_time(g_a, t) if kernels.fits(g_a, t) else g_a.neg_().masked_fill_(t == math.inf, 0)
+
+
+def _without_drive(S: Tensor, A: Tensor, zero_drive_fires: bool) -> Tensor | bool:
+    return False if zero_drive_fires else (S == 0) & (A == 0)

@@ -1,0 +1,115 @@
+"""What stands between the products of a layer, compiled for the CPU by numba: each one pass over memory.
+
+Equal to the plain torch of `snn.ttfs.functional` in every bit. All arrays are flat; x and g hold two halves, see there.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from snn.ops.compiled import in_parts, kernel
+
+SERIAL_BELOW = 1 << 15  # neurons: less is done before a second thread has woken up
+
+
+# Selections instead of branches, and slices that begin at 0: so the compiler makes vector instructions of the loops.
+
+
+@kernel
+def _split(x, t, T, begin, end):
+    m, a, t = x[begin:end], x[t.size + begin : t.size + end], t[begin:end]
+    one, zero = t.dtype.type(1), t.dtype.type(0)
+    for k in range(t.size):
+        is_silent = t[k] == np.inf
+        m[k] = zero if is_silent else one
+        a[k] = zero if is_silent else T - t[k]
+
+
+@kernel
+def _fire(x, t, r, T, zero_drive_fires, begin, end):
+    S_, A_, t, r = x[begin:end], x[t.size + begin : t.size + end], t[begin:end], r[begin:end]
+    one, zero, inf = t.dtype.type(1), t.dtype.type(0), t.dtype.type(np.inf)
+    for k in range(t.size):
+        S, A = S_[k], A_[k]
+        is_early = A >= T
+        drive = T * S + A
+        is_silent = (drive < zero) | ((abs(S) + abs(A) == zero) & (zero_drive_fires == zero))
+        slope = one / (one + S)
+        time = (T - A) * slope
+        time = T if time > T else time
+        r[k] = zero if is_early | is_silent else slope
+        t[k] = zero if is_early else (inf if is_silent else time)
+
+
+@kernel
+def _spread(g, t, r, gx, T, clip, begin, end):
+    g_m, g_a = gx[begin:end], gx[t.size + begin : t.size + end]
+    g, t, r = g[begin:end], t[begin:end], r[begin:end]
+    zero = t.dtype.type(0)
+    if clip == np.inf:
+        for k in range(t.size):
+            time = zero if r[k] == zero else t[k]  # inf and 0 must not meet
+            g_m[k] = -(g[k] * (time * r[k]))
+            g_a[k] = -(g[k] * r[k])
+    else:
+        for k in range(t.size):
+            time = zero if r[k] == zero else t[k]
+            g_I, g_S = min(r[k], clip), min((T + time) * r[k], clip)
+            g_m[k] = g[k] * (T * g_I - g_S)
+            g_a[k] = -g[k] * g_I
+
+
+@kernel
+def _by_time(g, t, begin, end):
+    g, t = g[begin:end], t[begin:end]
+    zero = t.dtype.type(0)
+    for k in range(t.size):
+        g[k] = zero if t[k] == np.inf else -g[k]
+
+
+def fits(*tensors: Tensor) -> bool:
+    """Whether the kernels take these: on the CPU, in float32 or float64, and not while torch.compile looks on."""
+    return not torch.compiler.is_compiling() and all(
+        x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) for x in tensors
+    )
+
+
+def split(t: Tensor, T: float) -> Tensor:
+    """[m; a] of the times t, along the first axis."""
+    x = t.new_empty((2 * t.shape[0], *t.shape[1:]))
+    _run(_split, (x, t.contiguous()), T)
+    return x
+
+
+def fire(x: Tensor, T: float, zero_drive_fires: bool) -> tuple[Tensor, Tensor]:
+    """(times, 1 / (1 + S) of the neurons that have a slope and 0 of the others) from [S; A]."""
+    x = x.contiguous()
+    t = x.new_empty((x.shape[0] // 2, *x.shape[1:]))
+    r = torch.empty_like(t)
+    _run(_fire, (x, t, r), T, zero_drive_fires)
+    return t, r
+
+
+def spread(g: Tensor, t: Tensor, r: Tensor, T: float, clip: float) -> Tensor:
+    """The gradient of [S; A] from that of the times."""
+    gx = g.new_empty((2 * g.shape[0], *g.shape[1:]))
+    _run(_spread, (g.contiguous(), t, r, gx), T, clip)
+    return gx
+
+
+def by_time(g: Tensor, t: Tensor) -> Tensor:
+    """-g, and 0 where t is silent; written over g."""
+    g = g.contiguous()
+    _run(_by_time, (g, t.contiguous()))
+    return g
+
+
+def _run(work: Callable, tensors: tuple[Tensor, ...], *constants: float) -> None:
+    """work over flat views of the tensors, the second of which has one value a neuron; constants in their dtype."""
+    arrays = [x.detach().view(-1).numpy() for x in tensors]
+    constants = [arrays[0].dtype.type(constant) for constant in constants]
+    size = arrays[1].size
+    threads = torch.get_num_threads() if size >= SERIAL_BELOW else 1
+    in_parts(lambda begin, end: work(*arrays, *constants, begin, end), size, threads)

@@ -1,0 +1,163 @@
+"""Layers of neurons that spike once, as modules over `snn.ttfs.functional`: spike times in, spike times out."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import grad
+
+from snn.ttfs import functional
+
+
+class SpikingLayer(nn.Module):
+    """Weights with neurons behind them; no bias. What `Linear` and `Conv2d` have in common.
+
+    Args:
+        weight_shape: outputs first.
+        T: the window.
+        standardised: each neuron's synapses are its weights brought to mean 0 and their initial spread, times a learned
+            gain. That goes by the weights alone, so it needs no statistics, and `fold` makes plain weights of it.
+        zero_drive_fires: neurons without any drive fire at T, as in the authors' framework, instead of staying silent.
+        grad_clip: bound of the two inner gradients; 1 in the authors' framework, None here: they are exact.
+    """
+
+    def __init__(
+        self,
+        weight_shape: tuple[int, ...],
+        T: float,
+        standardised: bool = False,
+        zero_drive_fires: bool = False,
+        grad_clip: float | None = None,
+    ):
+        super().__init__()
+        functional.check_window(T)
+        self.T = T
+        self.options = {"zero_drive_fires": zero_drive_fires, "grad_clip": grad_clip}
+        # Normal(0, sqrt(2 / fan_in)), as in the authors' framework
+        self.spread = math.sqrt(2 / math.prod(weight_shape[1:]))
+        self.weight = nn.Parameter(torch.randn(weight_shape) * self.spread)
+        ones = torch.ones(weight_shape[0], *[1] * (len(weight_shape) - 1))
+        self.register_parameter("gain", nn.Parameter(ones) if standardised else None)
+
+    def synapses(self) -> Tensor:
+        """The weights as they act."""
+        if self.gain is None:
+            return self.weight
+        inputs = tuple(range(1, self.weight.dim()))
+        centred = self.weight - self.weight.mean(inputs, keepdim=True)
+        return self.gain * self.spread * centred * torch.rsqrt(centred.square().mean(inputs, keepdim=True) + 1e-12)
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Let the weights be the synapses: the same function with no gain."""
+        self.weight.copy_(self.synapses())
+        self.gain = None
+
+    def sums(self, x: Tensor, W: Tensor) -> Tensor:
+        """What the synapses W make of one number per input."""
+        raise NotImplementedError
+
+    def fan_out(self, shape: torch.Size) -> Tensor:
+        """Synapses behind each input, for inputs of this shape without the batch."""
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        options = ", ".join(f"{name}={value}" for name, value in self.options.items())
+        return f"{tuple(self.weight.shape)}, T={self.T:g}, standardised={self.gain is not None}, {options}"
+
+
+class Linear(SpikingLayer):
+    """A fully connected layer; takes inputs of any shape (B, ...). Options as `SpikingLayer`."""
+
+    def __init__(self, inputs: int, outputs: int, T: float, **options: bool | float | None):
+        super().__init__((outputs, inputs), T, **options)
+
+    def forward(self, t: Tensor) -> Tensor:
+        return functional.linear(t.flatten(1), self.synapses(), self.T, **self.options)
+
+    def sums(self, x: Tensor, W: Tensor) -> Tensor:
+        return nn.functional.linear(x.flatten(1), W)
+
+    def fan_out(self, shape: torch.Size) -> Tensor:
+        return self.weight.new_full(shape, len(self.weight))
+
+
+class Conv2d(SpikingLayer):
+    """A convolution, padded by kernel // 2 with silence. Options as `SpikingLayer`."""
+
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, T: float, stride: int = 1, **options: bool | float | None
+    ):
+        super().__init__((outputs, inputs, kernel, kernel), T, **options)
+        self.stride, self.padding = stride, kernel // 2
+
+    def forward(self, t_BCHW: Tensor) -> Tensor:
+        where = {"stride": self.stride, "padding": self.padding}
+        return functional.conv2d(t_BCHW, self.synapses(), self.T, **where, **self.options)
+
+    def sums(self, x: Tensor, W: Tensor) -> Tensor:
+        return nn.functional.conv2d(x, W, None, self.stride, self.padding)
+
+    def fan_out(self, shape: torch.Size) -> Tensor:
+        W = torch.ones_like(self.weight)
+        outputs = self.sums(W.new_zeros(1, *shape), W)
+        return grad.conv2d_input((1, *shape), W, torch.ones_like(outputs), self.stride, self.padding)[0]
+
+
+class EarliestSpike(nn.Module):
+    """Passes the earliest spike of each patch on: the maximum pool of leads. Patches do not overlap."""
+
+    def __init__(self, kernel: int):
+        super().__init__()
+        self.kernel = kernel
+
+    def forward(self, t_BCHW: Tensor) -> Tensor:
+        return functional.max_pool2d(t_BCHW, self.kernel)
+
+
+class AverageLead(nn.Module):
+    """Passes the mean lead of each patch on, silent inputs counted as 0."""
+
+    def __init__(self, kernel: int, T: float):
+        super().__init__()
+        functional.check_window(T)
+        self.kernel, self.T = kernel, T
+
+    def forward(self, t_BCHW: Tensor) -> Tensor:
+        return functional.avg_pool2d(t_BCHW, self.kernel, self.T)
+
+
+class Readout(nn.Module):
+    """One neuron a class that does not fire: its potential at the end decides."""
+
+    def __init__(self, inputs: int, outputs: int, T: float):
+        super().__init__()
+        functional.check_window(T)
+        self.T = T
+        self.weight = nn.Parameter(torch.randn(outputs, inputs) * math.sqrt(2 / inputs))
+
+    def forward(self, t: Tensor) -> Tensor:
+        return functional.readout(t.flatten(1), self.weight, self.T)
+
+
+class UnitEncoder(nn.Module):
+    """Pixels in [0, 1] to times (1 - x) T."""
+
+    def __init__(self, T: float):
+        super().__init__()
+        functional.check_window(T)
+        self.T = T
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.unit_encode(x, self.T)
+
+
+class DirectEncoder(nn.Module):
+    """A first layer of real numbers, `layer`'s sums over the pixels themselves, clamped to [0, 1] and sent as times."""
+
+    def __init__(self, layer: SpikingLayer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.direct_encode(self.layer.sums(x, self.layer.synapses()), self.layer.T)

@@ -1,0 +1,136 @@
+"""Networks of neurons that spike once, built from the configuration."""
+
+import math
+import re
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from snn import config
+from snn.architecture import Conv, Full, Pool, parse
+from snn.errors import InputError
+from snn.ttfs import layers
+
+NAMED = {  # Wei et al. 2023
+    "vgg7": "64C3 - 128C3 - P2 - 256C3 - 256C3 - P2 - 512C3 - 512C3 - P2",
+    "vgg11": " - ".join(["128C3"] * 3 + ["P2"] + ["256C3"] * 3 + ["P2"] + ["512C3"] * 4 + ["P2"]),
+}
+
+
+class Passage(NamedTuple):
+    """What one layer of neurons did with a batch: the times that came in and the times that went out."""
+
+    layer: layers.SpikingLayer
+    t_in: Tensor
+    t_out: Tensor
+
+
+class Activity(NamedTuple):
+    """What a network did with a batch: the output potentials, and each layer of neurons in its turn."""
+
+    V_BN: Tensor
+    passages: tuple[Passage, ...]
+    t_out: Tensor  # what the readout sees
+
+
+class Network(nn.Module):
+    """Encoder, layers of neurons and pools, readout. No bias; Normal(0, sqrt(2 / fan_in)) weights.
+
+    The input is (B, C, H, W) with values in [0, 1]; the direct encoder takes any values and makes the first layer its
+    own.
+    """
+
+    def __init__(self, ttfs: config.TTFS, input_shape: tuple[int, int, int], num_classes: int):
+        super().__init__()
+        words = parse(re.split(r"[\s,-]+", NAMED.get(ttfs.layers, ttfs.layers).strip()))
+        options = {
+            "standardised": ttfs.standardised,
+            "zero_drive_fires": ttfs.zero_drive_fires,
+            "grad_clip": ttfs.grad_clip,
+        }
+        modules, shape = [], input_shape
+        for word in words:
+            module, shape = _layer(word, shape, ttfs.T, options)
+            modules.append(module)
+        if ttfs.encoder == "direct":
+            if not isinstance(modules[0], layers.SpikingLayer):
+                raise InputError(f"ttfs.layers = {ttfs.layers}: the direct encoder needs a first layer with weights")
+            self.encoder = layers.DirectEncoder(modules.pop(0))
+        else:
+            self.encoder = layers.UnitEncoder(ttfs.T)
+        self.layers = nn.ModuleList(modules)
+        self.readout = layers.Readout(math.prod(shape), num_classes, ttfs.T)
+
+    def forward(self, x_BCHW: Tensor) -> Activity:
+        t = self.encoder(x_BCHW)
+        passages = []
+        for module in self.layers:
+            t_in, t = t, module(t)
+            if isinstance(module, layers.SpikingLayer):
+                passages.append(Passage(module, t_in, t))
+        return Activity(self.readout(t), tuple(passages), t)
+
+    def fold(self) -> None:
+        """Let all weights be plain ones: the same function without normalisation."""
+        for module in self.modules():
+            if isinstance(module, layers.SpikingLayer):
+                module.fold()
+
+    def check_values(self, where: str) -> None:
+        """InputError if a weight is no finite number."""
+        for name, parameter in self.named_parameters():
+            if not parameter.isfinite().all():
+                raise InputError(f"{where}: {name} holds a value that is no finite number")
+
+    def blame(self) -> str:
+        """The first place, from the input onwards, where the last step met a number that is not finite."""
+        for name, parameter in self.named_parameters():
+            if not parameter.isfinite().all():
+                return f"the parameter {name}"
+        for name, parameter in self.named_parameters():
+            if parameter.grad is not None and not parameter.grad.isfinite().all():
+                return f"the gradient of {name}"
+        return "the loss"
+
+    def num_trainable(self) -> int:
+        return sum(p.numel() for p in self.parameters() if p.requires_grad)
+
+
+def _layer(
+    word: Conv | Pool | Full, shape: tuple[int, ...], T: float, options: dict[str, bool | float | None]
+) -> tuple[nn.Module, tuple[int, ...]]:
+    """The module of a word for inputs of this shape, and the shape of its output."""
+    if isinstance(word, Full):
+        if word.is_recurrent:
+            raise InputError(
+                f"layer '{word.size}R': a neuron that spikes once has no recurrent layer; write {word.size}F"
+            )
+        return layers.Linear(math.prod(shape), word.size, T, **options), (word.size,)
+    channels, *size = shape
+    if isinstance(word, Pool):
+        if min(size) < word.kernel:
+            raise InputError(f"layer '{'PA'[word.is_average]}{word.kernel}': nothing is left of {size[0]}x{size[1]}")
+        module = layers.AverageLead(word.kernel, T) if word.is_average else layers.EarliestSpike(word.kernel)
+        return module, (channels, *(n // word.kernel for n in size))
+    module = layers.Conv2d(channels, word.channels, word.kernel, T, word.stride, **options)
+    return module, (word.channels, *((n - 1) // word.stride + 1 for n in size))
+
+
+def silent_neurons_drive(activity: Activity) -> Tensor:
+    """By how much the drive of neurons that no sample of the batch made fire misses 0, mean over them, layers summed.
+
+    A silent neuron has no gradient. This term reaches the weights of the ones (channels of a convolution) that were
+    silent for the whole batch, by their mean drive; it costs one sample's pass through those alone.
+    """
+    total = activity.V_BN.new_zeros(())
+    for layer, t_in, t_out in activity.passages:
+        is_silent_O = (t_out.detach() == math.inf).transpose(0, 1).flatten(1).all(1)
+        if not is_silent_O.any():
+            continue
+        # V(2T) of an input that fires is T + a; the sums are linear, so the mean input gives the mean drive
+        t_in = t_in.detach()
+        x = torch.where(t_in == math.inf, 0, 2 * layer.T - t_in).mean(0, keepdim=True)
+        drive = layer.sums(x, layer.synapses()[is_silent_O])
+        total = total + (-drive).clamp(min=0).mean() / layer.T
+    return total

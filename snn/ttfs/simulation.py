@@ -1,0 +1,91 @@
+"""The same network run step by step: potentials integrated over time, thresholds watched, no closed form.
+
+A check of a trained network, and what an event-driven chip would do. Within a step every input counts from its own
+time on, and a crossing is placed on the straight line between the step's ends, so the step may be coarse.
+"""
+
+import copy
+import math
+
+import torch
+from torch import Tensor
+
+from snn.ttfs.layers import AverageLead, DirectEncoder, EarliestSpike, SpikingLayer
+from snn.ttfs.network import Network
+
+
+class Simulation:
+    """A network's copy in float64, run in `steps` steps a window."""
+
+    def __init__(self, network: Network, steps: int = 8):
+        self.network = copy.deepcopy(network).double().eval()
+        self.network.fold()
+        self.steps = steps
+
+    @torch.inference_mode()
+    def run(self, x_BCHW: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """(output potentials (B, N) at the end, spike times of each layer of neurons), for pixels."""
+        x_BCHW = x_BCHW.double()
+        encoder = self.network.encoder
+        if isinstance(encoder, DirectEncoder):
+            x_BCHW = encoder.layer.sums(x_BCHW, encoder.layer.weight).clamp(0, 1)
+            T = encoder.layer.T
+        else:
+            T = encoder.T
+        t = torch.where(x_BCHW == 0, math.inf, T * (1 - x_BCHW))
+        spikes = []
+        for module in self.network.layers:
+            if isinstance(module, SpikingLayer):
+                t, _ = self._integrate(module, t, T, module.options["zero_drive_fires"])
+                spikes.append(t)
+            else:
+                t = self._pool(module, t)
+        readout = self.network.readout
+        _, V_BN = self._integrate(_Dense(readout.weight), t, T, False)
+        return V_BN, spikes
+
+    def _integrate(
+        self, layer: "SpikingLayer | _Dense", t_in: Tensor, T: float, zero_drive_fires: bool
+    ) -> tuple[Tensor, Tensor]:
+        """(spike times on the next layer's clock, potentials at 2T)."""
+        dt = T / self.steps
+        v = slope = layer.sums(torch.zeros_like(t_in), layer.weight)
+        fired = torch.full_like(v, math.inf)
+        for n in range(2 * self.steps):
+            start, end = n * dt, T if n + 1 == self.steps else (n + 1) * dt
+            before, v = v, v + slope * dt
+            if n < self.steps:
+                # the last of these steps takes the spikes at T, which change V from T on
+                arrives = (t_in >= start) & ((t_in < end) | ((n + 1 == self.steps) & (t_in == T)))
+                if arrives.any():
+                    v = v + layer.sums(torch.where(arrives, end - t_in, 0), layer.weight)
+                    slope = slope + layer.sums(arrives.to(v.dtype), layer.weight)
+                continue
+            gap_before, gap = (2 * T - start) - before, (2 * T - end) - v  # of the potential below the threshold
+            if n == self.steps:
+                fired = torch.where(gap_before <= 0, 0, fired)
+            crosses = (gap <= 0) & (fired == math.inf)
+            if not zero_drive_fires:
+                crosses &= (v != 0) | (slope != 0)
+            fired = torch.where(crosses, start - T + dt * gap_before / (gap_before - gap), fired)
+        return fired, v
+
+    def _pool(self, module: EarliestSpike | AverageLead, t_BCHW: Tensor) -> Tensor:
+        k = module.kernel
+        height, width = (size // k * k for size in t_BCHW.shape[2:])
+        patches = t_BCHW[:, :, :height, :width].unflatten(3, (-1, k)).unflatten(2, (-1, k))
+        if isinstance(module, EarliestSpike):
+            return patches.amin((3, 5))
+        is_silent = patches == math.inf
+        lead = torch.where(is_silent, 0, module.T - patches).mean((3, 5))
+        return torch.where(is_silent.all(5).all(3), math.inf, module.T - lead)
+
+
+class _Dense:
+    """The readout's synapses."""
+
+    def __init__(self, weight: Tensor):
+        self.weight = weight
+
+    def sums(self, x: Tensor, W: Tensor) -> Tensor:
+        return x.flatten(1) @ W.T

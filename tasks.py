@@ -1,0 +1,199 @@
+"""What train.py trains: a first-spike network on recordings of events, or a TTFS network on images.
+
+Both kinds offer the same: `network`, `optimizer`, indices `kept` and `held_out`, `class_names` (or None), `patience`
+(epochs without a better standing before training ends, or None), and the methods of `EventTask`.
+"""
+
+import math
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from datasets import events, images, prepare, readers
+from datasets.augment import Augmentation, augment
+from datasets.events import Bins, as_seen, check_window, hold_out
+from snn import config, health
+from snn.coding import Window, narrowed_D
+from snn.conv import EventConv
+from snn.evaluation import evaluate
+from snn.events import Events
+from snn.linear import EventLinear
+from snn.loss import objective
+from snn.network import Network
+from snn.team import Team
+from snn.ttfs.evaluation import evaluate as evaluate_ttfs
+from snn.ttfs.network import Network as TTFSNetwork
+from snn.ttfs.network import silent_neurons_drive
+
+
+class EventTask:
+    """A first-spike network on recordings of events."""
+
+    items = "recordings"
+    patience = None
+
+    def __init__(self, cfg: config.Config, team: Team):
+        data, train = cfg.data, cfg.train
+        self.cfg, self.team = cfg, team
+        if team.leads:
+            prepare.make_if_missing(data.train_path, data.dataset_name, data.prepare)
+        team.wait()
+        recordings = readers.read(data.layout, data.train_path, "train", data.num_units, data.num_classes, data.origin)
+        self.recordings = as_seen(recordings, data.sensor) if data.sensor else recordings
+        self.class_names = recordings.class_names
+        self.kept, self.held_out = hold_out(self.recordings, data.validation_share, data.validation_by, train.seed)
+        self.bins = Bins(data.dt_ms, data.T, data.T_empty, math.prod(data.shape))
+        check_window(self.recordings, self.bins)
+        height, width = data.shape[1:] if data.sensor else (1, data.channels)
+        self.augmentation = Augmentation(**data.augment.model_dump(), width=width, height=height)
+        torch.manual_seed(train.seed)
+        self.network = Network(cfg.network, data.shape, data.num_classes, train.backend).to(team.device)
+        self.optimizer = torch.optim.Adam(
+            self.network.parameters(), train.lr, weight_decay=train.weight_decay, amsgrad=True
+        )
+
+    def begin_epoch(self, epoch: int, random: np.random.Generator) -> dict[str, float]:
+        """Set what changes from epoch to epoch, and say it for the log."""
+        self.change = None
+        if not self.augmentation.is_off:
+            self.change = partial(augment, how=self.augmentation, key=int(random.integers(2**63)))
+        train, data, fs = self.cfg.train, self.cfg.data, self.cfg.loss.fs
+        if train.lr_decay:
+            self.optimizer.param_groups[0]["lr"] = train.lr * (1 + math.cos(math.pi * epoch / train.epochs)) / 2
+        D = narrowed_D(fs.D, fs.D_final, epoch / train.epochs) if fs.D_final else fs.D
+        window = Window.of(data.T + data.T_empty, D, fs.A, fs.window)
+        self.goal = partial(objective, loss=self.cfg.loss, window=window)
+        return {"lr": self.optimizer.param_groups[0]["lr"], "D": D}
+
+    def batches(self, order: np.ndarray) -> Iterator[tuple[Events, Tensor]]:
+        """The training batches of an epoch, this process's share of each."""
+        size = self.cfg.train.batch_size
+        return events.batches(self.recordings, order, self.bins, size, self.team.share, self.change)
+
+    def loss(self, x_TBC: Events, target_B: Tensor) -> Tensor:
+        """The mean loss of a training batch."""
+        self.network.reset()
+        return self.goal(self.network(x_TBC), target_B, training=True)
+
+    def blame(self, x_TBC: Events) -> str:
+        """Where a batch first meets a number that is not finite."""
+        return health.blame(self.network, x_TBC)
+
+    def after_step(self) -> None:
+        """What follows a step of the optimiser."""
+        self.network.clamp_values()
+
+    def validate(self) -> dict:
+        """Metrics on what is held out."""
+        batches = events.batches(self.recordings, self.held_out, self.bins, self.cfg.train.test_batch_size)
+        goal = partial(self.goal, training=False)
+        return evaluate(self.network, batches, goal, self.team.device).metrics(self.cfg.data.dt_ms)
+
+    def standing(self, validation: dict) -> tuple[float, float]:
+        """The larger, the better: the accuracy in the code that is trained; of equals, the lower loss."""
+        code = "fs_accuracy" if self.cfg.loss.mode == "first_time" else "fr_accuracy"
+        return validation[code], -validation["loss"]
+
+    def describe(self, validation: dict) -> str:
+        """An epoch's validation for the screen."""
+        return (
+            f"FS {validation['fs_accuracy']:6.2f} %  FR {validation['fr_accuracy']:6.2f} %  "
+            f"{validation['spikes_per_neuron']:.2f} spikes/neuron  {validation['silent_samples']} silent"
+        )
+
+    def conclude(self, validation: dict) -> str:
+        """The best epoch's accuracy in a sentence."""
+        return (
+            f"validation FS accuracy {validation['fs_accuracy']:.2f} %, FR accuracy {validation['fr_accuracy']:.2f} %"
+        )
+
+    def log_activity(self) -> None:
+        """How active each linear layer's last input was, and which product that made it take."""
+        for name, module in self.network.named_modules():
+            if isinstance(module, EventConv | EventLinear):
+                kind = "event-driven" if module.is_event_driven else "dense"
+                tqdm.write(f"  {name}: {100 * module.active_share:.1f} % of its input active, {kind} product")
+
+
+class ImageTask:
+    """A TTFS network on images. Its methods are those of `EventTask`."""
+
+    items = "images"
+    class_names = None
+
+    def __init__(self, cfg: config.TTFSConfig, team: Team):
+        data, train = cfg.data, cfg.train
+        self.cfg, self.team = cfg, team
+        self.patience = train.patience
+        if team.leads:
+            images.fetch_if_missing(data.layout, data.folder, data.dataset_name)
+        team.wait()
+        self.images = read_images(data, "train")
+        self.kept, self.held_out = hold_out(self.images, data.validation_share, "recording", train.seed)
+        self.augment = images.augmentations(data.augment, data.crop_pad)
+        torch.manual_seed(train.seed)
+        self.network = TTFSNetwork(cfg.ttfs, data.shape, data.num_classes).to(team.device)
+        self.optimizer = torch.optim.AdamW(self.network.parameters(), train.lr, weight_decay=train.weight_decay)
+
+    def begin_epoch(self, epoch: int, random: np.random.Generator) -> dict[str, float]:
+        train = self.cfg.train
+        lr = train.lr * train.lr_factor**epoch
+        if train.lr_decay:
+            lr *= (1 + math.cos(math.pi * epoch / train.epochs)) / 2
+        self.optimizer.param_groups[0]["lr"] = lr
+        return {"lr": lr}
+
+    def batches(self, order: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
+        return images.batches(self.images, order, self.cfg.train.batch_size, self.team.share, self.augment)
+
+    def loss(self, x_BCHW: Tensor, target_B: Tensor) -> Tensor:
+        activity = self.network(x_BCHW)
+        loss = F.cross_entropy(activity.V_BN, target_B)
+        if self.cfg.train.silent_drive > 0:
+            loss = loss + self.cfg.train.silent_drive * silent_neurons_drive(activity)
+        return loss
+
+    def blame(self, x_BCHW: Tensor) -> str:
+        return self.network.blame()
+
+    def after_step(self) -> None:
+        """Nothing: no weight has a range."""
+
+    def validate(self) -> dict:
+        batches = images.batches(self.images, self.held_out, self.cfg.train.test_batch_size)
+        metrics = evaluate_ttfs(self.network, batches, self.team.device).metrics()
+        self.spikes_by_layer = metrics["spikes_per_neuron_by_layer"]
+        return metrics
+
+    def standing(self, validation: dict) -> tuple[float, float]:
+        return validation["accuracy"], -validation["loss"]
+
+    def describe(self, validation: dict) -> str:
+        return f"{validation['accuracy']:6.2f} %  {validation['spikes_per_neuron']:.3f} spikes/neuron"
+
+    def conclude(self, validation: dict) -> str:
+        return f"validation accuracy {validation['accuracy']:.2f} %"
+
+    def log_activity(self) -> None:
+        """The share of neurons of each layer that fired for a held-out image."""
+        for k, share in enumerate(self.spikes_by_layer):
+            tqdm.write(f"  layer {k + 1}: {100 * share:.1f} % of its neurons fire")
+
+
+def read_images(data: config.Images, split: readers.Split) -> images.Images:
+    """The images of one split."""
+    where = (data.layout, data.folder, data.dataset_name)
+    return images.read(*where, split, data.shape, data.num_classes, data.window_ms)
+
+
+Task = EventTask | ImageTask
+
+
+def of(cfg: config.AnyConfig, team: Team) -> Task:
+    """The task of a configuration."""
+    return ImageTask(cfg, team) if isinstance(cfg, config.TTFSConfig) else EventTask(cfg, team)

@@ -1,0 +1,284 @@
+"""train.py and test.py on images as a user runs them, and with bad input."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from snn import config
+from snn.ttfs.network import Network
+from tests.conftest import REPOSITORY, TINY, assert_one_line, write_shd
+
+WORDS = (
+    f"--path_to_yaml {REPOSITORY}/configs/ttfs_mnist_mlp.yaml --dataset_name toy --path_to_dataset data "
+    "--num_classes 3 --set data.layout=npz --set data.shape=[1,12,12] --batch-size 16 --lr 5e-3 --seed 1"
+)
+TRAIN = f"train.py {WORDS}"
+RUN = "toy_ttfs_256F"
+
+
+def toy_images(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Bright squares in one of three places, in noise."""
+    random = np.random.default_rng(seed)
+    x, y = random.integers(0, 60, (n, 12, 12), np.uint8), np.arange(n) % 3
+    for image, label in zip(x, y, strict=True):
+        image[4 * label : 4 * label + 4, 2:10] = 220
+    return x, y
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Path:
+    """data/toy.npz: 90 and 30 images of 3 classes."""
+    path = tmp_path / "data" / "toy.npz"
+    path.parent.mkdir()
+    arrays = {}
+    for seed, (split, n) in enumerate((("train", 90), ("test", 30))):
+        arrays[f"x_{split}"], arrays[f"y_{split}"] = toy_images(n, seed)
+    np.savez(path, **arrays)
+    return path
+
+
+def rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_train_then_test(program, tmp_path, toy):
+    """The whole path; training does without the test split."""
+    with np.load(toy) as file:
+        arrays = dict(file)
+    np.savez(toy, **{name: value for name, value in arrays.items() if "test" not in name})
+    trained = program(f"{TRAIN} --epochs 6")
+    assert trained.returncode == 0, trained.stderr
+    assert "validation accuracy" in trained.stdout
+    np.savez(toy, **arrays)
+    run = tmp_path / "runs" / RUN
+    log = rows(run / "metrics.jsonl")
+    assert log[-1]["train_loss"] < log[0]["train_loss"]
+    best = max(log, key=lambda row: (row["validation_accuracy"], -row["validation_loss"]))
+    assert torch.load(run / "best.pt", weights_only=True)["epoch"] == best["epoch"]
+    assert yaml.safe_load((run / "config.yaml").read_text())["ttfs"]["layers"] == "256F"
+
+    tested = program(f"test.py --load_pt_file {RUN} --simulate")
+    assert tested.returncode == 0, tested.stderr
+    metrics = json.loads((run / "test" / "metrics.json").read_text())
+    assert metrics["images"] == 30
+    assert metrics["accuracy"] >= 90
+    assert metrics["disagreements_with_simulation"] == 0
+    assert metrics["latency_windows"] == 3
+    assert 0 < metrics["spikes_per_neuron"] < 1
+    assert metrics["synapses"] == 144 * 256 + 256 * 3
+    assert 0 < metrics["synaptic_operations_per_image"] < metrics["synapses"]
+    fired = round(metrics["spikes_per_neuron"] * 256 * 30)
+    assert sum(metrics["spike_time_histograms"][0]) == fired
+    assert f"{metrics['accuracy']:.2f} %" in tested.stdout
+    assert (run / "test" / "spike_times.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.usefixtures("toy")
+def test_same_seed_same_run_and_resume(program, tmp_path):
+    """Three epochs at once, or two and one more, augmentation included; another seed is another run."""
+    for words in (
+        "3 --save_name whole",
+        "2 --save_name parts",
+        "3 --save_name parts --resume",
+        "3 --save_name b --seed 2",
+    ):
+        result = program(f"{TRAIN} --set train.lr_decay=false --epochs {words}")
+        assert result.returncode == 0, result.stderr
+    whole, parts, other = (
+        torch.load(tmp_path / "runs" / name / "last.pt", weights_only=True)["network"]
+        for name in ("whole", "parts", "b")
+    )
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert not torch.equal(whole["readout.weight"], other["readout.weight"])
+    refused = program(f"{TRAIN} --epochs 4 --save_name parts --resume --set ttfs.T=2.0")
+    assert_one_line(refused, "cannot resume with another ttfs.T")
+
+
+@pytest.mark.usefixtures("toy")
+def test_patience_and_schedule(program, tmp_path):
+    """Training ends when the best epoch lies `patience` back, also after a resume; lr falls by its factor."""
+    words = "--set train.lr_decay=false --set train.lr_factor=0.5 --set train.patience=2 --lr 1e-12 --save_name x"
+    assert program(f"{TRAIN} {words} --epochs 30 --set data.augment=[]").returncode == 0
+    log = rows(tmp_path / "runs" / "x" / "metrics.jsonl")
+    best = torch.load(tmp_path / "runs" / "x" / "best.pt", weights_only=True)["epoch"]
+    assert len(log) == best + 2 < 30
+    assert [row["lr"] for row in log] == pytest.approx([1e-12 * 0.5**k for k in range(len(log))])
+    assert program(f"{TRAIN} {words} --epochs 30 --set data.augment=[] --resume").returncode == 0
+    assert len(rows(tmp_path / "runs" / "x" / "metrics.jsonl")) == best + 2
+
+
+@pytest.mark.usefixtures("toy")
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--set ttfs.layers=4C3-P2-8C3S2-A2-10F --set ttfs.T=3.0 --verbose",
+        "--set ttfs.encoder=direct --set ttfs.layers=4C3-8F --set data.augment=[crop,flip,cutout]",
+        "--set ttfs.standardised=true --set ttfs.grad_clip=1.0 --set ttfs.zero_drive_fires=true",
+        "--set train.clip_norm=1.0 --set train.silent_drive=0",
+    ],
+)
+def test_options_train(program, words):
+    result = program(f"{TRAIN} --epochs 1 --save_name x {words}")
+    assert result.returncode == 0, result.stderr
+    assert "best epoch 1" in result.stdout
+    tested = program("test.py --load_pt_file x --simulate")
+    assert tested.returncode == 0, tested.stderr
+    assert "0 decisions differ" in tested.stdout
+
+
+def test_train_on_first_events(program, tmp_path):
+    """Two places of a small sensor, told apart by which fires first."""
+    random = np.random.default_rng(0)
+    for split, n in (("train", 40), ("test", 20)):
+        times, units = [], []
+        for r in range(n):
+            first, second = (0.01, 0.06) if r % 2 else (0.06, 0.01)
+            times.append(np.concatenate([np.full(8, first), np.full(8, second)]) + random.uniform(0, 0.02, 16))
+            units.append(np.arange(16))
+        write_shd(tmp_path / "data" / f"toy_{split}.h5", times, units, [r % 2 for r in range(n)])
+    words = (
+        "--set data.layout=shd --set data.shape=[1,4,4] --set data.window_ms=100 --set data.augment=[] --num_classes 2"
+    )
+    assert program(f"{TRAIN} {words} --epochs 10").returncode == 0
+    tested = program(f"test.py --load_pt_file {RUN}")
+    assert tested.returncode == 0, tested.stderr
+    assert json.loads((tmp_path / "runs" / RUN / "test" / "metrics.json").read_text())["accuracy"] == 100
+
+
+@pytest.mark.usefixtures("toy")
+def test_two_processes_train_as_one(program, tmp_path):
+    words = f"{TRAIN} --epochs 2 --set data.augment=[] --set train.silent_drive=0 --distributed"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
+    command = [*launcher, str(REPOSITORY / "train.py"), *words.split()[1:], "--save_name", "two"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert result.returncode == 0, result.stderr
+    assert program(f"{words} --save_name one").returncode == 0
+    one, two = (
+        torch.load(tmp_path / "runs" / name / "last.pt", weights_only=True)["network"] for name in ("one", "two")
+    )
+    for name, weight in one.items():
+        torch.testing.assert_close(two[name], weight, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.usefixtures("toy")
+def test_continue_from_a_checkpoint(program, tmp_path):
+    assert program(f"{TRAIN} --epochs 1 --save_name x").returncode == 0
+    weights = torch.load(tmp_path / "runs" / "x" / "best.pt", weights_only=True)["network"]
+    words = f"{TRAIN} --epochs 1 --lr 1e-30 --weight_decay 0 --load_pt_file x --save_name y"
+    assert program(words).returncode == 0
+    moved = torch.load(tmp_path / "runs" / "y" / "last.pt", weights_only=True)["network"]
+    torch.testing.assert_close(moved, weights, rtol=0, atol=1e-12)
+    refused = program(f"{TRAIN} --load_pt_file x --save_name z --set ttfs.layers=8F")
+    assert_one_line(refused, "belongs to another network")
+    assert not (tmp_path / "runs" / "z").exists()
+
+
+@pytest.mark.usefixtures("toy")
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--set ttfs.T=0.0", "ttfs.T = 0.0: input should be greater than 0"),
+        ("--set ttfs.T=-1.0", "ttfs.T = -1.0: input should be greater than 0"),
+        ("--set ttfs.T=.nan", "ttfs.T = nan: input should be a finite number"),
+        ("--set ttfs.layers=64C3-X", "layer 'X' is not known"),
+        ("--set ttfs.layers=64R", "a neuron that spikes once has no recurrent layer"),
+        ("--set ttfs.encoder=rate", "ttfs.encoder = 'rate': input should be 'unit' or 'direct'"),
+        ("--set ttfs.neuron=AdLIF", "ttfs.neuron is not known; ttfs has layers, T, encoder"),
+        ("--hidden_size 16", "network.hidden_size is not known; the configuration has data, ttfs, train"),
+        ("--set data.shape=[1,28,28]", "the images have shape (1, 12, 12), data.shape says (1, 28, 28)"),
+        ("--num_classes 2", "image 2 has the label 2, outside 0..1"),
+        ("--path_to_dataset nowhere", "nowhere/toy.npz: not found"),
+        ("--set data.augment=[autoaugment,blur]", "data.augment.1 = 'blur'"),
+        ("--lr 1e30", "not a finite number in"),
+    ],
+)
+def test_bad_words(program, words, message):
+    assert_one_line(program(f"{TRAIN} --epochs 3 {words}"), message)
+
+
+@pytest.mark.usefixtures("toy")
+def test_json_of_the_authors_framework(program, tmp_path):
+    """Its words go over the YAML, ours over them."""
+    words = {"use_adam": True, "grad_clip": 1, "w_decay": 0.1, "lr": 3e-5, "annealing": 0.9, "early_stopping": 7}
+    path = tmp_path / "example.json"
+    path.write_text(json.dumps(words | {"epochs": 1, "batch_size": 32}))
+    result = program(f"{TRAIN.replace('--lr 5e-3', '')} --save_name x --path_to_json {path} --weight_decay 0.2")
+    assert result.returncode == 0, result.stderr
+    values = yaml.safe_load((tmp_path / "runs" / "x" / "config.yaml").read_text())
+    assert values["ttfs"]["grad_clip"] == 1.0
+    train = values["train"]
+    assert (train["lr"], train["lr_factor"], train["patience"], train["epochs"]) == (3e-5, 0.9, 7, 1)
+    assert train["weight_decay"] == 0.2
+    assert train["batch_size"] == 16  # TRAIN says so
+    for text, message in (
+        ("{", "cannot be read as JSON"),
+        ("[1]", "must hold an object"),
+        ('{"use_adam": false}', "use_adam = false: only AdamW is there"),
+        ('{"momentum": 0.9}', "momentum is not known; known are use_adam, lr"),
+        ('{"lr": "fast"}', "train.lr = 'fast': input should be a valid number"),
+    ):
+        path.write_text(text)
+        assert_one_line(program(f"{TRAIN.replace('--lr 5e-3', '')} --path_to_json {path}"), message)
+    assert_one_line(
+        program(f"{TRAIN} --path_to_json nowhere.json"), "nowhere.json: cannot be read as JSON: No such file"
+    )
+
+
+def test_bad_pixels(program, toy):
+    """Numbers outside 0 to 1 and NaN, in training and in test."""
+    with np.load(toy) as file:
+        good = dict(file)
+    np.savez(toy, **good | {"x_train": good["x_train"].astype(np.float32)})
+    assert_one_line(program(f"{TRAIN} --epochs 1"), "data/toy.npz: x_train goes from 0 to 220; pixels must be uint8")
+    spoiled = good["x_test"] / 255
+    spoiled[3, 0, 0] = np.nan
+    np.savez(toy, **good | {"x_test": spoiled})
+    assert program(f"{TRAIN} --epochs 1").returncode == 0
+    assert_one_line(program(f"test.py --load_pt_file {RUN}"), "data/toy.npz: x_test goes from nan to nan")
+
+
+@pytest.mark.usefixtures("toy", "shd_folder")
+def test_other_kinds_of_checkpoint(program, tmp_path):
+    """A run of the other kind of network is neither resumed nor tested with the words of this one."""
+    assert program(f"{TRAIN} --epochs 1 --save_name x").returncode == 0
+    events = f"train.py --path_to_yaml {REPOSITORY}/configs/adlif_shd.yaml --path_to_dataset shd {TINY}"
+    events += " --save_name x --resume"
+    assert_one_line(program(events), "cannot resume with another kind of network")
+    assert_one_line(program("test.py --load_pt_file x --set ttfs.layers=8F"), "it was trained with another ttfs.layers")
+    path = tmp_path / "runs" / "x" / "best.pt"
+    content = torch.load(path, weights_only=True)
+    content["network"]["readout.weight"][0, 0] = float("nan")
+    torch.save(content, path)
+    assert_one_line(program("test.py --load_pt_file x"), "readout.weight holds a value that is no finite number")
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (REPOSITORY / "configs").glob("ttfs_*.yaml")))
+def test_every_configuration_builds(name):
+    path = REPOSITORY / "configs" / name
+    cfg = config.build(config.read_yaml(path), str(path))
+    assert isinstance(cfg, config.TTFSConfig)
+    with torch.device("meta"):
+        Network(cfg.ttfs, cfg.data.shape, cfg.data.num_classes)
+
+
+MNIST = REPOSITORY.parent / "shared" / "data" / "mnist.npz"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not MNIST.exists(), reason="needs ../shared/data")
+def test_mnist_mlp(program):
+    """784-256-10 learns MNIST to 98 % on the test images; the simulation decides the same on each of them."""
+    words = f"--set data.layout=npz --path_to_dataset {MNIST.parent}"
+    result = program(f"train.py --path_to_yaml {REPOSITORY}/configs/ttfs_mnist_mlp.yaml {words}")
+    assert result.returncode == 0, result.stderr
+    tested = program("test.py --load_pt_file mnist_ttfs_256F --simulate")
+    assert tested.returncode == 0, tested.stderr
+    metrics = json.loads(Path("runs/mnist_ttfs_256F/test/metrics.json").read_text())
+    assert metrics["accuracy"] >= 98.0
+    assert metrics["disagreements_with_simulation"] == 0

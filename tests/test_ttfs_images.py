@@ -134,7 +134,7 @@ def test_first_events(tmp_path):
         images.read("shd", tmp_path, "toy", "train", shape, 2)
     write_shd(tmp_path / "late_train.h5", [[0.5]], [[0]], [0])
     with pytest.raises(InputError, match="no event falls into the first 100 ms"):
-        images.read("shd", tmp_path, "late", "train", shape, 2, window_ms=100)
+        images.read("shd", tmp_path, "late", "train", shape, 1, window_ms=100)
 
 
 def test_crop_moves_each_image_by_its_own_shift():

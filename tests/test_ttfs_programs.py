@@ -190,7 +190,7 @@ def test_continue_from_a_checkpoint(program, tmp_path):
         ("--set ttfs.layers=64R", "a neuron that spikes once has no recurrent layer"),
         ("--set ttfs.encoder=rate", "ttfs.encoder = 'rate': input should be 'unit' or 'direct'"),
         ("--set ttfs.neuron=AdLIF", "ttfs.neuron is not known; ttfs has layers, T, encoder"),
-        ("--hidden_size 16", "network.hidden_size is not known; the configuration has data, ttfs, train"),
+        ("--hidden_size 16", "network.layers is not known; the configuration has data, ttfs, train"),
         ("--set data.shape=[1,28,28]", "the images have shape (1, 12, 12), data.shape says (1, 28, 28)"),
         ("--num_classes 2", "image 2 has the label 2, outside 0..1"),
         ("--path_to_dataset nowhere", "nowhere/toy.npz: not found"),

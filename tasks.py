@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from datasets import events, images, prepare, readers
 from datasets.augment import Augmentation, augment
-from datasets.events import Bins, as_seen, check_window, hold_out
+from datasets.events import Bins, Recordings, as_seen, check_window, hold_out
 from snn import config, health
 from snn.coding import Window, narrowed_D
 from snn.conv import EventConv
@@ -43,12 +43,10 @@ class EventTask:
         if team.leads:
             prepare.make_if_missing(data.train_path, data.dataset_name, data.prepare)
         team.wait()
-        recordings = readers.read(data.layout, data.train_path, "train", data.num_units, data.num_classes, data.origin)
-        self.recordings = as_seen(recordings, data.sensor) if data.sensor else recordings
-        self.class_names = recordings.class_names
-        self.kept, self.held_out = hold_out(self.recordings, data.validation_share, data.validation_by, train.seed)
         self.bins = Bins(data.dt_ms, data.T, data.T_empty, math.prod(data.shape))
-        check_window(self.recordings, self.bins)
+        self.recordings = read_recordings(data, "train", self.bins)
+        self.class_names = self.recordings.class_names
+        self.kept, self.held_out = hold_out(self.recordings, data.validation_share, data.validation_by, train.seed)
         height, width = data.shape[1:] if data.sensor else (1, data.channels)
         self.augmentation = Augmentation(**data.augment.model_dump(), width=width, height=height)
         torch.manual_seed(train.seed)
@@ -183,6 +181,16 @@ class ImageTask:
         """The share of neurons of each layer that fired for a held-out image."""
         for k, share in enumerate(self.spikes_by_layer):
             tqdm.write(f"  layer {k + 1}: {100 * share:.1f} % of its neurons fire")
+
+
+def read_recordings(data: config.Data, split: readers.Split, bins: Bins) -> Recordings:
+    """The recordings of one split, as the network sees them; those of a camera are down-sampled."""
+    path = data.train_path if split == "train" else data.test_path
+    recordings = readers.read(data.layout, path, split, data.num_units, data.num_classes, data.origin)
+    if data.sensor:
+        recordings = as_seen(recordings, data.sensor)
+    check_window(recordings, bins)
+    return recordings
 
 
 def read_images(data: config.Images, split: readers.Split) -> images.Images:

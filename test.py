@@ -23,8 +23,8 @@ import torch
 from tqdm import tqdm
 
 import tasks
-from datasets import images, prepare, readers
-from datasets.events import Bins, Recordings, as_seen, batches, check_window
+from datasets import images, prepare
+from datasets.events import Bins, Recordings, batches
 from snn import checkpoint, cli, config, report
 from snn.coding import Window, first_times, fs_decision
 from snn.errors import InputError
@@ -40,6 +40,7 @@ from snn.ttfs.report import draw_spike_times
 from snn.ttfs.simulation import Simulation
 
 NOTHING = -1  # stands for a decision, or the step of a first spike, that there is not
+OF_THE_OTHER_KIND = {"ttfs": ("show", "streaming", "test_single_delay"), "network": ("simulate",)}  # words
 COSTS = ("events", "synaptic ops", "neuron updates", "time (ms)")
 
 
@@ -58,12 +59,9 @@ def test_recordings(args: argparse.Namespace, path: Path, cfg: config.Config, we
     checkpoint.load_weights(network, weights, path)
 
     prepare.make_if_missing(data.test_path, data.dataset_name, data.prepare)
-    recordings = readers.read(data.layout, data.test_path, "test", data.num_units, data.num_classes, data.origin)
-    if data.sensor:
-        recordings = as_seen(recordings, data.sensor)
     T, T_empty = data.test_T or data.T, data.T_empty if data.test_T_empty is None else data.test_T_empty
     bins = Bins(data.dt_ms, T, T_empty, math.prod(data.shape))
-    check_window(recordings, bins)
+    recordings = tasks.read_recordings(data, "test", bins)
     goal = partial(objective, loss=cfg.loss, window=Window.of(T + T_empty, fs.D, fs.A, fs.window), training=False)
 
     size = cfg.train.test_batch_size
@@ -161,6 +159,9 @@ def read_command_line() -> tuple[argparse.Namespace, Path, config.AnyConfig, dic
         values["data"] = given.get("data", {})
     cfg = parser.override(values, args)
     section = "ttfs" if isinstance(trained, config.TTFSConfig) else "network"
+    for word in OF_THE_OTHER_KIND[section]:
+        if getattr(args, word):
+            raise InputError(f"command line: --{word} is not for a network with a section `{section}`, as in {path}")
     if changed := list(config.differences(getattr(cfg, section), getattr(trained, section), f"{section}.")):
         raise InputError(f"{path}: belongs to another network: it was trained with another {', '.join(changed)}")
     return args, path, cfg, content["network"]

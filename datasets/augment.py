@@ -6,10 +6,10 @@ batch nor on the number of processes.
 
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 
 from datasets.events import Recordings
+from snn.ops.compiled import inlined, kernel
 
 # splitmix64 (Steele, Lea, Flood, OOPSLA 2014): state += GOLDEN, then the bits are mixed
 GOLDEN, MIX_1, MIX_2 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
@@ -71,7 +71,7 @@ def augment(recordings: Recordings, index: np.ndarray, how: Augmentation, key: i
     )
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def _augment(source, target, key, stretch, jitter_ticks, drop, shift, unit_jitter, size, last_tick, is_whole):
     """Write the changed events of each recording in turn; where each ends."""
     offsets, times, channels, index = source
@@ -115,27 +115,27 @@ def _augment(source, target, key, stretch, jitter_ticks, drop, shift, unit_jitte
     return ends
 
 
-@numba.njit(cache=True, nogil=True)
+@inlined
 def _mix(bits):
     bits = (bits ^ (bits >> np.uint64(30))) * MIX_1
     bits = (bits ^ (bits >> np.uint64(27))) * MIX_2
     return bits ^ (bits >> np.uint64(31))
 
 
-@numba.njit(cache=True, nogil=True)
+@inlined
 def _uniform(state):
     """Evenly from 0 to 1, without 1."""
     state[0] += GOLDEN
     return np.float64(_mix(state[0]) >> np.uint64(11)) * 2.0**-53
 
 
-@numba.njit(cache=True, nogil=True)
+@inlined
 def _whole(state, most):
     """A whole number from -most to most, each as likely."""
     return np.int64(_uniform(state) * (2 * most + 1)) - most if most > 0 else 0
 
 
-@numba.njit(cache=True, nogil=True)
+@inlined
 def _bell(state):
     """Nearly normal with mean 0 and σ 1, never beyond 3.5: four even numbers of 16 bits, from one draw, added."""
     state[0] += GOLDEN

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numba
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -19,6 +18,7 @@ from datasets import readers
 from datasets.events import Recordings
 from datasets.readers import Split
 from snn.errors import InputError
+from snn.ops.compiled import kernel
 
 TORCHVISION = {"mnist": "MNIST", "fmnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100"}
 Augment = Callable[[Tensor], Tensor]  # of a batch
@@ -136,7 +136,7 @@ def _read_npz(path: Path, split: Split, shape: tuple[int, int, int]) -> Images:
     return Images(np.ascontiguousarray(pixels), labels.astype(np.int64), str(path))
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _find_first(offsets, times, channels, first):
     for r in range(len(offsets) - 1):
         for e in range(offsets[r], offsets[r + 1]):

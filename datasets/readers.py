@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Literal
 
 import h5py
-import numba
 import numpy as np
 
 from datasets.events import Recordings
 from snn import config
 from snn.errors import InputError
+from snn.ops.compiled import kernel
 
 Split = Literal["train", "test"]
 
@@ -215,7 +215,7 @@ def _from_first(ticks: np.ndarray, r: int, path: Path) -> np.ndarray:
     return ticks - ticks[0]
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _lay_pixels(data, height, width, channels):
     """Write the channel of each event (x, y, polarity); the first event outside the sensor, or -1."""
     for e in range(len(data)):

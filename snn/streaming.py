@@ -62,12 +62,12 @@ class Stream:
         ticks_per_second: float = 1.0,
         stops: bool = True,
     ):
+        if network.image is not None:
+            raise InputError("streaming takes fully connected networks; this one has convolutions or pools")
         network = network.folded()
         self.dt_ms, self.T, self.T_end = float(dt_ms), T, T + T_empty
         self.ticks_per_second, self.stops = float(ticks_per_second), stops
         linears = [block.linear for block in network.blocks] + [network.readout]
-        if network.image is not None:
-            raise InputError("streaming takes fully connected networks; this one has convolutions or pools")
         neurons = [block.neurons for block in network.blocks] + [network.output]
         self._layers = tuple(
             _layer(linear.weight, linear.bias, module) for linear, module in zip(linears, neurons, strict=True)

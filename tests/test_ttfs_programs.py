@@ -251,6 +251,7 @@ def test_other_kinds_of_checkpoint(program, tmp_path):
     events += " --save_name x --resume"
     assert_one_line(program(events), "cannot resume with another kind of network")
     assert_one_line(program("test.py --load_pt_file x --set ttfs.layers=8F"), "it was trained with another ttfs.layers")
+    assert_one_line(program("test.py --load_pt_file x --streaming"), "--streaming is not for a network with")
     path = tmp_path / "runs" / "x" / "best.pt"
     content = torch.load(path, weights_only=True)
     content["network"]["readout.weight"][0, 0] = float("nan")

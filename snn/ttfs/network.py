@@ -2,12 +2,13 @@
 
 import math
 import re
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from snn import config
+from snn import architecture, config
 from snn.architecture import Conv, Full, Pool, parse
 from snn.errors import InputError
 from snn.ttfs import layers
@@ -43,16 +44,17 @@ class Network(nn.Module):
 
     def __init__(self, ttfs: config.TTFS, input_shape: tuple[int, int, int], num_classes: int):
         super().__init__()
-        words = parse(re.split(r"[\s,-]+", NAMED.get(ttfs.layers, ttfs.layers).strip()))
+        words = re.split(r"[\s,-]+", NAMED.get(ttfs.layers, ttfs.layers).strip())
+        shapes = [input_shape, *architecture.shapes(words, input_shape)]
         options = {
             "standardised": ttfs.standardised,
             "zero_drive_fires": ttfs.zero_drive_fires,
             "grad_clip": ttfs.grad_clip,
         }
-        modules, shape = [], input_shape
-        for word in words:
-            module, shape = _layer(word, shape, ttfs.T, options)
-            modules.append(module)
+        modules = [
+            _layer(layer, *around, ttfs.T, options)
+            for layer, around in zip(parse(words), pairwise(shapes), strict=True)
+        ]
         if ttfs.encoder == "direct":
             if not isinstance(modules[0], layers.SpikingLayer):
                 raise InputError(f"ttfs.layers = {ttfs.layers}: the direct encoder needs a first layer with weights")
@@ -60,7 +62,7 @@ class Network(nn.Module):
         else:
             self.encoder = layers.UnitEncoder(ttfs.T)
         self.layers = nn.ModuleList(modules)
-        self.readout = layers.Readout(math.prod(shape), num_classes, ttfs.T)
+        self.readout = layers.Readout(math.prod(shapes[-1]), num_classes, ttfs.T)
 
     def forward(self, x_BCHW: Tensor) -> Activity:
         t = self.encoder(x_BCHW)
@@ -98,23 +100,22 @@ class Network(nn.Module):
 
 
 def _layer(
-    word: Conv | Pool | Full, shape: tuple[int, ...], T: float, options: dict[str, bool | float | None]
-) -> tuple[nn.Module, tuple[int, ...]]:
-    """The module of a word for inputs of this shape, and the shape of its output."""
-    if isinstance(word, Full):
-        if word.is_recurrent:
-            raise InputError(
-                f"layer '{word.size}R': a neuron that spikes once has no recurrent layer; write {word.size}F"
-            )
-        return layers.Linear(math.prod(shape), word.size, T, **options), (word.size,)
-    channels, *size = shape
-    if isinstance(word, Pool):
-        if min(size) < word.kernel:
-            raise InputError(f"layer '{'PA'[word.is_average]}{word.kernel}': nothing is left of {size[0]}x{size[1]}")
-        module = layers.AverageLead(word.kernel, T) if word.is_average else layers.EarliestSpike(word.kernel)
-        return module, (channels, *(n // word.kernel for n in size))
-    module = layers.Conv2d(channels, word.channels, word.kernel, T, word.stride, **options)
-    return module, (word.channels, *((n - 1) // word.stride + 1 for n in size))
+    layer: Conv | Pool | Full,
+    before: tuple[int, ...],
+    after: tuple[int, ...],
+    T: float,
+    options: dict[str, bool | float | None],
+) -> nn.Module:
+    """The module of a layer between two shapes."""
+    if isinstance(layer, Conv):
+        return layers.Conv2d(before[0], layer.channels, layer.kernel, T, layer.stride, **options)
+    if isinstance(layer, Pool):
+        return layers.AverageLead(layer.kernel, T) if layer.is_average else layers.EarliestSpike(layer.kernel)
+    if layer.is_recurrent:
+        raise InputError(
+            f"layer '{layer.size}R': a neuron that spikes once has no recurrent layer; write {layer.size}F"
+        )
+    return layers.Linear(math.prod(before), *after, T, **options)
 
 
 def silent_neurons_drive(activity: Activity) -> Tensor:

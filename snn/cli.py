@@ -172,8 +172,15 @@ def advice_on_ctrl_c(advice: str) -> Iterator[None]:
         raise KeyboardInterrupt(advice) from None
 
 
+def _quiet_about_ctrl_c(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Ctrl-C in the midst of a callback from C is raised again by who called C (`snn.ops.compiled`)."""
+    if unraisable.exc_type is not KeyboardInterrupt:
+        sys.__unraisablehook__(unraisable)
+
+
 def run(main: Callable[[], None]) -> None:
     """Run a program: what the user or the machine got wrong is one line and exit code 2, Ctrl-C is exit code 130."""
+    sys.unraisablehook = _quiet_about_ctrl_c
     try:
         main()
     except InputError as error:

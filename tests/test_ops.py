@@ -393,3 +393,12 @@ def test_a_kernel_is_compiled_anew_with_what_it_calls_in_another_file(tmp_path):
     assert (run().stdout, run().stderr) == ("1\n", "")  # the second from disk
     (tmp_path / "called.py").write_text((tmp_path / "called.py").read_text().replace("return 1", "return 2"))
     assert run().stdout == "2\n"
+
+
+@pytest.mark.skipif(not compiled._gomp_parallel, reason="needs torch's GNU OpenMP")
+def test_ctrl_c_is_not_lost_on_the_way_into_a_kernel(monkeypatch):
+    """As ctypes does when Ctrl-C comes before the first line of its callback: this thread's share is left out."""
+    monkeypatch.setattr(compiled, "_gomp_parallel", lambda *_: None)
+    with pytest.raises(KeyboardInterrupt):
+        compiled.in_parts(lambda begin, end: None, 8, 2)
+    compiled.in_parts(lambda begin, end: None, 8, 1)

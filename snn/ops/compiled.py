@@ -6,6 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
+from threading import get_ident
 
 import numba
 from numba.core import event
@@ -85,10 +86,11 @@ def _on_threads(threads: int, work: Callable[[], None]) -> None:
 
     After each of its operations these keep spinning for milliseconds; other threads would get half a core beside them.
     """
-    failures = []
+    failures, ran_in = [], set()
 
     def task(_: int | None) -> None:
         try:
+            ran_in.add(get_ident())
             work()
         except BaseException as failure:  # ctypes would swallow it
             failures.append(failure)
@@ -97,6 +99,8 @@ def _on_threads(threads: int, work: Callable[[], None]) -> None:
         task(None)
     elif _gomp_parallel:
         _gomp_parallel(_TASK(task), None, threads, 0)
+        if get_ident() not in ran_in:  # Ctrl-C came on the very threshold of `task`, where ctypes swallows it
+            raise KeyboardInterrupt
     else:
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(task, range(threads)))

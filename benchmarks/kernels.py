@@ -2,8 +2,10 @@
 
     python -m benchmarks.kernels [--json FILE] [--plot FILE] [--rounds 15] [--device cpu]
 
-All contenders take turns within each round; the table shows medians. The floor is a copy that moves as many bytes as
-the layer must: x, y, h forward and gy, h, x, gx backward, once each. Peers are optional (benchmarks/requirements.txt).
+All contenders take turns within each round; the table shows medians. A turn is one call that is not timed and one that
+is, so that nobody pays for what the one before left behind: cold caches, and threads that look for work for a while
+before they sleep (JAX's do). The floor is a copy that moves as many bytes as the layer must: x, y, h forward and gy, h,
+x, gx backward, once each. Peers are optional (benchmarks/requirements.txt).
 
 `--device cuda` measures the cupy backend with CUDA events. This part has not been run by its authors, who had no GPU.
 """
@@ -149,7 +151,12 @@ def milliseconds(step: Step, device: str) -> float:
 
 def medians(steps: dict[str, Step], rounds: int, device: str) -> dict[str, float]:
     """Milliseconds; the first round warms up, the others count."""
-    times = [{name: milliseconds(step, device) for name, step in steps.items()} for _ in range(rounds + 1)]
+
+    def turn(step: Step) -> float:
+        step()
+        return milliseconds(step, device)
+
+    times = [{name: turn(step) for name, step in steps.items()} for _ in range(rounds + 1)]
     return {name: statistics.median(row[name] for row in times[1:]) for name in steps}
 
 

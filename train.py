@@ -168,7 +168,18 @@ def train_epoch(
     name, steps = f"epoch {position.epoch + 1}/{train.epochs}", math.ceil(len(order) / train.batch_size)
     batches = task.batches(order[position.step * train.batch_size :])
     bar = tqdm(batches, name, steps, initial=position.step, leave=False, disable=None if team.leads else True)
+
+    def fault(step: int, place: str, which: Sequence[int] | slice = slice(None)) -> InputError:
+        samples = team.share(order[step * train.batch_size :][: train.batch_size])[which]
+        return InputError(
+            f"{name}, step {step + 1}: not a finite number in {place}; look at the data there, or try a smaller "
+            f"train.lr; {last} holds the run before. The batch's {task.items}, by their number in the file: "
+            f"{', '.join(map(str, samples))}"
+        )
+
     for step, (x, target_B) in enumerate(bar, position.step):
+        if at_fault := health.samples_at_fault(x):
+            raise fault(step, "the input", at_fault)
         x, target_B = x.to(team.device), target_B.to(team.device)
         optimizer.zero_grad(set_to_none=True)
         loss = task.loss(x, target_B)
@@ -181,13 +192,7 @@ def train_epoch(
             optimizer.step()
             task.after_step()
         if not (is_fine and health.are_finite(values)):
-            samples = team.share(order[step * train.batch_size :][: train.batch_size])
-            at_fault = samples[health.samples_at_fault(x)]
-            raise InputError(
-                f"{name}, step {step + 1}: not a finite number in {health.blame(network, x, loss)}; look at the data "
-                f"there, or try a smaller train.lr; {last} holds the run before. The batch's {task.items}, by their "
-                f"number in the file: {', '.join(map(str, at_fault if len(at_fault) else samples))}"
-            )
+            raise fault(step, health.blame(network, x, loss))
         loss_value = loss.item()
         position.step = step + 1
         position.loss_sum += loss_value * team.weight(batch_size) * batch_size

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from datasets import events, images, prepare, readers
 from datasets.augment import Augmentation, augment
 from datasets.events import Bins, Recordings, as_seen, check_window, hold_out
-from snn import config, health
+from snn import config
 from snn.coding import Window, narrowed_D
 from snn.conv import EventConv
 from snn.evaluation import evaluate
@@ -77,10 +77,6 @@ class EventTask:
         """The mean loss of a training batch."""
         self.network.reset()
         return self.goal(self.network(x_TBC), target_B, training=True)
-
-    def blame(self, x_TBC: Events) -> str:
-        """Where a batch first meets a number that is not finite."""
-        return health.blame(self.network, x_TBC)
 
     def after_step(self) -> None:
         """What follows a step of the optimiser."""
@@ -155,9 +151,6 @@ class ImageTask:
         if self.cfg.train.silent_drive > 0:
             loss = loss + self.cfg.train.silent_drive * silent_neurons_drive(activity)
         return loss
-
-    def blame(self, x_BCHW: Tensor) -> str:
-        return self.network.blame()
 
     def after_step(self) -> None:
         """Nothing: no weight has a range."""

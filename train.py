@@ -3,29 +3,36 @@
 The loop is here; what it trains, a first-spike network on events or a TTFS network on images, is in tasks.py.
 Writes runs/<name>/: best.pt and last.pt (weights and the whole configuration), config.yaml, metrics.jsonl and what
 TensorBoard reads. The best model is chosen on data held out from the training file; test.py alone opens the test file.
+
+last.pt is how far the run is; what the other files hold beyond it, a kill having come in between, is done again. With
+--resume a run goes on at the batch after that of its last.pt: on the CPU to the same bits as if it had never ended.
 """
 
 import argparse
 import fcntl
 import json
 import math
+import os
 import re
+import shutil
 import sys
 import time
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import numpy as np
 import torch
 import yaml
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 import tasks
-from snn import checkpoint, cli, config
+from snn import checkpoint, cli, config, health
 from snn.errors import InputError
 from snn.memory import keep_freed_memory
 from snn.team import Team, gather
@@ -42,66 +49,98 @@ MAY_CHANGE_ON_RESUME = {
 NO_STANDING = (-math.inf, -math.inf)  # (accuracy, -loss) of the best epoch before the first
 
 
+@dataclass
+class Position:
+    """How far a run is. The order of an epoch is not here: all that is random in it follows from (seed, epoch)."""
+
+    epoch: int = 0  # whole epochs done
+    step: int = 0  # batches done of the next
+    loss_sum: float = 0.0  # of this process's samples in these batches
+    seconds: float = 0.0  # that they took
+    random: tuple[Tensor, ...] = ()  # states of torch's generators after these batches
+    best: tuple[float, float] = NO_STANDING
+    best_epoch: int = 0
+
+    def content(self, team: Team) -> dict[str, Any]:
+        """For the checkpoint, what differs from process to process in the order of their ranks."""
+        own = {"loss_sum": self.loss_sum, "random": random_states(team.device)}
+        common = {"epoch": self.epoch, "step": self.step, "seconds": self.seconds}
+        return {**common, "best": self.best, "best_epoch": self.best_epoch, "processes": team.gathered(own)}
+
+
 def main() -> None:
     keep_freed_memory()
     cfg, args = read_command_line()
     train = cfg.train
     team = gather(args.distributed, cli.device(train.device))
     run = run_folder(args.save_name or cfg.run_name + (f"_{args.add_name}" if args.add_name else ""))
-    resumed = checkpoint.load(run / "last.pt", for_resume=True) if args.resume else None
+    last = run / "last.pt"
+    _lock = lock_run(run) if team.leads else None  # held to the end
+    found, *resumed = checkpoint.load_newest(last) if args.resume else (None,)
     started_from = cli.find_checkpoint(args.load_pt_file) if args.load_pt_file and not args.resume else None
     weights = checkpoint.load(started_from)[1]["network"] if started_from else None
 
-    _lock = lock_run(run) if team.leads else None  # held to the end
     task = tasks.of(cfg, team)
     network, optimizer = task.network, task.optimizer
-    best, best_epoch, first_epoch = NO_STANDING, 0, 0
+    position = Position()
     if resumed:
-        best, best_epoch, first_epoch = resume(run, resumed, cfg, network, optimizer)
+        position = resume(run, *resumed, cfg, network, optimizer, team)
     elif weights:
         checkpoint.load_weights(network, weights, started_from)
+    save = partial(checkpoint.save, config=cfg, network=network, class_names=task.class_names)
+    save_last = partial(save, keep=True)
+    begun = position.content(team)
     if team.leads:
-        open_run(run, cfg, first_epoch)
+        if found:
+            reopen_run(run, found, position.epoch)
+        else:
+            open_run(run, cfg, partial(save, optimizer=optimizer.state_dict(), **begun))
         print(
             f"{run}: {network.num_trainable():,} trainable values on {team.device}; {len(task.kept)} {task.items} to "
             f"train on, {len(task.held_out)} held out"
         )
 
-    advice = f"interrupted; the same command with --resume continues after the last whole epoch in {run / 'last.pt'}"
     with (
-        cli.advice_on_ctrl_c(advice),
-        SummaryWriter(run, purge_step=first_epoch + 1) if team.leads else nullcontext() as board,
+        cli.Interruption(f"interrupted; the same command with --resume goes on from {last}") as interruption,
+        tensorboard(run, position.epoch + 1) if team.leads else nullcontext() as board,
     ):
-        for epoch in range(first_epoch, train.epochs):
-            if task.patience and epoch - best_epoch >= task.patience:
+        for epoch in range(position.epoch, train.epochs):
+            if task.patience and epoch - position.best_epoch >= task.patience:
                 break
-            started = time.perf_counter()
+            started = time.perf_counter() - position.seconds
             # everything random in an epoch follows from (seed, epoch), so a run resumes exactly
             random = np.random.default_rng([train.seed, epoch])
             torch.manual_seed(int(random.integers(2**62)) + team.rank)
             order = random.permutation(task.kept)
             schedule = task.begin_epoch(epoch, random)
-            loss = train_epoch(task, order, epoch, train, team)
+            is_whole = train_epoch(task, order, position, train, team, interruption, last)
+            position.seconds = time.perf_counter() - started
+            if is_whole:
+                loss = team.sum(position.loss_sum) / len(order)
+                if team.leads:
+                    validation = task.validate()
+                    row = {
+                        "epoch": epoch + 1,
+                        "train_loss": loss,
+                        **{f"validation_{name}": value for name, value in validation.items()},
+                        **schedule,
+                        "seconds": time.perf_counter() - started,
+                    }
+                    log(run, board, row, task.describe(validation))
+                    if args.verbose:
+                        task.log_activity()
+                    standing = task.standing(validation)
+                    if standing > position.best:
+                        position.best, position.best_epoch = standing, epoch + 1
+                        save(run / "best.pt", validation=validation, epoch=epoch + 1)
+                position.best_epoch = int(team.sum(position.best_epoch if team.leads else 0))
+                position = Position(epoch + 1, best=position.best, best_epoch=position.best_epoch)
+            here = position.content(team)
             if team.leads:
-                validation = task.validate()
-                row = {
-                    "epoch": epoch + 1,
-                    "train_loss": loss,
-                    **{f"validation_{name}": value for name, value in validation.items()},
-                    **schedule,
-                    "seconds": time.perf_counter() - started,
-                }
-                log(run, board, row, task.describe(validation))
-                if args.verbose:
-                    task.log_activity()
-                standing = task.standing(validation)
-                save = partial(checkpoint.save, config=cfg, network=network, validation=validation, epoch=epoch + 1)
-                save = partial(save, class_names=task.class_names)
-                if standing > best:
-                    best, best_epoch = standing, epoch + 1
-                    save(run / "best.pt")
-                save(run / "last.pt", optimizer=optimizer.state_dict(), best=best)
-            best_epoch = team.sum(best_epoch if team.leads else 0)
+                save_last(last, optimizer=optimizer.state_dict(), **here)
+            if number := team.largest(interruption.number):
+                where = f"after epoch {position.epoch}" + (f" and {position.step} batches" if position.step else "")
+                raise cli.Interrupted(f"interrupted {where}; the same command with --resume goes on from there", number)
 
     if team.leads:
         _, content = checkpoint.load(run / "best.pt")
@@ -111,14 +150,36 @@ def main() -> None:
         )
 
 
-def train_epoch(task: tasks.Task, order: np.ndarray, epoch: int, train: config.AnyTrain, team: Team) -> float:
-    """One pass over the training set in this order: the mean loss over all of it."""
+def train_epoch(
+    task: tasks.Task,
+    order: np.ndarray,
+    position: Position,
+    train: config.AnyTrain,
+    team: Team,
+    interruption: cli.Interruption,
+    last: Path,
+) -> bool:
+    """The rest of one pass over the training set in this order: whether it came to its end. `position` moves along."""
     network, optimizer = task.network, task.optimizer
     network.train()
-    loss_sum = 0.0
-    name, steps = f"epoch {epoch + 1}/{train.epochs}", math.ceil(len(order) / train.batch_size)
-    bar = tqdm(task.batches(order), name, steps, leave=False, disable=None if team.leads else True)
-    for step, (x, target_B) in enumerate(bar):
+    if position.step:
+        set_random_states(position.random, team.device)
+    values = [value for value in network.state_dict().values() if value.is_floating_point()]
+    name, steps = f"epoch {position.epoch + 1}/{train.epochs}", math.ceil(len(order) / train.batch_size)
+    batches = task.batches(order[position.step * train.batch_size :])
+    bar = tqdm(batches, name, steps, initial=position.step, leave=False, disable=None if team.leads else True)
+
+    def fault(step: int, place: str, which: Sequence[int] | slice = slice(None)) -> InputError:
+        samples = team.share(order[step * train.batch_size :][: train.batch_size])[which]
+        return InputError(
+            f"{name}, step {step + 1}: not a finite number in {place}; look at the data there, or try a smaller "
+            f"train.lr; {last} holds the run before. The batch's {task.items}, by their number in the file: "
+            f"{', '.join(map(str, samples))}"
+        )
+
+    for step, (x, target_B) in enumerate(bar, position.step):
+        if at_fault := health.samples_at_fault(x):
+            raise fault(step, "the input", at_fault)
         x, target_B = x.to(team.device), target_B.to(team.device)
         optimizer.zero_grad(set_to_none=True)
         loss = task.loss(x, target_B)
@@ -126,18 +187,33 @@ def train_epoch(task: tasks.Task, order: np.ndarray, epoch: int, train: config.A
         batch_size = min(train.batch_size, len(order) - step * train.batch_size)
         team.average_gradients(network, team.weight(batch_size))
         norm = nn.utils.clip_grad_norm_(network.parameters(), train.clip_norm or math.inf)
-        if not (loss.isfinite() and norm.isfinite()):
-            raise InputError(
-                f"{name}, step {step + 1}: not a finite number in {task.blame(x)}; the run's last.pt "
-                "holds the epochs before this one, if any; look at the data there, or try a smaller train.lr"
-            )
-        optimizer.step()
-        task.after_step()
+        is_fine = loss.isfinite() and norm.isfinite()
+        if is_fine:
+            optimizer.step()
+            task.after_step()
+        if not (is_fine and health.are_finite(values)):
+            raise fault(step, health.blame(network, x, loss))
         loss_value = loss.item()
-        loss_sum += loss_value * team.weight(batch_size) * batch_size
+        position.step = step + 1
+        position.loss_sum += loss_value * team.weight(batch_size) * batch_size
         if step % train.log_interval == 0:
             bar.set_postfix(loss=f"{loss_value:.3f}")
-    return team.sum(loss_sum) / len(order)
+        if team.largest(interruption.number):
+            break
+    return position.step == steps
+
+
+def random_states(device: torch.device) -> list[Tensor]:
+    """Of torch's generators that draw for this device."""
+    states = [torch.get_rng_state()]
+    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
+
+
+def set_random_states(states: Sequence[Tensor], device: torch.device) -> None:
+    """Let torch's generators go on from these."""
+    torch.set_rng_state(states[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], device)
 
 
 def read_command_line() -> tuple[config.AnyConfig, argparse.Namespace]:
@@ -145,7 +221,7 @@ def read_command_line() -> tuple[config.AnyConfig, argparse.Namespace]:
     parser.add_argument("--save_name", help="name of the run; default <dataset>_<fs|fr><α>_tau<τ>_<neuron>")
     parser.add_argument("--add_name", help="what to add to the run's default name")
     parser.add_argument("--verbose", action="store_true", help="say after each epoch how active each layer's input is")
-    parser.add_argument("--resume", action="store_true", help="continue the run of that name after its last epoch")
+    parser.add_argument("--resume", action="store_true", help="go on with the run of that name where it ended")
     parser.add_argument("--path_to_json", type=Path, metavar="JSON", help="settings of T2FSNN's, over the YAML's")
     args = parser.parse_args()
     args.path_to_yaml = cli.find_yaml(args.path_to_yaml or cli.default_yaml(sys.argv[1:]))
@@ -165,51 +241,98 @@ def run_folder(name: str) -> Path:
 
 def lock_run(run: Path) -> TextIO:
     """Keep other processes from training into the same folder, for as long as the file that is returned is open."""
-    run.parent.mkdir(exist_ok=True)
-    lock = (run.parent / f".{run.name}.lock").open("w")
+    path = run.parent / f".{run.name}.lock"
     try:
+        run.parent.mkdir(exist_ok=True)
+        lock = path.open("w")
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise InputError(f"{run} is being trained by another process; choose another --save_name") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written and locked ({error.strerror}); train where runs/ can be") from None
     return lock
 
 
 def resume(
     run: Path,
-    resumed: tuple[config.AnyConfig, dict],
+    cfg_then: config.AnyConfig,
+    content: dict[str, Any],
     cfg: config.AnyConfig,
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
-) -> tuple[tuple[float, float], int, int]:
-    """Take up the last epoch of a run: (best standing so far, its epoch, number of epochs done)."""
-    cfg_then, content = resumed
+    team: Team,
+) -> Position:
+    """Take up a run where its checkpoint left it."""
     path = run / "last.pt"
     if changed := [name for name in config.differences(cfg, cfg_then) if name not in MAY_CHANGE_ON_RESUME]:
         raise InputError(f"{path}: cannot resume with another {', '.join(changed)}; give the run's own, or a new name")
-    _, best = checkpoint.load(run / "best.pt")
+    if content["best_epoch"]:
+        checkpoint.load(run / "best.pt")
     checkpoint.load_weights(network, content["network"], path)
     try:
         optimizer.load_state_dict(content["optimizer"])
     except (ValueError, KeyError) as error:
         raise InputError(f"{path}: its optimiser state does not fit this network ({error})") from None
-    return tuple(content["best"]), best["epoch"], content["epoch"]
+    position = Position(content["epoch"], best=tuple(content["best"]), best_epoch=content["best_epoch"])
+    if content["step"]:
+        processes = content["processes"]
+        if len(processes) != team.size:
+            raise InputError(
+                f"{path}: is in the midst of an epoch of {len(processes)} processes, which {team.size} cannot end; "
+                "resume with as many"
+            )
+        position.step, position.seconds = content["step"], content["seconds"]
+        position.loss_sum, position.random = processes[team.rank]["loss_sum"], processes[team.rank]["random"]
+    return position
 
 
-def open_run(run: Path, cfg: config.AnyConfig, first_epoch: int) -> None:
-    """Make the folder. An earlier run of that name moves aside; a resumed one loses what came after its last epoch."""
+def open_run(run: Path, cfg: config.AnyConfig, save: Callable[[Path], None]) -> None:
+    """Make the folder with config.yaml and a last.pt to begin from, and only then move an earlier run of that name."""
+    if run.exists() and not (run / "config.yaml").exists():
+        raise InputError(f"{run} is there already and is no run of ours; choose another --save_name")
+    new = run.with_name(f".{run.name}.new")
+    shutil.rmtree(new, ignore_errors=True)
+    try:
+        new.mkdir()
+        (new / "config.yaml").write_text(yaml.safe_dump(cfg.model_dump(mode="json"), sort_keys=False))
+        save(new / "last.pt")
+        if run.exists():
+            aside = next(name for k in range(1, 10**6) if not (name := run.with_name(f"{run.name}.{k}")).exists())
+            run.rename(aside)
+            print(f"{run} is there already: moved to {aside}")
+        new.rename(run)
+        checkpoint.sync_folder(run.parent)
+    except (OSError, InputError) as error:
+        shutil.rmtree(new, ignore_errors=True)
+        raise InputError(f"{run}: cannot be made ({getattr(error, 'strerror', None) or error})") from None
+
+
+def reopen_run(run: Path, found: Path, epochs: int) -> None:
+    """Undo what came after the checkpoint that was found: it is last.pt, and metrics.jsonl ends with its epoch."""
+    for part in run.glob(".*.part"):
+        part.unlink()
+    if found.name != "last.pt":
+        found.replace(run / "last.pt")
     log_path = run / "metrics.jsonl"
-    if first_epoch:
-        rows = log_path.read_text().splitlines()[:first_epoch] if log_path.exists() else []
-        log_path.write_text("".join(f"{row}\n" for row in rows))
-        return
-    if run.exists():
-        if not (run / "config.yaml").exists():
-            raise InputError(f"{run} is there already and is no run of ours; choose another --save_name")
-        aside = next(name for k in range(1, 10**6) if not (name := run.with_name(f"{run.name}.{k}")).exists())
-        run.rename(aside)
-        print(f"{run} is there already: moved to {aside}")
-    run.mkdir(parents=True)
-    (run / "config.yaml").write_text(yaml.safe_dump(cfg.model_dump(mode="json"), sort_keys=False))
+    log_path.touch()
+    rows = log_path.read_bytes().splitlines(keepends=True)[:epochs]
+    if len(rows) < epochs:
+        print(f"warning: {log_path} has {len(rows)} epochs of the {epochs} that are done", file=sys.stderr)
+    os.truncate(log_path, sum(map(len, rows)))
+
+
+@contextmanager
+def tensorboard(run: Path, first_epoch: int) -> Iterator[SummaryWriter]:
+    """TensorBoard's file, where it may have begun with epochs that are done again."""
+    try:
+        board = SummaryWriter(run, purge_step=first_epoch)
+    except OSError as error:
+        raise InputError(f"{run}: TensorBoard's file cannot be written ({error.strerror})") from None
+    try:
+        yield board
+    finally:
+        with suppress(OSError):  # `log` has flushed, or has said why it could not
+            board.close()
 
 
 def log(run: Path, board: SummaryWriter, row: dict, validation: str) -> None:
@@ -217,11 +340,20 @@ def log(run: Path, board: SummaryWriter, row: dict, validation: str) -> None:
     tqdm.write(
         f"epoch {row['epoch']:3d}  loss {row['train_loss']:.4f}  validation: {validation}  ({row['seconds']:.1f} s)"
     )
-    with (run / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps(row) + "\n")
-    for name, value in row.items():
-        if isinstance(value, (int, float)) and name != "epoch":
-            board.add_scalar(name.replace("validation_", "validation/"), value, row["epoch"])
+    try:
+        with (run / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        for name, value in row.items():
+            if isinstance(value, (int, float)) and name != "epoch":
+                board.add_scalar(name.replace("validation_", "validation/"), value, row["epoch"])
+        board.flush()
+    except OSError as error:
+        raise InputError(
+            f"{run}: the numbers of epoch {row['epoch']} cannot be written ({error.strerror}); --resume does it again "
+            "from last.pt"
+        ) from None
 
 
 if __name__ == "__main__":

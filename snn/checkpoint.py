@@ -1,8 +1,14 @@
-"""Checkpoints: plain tensors, numbers and text, written whole or not at all, read without running code."""
+"""Checkpoints: plain tensors, numbers and text, written whole or not at all, read without running code.
 
+A file is what torch.save writes, then MARK and the SHA-256 of all before. torch.load looks at no checksum and takes a
+flipped bit for a weight. A file without a sum (of version 1) is held against those of its zip archive.
+"""
+
+import io
 import os
-import pickle
+import sys
 import zipfile
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +20,21 @@ from snn.network import Network
 from snn.ttfs.network import Network as TTFSNetwork
 
 FORMAT = "first-spike checkpoint"
-VERSION = 1
-FOR_RESUME = {"optimizer": dict, "best": (tuple, list)}
+VERSION = 2
+READABLE = (1, VERSION)
+MARK = b"first-spike sha256"
+FOR_RESUME = {"optimizer": dict, "step": int, "processes": list, "best": (tuple, list), "best_epoch": int}
 
 
-def save(path: Path, config: AnyConfig, network: Network | TTFSNetwork, **more: Any) -> None:
-    """Write configuration, weights and `more` to path, by way of a temporary file beside it."""
+class Damaged(InputError):
+    """A checkpoint that is not there or not whole; the one before it may be."""
+
+
+def save(path: Path, config: AnyConfig, network: Network | TTFSNetwork, keep: bool = False, **more: Any) -> None:
+    """Write configuration, weights and `more` to path, by way of a file beside it that is read back first.
+
+    What path held before goes, or if told to `keep` it becomes `previous(path)`.
+    """
     content = {
         "format": FORMAT,
         "version": VERSION,
@@ -27,43 +42,110 @@ def save(path: Path, config: AnyConfig, network: Network | TTFSNetwork, **more: 
         "network": network.state_dict(),
         **more,
     }
-    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part = unfinished(path)
     try:
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        buffer.write(MARK + sha256(buffer.getvalue()).digest())
         with part.open("wb") as file:
-            torch.save(content, file)
+            file.write(buffer.getvalue())
             file.flush()
             os.fsync(file.fileno())
+        if part.read_bytes() != buffer.getvalue():
+            raise OSError("other bytes are read there than were written")
+        if keep and path.exists():
+            os.replace(path, previous(path))
         os.replace(part, path)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+        sync_folder(path.parent)
+    except (OSError, ValueError) as error:
         part.unlink(missing_ok=True)
         raise InputError(
             f"{path}: cannot be written ({' '.join(str(error).split()):.120}); what was there before is intact"
         ) from None
 
 
+def previous(path: Path) -> Path:
+    """Where the checkpoint before the one at path is kept."""
+    return path.with_suffix(f".previous{path.suffix}")
+
+
+def unfinished(path: Path) -> Path:
+    """Where a file is written that will stand at path when it is whole."""
+    return path.with_name(f".{path.name}.part")
+
+
+def sync_folder(folder: Path) -> None:
+    """Let the names of a folder's files survive a loss of power."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
 def load(path: Path, for_resume: bool = False) -> tuple[AnyConfig, dict[str, Any]]:
     """(configuration, content) of a checkpoint; with what a run needs to go on, if it is `for_resume`."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(io.BytesIO(_checked(path.read_bytes())), map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise InputError(f"{path}: no such checkpoint; train one with train.py") from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile):
-        raise InputError(f"{path}: not a checkpoint of ours, or damaged; train again or take another") from None
+        raise Damaged(f"{path}: no such checkpoint; train one with train.py{_beside(path)}") from None
+    except OSError as error:
+        raise Damaged(f"{path}: cannot be read ({error.strerror}){_beside(path)}") from None
+    except Exception:  # torch's unpickler raises whatever foreign bytes lead it to
+        raise Damaged(
+            f"{path}: not a checkpoint of ours, or damaged; train again or take another{_beside(path)}"
+        ) from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(f"{path}: not a checkpoint of ours; train.py writes them to runs/<name>/best.pt")
-    if content.get("version") != VERSION:
+    if content.get("version") not in READABLE:
         raise InputError(f"{path}: has version {content.get('version')}, this program reads version {VERSION}")
     for name, kind in ({"config": dict, "network": dict, "epoch": int} | (FOR_RESUME if for_resume else {})).items():
         if not isinstance(content.get(name), kind):
-            hint = "; only last.pt of a run can be resumed" if name in FOR_RESUME else ", it is damaged"
+            hint = f"; only last.pt of a run (version {VERSION}) can be resumed"
+            hint = hint if name in FOR_RESUME else ", it is damaged"
             raise InputError(f"{path}: the checkpoint has no {name}{hint}")
     return build(content["config"], f"{path}, configuration"), content
 
 
+def load_newest(path: Path) -> tuple[Path, AnyConfig, dict[str, Any]]:
+    """(where it lay, configuration, content) of what a run can go on from: path, or the one before if it is damaged."""
+    try:
+        return path, *load(path, for_resume=True)
+    except Damaged as damage:
+        before = previous(path)
+        if not before.exists():
+            raise
+        try:
+            loaded = load(before, for_resume=True)
+        except Damaged:
+            raise Damaged(f"{path} and {before} are both damaged; train again") from None
+        print(f"warning: {str(damage).split(';')[0]}; going on from the one before, {before}", file=sys.stderr)
+        return before, *loaded
+
+
+def _checked(data: bytes) -> bytes:
+    """What torch.save wrote, of the bytes of a file; ValueError if they are not those that were written."""
+    mark = len(data) - sha256().digest_size - len(MARK)
+    if data[max(mark, 0) :].startswith(MARK):
+        if sha256(memoryview(data)[:mark]).digest() != data[mark + len(MARK) :]:
+            raise ValueError("another sum")
+        return data[:mark]
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        if archive.testzip():
+            raise ValueError("another sum")
+    return data
+
+
+def _beside(path: Path) -> str:
+    """Which other checkpoints lie there."""
+    others = sorted(other.name for other in path.parent.glob("*.pt") if other.name != path.name)
+    return f"; beside it: {', '.join(others)}" if others else ""
+
+
 def load_weights(network: Network | TTFSNetwork, weights: dict[str, torch.Tensor], path: Path) -> None:
     """Put the weights of a checkpoint into a network of the same shape."""
-    own = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-    given = {name: tuple(getattr(value, "shape", ())) for name, value in weights.items()}
+    own = {name: _kind(value) for name, value in network.state_dict().items()}
+    given = {name: _kind(value) for name, value in weights.items()}
     for name in own.keys() | given.keys():
         if own.get(name) != given.get(name):
             raise InputError(
@@ -72,3 +154,10 @@ def load_weights(network: Network | TTFSNetwork, weights: dict[str, torch.Tensor
             )
     network.load_state_dict(weights)
     network.check_values(str(path))
+
+
+def _kind(value: Any) -> str:
+    """Type and shape of a weight, for comparison and for messages."""
+    if not isinstance(value, torch.Tensor):
+        return type(value).__name__
+    return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"

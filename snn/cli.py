@@ -4,10 +4,12 @@ import argparse
 import errno
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from snn import architecture, config
@@ -163,13 +165,35 @@ def default_yaml(words: list[str]) -> Path:
     return own if own.is_file() else REPOSITORY / "configs" / "adlif_shd.yaml"
 
 
-@contextmanager
-def advice_on_ctrl_c(advice: str) -> Iterator[None]:
-    """Let Ctrl-C end the program with a line of advice."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(advice) from None
+class Interruption:
+    """Within it, SIGINT and SIGTERM only leave their number here, 0 before, so that work comes to a good end.
+
+    A second Ctrl-C ends the program at once, with this advice.
+    """
+
+    def __init__(self, advice: str):
+        self.advice, self.number = advice, 0
+
+    def __enter__(self) -> "Interruption":
+        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        if self.number and number == signal.SIGINT:
+            raise KeyboardInterrupt(self.advice)
+        self.number = number
+
+
+class Interrupted(Exception):
+    """The program ends because a signal of this number asked it to; what it did is kept."""
+
+    def __init__(self, message: str, number: int):
+        super().__init__(message)
+        self.number = number
 
 
 def _quiet_about_ctrl_c(unraisable: "sys.UnraisableHookArgs") -> None:
@@ -178,9 +202,19 @@ def _quiet_about_ctrl_c(unraisable: "sys.UnraisableHookArgs") -> None:
         sys.__unraisablehook__(unraisable)
 
 
+def _quiet_about_files(failure: "threading.ExceptHookArgs") -> None:
+    """TensorBoard's thread meets a full disk and says so again to the next who writes or closes (`train.log`)."""
+    if not issubclass(failure.exc_type, OSError):
+        threading.__excepthook__(failure)
+
+
 def run(main: Callable[[], None]) -> None:
-    """Run a program: what the user or the machine got wrong is one line and exit code 2, Ctrl-C is exit code 130."""
+    """Run a program: what the user or the machine got wrong is one line and exit code 2, Ctrl-C is exit code 130.
+
+    SIGTERM is 143 where a program takes it up by `Interruption`.
+    """
     sys.unraisablehook = _quiet_about_ctrl_c
+    threading.excepthook = _quiet_about_files
     try:
         main()
     except InputError as error:
@@ -196,6 +230,8 @@ def run(main: Callable[[], None]) -> None:
         if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise  # not about a file of the user's: a fault of ours
         message, code = f"error: {error.filename or 'writing'}: {error.strerror}", 2
+    except Interrupted as interrupted:
+        message, code = str(interrupted), 128 + interrupted.number
     except KeyboardInterrupt as interrupt:
         message, code = str(interrupt) or "interrupted", 130
     else:

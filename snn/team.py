@@ -6,6 +6,7 @@ batch; only BatchNorm's statistics are each process's own. The first process val
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,6 +40,21 @@ class Team:
         if self.size > 1:
             dist.all_reduce(total)
         return float(total)
+
+    def largest(self, value: int) -> int:
+        """The largest of all processes' numbers."""
+        if self.size == 1:
+            return value
+        most = torch.tensor(value, device=self.device)
+        dist.all_reduce(most, dist.ReduceOp.MAX)
+        return int(most)
+
+    def gathered(self, value: Any) -> list[Any]:
+        """All processes' values, in the order of their ranks."""
+        values = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(values, value)
+        return values
 
     def average_gradients(self, network: nn.Module, weight: float) -> None:
         """Each process's gradient times its weight, summed over all processes."""

@@ -241,19 +241,19 @@ def test_every_parameter_learns():
 
 
 def test_blame_names_the_first_place():
-    network, x_TBC = build(small()), events()
-    assert health.blame(network, x_TBC.log()) == "the input"
+    network, x_TBC, loss = build(small()), events(), torch.ones(())
+    assert health.blame(network, x_TBC.log(), loss) == "the input"
     with torch.no_grad():
         network.blocks[1].linear.weight[0, 0] = torch.nan
-    assert health.blame(network, x_TBC) == "the parameter blocks.1.linear.weight"
+    assert health.blame(network, x_TBC, loss) == "the parameter blocks.1.linear.weight"
     with torch.no_grad():
         network.blocks[1].linear.weight[0, 0] = 1
         network.blocks[1].norm.running_var.fill_(-1)
     network.eval()
-    assert health.blame(network, x_TBC) == "the output of blocks.1.norm"
+    assert health.blame(network, x_TBC, loss) == "the output of blocks.1.norm"
     network = build(small_conv(batch_norm=True)).eval()
     network.blocks[2].norm.running_var.fill_(-1)
-    assert health.blame(network, image_events()) == "the output of blocks.2.norm"
+    assert health.blame(network, image_events(), loss) == "the output of blocks.2.norm"
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ ALLOWED = {
     "snn.network": {"snn.architecture", "snn.config", "snn.conv", "snn.neurons", "snn.linear", "snn.events"},
     "snn.loss": {"snn.config", "snn.coding", "snn.network"},
     "snn.evaluation": {"snn.coding", "snn.events", "snn.network"},
-    "snn.health": {"snn.events", "snn.network"},
+    "snn.health": {"snn.events", "snn.network", "snn.ttfs.network"},
     "snn.streaming": {"snn.errors", "snn.events", "snn.network", "snn.neurons", "snn.ops"},
     "snn.report": {"snn.coding", "snn.events", "snn.network"},
     "snn.checkpoint": {"snn.errors", "snn.config", "snn.network", "snn.ttfs.network"},

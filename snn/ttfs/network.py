@@ -85,16 +85,6 @@ class Network(nn.Module):
             if not parameter.isfinite().all():
                 raise InputError(f"{where}: {name} holds a value that is no finite number")
 
-    def blame(self) -> str:
-        """The first place, from the input onwards, where the last step met a number that is not finite."""
-        for name, parameter in self.named_parameters():
-            if not parameter.isfinite().all():
-                return f"the parameter {name}"
-        for name, parameter in self.named_parameters():
-            if parameter.grad is not None and not parameter.grad.isfinite().all():
-                return f"the gradient of {name}"
-        return "the loss"
-
     def num_trainable(self) -> int:
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 

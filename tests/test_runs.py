@@ -1,0 +1,515 @@
+"""Runs that are interrupted, killed, spoiled or run out of disk, and go on.
+
+Training processes that are to be killed come from a fork server that has imported torch once.
+"""
+
+import errno
+import fcntl
+import json
+import math
+import multiprocessing
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import tasks
+from snn import checkpoint, config
+from snn.errors import InputError
+from snn.events import Events
+from snn.network import Network
+from tests.conftest import REPOSITORY, TINY, assert_one_line, make_events, write_shd
+
+EVENTS = f"train.py --path_to_yaml {REPOSITORY}/configs/adlif_shd.yaml --path_to_dataset shd --dataset_name shd {TINY}"
+EVENTS += " --lr_decay --set network.dropout=0.3 --set loss.fs.D_final=4 --set data.augment.drop=.2"
+IMAGES = (
+    f"train.py --path_to_yaml {REPOSITORY}/configs/ttfs_mnist_mlp.yaml --dataset_name toy --path_to_dataset toy "
+    "--num_classes 3 --set data.layout=npz --set data.shape=[1,12,12] --batch-size 16 --set ttfs.layers=16F "
+    "--set data.augment=[crop,cutout]"
+)
+CALLS = ("fsync", "replace", "truncate", "rename")  # of os: a run killed at any of these was writing
+servers = multiprocessing.get_context("forkserver")
+servers.set_forkserver_preload(["tests.test_runs"])
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Recordings and images of 3 classes for both kinds of task; the folder they are in."""
+    write_shd(tmp_path / "shd" / "shd_train.h5", **make_events(60, 3, 40, 0))
+    random, y = np.random.default_rng(0), np.arange(60) % 3
+    (tmp_path / "toy").mkdir()
+    np.savez(tmp_path / "toy" / "toy.npz", x_train=random.integers(0, 256, (60, 12, 12), np.uint8), y_train=y)
+    return tmp_path
+
+
+def state(run: Path) -> tuple[list[dict], dict[str, bytes]]:
+    """What a run has come to: its log without times, and the bits of all tensors in its checkpoints."""
+    log = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    bits = {}
+    for name in ("best.pt", "last.pt"):
+        _, content = checkpoint.load(run / name)
+        bits |= {f"{name} {key}": value.numpy().tobytes() for key, value in content["network"].items()}
+        for k, values in content.get("optimizer", {}).get("state", {}).items():
+            bits |= {f"{name} {k} {key}": value.numpy().tobytes() for key, value in values.items()}
+        bits[f"{name} counts"] = str([content.get(key) for key in ("epoch", "best", "best_epoch", "validation")])
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in log], bits
+
+
+def train_in_process(folder: Path, command: str, kill_at: float) -> None:
+    """Train in `folder`, from the first line of train.py to its exit code, and die at that call of CALLS."""
+    torch.set_num_threads(1)
+    os.chdir(folder)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(os.open("output.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream.fileno())
+    calls = iter(range(10**9))
+
+    def deadly(call: Callable) -> Callable:
+        def counted(*words: object) -> object:
+            if next(calls) >= kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*words)
+
+        return counted
+
+    for name in CALLS:
+        setattr(os, name, deadly(getattr(os, name)))
+    script, *sys.argv[1:] = command.split()
+    runpy.run_path(str(REPOSITORY / script), run_name="__main__")
+
+
+def start(folder: Path, command: str, kill_at: float = math.inf) -> multiprocessing.Process:
+    process = servers.Process(target=train_in_process, args=(folder, command, kill_at))
+    process.start()
+    return process
+
+
+def finish(process: multiprocessing.Process) -> int:
+    process.join(120)
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def test_killed_while_it_writes(data):
+    """Between best.pt and last.pt, and resumed, when last.pt has just become last.previous.pt."""
+    assert finish(start(data, f"{EVENTS} --epochs 2 --save_name whole")) == 0
+    for point in (9, 7):
+        words = f"{EVENTS} --epochs 2 --save_name x" + " --resume" * (data / "runs" / "x").exists()
+        assert finish(start(data, words, point)) == -signal.SIGKILL
+    assert {path.name for path in (data / "runs" / "x").glob("*.pt")} == {"best.pt", "last.previous.pt"}
+    assert finish(start(data, f"{EVENTS} --epochs 2 --save_name x --resume")) == 0
+    assert state(data / "runs" / "x") == state(data / "runs" / "whole")
+    assert not list((data / "runs" / "x").glob(".*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [EVENTS, IMAGES], ids=["events", "images"])
+def test_killed_at_every_call_that_writes(data, command):
+    """One run for each call that lasts on disk; it dies there once and comes to the same end."""
+    assert finish(start(data, f"{command} --epochs 3 --save_name whole")) == 0
+    point, whole = 0, state(data / "runs" / "whole")
+    while True:
+        words = f"{command} --epochs 3 --save_name x{point}"
+        if finish(start(data, words, point)) == 0:
+            break
+        run = data / "runs" / f"x{point}"
+        assert finish(start(data, words + " --resume" * run.exists())) == 0, (data / "output.txt").read_text()
+        assert state(run) == whole, point
+        point += 1
+    assert point > 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [EVENTS, IMAGES], ids=["events", "images"])
+def test_killed_at_20_random_moments(data, command):
+    """A process as a user starts it, killed from outside, every third time while a checkpoint is being written."""
+    random, kills = np.random.default_rng(0), 0
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    epochs = f"{command} --epochs 200".replace("train.py", str(REPOSITORY / "train.py")).split()
+
+    def launch(*words: str) -> subprocess.Popen:
+        command = [sys.executable, *epochs, *words]
+        return subprocess.Popen(command, cwd=data, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    whole = launch("--save_name", "whole")
+    assert whole.communicate()[1] is not None
+    assert whole.returncode == 0
+    run = data / "runs" / "x"
+    while kills < 20:
+        process = launch("--save_name", "x", *["--resume"] * run.exists())
+        assert b"train on" in process.stdout.readline(), process.stderr.read()
+        time.sleep(random.uniform(0, 0.4))
+        while kills % 3 == 0 and process.poll() is None and not list(run.glob(".*.part")):
+            pass
+        process.kill()
+        assert process.wait() == -signal.SIGKILL  # else the run was over too soon to be killed so often
+        process.communicate()
+        kills += 1
+    last = launch("--save_name", "x", "--resume")
+    assert last.communicate()[1] is not None
+    assert last.returncode == 0
+    assert state(run) == state(data / "runs" / "whole")
+
+
+@pytest.mark.usefixtures("data")
+@pytest.mark.parametrize(
+    ("command", "task", "number"),
+    [(EVENTS, "EventTask", signal.SIGTERM), (IMAGES, "ImageTask", signal.SIGINT)],
+)
+def test_a_signal_ends_with_the_batch(program, tmp_path, monkeypatch, command, task, number):
+    """It comes in the second batch of the second epoch, and the run goes on with the third."""
+    words = f"{command} --epochs 3"
+    assert program(f"{words} --save_name whole").returncode == 0
+    after_step, steps = getattr(tasks, task).after_step, iter(range(100))
+
+    def interrupted(self) -> None:
+        after_step(self)
+        if next(steps) == 5:
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(getattr(tasks, task), "after_step", interrupted)
+    handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    result = program(f"{words} --save_name x")
+    assert result.returncode == 128 + number
+    lines = [line for line in result.stderr.splitlines() if "interrupted" in line]
+    assert lines == ["interrupted after epoch 1 and 2 batches; the same command with --resume goes on from there"]
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
+    _, content = checkpoint.load(tmp_path / "runs" / "x" / "last.pt", for_resume=True)
+    assert (content["epoch"], content["step"]) == (1, 2)
+    resumed = program(f"{words} --save_name x --resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert state(tmp_path / "runs" / "x") == state(tmp_path / "runs" / "whole")
+
+
+@pytest.mark.usefixtures("data")
+def test_a_second_ctrl_c_ends_at_once(program, tmp_path, monkeypatch):
+    def impatient(self) -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(tasks.EventTask, "after_step", impatient)
+    result = program(f"{EVENTS} --epochs 1 --save_name x")
+    assert result.returncode == 130
+    assert "goes on from runs/x/last.pt" in result.stderr
+    assert "Traceback" not in result.stderr
+    _, content = checkpoint.load(tmp_path / "runs" / "x" / "last.pt", for_resume=True)
+    assert (content["epoch"], content["step"]) == (0, 0)
+
+
+@pytest.mark.slow
+def test_two_processes_resume_within_an_epoch(data):
+    """torchrun hands SIGTERM on; each process goes on with its own random numbers, and one alone is refused."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", str(REPOSITORY / "train.py")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    words = [*EVENTS.split()[1:], "--epochs", "400", "--distributed", "--save_name"]
+
+    def launch(*more: str) -> subprocess.Popen:
+        return subprocess.Popen([*launcher, *words, *more], cwd=data, env=environment, stderr=subprocess.PIPE)
+
+    whole = launch("whole")
+    assert "Traceback" not in whole.communicate()[1].decode()
+    last, step = data / "runs" / "x" / "last.pt", 0
+    for _ in range(9):
+        process = launch("x", *["--resume"] * last.exists())
+        log = data / "runs" / "x" / "metrics.jsonl"
+        rows = log.read_bytes() if log.exists() else b""
+        while not log.exists() or log.read_bytes() == rows:
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.01)
+        process.terminate()
+        process.communicate()
+        _, content = checkpoint.load(last, for_resume=True)
+        assert len(content["processes"]) == 2
+        if step := content["step"]:
+            break
+    assert step
+    alone = [sys.executable, launcher[-1], *words[:-2], "--save_name", "x", "--resume"]
+    refused = subprocess.run(alone, cwd=data, capture_output=True, text=True)
+    assert_one_line(refused, "in the midst of an epoch of 2 processes")
+    assert launch("x", "--resume").wait() == 0
+    assert state(data / "runs" / "x") == state(data / "runs" / "whole")
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.usefixtures("data")
+def test_damaged_checkpoints(program, tmp_path):
+    """A run goes on from the last but one, and says so; without that, or without best.pt, it is an error."""
+    words, run = f"{EVENTS} --epochs 3 --save_name x", tmp_path / "runs" / "x"
+    assert program(words).returncode == 0
+    whole = state(run)
+    flip_a_bit(run / "last.pt")
+    resumed = program(f"{words} --resume")
+    assert resumed.returncode == 0
+    assert "last.pt: not a checkpoint of ours, or damaged; going on from the one before" in resumed.stderr
+    assert state(run) == whole
+    flip_a_bit(run / "best.pt")
+    assert_one_line(program(f"{words} --resume"), "best.pt", "damaged", "beside it: last.previous.pt, last.pt")
+    assert_one_line(program("test.py --load_pt_file x"), "best.pt", "damaged", "beside it: last.previous.pt, last.pt")
+    for name in ("last.pt", "last.previous.pt"):
+        flip_a_bit(run / name)
+    assert_one_line(program(f"{words} --resume"), "last.pt and runs/x/last.previous.pt are both damaged")
+
+
+@pytest.fixture(scope="module")
+def whole_checkpoint(tmp_path_factory) -> Path:
+    """A checkpoint of a small network with its optimiser."""
+    values = config.read_yaml(REPOSITORY / "configs" / "smoke.yaml")
+    values["network"]["layers"], values["data"]["channels"] = ["8F"], 40
+    cfg = config.build(values, "test")
+    network = Network(cfg.network, (40,), 20)
+    optimizer = torch.optim.Adam(network.parameters(), amsgrad=True)
+    for parameter in network.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    path = tmp_path_factory.mktemp("whole") / "last.pt"
+    checkpoint.save(path, cfg, network, optimizer=optimizer.state_dict(), epoch=1)
+    return path
+
+
+@pytest.mark.parametrize("places", [20, pytest.param(2000, marks=pytest.mark.slow)])
+def test_no_wrong_load(tmp_path, whole_checkpoint, places):
+    """A bit flipped, or the end cut off, at random places: an error that names the file."""
+    data, random, path = whole_checkpoint.read_bytes(), np.random.default_rng(0), tmp_path / "x.pt"
+    for place in random.integers(len(data), size=places).tolist():
+        flipped = bytearray(data)
+        flipped[place] ^= 1 << random.integers(8)
+        for damaged in (flipped, data[:place]):
+            path.write_bytes(damaged)
+            with pytest.raises(InputError, match=r"x\.pt"):
+                checkpoint.load(path)
+
+
+def plain(content: object) -> object:
+    """For comparison bit by bit."""
+    if isinstance(content, torch.Tensor):
+        return content.dtype, tuple(content.shape), content.numpy().tobytes()
+    if isinstance(content, dict):
+        return {key: plain(value) for key, value in content.items()}
+    return [plain(value) for value in content] if isinstance(content, list | tuple) else content
+
+
+@pytest.mark.parametrize("places", [20, pytest.param(2000, marks=pytest.mark.slow)])
+def test_no_wrong_weight_without_a_sum(tmp_path, whole_checkpoint, places):
+    """As version 1 was written, with the sums of the zip archive alone: what lies before its list is safe as well."""
+    data, random, path = whole_checkpoint.read_bytes(), np.random.default_rng(1), tmp_path / "x.pt"
+    data, payload = data[: data.index(checkpoint.MARK)], data.index(b"PK\x01\x02")
+    path.write_bytes(data)
+    whole, refused = plain(checkpoint.load(path)[1]), 0
+    for place in random.integers(payload, size=places).tolist():
+        flipped = bytearray(data)
+        flipped[place] ^= 1 << random.integers(8)
+        path.write_bytes(flipped)
+        try:
+            content = checkpoint.load(path)[1]
+        except InputError:
+            refused += 1
+        else:
+            assert plain(content) == whole, place  # it was padding
+    assert refused > places // 4
+
+
+class Malicious:
+    def __reduce__(self):
+        return os.system, ("touch code_has_run",)
+
+
+@pytest.mark.usefixtures("data")
+def test_code_in_a_checkpoint_does_not_run(program, tmp_path):
+    """In the place of last.pt, of best.pt and in another folder."""
+    torch.save({"format": checkpoint.FORMAT, "version": 2, "epoch": Malicious()}, tmp_path / "evil.pt")
+    assert_one_line(program("test.py --load_pt_file evil.pt"), "evil.pt: not a checkpoint of ours")
+    assert_one_line(program(f"{EVENTS} --load_pt_file evil.pt"), "evil.pt: not a checkpoint of ours")
+    (tmp_path / "runs" / "x").mkdir(parents=True)
+    (tmp_path / "evil.pt").rename(tmp_path / "runs" / "x" / "last.pt")
+    assert_one_line(program(f"{EVENTS} --save_name x --resume"), "runs/x/last.pt: not a checkpoint of ours")
+    assert not (tmp_path / "code_has_run").exists()
+
+
+@pytest.mark.usefixtures("data")
+@pytest.mark.parametrize(("command", "task"), [(EVENTS, "EventTask"), (IMAGES, "ImageTask")])
+@pytest.mark.parametrize("fault", ["input", "weight", "loss", "gradient"])
+def test_not_a_finite_number(program, tmp_path, monkeypatch, command, task, fault):
+    """In the second batch: the place, the samples and the checkpoint are named, and that checkpoint is good."""
+    kind = getattr(tasks, task)
+    batches, loss, after_step, steps = kind.batches, kind.loss, kind.after_step, iter(range(100))
+
+    orders = []
+
+    def spoiled_batches(self, order: np.ndarray) -> Iterator:
+        orders.append(order.tolist())
+        for step, (x, target_B) in enumerate(batches(self, order)):
+            if step == 1 and fault == "input":
+                if isinstance(x, Events):
+                    x.counts[x.offsets[7] : x.offsets[8]] = math.inf  # step 0 of sample 7
+                else:
+                    x[7, 0, 3, 3] = math.nan
+            yield x, target_B
+
+    def spoiled_loss(self, x: object, target_B: torch.Tensor) -> torch.Tensor:
+        value = loss(self, x, target_B)
+        if next(steps) == 1 and fault == "loss":
+            return value / 0
+        if fault == "gradient":
+            self.network.readout.weight.register_hook(lambda gradient: gradient * math.nan)
+        return value
+
+    def spoiled_step(self) -> None:
+        after_step(self)
+        if fault == "weight":
+            self.network.readout.weight.data[1, 2] = math.nan
+
+    monkeypatch.setattr(kind, "batches", spoiled_batches)
+    monkeypatch.setattr(kind, "loss", spoiled_loss)
+    monkeypatch.setattr(kind, "after_step", spoiled_step)
+    result = program(f"{command} --epochs 1 --save_name x")
+    step = {"input": 2, "loss": 2, "weight": 1, "gradient": 1}[fault]
+    place = {"input": "the input", "loss": "the loss"}.get(fault, f"{fault} readout.weight")
+    place = place.replace("gradient ", "the gradient of ").replace("weight readout", "the parameter readout")
+    assert_one_line(result, f"epoch 1/1, step {step}: not a finite number in {place};", "runs/x/last.pt holds")
+    named = [int(number) for number in result.stderr.rsplit(": ", 1)[1].split(", ")]
+    assert named == (orders[0][16 + 7 :][:1] if fault == "input" else orders[0][16 * (step - 1) :][:16])
+    _, content = checkpoint.load(tmp_path / "runs" / "x" / "last.pt", for_resume=True)
+    assert all(value.isfinite().all() for value in content["network"].values())
+
+
+@contextmanager
+def small_disk(folder: Path, kilobytes: int) -> Iterator[Callable[[str], None]]:
+    """A file system of that size where we may mount one; what is yielded mounts it again with other options."""
+
+    def mount(options: str) -> None:
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+        if subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("may not mount here")
+
+    if sys.platform != "linux":
+        pytest.skip("tmpfs is Linux's")
+    folder.mkdir()
+    mount(f"size={kilobytes}k")
+    try:
+        yield lambda options: mount(f"remount,{options}")
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill_up_and_resume(program: Callable, folder: Path, name: str, kilobytes: int) -> bool:
+    """Whether a run fills a disk of that size, which is then one line; with more room it comes to its end."""
+    words = f"{EVENTS} --epochs 3 --save_name {name}"
+    with small_disk(folder / "runs", kilobytes) as mount_again:
+        result = program(words)
+        is_full = result.returncode != 0
+        if is_full:
+            assert_one_line(result, f"runs/{name}", "No space left on device")
+            mount_again("size=9m")
+            result = program(words + " --resume" * (folder / "runs" / name).exists())
+        assert result.returncode == 0, result.stderr
+        assert state(folder / "runs" / name) == state(folder / "whole")
+    (folder / "runs").rmdir()
+    return is_full
+
+
+@pytest.fixture
+def whole_run(program, data) -> Path:
+    """What three epochs without a fault come to."""
+    assert program(f"{EVENTS} --epochs 3 --save_name whole").returncode == 0
+    (data / "runs" / "whole").rename(data / "whole")
+    (data / "runs" / ".whole.lock").unlink()
+    (data / "runs").rmdir()
+    return data
+
+
+@pytest.mark.parametrize("kilobytes", [20, 80, 120])
+def test_a_full_disk(program, whole_run, kilobytes):
+    assert fill_up_and_resume(program, whole_run, "x", kilobytes)
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_at_any_page(program, whole_run):
+    kilobytes = 4
+    while fill_up_and_resume(program, whole_run, "x", kilobytes):
+        kilobytes += 4
+    assert kilobytes > 100
+
+
+@pytest.mark.usefixtures("data")
+def test_a_read_only_folder(program, tmp_path):
+    """At the start and on the way on: one line, and nothing moves."""
+    words = f"{EVENTS} --epochs 1 --save_name x"
+    with small_disk(tmp_path / "runs", 4096) as mount_again:
+        assert program(words).returncode == 0
+        before = state(tmp_path / "runs" / "x")
+        mount_again("ro")
+        for more in ("", " --resume"):
+            assert_one_line(program(words + more), "runs/.x.lock: cannot be written", "Read-only file system")
+        assert state(tmp_path / "runs" / "x") == before
+
+
+@pytest.mark.parametrize("writer", ["metrics.jsonl", "TensorBoard", "checkpoint"])
+def test_a_faulty_file(program, whole_run, monkeypatch, writer):
+    """Whoever meets the full disk, in the second epoch or at its end, the run goes on from the first."""
+    calls = iter(range(10**6))
+
+    def fails(call: Callable, at: int) -> Callable:
+        def counted(*words: object) -> object:
+            if next(calls) >= at:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return call(*words)
+
+        return counted
+
+    if writer == "TensorBoard":
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        monkeypatch.setattr(RecordWriter, "write", fails(RecordWriter.write, 20))
+    else:
+        # three before the first epoch, one for metrics.jsonl, two each for best.pt and last.pt
+        monkeypatch.setattr(os, "fsync", fails(os.fsync, {"metrics.jsonl": 8, "checkpoint": 9}[writer]))
+    words = f"{EVENTS} --epochs 3 --save_name x"
+    assert_one_line(program(words), "runs/x", "No space left on device")
+    _, content = checkpoint.load(whole_run / "runs" / "x" / "last.pt", for_resume=True)
+    assert content["epoch"] == 1
+    monkeypatch.undo()
+    assert program(f"{words} --resume").returncode == 0
+    assert state(whole_run / "runs" / "x") == state(whole_run / "whole")
+
+
+@pytest.mark.parametrize("fault", ["data have vanished", "another trains there"])
+def test_what_stops_a_run_leaves_it_as_it_was(program, data, fault):
+    words = f"{EVENTS} --epochs 1 --save_name x"
+    assert program(words).returncode == 0
+    before = {path: path.read_bytes() for path in (data / "runs" / "x").iterdir()}
+    lock = (data / "runs" / ".x.lock").open("w")
+    if fault == "data have vanished":
+        (data / "shd" / "shd_train.h5").unlink()
+    else:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    message = "shd_train.h5: not found" if fault == "data have vanished" else "is being trained by another process"
+    for more in ("", " --resume"):
+        assert_one_line(program(words + more), message)
+    assert {path: path.read_bytes() for path in (data / "runs" / "x").iterdir()} == before
+    assert {path.name for path in (data / "runs").iterdir()} == {"x", ".x.lock"}
+    lock.close()
+
+
+@pytest.mark.usefixtures("data")
+@pytest.mark.parametrize("command", [EVENTS, IMAGES], ids=["events", "images"])
+def test_a_seed_is_a_run(program, tmp_path, command):
+    """The same seed gives the same bits, another seed others."""
+    for name, seed in (("one", 3), ("same", 3), ("other", 4)):
+        assert program(f"{command} --epochs 1 --save_name {name} --seed {seed}").returncode == 0
+    one, same, other = (state(tmp_path / "runs" / name) for name in ("one", "same", "other"))
+    assert one == same
+    assert one[0] != other[0]
+    assert one[1]["last.pt readout.weight"] != other[1]["last.pt readout.weight"]

@@ -57,7 +57,7 @@ def main() -> None:
     network, optimizer = task.network, task.optimizer
     best, best_epoch, first_epoch = NO_STANDING, 0, 0
     if resumed:
-        best, best_epoch, first_epoch = resume(run, resumed, cfg, network, optimizer)
+        best, best_epoch, first_epoch = resume(run, resumed, cfg, network, optimizer, team)
     elif weights:
         checkpoint.load_weights(network, weights, started_from)
     if team.leads:
@@ -82,8 +82,8 @@ def main() -> None:
             order = random.permutation(task.kept)
             schedule = task.begin_epoch(epoch, random)
             loss = train_epoch(task, order, epoch, train, team)
+            validation = task.validate()
             if team.leads:
-                validation = task.validate()
                 row = {
                     "epoch": epoch + 1,
                     "train_loss": loss,
@@ -100,7 +100,7 @@ def main() -> None:
                 if standing > best:
                     best, best_epoch = standing, epoch + 1
                     save(run / "best.pt")
-                save(run / "last.pt", optimizer=optimizer.state_dict(), best=best)
+                save(run / "last.pt", optimizer=optimizer.state_dict(), best=best, processes=team.size)
             best_epoch = team.sum(best_epoch if team.leads else 0)
 
     if team.leads:
@@ -109,6 +109,7 @@ def main() -> None:
             f"best epoch {content['epoch']}: {task.conclude(content['validation'])}\n"
             f"saved in {run / 'best.pt'}; test it by: bash run_test.sh {run / 'best.pt'}"
         )
+    team.part_ways()
 
 
 def train_epoch(task: tasks.Task, order: np.ndarray, epoch: int, train: config.AnyTrain, team: Team) -> float:
@@ -121,12 +122,11 @@ def train_epoch(task: tasks.Task, order: np.ndarray, epoch: int, train: config.A
     for step, (x, target_B) in enumerate(bar):
         x, target_B = x.to(team.device), target_B.to(team.device)
         optimizer.zero_grad(set_to_none=True)
-        loss = task.loss(x, target_B)
-        loss.backward()
         batch_size = min(train.batch_size, len(order) - step * train.batch_size)
-        team.average_gradients(network, team.weight(batch_size))
+        loss = task.loss(x, target_B, team.weight(batch_size))
+        loss.backward()
         norm = nn.utils.clip_grad_norm_(network.parameters(), train.clip_norm or math.inf)
-        if not (loss.isfinite() and norm.isfinite()):
+        if team.any(not (loss.isfinite() and norm.isfinite())):
             raise InputError(
                 f"{name}, step {step + 1}: not a finite number in {task.blame(x)}; the run's last.pt "
                 "holds the epochs before this one, if any; look at the data there, or try a smaller train.lr"
@@ -134,7 +134,7 @@ def train_epoch(task: tasks.Task, order: np.ndarray, epoch: int, train: config.A
         optimizer.step()
         task.after_step()
         loss_value = loss.item()
-        loss_sum += loss_value * team.weight(batch_size) * batch_size
+        loss_sum += loss_value / team.size * batch_size
         if step % train.log_interval == 0:
             bar.set_postfix(loss=f"{loss_value:.3f}")
     return team.sum(loss_sum) / len(order)
@@ -180,12 +180,18 @@ def resume(
     cfg: config.AnyConfig,
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
+    team: Team,
 ) -> tuple[tuple[float, float], int, int]:
     """Take up the last epoch of a run: (best standing so far, its epoch, number of epochs done)."""
     cfg_then, content = resumed
     path = run / "last.pt"
     if changed := [name for name in config.differences(cfg, cfg_then) if name not in MAY_CHANGE_ON_RESUME]:
         raise InputError(f"{path}: cannot resume with another {', '.join(changed)}; give the run's own, or a new name")
+    if (processes := content.get("processes", team.size)) != team.size:
+        raise InputError(
+            f"{path}: the run is of {processes} processes, here are {team.size}; resume it with as many "
+            f"(torchrun --nproc_per_node={processes} train.py ...)"
+        )
     _, best = checkpoint.load(run / "best.pt")
     checkpoint.load_weights(network, content["network"], path)
     try:

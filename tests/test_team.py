@@ -3,6 +3,7 @@
 import math
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,12 +25,14 @@ CPU = torch.device("cpu")
 # The last batch of an epoch has one recording (54 and 81 are kept), so one process has none of it; --distributed is
 # published, but torchrun is enough.
 RUNS = {
-    "events": f"{TRAIN_EVENTS} --batch-size 53 {AUGMENT} --set loss.spike_count.weight=0.1 --distributed",
+    "events": f"{TRAIN_EVENTS} --neuron1 5 5 .1 --neuron2 20 20 .3 --batch-size 53 {AUGMENT} --distributed "
+    "--set loss.spike_count.weight=0.1",
     "camera": f'{TRAIN_EVENTS} --batch-size 53 --set data.channels=null --set data.sensor={{"height":4,"width":5}} '
     "--set network.layers=[4C3,P2,8R] --set network.neuron=CuAdLIF",
     "rates": f"{TRAIN_EVENTS} --loss_mode firing_rate --set network.variant=superspike --set network.neuron=PCuLIF "
     "--set network.values=layer --set network.batch_norm=false --hidden_size 8",
-    "images": f"{TRAIN_IMAGES} --set ttfs.standardised=true --set train.silent_drive=0.5 --set ttfs.layers=4C3-P2-16F",
+    "images": f"{TRAIN_IMAGES} --set ttfs.standardised=true --set train.silent_drive=0.5 --set ttfs.layers=4C3-P2-16F "
+    "--set data.augment=[]",
 }
 RUNS = {
     name: f"{words} --epochs 2 --save_name {name}" + (" --set network.dropout=0" if name != "images" else "")
@@ -83,6 +86,8 @@ def folder(tmp_path_factory) -> Path:
     write_shd(folder / "shd" / "shd_train.h5", **make_events(60, 3, 40, 0))
     (folder / "data").mkdir()
     pixels, labels = toy_images(90, 0)
+    # no patch of one colour: its drive by standardised weights is rounding alone, and would decide who fires
+    pixels += np.random.default_rng(0).integers(0, 30, pixels.shape, np.uint8)
     np.savez(folder / "data" / "toy.npz", x_train=pixels, y_train=labels)
     result = torchrun(folder, str(Path(__file__)))
     assert result.returncode == 0, result.stderr
@@ -110,11 +115,14 @@ def test_two_processes_train_as_one(program, folder, tmp_path, name):
     for key, weight in one["network"].items():
         torch.testing.assert_close(two["network"][key], weight, rtol=1e-4, atol=1e-5)
     for row_two, row_one in zip(*(without_times(rows(run / "metrics.jsonl")) for run in runs), strict=True):
-        assert row_two == pytest.approx(row_one, rel=1e-4), name
-    again = program(f"{RUNS[name]} --resume".replace("--epochs 2", "--epochs 3"))
-    assert again.returncode == 0, again.stderr
-    (tmp_path / "runs" / name / "last.pt").write_bytes((folder / "runs" / name / "last.pt").read_bytes())
-    again = program(f"{RUNS[name]} --resume")
+        assert row_two.keys() == row_one.keys()
+        for key, value in row_one.items():
+            assert row_two[key] == (None if value is None else pytest.approx(value, rel=1e-4)), key
+
+
+def test_resume_with_another_number_of_processes(program, folder, tmp_path):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    again = program(f"{RUNS['rates']} --resume")
     assert_one_line(again, "the run is of 2 processes, here are 1", "torchrun --nproc_per_node=2")
 
 

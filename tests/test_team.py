@@ -4,8 +4,10 @@ import math
 import os
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ import torch
 import torch.distributed as dist
 from spikingjelly.activation_based import layer
 
+from snn import cli
 from snn.team import SyncBatchNorm, Team, gather
 from tests.conftest import REPOSITORY, assert_one_line, make_events, write_shd
 from tests.test_programs import AUGMENT, rows, without_times
@@ -27,7 +30,7 @@ CPU = torch.device("cpu")
 RUNS = {
     "events": f"{TRAIN_EVENTS} --neuron1 5 5 .1 --neuron2 20 20 .3 --batch-size 53 {AUGMENT} --distributed "
     "--set loss.spike_count.weight=0.1",
-    "camera": f'{TRAIN_EVENTS} --batch-size 53 --set data.channels=null --set data.sensor={{"height":4,"width":5}} '
+    "camera": f'{TRAIN_EVENTS} --neuron1 5 5 .1 --neuron2 20 20 .3 --batch-size 53 --set data.channels=null --set data.sensor={{"height":4,"width":5}} '
     "--set network.layers=[4C3,P2,8R] --set network.neuron=CuAdLIF",
     "rates": f"{TRAIN_EVENTS} --loss_mode firing_rate --set network.variant=superspike --set network.neuron=PCuLIF "
     "--set network.values=layer --set network.batch_norm=false --hidden_size 8",
@@ -113,7 +116,8 @@ def test_two_processes_train_as_one(program, folder, tmp_path, name):
     assert (two["processes"], one["processes"]) == (2, 1)
     assert two["network"].keys() == one["network"].keys()
     for key, weight in one["network"].items():
-        torch.testing.assert_close(two["network"][key], weight, rtol=1e-4, atol=1e-5)
+        # Adam makes much of rounding where a gradient is next to nothing, so not element by element
+        assert (two["network"][key] - weight).double().norm() <= 1e-4 * weight.double().norm(), key
     for row_two, row_one in zip(*(without_times(rows(run / "metrics.jsonl")) for run in runs), strict=True):
         assert row_two.keys() == row_one.keys()
         for key, value in row_one.items():
@@ -150,6 +154,52 @@ def test_numbers_over_processes(folder):
         found = torch.load(folder / f"process{rank}.pt", weights_only=True)
         assert found["any"] == [False, True]
         assert found["total"] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "[/x/gloo/transport/tcp/pair.cc:545] Read error [127.0.0.1]:39661: Connection reset by peer. GLHF!",
+        "NCCL communicator was aborted on rank 1",
+    ],
+)
+def test_a_lost_process_is_one_line(capsys, message):
+    """What torch.distributed raises in those that are left."""
+
+    def main():
+        raise RuntimeError(message)
+
+    with pytest.raises(SystemExit) as end:
+        cli.run(main)
+    assert end.value.code == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_process_ends_the_job_and_it_resumes(tmp_path, rank):
+    write_shd(tmp_path / "shd" / "shd_train.h5", **make_events(60, 3, 40, 0))
+    words = RUNS["camera"].replace("--epochs 2", "")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", str(REPOSITORY / "train.py")]
+    job = subprocess.Popen(
+        [*command, *f"{words} --epochs 100000".split()[1:]], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "runs" / "camera" / "last.pt").exists():
+        assert time.monotonic() < deadline
+        assert job.poll() is None, job.stderr.read()
+        time.sleep(0.05)
+    children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
+    environments = {int(child): Path(f"/proc/{child}/environ").read_text() for child in children}
+    os.kill(next(pid for pid, text in environments.items() if f"\0RANK={rank}\0" in text), signal.SIGKILL)
+    _, stderr = job.communicate(timeout=30)
+    assert job.returncode != 0
+    assert "[rank" not in stderr, stderr  # no traceback of the one that is left
+    assert "Signal 9 (SIGKILL)" in stderr
+    done = torch.load(tmp_path / "runs" / "camera" / "last.pt", weights_only=True)["epoch"]
+    resumed = torchrun(tmp_path, f"{REPOSITORY}/{words} --epochs {done + 1} --resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert len(rows(tmp_path / "runs" / "camera" / "metrics.jsonl")) == done + 1
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 8])

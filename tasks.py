@@ -1,7 +1,8 @@
 """What train.py trains: a first-spike network on recordings of events, or a TTFS network on images.
 
 Both kinds offer the same: `network`, `optimizer`, indices `kept` and `held_out`, `class_names` (or None), `patience`
-(epochs without a better standing before training ends, or None), and the methods of `EventTask`.
+(epochs without a better standing before training ends, or None), `loss` of (x, labels, weight), the mean loss of this
+process's share of a training batch, and the methods of `EventTask`.
 """
 
 import math
@@ -51,9 +52,12 @@ class EventTask:
         self.augmentation = Augmentation(**data.augment.model_dump(), width=width, height=height)
         torch.manual_seed(train.seed)
         self.network = Network(cfg.network, data.shape, data.num_classes, train.backend).to(team.device)
+        if train.sync_batch_norm:
+            team.synchronise(self.network)
         self.optimizer = torch.optim.Adam(
             self.network.parameters(), train.lr, weight_decay=train.weight_decay, amsgrad=True
         )
+        self.loss = team.parallel(self.network, self._loss)
 
     def begin_epoch(self, epoch: int, random: np.random.Generator) -> dict[str, float]:
         """Set what changes from epoch to epoch, and say it for the log."""
@@ -73,20 +77,22 @@ class EventTask:
         size = self.cfg.train.batch_size
         return events.batches(self.recordings, order, self.bins, size, self.team.share, self.change)
 
-    def loss(self, x_TBC: Events, target_B: Tensor) -> Tensor:
-        """The mean loss of a training batch."""
+    def _loss(self, x_TBC: Events, target_B: Tensor, weight: float) -> Tensor:
         self.network.reset()
-        return self.goal(self.network(x_TBC), target_B, training=True)
+        mean = partial(self.team.mean, weight=weight)
+        return self.goal(self.network(x_TBC), target_B, training=True, mean=mean)
 
     def after_step(self) -> None:
         """What follows a step of the optimiser."""
         self.network.clamp_values()
 
     def validate(self) -> dict:
-        """Metrics on what is held out."""
-        batches = events.batches(self.recordings, self.held_out, self.bins, self.cfg.train.test_batch_size)
+        """Metrics on what is held out, of which each process sees a part."""
+        self.team.agree(self.network)
+        held_out = self.team.part(self.held_out)
+        batches = events.batches(self.recordings, held_out, self.bins, self.cfg.train.test_batch_size)
         goal = partial(self.goal, training=False)
-        return evaluate(self.network, batches, goal, self.team.device).metrics(self.cfg.data.dt_ms)
+        return self.team.total(evaluate(self.network, batches, goal, self.team.device)).metrics(self.cfg.data.dt_ms)
 
     def standing(self, validation: dict) -> tuple[float, float]:
         """The larger, the better: the accuracy in the code that is trained; of equals, the lower loss."""
@@ -133,6 +139,7 @@ class ImageTask:
         torch.manual_seed(train.seed)
         self.network = TTFSNetwork(cfg.ttfs, data.shape, data.num_classes).to(team.device)
         self.optimizer = torch.optim.AdamW(self.network.parameters(), train.lr, weight_decay=train.weight_decay)
+        self.loss = team.parallel(self.network, self._loss)
 
     def begin_epoch(self, epoch: int, random: np.random.Generator) -> dict[str, float]:
         train = self.cfg.train
@@ -145,19 +152,20 @@ class ImageTask:
     def batches(self, order: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
         return images.batches(self.images, order, self.cfg.train.batch_size, self.team.share, self.augment)
 
-    def loss(self, x_BCHW: Tensor, target_B: Tensor) -> Tensor:
+    def _loss(self, x_BCHW: Tensor, target_B: Tensor, weight: float) -> Tensor:
         activity = self.network(x_BCHW)
         loss = F.cross_entropy(activity.V_BN, target_B)
         if self.cfg.train.silent_drive > 0:
-            loss = loss + self.cfg.train.silent_drive * silent_neurons_drive(activity)
+            mean = partial(self.team.mean, weight=weight)
+            loss = loss + self.cfg.train.silent_drive * silent_neurons_drive(activity, mean)
         return loss
 
     def after_step(self) -> None:
         """Nothing: no weight has a range."""
 
     def validate(self) -> dict:
-        batches = images.batches(self.images, self.held_out, self.cfg.train.test_batch_size)
-        metrics = evaluate_ttfs(self.network, batches, self.team.device).metrics()
+        batches = images.batches(self.images, self.team.part(self.held_out), self.cfg.train.test_batch_size)
+        metrics = self.team.total(evaluate_ttfs(self.network, batches, self.team.device)).metrics()
         self.spikes_by_layer = metrics["spikes_per_neuron_by_layer"]
         return metrics
 

@@ -117,8 +117,12 @@ def main() -> None:
             position.seconds = time.perf_counter() - started
             if is_whole:
                 loss = team.sum(position.loss_sum) / len(order)
+                validation = task.validate()
+                standing = task.standing(validation)
+                is_best = standing > position.best
+                if is_best:
+                    position.best, position.best_epoch = standing, epoch + 1
                 if team.leads:
-                    validation = task.validate()
                     row = {
                         "epoch": epoch + 1,
                         "train_loss": loss,
@@ -129,16 +133,13 @@ def main() -> None:
                     log(run, board, row, task.describe(validation))
                     if args.verbose:
                         task.log_activity()
-                    standing = task.standing(validation)
-                    if standing > position.best:
-                        position.best, position.best_epoch = standing, epoch + 1
+                    if is_best:
                         save(run / "best.pt", validation=validation, epoch=epoch + 1)
-                position.best_epoch = int(team.sum(position.best_epoch if team.leads else 0))
                 position = Position(epoch + 1, best=position.best, best_epoch=position.best_epoch)
             here = position.content(team)
             if team.leads:
                 save_last(last, optimizer=optimizer.state_dict(), **here)
-            if number := team.largest(interruption.number):
+            if number := team.largest(interruption.number)[0]:
                 where = f"after epoch {position.epoch}" + (f" and {position.step} batches" if position.step else "")
                 raise cli.Interrupted(f"interrupted {where}; the same command with --resume goes on from there", number)
 
@@ -148,6 +149,7 @@ def main() -> None:
             f"best epoch {content['epoch']}: {task.conclude(content['validation'])}\n"
             f"saved in {run / 'best.pt'}; test it by: bash run_test.sh {run / 'best.pt'}"
         )
+    team.part_ways()
 
 
 def train_epoch(
@@ -182,23 +184,22 @@ def train_epoch(
             raise fault(step, "the input", at_fault)
         x, target_B = x.to(team.device), target_B.to(team.device)
         optimizer.zero_grad(set_to_none=True)
-        loss = task.loss(x, target_B)
-        loss.backward()
         batch_size = min(train.batch_size, len(order) - step * train.batch_size)
-        team.average_gradients(network, team.weight(batch_size))
+        loss = task.loss(x, target_B, team.weight(batch_size))
+        loss.backward()
         norm = nn.utils.clip_grad_norm_(network.parameters(), train.clip_norm or math.inf)
-        is_fine = loss.isfinite() and norm.isfinite()
-        if is_fine:
+        is_bad, number = team.largest(not (loss.isfinite() and norm.isfinite()), interruption.number)
+        if not is_bad:
             optimizer.step()
             task.after_step()
-        if not (is_fine and health.are_finite(values)):
+        if is_bad or not health.are_finite(values):
             raise fault(step, health.blame(network, x, loss))
         loss_value = loss.item()
         position.step = step + 1
-        position.loss_sum += loss_value * team.weight(batch_size) * batch_size
+        position.loss_sum += loss_value / team.size * batch_size
         if step % train.log_interval == 0:
             bar.set_postfix(loss=f"{loss_value:.3f}")
-        if team.largest(interruption.number):
+        if number:
             break
     return position.step == steps
 
@@ -266,6 +267,12 @@ def resume(
     path = run / "last.pt"
     if changed := [name for name in config.differences(cfg, cfg_then) if name not in MAY_CHANGE_ON_RESUME]:
         raise InputError(f"{path}: cannot resume with another {', '.join(changed)}; give the run's own, or a new name")
+    processes = content["processes"]
+    if len(processes) != team.size:
+        raise InputError(
+            f"{path}: the run is of {len(processes)} processes, here are {team.size}; resume it with as many "
+            f"(torchrun --nproc_per_node={len(processes)} train.py ...)"
+        )
     if content["best_epoch"]:
         checkpoint.load(run / "best.pt")
     checkpoint.load_weights(network, content["network"], path)
@@ -275,14 +282,9 @@ def resume(
         raise InputError(f"{path}: its optimiser state does not fit this network ({error})") from None
     position = Position(content["epoch"], best=tuple(content["best"]), best_epoch=content["best_epoch"])
     if content["step"]:
-        processes = content["processes"]
-        if len(processes) != team.size:
-            raise InputError(
-                f"{path}: is in the midst of an epoch of {len(processes)} processes, which {team.size} cannot end; "
-                "resume with as many"
-            )
+        own = processes[team.rank]
         position.step, position.seconds = content["step"], content["seconds"]
-        position.loss_sum, position.random = processes[team.rank]["loss_sum"], processes[team.rank]["random"]
+        position.loss_sum, position.random = own["loss_sum"], own["random"]
     return position
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch  # else only where it is used: datasets.prepare and --help do without
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+LOST_PROCESS = r"\bgloo\b|\bNCCL\b|Connection (closed|reset) by peer"  # in what torch.distributed raises
 
 # word -> (field, type, number of values, help); the published command line of Liu et al. 2023
 _COMMON = {
@@ -220,9 +221,16 @@ def run(main: Callable[[], None]) -> None:
     except InputError as error:
         message, code = f"error: {error}", 2
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not re.search("can't allocate memory|out of memory", str(error)):
+        if re.search(LOST_PROCESS, str(error)):
+            message = (
+                "error: another process of this training has ended or does not answer; what it said and torchrun's "
+                "report name it, and the same command with --resume goes on from the last checkpoint"
+            )
+        elif isinstance(error, MemoryError) or re.search("can't allocate memory|out of memory", str(error)):
+            message = "error: out of memory; a smaller batch, T or network may fit"
+        else:
             raise
-        message, code = "error: out of memory; a smaller batch, T or network may fit", 2
+        code = 2
     except BrokenPipeError:  # whoever read our output, `head` say, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)

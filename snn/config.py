@@ -217,6 +217,9 @@ class Train(Section):
         0, description="seed of weights, order, dropout and the held-out share"
     )
     log_interval: PositiveInt = Field(5, description="steps between updates of the progress bar's loss")
+    sync_batch_norm: bool = Field(
+        True, description="several processes: BatchNorm sees the whole batch, as in one process, not each its share"
+    )
     device: str = Field("auto", description="auto (cuda if there is one), cpu, cuda, cuda:1, ...")
     backend: Literal["auto", "torch", "cpu", "cupy"] = Field("auto", description="what runs the neurons")
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
@@ -48,6 +48,11 @@ class Evaluation:
         self.fs_right.append((decided_TB & fs_right_B).cpu())
         self.fr_right.append((decided_TB & (fr_decision(counts_TBN) == target_B)).cpu())
         self.events.append(events_TB.cumsum(0).to(torch.int64).cpu())
+
+    def __add__(self, other: "Evaluation") -> "Evaluation":
+        """Of the samples of both. A part may be without samples, and then knows no neurons."""
+        summed = {field.name: getattr(self, field.name) + getattr(other, field.name) for field in fields(self)}
+        return Evaluation(**summed | {"neurons": self.neurons or other.neurons})
 
     def metrics(self, dt_ms: float) -> dict:
         """Plain numbers, accuracies in percent; None where a delay does not exist (nothing was ever right)."""

@@ -1,6 +1,6 @@
 """The losses of Liu et al. 2023 (doi 10.3389/fnins.2023.1266003), each a mean over the B samples of a batch."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -38,13 +38,25 @@ def spikes_per_neuron(layers: Sequence[Tensor]) -> Tensor:
     return sum(s.sum() for s in layers) / (B * neurons)
 
 
-def spike_count(layers: Sequence[Tensor], weight: float, target: float) -> Tensor:
-    """The optional term λ_s |N_s - N_target| (in the paper only)."""
-    return weight * (spikes_per_neuron(layers) - target).abs()
+def spike_count(
+    layers: Sequence[Tensor], weight: float, target: float, mean: Callable[[Tensor], Tensor] = lambda x: x
+) -> Tensor:
+    """The optional term λ_s |N_s - N_target| (in the paper only). `mean` as in `objective`."""
+    return weight * (mean(spikes_per_neuron(layers)) - target).abs()
 
 
-def objective(activity: Activity, target_B: Tensor, loss: config.Loss, window: Window, training: bool) -> Tensor:
-    """What the configuration asks to minimise. The two regularising terms belong to training only."""
+def objective(
+    activity: Activity,
+    target_B: Tensor,
+    loss: config.Loss,
+    window: Window,
+    training: bool,
+    mean: Callable[[Tensor], Tensor] = lambda x: x,
+) -> Tensor:
+    """What the configuration asks to minimise. The two regularising terms belong to training only.
+
+    Where the samples are a part of a batch, `mean` makes of a mean over them that over the batch.
+    """
     s_TBN, h_TBN, layers = activity
     if loss.mode == "first_time":
         t_BN = first_times(s_TBN, h_TBN, window)
@@ -54,5 +66,5 @@ def objective(activity: Activity, target_B: Tensor, loss: config.Loss, window: W
     else:
         value = firing_rate(s_TBN, target_B, loss.fr.alpha)
     if training and loss.spike_count.weight > 0:
-        value = value + spike_count(layers, loss.spike_count.weight, loss.spike_count.target)
+        value = value + spike_count(layers, loss.spike_count.weight, loss.spike_count.target, mean)
     return value

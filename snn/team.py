@@ -1,26 +1,43 @@
-"""The processes that train one network together: one, or those that torchrun started for `train.py --distributed`.
+"""The processes that train one network together: one, or those that torchrun has started.
 
-Each process takes its share of every batch and gradients are averaged over the batch, so a step is that of the whole
-batch; only BatchNorm's statistics are each process's own. The first process validates and writes.
+Each process takes its share of every batch. `Team.parallel` wraps the loss in torch's DistributedDataParallel, so that
+a step is that of the whole batch, however the shares differ in size; what is no mean over samples goes through
+`Team.mean`, and BatchNorm through `SyncBatchNorm`. The first process writes.
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from datetime import timedelta
+from functools import reduce
+from operator import add
+from typing import TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import nn
+from spikingjelly.activation_based import layer
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import batch_norm
+from torch.nn.parallel import DistributedDataParallel
+
+from snn.errors import InputError
+
+TIMEOUT = timedelta(minutes=10)  # of a message: far above a step or a validation, for a process that hangs
+PATIENCE = timedelta(days=1)  # of `Team.wait`, while the leader makes or fetches data
+Part = TypeVar("Part")
+Loss = Callable[..., Tensor]  # of (x, labels, weight)
 
 
 @dataclass(frozen=True)
 class Team:
-    """This process is number `rank` of `size`, at work on `device`."""
+    """This process is number `rank` of `size`, at work on `device`; `patient` is the group that may wait for long."""
 
     device: torch.device
     rank: int = 0
     size: int = 1
+    patient: dist.ProcessGroup | None = None
 
     @property
     def leads(self) -> bool:
@@ -34,6 +51,10 @@ class Team:
         """The part of a batch of this size that this process has, 0 to 1."""
         return len(range(self.rank, batch_size, self.size)) / batch_size
 
+    def part(self, index: np.ndarray) -> np.ndarray:
+        """This process's recordings of what is only summed over, as validation is; there may be none."""
+        return index[self.rank :: self.size]
+
     def sum(self, value: float) -> float:
         """The sum of a number over all processes."""
         total = torch.tensor(value, dtype=torch.float64, device=self.device)
@@ -41,43 +62,172 @@ class Team:
             dist.all_reduce(total)
         return float(total)
 
-    def largest(self, value: int) -> int:
-        """The largest of all processes' numbers."""
+    def largest(self, *values: int) -> list[int]:
+        """Of each of these the largest that any process has: all hear the same at the same place."""
         if self.size == 1:
-            return value
-        most = torch.tensor(value, device=self.device)
+            return list(values)
+        most = torch.tensor(values, device=self.device, dtype=torch.int64)
         dist.all_reduce(most, dist.ReduceOp.MAX)
-        return int(most)
+        return most.tolist()
 
-    def gathered(self, value: Any) -> list[Any]:
+    def gathered(self, value: Part) -> list[Part]:
         """All processes' values, in the order of their ranks."""
         values = [value] * self.size
         if self.size > 1:
             dist.all_gather_object(values, value)
         return values
 
-    def average_gradients(self, network: nn.Module, weight: float) -> None:
-        """Each process's gradient times its weight, summed over all processes."""
+    def total(self, part: Part) -> Part:
+        """The sum, in their order, of what the processes have; all get the same."""
+        return reduce(add, self.gathered(part))
+
+    def mean(self, value: Tensor, weight: float) -> Tensor:
+        """The mean over a batch of what is the mean over this process's share. Its gradient reaches all shares."""
+        return value if self.size == 1 else _Sum.apply(value * weight)
+
+    def parallel(self, network: nn.Module, loss: Loss) -> Loss:
+        """`loss`(x, labels, weight) of this process's share, so that backward() leaves the whole batch's gradient.
+
+        With more than one process the loss comes out times weight · size, and all must call it at the same time.
+        """
+        if self.size == 1:
+            return loss
+        share = _Share(network, loss, self.size)
+        return DistributedDataParallel(share, forward_sync_buffers=False, gradient_as_bucket_view=True)
+
+    def synchronise(self, network: nn.Module) -> None:
+        """Let each BatchNorm of a new network see whole batches."""
         if self.size == 1:
             return
-        gradients = [p.grad for p in network.parameters() if p.grad is not None]
-        flat = torch.cat([g.flatten() for g in gradients]) * weight
-        dist.all_reduce(flat)
-        for g, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-            g.copy_(part.view_as(g))
+        for module in list(network.modules()):
+            for name, child in module.named_children():
+                if isinstance(child, layer.BatchNorm1d):
+                    setattr(module, name, SyncBatchNorm(child.num_features, step_mode="m").to(self.device))
+
+    def agree(self, network: nn.Module) -> None:
+        """Let all have the leader's buffers. They differ where BatchNorm is not synchronised."""
+        if self.size > 1:
+            for buffer in network.buffers():
+                dist.broadcast(buffer, 0)
 
     def wait(self) -> None:
         """Until all processes are here."""
         if self.size > 1:
-            dist.barrier()
+            dist.barrier(self.patient)
+
+    def part_ways(self) -> None:
+        """The end of working together."""
+        if self.size > 1:
+            dist.destroy_process_group()
+
+
+class SyncBatchNorm(layer.BatchNorm1d):
+    """SpikingJelly's BatchNorm1d in step mode "m", its statistics those of all processes, on CPUs too.
+
+    A process whose share only repeats a recording of another (`counts` False) adds nothing to them.
+    """
+
+    counts = True
+
+    def forward(self, x_TBN: Tensor) -> Tensor:
+        if not (self.training and torch.is_grad_enabled()):  # without a gradient a process may be here alone
+            return super().forward(x_TBN)
+        y_RN, moments_KN = _SyncBatchNorm.apply(x_TBN.flatten(0, 1), self.weight, self.bias, self.eps, self.counts)
+        with torch.no_grad():
+            n, mean_N, var_N = moments_KN
+            self.running_mean += self.momentum * (mean_N.float() - self.running_mean)
+            self.running_var += self.momentum * ((var_N * (n / (n - 1).clamp(min=1))).float() - self.running_var)
+            self.num_batches_tracked += 1
+        return y_RN.view_as(x_TBN)
+
+
+class _SyncBatchNorm(torch.autograd.Function):
+    """(normalised rows, [number of rows, mean, variance] over all processes, float64)."""
+
+    @staticmethod
+    def forward(ctx, x_RN, weight_N, bias_N, eps, counts):
+        var_N, mean_N = (moment_N.double() for moment_N in torch.var_mean(x_RN, 0, correction=0))
+        n = len(x_RN) * counts
+        sums_KN = torch.stack([torch.full_like(mean_N, n), n * mean_N, n * (var_N + mean_N.square())])
+        dist.all_reduce(sums_KN)
+        total, mean_N = sums_KN[0], sums_KN[1] / sums_KN[0]
+        var_N = (sums_KN[2] / total - mean_N.square()).clamp(min=0)
+        mean, var = mean_N.to(x_RN.dtype), var_N.to(x_RN.dtype)
+        ctx.save_for_backward(x_RN, weight_N, mean, var)
+        ctx.eps, ctx.share_of_row = eps, float(counts) / total.to(x_RN.dtype)
+        moments_KN = torch.stack([total, mean_N, var_N])
+        ctx.mark_non_differentiable(moments_KN)
+        return batch_norm(x_RN, mean, var, weight_N, bias_N, training=False, eps=eps), moments_KN
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gy_RN, _):
+        x_RN, weight_N, mean_N, var_N = ctx.saved_tensors
+        gx_RN, gweight_N, gbias_N = torch.ops.aten.native_batch_norm_backward(
+            gy_RN, x_RN, weight_N, mean_N, var_N, None, None, False, ctx.eps, [True] * 3
+        )  # mean and variance taken as constants
+        sums_KN = torch.stack([gweight_N, gbias_N])
+        dist.all_reduce(sums_KN)
+        # by way of the mean and the variance: -(Σ gy + x̂ Σ gy x̂) · weight / σ / rows, linear in x
+        inverse_N = torch.rsqrt(var_N + ctx.eps)
+        scale_N = weight_N * inverse_N * ctx.share_of_row
+        slope_N = -scale_N * inverse_N * sums_KN[0]
+        gx_RN.addcmul_(x_RN, slope_N).add_(-scale_N * sums_KN[1] - slope_N * mean_N)
+        return gx_RN, gweight_N, gbias_N, None, None
+
+
+class _Sum(torch.autograd.Function):
+    """The sum of a tensor over all processes. Each process's loss depends on it, so gradients are summed as well."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g: Tensor) -> Tensor:
+        total = g.clone()
+        dist.all_reduce(total)
+        return total
+
+
+class _Share(nn.Module):
+    """What DistributedDataParallel wraps: it averages gradients over processes, so each loss is made weight · size."""
+
+    def __init__(self, network: nn.Module, loss: Loss, size: int):
+        super().__init__()
+        self.network, self.loss, self.size = network, loss, size
+
+    def forward(self, x, target_B: Tensor, weight: float) -> Tensor:
+        for module in self.network.modules():
+            if isinstance(module, SyncBatchNorm):
+                module.counts = weight > 0
+        return self.loss(x, target_B, weight) * (weight * self.size)
 
 
 def gather(distributed: bool, device: torch.device) -> Team:
-    """The team that torchrun has started if `distributed`, else this process alone."""
-    if not distributed or "WORLD_SIZE" not in os.environ:
+    """The team that torchrun, or with `distributed` another launcher, has started; else this process alone."""
+    started = dist.is_torchelastic_launched() or (distributed and "WORLD_SIZE" in os.environ)
+    if not started or os.environ.get("WORLD_SIZE") == "1":
         return Team(device)
+    backend = "gloo"
     if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        backend, number = "nccl", int(os.environ.get("LOCAL_RANK", 0))
+        if number >= torch.cuda.device_count():
+            raise InputError(
+                f"process {number} of this machine has no GPU of its own: there are {torch.cuda.device_count()}; start "
+                "as many processes (torchrun --nproc_per_node), or take --set train.device=cpu"
+            )
+        device = torch.device("cuda", number)
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    return Team(device, dist.get_rank(), dist.get_world_size())
+    try:
+        dist.init_process_group(backend, timeout=TIMEOUT)
+        patient = dist.new_group(backend="gloo", timeout=PATIENCE)
+    except (ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"the processes do not find each other ({reason:.120}); start all of them by one torchrun"
+        ) from None
+    return Team(device, dist.get_rank(), dist.get_world_size(), patient)

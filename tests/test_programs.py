@@ -403,28 +403,6 @@ def test_continue_from_a_checkpoint(program, tmp_path, trained):
     assert_one_line(program(f"{TRAIN} --load_pt_file x --hidden_size 8"), "belongs to another network")
 
 
-@pytest.mark.usefixtures("shd_folder")
-def test_two_processes_train_as_one(program, tmp_path):
-    """torchrun and --distributed take the steps of one process, where no layer mixes samples, augmented or not.
-
-    The last batch of the epoch has one recording, so one process has none of it.
-    """
-    alone = "--set network.batch_norm=false --set network.dropout=0"
-    words = f"{TRAIN} --epochs 2 {alone} --batch-size 53 --distributed {AUGMENT}"
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
-    command = [*launcher, str(REPOSITORY / "train.py"), *words.split()[1:], "--save_name", "two"]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("best epoch") == 1
-    assert program(f"{words} --save_name one").returncode == 0
-    one, two = (torch.load(tmp_path / "runs" / name / "last.pt", weights_only=True) for name in ("one", "two"))
-    for name, weight in one["network"].items():
-        torch.testing.assert_close(two["network"][name], weight, rtol=1e-4, atol=1e-5)
-    logs = [rows(tmp_path / "runs" / name / "metrics.jsonl") for name in ("one", "two")]
-    for row_one, row_two in zip(*logs, strict=True):
-        assert row_one["train_loss"] == pytest.approx(row_two["train_loss"], rel=1e-4)
-
-
 def test_demo(program, tmp_path):
     """A WAV file, and a word of our own, through a network that has learned nothing."""
     values = config.read_yaml(REPOSITORY / "configs" / "adlif_digits.yaml")

@@ -39,7 +39,7 @@ ALLOWED = {
     "snn.report": {"snn.coding", "snn.events", "snn.network"},
     "snn.checkpoint": {"snn.errors", "snn.config", "snn.network", "snn.ttfs.network"},
     "snn.cli": {"snn.errors", "snn.config", "snn.architecture"},
-    "snn.team": set(),
+    "snn.team": {"snn.errors"},
     "snn.memory": set(),
     "snn.ttfs": {"snn.errors", "snn.config", "snn.architecture", "snn.ops.compiled", "snn.ttfs"},
     "datasets": {"snn.config", "snn.errors", "snn.events", "snn.ops.compiled", "datasets"},

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from snn.ttfs.layers import DirectEncoder
 from snn.ttfs.network import Network
 
 BINS = 20  # of a spike-time histogram, over [0, T]
+SUMS = ("images", "correct", "loss", "spikes", "operations", "histograms")
 
 
 @dataclass
@@ -28,6 +29,11 @@ class Evaluation:
     dense_operations: list[int] = field(default_factory=list)  # synapses of each, if every input fired
     multiplications: int = 0  # of a direct encoder, per image
     histograms: Tensor | int = 0  # (layers, BINS) int64
+
+    def __add__(self, other: "Evaluation") -> "Evaluation":
+        """Of the images of both. A part may be without images, and then knows nothing of the network."""
+        summed = {name: getattr(self, name) + getattr(other, name) for name in SUMS}
+        return replace(self if self.images else other, **summed)
 
     def metrics(self) -> dict:
         """Plain numbers, accuracy in percent."""

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Callable
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -108,20 +109,22 @@ def _layer(
     return layers.Linear(math.prod(before), *after, T, **options)
 
 
-def silent_neurons_drive(activity: Activity) -> Tensor:
+def silent_neurons_drive(activity: Activity, mean: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
     """By how much the drive of neurons that no sample of the batch made fire misses 0, mean over them, layers summed.
 
     A silent neuron has no gradient. This term reaches the weights of the ones (channels of a convolution) that were
-    silent for the whole batch, by their mean drive; it costs one sample's pass through those alone.
+    silent for the whole batch, by their mean drive; it costs one sample's pass through those alone. `mean` makes what
+    is the mean over these samples that over the batch, where they are a part of it.
     """
     total = activity.V_BN.new_zeros(())
     for layer, t_in, t_out in activity.passages:
-        is_silent_O = (t_out.detach() == math.inf).transpose(0, 1).flatten(1).all(1)
+        fires_OX = (t_out.detach() != math.inf).transpose(0, 1).flatten(1)
+        is_silent_O = mean(fires_OX.to(t_out.dtype).mean(1)) == 0
         if not is_silent_O.any():
             continue
         # V(2T) of an input that fires is T + a; the sums are linear, so the mean input gives the mean drive
         t_in = t_in.detach()
-        x = torch.where(t_in == math.inf, 0, 2 * layer.T - t_in).mean(0, keepdim=True)
+        x = mean(torch.where(t_in == math.inf, 0, 2 * layer.T - t_in).mean(0, keepdim=True))
         drive = layer.sums(x, layer.synapses()[is_silent_O])
         total = total + (-drive).clamp(min=0).mean() / layer.T
     return total

@@ -1,0 +1,218 @@
+"""Several processes train as one. This file is also the program that torchrun starts twice, once for all tests."""
+
+import math
+import os
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from spikingjelly.activation_based import layer
+
+from snn import cli
+from snn.team import SyncBatchNorm, Team, gather
+from tests.conftest import REPOSITORY, assert_one_line, make_events, write_shd
+from tests.test_programs import AUGMENT, rows, without_times
+from tests.test_programs import TRAIN as TRAIN_EVENTS
+from tests.test_ttfs_programs import TRAIN as TRAIN_IMAGES
+from tests.test_ttfs_programs import toy_images
+
+CPU = torch.device("cpu")
+# The last batch of an epoch has one recording (54 and 81 are kept), so one process has none of it; --distributed is
+# published, but torchrun is enough.
+RUNS = {
+    "events": f"{TRAIN_EVENTS} --neuron1 5 5 .1 --neuron2 20 20 .3 --batch-size 53 {AUGMENT} --distributed "
+    "--set loss.spike_count.weight=0.1",
+    "camera": f'{TRAIN_EVENTS} --neuron1 5 5 .1 --neuron2 20 20 .3 --batch-size 53 --set data.channels=null --set data.sensor={{"height":4,"width":5}} '
+    "--set network.layers=[4C3,P2,8R] --set network.neuron=CuAdLIF",
+    "rates": f"{TRAIN_EVENTS} --loss_mode firing_rate --set network.variant=superspike --set network.neuron=PCuLIF "
+    "--set network.values=layer --set network.batch_norm=false --hidden_size 8",
+    "images": f"{TRAIN_IMAGES} --set ttfs.standardised=true --set train.silent_drive=0.5 --set ttfs.layers=4C3-P2-16F "
+    "--set data.augment=[]",
+}
+RUNS = {
+    name: f"{words} --epochs 2 --save_name {name}" + (" --set network.dropout=0" if name != "images" else "")
+    for name, words in RUNS.items()
+}
+ROWS, WIDTH = (5, 3), 4  # rows of each process
+COUNTS = ((True, True), (True, False))
+
+
+def norm_rows(process: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows for BatchNorm, their mean far from 0, and the gradient of what it makes of them."""
+    random = torch.Generator().manual_seed(process)
+    x_TBN = 5 + torch.randn(2, ROWS[process], WIDTH, generator=random)
+    return x_TBN, torch.randn(2, ROWS[process], WIDTH, generator=random)
+
+
+def norm_state(norm: layer.BatchNorm1d, x_TBN: torch.Tensor, g_TBN: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What comes of a forward and backward pass."""
+    x_TBN.requires_grad_()
+    with torch.no_grad():
+        norm.weight += torch.arange(WIDTH)
+    y_TBN = norm(x_TBN)
+    y_TBN.backward(g_TBN)
+    gradients = {"x_grad": x_TBN.grad, "weight_grad": norm.weight.grad, "bias_grad": norm.bias.grad}
+    return {"y": y_TBN.detach(), **gradients, **{name: value.clone() for name, value in norm.named_buffers()}}
+
+
+def work() -> None:
+    """What each of the two processes does."""
+    team = gather(False, CPU)
+    found = {"norms": []}
+    for counts in COUNTS:
+        norm = SyncBatchNorm(WIDTH, step_mode="m")
+        norm.counts = counts[team.rank]
+        x_TBN, g_TBN = norm_rows(team.rank)
+        found["norms"].append(norm_state(norm, x_TBN, g_TBN * norm.counts))
+    found["any"] = [team.any(False), team.any(team.rank == 1)]
+    found["total"] = team.total([team.rank])
+    torch.save(found, f"process{team.rank}.pt")
+    # torchrun lets its processes meet once: the runs below go on in this group
+    dist.init_process_group = dist.destroy_process_group = lambda *_, **__: None
+    for words in RUNS.values():
+        sys.argv = words.split()
+        runpy.run_path(str(REPOSITORY / "train.py"), run_name="__main__")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Data, and what the two processes leave."""
+    folder = tmp_path_factory.mktemp("team")
+    write_shd(folder / "shd" / "shd_train.h5", **make_events(60, 3, 40, 0))
+    (folder / "data").mkdir()
+    pixels, labels = toy_images(90, 0)
+    # no patch of one colour: its drive by standardised weights is rounding alone, and would decide who fires
+    pixels += np.random.default_rng(0).integers(0, 30, pixels.shape, np.uint8)
+    np.savez(folder / "data" / "toy.npz", x_train=pixels, y_train=labels)
+    result = torchrun(folder, str(Path(__file__)))
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("best epoch") == len(RUNS), result.stdout
+    return folder
+
+
+def torchrun(folder: Path, words: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", *words.split()]
+    path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_two_processes_train_as_one(program, folder, tmp_path, name):
+    """The same loss, validation and weights as in one process; checkpoints are of the plain network."""
+    for part in ("shd", "data"):
+        (tmp_path / part).symlink_to(folder / part)
+    assert program(RUNS[name]).returncode == 0
+    runs = folder / "runs" / name, tmp_path / "runs" / name
+    two, one = (torch.load(run / "last.pt", weights_only=True) for run in runs)
+    assert (two["processes"], one["processes"]) == (2, 1)
+    assert two["network"].keys() == one["network"].keys()
+    for key, weight in one["network"].items():
+        # Adam makes much of rounding where a gradient is next to nothing, so not element by element
+        assert (two["network"][key] - weight).double().norm() <= 1e-4 * weight.double().norm(), key
+    for row_two, row_one in zip(*(without_times(rows(run / "metrics.jsonl")) for run in runs), strict=True):
+        assert row_two.keys() == row_one.keys()
+        for key, value in row_one.items():
+            assert row_two[key] == (None if value is None else pytest.approx(value, rel=1e-4)), key
+
+
+def test_resume_with_another_number_of_processes(program, folder, tmp_path):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    again = program(f"{RUNS['rates']} --resume")
+    assert_one_line(again, "the run is of 2 processes, here are 1", "torchrun --nproc_per_node=2")
+
+
+@pytest.mark.parametrize("case", range(len(COUNTS)))
+def test_batch_norm_over_processes(folder, case):
+    """Outputs, gradients and running statistics of torch's BatchNorm over the rows of both, or of those that count."""
+    states = [torch.load(folder / f"process{rank}.pt", weights_only=True)["norms"][case] for rank in (0, 1)]
+    counting = [rank for rank in (0, 1) if COUNTS[case][rank]]
+    x_TBN, g_TBN = (torch.cat(parts, 1) for parts in zip(*map(norm_rows, counting), strict=True))
+    alone = norm_state(layer.BatchNorm1d(WIDTH, step_mode="m"), x_TBN, g_TBN)
+    for name in ("y", "x_grad"):
+        together = torch.cat([states[rank][name] for rank in counting], 1)
+        torch.testing.assert_close(together, alone[name], rtol=1e-5, atol=1e-5)
+    for name in ("weight_grad", "bias_grad"):
+        torch.testing.assert_close(states[0][name] + states[1][name], alone[name], rtol=1e-5, atol=1e-5)
+    for state in states:
+        for name in ("running_mean", "running_var", "num_batches_tracked"):
+            torch.testing.assert_close(state[name], alone[name], rtol=1e-6, atol=1e-6)
+    if case:
+        assert not states[1]["x_grad"].any()
+
+
+def test_numbers_over_processes(folder):
+    for rank in (0, 1):
+        found = torch.load(folder / f"process{rank}.pt", weights_only=True)
+        assert found["any"] == [False, True]
+        assert found["total"] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "[/x/gloo/transport/tcp/pair.cc:545] Read error [127.0.0.1]:39661: Connection reset by peer. GLHF!",
+        "NCCL communicator was aborted on rank 1",
+    ],
+)
+def test_a_lost_process_is_one_line(capsys, message):
+    """What torch.distributed raises in those that are left."""
+
+    def main():
+        raise RuntimeError(message)
+
+    with pytest.raises(SystemExit) as end:
+        cli.run(main)
+    assert end.value.code == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_process_ends_the_job_and_it_resumes(tmp_path, rank):
+    write_shd(tmp_path / "shd" / "shd_train.h5", **make_events(60, 3, 40, 0))
+    words = RUNS["camera"].replace("--epochs 2", "")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", str(REPOSITORY / "train.py")]
+    job = subprocess.Popen(
+        [*command, *f"{words} --epochs 100000".split()[1:]], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "runs" / "camera" / "last.pt").exists():
+        assert time.monotonic() < deadline
+        assert job.poll() is None, job.stderr.read()
+        time.sleep(0.05)
+    children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
+    environments = {int(child): Path(f"/proc/{child}/environ").read_text() for child in children}
+    os.kill(next(pid for pid, text in environments.items() if f"\0RANK={rank}\0" in text), signal.SIGKILL)
+    _, stderr = job.communicate(timeout=30)
+    assert job.returncode != 0
+    assert "[rank" not in stderr, stderr  # no traceback of the one that is left
+    assert "Signal 9 (SIGKILL)" in stderr
+    done = torch.load(tmp_path / "runs" / "camera" / "last.pt", weights_only=True)["epoch"]
+    resumed = torchrun(tmp_path, f"{REPOSITORY}/{words} --epochs {done + 1} --resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert len(rows(tmp_path / "runs" / "camera" / "metrics.jsonl")) == done + 1
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 8])
+def test_shares_cover_a_batch_once(size):
+    for n in (1, 2, 5, 8, 17):
+        teams, index = [Team(CPU, rank, size) for rank in range(size)], np.arange(n)
+        shares = [(team.share(index), team.weight(n)) for team in teams]
+        counted = np.concatenate([share for share, weight in shares if weight])
+        assert sorted(counted) == list(index)
+        assert all(len(share) == max(1, round(weight * n)) for share, weight in shares)
+        assert math.isclose(sum(weight for _, weight in shares), 1)
+        assert sorted(np.concatenate([team.part(index) for team in teams])) == list(index)
+
+
+if __name__ == "__main__":
+    work()

@@ -271,4 +271,4 @@ def test_a_camera_is_seen_as_configured(tmp_path, divide, polarities):
 def test_an_event_beside_the_sensor(tmp_path):
     sensor = Sensor(height=2, width=3)
     with pytest.raises(InputError, match=r"event on channel 12, outside 0\.\.11; set data\.channels, or data\.sensor"):
-        read(write_shd(tmp_path / "x.h5", [[0.0]], [[12]], [0]), sensor.num_units)
+        read(write_shd(tmp_path / "x.h5", [[0.0]], [[12]], [0]), sensor.num_units, classes=1)

@@ -42,7 +42,7 @@ ALLOWED = {
     "snn.team": set(),
     "snn.memory": set(),
     "snn.ttfs": {"snn.errors", "snn.config", "snn.architecture", "snn.ops.compiled", "snn.ttfs"},
-    "datasets": {"snn.config", "snn.errors", "snn.events", "snn.ops.compiled", "datasets"},
+    "datasets": {"snn.config", "snn.errors", "snn.events", "snn.memory", "snn.ops.compiled", "datasets"},
     "datasets.prepare": {"snn.errors", "datasets.prepare"},
     "datasets.prepare.__main__": {"snn.errors", "snn.cli", "datasets.prepare"},
 }

@@ -76,7 +76,8 @@ def _single_digits(source: h5py.File, split: str, original: Path) -> Iterator[tu
             raise InputError(f"{original}: {label} has a time outside 0 to 4294 s; µs are counted in 32 bits")
         if not (channels.min() >= 0 and channels.max() < N_CHANNELS):
             raise InputError(f"{original}: {label} has an address outside 0..{N_CHANNELS - 1}")
-        yield times_us.astype(np.uint32), channels.astype(np.uint8), CLASSES[digit]
+        order = np.argsort(times_us, kind="stable")  # the reader takes time that goes back for a damaged counter
+        yield times_us[order].astype(np.uint32), channels[order].astype(np.uint8), CLASSES[digit]
 
 
 def _events(source: h5py.File, name: str, original: Path) -> np.ndarray:

@@ -72,6 +72,10 @@ class File:
         with border(self.path):
             return isinstance(self._file.get(name), h5py.Group)
 
+    def is_dataset(self, name: str) -> bool:
+        with border(self.path):
+            return isinstance(self._file.get(name), h5py.Dataset)
+
     def number_of_members(self, name: str) -> int:
         with border(self.path):
             return len(self._file[name])
@@ -87,12 +91,14 @@ class File:
             _check_size(dataset, self.path)
             return dataset
 
-    def whole_numbers(self, name: str) -> np.ndarray:
-        """As int64; a file may store them as floats."""
+    def numbers(self, name: str) -> np.ndarray:
         dataset = self.dataset(name, "iuf")
         with border(self.path):
-            values = np.asarray(dataset[()])
-        return whole(values, f"/{name}", self.path)
+            return np.asarray(dataset[()])
+
+    def whole_numbers(self, name: str) -> np.ndarray:
+        """As int64; a file may store them as floats."""
+        return whole(self.numbers(name), f"/{name}", self.path)
 
     def names(self, name: str) -> list[str]:
         dataset = self.dataset(name)

@@ -105,7 +105,7 @@ def _read_npz(path: Path, split: Split, shape: tuple[int, int, int]) -> Images:
         with np.load(path) as file:
             missing = [key for key in (f"x_{split}", f"y_{split}") if key not in file]
             if missing:
-                raise InputError(f"{path}: has no array {missing[0]}; it has {', '.join(file.files)}")
+                raise InputError(f"{path}: has no array {missing[0]}; it has {', '.join(map(repr, file.files)):.120}")
             pixels, labels = file[f"x_{split}"], file[f"y_{split}"].reshape(-1)
     except FileNotFoundError:
         raise InputError(
@@ -114,8 +114,12 @@ def _read_npz(path: Path, split: Split, shape: tuple[int, int, int]) -> Images:
         ) from None
     except InputError:
         raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # zipfile, zlib and NumPy each have their own for a damaged file
         raise InputError(f"{path}: no readable .npz file ({' '.join(str(error).split()):.120})") from None
+    if pixels.ndim not in (3, 4) or 0 in pixels.shape[1:]:
+        raise InputError(
+            f"{path}: x_{split} has shape {pixels.shape}, not (images, height, width) with or without channels"
+        )
     if len(pixels) != len(labels) or not len(labels):
         raise InputError(f"{path}: x_{split} holds {len(pixels)} images and y_{split} {len(labels)} labels")
     if labels.dtype.kind not in "iu":

@@ -190,7 +190,9 @@ def _read_ntidigits(file: hdf5.File, path: Path, split: Split) -> Found:
         raise InputError(f"{path}: wrong layout, extra/{split}_keys must be a list of names, not empty")
     for key in keys:
         if not file.is_group(f"data/{key}"):
-            raise InputError(f"{path}: wrong layout, extra/{split}_keys names '{key}' but there is no /data/{key}")
+            raise InputError(
+                f"{path}: wrong layout, extra/{split}_keys names {key!r:.80} but there is no /data/{key!r:.80}"
+            )
     lengths, labels = np.empty(len(keys), np.int64), np.empty(len(keys), np.int64)
     floats = False
     for r, key in enumerate(keys):

@@ -1,12 +1,13 @@
-"""Damaged files, made and read by number: python -m tests.hostile LAYOUT SEED FIRST LAST
+"""Damaged files, made and read by number: python -m tests.hostile SEED FIRST LAST
 
-A small valid file of the layout is damaged in one of four ways, and read in this process under a limit of memory and
-time. A line for each case: its number, and "correct", "refused", or what went wrong. Where the C library below crashes
-or loops this process dies, and the caller knows at which case.
+Case k is a small valid file of layout k modulo their number, damaged in one of four ways, and read in this process
+under a limit of memory and time. A line for each case: its number, its layout, and "correct", "refused", or what went
+wrong. Where the C library below crashes or loops this process dies, and the caller knows at which case.
 """
 
 import resource
 import signal
+import struct
 import sys
 import tempfile
 import traceback
@@ -28,7 +29,6 @@ from datasets.prepare.wav import read_wav
 from snn.errors import InputError
 from tests.conftest import make_events, nmnist_bytes, write_shd
 from tests.test_cameras import CHANNELS, make_pixels, write_camera
-from tests.test_prepare_published import polarity_packet, write_original_digits
 
 SECONDS, MORE_MEMORY = 20, 2**30  # bytes
 CLASSES = 3
@@ -77,20 +77,34 @@ def small_images(path: Path) -> None:
 
 def small_mat(path: Path) -> None:
     random = np.random.default_rng(0)
-    td = {"x": random.integers(1, 305, 50), "y": random.integers(1, 241, 50), "p": random.choice([-1, 1], 50)}
-    savemat(path, {"TD": td | {"ts": np.sort(random.integers(0, 10**5, 50))}})
+    x, y, p = random.integers(1, (305, 241, 2), (50, 3)).T
+    times_us = np.sort(random.integers(0, 60_000, 50))
+    savemat(path, {"TD": {"x": x.astype("u2"), "y": y.astype("u1"), "p": p.astype("i1"), "ts": times_us.astype("u2")}})
 
 
 def small_aedat(path: Path) -> None:
     random = np.random.default_rng(0)
-    times_us, data = np.sort(random.integers(0, 9999, 20)), random.integers(0, (128, 128, 2), (20, 3))
-    path.write_bytes(b"#!AER-DAT3.1\r\n#!END-HEADER\r\n" + 2 * polarity_packet(times_us, data))
+    words = (random.integers(0, (128, 128, 2), (20, 3)) << (17, 2, 1)).sum(1)
+    events = np.stack([words, np.sort(random.integers(0, 9999, 20))], axis=1).astype("<u4").tobytes()
+    packet = struct.pack("<HHIIIIII", 1, 1, 8, 4, 0, 20, 20, 20) + events
+    path.write_bytes(b"#!AER-DAT3.1\r\n#!END-HEADER\r\n" + 2 * packet)
 
 
 def small_nmnist(path: Path) -> None:
     random = np.random.default_rng(0)
     x, y, p = random.integers(0, (34, 34, 2), (50, 3)).T
     path.write_bytes(nmnist_bytes(x, y, p, np.sort(random.integers(0, 300_000, 50))))
+
+
+def original_digits(path: Path) -> None:
+    random = np.random.default_rng(0)
+    with h5py.File(path, "w") as file:
+        for split in ("train", "test"):
+            names = [f"man-a-0-{word}" for word in "z123456789o"]
+            file[f"{split}_labels"] = np.array([name.encode() for name in names])
+            for name in names:
+                file[f"{split}_timestamps/{name}"] = np.sort(random.uniform(0.1, 1.5, 20))
+                file[f"{split}_addresses/{name}"] = random.integers(0, 64, 20).astype(np.int32)
 
 
 def recordings(layout: str, channels: int) -> Callable[[Path], None]:
@@ -182,7 +196,7 @@ LAYOUTS = {
     "aedat": (".aedat", small_aedat, read_aedat_file),
     "nmnist": (".bin", small_nmnist, read_bin_file),
     "wav": (".wav", lambda path: wavfile.write(path, 8000, np.arange(100, dtype=np.int16)), read_wav_file),
-    "original digits": (".hdf5", write_original_digits, convert_digits),
+    "original digits": (".hdf5", original_digits, convert_digits),
 }
 
 
@@ -223,20 +237,24 @@ def limit_memory() -> None:
 
 
 def main() -> None:
-    layout, (seed, first, last) = sys.argv[1], map(int, sys.argv[2:])
-    suffix, write, read = LAYOUTS[layout]
+    seed, first, last = map(int, sys.argv[1:])
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"x{suffix}"
-        write(path)
-        content = path.read_bytes()
-        read(path)  # the whole file is fine, and kernels are compiled
+        whole = {}
+        for k, (layout, (suffix, write, read)) in enumerate(LAYOUTS.items()):
+            path = Path(folder) / f"{k}{suffix}"
+            write(path)
+            whole[layout] = path, path.read_bytes(), read
+            read(path)  # nothing is wrong with it; and kernels are compiled before memory is limited
         limit_memory()
         for case in range(first, last):
+            layout = list(LAYOUTS)[case % len(LAYOUTS)]
+            path, content, read = whole[layout]
             path.write_bytes(damage(content, np.random.default_rng([seed, case])))
             signal.alarm(SECONDS)  # ends this process, even within C
             with warnings.catch_warnings():
-                warnings.simplefilter("error")
-                print(case, outcome(read, path), flush=True)
+                warnings.simplefilter("error")  # a warning is a line too many
+                warnings.simplefilter("ignore", ResourceWarning)
+                print(case, layout, outcome(read, path), sep=": ", flush=True)
             signal.alarm(0)
 
 

@@ -125,7 +125,7 @@ def test_ntidigits(tmp_path):
         assert x_TC.nonzero().tolist() == [[0, 3], [0, 4], [1, 4]]
     with h5py.File(path, "a") as file:
         del file["data/b"]
-    with pytest.raises(InputError, match="there is no /data/b"):
+    with pytest.raises(InputError, match="names 'b' but there is no group of it in /data"):
         read(path, 64, 3, "ntidigits", "test")
 
 

@@ -43,7 +43,7 @@ ALLOWED = {
     "snn.memory": set(),
     "snn.ttfs": {"snn.errors", "snn.config", "snn.architecture", "snn.ops.compiled", "snn.ttfs"},
     "datasets": {"snn.config", "snn.errors", "snn.events", "snn.memory", "snn.ops.compiled", "datasets"},
-    "datasets.prepare": {"snn.errors", "datasets.prepare"},
+    "datasets.prepare": {"snn.errors", "datasets.hdf5", "datasets.prepare"},
     "datasets.prepare.__main__": {"snn.errors", "snn.cli", "datasets.prepare"},
 }
 

@@ -9,6 +9,8 @@ from collections import Counter
 
 import pytest
 
+from datasets.prepare.parallel import map_in_order
+from snn.errors import InputError
 from tests import hostile
 from tests.conftest import REPOSITORY
 
@@ -44,3 +46,9 @@ def test_damaged_files(seed, cases):
     for layout in hostile.LAYOUTS:  # damage may lie where it does not matter, or give other events
         assert outcomes[layout, "correct"] > 0
         assert outcomes[layout, "refused"] > cases / len(hostile.LAYOUTS) / 8
+
+
+def test_a_process_of_the_preparation_that_dies():
+    """As of a MATLAB file of which SciPy crashes: it ends, and says so."""
+    with pytest.raises(InputError, match=r"planes: a process died, .* at recording 0 \(11\) or one of the next"):
+        list(map_in_order(signal.raise_signal, [int(signal.SIGSEGV)], 1, "planes"))

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from datasets import events, images, prepare, readers
 from datasets.augment import Augmentation, augment
-from datasets.events import Bins, Recordings, as_seen, check_window, hold_out
+from datasets.events import AnyRecordings, Bins, as_seen, check_window, hold_out
 from snn import config
 from snn.coding import Window, narrowed_D
 from snn.conv import EventConv
@@ -184,10 +184,11 @@ class ImageTask:
             tqdm.write(f"  layer {k + 1}: {100 * share:.1f} % of its neurons fire")
 
 
-def read_recordings(data: config.Data, split: readers.Split, bins: Bins) -> Recordings:
+def read_recordings(data: config.Data, split: readers.Split, bins: Bins) -> AnyRecordings:
     """The recordings of one split, as the network sees them; those of a camera are down-sampled."""
     path = data.train_path if split == "train" else data.test_path
-    recordings = readers.read(data.layout, path, split, data.num_units, data.num_classes, data.origin)
+    numbers = data.num_units, data.num_classes
+    recordings = readers.read(data.layout, path, split, *numbers, data.origin, data.in_memory)
     if data.sensor:
         recordings = as_seen(recordings, data.sensor)
     check_window(recordings, bins)

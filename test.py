@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 import tasks
 from datasets import images, prepare
-from datasets.events import Bins, Recordings, batches
+from datasets.events import AnyRecordings, Bins, batches
 from snn import checkpoint, cli, config, report
 from snn.coding import Window, first_times, fs_decision
 from snn.errors import InputError
@@ -167,7 +167,7 @@ def read_command_line() -> tuple[argparse.Namespace, Path, config.AnyConfig, dic
     return args, path, cfg, content["network"]
 
 
-def stream(network: Network, recordings: Recordings, bins: Bins, batch_size: int) -> dict:
+def stream(network: Network, recordings: AnyRecordings, bins: Bins, batch_size: int) -> dict:
     """Every recording as a stream: accuracy, means of what a decision costs, and what differs from batches."""
     everything = np.arange(len(recordings))
     folded = network.folded()
@@ -182,8 +182,9 @@ def stream(network: Network, recordings: Recordings, bins: Bins, batch_size: int
     decisions = np.full((len(recordings), 2), NOTHING)  # where no event lies within the window
     costs = {name: np.empty((len(recordings), len(COSTS))) for name in streams}
     for r in tqdm([0, *everything], "streaming", leave=False, disable=None):  # the first one twice: compiled, warm
-        events = slice(recordings.offsets[r], recordings.offsets[r + 1])
-        times, channels = recordings.times[events], recordings.channels[events]
+        loaded, (place,) = recordings.load(np.array([r]))
+        events = slice(loaded.offsets[place], loaded.offsets[place + 1])
+        times, channels = loaded.times[events], loaded.channels[events]
         for name, stream in streams.items():
             stream.reset()
             started = time.perf_counter()

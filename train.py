@@ -45,6 +45,7 @@ MAY_CHANGE_ON_RESUME = {
     "train.patience",
     "data.path",
     "data.origin",
+    "data.in_memory",
 }
 NO_STANDING = (-math.inf, -math.inf)  # (accuracy, -loss) of the best epoch before the first
 

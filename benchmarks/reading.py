@@ -96,7 +96,7 @@ def batches() -> dict[str, Callable[[], object]]:
     return {
         "gestures": lambda: counts(gestures, index[:16], Bins(10.0, 120, 40, 2 * 32 * 32)),
         "SHD": lambda: counts(words, index, bins),
-        "SHD, augmented": lambda: counts(augment(words, index, everything, 1), index, bins),
+        "SHD, augmented": lambda: counts(augment(words, index, index, everything, 1), index, bins),
     }
 
 

@@ -37,8 +37,8 @@ class Augmentation:
         return not (self.stretch or self.time_jitter_ms or self.drop or self.shift or self.unit_jitter)
 
 
-def augment(recordings: Recordings, index: np.ndarray, how: Augmentation, key: int) -> Recordings:
-    """The recordings in `index`, changed. `key`, 0 to 2^64 - 1, stands for the epoch.
+def augment(recordings: Recordings, index: np.ndarray, numbers: np.ndarray, how: Augmentation, key: int) -> Recordings:
+    """The recordings in `index`, changed. `key`, 0 to 2^64 - 1, stands for the epoch, `numbers` for each of them.
 
     A time that would come before 0 becomes 0; one that comes after the window is dropped where events are binned. An
     event that leaves the sensor is lost. So events are lost by `drop` and at the edges of the sensor only.
@@ -48,7 +48,7 @@ def augment(recordings: Recordings, index: np.ndarray, how: Augmentation, key: i
     channels = np.empty(lengths.sum(), recordings.channels.dtype)
     is_whole = times.dtype.kind in "iu"
     ends = _augment(
-        (recordings.offsets, recordings.times, recordings.channels, index),
+        (recordings.offsets, recordings.times, recordings.channels, index, numbers),
         (times, channels),
         np.uint64(key),
         how.stretch,
@@ -74,7 +74,7 @@ def augment(recordings: Recordings, index: np.ndarray, how: Augmentation, key: i
 @kernel
 def _augment(source, target, key, stretch, jitter_ticks, drop, shift, unit_jitter, size, last_tick, is_whole):
     """Write the changed events of each recording in turn; where each ends."""
-    offsets, times, channels, index = source
+    offsets, times, channels, index, numbers = source
     new_times, new_channels = target
     width, height = size
     moves, wanders = shift > 0 or unit_jitter > 0, height > 1
@@ -82,7 +82,7 @@ def _augment(source, target, key, stretch, jitter_ticks, drop, shift, unit_jitte
     k = 0
     for b in range(len(index)):
         state = np.empty(1, np.uint64)
-        state[0] = _mix(key + np.uint64(index[b]) * GOLDEN)
+        state[0] = _mix(key + np.uint64(numbers[b]) * GOLDEN)
         factor = 1 + stretch * (2 * _uniform(state) - 1)
         shift_x, shift_y = _whole(state, shift), _whole(state, shift)
         for e in range(offsets[index[b]], offsets[index[b] + 1]):

@@ -1,6 +1,7 @@
 """Recordings as flat arrays of events, a share of them held out, and batches of counts.
 
-Events stay events, in memory and in batches: no dense frame is made here.
+Events stay events, in memory and in batches: no dense frame is made here. Sets larger than memory stay in their file,
+and each batch reads its own.
 """
 
 import sys
@@ -15,6 +16,8 @@ from snn import config
 from snn.errors import InputError
 from snn.events import Events, step_of
 from snn.ops.compiled import kernel
+
+LOOKED_AT = 64
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,54 @@ class Recordings:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def load(self, index: np.ndarray, bins: "Bins | None" = None) -> tuple["Recordings", np.ndarray]:
+        """Recordings with their events in memory, and the places in them of those in `index`. These are there."""
+        return self, index
+
+
+@dataclass(frozen=True)
+class StoredRecordings:
+    """n recordings whose events stay in their file, where recording r has offsets[r + 1] - offsets[r] of them.
+
+    `load` gives the same events as `Recordings` holds, so batches do not depend on which of the two a set is.
+    """
+
+    offsets: np.ndarray  # (n + 1,) int64
+    ticks_per_second: float
+    labels: np.ndarray  # (n,) int64
+    speakers: np.ndarray | None
+    where: str
+    class_names: tuple[str, ...] | None
+    # (recordings, latest time that is needed) -> how many events of each, their times, their channels
+    events: Callable[[np.ndarray, float], tuple[np.ndarray, np.ndarray, np.ndarray]]
+    channel_of_unit: np.ndarray | None = None  # as the network sees a camera's units
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def load(self, index: np.ndarray, bins: "Bins | None" = None) -> tuple[Recordings, np.ndarray]:
+        """The recordings in `index`, read from the file, and their places among what is returned.
+
+        With `bins`, events past the last bin may be left out.
+        """
+        until = np.inf if bins is None else bins.end_ticks(self.ticks_per_second)
+        numbers, places = np.unique(index, return_inverse=True)  # a file is read in its own order
+        lengths, times, channels = self.events(numbers, until)
+        loaded = Recordings(
+            np.concatenate([[0], np.cumsum(lengths)]),
+            times,
+            self.ticks_per_second,
+            channels if self.channel_of_unit is None else self.channel_of_unit[channels],
+            self.labels[numbers],
+            None if self.speakers is None else self.speakers[numbers],
+            self.where,
+            self.class_names,
+        )
+        return loaded, places
+
+
+AnyRecordings = Recordings | StoredRecordings
+
 
 @dataclass(frozen=True)
 class Bins:
@@ -46,8 +97,12 @@ class Bins:
     T_empty: int
     channels: int
 
+    def end_ticks(self, ticks_per_second: float) -> float:
+        """When the last of the T bins ends."""
+        return self.T * self.dt_ms * ticks_per_second / 1000
 
-def as_seen(recordings: Recordings, sensor: config.Sensor) -> Recordings:
+
+def as_seen(recordings: AnyRecordings, sensor: config.Sensor) -> AnyRecordings:
     """Events of a camera, at units p·H·W + y·W + x of its full resolution, at the channels of the network's image.
 
     The one place that knows about down-sampling (x // divide, as in Liu et al. 2023) and polarities. Channels are
@@ -58,7 +113,10 @@ def as_seen(recordings: Recordings, sensor: config.Sensor) -> Recordings:
     p = p if sensor.polarities == 2 else np.zeros_like(p)
     channel_of_unit = (p * height + y // sensor.divide) * width + x // sensor.divide
     smallest = np.min_scalar_type(channel_of_unit.max())  # a gesture data set has 400 million events
-    return replace(recordings, channels=channel_of_unit.ravel().astype(smallest)[recordings.channels])
+    channel_of_unit = channel_of_unit.ravel().astype(smallest)
+    if isinstance(recordings, StoredRecordings):
+        return replace(recordings, channel_of_unit=channel_of_unit)
+    return replace(recordings, channels=channel_of_unit[recordings.channels])
 
 
 @kernel
@@ -119,19 +177,24 @@ def counts(recordings: Recordings, index: np.ndarray, bins: Bins) -> Events:
     return Events(torch.from_numpy(offsets), *map(torch.from_numpy, entries), (T, B, C))
 
 
-def share_in_window(recordings: Recordings, bins: Bins) -> float:
-    """The share of all events that fall into the T bins, 0 to 1."""
-    end = bins.T * bins.dt_ms * recordings.ticks_per_second / 1000
-    return float(np.mean(recordings.times < end))
+def check_window(recordings: AnyRecordings, bins: Bins) -> None:
+    """Say so if most events come after the last bin; InputError if all do.
 
-
-def check_window(recordings: Recordings, bins: Bins) -> None:
-    """Say so if most events come after the last bin; InputError if all do."""
-    share = share_in_window(recordings, bins)
+    Of a set that stays in its file, up to LOOKED_AT recordings are looked at, evenly spread.
+    """
+    looked_at = [recordings]
+    if isinstance(recordings, StoredRecordings):
+        spread = np.unique(np.linspace(0, len(recordings) - 1, LOOKED_AT).astype(np.int64))
+        looked_at = (recordings.load(spread[k : k + 1])[0] for k in range(len(spread)))
+    end, inside, events, last = bins.end_ticks(recordings.ticks_per_second), 0, 0, 0
+    for part in looked_at:
+        inside += np.count_nonzero(part.times < end)
+        events += len(part.times)
+        last = max(last, part.times.max())
+    share = inside / events
     message = (
         f"{recordings.where}: {100 * share:.3g} % of the events fall into the {bins.T} bins of {bins.dt_ms:g} ms; its "
-        f"times reach {recordings.times.max() / recordings.ticks_per_second:g} s. Look at data.T, data.dt_ms and the "
-        "unit of the times"
+        f"times reach {last / recordings.ticks_per_second:g} s. Look at data.T, data.dt_ms and the unit of the times"
     )
     if share == 0:
         raise InputError(message)
@@ -140,25 +203,29 @@ def check_window(recordings: Recordings, bins: Bins) -> None:
 
 
 def batches(
-    recordings: Recordings,
+    recordings: AnyRecordings,
     index: np.ndarray,
     bins: Bins,
     batch_size: int,
     share: Callable[[np.ndarray], np.ndarray] = lambda part: part,
-    change: Callable[[Recordings, np.ndarray], Recordings] | None = None,
+    change: Callable[[Recordings, np.ndarray, np.ndarray], Recordings] | None = None,
 ) -> Iterator[tuple[Events, torch.Tensor]]:
     """(counts (T, B, channels), labels (B,) int64) of the recordings in `index`, in its order.
 
-    `share` picks what this process takes of each batch's recordings, and `change` gives them changed, in that order.
+    `share` picks what this process takes of each batch's recordings. `change` gives those at the places in some
+    recordings changed, in that order; it is told their numbers in the whole set.
     """
     for start in range(0, len(index), batch_size):
         part = share(index[start : start + batch_size])
-        chosen = (recordings, part) if change is None else (change(recordings, part), np.arange(len(part)))
-        yield counts(*chosen, bins), torch.from_numpy(recordings.labels[part])
+        # a changed event may come into the window from behind it
+        loaded, places = recordings.load(part, bins if change is None else None)
+        if change is not None:
+            loaded, places = change(loaded, places, part), np.arange(len(part))
+        yield counts(loaded, places, bins), torch.from_numpy(recordings.labels[part])
 
 
 def hold_out(
-    recordings: Recordings, share: float, by: Literal["recording", "speaker"], seed: int
+    recordings: AnyRecordings, share: float, by: Literal["recording", "speaker"], seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Indices (kept, held out): the share of the recordings of every class, or of the speakers."""
     random = np.random.default_rng(seed)

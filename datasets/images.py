@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from datasets import readers
-from datasets.events import Recordings
-from datasets.readers import Split
+from datasets.events import AnyRecordings, Recordings
+from datasets.readers import RECORDINGS_AT_ONCE, Split
 from snn.errors import InputError
 from snn.ops.compiled import kernel
 
@@ -105,7 +105,7 @@ def _read_npz(path: Path, split: Split, shape: tuple[int, int, int]) -> Images:
         with np.load(path) as file:
             missing = [key for key in (f"x_{split}", f"y_{split}") if key not in file]
             if missing:
-                raise InputError(f"{path}: has no array {missing[0]}; it has {', '.join(file.files)}")
+                raise InputError(f"{path}: has no array {missing[0]}; it has {', '.join(map(repr, file.files)):.120}")
             pixels, labels = file[f"x_{split}"], file[f"y_{split}"].reshape(-1)
     except FileNotFoundError:
         raise InputError(
@@ -114,8 +114,12 @@ def _read_npz(path: Path, split: Split, shape: tuple[int, int, int]) -> Images:
         ) from None
     except InputError:
         raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # zipfile, zlib and NumPy each have their own for a damaged file
         raise InputError(f"{path}: no readable .npz file ({' '.join(str(error).split()):.120})") from None
+    if pixels.ndim not in (3, 4) or 0 in pixels.shape[1:]:
+        raise InputError(
+            f"{path}: x_{split} has shape {pixels.shape}, not (images, height, width) with or without channels"
+        )
     if len(pixels) != len(labels) or not len(labels):
         raise InputError(f"{path}: x_{split} holds {len(pixels)} images and y_{split} {len(labels)} labels")
     if labels.dtype.kind not in "iu":
@@ -144,11 +148,14 @@ def _find_first(offsets, times, channels, first):
                 first[r, channels[e]] = times[e]
 
 
-def first_events(recordings: Recordings, shape: tuple[int, int, int], window_ms: float) -> Images:
+def first_events(recordings: AnyRecordings, shape: tuple[int, int, int], window_ms: float) -> Images:
     """Pixels whose spike, at (1 - x) of a window, is their first event at that share of window_ms; 0 without one."""
     ticks = window_ms / 1000 * recordings.ticks_per_second
     first = np.full((len(recordings), int(np.prod(shape))), ticks)
-    _find_first(recordings.offsets, recordings.times, recordings.channels, first)
+    at_once = len(recordings) if isinstance(recordings, Recordings) else RECORDINGS_AT_ONCE
+    for start in range(0, len(recordings), at_once):
+        loaded, _ = recordings.load(np.arange(start, min(start + at_once, len(recordings))))
+        _find_first(loaded.offsets, loaded.times, loaded.channels, first[start : start + at_once])
     if (first == ticks).all():
         raise InputError(
             f"{recordings.where}: no event falls into the first {window_ms:g} ms; look at data.window_ms and the unit "

@@ -1,218 +1,313 @@
-"""One reader a file layout. Each returns `Recordings`, checked event by event, or raises one clear InputError.
+"""One reader a file layout. Each finds what a file holds; `read` then gives `Recordings`, or `StoredRecordings` for a
+set larger than memory, checked event by event, or raises one clear InputError.
 
-To add a layout, write its reader and enter it in LAYOUTS. Files are read piece by piece into flat arrays, so that they
-are in memory once.
+To add a layout, write its reader and enter it in LAYOUTS. Files are read piece by piece, so events are in memory once.
+Nothing in a file is trusted: datasets/hdf5.py opens it.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import h5py
 import numpy as np
+from tqdm import tqdm
 
-from datasets.events import Recordings
+from datasets import hdf5
+from datasets.events import AnyRecordings, Recordings, StoredRecordings
 from snn import config
 from snn.errors import InputError
+from snn.memory import available_bytes
 from snn.ops.compiled import kernel
 
 Split = Literal["train", "test"]
+# events (file, numbers of recordings, latest time that is needed) -> lists of times and of channels
+EventReader = Callable[[h5py.File, np.ndarray, float], tuple[Sequence[np.ndarray], Sequence[np.ndarray]]]
 
-LISTS_AT_ONCE = 512  # of a data set of lists; more are no faster and take more memory
+RECORDINGS_AT_ONCE, EVENTS_AT_ONCE = 512, 2**22  # read in one piece; more are no faster and take more memory
+WINDOW = 2**16  # events of a long recording that are read at a time where its end is not needed
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a reader finds in a file: all but the events, and how to read these."""
+
+    lengths: np.ndarray  # (n,) int64, events of each recording
+    labels: np.ndarray  # (n,) int64
+    ticks_per_second: float
+    types: tuple[np.dtype, np.dtype]  # of times and channels
+    events: EventReader
+    speakers: np.ndarray | None = None
+    class_names: tuple[str, ...] | None = None
 
 
 def read(
-    layout: str, path: Path, split: Split, num_channels: int, num_classes: int, origin: str | None = None
-) -> Recordings:
+    layout: str,
+    path: Path,
+    split: Split,
+    num_channels: int,
+    num_classes: int,
+    origin: str | None = None,
+    in_memory: bool | None = None,
+) -> AnyRecordings:
     """Read the recordings of one split. Channels must lie in 0..num_channels-1 and labels in 0..num_classes-1.
 
     A training file must have a recording of every class. `origin` says where this very set comes from, if the layout's
-    own word does not do.
+    own word does not do. `in_memory`: hold the events, or leave them in the file once they are checked; None: hold them
+    if they take less than half of the memory there is.
     """
     reader, origin_of_layout = LAYOUTS[layout]
     if not path.is_file():
         raise InputError(f"{path}: not found. {origin or origin_of_layout}")
-    with _hdf5(path) as file:
-        recordings = reader(file, path, split)
-    _check(recordings, num_channels, num_classes)
-    missing = np.setdiff1d(np.arange(num_classes), recordings.labels)
+    file = hdf5.File(path)
+    found = reader(file, path, split)
+    if len(found.lengths) == 0:
+        raise InputError(f"{path}: holds no recording")
+    if not found.lengths.all():
+        raise InputError(f"{path}: recording {int(found.lengths.argmin())} does not have events; it is empty")
+    _check_labels(found.labels, num_classes, path, split)
+
+    offsets = np.concatenate([[0], np.cumsum(found.lengths)])
+    pieces = partial(_events, file, path, found, num_channels)
+    about = (found.labels, found.speakers, str(path), found.class_names)
+    if in_memory is None:
+        in_memory = offsets[-1] * sum(kind.itemsize for kind in found.types) < available_bytes() / 2
+    if in_memory:
+        times, channels = _room(offsets[-1], found.types, path)
+        for part in _parts(offsets):
+            events = slice(offsets[part[0]], offsets[part[-1] + 1])
+            _, times[events], channels[events] = pieces(part, np.inf)
+        labels, *rest = about
+        return Recordings(offsets, times, found.ticks_per_second, channels, labels, *rest)
+    bar = tqdm(total=len(found.labels), desc=f"checking {path.name}", unit="recording", leave=False, disable=None)
+    with bar:
+        for part in _parts(offsets):
+            pieces(part, np.inf)
+            bar.update(len(part))
+    return StoredRecordings(offsets, found.ticks_per_second, *about, pieces)
+
+
+def _parts(offsets: np.ndarray) -> Iterator[np.ndarray]:
+    """All recordings in turn, as many at once as are read in one piece."""
+    start = 0
+    while start < len(offsets) - 1:
+        end = int(np.searchsorted(offsets, offsets[start] + EVENTS_AT_ONCE, side="right")) - 1
+        end = min(max(end, start + 1), start + RECORDINGS_AT_ONCE)
+        yield np.arange(start, end)
+        start = end
+
+
+def _room(events: int, types: tuple[np.dtype, np.dtype], path: Path) -> list[np.ndarray]:
+    try:
+        return [np.empty(events, kind) for kind in types]
+    except MemoryError:
+        raise InputError(
+            f"{path}: its {events:,} events do not fit into memory; leave them in the file by data.in_memory=false"
+        ) from None
+
+
+def _events(
+    file: hdf5.File, path: Path, found: Found, num_channels: int, numbers: np.ndarray, until: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of the recordings of these numbers, ascending: how many events each has, their times, their channels; checked.
+
+    Events after the time `until` may be left out.
+    """
+    with hdf5.border(path):
+        times, channels = found.events(file.open(), numbers, until)
+    lengths, others = (np.array([len(values) for values in lists], np.int64) for lists in (times, channels))
+    if (lengths != others).any():
+        b = int((lengths != others).argmax())
+        raise InputError(
+            f"{path}: recording {numbers[b]} does not have as many times as channels ({lengths[b]} times, {others[b]} "
+            "channels)"
+        )
+    flat = np.concatenate(times).astype(found.types[0], copy=False), np.concatenate(channels)
+
+    def fault(values: np.ndarray, most: float, what: str) -> None:
+        # the extremes first: a mask for each event would take as much memory as the events
+        if not len(values) or (values.min() >= 0 and values.max() <= most):  # false for NaN
+            return
+        e = int((~((values >= 0) & (values <= most))).argmax())
+        r = numbers[int(np.searchsorted(np.cumsum(lengths), e, side="right"))]
+        raise InputError(f"{path}: recording {r} has {what.format(values[e])}")
+
+    fault(
+        flat[1],
+        num_channels - 1,
+        f"an event on channel {{}}, outside 0..{num_channels - 1}; set data.channels, or data.sensor, to the set's",
+    )
+    fault(flat[0], np.finfo(np.float32).max, "an event at the time {}; times must be finite and not negative")
+    return lengths, flat[0], flat[1].astype(found.types[1], copy=False)
+
+
+def _check_labels(labels: np.ndarray, num_classes: int, path: Path, split: Split) -> None:
+    outside = (labels < 0) | (labels >= num_classes)
+    if outside.any():
+        r = int(outside.argmax())
+        raise InputError(
+            f"{path}: recording {r} has the label {labels[r]}, outside 0..{num_classes - 1}; set data.num_classes "
+            "(--num_classes) to the set's number"
+        )
+    missing = np.setdiff1d(np.arange(num_classes), labels)
     if split == "train" and len(missing):
         raise InputError(
             f"{path}: class {missing[0]} has no recording; set data.num_classes (--num_classes) to the set's number"
         )
-    return recordings
 
 
-@contextmanager
-def _hdf5(path: Path) -> Iterator[h5py.File]:
-    try:
-        with h5py.File(path, "r") as file:
-            yield file
-    except InputError:
-        raise
-    except (OSError, RuntimeError) as error:  # what h5py raises for damage, when opening and when reading
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path}: no readable HDF5 file, perhaps truncated; fetch it again ({reason:.120})") from None
-
-
-def _get(group: h5py.Group, name: str, path: Path) -> h5py.Dataset:
-    if not isinstance(group.get(name), h5py.Dataset):
-        raise InputError(f"{path}: wrong layout, it has no data set {group.name.rstrip('/')}/{name}")
-    return group[name]
-
-
-def _numbers(dataset: h5py.Dataset, path: Path) -> np.ndarray:
-    if dataset.shape is None or dataset.dtype.kind not in "iuf":
-        raise InputError(f"{path}: wrong layout, {dataset.name} holds {dataset.dtype}, not numbers")
-    return np.asarray(dataset[()])
-
-
-def _whole_numbers(dataset: h5py.Dataset, path: Path) -> np.ndarray:
-    """As int64; a file may store them as floats."""
-    values = _numbers(dataset, path)
-    if not (np.isfinite(values) & (values == np.floor(values))).all():
-        raise InputError(f"{path}: {dataset.name} must hold whole numbers")
-    return values.astype(np.int64)
-
-
-def _names(dataset: h5py.Dataset, path: Path) -> list[str]:
-    if dataset.shape is None or dataset.ndim != 1:
-        raise InputError(f"{path}: wrong layout, {dataset.name} must be a list of names")
-    return [name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in dataset[()]]
-
-
-def _lists(dataset: h5py.Dataset, path: Path, kinds: str, what: str) -> tuple[np.ndarray, np.ndarray]:
-    """The lists of a data set of variable-length lists: (length of each, their values one after the other).
-
-    `kinds` are numpy's kinds of values, `what` says them in words.
-    """
-    item = h5py.check_vlen_dtype(dataset.dtype)
-    if dataset.shape is None or dataset.ndim != 1 or item is None or item.kind not in kinds:
-        raise InputError(
-            f"{path}: wrong layout, {dataset.name} must hold a variable-length list of {what} for each recording"
-        )
-    parts = [slice(start, start + LISTS_AT_ONCE) for start in range(0, len(dataset), LISTS_AT_ONCE)]
-    # read twice, to count and to keep: so the values are in memory once, and no second time in pieces
-    lengths = np.array([len(values) for part in parts for values in dataset[part]], np.int64)
-    flat = np.empty(lengths.sum(), np.float32 if item == np.float16 else item)  # numba knows no halves
-    end = 0
-    for part in parts:
-        piece = np.concatenate(dataset[part])
-        flat[end : end + len(piece)] = piece
-        end += len(piece)
-    return lengths, flat
-
-
-def _read_shd(file: h5py.File, path: Path, split: Split) -> Recordings:
+def _read_shd(file: hdf5.File, path: Path, split: Split) -> Found:
     """SHD (Cramer et al. 2022): /spikes/times in s, /spikes/units, /labels; /extra/speaker and /extra/keys if there."""
-    stored = _get(file, "spikes/times", path), _get(file, "spikes/units", path)
-    labels = _whole_numbers(_get(file, "labels", path), path)
-    speakers = _whole_numbers(_get(file, "extra/speaker", path), path) if "extra/speaker" in file else None
-    times = _lists(stored[0], path, "iuf", "numbers")
-    units = _lists(stored[1], path, "iu", "whole numbers")
-    for name, values in (("spikes/units", stored[1]), ("labels", labels), ("extra/speaker", speakers)):
-        if values is not None and values.shape != stored[0].shape:
-            raise InputError(f"{path}: {name} has shape {values.shape}, but spikes/times has {stored[0].shape}")
-    names = tuple(_names(_get(file, "extra/keys", path), path)) if "extra/keys" in file else None
-    return _gather(path, times, 1.0, units, labels, speakers, names)
+    stored = file.dataset("spikes/times"), file.dataset("spikes/units")
+    labels = file.whole_numbers("labels")
+    speakers = file.whole_numbers("extra/speaker") if file.has("extra/speaker") else None
+    names = tuple(file.names("extra/keys")) if file.has("extra/keys") else None
+    lengths = file.lengths_of_lists("spikes/times", "iuf", "numbers")
+    others = file.lengths_of_lists("spikes/units", "iu", "whole numbers")
+    for name, values in (("spikes/units", others), ("labels", labels), ("extra/speaker", speakers)):
+        if values is not None and values.shape != lengths.shape:
+            raise InputError(f"{path}: {name} has shape {values.shape}, but spikes/times has {lengths.shape}")
+    types = tuple(hdf5.plain(h5py.check_vlen_dtype(dataset.dtype)) for dataset in stored)
+
+    def events(opened: h5py.File, numbers: np.ndarray, until: float) -> tuple[Sequence, Sequence]:
+        # a list is read whole, whatever `until` says; neighbours are read faster as a slice
+        together = slice(numbers[0], numbers[-1] + 1) if numbers[-1] - numbers[0] == len(numbers) - 1 else numbers
+        return opened["spikes/times"][together], opened["spikes/units"][together]
+
+    return Found(lengths, labels, 1.0, types, events, speakers, names)
 
 
-def _read_ntidigits(file: h5py.File, path: Path, split: Split) -> Recordings:
+def _read_ntidigits(file: hdf5.File, path: Path, split: Split) -> Found:
     """N-TIDIGITS, single digits: /data/<key>/times in µs, /addrs, /labels; /extra/train_keys and test_keys.
 
-    Time starts at the first event of each recording.
+    Time starts at the first event of each recording and may not go back, though bins would not mind: it would be a
+    counter that has run over, and most of that recording's events would fall behind the window unseen.
     """
-    keys = _names(_get(file, f"extra/{split}_keys", path), path)
+    keys = file.names(f"extra/{split}_keys")
     if not keys:
         raise InputError(f"{path}: wrong layout, extra/{split}_keys must be a list of names, not empty")
-    times, units, labels = [], [], []
     for key in keys:
-        group = file.get(f"data/{key}")
-        if not isinstance(group, h5py.Group):
-            raise InputError(f"{path}: wrong layout, extra/{split}_keys names '{key}' but there is no /data/{key}")
-        ticks = _numbers(_get(group, "times", path), path).reshape(-1)
-        times.append(ticks - ticks.min() if len(ticks) else ticks)
-        units.append(_whole_numbers(_get(group, "addrs", path), path).reshape(-1))
-        labels.append(_label(group, path))
-    flat_times, flat_units = (
-        (np.array([len(values) for values in lists], np.int64), np.concatenate(lists)) for lists in (times, units)
-    )
-    return _gather(path, flat_times, 1e6, flat_units, np.array(labels), None)
+        if not file.is_group(f"data/{key}"):
+            raise InputError(
+                f"{path}: wrong layout, extra/{split}_keys names {key!r:.80} but there is no /data/{key!r:.80}"
+            )
+    lengths, labels = np.empty(len(keys), np.int64), np.empty(len(keys), np.int64)
+    floats = False
+    for r, key in enumerate(keys):
+        lengths[r], labels[r] = file.dataset(f"data/{key}/times", "iuf").size, _label(file, f"data/{key}", path)
+        floats |= file.dataset(f"data/{key}/times").dtype.kind == "f"
+        file.dataset(f"data/{key}/addrs", "iuf")
+
+    def events(opened: h5py.File, numbers: np.ndarray, until: float) -> tuple[Sequence, Sequence]:
+        times, channels = [], []
+        for r in numbers:
+            ticks = _from_first(opened[f"data/{keys[r]}/times"][()].reshape(-1), r, path)
+            times.append(ticks)
+            channels.append(hdf5.whole(opened[f"data/{keys[r]}/addrs"][()].reshape(-1), f"/data/{keys[r]}/addrs", path))
+        return times, channels
+
+    types = np.dtype(np.float64 if floats else np.uint32), np.dtype(np.int64)
+    return Found(lengths, labels, 1e6, types, events)
 
 
-def _label(group: h5py.Group, path: Path) -> int:
+def _label(file: hdf5.File, group: str, path: Path) -> int:
     """The one label of a recording that is a group of its own."""
-    label = _whole_numbers(_get(group, "labels", path), path).reshape(-1)
+    label = file.whole_numbers(f"{group}/labels").reshape(-1)
     if len(label) != 1:
-        raise InputError(f"{path}: {group.name}/labels must hold one label, not {len(label)}")
+        raise InputError(f"{path}: /{group}/labels must hold one label, not {len(label)}")
     return int(label[0])
 
 
-def _read_dvsgesture(file: h5py.File, path: Path, split: Split) -> Recordings:
+def _read_dvsgesture(file: hdf5.File, path: Path, split: Split) -> Found:
     """DVSGesture (Amir et al. 2017) as published with Liu et al. 2023: the recordings lie in /train or /test."""
-    if not isinstance(file.get(split), h5py.Group):
+    if not file.is_group(split):
         raise InputError(f"{path}: wrong layout, it has no group /{split}; is it the file of the other split?")
-    return _read_camera(file[split], path, *config.SENSORS["dvsgesture"])
+    return _read_camera(file, f"{split}/", path, *config.SENSORS["dvsgesture"])
 
 
-def _read_dvsplane(file: h5py.File, path: Path, split: Split) -> Recordings:
+def _read_dvsplane(file: hdf5.File, path: Path, split: Split) -> Found:
     """DVSPlane (Afshar et al. 2019) as published with Liu et al. 2023: the recordings lie at the root."""
-    return _read_camera(file, path, *config.SENSORS["dvsplane"])
+    return _read_camera(file, "", path, *config.SENSORS["dvsplane"])
 
 
-def _read_camera(group: h5py.Group, path: Path, height: int, width: int) -> Recordings:
+def _read_camera(file: hdf5.File, where: str, path: Path, height: int, width: int) -> Found:
     """An event camera's recordings 0, 1, ...: <i>/time in µs, <i>/data (events, 3) = x, y, polarity, <i>/labels.
 
     Channels are polarity · H · W + y · W + x; time starts at the first event of each recording.
     """
-    recordings = [group.get(str(r)) for r in range(len(group))]
-    for r, recording in enumerate(recordings):
-        if not isinstance(recording, h5py.Group):
+    n = file.number_of_members(f"/{where}")
+    lengths, labels = [], []
+    for r in range(n):
+        name = f"{where}{r}"
+        if not file.is_group(name):
             raise InputError(
-                f"{path}: wrong layout, {group.name} must hold the recordings 0 to {len(group) - 1} and nothing else, "
+                f"{path}: wrong layout, /{where.rstrip('/')} must hold the recordings 0 to {n - 1} and nothing else, "
                 f"but it has no group '{r}'"
             )
-    labels = np.array([_label(recording, path) for recording in recordings], np.int64)
-    shapes = []
-    for recording in recordings:
-        time, data = _get(recording, "time", path), _get(recording, "data", path)
+        labels.append(_label(file, name, path))
+        time, data = file.dataset(f"{name}/time"), file.dataset(f"{name}/data")
         if time.dtype.kind not in "iu" or time.ndim != 1 or data.dtype.kind not in "iu" or data.shape[1:] != (3,):
             raise InputError(
-                f"{path}: wrong layout, {recording.name} must have whole numbers time (events) and data (events, 3), "
+                f"{path}: wrong layout, /{name} must have whole numbers time (events) and data (events, 3), "
                 f"not {time.dtype} {time.shape} and {data.dtype} {data.shape}"
             )
-        shapes.append((len(time), len(data)))
-    lengths, others = np.array(shapes, np.int64).reshape(-1, 2).T
-    times = np.empty(lengths.sum(), np.uint32)
-    channels = np.empty(others.sum(), np.min_scalar_type(2 * height * width - 1))
-    end, other_end = np.cumsum(lengths), np.cumsum(others)
-    for r, recording in enumerate(recordings):
-        ticks, data = recording["time"][()], recording["data"][()]
-        if len(ticks):
-            times[end[r] - len(ticks) : end[r]] = _from_first(ticks, r, path)
-        e = _lay_pixels(data, height, width, channels[other_end[r] - len(data) : other_end[r]])
-        if e >= 0:
-            x, y, polarity = data[e].tolist()
+        if len(time) != len(data):
             raise InputError(
-                f"{path}: recording {r} has an event at x = {x}, y = {y} with polarity {polarity}; the sensor has x in "
-                f"0..{width - 1}, y in 0..{height - 1} and polarities 0 and 1 (store -1 as 0)"
+                f"{path}: recording {r} does not have as many times as channels ({len(time)} times, {len(data)} "
+                "channels)"
             )
-    return _gather(path, (lengths, times), 1e6, (others, channels), labels, None)
+        lengths.append(len(time))
+    channel_type = np.min_scalar_type(2 * height * width - 1)
+
+    def events(opened: h5py.File, numbers: np.ndarray, until: float) -> tuple[Sequence, Sequence]:
+        times, channels = [], []
+        for r in numbers:
+            ticks = _from_first(_until(opened[f"{where}{r}/time"], until), r, path)
+            data = hdf5.native(opened[f"{where}{r}/data"][: len(ticks)])
+            times.append(ticks)
+            channels.append(np.empty(len(data), channel_type))
+            e = _lay_pixels(data, height, width, channels[-1])
+            if e >= 0:
+                x, y, polarity = data[e].tolist()
+                raise InputError(
+                    f"{path}: recording {r} has an event at x = {x}, y = {y} with polarity {polarity}; the sensor has "
+                    f"x in 0..{width - 1}, y in 0..{height - 1} and polarities 0 and 1 (store -1 as 0)"
+                )
+        return times, channels
+
+    types = np.dtype(np.uint32), channel_type
+    return Found(np.array(lengths, np.int64), np.array(labels, np.int64), 1e6, types, events)
+
+
+def _until(time: h5py.Dataset, until: float) -> np.ndarray:
+    """The ascending ticks of a recording, window by window up to `until` after the first."""
+    if until == np.inf:
+        return time[()]
+    windows = [time[:WINDOW]]
+    while int(windows[-1][-1]) - int(windows[0][0]) < until and sum(map(len, windows)) < len(time):
+        start = sum(map(len, windows))
+        windows.append(time[start : start + WINDOW])
+    return np.concatenate(windows)
 
 
 def _from_first(ticks: np.ndarray, r: int, path: Path) -> np.ndarray:
     """Times in µs from the first event on; InputError if they go back or take more than a counter of 32 bits."""
-    back = ticks[1:] < ticks[:-1]
-    if back.any():
-        e = int(back.argmax())
+    on = ticks[1:] >= ticks[:-1]
+    if not on.all():  # NaN is no step on either
+        e = int(on.argmin())
         raise InputError(
             f"{path}: recording {r} goes back in time, from {ticks[e]} to {ticks[e + 1]} µs at event {e + 1}; sort its "
             "events, or if its counter has run over (32 bits: 71.6 min), unwrap it"
         )
+    if ticks.dtype.kind == "f":
+        return ticks.astype(np.float64) - ticks[0]  # infinity gives NaN, which is found where all times are checked
     if int(ticks[-1]) - int(ticks[0]) > np.iinfo(np.uint32).max:
         raise InputError(f"{path}: recording {r} is longer than a counter of 32 bits (71.6 min) holds; cut it")
-    return ticks - ticks[0]
+    if ticks.dtype != np.uint32:  # a difference may need more bits than the type has, or have another byte order
+        ticks = ticks.astype(np.uint64 if ticks.dtype.kind == "u" else np.int64)
+    return (ticks - ticks[0]).astype(np.uint32, copy=False)
 
 
 @kernel
@@ -224,47 +319,6 @@ def _lay_pixels(data, height, width, channels):
             return e
         channels[e] = (polarity * height + y) * width + x
     return -1
-
-
-def _gather(path: Path, times, ticks_per_second: float, units, labels, speakers, class_names=None) -> Recordings:
-    """Recordings from (lengths, values) of their times and of their channels."""
-    (lengths, times), (others, channels) = times, units
-    if len(lengths) == 0:
-        raise InputError(f"{path}: holds no recording")
-    for broken, what in ((lengths != others, "as many times as channels"), (lengths == 0, "events; it is empty")):
-        if broken.any():
-            r = int(broken.argmax())
-            raise InputError(f"{path}: recording {r} does not have {what} ({lengths[r]} times, {others[r]} channels)")
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    return Recordings(offsets, times, ticks_per_second, channels, labels, speakers, str(path), class_names)
-
-
-def _check(recordings: Recordings, num_channels: int, num_classes: int) -> None:
-    """Every label, channel and time within its range, or an error that names the first recording at fault."""
-
-    def fault(values: np.ndarray, most: float, what: str) -> None:
-        # the extremes first: a mask for each event would take as much memory as the events
-        if values.min() >= 0 and values.max() <= most:  # false for NaN
-            return
-        e = int((~((values >= 0) & (values <= most))).argmax())
-        r = e if values is recordings.labels else int(np.searchsorted(recordings.offsets, e, side="right")) - 1
-        raise InputError(f"{recordings.where}: recording {r} has {what.format(values[e])}")
-
-    fault(
-        recordings.labels,
-        num_classes - 1,
-        f"the label {{}}, outside 0..{num_classes - 1}; set data.num_classes (--num_classes) to the set's number",
-    )
-    fault(
-        recordings.channels,
-        num_channels - 1,
-        f"an event on channel {{}}, outside 0..{num_channels - 1}; set data.channels, or data.sensor, to the set's",
-    )
-    fault(
-        recordings.times,
-        np.finfo(np.float32).max,
-        "an event at the time {}; times must be finite and not negative",
-    )
 
 
 LAYOUTS = {

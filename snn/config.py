@@ -93,6 +93,11 @@ class Data(Section):
         "recording", description="hold out single recordings, or whole speakers (the file must name them)"
     )
     augment: Augment = Field(Augment(), description="random changes of the events, in training only; 0 is off")
+    in_memory: bool | None = Field(
+        None,
+        description="hold all events in memory, or read those of each batch from the file, where they may be more than "
+        "fits; default: hold them if they take less than half of what is available",
+    )
     prepare: str | None = Field(
         None, description="options of `python -m datasets.prepare <dataset_name>`, run when the files are missing"
     )

@@ -1,9 +1,18 @@
-"""Memory between the steps of a training loop."""
+"""Memory between the steps of a training loop, and how much there is."""
 
 import ctypes
+import os
+import re
+import resource
 import sys
+from contextlib import suppress
+from pathlib import Path
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of mallopt(3)
+CONTROL_GROUPS = (  # version 2 and version 1: folder, limit, in use
+    ("/sys/fs/cgroup", "memory.max", "memory.current"),
+    ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+)
 
 
 def keep_freed_memory() -> None:
@@ -15,3 +24,20 @@ def keep_freed_memory() -> None:
     if mallopt:
         mallopt(_M_MMAP_MAX, 0)  # no mapping of its own for a large tensor, which would end with it
         mallopt(_M_TRIM_THRESHOLD, -1)  # never
+
+
+def available_bytes() -> int:
+    """How much more memory this process may take: of the machine, of its control group, and of its own limit."""
+    try:
+        (kilobytes,) = re.findall(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+        limits = [1024 * int(kilobytes)]
+    except (OSError, ValueError):  # not Linux: half of what there is
+        limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2]
+    for folder, most, used in CONTROL_GROUPS:
+        with suppress(OSError, ValueError):  # no such group, or its limit is "max"
+            limits.append(int(Path(folder, most).read_text()) - int(Path(folder, used).read_text()))
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        limits.append(limit - pages * os.sysconf("SC_PAGE_SIZE"))
+    return max(0, min(limits))

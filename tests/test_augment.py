@@ -26,7 +26,7 @@ def make(size: tuple[int, int], dtype: type = np.float32, per_recording: int = 4
 def changed(
     recordings: Recordings, size: tuple[int, int], key: int = 7, index: np.ndarray = INDEX, **how
 ) -> Recordings:
-    return augment(recordings, index, Augmentation(**(OFF | how), width=size[0], height=size[1]), key)
+    return augment(recordings, index, index, Augmentation(**(OFF | how), width=size[0], height=size[1]), key)
 
 
 def events(recordings: Recordings, r: int) -> tuple[np.ndarray, np.ndarray]:
@@ -179,8 +179,9 @@ def test_batches_of_changed_recordings():
     """Counts and labels are those of the changed recordings; late events are dropped by the bins alone."""
     recordings, bins = make(COCHLEA), Bins(10.0, 50, 0, 700)
 
-    def change(given, index):
+    def change(given, index, numbers):
         assert given is recordings
+        assert np.array_equal(index, numbers)
         return changed(recordings, COCHLEA, index=index, **ALL_ON)
 
     index = np.arange(10)

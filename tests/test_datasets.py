@@ -125,7 +125,7 @@ def test_ntidigits(tmp_path):
         assert x_TC.nonzero().tolist() == [[0, 3], [0, 4], [1, 4]]
     with h5py.File(path, "a") as file:
         del file["data/b"]
-    with pytest.raises(InputError, match="there is no /data/b"):
+    with pytest.raises(InputError, match="names 'b' but there is no group of it in /data"):
         read(path, 64, 3, "ntidigits", "test")
 
 
@@ -271,4 +271,4 @@ def test_a_camera_is_seen_as_configured(tmp_path, divide, polarities):
 def test_an_event_beside_the_sensor(tmp_path):
     sensor = Sensor(height=2, width=3)
     with pytest.raises(InputError, match=r"event on channel 12, outside 0\.\.11; set data\.channels, or data\.sensor"):
-        read(write_shd(tmp_path / "x.h5", [[0.0]], [[12]], [0]), sensor.num_units)
+        read(write_shd(tmp_path / "x.h5", [[0.0]], [[12]], [0]), sensor.num_units, classes=1)

@@ -68,7 +68,7 @@ def test_ntidigits(tmp_path):
 BAD_DIGITS = {
     "text": "no readable HDF5 file",
     "layout": "it has no data set test_labels; give the original",
-    "orphan": "there is a label but no recording test_timestamps/man-a-3-3",
+    "orphan": "there is a label but no recording 'test_timestamps/man-a-3-3'",
     "lengths": "man-a-3-3 has 3 times and 23 addresses",
     "negative": "man-a-3-3 has a time outside 0 to 4294 s",
     "overflow": "man-a-3-3 has a time outside 0 to 4294 s",

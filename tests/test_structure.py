@@ -42,8 +42,8 @@ ALLOWED = {
     "snn.team": {"snn.errors"},
     "snn.memory": set(),
     "snn.ttfs": {"snn.errors", "snn.config", "snn.architecture", "snn.ops.compiled", "snn.ttfs"},
-    "datasets": {"snn.config", "snn.errors", "snn.events", "snn.ops.compiled", "datasets"},
-    "datasets.prepare": {"snn.errors", "datasets.prepare"},
+    "datasets": {"snn.config", "snn.errors", "snn.events", "snn.memory", "snn.ops.compiled", "datasets"},
+    "datasets.prepare": {"snn.errors", "datasets.hdf5", "datasets.prepare"},
     "datasets.prepare.__main__": {"snn.errors", "snn.cli", "datasets.prepare"},
 }
 

@@ -10,10 +10,10 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-import h5py
 import numpy as np
 from tqdm import tqdm
 
+from datasets import hdf5
 from datasets.prepare.writer import new_file
 from snn.errors import InputError
 
@@ -31,7 +31,8 @@ def convert_ntidigits(original: Path, out_dir: Path) -> None:
     path = out_dir / "n-tidigits-single.hdf5"
     numbers = dict.fromkeys(SPLITS, 0)
     provenance = {"made_by": "ntidigits", "original": original.name}
-    with _open(original) as source, new_file(path, provenance) as file:
+    source = hdf5.File(original)
+    with new_file(path, provenance) as file:
         for split in SPLITS:
             for times_us, channels, label in _single_digits(source, split, original):
                 recording = file.create_group(f"data/{sum(numbers.values())}")
@@ -45,23 +46,18 @@ def convert_ntidigits(original: Path, out_dir: Path) -> None:
     print(f"{numbers['train']} recordings to train on and {numbers['test']} to test in {path}")
 
 
-def _open(original: Path) -> h5py.File:
-    try:
-        return h5py.File(original, "r")
-    except OSError as error:
-        raise InputError(f"{original}: no readable HDF5 file ({error}): fetch it again") from error
-
-
-def _single_digits(source: h5py.File, split: str, original: Path) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+def _single_digits(source: hdf5.File, split: str, original: Path) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
     """(times in µs, channels, class) of each recording of one digit."""
-    if not isinstance(source.get(f"{split}_labels"), h5py.Dataset):
+    if not source.is_dataset(f"{split}_labels"):
         raise InputError(f"{original}: it has no data set {split}_labels; give the original n-tidigits.hdf5")
-    labels = [label.decode() if isinstance(label, bytes) else str(label) for label in source[f"{split}_labels"][()]]
+    labels = source.names(f"{split}_labels")
     single = [label for label in labels if len(label.rpartition("-")[2]) == 1]
     digits = [label[-1] for label in single]
     for label, digit in zip(single, digits, strict=True):
         if digit not in CLASSES:
-            raise InputError(f"{original}: the label '{label}' does not end in a digit: one of {', '.join(CLASSES)}")
+            raise InputError(
+                f"{original}: the label {label!r:.80} does not end in a digit: one of {', '.join(CLASSES)}"
+            )
     if missing := set(CLASSES) - set(digits):
         raise InputError(f"{original}: {split}_labels has no single '{min(missing)}'; is it the whole file?")
     for label, digit in zip(tqdm(single, split, unit="recording", disable=None), digits, strict=True):
@@ -76,16 +72,14 @@ def _single_digits(source: h5py.File, split: str, original: Path) -> Iterator[tu
             raise InputError(f"{original}: {label} has a time outside 0 to 4294 s; µs are counted in 32 bits")
         if not (channels.min() >= 0 and channels.max() < N_CHANNELS):
             raise InputError(f"{original}: {label} has an address outside 0..{N_CHANNELS - 1}")
-        yield times_us.astype(np.uint32), channels.astype(np.uint8), CLASSES[digit]
+        order = np.argsort(times_us, kind="stable")  # the reader takes time that goes back for a damaged counter
+        yield times_us[order].astype(np.uint32), channels[order].astype(np.uint8), CLASSES[digit]
 
 
-def _events(source: h5py.File, name: str, original: Path) -> np.ndarray:
-    if not isinstance(source.get(name), h5py.Dataset):
-        raise InputError(f"{original}: there is a label but no recording {name}; fetch the file again")
-    try:
-        return np.asarray(source[name][()]).reshape(-1)
-    except OSError as error:
-        raise InputError(f"{original}: {name} cannot be read ({error}): fetch the file again") from error
+def _events(source: hdf5.File, name: str, original: Path) -> np.ndarray:
+    if not source.is_dataset(name):
+        raise InputError(f"{original}: there is a label but no recording {name!r:.80}; fetch the file again")
+    return source.numbers(name).reshape(-1)
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:

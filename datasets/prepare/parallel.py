@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from typing import TypeVar
 
@@ -14,18 +16,37 @@ from snn.errors import InputError
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
+CHUNK = 4  # recordings that a process takes at once
+
 
 def map_in_order(
     function: Callable[[Task], Result], tasks: Sequence[Task], processes: int | None, description: str
 ) -> Iterator[Result]:
     """Yield function(task) for every task, in order, computed by fresh processes (None: one for each core).
 
-    Shows a progress bar on a terminal. An exception in a process is raised here and ends all of them.
+    Shows a progress bar on a terminal. An exception in a process is raised here and ends all of them; a process that
+    dies, as SciPy does of some damaged MATLAB files, is an InputError.
     """
     if processes is not None and processes < 1:
         raise InputError(f"processes is {processes}: choose at least 1")
     # The workers ignore Ctrl-C: it reaches this process too, which then ends them.
     ignore_interrupt = (signal.SIGINT, signal.SIG_IGN)
-    with get_context("spawn").Pool(processes, initializer=signal.signal, initargs=ignore_interrupt) as pool:
-        results = pool.imap(function, tasks, chunksize=4)
-        yield from tqdm(results, total=len(tasks), desc=description, unit="recording", disable=None)
+    with ProcessPoolExecutor(processes, get_context("spawn"), signal.signal, ignore_interrupt) as pool:
+        results = pool.map(function, tasks, chunksize=CHUNK)
+        done = 0
+        try:
+            for result in tqdm(results, total=len(tasks), desc=description, unit="recording", disable=None):
+                yield result
+                done += 1
+        except BrokenProcessPool:
+            raise InputError(
+                f"{description}: a process died, of a damaged file or for want of memory, at recording {done} "
+                f"({_name(tasks[done])}) or one of the next; look at their files, or try --processes 1"
+            ) from None
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _name(task: object) -> str:
+    """What a task is about: mostly it begins with its file."""
+    return f"{task[0] if isinstance(task, tuple) else task}"

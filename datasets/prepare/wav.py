@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import re
+import warnings
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
@@ -20,6 +21,7 @@ from snn.errors import InputError
 
 FILE_NAME_UP_TO_UNDERSCORE = r"(.*/)?(?P<label>[^_/]+)_"
 SPLITS = ("train", "test")
+MAX_RATE_HZ = 1_000_000
 
 
 class Recording(NamedTuple):
@@ -86,9 +88,19 @@ def convert_wavs(
 def read_wav(path: Path) -> tuple[np.ndarray, int]:
     """Read a WAV file: audio, float32 [samples], its channels averaged, in the file's own scale; sample rate in Hz."""
     try:
-        sample_rate_hz, samples = wavfile.read(path)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path} cannot be read as WAV ({error}): convert it to PCM WAV or leave it out") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", wavfile.WavFileWarning)  # the file breaks off
+            warnings.filterwarnings("ignore", "Chunk .non-data. not understood")  # a title, say
+            sample_rate_hz, samples = wavfile.read(path)
+    except Exception as error:  # the ways in which SciPy fails on a damaged file are many
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"{path} cannot be read as WAV ({reason:.120}): convert it to PCM WAV or leave it out"
+        ) from None
+    if not 0 < sample_rate_hz <= MAX_RATE_HZ:
+        raise InputError(
+            f"{path} cannot be read as WAV (it says {sample_rate_hz} Hz): convert it to PCM WAV, or leave it out"
+        )
     audio = samples.astype(np.float32)
     if samples.dtype == np.uint8:  # the one unsigned WAV format
         audio -= 128

@@ -1,0 +1,204 @@
+"""HDF5 files that are not trusted: what they promise is held against their size before anything is allocated.
+
+Damage that the C library finds comes out of h5py as one of a dozen exceptions, and leaves here as one InputError. Two
+kinds of damage it does not survive are looked for first: a list that claims more than the file holds is allocated and
+cleared before it is refused, and a heap of lists with an object of size 0 is walked for ever.
+"""
+
+import math
+import mmap
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from snn.errors import InputError
+
+MOST_SHRUNK = 1032  # times: what deflate makes of zeros; no event list comes near it
+LISTS_AT_ONCE = 64
+SMALL = 2**20  # bytes: what may be promised in any case, such as labels that were never written and are all 0
+# The file format, https://support.hdfgroup.org/documentation/hdf5/latest/_f_m_t3.html, III.E: a collection of the
+# global heap, which holds lists and strings, is a signature, a version, 3 bytes, its size, and objects; an object is
+# its index (0: free space), a count, 4 bytes, its size, and its data up to a multiple of 8. A list is stored as its
+# length, the address of its collection and its index there.
+COLLECTION, COLLECTION_HEADER, OBJECT_HEADER = b"GCOL\x01", struct.Struct("<8xQ"), struct.Struct("<HHxxxxQ")
+REFERENCE = np.dtype([("length", "<u4"), ("address", "<u8"), ("index", "<u4")])
+
+
+@contextmanager
+def border(path: Path) -> Iterator[None]:
+    """What h5py raises for damage, here as one InputError."""
+    try:
+        yield
+    except InputError:
+        raise
+    except MemoryError:
+        raise InputError(f"{path}: claims more than fits into memory, perhaps damaged; fetch it again") from None
+    # h5py has no exception of its own: it depends on the place of the damage which of Python's comes out
+    except (OSError, RuntimeError, LookupError, ValueError, TypeError, ArithmeticError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path}: no readable HDF5 file, perhaps truncated; fetch it again ({reason:.120})") from None
+
+
+class File:
+    """A file of data sets, opened once in each process: a handle must not be shared with a forked one.
+
+    Whatever is asked of it is there and of a size that the file can hold, or there is an InputError.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._process = None
+        with border(path):
+            self.open()
+            _check_heaps(path)
+
+    def open(self) -> h5py.File:
+        """The handle of this process."""
+        if self._process != os.getpid():
+            self._file = h5py.File(self.path, "r")
+            self._process = os.getpid()
+        return self._file
+
+    def has(self, name: str) -> bool:
+        with border(self.path):
+            return name in self._file
+
+    def is_group(self, name: str) -> bool:
+        with border(self.path):
+            return isinstance(self._file.get(name), h5py.Group)
+
+    def is_dataset(self, name: str) -> bool:
+        with border(self.path):
+            return isinstance(self._file.get(name), h5py.Dataset)
+
+    def number_of_members(self, name: str) -> int:
+        with border(self.path):
+            return len(self._file[name])
+
+    def dataset(self, name: str, kinds: str | None = None) -> h5py.Dataset:
+        """A data set that is there; `kinds` are numpy's kinds of numbers it may hold."""
+        with border(self.path):
+            dataset = self._file.get(name)
+            if not isinstance(dataset, h5py.Dataset):
+                raise InputError(f"{self.path}: wrong layout, it has no data set /{name}")
+            if kinds and (dataset.shape is None or dataset.dtype.kind not in kinds):
+                raise InputError(f"{self.path}: wrong layout, /{name} holds {dataset.dtype}, not numbers")
+            _check_size(dataset, self.path)
+            return dataset
+
+    def numbers(self, name: str) -> np.ndarray:
+        dataset = self.dataset(name, "iuf")
+        with border(self.path):
+            return np.asarray(dataset[()])
+
+    def whole_numbers(self, name: str) -> np.ndarray:
+        """As int64; a file may store them as floats."""
+        return whole(self.numbers(name), f"/{name}", self.path)
+
+    def names(self, name: str) -> list[str]:
+        dataset = self.dataset(name)
+        if dataset.shape is None or dataset.ndim != 1:
+            raise InputError(f"{self.path}: wrong layout, /{name} must be a list of names")
+        with border(self.path):
+            values = dataset[()]
+        return [value.decode(errors="replace") if isinstance(value, bytes) else str(value) for value in values]
+
+    def lengths_of_lists(self, name: str, kinds: str, what: str) -> np.ndarray:
+        """The length of each list in a data set of variable-length lists.
+
+        `kinds` are numpy's kinds of values, `what` says them in words.
+        """
+        dataset = self.dataset(name)
+        item = h5py.check_vlen_dtype(dataset.dtype)
+        if dataset.shape is None or dataset.ndim != 1 or not isinstance(item, np.dtype) or item.kind not in kinds:
+            raise InputError(
+                f"{self.path}: wrong layout, /{name} must hold a variable-length list of {what} for each recording"
+            )
+        with border(self.path):
+            references = _references(dataset, self.path)
+            if references is None:  # the lists themselves must be read
+                parts = (dataset[start : start + LISTS_AT_ONCE] for start in range(0, len(dataset), LISTS_AT_ONCE))
+                return np.array([len(values) for part in parts for values in part], np.int64)
+        lengths = references["length"].astype(np.int64)
+        if lengths.sum() * item.itemsize > self.path.stat().st_size:
+            raise InputError(
+                f"{self.path}: /{name} claims {lengths.sum():,} values, more than the file can hold; fetch it again"
+            )
+        return lengths
+
+
+def whole(values: np.ndarray, name: str, path: Path) -> np.ndarray:
+    """Numbers of any type as int64, or an InputError."""
+    if not (np.isfinite(values) & (values == np.floor(values)) & (np.abs(values.astype(np.float64)) < 2.0**63)).all():
+        raise InputError(f"{path}: {name} must hold whole numbers")
+    return values.astype(np.int64)
+
+
+def native(values: np.ndarray) -> np.ndarray:
+    """In this machine's order of bytes, which compiled code takes."""
+    return values.astype(values.dtype.newbyteorder("="), copy=False)
+
+
+def plain(kind: np.dtype) -> np.dtype:
+    """The type that holds such numbers and that compiled code knows: no halves, no other order of bytes."""
+    if kind.kind == "f":
+        return np.dtype(np.float32 if kind.itemsize <= 4 else np.float64)
+    return np.dtype(kind.newbyteorder("=").str)
+
+
+def _check_size(dataset: h5py.Dataset, path: Path) -> None:
+    """InputError if a data set claims more bytes than what is stored of it can hold."""
+    if dataset.shape is None:
+        return
+    size = dataset.id.get_type().get_size()  # of an element
+    claimed = max(math.prod(dataset.shape), math.prod(dataset.chunks or ())) * size
+    stored = min(dataset.id.get_storage_size(), path.stat().st_size)
+    shrunk = MOST_SHRUNK if dataset.id.get_create_plist().get_nfilters() else 1
+    if claimed > max(stored * shrunk, SMALL):
+        raise InputError(
+            f"{path}: {dataset.name} claims {claimed:,} bytes, but {stored:,} are stored, perhaps truncated; fetch it "
+            "again"
+        )
+
+
+def _references(dataset: h5py.Dataset, path: Path) -> np.ndarray | None:
+    """What is stored of a data set of lists, or None where that is compressed or of another size of address."""
+    number, plist = len(dataset), dataset.id.get_create_plist()
+    if dataset.chunks is None:
+        offset = dataset.id.get_offset()
+        if offset is None or dataset.id.get_storage_size() != number * REFERENCE.itemsize:
+            return None
+        return np.fromfile(path, REFERENCE, number, offset=offset)
+    references = np.zeros(number, REFERENCE)  # what was never written is an empty list
+    for k in range(dataset.id.get_num_chunks()):
+        chunk = dataset.id.get_chunk_info(k)
+        if plist.get_nfilters() or chunk.size != dataset.chunks[0] * REFERENCE.itemsize:
+            return None
+        start = chunk.chunk_offset[0]
+        part = np.fromfile(path, REFERENCE, min(dataset.chunks[0], number - start), offset=chunk.byte_offset)
+        references[start : start + len(part)] = part
+    return references
+
+
+def _check_heaps(path: Path) -> None:
+    """InputError if the C library would walk some heap for ever."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        start = content.find(COLLECTION)
+        while 0 <= start <= len(content) - COLLECTION_HEADER.size:
+            end = start + COLLECTION_HEADER.unpack_from(content, start)[0]
+            place = start + COLLECTION_HEADER.size
+            while place + OBJECT_HEADER.size <= min(end, len(content)):
+                index, _, size = OBJECT_HEADER.unpack_from(content, place)
+                step = size if index == 0 else OBJECT_HEADER.size + -(-size // 8) * 8
+                if not 0 < step < 2**63:
+                    raise InputError(
+                        f"{path}: damaged, its heap at byte {start} has an object of size {size} at byte {place}; "
+                        "fetch it again"
+                    )
+                place += step
+            start = content.find(COLLECTION, place if place == end else start + 1)

@@ -114,17 +114,17 @@ def test_killed_while_it_writes(data):
 @pytest.mark.parametrize("command", [EVENTS, IMAGES], ids=["events", "images"])
 def test_killed_at_every_call_that_writes(data, command):
     """One run for each call that lasts on disk; it dies there once and comes to the same end."""
-    assert finish(start(data, f"{command} --epochs 3 --save_name whole")) == 0
+    assert finish(start(data, f"{command} --epochs 2 --save_name whole")) == 0
     point, whole = 0, state(data / "runs" / "whole")
     while True:
-        words = f"{command} --epochs 3 --save_name x{point}"
+        words = f"{command} --epochs 2 --save_name x{point}"
         if finish(start(data, words, point)) == 0:
             break
         run = data / "runs" / f"x{point}"
         assert finish(start(data, words + " --resume" * run.exists())) == 0, (data / "output.txt").read_text()
         assert state(run) == whole, point
         point += 1
-    assert point > 20
+    assert point > 12
 
 
 @pytest.mark.slow
@@ -133,7 +133,7 @@ def test_killed_at_20_random_moments(data, command):
     """A process as a user starts it, killed from outside, every third time while a checkpoint is being written."""
     random, kills = np.random.default_rng(0), 0
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    epochs = f"{command} --epochs 200".replace("train.py", str(REPOSITORY / "train.py")).split()
+    epochs = f"{command} --epochs 150".replace("train.py", str(REPOSITORY / "train.py")).split()
 
     def launch(*words: str) -> subprocess.Popen:
         command = [sys.executable, *epochs, *words]
@@ -501,6 +501,26 @@ def test_what_stops_a_run_leaves_it_as_it_was(program, data, fault):
     assert {path: path.read_bytes() for path in (data / "runs" / "x").iterdir()} == before
     assert {path.name for path in (data / "runs").iterdir()} == {"x", ".x.lock"}
     lock.close()
+
+
+def test_bits_do_not_go_by_threads_without_batch_norm():
+    """Torch's BatchNorm alone sums in an order that goes by them."""
+    values = config.read_yaml(REPOSITORY / "configs" / "adlif_digits.yaml")
+    values["network"]["batch_norm"] = False
+    network = Network(config.build(values, "test").network, (700,), 20)
+    x_TBC = 8 * (torch.rand(30, 24, 700) < 0.1).float()
+    threads, found = torch.get_num_threads(), []
+    for number in (1, 2):
+        torch.set_num_threads(number)
+        torch.manual_seed(0)
+        network.reset()
+        network.zero_grad()
+        activity = network(x_TBC)
+        (activity.h_TBN.sum() + activity.s_TBN.sum()).backward()
+        found.append([*(s.clone() for s in activity.layers), *(p.grad.clone() for p in network.parameters())])
+    torch.set_num_threads(threads)
+    assert all(s.any() for s in activity.layers[:-1])
+    assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
 
 
 @pytest.mark.usefixtures("data")

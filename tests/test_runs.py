@@ -279,19 +279,6 @@ def whole_checkpoint(tmp_path_factory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("places", [20, pytest.param(2000, marks=pytest.mark.slow)])
-def test_no_wrong_load(tmp_path, whole_checkpoint, places):
-    """A bit flipped, or the end cut off, at random places: an error that names the file."""
-    data, random, path = whole_checkpoint.read_bytes(), np.random.default_rng(0), tmp_path / "x.pt"
-    for place in random.integers(len(data), size=places).tolist():
-        flipped = bytearray(data)
-        flipped[place] ^= 1 << random.integers(8)
-        for damaged in (flipped, data[:place]):
-            path.write_bytes(damaged)
-            with pytest.raises(InputError, match=r"x\.pt"):
-                checkpoint.load(path)
-
-
 def plain(content: object) -> object:
     """For comparison bit by bit."""
     if isinstance(content, torch.Tensor):
@@ -302,23 +289,30 @@ def plain(content: object) -> object:
 
 
 @pytest.mark.parametrize("places", [20, pytest.param(2000, marks=pytest.mark.slow)])
-def test_no_wrong_weight_without_a_sum(tmp_path, whole_checkpoint, places):
-    """As version 1 was written, with the sums of the zip archive alone: what lies before its list is safe as well."""
-    data, random, path = whole_checkpoint.read_bytes(), np.random.default_rng(1), tmp_path / "x.pt"
-    data, payload = data[: data.index(checkpoint.MARK)], data.index(b"PK\x01\x02")
+@pytest.mark.parametrize("version", [1, 2])
+def test_no_wrong_load(tmp_path, whole_checkpoint, version, places):
+    """A bit flipped, or the end cut off, at random places: the same content still, or an error that names the file.
+
+    Version 1 had no sum at its end, but the sums of the zip archive; damage to the archive's list may escape these.
+    """
+    data, random, path = whole_checkpoint.read_bytes(), np.random.default_rng(version), tmp_path / "x.pt"
+    end = len(data)
+    if version == 1:
+        data, end = data[: data.index(checkpoint.MARK)], data.index(b"PK\x01\x02")
     path.write_bytes(data)
     whole, refused = plain(checkpoint.load(path)[1]), 0
-    for place in random.integers(payload, size=places).tolist():
+    for place in random.integers(end, size=places).tolist():
         flipped = bytearray(data)
         flipped[place] ^= 1 << random.integers(8)
-        path.write_bytes(flipped)
-        try:
-            content = checkpoint.load(path)[1]
-        except InputError:
-            refused += 1
-        else:
-            assert plain(content) == whole, place  # it was padding
-    assert refused > places // 4
+        for damaged in (flipped, data[:place]):
+            path.write_bytes(damaged)
+            try:
+                content = checkpoint.load(path)[1]
+            except InputError:
+                refused += 1
+            else:
+                assert plain(content) == whole, place  # padding, or the mark of the sum
+    assert refused > (1.95 if version == 2 else 1.25) * places
 
 
 class Malicious:

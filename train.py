@@ -144,7 +144,8 @@ def main() -> None:
             if team.leads:
                 save_last(last, optimizer=optimizer.state_dict(), **here)
             if number := team.largest(interruption.number):
-                where = f"after epoch {position.epoch}" + (f" and {position.step} batches" if position.step else "")
+                epoch, batch = position.epoch, position.step
+                where = f"in epoch {epoch + 1}, after batch {batch}" if batch else f"after epoch {epoch}"
                 raise cli.Interrupted(f"interrupted {where}; the same command with --resume goes on from there", number)
 
     if team.leads:

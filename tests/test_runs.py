@@ -180,7 +180,7 @@ def test_a_signal_ends_with_the_batch(program, tmp_path, monkeypatch, command, t
     result = program(f"{words} --save_name x")
     assert result.returncode == 128 + number
     lines = [line for line in result.stderr.splitlines() if "interrupted" in line]
-    assert lines == ["interrupted after epoch 1 and 2 batches; the same command with --resume goes on from there"]
+    assert lines == ["interrupted in epoch 2, after batch 2; the same command with --resume goes on from there"]
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
     _, content = checkpoint.load(tmp_path / "runs" / "x" / "last.pt", for_resume=True)
     assert (content["epoch"], content["step"]) == (1, 2)

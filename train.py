@@ -6,6 +6,11 @@ TensorBoard reads. The best model is chosen on data held out from the training f
 
 last.pt is how far the run is; what the other files hold beyond it, a kill having come in between, is done again. With
 --resume a run goes on at the batch after that of its last.pt: on the CPU to the same bits as if it had never ended.
+
+The same seed gives the same bits on the same machine with the same packages and number of threads. With another number
+of threads (OMP_NUM_THREADS) torch's BatchNorm sums in another order while it trains; a potential at the threshold may
+then spike or not, and it is another run, as with another seed. The rest of the default network does not depend on
+threads. Another kind of processor may round otherwise, and a GPU from run to run.
 """
 
 import argparse
@@ -141,7 +146,8 @@ def main() -> None:
             if team.leads:
                 save_last(last, optimizer=optimizer.state_dict(), **here)
             if number := team.largest(interruption.number)[0]:
-                where = f"after epoch {position.epoch}" + (f" and {position.step} batches" if position.step else "")
+                epoch, batch = position.epoch, position.step
+                where = f"in epoch {epoch + 1}, after batch {batch}" if batch else f"after epoch {epoch}"
                 raise cli.Interrupted(f"interrupted {where}; the same command with --resume goes on from there", number)
 
     if team.leads:

@@ -169,14 +169,15 @@ def default_yaml(words: list[str]) -> Path:
 class Interruption:
     """Within it, SIGINT and SIGTERM only leave their number here, 0 before, so that work comes to a good end.
 
-    A second Ctrl-C ends the program at once, with this advice.
+    A second Ctrl-C ends the program at once, with this advice. What a shell has told to ignore Ctrl-C goes on to do so.
     """
 
     def __init__(self, advice: str):
         self.advice, self.number = advice, 0
 
     def __enter__(self) -> "Interruption":
-        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        heard = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) != signal.SIG_IGN]
+        self._before = {number: signal.signal(number, self._note) for number in heard}
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -114,17 +114,17 @@ def test_killed_while_it_writes(data):
 @pytest.mark.parametrize("command", [EVENTS, IMAGES], ids=["events", "images"])
 def test_killed_at_every_call_that_writes(data, command):
     """One run for each call that lasts on disk; it dies there once and comes to the same end."""
-    assert finish(start(data, f"{command} --epochs 3 --save_name whole")) == 0
+    assert finish(start(data, f"{command} --epochs 2 --save_name whole")) == 0
     point, whole = 0, state(data / "runs" / "whole")
     while True:
-        words = f"{command} --epochs 3 --save_name x{point}"
+        words = f"{command} --epochs 2 --save_name x{point}"
         if finish(start(data, words, point)) == 0:
             break
         run = data / "runs" / f"x{point}"
         assert finish(start(data, words + " --resume" * run.exists())) == 0, (data / "output.txt").read_text()
         assert state(run) == whole, point
         point += 1
-    assert point > 20
+    assert point > 12
 
 
 @pytest.mark.slow
@@ -133,7 +133,7 @@ def test_killed_at_20_random_moments(data, command):
     """A process as a user starts it, killed from outside, every third time while a checkpoint is being written."""
     random, kills = np.random.default_rng(0), 0
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    epochs = f"{command} --epochs 200".replace("train.py", str(REPOSITORY / "train.py")).split()
+    epochs = f"{command} --epochs 150".replace("train.py", str(REPOSITORY / "train.py")).split()
 
     def launch(*words: str) -> subprocess.Popen:
         command = [sys.executable, *epochs, *words]
@@ -180,7 +180,7 @@ def test_a_signal_ends_with_the_batch(program, tmp_path, monkeypatch, command, t
     result = program(f"{words} --save_name x")
     assert result.returncode == 128 + number
     lines = [line for line in result.stderr.splitlines() if "interrupted" in line]
-    assert lines == ["interrupted after epoch 1 and 2 batches; the same command with --resume goes on from there"]
+    assert lines == ["interrupted in epoch 2, after batch 2; the same command with --resume goes on from there"]
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
     _, content = checkpoint.load(tmp_path / "runs" / "x" / "last.pt", for_resume=True)
     assert (content["epoch"], content["step"]) == (1, 2)
@@ -279,19 +279,6 @@ def whole_checkpoint(tmp_path_factory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("places", [20, pytest.param(2000, marks=pytest.mark.slow)])
-def test_no_wrong_load(tmp_path, whole_checkpoint, places):
-    """A bit flipped, or the end cut off, at random places: an error that names the file."""
-    data, random, path = whole_checkpoint.read_bytes(), np.random.default_rng(0), tmp_path / "x.pt"
-    for place in random.integers(len(data), size=places).tolist():
-        flipped = bytearray(data)
-        flipped[place] ^= 1 << random.integers(8)
-        for damaged in (flipped, data[:place]):
-            path.write_bytes(damaged)
-            with pytest.raises(InputError, match=r"x\.pt"):
-                checkpoint.load(path)
-
-
 def plain(content: object) -> object:
     """For comparison bit by bit."""
     if isinstance(content, torch.Tensor):
@@ -302,23 +289,30 @@ def plain(content: object) -> object:
 
 
 @pytest.mark.parametrize("places", [20, pytest.param(2000, marks=pytest.mark.slow)])
-def test_no_wrong_weight_without_a_sum(tmp_path, whole_checkpoint, places):
-    """As version 1 was written, with the sums of the zip archive alone: what lies before its list is safe as well."""
-    data, random, path = whole_checkpoint.read_bytes(), np.random.default_rng(1), tmp_path / "x.pt"
-    data, payload = data[: data.index(checkpoint.MARK)], data.index(b"PK\x01\x02")
+@pytest.mark.parametrize("version", [1, 2])
+def test_no_wrong_load(tmp_path, whole_checkpoint, version, places):
+    """A bit flipped, or the end cut off, at random places: the same content still, or an error that names the file.
+
+    Version 1 had no sum at its end, but the sums of the zip archive; damage to the archive's list may escape these.
+    """
+    data, random, path = whole_checkpoint.read_bytes(), np.random.default_rng(version), tmp_path / "x.pt"
+    end = len(data)
+    if version == 1:
+        data, end = data[: data.index(checkpoint.MARK)], data.index(b"PK\x01\x02")
     path.write_bytes(data)
     whole, refused = plain(checkpoint.load(path)[1]), 0
-    for place in random.integers(payload, size=places).tolist():
+    for place in random.integers(end, size=places).tolist():
         flipped = bytearray(data)
         flipped[place] ^= 1 << random.integers(8)
-        path.write_bytes(flipped)
-        try:
-            content = checkpoint.load(path)[1]
-        except InputError:
-            refused += 1
-        else:
-            assert plain(content) == whole, place  # it was padding
-    assert refused > places // 4
+        for damaged in (flipped, data[:place]):
+            path.write_bytes(damaged)
+            try:
+                content = checkpoint.load(path)[1]
+            except InputError:
+                refused += 1
+            else:
+                assert plain(content) == whole, place  # padding, or the mark of the sum
+    assert refused > (1.95 if version == 2 else 1.25) * places
 
 
 class Malicious:
@@ -501,6 +495,26 @@ def test_what_stops_a_run_leaves_it_as_it_was(program, data, fault):
     assert {path: path.read_bytes() for path in (data / "runs" / "x").iterdir()} == before
     assert {path.name for path in (data / "runs").iterdir()} == {"x", ".x.lock"}
     lock.close()
+
+
+def test_bits_do_not_go_by_threads_without_batch_norm():
+    """Torch's BatchNorm alone sums in an order that goes by them."""
+    values = config.read_yaml(REPOSITORY / "configs" / "adlif_digits.yaml")
+    values["network"]["batch_norm"] = False
+    network = Network(config.build(values, "test").network, (700,), 20)
+    x_TBC = 8 * (torch.rand(30, 24, 700) < 0.1).float()
+    threads, found = torch.get_num_threads(), []
+    for number in (1, 2):
+        torch.set_num_threads(number)
+        torch.manual_seed(0)
+        network.reset()
+        network.zero_grad()
+        activity = network(x_TBC)
+        (activity.h_TBN.sum() + activity.s_TBN.sum()).backward()
+        found.append([*(s.clone() for s in activity.layers), *(p.grad.clone() for p in network.parameters())])
+    torch.set_num_threads(threads)
+    assert all(s.any() for s in activity.layers[:-1])
+    assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
 
 
 @pytest.mark.usefixtures("data")

@@ -30,7 +30,8 @@ CPU = torch.device("cpu")
 RUNS = {
     "events": f"{TRAIN_EVENTS} --neuron1 5 5 .1 --neuron2 20 20 .3 --batch-size 53 {AUGMENT} --distributed "
     "--set loss.spike_count.weight=0.1",
-    "camera": f'{TRAIN_EVENTS} --neuron1 5 5 .1 --neuron2 20 20 .3 --batch-size 53 --set data.channels=null --set data.sensor={{"height":4,"width":5}} '
+    "camera": f"{TRAIN_EVENTS} --neuron1 5 5 .1 --neuron2 20 20 .3 --batch-size 53 --set data.channels=null "
+    '--set data.sensor={"height":4,"width":5} '
     "--set network.layers=[4C3,P2,8R] --set network.neuron=CuAdLIF",
     "rates": f"{TRAIN_EVENTS} --loss_mode firing_rate --set network.variant=superspike --set network.neuron=PCuLIF "
     "--set network.values=layer --set network.batch_norm=false --hidden_size 8",

@@ -1,0 +1,232 @@
+"""What do several processes gain, and what does their exchange cost? The network of configs/adlif_shd.yaml.
+
+    python -m benchmarks.scaling [--json FILE] [--rounds 15]
+
+1. Two processes of one thread each, gloo, against one process of one thread: the same batch of 128 (strong scaling),
+   and 128 each (weak scaling). They take turns within each round, in the same two processes: while one works alone the
+   other waits. Medians of whole training steps, with train.py's loss, exchange of gradients, BatchNorm and flags, by
+   the clock and as work (processor time, which another load of the machine hardly moves). Recordings are made up, some
+   with more events than others.
+2. What limits it: a share's step without any exchange, how much longer the slower of the two shares takes, and the
+   all_reduce of as many bytes as the gradient and as BatchNorm's statistics have.
+3. A model for 2 to 64 GPUs from the messages of a step, as counted here; docs/several_processes.md has the text.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+
+from benchmarks.kernels import processor
+from benchmarks.step import CONFIG, EVENTS, LENGTH_S
+from datasets.events import Bins, Recordings, counts
+from snn import config
+from snn.coding import Window
+from snn.loss import objective
+from snn.memory import keep_freed_memory
+from snn.network import Network
+from snn.team import Team, gather
+
+EVENTS_SPREAD = 0.3  # standard deviation of a recording's number of events over its mean
+GPUS = (2, 4, 8, 16, 32, 64)
+GPU_STEP_MS = 10.0  # assumed: a step of a GPU's share, without exchange
+# assumed: bytes/s, and seconds a message waits at each hop
+LINKS = {"NVLink": (200e9, 5e-6), "PCIe 4": (20e9, 10e-6), "10 Gbit/s Ethernet": (1.1e9, 50e-6)}
+
+
+def make_recordings(n: int, channels: int, classes: int) -> Recordings:
+    """As those of benchmarks.step, with more events in some than in others."""
+    random = np.random.default_rng(0)
+    lengths = np.maximum(100, random.normal(EVENTS, EVENTS_SPREAD * EVENTS, n)).astype(np.int64)
+    times = [np.sort(random.uniform(0, LENGTH_S, length)) for length in lengths]
+    units = np.clip(random.normal(0.7 * channels, 0.18 * channels, lengths.sum()), 0, channels - 1)
+    return Recordings(
+        offsets=np.cumsum([0, *lengths]),
+        times=np.concatenate(times).astype(np.float32),
+        ticks_per_second=1.0,
+        channels=units.astype(np.uint16),
+        labels=random.integers(0, classes, n),
+        speakers=None,
+        where="made up",
+    )
+
+
+def only(recordings: Recordings, index: np.ndarray) -> Recordings:
+    """The recordings in `index`."""
+    parts = [np.arange(*recordings.offsets[r : r + 2]) for r in index]
+    events = np.concatenate(parts)
+    return replace(
+        recordings,
+        offsets=np.cumsum([0, *map(len, parts)]),
+        times=recordings.times[events],
+        channels=recordings.channels[events],
+        labels=recordings.labels[index],
+    )
+
+
+def make_step(
+    cfg: config.Config, team: Team, recordings: Recordings, buckets: list[int] | None = None
+) -> Callable[[], None]:
+    """A training step of this team on all the recordings as one batch, as train.py takes it.
+
+    The bytes of DistributedDataParallel's messages go to `buckets`.
+    """
+    torch.manual_seed(0)
+    data, fs = cfg.data, cfg.loss.fs
+    network = Network(cfg.network, data.shape, data.num_classes, "cpu")
+    team.synchronise(network)
+    optimizer = torch.optim.Adam(network.train().parameters(), cfg.train.lr, amsgrad=True)
+    window = Window.of(data.T + data.T_empty, fs.D, fs.A, fs.window)
+    goal = partial(objective, loss=cfg.loss, window=window, training=True)
+    bins, share = Bins(data.dt_ms, data.T, data.T_empty, data.channels), team.share(np.arange(len(recordings)))
+    target_B = torch.from_numpy(recordings.labels[share])
+
+    def loss_of_share(x_TBC, target_B, weight):
+        network.reset()
+        return goal(network(x_TBC), target_B)
+
+    loss_of = team.parallel(network, loss_of_share)
+    if buckets is not None:
+
+        def counted(_, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+            buckets.append(bucket.buffer().nbytes)
+            return allreduce_hook(dist.group.WORLD, bucket)
+
+        loss_of.register_comm_hook(None, counted)
+
+    def step() -> None:
+        x_TBC = counts(recordings, share, bins)
+        optimizer.zero_grad(set_to_none=True)
+        loss = loss_of(x_TBC, target_B, team.weight(len(recordings)))
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(network.parameters(), cfg.train.clip_norm)
+        team.any(not (loss.isfinite() and norm.isfinite()))
+        optimizer.step()
+        network.clamp_values()
+
+    return step
+
+
+def milliseconds(step: Callable[[], None]) -> tuple[float, float]:
+    """Of one call, begun by both processes at the same time: by the clock, and of this process's work."""
+    dist.barrier()
+    started, worked = time.perf_counter(), time.process_time()
+    step()
+    return 1e3 * (time.perf_counter() - started), 1e3 * (time.process_time() - worked)
+
+
+def count_messages(step: Callable[[], None]) -> list[int]:
+    """Bytes of each all_reduce of a step, beside DistributedDataParallel's."""
+    sizes: list[int] = []
+    all_reduce = dist.all_reduce
+
+    def counted(tensor: torch.Tensor, **options: object) -> dist.Work | None:
+        if "async_op" not in options:  # as its are
+            sizes.append(tensor.nbytes)
+        return all_reduce(tensor, **options)
+
+    dist.all_reduce = counted
+    try:
+        step()
+    finally:
+        dist.all_reduce = all_reduce
+    return sizes
+
+
+def work(rounds: int) -> dict:
+    """What each of the two processes does; the first one's numbers count."""
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    team = gather(False, torch.device("cpu"))
+    alone = Team(team.device)
+    cfg = config.build(config.read_yaml(CONFIG), str(CONFIG))
+    B, channels, classes = cfg.train.batch_size, cfg.data.channels, cfg.data.num_classes
+    once, twice = make_recordings(B, channels, classes), make_recordings(2 * B, channels, classes)
+    buckets: list[int] = []
+    messages = count_messages(make_step(cfg, team, once, buckets))
+    gradient, statistic = torch.zeros(sum(buckets) // 4), torch.zeros(max(messages) // 8, dtype=torch.float64)
+    steps = {
+        "one process": make_step(cfg, alone, once) if team.leads else lambda: None,
+        "two, the same batch": make_step(cfg, team, once),
+        "two, a batch each": make_step(cfg, team, twice),
+        "its share, no exchange": make_step(cfg, alone, only(once, team.share(np.arange(B)))),
+        "all_reduce, gradient": lambda: dist.all_reduce(gradient),
+        "all_reduce, statistics": lambda: dist.all_reduce(statistic),
+    }
+    rows = [{name: milliseconds(step) for name, step in steps.items()} for _ in range(rounds + 2)][2:]
+    of_both = team.total([rows])
+    team.part_ways()
+    shares = zip(*([row["its share, no exchange"][1] for row in rows] for rows in of_both), strict=True)
+    return {
+        "milliseconds": {name: statistics.median(row[name][0] for row in rows) for name in steps},
+        "work_milliseconds": {name: statistics.median(row[name][1] for row in rows) for name in steps},
+        "slower_share_over_mean": statistics.median(max(pair) / statistics.mean(pair) for pair in shares),
+        "bucket_bytes": buckets,
+        "other_message_bytes": messages,
+    }
+
+
+def exchange_ms(size: int, messages: list[int], bandwidth: float, latency: float) -> float:
+    """Ring all_reduce of each message: 2 (N - 1) hops, on each of them 1 / N of the bytes."""
+    hops = 2 * (size - 1)
+    return 1e3 * sum(hops * (latency + message / size / bandwidth) for message in messages)
+
+
+def report(result: dict) -> None:
+    print(f"{processor()}, two processes of one thread; medians, ms    clock   first process's work")
+    kinds = result["milliseconds"], result["work_milliseconds"]
+    for name in kinds[0]:
+        print(f"  {name:<54}" + "".join(f"{ms[name]:9.2f}" for ms in kinds))
+    for name, batches in (("two, the same batch", 1), ("two, a batch each", 2)):
+        gains = "".join(f"{batches * ms['one process'] / ms[name]:7.2f} x" for ms in kinds)
+        print(f"  {'gain of ' + name + ' (2 would be all)':<54}{gains}")
+    print(f"  the slower share takes {result['slower_share_over_mean']:.3f} x the work of the mean of both")
+    buckets, others = result["bucket_bytes"], result["other_message_bytes"]
+    print(f"a step's messages: gradient {buckets} bytes, others {others} bytes")
+    print(f"model of exchange, ms a step, none of it hidden behind work; efficiency at {GPU_STEP_MS:g} ms of work")
+    print(f"  {'GPUs':>6}" + "".join(f"{name:>26}" for name in LINKS))
+    for size in GPUS:
+        times = [exchange_ms(size, buckets + others, *link) for link in LINKS.values()]
+        cells = "".join(f"{t:>18.2f} ({100 * GPU_STEP_MS / (GPU_STEP_MS + t):3.0f} %)" for t in times)
+        print(f"  {size:>6}{cells}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, help="write the numbers here")
+    parser.add_argument("--rounds", type=int, default=15, help="timed rounds (15)")
+    arguments = parser.parse_args()
+    if dist.is_torchelastic_launched():  # one of the two processes
+        result = work(arguments.rounds)
+        if os.environ["RANK"] == "0":
+            arguments.json.write_text(json.dumps(result))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "result.json"
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "benchmarks.scaling"]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        words = ["--json", str(path), "--rounds", str(arguments.rounds)]
+        subprocess.run([*launcher, *words], env=environment, check=True)
+        result = json.loads(path.read_text())
+    report(result)
+    if arguments.json:
+        versions = {"device": processor(), "torch": torch.__version__}
+        arguments.json.write_text(json.dumps(versions | result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -213,6 +213,10 @@ def main() -> None:
     median = medians(steps, arguments.rounds, "cpu")
     for name, ms in median.items():
         print(f"  {name:<30}{ms:9.0f} ms {ms / median['ours']:6.2f} x")
+    bins = Bins(cfg.data.dt_ms, cfg.data.T, cfg.data.T_empty, int(np.prod(cfg.data.shape)))
+    index = np.arange(len(recordings))
+    binning = medians({"batch": lambda: counts(recordings, index, bins)}, arguments.rounds, "cpu")["batch"]
+    print(f"  making the batch, of ours       {binning:9.1f} ms, {100 * binning / median['ours']:.2f} %")
     parts = by_kind_of_layer(ours, network)
     print("  ours by kind of layer, under torch's profiler:")
     for name, ms in parts.items():
@@ -229,6 +233,7 @@ def main() -> None:
         print(f"  {100 * share:4.0f} %{ms['events']:9.0f} ({ms['dense'] / ms['events']:4.1f} x){ms['dense']:9.0f}")
     if arguments.json:
         result = {"where": where, "T": arguments.T, "batch": arguments.batch, "milliseconds": median}
+        result |= {"batch_milliseconds": binning}
         result |= {"by_kind_milliseconds": parts, "active_shares": shares, "peak_megabytes": peaks}
         result["convolution_milliseconds"] = rule
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")

@@ -4,8 +4,9 @@
 
 "shd": recordings of 6,000 events in the layout of SHD, half precision as in the official files, read by our reader and
 by h5py in one go; "dvsgesture": a hundredth as many recordings of 400,000 events over 6 s in the layout of DVSGesture.
-Each is read in a process of its own, whose largest memory is told. "batch": 16 such gestures binned to 160 steps of
-2 x 32 x 32, and SHD's batch of 128, as it is and augmented.
+"in file": checked, but left there. Each is read in a process of its own, whose largest memory is told. "batch": 16 such
+gestures binned to 160 steps of 2 x 32 x 32 (of their training step: python -m benchmarks.networks), and SHD's batch of
+128, as it is and augmented. "from file": random recordings of those files.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -25,7 +27,9 @@ from tqdm import tqdm
 from benchmarks.kernels import medians, processor
 from datasets import readers
 from datasets.augment import Augmentation, augment
-from datasets.events import Bins, Recordings, counts
+from datasets.events import AnyRecordings, Bins, Recordings, as_seen, counts
+from datasets.events import batches as batches_of
+from snn import config
 
 EVENTS, CHANNELS, CLASSES = 6_000, 700, 20
 GESTURE_EVENTS, GESTURE_S = 400_000, 6
@@ -60,12 +64,13 @@ def made(number: int, events: int, seconds: float, channels: int) -> Recordings:
     return Recordings(offsets, times_us.ravel(), 1e6, units, np.zeros(number, np.int64), None, "made")
 
 
-def read(path: Path) -> Recordings:
-    return readers.read("shd", path, "train", CHANNELS, CLASSES)
+def read(path: Path, in_memory: bool = True) -> AnyRecordings:
+    return readers.read("shd", path, "train", CHANNELS, CLASSES, in_memory=in_memory)
 
 
-def read_gestures(path: Path) -> Recordings:
-    return readers.read("dvsgesture", path, "train", 2 * 128 * 128, 10)
+def read_gestures(path: Path, in_memory: bool = True) -> AnyRecordings:
+    recordings = readers.read("dvsgesture", path, "train", 2 * 128 * 128, 10, in_memory=in_memory)
+    return as_seen(recordings, config.Sensor(height=128, width=128, divide=4))
 
 
 def in_one_go(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -85,7 +90,27 @@ def measure(function: Callable[[Path], object], path: Path) -> dict[str, float]:
     return {"seconds": seconds, "before": before, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 
-READERS = {"shd": read, "shd in one go": in_one_go, "dvsgesture": read_gestures}
+READERS = {
+    "shd": read,
+    "shd in file": partial(read, in_memory=False),
+    "shd in one go": in_one_go,
+    "dvsgesture": read_gestures,
+    "dvsgesture in file": partial(read_gestures, in_memory=False),
+}
+
+
+def batches_from_file(shd: Path, gestures: Path) -> dict[str, Callable[[], object]]:
+    random = np.random.default_rng(0)
+
+    def batch(recordings: AnyRecordings, size: int, bins: Bins) -> object:
+        index = random.integers(0, len(recordings), size)
+        return next(batches_of(recordings, index, bins, size))
+
+    words, camera = read(shd, in_memory=False), read_gestures(gestures, in_memory=False)
+    return {
+        "gestures, from file": partial(batch, camera, 16, Bins(10.0, 120, 40, 2 * 32 * 32)),
+        "SHD, from file": partial(batch, words, 128, Bins(10.0, 100, 0, CHANNELS)),
+    }
 
 
 def batches() -> dict[str, Callable[[], object]]:
@@ -117,7 +142,7 @@ def main() -> None:
         make_shd(shd, arguments.recordings)
         make_gestures(gestures, max(10, arguments.recordings // 100))
         for name in READERS:
-            path = gestures if name == "dvsgesture" else shd
+            path = gestures if name.startswith("dvsgesture") else shd
             command = [sys.executable, "-m", "benchmarks.reading", "--read", name, str(path)]
             outputs = [
                 subprocess.run(command, check=True, capture_output=True, text=True).stdout
@@ -127,12 +152,12 @@ def main() -> None:
             rows[name] = {key: float(np.median([run[key] for run in runs])) for key in runs[0]}
             row = rows[name]
             print(
-                f"{name:<16}{row['seconds']:6.2f} s   memory {row['peak']:5.0f} MiB at most, "
+                f"{name:<20}{row['seconds']:6.2f} s   memory {row['peak']:5.0f} MiB at most, "
                 f"{row['before']:.0f} of them before"
             )
-    ms = medians(batches(), arguments.rounds, "cpu")
+        ms = medians(batches() | batches_from_file(shd, gestures), arguments.rounds, "cpu")
     for name, value in ms.items():
-        print(f"batch {name:<16}{value:6.1f} ms")
+        print(f"batch {name:<20}{value:6.1f} ms")
     if arguments.json:
         result = {"device": processor(), "reading": rows, "batch_milliseconds": ms}
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")

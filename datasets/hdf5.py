@@ -6,12 +6,12 @@ cleared before it is refused, and a heap of lists with an object of size 0 is wa
 """
 
 import math
-import mmap
 import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import h5py
 import numpy as np
@@ -20,6 +20,7 @@ from snn.errors import InputError
 
 MOST_SHRUNK = 1032  # times: what deflate makes of zeros; no event list comes near it
 LISTS_AT_ONCE = 64
+PIECE = 2**14  # bytes
 SMALL = 2**20  # bytes: what may be promised in any case, such as labels that were never written and are all 0
 # The file format, https://support.hdfgroup.org/documentation/hdf5/latest/_f_m_t3.html, III.E: a collection of the
 # global heap, which holds lists and strings, is a signature, a version, 3 bytes, its size, and objects; an object is
@@ -53,9 +54,9 @@ class File:
     def __init__(self, path: Path):
         self.path = path
         self._process = None
+        self._heaps_are_checked = False
         with border(path):
             self.open()
-            _check_heaps(path)
 
     def open(self) -> h5py.File:
         """The handle of this process."""
@@ -89,6 +90,9 @@ class File:
             if kinds and (dataset.shape is None or dataset.dtype.kind not in kinds):
                 raise InputError(f"{self.path}: wrong layout, /{name} holds {dataset.dtype}, not numbers")
             _check_size(dataset, self.path)
+            if dataset.dtype.kind == "O" and not self._heaps_are_checked:  # of lists, or of strings of any length
+                _check_heaps(self.path)
+                self._heaps_are_checked = True
             return dataset
 
     def numbers(self, name: str) -> np.ndarray:
@@ -187,13 +191,14 @@ def _references(dataset: h5py.Dataset, path: Path) -> np.ndarray | None:
 
 def _check_heaps(path: Path) -> None:
     """InputError if the C library would walk some heap for ever."""
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        start = content.find(COLLECTION)
-        while 0 <= start <= len(content) - COLLECTION_HEADER.size:
-            end = start + COLLECTION_HEADER.unpack_from(content, start)[0]
-            place = start + COLLECTION_HEADER.size
-            while place + OBJECT_HEADER.size <= min(end, len(content)):
-                index, _, size = OBJECT_HEADER.unpack_from(content, place)
+    size_of_file = path.stat().st_size
+    with path.open("rb") as file:
+        start = _find_collection(file, 0)
+        while start is not None:
+            (size,) = COLLECTION_HEADER.unpack(_read_at(file, start, COLLECTION_HEADER.size))
+            place, end = start + COLLECTION_HEADER.size, start + size
+            while place + OBJECT_HEADER.size <= min(end, size_of_file):
+                index, _, size = OBJECT_HEADER.unpack(_read_at(file, place, OBJECT_HEADER.size))
                 step = size if index == 0 else OBJECT_HEADER.size + -(-size // 8) * 8
                 if not 0 < step < 2**63:
                     raise InputError(
@@ -201,4 +206,18 @@ def _check_heaps(path: Path) -> None:
                         "fetch it again"
                     )
                 place += step
-            start = content.find(COLLECTION, place if place == end else start + 1)
+            start = _find_collection(file, place if place == end else start + 1)
+
+
+def _find_collection(file: BinaryIO, start: int) -> int | None:
+    """Where the next collection begins. The file is read, not mapped, which would count as this process's memory."""
+    while len(piece := _read_at(file, start, PIECE)) >= COLLECTION_HEADER.size:
+        found = piece.find(COLLECTION, 0, len(piece) - COLLECTION_HEADER.size + len(COLLECTION))
+        if found >= 0:
+            return start + found
+        start += len(piece) - COLLECTION_HEADER.size + 1
+    return None
+
+
+def _read_at(file: BinaryIO, start: int, size: int) -> bytes:
+    return os.pread(file.fileno(), size, start)

@@ -26,7 +26,7 @@ Split = Literal["train", "test"]
 # events (file, numbers of recordings, latest time that is needed) -> lists of times and of channels
 EventReader = Callable[[h5py.File, np.ndarray, float], tuple[Sequence[np.ndarray], Sequence[np.ndarray]]]
 
-RECORDINGS_AT_ONCE, EVENTS_AT_ONCE = 512, 2**22  # read in one piece; more are no faster and take more memory
+RECORDINGS_AT_ONCE, EVENTS_AT_ONCE = 512, 2**20  # read in one piece; more are no faster and take more memory
 WINDOW = 2**16  # events of a long recording that are read at a time where its end is not needed
 
 

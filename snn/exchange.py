@@ -71,10 +71,10 @@ def layers_of(network: Network, shape: tuple[int, ...]) -> list[Layer]:
 
 def unsaid_by_nir(network: Network) -> list[str]:
     """What this network has and NIR's neurons have not, in words."""
-    neurons = [module.dynamics for module in network.modules() if isinstance(module, SpikingNeuron)]
+    neurons = [module for module in network.modules() if isinstance(module, SpikingNeuron)]
     words = {
-        "adaptation (AdLIF, CuAdLIF)": any(neuron.adaptation for neuron in neurons),
-        "the soft reset": any(neuron.reset == "soft" for neuron in neurons),
+        "adaptation (AdLIF, CuAdLIF)": any(n.adaptation and bool(n.a.any() or n.b.any()) for n in neurons),
+        "the soft reset": any(n.dynamics.reset == "soft" for n in neurons),
     }
     return [word for word, is_there in words.items() if is_there]
 
@@ -93,16 +93,12 @@ def approximated(network: Network) -> Network:
 
 @torch.no_grad()
 def nir_graph(network: Network, shape: tuple[int, ...], dt_s: float) -> nir.NIRGraph:
-    """The network as a graph for a simulator that takes steps of dt_s. Its metadata has `latency_steps`.
+    """The network as a graph for a simulator that takes steps of dt_s. InputError for what NIR cannot say.
 
-    InputError for what NIR cannot say; see `approximated`.
+    Metadata of the graph: `latency_steps`; of its layers: `i_initial` and `v_initial`, the state to begin with.
     """
     network = network.folded()
-    silent = all(
-        float(p.abs().max()) == 0 for name, p in network.named_parameters() if name.rsplit(".", 1)[-1] in ("a", "b")
-    )
-    unsaid = unsaid_by_nir(network)
-    if unsaid and not (silent and all(word.startswith("adaptation") for word in unsaid)):
+    if unsaid := unsaid_by_nir(network):
         raise InputError(f"NIR cannot say {' and '.join(unsaid)}; --approximate leaves it out")
     layers = layers_of(network, shape)
     beginnings, latency = _beginnings(network, layers)
@@ -136,13 +132,13 @@ def nir_graph(network: Network, shape: tuple[int, ...], dt_s: float) -> nir.NIRG
             weight, copies = F.pad(weight, (0, copies)), 0
             bias = None if layer.linear.bias is None else layer.linear.bias * gain_N
             if layer.neurons.V is not None:
-                copies = _latency(layer.neurons) * layer.after[0]
+                copies = latency_of(layer.neurons) * layer.after[0]
                 weight, bias = F.pad(weight, (0, 0, 0, copies)), None if bias is None else F.pad(bias, (0, copies))
             graph.affine(f"{layer.name}_weights", weight, bias)
         size = layer.after if is_image else (layer.after[0] + copies,)
         start = Beginning(gain_N.view(-1, *[1] * (len(layer.after) - 1)) * beginning.i, beginning.v)
         if copies:
-            stages = 1 + _latency(layer.neurons)
+            stages = 1 + latency_of(layer.neurons)
             lam_m, lam_s = (lam.expand(layer.after).repeat(stages) for lam in (lam_m, lam_s))
             start = Beginning(*(F.pad(state, (0, copies)) for state in start))
         graph.neurons(f"{layer.name}_neurons", size, lam_m, lam_s, torch.tensor(layer.neurons.dynamics.theta), start)
@@ -158,14 +154,14 @@ def _decays(neurons: SpikingNeuron) -> tuple[Tensor, Tensor]:
     return values.lam_m.double(), lam_s.double()
 
 
-def _latency(neurons: SpikingNeuron) -> int:
+def latency_of(neurons: SpikingNeuron) -> int:
     """Steps from an input to the first spike it can cause."""
     return int(neurons.dynamics.current) + int(neurons.dynamics.spike_first)
 
 
 def _beginnings(network: Network, layers: list[Layer]) -> tuple[list[Beginning], int]:
     """What each layer holds when the first input reaches it, and the steps until the output can answer."""
-    latency = sum(_latency(layer.neurons) for layer in layers)
+    latency = sum(latency_of(layer.neurons) for layer in layers)
     network.reset()
     empty = torch.zeros(1, 1, math.prod(layers[0].before))
     states, spikes = [[(torch.zeros(1), torch.zeros(1)) for _ in layers]], []
@@ -176,7 +172,7 @@ def _beginnings(network: Network, layers: list[Layer]) -> tuple[list[Beginning],
     network.reset()
     beginnings, reached = [], 0
     for k, layer in enumerate(layers):
-        answers = reached + _latency(layer.neurons)
+        answers = reached + latency_of(layer.neurons)
         if (layer.neurons.V is not None or layer is layers[-1]) and any(row[k] for row in spikes[:answers]):
             raise InputError(f"{layer.name} fires by its bias before any input reaches it, which a graph cannot say")
         i, v = states[reached][k][0], states[reached + int(layer.neurons.dynamics.current)][k][1]
@@ -199,7 +195,7 @@ def _repeating(neurons: SpikingNeuron, gain_N: Tensor) -> Tensor:
     Copy k is pushed over θ by a spike of copy k - 1 (copy 0 are the neurons) and takes what remains of the push back a
     step later, so that it repeats the spike once. The last copy has V's weights to the neurons.
     """
-    N, stages = len(neurons.V), _latency(neurons)
+    N, stages = len(neurons.V), latency_of(neurons)
     push = 2.0 ** math.ceil(math.log2(2 * neurons.dynamics.theta))
     lam_s = _decays(neurons)[1].expand(N)
     weight = torch.zeros(((1 + stages) * N, (1 + stages) * N), dtype=torch.float64)
@@ -308,7 +304,7 @@ class Step(nn.Module):
                 self.state_shapes.append(layer.after)
 
     def forward(self, x_BC: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
-        x, left, after = x_BC.view(len(x_BC), *self.layers[0].before), list(states), []
+        x, left, after = x_BC.unflatten(1, self.layers[0].before), list(states), []
         for layer in self.layers:
             neurons, linear = layer.neurons, layer.linear
             if isinstance(linear, EventConv):

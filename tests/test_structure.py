@@ -36,6 +36,7 @@ ALLOWED = {
     "snn.evaluation": {"snn.coding", "snn.events", "snn.network"},
     "snn.health": {"snn.events", "snn.network"},
     "snn.streaming": {"snn.errors", "snn.events", "snn.network", "snn.neurons", "snn.ops"},
+    "snn.energy": {"snn.conv", "snn.events", "snn.linear", "snn.network", "snn.neurons", "snn.ops"},
     "snn.exchange": {"snn.errors", "snn.network", "snn.neurons", "snn.linear", "snn.conv", "snn.ops"},
     "snn.report": {"snn.coding", "snn.events", "snn.network"},
     "snn.checkpoint": {"snn.errors", "snn.config", "snn.network", "snn.ttfs.network"},

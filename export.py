@@ -104,9 +104,7 @@ def write(out: Path, save: Callable[[Path], None]) -> None:
 
 
 @torch.inference_mode()
-def differing_decisions(
-    cfg: config.Config, folder: str | None, network: Network, other: Network
-) -> tuple[int, int]:
+def differing_decisions(cfg: config.Config, folder: str | None, network: Network, other: Network) -> tuple[int, int]:
     """(first-spike decisions that differ, all) on the recordings that were held out in training."""
     data = cfg.data if folder is None else cfg.data.model_copy(update={"path": folder})
     bins = Bins(data.dt_ms, data.T, data.T_empty, math.prod(data.shape))

@@ -25,7 +25,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 import tasks
-from snn import checkpoint, cli, config
+from snn import checkpoint, cli, config, health
 from snn.errors import InputError
 from snn.memory import keep_freed_memory
 from snn.team import Team, gather
@@ -56,6 +56,7 @@ def main() -> None:
     task = tasks.of(cfg, team)
     network, optimizer = task.network, task.optimizer
     best, best_epoch, first_epoch = NO_STANDING, 0, 0
+    warned: set[str] = set()
     if resumed:
         best, best_epoch, first_epoch = resume(run, resumed, cfg, network, optimizer)
     elif weights:
@@ -89,9 +90,14 @@ def main() -> None:
                     "train_loss": loss,
                     **{f"validation_{name}": value for name, value in validation.items()},
                     **schedule,
+                    **health.gradient_norms(network, task.gradient_norm, train.clip_norm),
                     "seconds": time.perf_counter() - started,
                 }
-                log(run, board, row, task.describe(validation))
+                log(run, board, row, task.describe(validation), health.learned_constants(network))
+                for warning in health.warnings_of(row):
+                    if warning not in warned:
+                        tqdm.write(f"warning: {warning}", file=sys.stderr)
+                        warned.add(warning)
                 if args.verbose:
                     task.log_activity()
                 standing = task.standing(validation)
@@ -137,6 +143,7 @@ def train_epoch(task: tasks.Task, order: np.ndarray, epoch: int, train: config.A
         loss_sum += loss_value * team.weight(batch_size) * batch_size
         if step % train.log_interval == 0:
             bar.set_postfix(loss=f"{loss_value:.3f}")
+    task.gradient_norm = float(norm)  # of the last step, before it was clipped
     return team.sum(loss_sum) / len(order)
 
 
@@ -212,16 +219,22 @@ def open_run(run: Path, cfg: config.AnyConfig, first_epoch: int) -> None:
     (run / "config.yaml").write_text(yaml.safe_dump(cfg.model_dump(mode="json"), sort_keys=False))
 
 
-def log(run: Path, board: SummaryWriter, row: dict, validation: str) -> None:
-    """An epoch's numbers to the screen, to metrics.jsonl and to TensorBoard."""
+def log(run: Path, board: SummaryWriter, row: dict, validation: str, constants: dict[str, torch.Tensor]) -> None:
+    """An epoch's numbers to the screen, to metrics.jsonl and to TensorBoard, which gets histograms of constants too."""
     tqdm.write(
         f"epoch {row['epoch']:3d}  loss {row['train_loss']:.4f}  validation: {validation}  ({row['seconds']:.1f} s)"
     )
+    row = row | {f"learned/{name}": float(value.mean()) for name, value in constants.items()}
     with (run / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(row) + "\n")
     for name, value in row.items():
-        if isinstance(value, (int, float)) and name != "epoch":
-            board.add_scalar(name.replace("validation_", "validation/"), value, row["epoch"])
+        name = name.replace("validation_", "validation/")
+        values = {f"{name}/{k}": v for k, v in enumerate(value, 1)} if isinstance(value, list) else {name: value}
+        for tag, number in values.items():
+            if isinstance(number, (int, float)) and tag != "epoch":
+                board.add_scalar(tag, number, row["epoch"])
+    for name, value in constants.items():
+        board.add_histogram(f"learned/{name}", value, row["epoch"])
 
 
 if __name__ == "__main__":

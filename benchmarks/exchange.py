@@ -199,7 +199,9 @@ def main() -> None:
             folded = exchange.approximated(network)
         graph = exchange.nir_graph(folded, data.shape, DT_S)
         nir.write(Path(folder) / "graph.nir", graph)
-        steps = np.cumsum([exchange.latency_of(module) for module in [b.neurons for b in folded.blocks] + [folded.output]])
+        steps = np.cumsum(
+            [exchange.latency_of(module) for module in [b.neurons for b in folded.blocks] + [folded.output]]
+        )
         for name, simulator in SIMULATORS.items():
             try:
                 run = simulator(Path(folder) / "graph.nir")

@@ -49,17 +49,20 @@ def test_counts_equal_spikingjellys(most):
     twin = nn.ModuleList(nn.Linear(m.in_features, m.out_features, bias=False) for m in energy.Meter(network).linears)
     synops, macs = op_counter.SynOpCounter(), op_counter.MACCounter()
     memory = op_counter.NeuromorphicMemoryAccessCounter()
-    with op_counter.ModuleCounterMode([memory], model=twin), op_counter.DispatchCounterMode([synops, macs]):
-        for linear, x in zip(twin, inputs_of(network, x_TBC), strict=True):
-            linear(x)
+    # one after the other: within both modes at once SpikingJelly 2.0 counts an operation twice
+    for mode in (op_counter.ModuleCounterMode([memory], model=twin), op_counter.DispatchCounterMode([synops, macs])):
+        inputs = inputs_of(network, x_TBC)
+        with mode:
+            for linear, x in zip(twin, inputs, strict=True):
+                linear(x)
     if most == 1:
-        assert ours["synaptic_operations"] * B == synops.get_total() > 0
+        assert pytest.approx(ours["synaptic_operations"] * B) == synops.get_total() > 0
         assert ours["effective_macs"] == 0 == macs.get_total()
         weight_bytes = memory.get_counts()["Global"]["weight_read_bytes"] / B
     else:
-        assert ours["effective_acs"] * B == synops.get_total() > 0
+        assert pytest.approx(ours["effective_acs"] * B) == synops.get_total() > 0
         assert macs.get_total() == T * B * 15 * 20
-        assert ours["effective_macs"] * B == int((x_TBC > 0).sum()) * 20
+        assert ours["effective_macs"] * B == pytest.approx(int((x_TBC > 0).sum()) * 20)
         weight_bytes = 4 * ours["synaptic_operations"]
     neuron_bytes = 4 * T * (20 + 10)  # a bias each
     neuron_bytes += 4 * T * 2 * 2 * (20 + 10 + 4)  # v and i of each, read and written
@@ -80,7 +83,7 @@ def test_convolutions_equal_spikingjellys():
     with op_counter.DispatchCounterMode([synops]):
         conv(x_TBC.view(T * B, 2, 9, 7))
         linear(spikes)
-    assert ours["synaptic_operations"] * B == synops.get_total() > 0
+    assert pytest.approx(ours["synaptic_operations"] * B) == synops.get_total() > 0
     whole = values(network, torch.ones(T, B, 2 * 9 * 7))
     assert whole["dense_operations"] == ours["dense_operations"]
     assert ours["dense_operations"] / T == whole_frame(conv) + 6 * 5 * 4 * 4
@@ -121,10 +124,10 @@ def test_counts_equal_neurobenchs():
     macs = acs = dense = 0
     for linear, module, x in zip(plain, energy.Meter(network).linears, inputs_of(network, x_TBC), strict=True):
         linear.weight.data = module.weight.data
-        operations, spiking = single_layer_MACs((x,), linear)
+        operations, spiking = single_layer_MACs(x, linear)
         acs, macs = acs + operations * spiking, macs + operations * (not spiking)
-        dense += single_layer_MACs((x,), linear, total=True)[0]
-    assert (ours["effective_macs"] * B, ours["effective_acs"] * B) == (macs, acs)
+        dense += single_layer_MACs(x, linear, total=True)[0]
+    assert (ours["effective_macs"] * B, ours["effective_acs"] * B) == pytest.approx((macs, acs))
     assert ours["dense_operations"] * B == dense
     sparsity = ConnectionSparsity()(TorchModel(nn.Sequential(*plain)))
     assert ours["connection_sparsity"] == pytest.approx(sparsity, abs=1e-4)

@@ -34,7 +34,7 @@ ALLOWED = {
     "snn.network": {"snn.architecture", "snn.config", "snn.conv", "snn.neurons", "snn.linear", "snn.events"},
     "snn.loss": {"snn.config", "snn.coding", "snn.network"},
     "snn.evaluation": {"snn.coding", "snn.events", "snn.network"},
-    "snn.health": {"snn.events", "snn.network"},
+    "snn.health": {"snn.events", "snn.network", "snn.neurons"},
     "snn.streaming": {"snn.errors", "snn.events", "snn.network", "snn.neurons", "snn.ops"},
     "snn.energy": {"snn.conv", "snn.events", "snn.linear", "snn.network", "snn.neurons", "snn.ops"},
     "snn.exchange": {"snn.errors", "snn.network", "snn.neurons", "snn.linear", "snn.conv", "snn.ops"},

@@ -1,10 +1,10 @@
-"""What an inference costs on hardware that works on events: operations, memory traffic, and energy by published constants.
+"""What an inference costs on hardware that works on events: operations, memory traffic, energy by published constants.
 
 Counts are exact, per recording, from one pass over the data:
 
 - effective operations (NeuroBench; Yik et al. 2025, doi 10.1038/s41467-025-56739-4): a weight that is not 0 meets an
-  input that is not 0. They are accumulates (ACs) where the inputs are 0 or 1, multiply-accumulates (MACs) where they are
-  counts. Together they are the synaptic operations (SynOps). Dense operations: all weights, in all steps.
+  input that is not 0. They are accumulates (ACs) where the inputs are 0 or 1, multiply-accumulates (MACs) where they
+  are counts. Together they are the synaptic operations (SynOps). Dense operations: all weights, in all steps.
 - footprint, connection sparsity, activation sparsity (NeuroBench): bytes of parameters and constants; share of weights
   that are 0; share of neurons and steps without a spike.
 - memory traffic (SpikingJelly 2.0, NeuromorphicMemoryAccessCounter): each effective operation reads its weight, each

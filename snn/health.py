@@ -45,7 +45,7 @@ VANISHES_BELOW = 1e-8  # norm of the gradient of a module, before it is clipped
 
 
 def gradient_norms(network: nn.Module, clipped_from: float, clip_norm: float) -> dict[str, float]:
-    """Norm of the last step's gradient, in all and of each module, as it was before a norm `clipped_from` was clipped."""
+    """Norm of the last step's gradient, in all and of each module, before it was clipped from `clipped_from`."""
     modules: dict[str, list[Tensor]] = {}
     for name, parameter in network.named_parameters():
         if parameter.grad is not None:
@@ -71,7 +71,7 @@ def learned_constants(network: nn.Module) -> dict[str, Tensor]:
 
 
 def warnings_of(row: dict) -> list[str]:
-    """What is wrong with a run, from an epoch's numbers as metrics.jsonl has them: a sentence each, with the likely cure.
+    """What is wrong with a run, from an epoch's numbers as in metrics.jsonl: a sentence each, with the likely cure.
 
     A sentence has no number that changes from epoch to epoch, so that it need be said only once.
     """

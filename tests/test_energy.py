@@ -42,7 +42,7 @@ def inputs_of(network: Network, x_TBC: torch.Tensor) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("most", [1, 3])
 def test_counts_equal_spikingjellys(most):
-    """On plain linear layers with the same inputs. Of counts, SpikingJelly takes all operations, we those not with 0."""
+    """On plain linear layers with the same inputs. Of counts, SpikingJelly takes all operations."""
     network = make_network(["20F", "10F"], (15,))
     x_TBC = events((15,), most)
     ours = values(network, x_TBC)

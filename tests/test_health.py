@@ -82,7 +82,7 @@ def test_learned_constants_are_time_constants():
 
 @pytest.mark.usefixtures("shd_folder")
 def test_training_logs_and_warns_once(program, tmp_path):
-    """A threshold out of reach: two epochs, each warning once, and the same scalars for machines and for TensorBoard."""
+    """A threshold out of reach: two epochs, each warning once; the same scalars for machines and for TensorBoard."""
     result = program(f"{TRAIN} --epochs 2 --save_name run --neuron2 20 20 1e6 --set loss.treg.weight=0.0")
     assert result.returncode == 0, result.stderr
     warnings = [line for line in result.stderr.splitlines() if line.startswith("warning:")]

@@ -515,7 +515,7 @@ def markdown() -> str:
     ):
         lines += ["", f"## {title}", "", "| field | default | takes | meaning |", "|---|---|---|---|"]
         for name, default, takes, meaning in _fields(kind):
-            cells = (f"`{name}`", f"`{default}`", takes, meaning)
+            cells = (f"`{name}`", f"`{default}`", takes, meaning.replace("<", "&lt;"))
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
 

@@ -66,7 +66,7 @@ def learned_constants(network: nn.Module) -> dict[str, Tensor]:
             if value is None or not (module.learned_decays or symbol in ("a", "b")):
                 continue
             is_decay = symbol.startswith("lam_")
-            found[f"{name}/{symbol.replace('lam_', 'tau_')}"] = -1 / value.log() if is_decay else value
+            found[f"{name}/{symbol.replace('lam_', 'tau_')}"] = -1 / value.log() if is_decay else value.detach()
     return found
 
 

@@ -39,9 +39,7 @@ def main() -> None:
 def write_nir(args: argparse.Namespace, cfg: config.Config, network: Network, out: Path) -> str:
     """The network as a NIR graph: a line about it."""
     left_out = exchange.unsaid_by_nir(network)
-    exported = network
-    if left_out and args.approximate:
-        exported = exchange.approximated(network)
+    exported = exchange.approximated(network) if left_out and args.approximate else network
     graph = exchange.nir_graph(exported, cfg.data.shape, args.dt)
     graph.metadata |= {
         "dataset_name": cfg.data.dataset_name,
@@ -50,12 +48,12 @@ def write_nir(args: argparse.Namespace, cfg: config.Config, network: Network, ou
         "data_T_empty": cfg.data.T_empty,
         "left_out": " and ".join(left_out) or "nothing",
     }
-    write(out, lambda part: nir.write(part, graph))
     about = f"{out}: {len(graph.nodes)} nodes for steps of {args.dt:g} s"
     about += f"; the output comes {graph.metadata['latency_steps']} steps earlier than here"
     if exported is not network:
         different, of = differing_decisions(cfg, args.path_to_dataset, network, exported)
         about += f"; without {' and '.join(left_out)} {different} of {of} held-out decisions differ"
+    write(out, lambda part: nir.write(part, graph))
     return about
 
 

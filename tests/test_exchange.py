@@ -220,6 +220,9 @@ def test_an_approximation_counts_the_decisions_that_differ(program, tmp_path):
     assert result.returncode == 0, result.stderr
     assert "of 6 held-out decisions differ" in result.stdout
     assert nir.read(tmp_path / "adlif.nir").metadata["left_out"].startswith("adaptation")
+    without_data = "export.py --load_pt_file adlif.pt --format nir --approximate --path_to_dataset nowhere --out a.nir"
+    assert_one_line(program(without_data), "nowhere")
+    assert not (tmp_path / "a.nir").exists()
 
 
 def test_ttfs_networks_are_refused(program, tmp_path):

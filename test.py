@@ -5,7 +5,8 @@ The network comes from the checkpoint alone. Prints a table and writes runs/<nam
 A first-spike network is tested under first-spike and firing-rate decoding: metrics.json (percent, steps, ms),
 decision.png, one recording from its events to its decision, and anytime.png, accuracy against time and events seen.
 --show draws a decision of every class, and --test_single_delay the output spikes of one recording of each class
-together. --streaming decides on events as they come and compares the cost with that of whole windows.
+together. --streaming decides on events as they come and compares the cost with that of whole windows. --energy counts
+operations, memory traffic and energy (`snn/energy.py`).
 
 Of a TTFS network: metrics.json and spike_times.png. --simulate runs every image through a simulation over time, too,
 and counts the decisions that differ.
@@ -15,6 +16,7 @@ import argparse
 import json
 import math
 import time
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +27,7 @@ from tqdm import tqdm
 import tasks
 from datasets import images, prepare
 from datasets.events import AnyRecordings, Bins, batches
-from snn import checkpoint, cli, config, report
+from snn import checkpoint, cli, config, energy, report
 from snn.coding import Window, first_times, fs_decision
 from snn.errors import InputError
 from snn.evaluation import evaluate
@@ -40,7 +42,7 @@ from snn.ttfs.report import draw_spike_times
 from snn.ttfs.simulation import Simulation
 
 NOTHING = -1  # stands for a decision, or the step of a first spike, that there is not
-OF_THE_OTHER_KIND = {"ttfs": ("show", "streaming", "test_single_delay"), "network": ("simulate",)}  # words
+OF_THE_OTHER_KIND = {"ttfs": ("show", "streaming", "test_single_delay", "energy"), "network": ("simulate",)}  # words
 COSTS = ("events", "synaptic ops", "neuron updates", "time (ms)")
 
 
@@ -67,8 +69,12 @@ def test_recordings(args: argparse.Namespace, path: Path, cfg: config.Config, we
     size = cfg.train.test_batch_size
     everything = batches(recordings, np.arange(len(recordings)), bins, size)
     bar = tqdm(everything, "test", math.ceil(len(recordings) / size), leave=False, disable=None)
-    evaluation = evaluate(network, bar, goal, device)
+    meter = energy.Meter(network)
+    with meter if args.energy else nullcontext():
+        evaluation = evaluate(network, bar, goal, device)
     metrics, curves = evaluation.metrics(data.dt_ms), evaluation.anytime(data.dt_ms)
+    if args.energy:
+        metrics["energy"] = meter.result()
     if args.streaming:
         metrics["streaming"] = stream(network, recordings, bins, size)
 
@@ -90,6 +96,8 @@ def test_recordings(args: argparse.Namespace, path: Path, cfg: config.Config, we
         x_TBC, target_B = next(batches(recordings, first_of_class, bins, len(classes)))
         report.draw_single_delay(network, x_TBC.to(device), target_B, data.dt_ms, out / "single_delay.png", names)
     print_table(metrics)
+    if args.energy:
+        print(f"\na recording costs\n{energy.table(metrics['energy'])}")
     print(f"numbers in {out / 'metrics.json'}, {len(list(out.glob('*.png')))} pictures beside it")
 
 
@@ -143,6 +151,7 @@ def read_command_line() -> tuple[argparse.Namespace, Path, config.AnyConfig, dic
     """Words, checkpoint, its configuration (data of --path_to_yaml, then the other words over it) and its weights."""
     parser = cli.Parser(__doc__.splitlines()[0], cli.TEST, "take the data section from this configuration")
     parser.add_argument("--show", action="store_true", help="draw one decision of every class")
+    parser.add_argument("--energy", action="store_true", help="count operations, memory traffic and energy")
     parser.add_argument(
         "--streaming", action="store_true", help="also decide on events as they come, and what it costs"
     )

@@ -64,6 +64,7 @@ class Position:
     loss_sum: float = 0.0  # of this process's samples in these batches
     seconds: float = 0.0  # that they took
     random: tuple[Tensor, ...] = ()  # states of torch's generators after these batches
+    gradient_norm: float = 0.0  # of the last batch, before it was clipped
     best: tuple[float, float] = NO_STANDING
     best_epoch: int = 0
 
@@ -89,6 +90,7 @@ def main() -> None:
     task = tasks.of(cfg, team)
     network, optimizer = task.network, task.optimizer
     position = Position()
+    warned: set[str] = set()
     if resumed:
         position = resume(run, *resumed, cfg, network, optimizer, team)
     elif weights:
@@ -134,9 +136,14 @@ def main() -> None:
                         "train_loss": loss,
                         **{f"validation_{name}": value for name, value in validation.items()},
                         **schedule,
+                        **health.gradient_norms(network, position.gradient_norm, train.clip_norm),
                         "seconds": time.perf_counter() - started,
                     }
-                    log(run, board, row, task.describe(validation))
+                    log(run, board, row, task.describe(validation), health.learned_constants(network))
+                    for warning in health.warnings_of(row):
+                        if warning not in warned:
+                            tqdm.write(f"warning: {warning}", file=sys.stderr)
+                            warned.add(warning)
                     if args.verbose:
                         task.log_activity()
                     if is_best:
@@ -202,7 +209,7 @@ def train_epoch(
         if is_bad or not health.are_finite(values):
             raise fault(step, health.blame(network, x, loss))
         loss_value = loss.item()
-        position.step = step + 1
+        position.step, position.gradient_norm = step + 1, float(norm)
         position.loss_sum += loss_value / team.size * batch_size
         if step % train.log_interval == 0:
             bar.set_postfix(loss=f"{loss_value:.3f}")
@@ -344,19 +351,25 @@ def tensorboard(run: Path, first_epoch: int) -> Iterator[SummaryWriter]:
             board.close()
 
 
-def log(run: Path, board: SummaryWriter, row: dict, validation: str) -> None:
-    """An epoch's numbers to the screen, to metrics.jsonl and to TensorBoard."""
+def log(run: Path, board: SummaryWriter, row: dict, validation: str, constants: dict[str, torch.Tensor]) -> None:
+    """An epoch's numbers to the screen, to metrics.jsonl and to TensorBoard, which gets histograms of constants too."""
     tqdm.write(
         f"epoch {row['epoch']:3d}  loss {row['train_loss']:.4f}  validation: {validation}  ({row['seconds']:.1f} s)"
     )
+    row = row | {f"learned/{name}": float(value.mean()) for name, value in constants.items()}
     try:
         with (run / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
             file.flush()
             os.fsync(file.fileno())
         for name, value in row.items():
-            if isinstance(value, (int, float)) and name != "epoch":
-                board.add_scalar(name.replace("validation_", "validation/"), value, row["epoch"])
+            name = name.replace("validation_", "validation/")
+            values = {f"{name}/{k}": v for k, v in enumerate(value, 1)} if isinstance(value, list) else {name: value}
+            for tag, number in values.items():
+                if isinstance(number, (int, float)) and tag != "epoch":
+                    board.add_scalar(tag, number, row["epoch"])
+        for name, value in constants.items():
+            board.add_histogram(f"learned/{name}", value, row["epoch"])
         board.flush()
     except OSError as error:
         raise InputError(

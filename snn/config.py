@@ -5,6 +5,7 @@
 
 import json
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -479,14 +480,20 @@ def override(values: dict, field: str, value: Any) -> None:
     values[name] = value
 
 
-def describe(section: type[Section] = Config, prefix: str = "") -> Iterator[str]:
-    """A line for each field: name, default, meaning."""
+def describe(section: type[Section] = Config) -> Iterator[str]:
+    """A line for each field: name, default, kind, meaning."""
+    for name, default, kind, meaning in _fields(section):
+        yield f"{name:<29} {default:<12} {kind:<22} {meaning}"
+
+
+def _fields(section: type[Section], prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
+    """Of each field: name, default, kind, meaning."""
     for name, field in section.model_fields.items():
         if inside := _section_in(field.annotation):
-            yield from describe(inside, f"{prefix}{name}.")
+            yield from _fields(inside, f"{prefix}{name}.")
         else:
             default = "required" if field.is_required() else repr(field.default)
-            yield f"{prefix + name:<29} {default:<12} {_kind(field.annotation):<22} {field.description}"
+            yield prefix + name, default, _kind(field.annotation), str(field.description)
 
 
 def _kind(annotation: Any) -> str:
@@ -502,7 +509,29 @@ def _kind(annotation: Any) -> str:
     return annotation.__name__
 
 
+def markdown() -> str:
+    """The reference as a page: docs/configuration.md."""
+    lines = [
+        "# Configuration",
+        "",
+        "Every field, its default, what it takes and what it means; `--set section.field=value` sets any of them.",
+        "This page is written by `python -m snn.config --markdown > docs/configuration.md`.",
+    ]
+    for title, kind in (
+        ("A first-spike network", Config),
+        ("A TTFS network: a YAML with a section `ttfs`", TTFSConfig),
+    ):
+        lines += ["", f"## {title}", "", "| field | default | takes | meaning |", "|---|---|---|---|"]
+        for name, default, takes, meaning in _fields(kind):
+            cells = (f"`{name}`", f"`{default}`", takes, meaning.replace("<", "&lt;"))
+            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)
+
+
 if __name__ == "__main__":
+    if sys.argv[1:] == ["--markdown"]:
+        print(markdown())
+        sys.exit()
     print("\n".join(describe()))
     print("\nOf a TTFS network, a YAML with a section `ttfs`:\n")
     print("\n".join(describe(TTFSConfig)))

@@ -1,4 +1,4 @@
-"""Where a training step went wrong."""
+"""Where a training step went wrong, and what an epoch's numbers say about a run that goes wrong."""
 
 import math
 
@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from snn.events import Events
 from snn.network import Network
+from snn.neurons import SpikingNeuron
 from snn.ttfs.network import Network as TTFSNetwork
 
 
@@ -67,3 +68,66 @@ def are_finite(values: list[Tensor]) -> bool:
     """Whether all numbers of a network's weights and statistics are; their sums nearly always say so at once."""
     sums_are = bool(torch.stack([value.sum() for value in values]).isfinite().all())
     return sums_are or all(bool(value.isfinite().all()) for value in values)
+
+
+# Norms before clipping: of a step (1e3 to 1e4 is usual, as loss.fs.A is 200), and of a module in it.
+EXPLODES_ABOVE = 1e6
+VANISHES_BELOW = 1e-8
+
+
+def gradient_norms(network: nn.Module, clipped_from: float, clip_norm: float) -> dict[str, float]:
+    """Norm of the last step's gradient, in all and of each module, before it was clipped from `clipped_from`."""
+    modules: dict[str, list[Tensor]] = {}
+    for name, parameter in network.named_parameters():
+        if parameter.grad is not None:
+            modules.setdefault(name.rpartition(".")[0], []).append(parameter.grad)
+    clipped = max(1.0, clipped_from / clip_norm) if clip_norm else 1.0
+    norms = {name: math.hypot(*(float(n) for n in torch._foreach_norm(grads))) for name, grads in modules.items()}
+    return {"gradient_norm": clipped_from} | {f"gradient_norm/{name}": clipped * norm for name, norm in norms.items()}
+
+
+@torch.no_grad()
+def learned_constants(network: nn.Module) -> dict[str, Tensor]:
+    """What neurons have learned, by module: time constants in steps (tau_m, tau_s, tau_w) and couplings (a, b)."""
+    found = {}
+    for name, module in network.named_modules():
+        if not isinstance(module, SpikingNeuron):
+            continue
+        for symbol, value in module.values()._asdict().items():
+            if value is None or not (module.learned_decays or symbol in ("a", "b")):
+                continue
+            is_decay = symbol.startswith("lam_")
+            found[f"{name}/{symbol.replace('lam_', 'tau_')}"] = -1 / value.log() if is_decay else value.detach()
+    return found
+
+
+def warnings_of(row: dict) -> list[str]:
+    """What is wrong with a run, from an epoch's numbers as in metrics.jsonl: a sentence each, with the likely cure.
+
+    A sentence has no number that changes from epoch to epoch, so that it need be said only once.
+    """
+    found = []
+    by_layer = row.get("validation_spikes_per_neuron_by_layer", [])
+    is_ttfs = "validation_fs_accuracy" not in row
+    for k, rate in enumerate(by_layer, 1):
+        if rate == 0:
+            theta = "network.neuron2.theta" if k == len(by_layer) else "network.neuron1.theta"
+            cure = "a larger train.silent_drive" if is_ttfs else f"a lower {theta}"
+            found.append(
+                f"layer {k} is dead: it fires no spike on the held-out data; try {cure}, or a smaller train.lr"
+            )
+    if row.get("validation_silent_samples", 0) > row.get("validation_samples", 0) / 2:
+        found.append(
+            "silent outputs: most held-out recordings end without an output spike, so that potentials decide; try a "
+            "lower network.neuron2.theta, a larger loss.treg.weight, or empty steps after the recording (data.T_empty)"
+        )
+    if row.get("gradient_norm", 0) > EXPLODES_ABOVE:
+        found.append(
+            f"exploding gradients: the norm is above {EXPLODES_ABOVE:g}; try a smaller train.lr or train.clip_norm"
+            + ("" if is_ttfs else ", or a smaller loss.fs.A")
+        )
+    for name, norm in row.items():
+        if name.startswith("gradient_norm/") and norm < VANISHES_BELOW:
+            cure = "ttfs.standardised" if is_ttfs else "a lower network.neuron1.theta, or network.batch_norm"
+            found.append(f"vanishing gradients: nothing reaches {name.partition('/')[2]}; try {cure}")
+    return found

@@ -1,0 +1,147 @@
+"""Write a trained network for other tools: python export.py --load_pt_file runs/<name>/best.pt --format nir
+
+nir: a graph in the Neuromorphic Intermediate Representation, which snnTorch, SpikingJelly, Norse and others read.
+onnx: one step of the network, state in and state out, for onnxruntime. docs/export.md says how to run either.
+"""
+
+import argparse
+import math
+import os
+import tempfile
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import nir
+import torch
+from tqdm import tqdm
+
+import tasks
+from datasets.events import Bins, batches, hold_out
+from snn import checkpoint, cli, config, exchange
+from snn.coding import first_times, fs_decision
+from snn.errors import InputError
+from snn.network import Network
+
+
+def main() -> None:
+    args = read_command_line()
+    path = cli.find_checkpoint(args.load_pt_file)
+    cfg, content = checkpoint.load(path)
+    if isinstance(cfg, config.TTFSConfig):
+        raise InputError(f"{path}: a TTFS network; only first-spike networks (a section `network`) can be exported")
+    network = Network(cfg.network, cfg.data.shape, cfg.data.num_classes).eval()
+    checkpoint.load_weights(network, content["network"], path)
+    out = args.out or path.with_suffix(f".{args.format}")
+    print(write_nir(args, cfg, network, out) if args.format == "nir" else write_onnx(cfg, network, out))
+
+
+def write_nir(args: argparse.Namespace, cfg: config.Config, network: Network, out: Path) -> str:
+    """The network as a NIR graph: a line about it."""
+    left_out = exchange.unsaid_by_nir(network)
+    exported = exchange.approximated(network) if left_out and args.approximate else network
+    graph = exchange.nir_graph(exported, cfg.data.shape, args.dt)
+    graph.metadata |= {
+        "dataset_name": cfg.data.dataset_name,
+        "data_dt_ms": cfg.data.dt_ms,
+        "data_T": cfg.data.T,
+        "data_T_empty": cfg.data.T_empty,
+        "left_out": " and ".join(left_out) or "nothing",
+    }
+    about = f"{out}: {len(graph.nodes)} nodes for steps of {args.dt:g} s"
+    about += f"; the output comes {graph.metadata['latency_steps']} steps earlier than here"
+    if exported is not network:
+        different, of = differing_decisions(cfg, args.path_to_dataset, network, exported)
+        about += f"; without {' and '.join(left_out)} {different} of {of} held-out decisions differ"
+    write(out, lambda part: nir.write(part, graph))
+    return about
+
+
+def write_onnx(cfg: config.Config, network: Network, out: Path) -> str:
+    """One step of the network as an ONNX model: a line about it."""
+    if missing := [name for name in ("onnx", "onnxscript") if find_spec(name) is None]:
+        raise InputError(f"--format onnx needs {' and '.join(missing)}: pip install onnx onnxscript onnxruntime")
+    step = exchange.Step(network, cfg.data.shape).eval()
+    batch = torch.export.Dim("batch")
+    states = tuple(torch.zeros(2, *shape) for shape in step.state_shapes)
+    inputs = (torch.zeros(2, math.prod(cfg.data.shape)), *states)
+
+    def save(part: Path) -> None:
+        with torch.no_grad():
+            program = torch.onnx.export(
+                step,
+                inputs,
+                input_names=["x", *step.state_names],
+                output_names=["spikes", "potentials", *(f"{name}_next" for name in step.state_names)],
+                dynamic_shapes=({0: batch}, tuple({0: batch} for _ in states)),
+                dynamo=True,
+                verbose=False,
+            )
+        program.save(part)
+
+    write(out, save)
+    return f"{out}: one step of the network; inputs x and {', '.join(step.state_names)}"
+
+
+def write(out: Path, save: Callable[[Path], None]) -> None:
+    """Save into a temporary file beside `out`, which takes its place only when it is whole."""
+    try:
+        handle, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.")
+        os.close(handle)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror}); choose another --out") from None
+    part = Path(name)
+    try:
+        save(part)
+        part.chmod(0o644)
+        os.replace(part, out)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror or error}); choose another --out") from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@torch.inference_mode()
+def differing_decisions(cfg: config.Config, folder: str | None, network: Network, other: Network) -> tuple[int, int]:
+    """(first-spike decisions that differ, all) on the recordings that were held out in training."""
+    data = cfg.data if folder is None else cfg.data.model_copy(update={"path": folder})
+    bins = Bins(data.dt_ms, data.T, data.T_empty, math.prod(data.shape))
+    recordings = tasks.read_recordings(data, "train", bins)
+    _, held_out = hold_out(recordings, data.validation_share, data.validation_by, cfg.train.seed)
+    size = cfg.train.test_batch_size
+    bar = tqdm(
+        batches(recordings, held_out, bins, size), "compare", math.ceil(len(held_out) / size), leave=False, disable=None
+    )
+    different = 0
+    for x_TBC, _ in bar:
+        decisions = []
+        for each in (network, other):
+            each.reset()
+            s_TBN, h_TBN, _ = each(x_TBC)
+            decisions.append(fs_decision(first_times(s_TBN, h_TBN)))
+        different += int((decisions[0] != decisions[1]).sum())
+    return different, len(held_out)
+
+
+def read_command_line() -> argparse.Namespace:
+    parser = cli.OneLineParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--load_pt_file", type=Path, required=True, metavar="PT", help="checkpoint, run folder or name")
+    parser.add_argument("--format", choices=("nir", "onnx"), required=True, help="what to write")
+    parser.add_argument("--out", type=Path, help="file to write; default beside the checkpoint")
+    parser.add_argument(
+        "--dt", type=float, default=1e-4, help="nir: step of the simulator (s); default 1e-4, which snnTorch has fixed"
+    )
+    parser.add_argument(
+        "--approximate",
+        action="store_true",
+        help="nir: leave out what it cannot say, and count the held-out decisions that differ",
+    )
+    parser.add_argument("--path_to_dataset", help="nir: folder of the data files, for that count")
+    args = parser.parse_args()
+    if not 0 < args.dt < math.inf:
+        parser.error(f"--dt {args.dt}: must be a positive number of seconds")
+    return args
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,169 @@
+"""What an inference costs on hardware that works on events: operations, memory traffic, energy by published constants.
+
+Counts are exact, per recording, from one pass over the data:
+
+- effective operations (NeuroBench; Yik et al. 2025, doi 10.1038/s41467-025-56739-4): a weight that is not 0 meets an
+  input that is not 0. They are accumulates (ACs) where the inputs are 0 or 1, multiply-accumulates (MACs) where they
+  are counts. Together they are the synaptic operations (SynOps). Dense operations: all weights, in all steps.
+- footprint, connection sparsity, activation sparsity (NeuroBench): bytes of parameters and constants; share of weights
+  that are 0; share of neurons and steps without a spike.
+- memory traffic (SpikingJelly 2.0, NeuromorphicMemoryAccessCounter): each effective operation reads its weight, each
+  neuron its bias, and reads and writes its states, in every step. What moves events about is not counted.
+- energy (SpikingJelly 2.0, simple_energy): MACs, ACs and bytes times constants of Horowitz 2014. It ranks networks, and
+  measures none: a constant a byte knows no memory hierarchy.
+
+The baseline is a network of the same layers with real-valued neurons, one value kept a neuron, run densely on the same
+frames. BatchNorm counts as folded into weights and biases.
+"""
+
+import torch
+from spikingjelly.activation_based.op_counter import SimpleEnergyCostConfig
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from snn.conv import EventConv, Pooling, as_frames
+from snn.events import Events
+from snn.linear import EventLinear
+from snn.network import Network
+from snn.neurons import SpikingNeuron
+from snn.ops import State
+
+NEUROBENCH = "NeuroBench, doi 10.1038/s41467-025-56739-4"
+SPIKINGJELLY = "SpikingJelly 2.0, NeuromorphicMemoryAccessCounter"
+HOROWITZ = "Horowitz 2014, 45 nm, 32 bit, doi 10.1109/ISSCC.2014.6757323"
+COST = SimpleEnergyCostConfig.fp32()
+
+Entry = dict[str, float | str]  # value, unit, source
+
+
+class Meter:
+    """Counts while a network runs: `with Meter(network) as meter: evaluate(network, ...)`, then `meter.result()`."""
+
+    def __init__(self, network: Network):
+        self.network = network
+        self.linears = [m for m in network.modules() if isinstance(m, EventConv | EventLinear)]
+        self.neurons = [m for m in network.modules() if isinstance(m, SpikingNeuron)]
+        self.samples = self.neuron_steps = self.spikes = self.steps = 0
+        self.active: dict[nn.Module, Tensor] = {}  # of each input of a linear map: how often it was not 0
+        self.fed_back: dict[nn.Module, Tensor] = {}  # of each neuron of a recurrent layer: spikes that come back
+        self.sizes: dict[nn.Module, int] = {}  # neurons of a sample
+        self.counts = False  # whether an input above 1 was seen
+
+    def __enter__(self) -> "Meter":
+        self.hooks = [module.register_forward_pre_hook(self._linear) for module in self.linears]
+        self.hooks += [module.register_forward_hook(self._neurons) for module in self.neurons]
+        self.hooks.append(self.network.register_forward_pre_hook(self._input))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self.hooks:
+            hook.remove()
+
+    def _input(self, _: nn.Module, inputs: tuple) -> None:
+        (x_TBC,) = inputs
+        T, self.batch, _ = x_TBC.shape
+        self.samples += self.batch
+        self.steps = T
+        self.counts |= bool((_dense_input(x_TBC) > 1).any())
+
+    def _linear(self, module: nn.Module, inputs: tuple) -> None:
+        x = _dense_input(inputs[0])
+        if isinstance(module, EventLinear):
+            active = (x != 0).flatten(0, -2).sum(0)
+        else:
+            active = (x != 0).view(-1, module.shape.height * module.shape.width, x.shape[-1]).sum(0)
+        self.active[module] = self.active.get(module, 0) + active.cpu().double()
+
+    def _neurons(self, module: SpikingNeuron, _: tuple, out: Tensor | tuple) -> None:
+        s_TBN = out[0] if isinstance(out, tuple) else out
+        self.spikes += int(s_TBN.sum())
+        self.neuron_steps += s_TBN.numel()
+        self.sizes[module] = s_TBN[0].numel() // self.batch
+        if module.V is not None:
+            self.fed_back[module] = self.fed_back.get(module, 0) + s_TBN[:-1].sum((0, 1)).cpu().double()
+
+    def result(self) -> dict[str, Entry]:
+        """Name -> value, unit, source; counts and energies are means per recording."""
+        weights = [m.weight for m in self.linears] + [m.V for m in self.fed_back]
+        operations = [_effective(m, self.active[m]) / self.samples for m in self.linears]
+        recurrent = sum(
+            float(spikes @ (m.V != 0).sum(0).cpu().double()) / self.samples for m, spikes in self.fed_back.items()
+        )
+        # counts meet the weights of the first layer; a pool before them makes no more than neurons, which give 0 or 1
+        begins_with_pool = bool(self.network.blocks) and isinstance(self.network.blocks[0].linear, Pooling)
+        macs = operations[0] if self.counts and not begins_with_pool else 0.0
+        acs = sum(operations) + recurrent - macs
+        dense = self.steps * (sum(_dense_operations(m) for m in self.linears) + sum(m.V.numel() for m in self.fed_back))
+        folded = self.network.folded()
+        tensors = [*folded.parameters(), *folded.buffers()]
+        biases = sum(self.sizes[block.neurons] for block in self.network.blocks if block.norm is not None)
+        states = sum(size * len(State.used(m.dynamics, m.V is not None)) for m, size in self.sizes.items())
+        neurons = sum(self.sizes.values())
+        weight_bytes = 4 * (macs + acs)
+        traffic = weight_bytes + 4 * self.steps * (biases + 2 * states)
+        dense_traffic = 4 * (dense + self.steps * (neurons + 2 * neurons))
+
+        def energy(macs: float, acs: float, bytes_moved: float) -> tuple[float, float]:
+            return (
+                1e-6 * (macs * COST.e_mac_pj + acs * COST.e_ac_pj),
+                1e-6 * bytes_moved * COST.e_memory_pj_per_byte,
+            )
+
+        compute, memory = energy(macs, acs, traffic)
+        dense_compute, dense_memory = energy(dense, 0, dense_traffic)
+        constants = f"{COST.e_mac_pj} pJ a MAC, {COST.e_ac_pj} pJ an AC; {HOROWITZ}"
+        a_byte = f"{COST.e_memory_pj_per_byte} pJ a byte, as in SpikingJelly 2.0, simple_energy"
+        rows: list[tuple[str, float, str, str]] = [
+            ("footprint", sum(t.numel() * t.element_size() for t in tensors), "bytes", NEUROBENCH),
+            ("connection_sparsity", _share_of_zeros(weights), "share", NEUROBENCH),
+            ("activation_sparsity", 1 - self.spikes / self.neuron_steps, "share", NEUROBENCH),
+            ("effective_macs", macs, "operations", NEUROBENCH),
+            ("effective_acs", acs, "operations", NEUROBENCH),
+            ("synaptic_operations", macs + acs, "operations", "MACs and ACs together"),
+            ("dense_operations", dense, "operations", NEUROBENCH),
+            ("neuron_updates", self.steps * neurons, "updates", "neurons times steps"),
+            ("memory_traffic", traffic, "bytes", SPIKINGJELLY),
+            ("energy_compute", compute, "µJ", constants),
+            ("energy_memory", memory, "µJ", a_byte),
+            ("energy", compute + memory, "µJ", "compute and memory"),
+            ("baseline_memory_traffic", dense_traffic, "bytes", "same layers, real-valued, dense"),
+            ("baseline_energy_compute", dense_compute, "µJ", constants),
+            ("baseline_energy_memory", dense_memory, "µJ", a_byte),
+            ("baseline_energy", dense_compute + dense_memory, "µJ", "compute and memory"),
+        ]
+        return {name: {"value": value, "unit": unit, "source": source} for name, value, unit, source in rows}
+
+
+def table(result: dict[str, Entry]) -> str:
+    """The numbers for people, each with its source."""
+    return "\n".join(
+        f"{name.replace('_', ' '):<26}{entry['value']:>14,.4g} {entry['unit']:<11}{entry['source']}"
+        for name, entry in result.items()
+    )
+
+
+def _dense_input(x: Tensor | Events) -> Tensor:
+    return x.dense() if isinstance(x, Events) else x
+
+
+def _effective(module: EventConv | EventLinear, active: Tensor) -> float:
+    """Operations of inputs that were not 0 so often with weights that are not 0."""
+    weight = (module.weight != 0).cpu().double()
+    if isinstance(module, EventLinear):
+        return float(active @ weight.sum(0))
+    shape = module.shape
+    frame = as_frames(active.unsqueeze(0), shape.height, shape.width)
+    return float(F.conv2d(frame, weight, None, shape.stride, shape.kernel // 2).sum())
+
+
+def _dense_operations(module: EventConv | EventLinear) -> float:
+    """Operations of a step in which every input is not 0 and every weight is. Padding is no input."""
+    if isinstance(module, EventLinear):
+        return module.weight.numel()
+    shape = module.shape
+    ones = torch.ones(1, module.weight.shape[1], shape.height, shape.width)
+    return float(F.conv2d(ones, torch.ones(module.weight.shape), None, shape.stride, shape.kernel // 2).sum())
+
+
+def _share_of_zeros(weights: list[Tensor]) -> float:
+    return sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights)

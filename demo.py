@@ -63,7 +63,7 @@ def main() -> None:
 
     heard = Recordings(np.array([0, len(times_s)]), times_s, 1.0, channels, np.zeros(1, np.int64), None, "demo")
     x_T1C = counts(heard, np.zeros(1, np.int64), Bins(data.dt_ms, data.T, data.T_empty, N_PLACES))
-    report.draw_decision(network, x_T1C, data.dt_ms, args.out, names=names, audio=(audio, rate_hz))
+    report.save(report.draw_decision(network, x_T1C, data.dt_ms, names=names, audio=(audio, rate_hz)), args.out)
     print(f"drawn: {args.out}")
 
 

@@ -198,8 +198,8 @@ def read_command_line() -> tuple[argparse.Namespace, list[Subject]]:
     folders = [path.parent for path in paths]
     subjects = []
     for path in paths:
-        is_alone = folders.count(path.parent) == 1
-        out = path.parent / ("test" if is_alone else f"test_{path.stem}")  # several of one run keep apart
+        keeps_apart = folders.count(path.parent) > 1 and path.stem != "best"  # from others of its run
+        out = path.parent / (f"test_{path.stem}" if keeps_apart else "test")
         subjects.append(Subject(path, *read_checkpoint(parser, args, path), out))
     return args, subjects
 
@@ -284,11 +284,7 @@ def draw_recording(
     x_T1C, target_1 = next(batches(recordings, np.array([r]), bins, 1))
     x_T1C = x_T1C.to(next(network.parameters()).device)
     figure = report.draw_decision(network, x_T1C, bins.dt_ms, names=recordings.class_names, target=int(target_1))
-    caption = (
-        f"{what}: its events, the spikes of each layer, the potential of each output neuron (the decided class in "
-        "orange, the true one in blue where it differs) and the output spikes; the dashed line is the first of them"
-    )
-    return keep(figure, out, file, caption)
+    return keep(figure, out, file, what)
 
 
 def decisions(
@@ -322,7 +318,7 @@ def sections_of_events(
     samples, learned = evaluation.samples(), report.learned_values(network, subject.cfg.data.dt_ms)
     delays = [
         keep(
-            report.draw_anytime(metrics["anytime"]),
+            report.draw_anytime({subject.run: metrics["anytime"]}),
             out,
             "anytime.png",
             "Were the recording cut after so much time, or after so many events: right decisions. A sample without an "
@@ -351,10 +347,18 @@ def sections_of_events(
         learned_pictures.append(keep(report.draw_learned(learned), out, "learned.png", words))
     return [
         Section(
-            "Results", "Mean of all samples of the test split, each weighing the same.", page.result_tables(metrics)
+            "Results",
+            "Of all samples of the test split, each weighing the same. Intervals are Wilson's, and t_d50 and t_d90 the "
+            "times at which half and 90 % of the decisions that come out right have done so.",
+            page.result_tables(metrics),
         ),
         energy_section(metrics),
-        Section("Decisions", pictures=decisions),
+        Section(
+            "Decisions",
+            "A recording's events, the spikes of each layer, the potential of each output neuron (the decided class in "
+            "orange, the true one in blue where it is another) and the output spikes, the first of them marked.",
+            pictures=decisions,
+        ),
         Section("Delay", pictures=delays),
         Section("Classes", tables=[page.class_table(metrics, names)], pictures=confusion),
         Section("Activity", pictures=[rates]),

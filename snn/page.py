@@ -71,7 +71,7 @@ def interval(low_high: Sequence[float]) -> str:
 def delay(metrics: dict, name: str) -> str:
     """A delay in steps and ms; a dash where there is none."""
     steps = metrics[f"{name}_steps"]
-    return DASH if steps is None else f"{steps} steps, {metrics[f'{name}_ms']:g} ms"
+    return DASH if steps is None else f"{metrics[f'{name}_ms']:g} ms ({steps} steps)"
 
 
 def number(value: float) -> str:
@@ -113,7 +113,7 @@ def result_tables(metrics: dict) -> list[Table]:
     if "accuracy" in metrics:
         rows = [
             ("accuracy", percent(metrics["accuracy"])),
-            ("95 % interval (Wilson)", interval(metrics["accuracy_interval"])),
+            ("95 % interval", interval(metrics["accuracy_interval"])),
             ("images", str(metrics["images"])),
             ("loss", f"{metrics['loss']:.4f}"),
             ("synaptic operations an image", number(metrics["synaptic_operations_per_image"])),
@@ -131,7 +131,7 @@ def result_tables(metrics: dict) -> list[Table]:
         return [Table((), rows), Table(("layer", "spikes per neuron", "synaptic operations into it"), layers, "Layers")]
     codes = [
         ("accuracy", percent(metrics["fs_accuracy"]), percent(metrics["fr_accuracy"])),
-        ("95 % interval (Wilson)", *(interval(metrics[f"{code}_accuracy_interval"]) for code in ("fs", "fr"))),
+        ("95 % interval", *(interval(metrics[f"{code}_accuracy_interval"]) for code in ("fs", "fr"))),
         ("t_d50", delay(metrics, "t_d50"), delay(metrics, "fr_t_d50")),
         ("t_d90", delay(metrics, "t_d90"), delay(metrics, "fr_t_d90")),
     ]
@@ -201,18 +201,18 @@ def class_table(metrics: dict, names: Sequence[str]) -> Table:
             (name, str(sum(row)), percent(100 * row[k] / sum(row) if sum(row) else None))
             for k, (name, row) in enumerate(zip(names, metrics["confusion"], strict=True))
         ]
-        return Table(("class", "images", "accuracy"), rows, "Classes")
+        return Table(("class", "images", "accuracy"), rows, "By class")
     places = [metrics["spikes_per_sample"]["percentiles"].index(percentile) for percentile in (5, 50, 95)]
     rows = []
     for name, one in zip(names, metrics["by_class"], strict=True):
         times = one["first_spike_ms_percentiles"]
-        spike = [ms(times[place]) for place in places] if times else [DASH] * 3
+        spike = [f"{times[place]:.0f} ms" for place in places] if times else [DASH] * 3
         silent = str(one["silent_samples"]), str(one["silent_targets"])
         rows.append(
             (name, str(one["samples"]), percent(one["fs_accuracy"]), percent(one["fr_accuracy"]), *spike, *silent)
         )
     head = ("class", "samples", "FS", "FR", "5 % spoke by", "50 %", "95 %", "silent", "silent targets")
-    return Table(head, rows, "Classes: accuracy, first output spike, silence")
+    return Table(head, rows, "By class")
 
 
 def learned_table(values: dict[str, dict[str, np.ndarray]], titles: dict[str, tuple[str, str]]) -> Table:

@@ -40,12 +40,20 @@ STYLE = {
 
 def save(figure: Figure, path: Path) -> bytes:
     """Write the picture as PNG, whole or not at all; the same as SVG is returned."""
-    png, svg = io.BytesIO(), io.BytesIO()
+    png = io.BytesIO()
     figure.savefig(png, format="png", dpi=DPI)
-    figure.savefig(svg, format="svg", dpi=DPI)
-    plt.close(figure)
     write_whole(path, png.getvalue())
-    return svg.getvalue()
+    figure.set_layout_engine("none")  # all is in its place: finding it takes as long as drawing
+    return svg(figure)
+
+
+def svg(figure: Figure) -> bytes:
+    """The picture as SVG; it is closed."""
+    file = io.BytesIO()
+    with plt.rc_context(STYLE):
+        figure.savefig(file, format="svg", dpi=DPI)
+    plt.close(figure)
+    return file.getvalue()
 
 
 @plt.rc_context(STYLE)
@@ -98,6 +106,8 @@ def draw_decision(
     potentials.set_ylabel("output potential")
     step, index = activity.s_TBN[:, 0].nonzero().cpu().numpy().T
     spikes.scatter(time_ms[step], index, s=22, marker="|", color=[ORANGE if n == decision else BLACK for n in index])
+    if not is_silent:
+        spikes.scatter(first_step * dt_ms, decision, s=90, marker="o", facecolors="none", edgecolors=ORANGE, lw=1.2)
     spikes.set_ylim(-0.7, h_TN.shape[1] - 0.3)
     spikes.set_ylabel("output neuron")
     spikes.set_xlabel("time (ms)")
@@ -150,15 +160,22 @@ def draw_single_delay(
 
 
 @plt.rc_context(STYLE)
-def draw_anytime(curves: dict[str, list]) -> Figure:
-    """The curves of `Evaluation.anytime`: accuracy against elapsed time, and against events seen."""
+def draw_anytime(curves_of: dict[str, dict[str, list]]) -> Figure:
+    """The curves of `Evaluation.anytime` of one network or of several by name: accuracy against time, and events.
+
+    The code is in the line's style; it has the colour too, as long as there is one network.
+    """
     figure, axes = plt.subplots(2, figsize=(WIDTH, 5))
     for axis, x, over, label in zip(
         axes, ("time_ms", "events"), ("time", "events"), ("elapsed time (ms)", "events seen"), strict=True
     ):
-        for code, name, colour, style in CODES:
-            axis.plot(curves[x], curves[f"{code}_accuracy_over_{over}"], color=colour, ls=style, label=name)
-        axis.set(xlabel=label, ylabel="right decisions (%)", ylim=(0, 100), xlim=(0, curves[x][-1]))
+        for k, (network, curves) in enumerate(curves_of.items()):
+            for code, name, colour, style in CODES:
+                if len(curves_of) > 1:
+                    name, colour = f"{network}, {name}", LAYERS[k % len(LAYERS)]
+                axis.plot(curves[x], curves[f"{code}_accuracy_over_{over}"], color=colour, ls=style, label=name)
+        end = max(curves[x][-1] for curves in curves_of.values())
+        axis.set(xlabel=label, ylabel="right decisions (%)", ylim=(0, 100), xlim=(0, end))
         axis.grid(color=GREY, lw=0.4)
     axes[0].legend(loc="lower right", frameon=False)
     return figure

@@ -8,6 +8,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from matplotlib import pyplot as plt
+
+from snn import report
+from snn.files import write_whole
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -75,12 +79,22 @@ TINY = (
 )
 
 
+def save_unpainted(figure: plt.Figure, path: Path) -> bytes:
+    """In place of `report.save`: the figure is made, but not painted, which takes seconds a report."""
+    plt.close(figure)
+    write_whole(path, b"\x89PNG, not painted")
+    return b"<svg/>"
+
+
 @pytest.fixture
-def program(tmp_path: Path, monkeypatch, capfd):
+def program(tmp_path: Path, monkeypatch, capfd, request):
     """Run a script in a folder of its own: program("train.py --epochs 1") -> CompletedProcess.
 
-    It runs in this process, from its first line to its exit code, because starting torch takes seconds.
+    It runs in this process, from its first line to its exit code, because starting torch takes seconds. Pictures are
+    painted for a test that is marked so.
     """
+    if request.node.get_closest_marker("painted") is None:
+        monkeypatch.setattr(report, "save", save_unpainted)
 
     def run(command: str) -> subprocess.CompletedProcess:
         script, *words = command.split()

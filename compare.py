@@ -22,7 +22,6 @@ from snn.statistics import Difference
 # arrays of samples.npz
 DECISIONS = {"fs_label": "first spike (FS)", "fr_label": "firing rate (FR)", "label": "decision"}
 PICTURES = (  # those worth a look side by side
-    "anytime.png",
     "latencies.png",
     "confusion_fs.png",
     "confusion_fr.png",
@@ -65,7 +64,8 @@ def main() -> None:
     )
     sections = [
         results,
-        Section("Side by side", pictures=pictures(one, other)),
+        Section("Over time", pictures=curves(one, other)),
+        Section("Side by side", pictures=pairs(one, other)),
         Section("Classes", tables=[classes]),
         Section("Configurations", "Fields that differ.", tables=configurations(one, other)),
         Section("Provenance", tables=[provenance(one, other)]),
@@ -177,16 +177,22 @@ def class_table(one: Tested, other: Tested) -> Table:
     return Table(("class", "samples", *heads), rows, "Right decisions by class")
 
 
-def pictures(one: Tested, other: Tested) -> list[Picture]:
-    """Both curves in one picture, then what both tests drew, in pairs."""
-    result = []
-    if all("anytime" in run.metrics for run in (one, other)):
-        figure = report.draw_anytime({run.name: run.metrics["anytime"] for run in (one, other)})
-        result += [Picture(report.svg(figure), f"{one.name} and {other.name} over time, under both codes")]
-    for name in PICTURES:
-        if all((run.folder / name).is_file() for run in (one, other)):
-            result += [Picture((run.folder / name).read_bytes(), f"{run.name}: {name}") for run in (one, other)]
-    return result
+def curves(one: Tested, other: Tested) -> list[Picture]:
+    """Accuracy over time of both in one picture."""
+    if not all("anytime" in run.metrics for run in (one, other)):
+        return []
+    figure = report.draw_anytime({run.name: run.metrics["anytime"] for run in (one, other)})
+    return [Picture(report.png(figure), "Right decisions against elapsed time and events seen, under both codes")]
+
+
+def pairs(one: Tested, other: Tested) -> list[Picture]:
+    """What both tests drew."""
+    return [
+        Picture((run.folder / name).read_bytes(), f"{run.name}: {name}")
+        for name in PICTURES
+        if all((run.folder / name).is_file() for run in (one, other))
+        for run in (one, other)
+    ]
 
 
 def configurations(one: Tested, other: Tested) -> list[Table]:

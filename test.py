@@ -274,7 +274,9 @@ def write_metrics(out: Path, metrics: dict, samples: dict) -> None:
 
 def keep(figure: Figure, out: Path, file: str, caption: str) -> Picture:
     """A picture for the page, and as PNG beside it."""
-    return Picture(report.save(figure, out / file), caption, file)
+    picture = Picture(report.png(figure), caption, file)
+    write_whole(out / file, picture.png)
+    return picture
 
 
 def draw_recording(

@@ -32,14 +32,13 @@ class Table(NamedTuple):
 class Picture(NamedTuple):
     """A picture within the page."""
 
-    content: bytes
+    png: bytes
     caption: str
-    file: str = ""  # the PNG beside the page
+    file: str = ""  # the same beside the page
 
     @property
     def uri(self) -> str:
-        kind = "png" if self.content.startswith(b"\x89PNG") else "svg+xml"
-        return f"data:image/{kind};base64,{base64.b64encode(self.content).decode()}"
+        return f"data:image/png;base64,{base64.b64encode(self.png).decode()}"
 
 
 class Section(NamedTuple):

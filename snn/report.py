@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Sequence
-from pathlib import Path
 
 import matplotlib
 
@@ -17,7 +16,6 @@ from torch import Tensor
 from snn.coding import first_times, fs_decision
 from snn.evaluation import NOTHING, Evaluation, Samples
 from snn.events import Events
-from snn.files import write_whole
 from snn.network import Network
 
 # colour-blind safe (Okabe & Ito); two more greys
@@ -25,7 +23,7 @@ BLACK, ORANGE, BLUE, GREY, DARK = "#000000", "#D55E00", "#0072B2", "#BBBBBB", "#
 LAYERS = (BLUE, "#E69F00", "#009E73", "#CC79A7", "#56B4E9", ORANGE, "#F0E442")  # in turn
 CODES = (("fs", "first spike", ORANGE, "-"), ("fr", "firing rate", BLUE, "--"))
 WIDTH = 5  # inches
-DPI = 160
+DPI = 200
 BINS = 40  # of a histogram
 
 STYLE = {
@@ -33,25 +31,14 @@ STYLE = {
     "axes.titlesize": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "svg.fonttype": "none",  # words stay words
     "figure.constrained_layout.use": True,
 }
 
 
-def save(figure: Figure, path: Path) -> bytes:
-    """Write the picture as PNG, whole or not at all; the same as SVG is returned."""
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=DPI)
-    write_whole(path, png.getvalue())
-    figure.set_layout_engine("none")  # all is in its place: finding it takes as long as drawing
-    return svg(figure)
-
-
-def svg(figure: Figure) -> bytes:
-    """The picture as SVG; it is closed."""
+def png(figure: Figure) -> bytes:
+    """The picture painted; the figure is closed."""
     file = io.BytesIO()
-    with plt.rc_context(STYLE):
-        figure.savefig(file, format="svg", dpi=DPI)
+    figure.savefig(file, format="png", dpi=DPI)
     plt.close(figure)
     return file.getvalue()
 
@@ -89,12 +76,12 @@ def draw_decision(
     figure, axes = plt.subplots(len(heights), sharex=True, figsize=(WIDTH, 1.2 * sum(heights)), height_ratios=heights)
     if audio:
         samples, rate_hz = audio
-        axes[0].plot(1000 * np.arange(len(samples)) / rate_hz, samples, color=BLACK, lw=0.4, rasterized=True)
+        axes[0].plot(1000 * np.arange(len(samples)) / rate_hz, samples, color=BLACK, lw=0.4)
         axes[0].set_ylabel("audio")
         axes[0].set_yticks([])
     for axis, (name, s_TBN) in zip(axes[len(axes) - len(rasters) - 2 :], rasters, strict=False):
         step, index = s_TBN[:, 0].flatten(1).nonzero().cpu().numpy().T
-        axis.scatter(time_ms[step], index, s=3, marker=".", color=BLACK, linewidths=0, rasterized=True)
+        axis.scatter(time_ms[step], index, s=3, marker=".", color=BLACK, linewidths=0)
         axis.set_ylabel(name)
     potentials, spikes = axes[-2:]
     for neuron in range(h_TN.shape[1]):
@@ -107,7 +94,8 @@ def draw_decision(
     step, index = activity.s_TBN[:, 0].nonzero().cpu().numpy().T
     spikes.scatter(time_ms[step], index, s=22, marker="|", color=[ORANGE if n == decision else BLACK for n in index])
     if not is_silent:
-        spikes.scatter(first_step * dt_ms, decision, s=90, marker="o", facecolors="none", edgecolors=ORANGE, lw=1.2)
+        ring = {"marker": "o", "facecolors": "none", "edgecolors": ORANGE, "clip_on": False}
+        spikes.scatter(first_step * dt_ms, decision, s=90, lw=1.2, **ring)
     spikes.set_ylim(-0.7, h_TN.shape[1] - 0.3)
     spikes.set_ylabel("output neuron")
     spikes.set_xlabel("time (ms)")
@@ -201,7 +189,7 @@ def draw_latencies(samples: Samples, dt_ms: float, names: Sequence[str] | None) 
     all_of_them.legend(frameon=False)
     shares = np.stack([np.histogram(time_ms[target == label], edges_ms)[0] for label in range(classes)]).astype(float)
     shares *= 100 / np.maximum(1, np.bincount(samples.target.numpy(), minlength=classes))[:, None]
-    mesh = by_class.pcolormesh(edges_ms, np.arange(classes + 1) - 0.5, shares, cmap="cividis", rasterized=True)
+    mesh = by_class.pcolormesh(edges_ms, np.arange(classes + 1) - 0.5, shares, cmap="cividis")
     for label in range(classes):
         if (target == label).any():
             median_ms = np.median(time_ms[target == label])

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from matplotlib import pyplot as plt
 
 import tasks
 from snn import checkpoint, config, page, report, statistics
@@ -74,10 +75,18 @@ def assert_needs_nothing(html: str) -> None:
     assert all(href.startswith("#") for href in re.findall(r'href="([^"]*)"', html))
 
 
-@pytest.mark.painted
-def test_the_page_holds_everything(program, toy):
+def labels_of(figure: plt.Figure) -> set[str]:
+    return {words for axis in figure.axes for words in (axis.get_xlabel(), axis.get_ylabel()) if words}
+
+
+def test_the_page_holds_everything(program, toy, monkeypatch):
+    labels = set()
+    monkeypatch.setattr(report, "draw_rates", noting(report.draw_rates, labels))
+    monkeypatch.setattr(report, "draw_learned", noting(report.draw_learned, labels))
+    monkeypatch.setattr(report, "draw_decision", noting(report.draw_decision, labels))
     result = program("test.py --load_pt_file a --test_single_delay")
     assert result.returncode == 0, result.stderr
+    assert labels >= {"time (ms)", "spikes per sample", "membrane time constant (ms)", "output potential"}
     folder = toy / "runs" / "a" / "test"
     html, metrics = (folder / "report.html").read_text(), read_metrics("runs/a")
     assert_needs_nothing(html)
@@ -90,18 +99,36 @@ def test_the_page_holds_everything(program, toy):
     assert ">Energy</h2>" not in html
     assert "layers: [16F, 12R]" in html
     assert metrics["versions"]["torch"] in html
-    # each picture stands in the page and as PNG beside it, and words stay words
-    drawn = {path.name for path in folder.glob("*.png")}
-    assert drawn == set(re.findall(r"\(([\w]+\.png)\)</figcaption>", html))
-    assert drawn >= {"anytime.png", "latencies.png", "confusion_fs.png", "learned.png", "learning.png", "rates.png"}
-    pictures = [base64.b64decode(src) for src in re.findall(r'src="data:image/svg\+xml;base64,([^"]*)"', html)]
-    assert len(pictures) == len(drawn)
-    words = b"".join(pictures).decode()
-    for axis in ("time (ms)", "right decisions (%)", "spikes per sample", "membrane time constant (ms)", "epoch"):
-        assert axis in words
-    for path in folder.glob("*.png"):
-        assert path.read_bytes().startswith(b"\x89PNG\r\n")
+    # each picture stands in the page and as PNG beside it
+    drawn = re.findall(r"\((\w+\.png)\)</figcaption>", html)
+    assert {path.name for path in folder.glob("*.png")} == set(drawn)
+    assert {"anytime.png", "latencies.png", "confusion_fs.png", "learned.png", "learning.png", "rates.png"} < set(drawn)
+    for name, content in zip(drawn, re.findall(r'src="data:image/png;base64,([^"]*)"', html), strict=True):
+        assert base64.b64decode(content) == (folder / name).read_bytes()
     assert not list(folder.glob(".*"))
+
+
+def noting(draw, labels: set[str]):
+    """The same, and the words at its axes go to `labels`."""
+
+    def drawn(*words, **more):
+        figure = draw(*words, **more)
+        labels.update(labels_of(figure))
+        return figure
+
+    return drawn
+
+
+@pytest.mark.slow
+@pytest.mark.painted
+def test_pictures_are_painted(program, toy):
+    assert program("test.py --load_pt_file a --show --test_single_delay").returncode == 0
+    paths = list((toy / "runs" / "a" / "test").glob("*.png"))
+    assert len(paths) > 12
+    for path in paths:
+        pixels = plt.imread(path)
+        assert pixels.shape[1] == 5 * report.DPI
+        assert 0.01 < np.mean(pixels[..., :3] < 0.9) < 0.9  # neither blank nor full
 
 
 def test_an_energy_has_its_section():
@@ -112,24 +139,6 @@ def test_an_energy_has_its_section():
     assert "1,234 nJ" in html
     assert "45 nm &lt;CMOS&gt;" in html
     assert ">No</h2>" not in html
-
-
-def test_samples_are_what_the_metrics_sum(program, toy):
-    assert program("test.py --load_pt_file a --test-batch-size 7").returncode == 0
-    metrics, samples = read_metrics("runs/a"), np.load(toy / "runs" / "a" / "test" / "samples.npz")
-    target = samples["target"]
-    assert len(target) == metrics["samples"] == 24
-    for code in ("fs", "fr"):
-        assert metrics[f"{code}_accuracy"] == pytest.approx(100 * np.mean(samples[f"{code}_label"] == target))
-        curve = metrics["anytime"][f"{code}_accuracy_over_time"]
-        assert curve == pytest.approx(100 * samples[f"{code}_right"].mean(0))
-    assert metrics["silent_samples"] == (samples["first_step"] == -1).sum()
-    assert metrics["cost"]["whole_window"]["synaptic ops"] == pytest.approx(samples["operations"].mean())
-    assert metrics["cost"]["to_decision"]["events"] == pytest.approx(samples["events_to_decision"].mean())
-    assert samples["output_spikes"].sum() == samples["layer_spikes"][:, -1].sum() > 0
-    by_class = [of_class["samples"] for of_class in metrics["by_class"]]
-    assert by_class == np.bincount(target).tolist()
-    assert np.sum(metrics["confusion"]["fs"]) == 24
 
 
 def test_many_at_once(program, toy, monkeypatch):
@@ -189,9 +198,29 @@ def test_networks_that_spike_once(program, toy):
     assert_one_line(program("compare.py x a"), "x and a were tested on different data")
 
 
+def check_samples(toy: Path) -> None:
+    """samples.npz of run a is what its metrics sum."""
+    metrics, samples = read_metrics("runs/a"), np.load(toy / "runs" / "a" / "test" / "samples.npz")
+    target = samples["target"]
+    assert len(target) == metrics["samples"] == 24
+    for code in ("fs", "fr"):
+        assert metrics[f"{code}_accuracy"] == pytest.approx(100 * np.mean(samples[f"{code}_label"] == target))
+        curve = metrics["anytime"][f"{code}_accuracy_over_time"]
+        assert curve == pytest.approx(100 * samples[f"{code}_right"].mean(0))
+    assert metrics["silent_samples"] == (samples["first_step"] == -1).sum()
+    assert metrics["cost"]["whole_window"]["synaptic ops"] == pytest.approx(samples["operations"].mean())
+    assert metrics["cost"]["to_decision"]["events"] == pytest.approx(samples["events_to_decision"].mean())
+    assert samples["output_spikes"].sum() == samples["layer_spikes"][:, -1].sum() > 0
+    by_class = [of_class["samples"] for of_class in metrics["by_class"]]
+    assert by_class == np.bincount(target).tolist()
+    assert np.sum(metrics["confusion"]["fs"]) == 24
+
+
 def test_compare(program, toy):
-    """Its numbers are those of the samples; the page shows both."""
-    assert program("test.py --load_pt_file a b").returncode == 0
+    """Samples are what the metrics sum, and its numbers are theirs; the page shows both. Then what it refuses."""
+    assert_one_line(program("compare.py a b"), "a: not tested yet; run python test.py --load_pt_file a first")
+    assert program("test.py --load_pt_file a b --test-batch-size 7").returncode == 0
+    check_samples(toy)
     result = program("compare.py runs/a runs/b/best.pt")
     assert result.returncode == 0, result.stderr
     one, other = (np.load(toy / "runs" / name / "test" / "samples.npz") for name in "ab")
@@ -208,24 +237,23 @@ def test_compare(program, toy):
     html = (toy / "compare.html").read_text()
     assert_needs_nothing(html)
     assert "train.seed" in html
-    assert html.count("data:image/png") == 2 * len(re.findall(r"<figcaption>a: \w+\.png", html)) > 8
+    assert html.count("data:image/png") == 1 + 2 * len(re.findall(r"<figcaption>a: \w+\.png", html)) > 8
     same = program("compare.py a a --out same.html")
     assert "+0.00 points" in same.stdout
     assert (toy / "same.html").is_file()
 
-
-def test_compare_refuses(program, toy):
-    assert_one_line(program("compare.py a b"), "a: not tested yet; run python test.py --load_pt_file a first")
-    assert program("test.py --load_pt_file a b").returncode == 0
-    write_shd(toy / "elsewhere" / "toy_test.h5", **make_events(21, 3, 40, 2))
-    assert program("test.py --load_pt_file b --path_to_dataset elsewhere").returncode == 0
+    path = toy / "runs" / "b" / "test" / "metrics.json"
+    metrics = read_metrics("runs/b")
+    path.write_text(json.dumps(metrics | {"samples_of": "another", "data": "data/other_test.h5"}))
     refused = program("compare.py a b")
-    assert_one_line(refused, "a and b were tested on different data: data/toy_test.h5 (24 samples) and", "test both on")
-    samples = toy / "runs" / "b" / "test" / "samples.npz"
+    assert_one_line(
+        refused, "different data: data/toy_test.h5 (24 samples) and data/other_test.h5", "test both on the same"
+    )
+    path.write_text('{"samples": 24}')
+    assert_one_line(program("compare.py a b"), "runs/b/test: was written by an older test.py")
+    samples = path.with_name("samples.npz")
     samples.write_bytes(samples.read_bytes()[:1000])
     assert_one_line(program("compare.py a b"), "runs/b/test: has no readable", "test it again: python test.py")
-    (toy / "runs" / "a" / "test" / "metrics.json").write_text('{"samples": 24}')
-    assert_one_line(program("compare.py a b"), "runs/a/test: was written by an older test.py")
     assert_one_line(program("compare.py a"), "the following arguments are required: RUN")
 
 

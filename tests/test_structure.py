@@ -40,7 +40,7 @@ ALLOWED = {
     "snn.evaluation": {"snn.coding", "snn.events", "snn.network", "snn.statistics"},
     "snn.health": {"snn.events", "snn.network"},
     "snn.streaming": {"snn.errors", "snn.events", "snn.network", "snn.neurons", "snn.ops"},
-    "snn.report": {"snn.coding", "snn.evaluation", "snn.events", "snn.files", "snn.network"},
+    "snn.report": {"snn.coding", "snn.evaluation", "snn.events", "snn.network"},
     "snn.checkpoint": {"snn.errors", "snn.config", "snn.network", "snn.ttfs.network"},
     "snn.cli": {"snn.errors", "snn.config", "snn.architecture"},
     "snn.team": set(),

@@ -165,7 +165,10 @@ def draw_anytime(curves_of: dict[str, dict[str, list]]) -> Figure:
         end = max(curves[x][-1] for curves in curves_of.values())
         axis.set(xlabel=label, ylabel="right decisions (%)", ylim=(0, 100), xlim=(0, end))
         axis.grid(color=GREY, lw=0.4)
-    axes[0].legend(loc="lower right", frameon=False)
+    if len(curves_of) > 1:
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
+    else:
+        axes[0].legend(loc="lower right", frameon=False)
     return figure
 
 

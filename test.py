@@ -230,10 +230,13 @@ def read_checkpoint(parser: cli.Parser, args: argparse.Namespace, path: Path) ->
 
 def open_folder(out: Path) -> None:
     """Make the folder for what comes out, and see that it can be written, before the work is done."""
-    out.mkdir(exist_ok=True)
-    probe = out / ".writable"
-    write_whole(probe, "")
-    probe.unlink()
+    try:
+        out.mkdir(exist_ok=True)
+        probe = out / ".writable"
+        write_whole(probe, "")
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"{out}: the results cannot be written there ({error.strerror})") from None
 
 
 def provenance(subject: Subject) -> dict:

@@ -257,8 +257,8 @@ def test_compare(program, toy):
     assert_one_line(program("compare.py a"), "the following arguments are required: RUN")
 
 
-@pytest.mark.parametrize("kind", ["version", "channels", "classes", "file", "folder"])
-def test_bad_input_is_one_line(program, toy, kind):
+@pytest.mark.parametrize("kind", ["version", "channels", "classes", "file", "folder", "read-only"])
+def test_bad_input_is_one_line(program, toy, monkeypatch, kind):
     path, words = toy / "runs" / "a" / "best.pt", ""
     if kind == "version":
         content = torch.load(path, weights_only=True)
@@ -273,9 +273,16 @@ def test_bad_input_is_one_line(program, toy, kind):
     elif kind == "file":
         write_shd(toy / "data" / "toy_test.h5", **make_events(24, 3, 80, 1))
         message = "data/toy_test.h5: recording"
-    else:
+    elif kind == "folder":
         (toy / "runs" / "a" / "test").write_text("in the way")
-        message = "runs/a/test"
+        message = "runs/a/test: the results cannot be written there (File exists)"
+    else:
+
+        def read_only(path: Path, _):
+            raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+        monkeypatch.setattr(Path, "write_bytes", read_only)
+        message = "runs/b/test: the results cannot be written there (Read-only file system)"
     assert_one_line(program(f"test.py --load_pt_file b a {words}"), message)
     if kind != "file":
         assert not (toy / "runs" / "b" / "test" / "metrics.json").exists()  # found before the work

@@ -48,7 +48,7 @@ NOT_A_RESULT = {"smoke"}  # configurations for a look
 KEPT = (
     *("samples", "images", "fs_accuracy", "fr_accuracy", "accuracy", "fs_accuracy_interval", "fr_accuracy_interval"),
     *("accuracy_interval", "t_d50_ms", "t_d90_ms", "fr_t_d50_ms", "fr_t_d90_ms", "spikes_per_neuron", "silent_samples"),
-    *("silent_targets", "cost", "synaptic_operations_per_image", "synapses", "anytime", "epoch", "samples_of"),
+    *("silent_targets", "cost", "synaptic_operations_per_image", "synapses", "epoch", "samples_of"),
 )
 
 
@@ -86,6 +86,8 @@ def store(args: argparse.Namespace, words: Sequence[str]) -> None:
         run("test.py", "--load_pt_file", f"runs/{run_name}/best.pt")
         metrics = json.loads(Path("runs", run_name, "test", "metrics.json").read_text())
         seeds[str(seed)] = {key: metrics[key] for key in KEPT if key in metrics} | {"train_seconds": round(seconds, 1)}
+        if curves := metrics.get("anytime"):  # the figure is over time
+            seeds[str(seed)]["anytime"] = {key: curve for key, curve in curves.items() if "time" in key}
     result = {
         "configuration": f"configs/{path.name}",
         "command": shlex.join(

@@ -16,6 +16,7 @@ from datasets.prepare.cochlea import N_PLACES, cochlea
 from datasets.prepare.wav import read_wav
 from snn import checkpoint, cli, report
 from snn.errors import InputError
+from snn.files import write_whole
 from snn.network import Network
 from snn.streaming import Stream
 
@@ -63,7 +64,8 @@ def main() -> None:
 
     heard = Recordings(np.array([0, len(times_s)]), times_s, 1.0, channels, np.zeros(1, np.int64), None, "demo")
     x_T1C = counts(heard, np.zeros(1, np.int64), Bins(data.dt_ms, data.T, data.T_empty, N_PLACES))
-    report.draw_decision(network, x_T1C, data.dt_ms, args.out, names=names, audio=(audio, rate_hz))
+    figure = report.draw_decision(network, x_T1C, data.dt_ms, names=names, audio=(audio, rate_hz))
+    write_whole(args.out, report.png(figure))
     print(f"drawn: {args.out}")
 
 

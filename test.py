@@ -1,155 +1,199 @@
-"""Test a trained network: python test.py --load_pt_file runs/<name>/best.pt
+"""Test trained networks: python test.py --load_pt_file runs/<name>/best.pt [more checkpoints, run folders or names]
 
-The network comes from the checkpoint alone. Prints a table and writes runs/<name>/test/.
+The networks come from the checkpoints alone. One is printed as a table; several as a row each, with mean ± std of those
+whose configurations differ only in the seed. Each run gets its folder runs/<name>/test/: report.html with all of it,
+the pictures of that page as PNG, metrics.json (percent, steps, ms), and samples.npz with what each sample gave, for
+compare.py.
 
-A first-spike network is tested under first-spike and firing-rate decoding: metrics.json (percent, steps, ms),
-decision.png, one recording from its events to its decision, and anytime.png, accuracy against time and events seen.
---show draws a decision of every class, and --test_single_delay the output spikes of one recording of each class
-together. --streaming decides on events as they come and compares the cost with that of whole windows. --energy counts
-operations, memory traffic and energy (`snn/energy.py`).
+A first-spike network is tested under first-spike and firing-rate decoding. --show draws a decision of every class, and
+--test_single_delay the output spikes of one recording of each class together. --streaming decides on events as they
+come and compares the cost with that of whole windows. --energy counts operations, memory traffic and energy
+(`snn/energy.py`).
 
-Of a TTFS network: metrics.json and spike_times.png. --simulate runs every image through a simulation over time, too,
+Of a TTFS network: accuracy, spikes and when they come. --simulate runs every image through a simulation over time, too,
 and counts the decisions that differ.
 """
 
 import argparse
+import hashlib
+import io
 import json
 import math
+import shlex
+import statistics
+import sys
 import time
-from contextlib import nullcontext
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import yaml
+from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import tasks
 from datasets import images, prepare
 from datasets.events import AnyRecordings, Bins, batches
-from snn import checkpoint, cli, config, energy, report
+from snn import checkpoint, cli, config, energy, page, report
 from snn.coding import Window, first_times, fs_decision
 from snn.errors import InputError
-from snn.evaluation import evaluate
+from snn.evaluation import NOTHING, Evaluation, Samples, examine
 from snn.events import Events
+from snn.files import write_whole
 from snn.loss import objective
+from snn.machine import machine, versions
 from snn.memory import keep_freed_memory
 from snn.network import Network
+from snn.page import Picture, Section
 from snn.streaming import Stream, first_difference
-from snn.ttfs.evaluation import evaluate as evaluate_ttfs
+from snn.ttfs.evaluation import Evaluation as TTFSEvaluation
+from snn.ttfs.evaluation import examine as examine_ttfs
 from snn.ttfs.network import Network as TTFSNetwork
 from snn.ttfs.report import draw_spike_times
 from snn.ttfs.simulation import Simulation
 
-NOTHING = -1  # stands for a decision, or the step of a first spike, that there is not
 OF_THE_OTHER_KIND = {"ttfs": ("show", "streaming", "test_single_delay", "energy"), "network": ("simulate",)}  # words
 COSTS = ("events", "synaptic ops", "neuron updates", "time (ms)")
+NOT_OF_THE_TEST = {"augment", "validation_share", "validation_by", "train_file", "crop_pad"}  # fields of data
+
+
+class Subject(NamedTuple):
+    """A network to be tested, and the folder for what comes out."""
+
+    path: Path
+    cfg: config.AnyConfig
+    content: dict[str, Any]  # of the checkpoint
+    out: Path
+
+    @property
+    def run(self) -> str:
+        """Its run's name, and the checkpoint's where it is not the best one."""
+        run = self.path.absolute().parent.name
+        return run if self.path.stem == "best" else f"{run}/{self.path.name}"
 
 
 def main() -> None:
     keep_freed_memory()
-    args, path, cfg, weights = read_command_line()
-    test = test_images if isinstance(cfg, config.TTFSConfig) else test_recordings
-    test(args, path, cfg, weights)
+    args, subjects = read_command_line()
+    for subject in subjects:
+        open_folder(subject.out)
+    together = defaultdict(list)  # those that see the same batches
+    for subject in subjects:
+        data, train = subject.cfg.data.model_dump_json(exclude=NOT_OF_THE_TEST), subject.cfg.train
+        together[type(subject.cfg), data, train.test_batch_size, train.device].append(subject)
+    metrics = {}
+    for group in together.values():
+        test = test_images if isinstance(group[0].cfg, config.TTFSConfig) else test_recordings
+        metrics |= test(args, group)
+    if len(subjects) == 1:
+        (subject,) = subjects
+        print_table(metrics[subject.path])
+        if args.energy:
+            print(f"\na recording costs\n{energy.table(metrics[subject.path]['energy'])}")
+        print(f"read {subject.out / 'report.html'}; numbers in metrics.json, pictures and samples.npz beside it")
+    else:
+        for kind in (config.Config, config.TTFSConfig):
+            print_rows([(s, metrics[s.path]) for s in subjects if isinstance(s.cfg, kind)])
+        print("a report.html each in " + ", ".join(str(subject.out) for subject in subjects))
 
 
-def test_recordings(args: argparse.Namespace, path: Path, cfg: config.Config, weights: dict[str, torch.Tensor]) -> None:
-    """A first-spike network on recordings of events."""
-    data, fs = cfg.data, cfg.loss.fs
-    device = cli.device(cfg.train.device)
-    network = Network(cfg.network, data.shape, data.num_classes, cfg.train.backend).to(device)
-    checkpoint.load_weights(network, weights, path)
+def test_recordings(args: argparse.Namespace, subjects: Sequence[Subject]) -> dict[Path, dict]:
+    """First-spike networks on recordings of events, all in one pass."""
+    data, train = subjects[0].cfg.data, subjects[0].cfg.train
+    device, size = cli.device(train.device), train.test_batch_size
+    networks = [Network(s.cfg.network, data.shape, data.num_classes, s.cfg.train.backend).to(device) for s in subjects]
+    for network, subject in zip(networks, subjects, strict=True):
+        checkpoint.load_weights(network, subject.content["network"], subject.path)
 
     prepare.make_if_missing(data.test_path, data.dataset_name, data.prepare)
     T, T_empty = data.test_T or data.T, data.T_empty if data.test_T_empty is None else data.test_T_empty
     bins = Bins(data.dt_ms, T, T_empty, math.prod(data.shape))
     recordings = tasks.read_recordings(data, "test", bins)
-    goal = partial(objective, loss=cfg.loss, window=Window.of(T + T_empty, fs.D, fs.A, fs.window), training=False)
-
-    size = cfg.train.test_batch_size
+    goals = [
+        partial(
+            objective, loss=loss, window=Window.of(T + T_empty, loss.fs.D, loss.fs.A, loss.fs.window), training=False
+        )
+        for loss in (subject.cfg.loss for subject in subjects)
+    ]
+    evaluations = [Evaluation() for _ in subjects]
     everything = batches(recordings, np.arange(len(recordings)), bins, size)
-    bar = tqdm(everything, "test", math.ceil(len(recordings) / size), leave=False, disable=None)
-    meter = energy.Meter(network)
-    with meter if args.energy else nullcontext():
-        evaluation = evaluate(network, bar, goal, device)
-    metrics, curves = evaluation.metrics(data.dt_ms), evaluation.anytime(data.dt_ms)
-    if args.energy:
-        metrics["energy"] = meter.result()
-    if args.streaming:
-        metrics["streaming"] = stream(network, recordings, bins, size)
+    meters = [energy.Meter(network) for network in networks] if args.energy else []
+    with ExitStack() as metering:
+        for meter in meters:
+            metering.enter_context(meter)
+        for x_TBC, target_B in tqdm(everything, "test", math.ceil(len(recordings) / size), leave=False, disable=None):
+            for network, goal, evaluation in zip(networks, goals, evaluations, strict=True):
+                examine(network, x_TBC, target_B, goal, device, evaluation)
 
-    about = {"checkpoint": str(path), "data": str(data.test_path), "dt_ms": data.dt_ms, "T": T, "T_empty": T_empty}
-    out = write_metrics(path, metrics | about | {"anytime": curves})
-    report.draw_anytime(curves, out / "anytime.png")
-    names = recordings.class_names
+    about = {"data": str(data.test_path), "dt_ms": data.dt_ms, "T": T, "T_empty": T_empty}
+    about |= {"samples_of": fingerprint(recordings.labels, np.diff(recordings.offsets))}
+    about |= {"class_names": class_names(recordings.class_names, data.num_classes)}
+    result = {}
+    bar = tqdm(zip(subjects, networks, evaluations, strict=True), "report", len(subjects), leave=False, disable=None)
+    for k, (subject, network, evaluation) in enumerate(bar):
+        metrics = evaluation.metrics(data.dt_ms) | evaluation.details(data.dt_ms)
+        if args.energy:
+            metrics["energy"] = meters[k].result()
+        if args.streaming:
+            metrics["streaming"] = stream(network, recordings, bins, size)
+        metrics |= provenance(subject) | about | {"anytime": evaluation.anytime(data.dt_ms)}
+        write_metrics(subject.out, metrics, evaluation.samples()._asdict())
+        draw = partial(draw_recording, network, recordings, bins, subject.out)
+        pictures = decisions(draw, recordings, evaluation.samples(), data.dt_ms, args.show)
+        if args.test_single_delay:
+            classes, first_of_class = np.unique(recordings.labels, return_index=True)
+            x_TBC, target_B = next(batches(recordings, first_of_class, bins, len(classes)))
+            figure = report.draw_single_delay(network, x_TBC.to(device), target_B, data.dt_ms, recordings.class_names)
+            pictures.append(
+                keep(figure, subject.out, "single_delay.png", "Output spikes of one recording of each class")
+            )
+        write_report(subject, metrics, sections_of_events(subject, network, evaluation, metrics, pictures))
+        result[subject.path] = metrics
+    return result
 
-    def draw(r: int, name: str) -> None:
-        x_T1C, target_1 = next(batches(recordings, np.array([r]), bins, 1))
-        report.draw_decision(network, x_T1C.to(device), data.dt_ms, out / name, names=names, target=int(target_1))
 
-    draw(0, "decision.png")
-    classes, first_of_class = np.unique(recordings.labels, return_index=True)
-    if args.show:
-        for label, r in zip(classes, first_of_class, strict=True):
-            draw(r, f"decision_{label}.png")
-    if args.test_single_delay:
-        x_TBC, target_B = next(batches(recordings, first_of_class, bins, len(classes)))
-        report.draw_single_delay(network, x_TBC.to(device), target_B, data.dt_ms, out / "single_delay.png", names)
-    print_table(metrics)
-    if args.energy:
-        print(f"\na recording costs\n{energy.table(metrics['energy'])}")
-    print(f"numbers in {out / 'metrics.json'}, {len(list(out.glob('*.png')))} pictures beside it")
-
-
-def test_images(args: argparse.Namespace, path: Path, cfg: config.TTFSConfig, weights: dict[str, torch.Tensor]) -> None:
-    """A TTFS network on images."""
-    data, size = cfg.data, cfg.train.test_batch_size
-    device = cli.device(cfg.train.device)
-    network = TTFSNetwork(cfg.ttfs, data.shape, data.num_classes).to(device)
-    checkpoint.load_weights(network, weights, path)
+def test_images(args: argparse.Namespace, subjects: Sequence[Subject]) -> dict[Path, dict]:
+    """TTFS networks on images, all in one pass."""
+    data, train = subjects[0].cfg.data, subjects[0].cfg.train
+    device, size = cli.device(train.device), train.test_batch_size
+    networks = [TTFSNetwork(subject.cfg.ttfs, data.shape, data.num_classes).to(device) for subject in subjects]
+    for network, subject in zip(networks, subjects, strict=True):
+        checkpoint.load_weights(network, subject.content["network"], subject.path)
     images.fetch_if_missing(data.layout, data.folder, data.dataset_name)
     test_set = tasks.read_images(data, "test")
 
-    bar = tqdm(
-        images.batches(test_set, np.arange(len(test_set)), size),
-        "test",
-        math.ceil(len(test_set) / size),
-        leave=False,
-        disable=None,
-    )
-    result = evaluate_ttfs(network, bar, device, Simulation(network).run if args.simulate else None)
-    metrics = result.metrics()
-    about = {"checkpoint": str(path), "data": test_set.where, "T": cfg.ttfs.T}
-    histograms = {"spike_time_histograms": result.histograms.tolist()}
-    out = write_metrics(path, metrics | histograms | about)
-    draw_spike_times(result.histograms, cfg.ttfs.T, out / "spike_times.png")
+    evaluations = [TTFSEvaluation() for _ in subjects]
+    simulations = [Simulation(network).run if args.simulate else None for network in networks]
+    everything = images.batches(test_set, np.arange(len(test_set)), size)
+    for x_BCHW, target_B in tqdm(everything, "test", math.ceil(len(test_set) / size), leave=False, disable=None):
+        for network, evaluation, simulate in zip(networks, evaluations, simulations, strict=True):
+            examine_ttfs(network, x_BCHW, target_B, device, evaluation, simulate)
 
-    shares, operations = metrics["spikes_per_neuron_by_layer"], metrics["synaptic_operations_per_image"]
-    rows = [
-        ("images", str(metrics["images"])),
-        ("accuracy", f"{metrics['accuracy']:.2f} %"),
-        ("spikes/neuron", f"{metrics['spikes_per_neuron']:.3f}, by layer: {', '.join(f'{s:.3f}' for s in shares)}"),
-        ("synaptic operations", f"{operations:,.0f} an image, of {metrics['synapses']:,} synapses"),
-        ("latency", f"{metrics['latency_windows']} windows"),
-    ]
-    if args.simulate:
-        rows.append(("simulation over time", f"{metrics['disagreements_with_simulation']} decisions differ"))
-    for name, value in rows:
-        print(f"{name:<22}{value}")
-    print(f"numbers in {out / 'metrics.json'}; drawn: spike_times.png")
+    about = {"data": test_set.where, "samples_of": fingerprint(test_set.labels, test_set.pixels)}
+    about |= {"class_names": class_names(None, data.num_classes)}
+    result = {}
+    for subject, evaluation in tqdm(
+        zip(subjects, evaluations, strict=True), "report", len(subjects), leave=False, disable=None
+    ):
+        metrics = evaluation.metrics() | evaluation.details()
+        metrics |= {"spike_time_histograms": evaluation.histograms.tolist()}
+        metrics |= provenance(subject) | about | {"T": subject.cfg.ttfs.T}
+        target_n, label_n = evaluation.decisions()
+        write_metrics(subject.out, metrics, {"target": target_n, "label": label_n})
+        write_report(subject, metrics, sections_of_images(subject, evaluation, metrics))
+        result[subject.path] = metrics
+    return result
 
 
-def write_metrics(path: Path, metrics: dict) -> Path:
-    """metrics.json in the folder test/ beside the checkpoint, which is returned."""
-    out = path.parent / "test"
-    out.mkdir(exist_ok=True)
-    (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    return out
-
-
-def read_command_line() -> tuple[argparse.Namespace, Path, config.AnyConfig, dict[str, torch.Tensor]]:
-    """Words, checkpoint, its configuration (data of --path_to_yaml, then the other words over it) and its weights."""
-    parser = cli.Parser(__doc__.splitlines()[0], cli.TEST, "take the data section from this configuration")
+def read_command_line() -> tuple[argparse.Namespace, list[Subject]]:
+    """Words, and what is to be tested: checkpoints, their configurations with the words over them."""
+    yaml_help = "take the data section from this configuration"
+    parser = cli.Parser(__doc__.splitlines()[0], cli.TEST, yaml_help, checkpoints="+")
     parser.add_argument("--show", action="store_true", help="draw one decision of every class")
     parser.add_argument("--energy", action="store_true", help="count operations, memory traffic and energy")
     parser.add_argument(
@@ -160,20 +204,247 @@ def read_command_line() -> tuple[argparse.Namespace, Path, config.AnyConfig, dic
     args = parser.parse_args()
     if args.load_pt_file is None:
         raise InputError("command line: --load_pt_file is missing: a checkpoint such as runs/<name>/best.pt")
-    path = cli.find_checkpoint(args.load_pt_file)
+    paths = list(dict.fromkeys(cli.find_checkpoint(path) for path in args.load_pt_file))
+    folders = [path.parent for path in paths]
+    subjects = []
+    for path in paths:
+        keeps_apart = folders.count(path.parent) > 1 and path.stem != "best"  # from others of its run
+        out = path.parent / (f"test_{path.stem}" if keeps_apart else "test")
+        subjects.append(Subject(path, *read_checkpoint(parser, args, path), out))
+    return args, subjects
+
+
+def read_checkpoint(parser: cli.Parser, args: argparse.Namespace, path: Path) -> tuple[config.AnyConfig, dict]:
+    """Configuration (data of --path_to_yaml, then the other words over it) and content of a checkpoint."""
     trained, content = checkpoint.load(path)
     values = trained.model_dump(mode="json")
     if args.path_to_yaml is not None:
         given = config.read_yaml(cli.find_yaml(args.path_to_yaml))
         values["data"] = given.get("data", {})
-    cfg = parser.override(values, args)
+    cfg = parser.override(values, args, args.path_to_yaml or path)
     section = "ttfs" if isinstance(trained, config.TTFSConfig) else "network"
     for word in OF_THE_OTHER_KIND[section]:
         if getattr(args, word):
             raise InputError(f"command line: --{word} is not for a network with a section `{section}`, as in {path}")
     if changed := list(config.differences(getattr(cfg, section), getattr(trained, section), f"{section}.")):
         raise InputError(f"{path}: belongs to another network: it was trained with another {', '.join(changed)}")
-    return args, path, cfg, content["network"]
+    here, there = ((c.data.shape, c.data.num_classes) for c in (cfg, trained))
+    if here != there:
+        inputs = ["x".join(map(str, shape)) for shape, _ in (here, there)]
+        raise InputError(
+            f"{path}: the data do not fit the network: they have {inputs[0]} input channels and {here[1]} classes, it "
+            f"was trained on {inputs[1]} and {there[1]}"
+        )
+    return cfg, content
+
+
+def open_folder(out: Path) -> None:
+    """Make the folder for what comes out, and see that it can be written, before the work is done."""
+    try:
+        out.mkdir(exist_ok=True)
+        probe = out / ".writable"
+        write_whole(probe, "")
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"{out}: the results cannot be written there ({error.strerror})") from None
+
+
+def provenance(subject: Subject) -> dict:
+    """Where a test's numbers come from."""
+    return {
+        "checkpoint": str(subject.path),
+        "epoch": subject.content["epoch"],
+        "seed": subject.cfg.train.seed,
+        "command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "tested": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "machine": machine(),
+        "versions": versions(),
+    }
+
+
+def fingerprint(*arrays: np.ndarray) -> str:
+    """Tells one list of samples from another: labels and the number of events of each, or labels and pixels."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()[:16]
+
+
+def class_names(names: Sequence[str] | None, classes: int) -> list[str]:
+    """A word for each class: its name where it has one, else its number."""
+    return [names[k] if names is not None and k < len(names) else str(k) for k in range(classes)]
+
+
+def write_metrics(out: Path, metrics: dict, samples: dict) -> None:
+    """metrics.json and samples.npz."""
+    write_whole(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    file = io.BytesIO()
+    np.savez_compressed(
+        file, **{name: np.asarray(value) for name, value in samples.items() if name != "events_by_step"}
+    )
+    write_whole(out / "samples.npz", file.getvalue())
+
+
+def keep(figure: Figure, out: Path, file: str, caption: str) -> Picture:
+    """A picture for the page, and as PNG beside it."""
+    picture = Picture(report.png(figure), caption, file)
+    write_whole(out / file, picture.png)
+    return picture
+
+
+def draw_recording(
+    network: Network, recordings: AnyRecordings, bins: Bins, out: Path, r: int, file: str, what: str
+) -> Picture:
+    """Recording r from its events to its decision."""
+    x_T1C, target_1 = next(batches(recordings, np.array([r]), bins, 1))
+    x_T1C = x_T1C.to(next(network.parameters()).device)
+    figure = report.draw_decision(network, x_T1C, bins.dt_ms, names=recordings.class_names, target=int(target_1))
+    return keep(figure, out, file, what)
+
+
+def decisions(
+    draw: Callable[[int, str, str], Picture], recordings: AnyRecordings, samples: Samples, dt_ms: float, show: bool
+) -> list[Picture]:
+    """The first recording, a right decision of median delay, a late one, a wrong one; with `show` one of each class."""
+    spoke = (samples.first_step != NOTHING).numpy()
+    right = (samples.fs_label == samples.target).numpy()
+    by_delay = np.argsort(samples.first_step.numpy(), kind="stable")
+    right_by_delay = by_delay[(spoke & right)[by_delay]]
+    pictures = [draw(0, "decision.png", "The first recording of the file")]
+    if len(right_by_delay):
+        typical, late = right_by_delay[len(right_by_delay) // 2], right_by_delay[-1]
+        pictures.append(draw(typical, "decision_typical.png", f"Recording {typical}, right after the median delay"))
+        pictures.append(draw(late, "decision_late.png", f"Recording {late}, the latest of the right decisions"))
+    if not right.all():
+        wrong = int((~right).argmax())
+        pictures.append(draw(wrong, "decision_wrong.png", f"Recording {wrong}, the first that is decided wrongly"))
+    if show:
+        for label, r in zip(*np.unique(recordings.labels, return_index=True), strict=True):
+            name = report.class_name(label, recordings.class_names)
+            pictures.append(draw(r, f"decision_{label}.png", f"Recording {r}, the first of {name}"))
+    return pictures
+
+
+def sections_of_events(
+    subject: Subject, network: Network, evaluation: Evaluation, metrics: dict, decisions: list[Picture]
+) -> list[Section]:
+    """The page of a first-spike network."""
+    out, dt_ms, names = subject.out, subject.cfg.data.dt_ms, metrics["class_names"]
+    samples, learned = evaluation.samples(), report.learned_values(network, subject.cfg.data.dt_ms)
+    delays = [
+        keep(
+            report.draw_anytime({subject.run: metrics["anytime"]}),
+            out,
+            "anytime.png",
+            "Were the recording cut after so much time, or after so many events: right decisions. A sample without an "
+            "output spike by then counts as wrong",
+        ),
+        keep(
+            report.draw_latencies(samples, dt_ms, names),
+            out,
+            "latencies.png",
+            "Above: when the first output spike comes. Below: the same for each class, its median in orange",
+        ),
+    ]
+    confusion = [
+        keep(
+            report.draw_confusion(metrics["confusion"][code], title, names),
+            out,
+            f"confusion_{code}.png",
+            f"Confusion under the {title} code: numbers of samples",
+        )
+        for code, title, *_ in report.CODES
+    ]
+    rates = keep(report.draw_rates(evaluation), out, "rates.png", "How many spikes the neurons of each layer fire")
+    learned_pictures = []
+    if learned:
+        words = "What the neurons of each layer learned, one value a neuron or a layer; time on a logarithmic axis"
+        learned_pictures.append(keep(report.draw_learned(learned), out, "learned.png", words))
+    return [
+        Section(
+            "Results",
+            "Of all samples of the test split, each weighing the same. Intervals are Wilson's, and t_d50 and t_d90 the "
+            "times at which half and 90 % of the decisions that come out right have done so.",
+            page.result_tables(metrics),
+        ),
+        energy_section(metrics),
+        Section(
+            "Decisions",
+            "A recording's events, the spikes of each layer, the potential of each output neuron (the decided class in "
+            "orange, the true one in blue where it is another) and the output spikes, the first of them marked.",
+            pictures=decisions,
+        ),
+        Section("Delay", pictures=delays),
+        Section("Classes", tables=[page.class_table(metrics, names)], pictures=confusion),
+        Section("Activity", pictures=[rates]),
+        Section(
+            "Learned neurons",
+            "Time constants come from the learned decays, τ = -dt / ln λ.",
+            [page.learned_table(learned, report.VALUES)] if learned else [],
+            learned_pictures,
+        ),
+        *common_sections(subject, metrics),
+    ]
+
+
+def sections_of_images(subject: Subject, evaluation: TTFSEvaluation, metrics: dict) -> list[Section]:
+    """The page of a TTFS network."""
+    out, names = subject.out, metrics["class_names"]
+    spikes = draw_spike_times(evaluation.histograms, subject.cfg.ttfs.T)
+    confusion = report.draw_confusion(metrics["confusion"], "decisions", names)
+    return [
+        Section(
+            "Results", "Mean of all images of the test split, each weighing the same.", page.result_tables(metrics)
+        ),
+        energy_section(metrics),
+        Section("Spike times", pictures=[keep(spikes, out, "spike_times.png", "When the neurons of each layer fire")]),
+        Section(
+            "Classes",
+            tables=[page.class_table(metrics, names)],
+            pictures=[keep(confusion, out, "confusion.png", "Confusion: numbers of images")],
+        ),
+        *common_sections(subject, metrics),
+    ]
+
+
+def energy_section(metrics: dict) -> Section:
+    """Where the metrics have an energy: quantities with their unit and source."""
+    tables = [page.energy_table(metrics["energy"])] if "energy" in metrics else []
+    return Section("Energy", "Estimates, with the constants they come from.", tables)
+
+
+def common_sections(subject: Subject, metrics: dict) -> list[Section]:
+    """How the network was trained, and where the numbers come from."""
+    curves, log_path = [], subject.path.with_name("metrics.jsonl")
+    if rows := read_log(log_path):
+        figure = report.draw_learning(rows, metrics["epoch"])
+        words = "Training and held-out data, epoch by epoch; the dotted line is the checkpoint that was tested"
+        curves.append(keep(figure, subject.out, "learning.png", words))
+    known = ("checkpoint", "epoch", "seed", "data", "samples_of", "command", "tested", "machine", "versions")
+    values = {name: metrics[name] for name in known}
+    values["samples of"] = values.pop("samples_of")
+    text = yaml.safe_dump(subject.cfg.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=100)
+    return [
+        Section("Training", pictures=curves),
+        Section("Configuration", code=text),
+        Section("Provenance", tables=[page.words_table(values)]),
+    ]
+
+
+def read_log(path: Path) -> list[dict]:
+    """The epochs of metrics.jsonl; none where the run has no such file, nor a line that is torn."""
+    rows = []
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        with suppress(ValueError):
+            rows.append(json.loads(line))
+    return [row for row in rows if isinstance(row, dict) and {"epoch", "train_loss"} <= row.keys()]
+
+
+def write_report(subject: Subject, metrics: dict, sections: Iterable[Section]) -> None:
+    """report.html."""
+    n, what = (metrics["images"], "images") if "images" in metrics else (metrics["samples"], "recordings")
+    lead = f"Epoch {metrics['epoch']} of {subject.path.parent}, tested on {n:,} {what} of {metrics['data']}."
+    write_whole(subject.out / "report.html", page.render(subject.run, lead, page.tiles(metrics), sections))
 
 
 def stream(network: Network, recordings: AnyRecordings, bins: Bins, batch_size: int) -> dict:
@@ -231,21 +502,35 @@ def decide(network: Network, x_TBC: Events) -> np.ndarray:
 
 def print_table(metrics: dict) -> None:
     """The numbers for people. A delay that does not exist is a dash."""
-
-    def delay(name: str) -> str:
-        steps, ms = metrics[f"{name}_steps"], metrics[f"{name}_ms"]
-        return "-" if steps is None else f"{steps} steps, {ms:g} ms"
-
-    layers = ", ".join(f"{spikes:.2f}" for spikes in metrics["spikes_per_neuron_by_layer"])
-    rows = [
-        ("recordings", str(metrics["samples"]), ""),
-        ("code", "first spike (FS)", "firing rate (FR)"),
-        ("accuracy", f"{metrics['fs_accuracy']:.2f} %", f"{metrics['fr_accuracy']:.2f} %"),
-        ("t_d50", delay("t_d50"), delay("fr_t_d50")),
-        ("t_d90", delay("t_d90"), delay("fr_t_d90")),
-        ("spikes/neuron", f"{metrics['spikes_per_neuron']:.2f}", f"by layer: {layers}"),
-        ("silent samples", str(metrics["silent_samples"]), ""),
-    ]
+    layers = ", ".join(f"{spikes:.3f}" for spikes in metrics["spikes_per_neuron_by_layer"])
+    spikes = ("spikes/neuron", f"{metrics['spikes_per_neuron']:.3f}", f"by layer: {layers}")
+    if "images" in metrics:
+        operations = f"{metrics['synaptic_operations_per_image']:,.0f} an image, of {metrics['synapses']:,} synapses"
+        rows = [
+            ("images", str(metrics["images"]), ""),
+            ("accuracy", f"{metrics['accuracy']:.2f} %", ""),
+            ("95 % interval", page.interval(metrics["accuracy_interval"]), ""),
+            spikes,
+            ("synaptic ops", operations, ""),
+            ("latency", f"{metrics['latency_windows']} windows", ""),
+        ]
+        if "disagreements_with_simulation" in metrics:
+            rows.append(("simulation", f"{metrics['disagreements_with_simulation']} decisions differ", ""))
+    else:
+        cost = metrics["cost"]
+        rows = [
+            ("recordings", str(metrics["samples"]), ""),
+            ("code", "first spike (FS)", "firing rate (FR)"),
+            ("accuracy", f"{metrics['fs_accuracy']:.2f} %", f"{metrics['fr_accuracy']:.2f} %"),
+            ("95 % interval", *(page.interval(metrics[f"{code}_accuracy_interval"]) for code in ("fs", "fr"))),
+            ("t_d50", page.delay(metrics, "t_d50"), page.delay(metrics, "fr_t_d50")),
+            ("t_d90", page.delay(metrics, "t_d90"), page.delay(metrics, "fr_t_d90")),
+            spikes,
+            ("silent samples", str(metrics["silent_samples"]), f"silent targets: {metrics['silent_targets']}"),
+            ("", "", ""),
+            ("cost of a decision", "to the first spike", "whole window"),
+            *((what, *(page.number(part[what]) for part in cost.values())) for what in cost["to_decision"]),
+        ]
     if streaming := metrics.get("streaming"):
         rows += [
             ("", "", ""),
@@ -256,7 +541,61 @@ def print_table(metrics: dict) -> None:
             ("moved by folding", f"{streaming['moved_by_folding']} of {metrics['samples']} decisions", ""),
         ]
     for name, left, right in rows:
-        print(f"{name:<18}{left:<22}{right}".rstrip())
+        print(f"{name:<20}{left:<22}{right}".rstrip())
+
+
+# of a table with a row each: heading, key, digits
+COLUMNS = {
+    config.Config: (
+        ("FS %", "fs_accuracy", 2),
+        ("FR %", "fr_accuracy", 2),
+        ("t_d50 ms", "t_d50_ms", 0),
+        ("t_d90 ms", "t_d90_ms", 0),
+        ("spikes/neuron", "spikes_per_neuron", 3),
+        ("silent", "silent_samples", 0),
+    ),
+    config.TTFSConfig: (
+        ("accuracy %", "accuracy", 2),
+        ("spikes/neuron", "spikes_per_neuron", 3),
+        ("synaptic ops", "synaptic_operations_per_image", 0),
+    ),
+}
+
+
+def print_rows(tested: Sequence[tuple[Subject, dict]]) -> None:
+    """A row for each network, then mean ± std of those whose configurations differ only in the seed."""
+    if not tested:
+        return
+    columns = COLUMNS[type(tested[0][0].cfg)]
+    rows = [["run", "seed", *(heading for heading, *_ in columns)]]
+    groups: list[list[tuple[Subject, dict]]] = []
+    for subject, metrics in tested:
+        values = (page.DASH if metrics[key] is None else f"{metrics[key]:.{digits}f}" for _, key, digits in columns)
+        rows.append([subject.run, str(subject.cfg.train.seed), *values])
+        for group in groups:
+            seeds = {other.cfg.train.seed for other, _ in group}
+            alike = set(config.differences(group[0][0].cfg, subject.cfg)) <= {"train.seed"}
+            if alike and subject.cfg.train.seed not in seeds:
+                group.append((subject, metrics))
+                break
+        else:
+            groups.append([(subject, metrics)])
+    for group in groups:
+        if len(group) > 1:
+            rows.append([f"mean ± std, {group[0][0].cfg.run_name}", f"{len(group)} seeds"])
+            for _, key, digits in columns:
+                values = [metrics[key] for _, metrics in group]
+                rows[-1].append(page.DASH if None in values else mean_and_std(values, digits))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        first, *rest = (
+            cell.ljust(w) if k == 0 else cell.rjust(w) for k, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        print("  ".join([first, *rest]))
+
+
+def mean_and_std(values: Sequence[float], digits: int) -> str:
+    return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
 
 
 if __name__ == "__main__":

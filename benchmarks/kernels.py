@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from snn import ops
+from snn.machine import processor
 from snn.memory import keep_freed_memory
 from snn.ops import Dynamics, State, Values
 from snn.ops.reference import SURROGATE_SLOPE
@@ -194,13 +195,6 @@ def peak_megabytes(backend: str) -> float:
 def peak_in_subprocess(backend: str) -> float:
     command = [sys.executable, "-m", "benchmarks.kernels", "--peak", backend]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-
-
-def processor() -> str:
-    """The model's name as Linux has it, else what Python knows."""
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def plot(rows: list[dict], path: Path) -> None:

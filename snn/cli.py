@@ -62,9 +62,9 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 class Parser(OneLineParser):
-    """Takes the words of `table` beside those added to it."""
+    """Takes the words of `table` beside those added to it; `checkpoints` is argparse's number of them."""
 
-    def __init__(self, description: str, table: dict, yaml_help: str = "configuration"):
+    def __init__(self, description: str, table: dict, yaml_help: str = "configuration", checkpoints: str | None = None):
         super().__init__(description=description, allow_abbrev=False)
         self.table = table
         self.add_argument("--path_to_yaml", type=Path, metavar="YAML", help=yaml_help)
@@ -81,7 +81,9 @@ class Parser(OneLineParser):
             metavar="SECTION.FIELD=VALUE",
             help="set any field of the configuration (python -m snn.config lists them); the value is YAML",
         )
-        self.add_argument("--load_pt_file", type=Path, metavar="PT", help="checkpoint, run folder or run name")
+        self.add_argument(
+            "--load_pt_file", type=Path, nargs=checkpoints, metavar="PT", help="checkpoint, run folder or run name"
+        )
         self.add_argument("--best_model", action="store_true", help="of a run, load best.pt (also without this word)")
         self.add_argument(
             "--distributed",
@@ -89,8 +91,11 @@ class Parser(OneLineParser):
             help="train with all the processes that torchrun has started; a test runs in one",
         )
 
-    def override(self, values: dict, args: argparse.Namespace) -> config.AnyConfig:
-        """The configuration of plain `values` (changed in place) with the words of the command line over it."""
+    def override(self, values: dict, args: argparse.Namespace, where: Path | None = None) -> config.AnyConfig:
+        """The configuration of plain `values` (changed in place) with the words of the command line over it.
+
+        `where` the values come from, for messages; default --path_to_yaml.
+        """
         for word, (target, *_) in self.table.items():
             name = word.lstrip("-").replace("-", "_")
             if not hasattr(args, name):
@@ -111,7 +116,7 @@ class Parser(OneLineParser):
             if not equals:
                 self.error(f"--set {assignment}: write section.field=value")
             config.override(values, field.strip(), config.parse_yaml(text, f"--set {field}"))
-        return config.build(values, str(args.path_to_yaml or args.load_pt_file))
+        return config.build(values, str(where or args.path_to_yaml))
 
 
 def _layers(values: dict) -> list[str]:

@@ -1,97 +1,191 @@
-"""One pass over recordings under both codes: accuracies, spikes and delays, as measured by Liu et al. 2023."""
+"""One pass over recordings under both codes: accuracies, spikes, delays (Liu et al. 2023), cost of a decision."""
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from snn import statistics
 from snn.coding import first_times, fr_decision, fs_decision
 from snn.events import Events
 from snn.network import Activity, Network
 
 EVENT_BUDGETS = 101  # points of a curve over events
+NOTHING = -1  # stands for a decision, or the step of a first spike, that there is not
+PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
+
+
+class Samples(NamedTuple):
+    """What each of n samples gave. Steps count from 1; a decision falls at the first output spike, or at the end."""
+
+    target: Tensor  # (n,) int64, as the next four
+    fs_label: Tensor
+    fr_label: Tensor
+    first_step: Tensor  # of the first output spike, or NOTHING
+    target_step: Tensor  # of the first spike of the target's neuron, or NOTHING
+    output_spikes: Tensor  # (n, classes) int32
+    layer_spikes: Tensor  # (n, layers) int32, the output last
+    steps_to_decision: Tensor  # (n,) int64, as the next four
+    events: Tensor  # of the whole window
+    events_to_decision: Tensor
+    operations: Tensor  # synaptic ones: a weight added for an event or a spike, as in `snn.streaming.Work`
+    operations_to_decision: Tensor
+    fs_right: Tensor  # (n, T) bool: has the sample an output spike by then, and is the decision of the code right?
+    fr_right: Tensor
+    events_by_step: Tensor  # (n, T) int32: so far
 
 
 @dataclass
 class Evaluation:
-    """Sums over samples, never means of batches, so that each sample weighs the same."""
+    """Samples, not batches, so that each sample weighs the same."""
 
-    neurons: list[int]  # per layer, the output last
-    samples: int = 0
-    fs_correct: int = 0
-    fr_correct: int = 0
-    silent: int = 0  # samples without an output spike
+    neurons: list[int] = field(default_factory=list)  # per layer, the output last
     loss: float = 0.0  # sum over samples
-    spikes: Tensor | int = 0  # (layers,) float64
-    # of each batch, (T, B): has the sample an output spike by then and is the decision of the code right; events so far
-    fs_right: list[Tensor] = field(default_factory=list)
-    fr_right: list[Tensor] = field(default_factory=list)
-    events: list[Tensor] = field(default_factory=list)
+    neuron_spikes: list[Tensor] = field(default_factory=list)  # per layer (N,) float64: of each neuron, all samples
+    batches: list[Samples] = field(default_factory=list)
 
-    def add(self, activity: Activity, target_B: Tensor, events_TB: Tensor) -> None:
-        """Count one batch."""
+    def add(self, activity: Activity, target_B: Tensor, events_TB: Tensor, operations_TB: Tensor) -> None:
+        """Take one batch."""
         s_TBN, h_TBN, layers = activity
         T = len(s_TBN)
-        t_BN = first_times(s_TBN, h_TBN)
-        fs_right_B = fs_decision(t_BN) == target_B
-        first_B = t_BN.amin(-1)
+        t_BN = first_times(s_TBN, h_TBN).long()
+        fs_label_B = fs_decision(t_BN)
+        first_B, target_step_B = t_BN.amin(-1), t_BN.gather(1, target_B.unsqueeze(1)).squeeze(1)
         n_T1 = torch.arange(1, T + 1, device=s_TBN.device).unsqueeze(1)
         decided_TB = first_B <= n_T1
         counts_TBN = s_TBN.cumsum(0)
-        self.samples += len(target_B)
-        self.fs_correct += int(fs_right_B.sum())
-        self.fr_correct += int((fr_decision(counts_TBN[-1]) == target_B).sum())
-        self.silent += int((first_B > T).sum())
-        self.spikes += torch.stack([s.sum(dtype=torch.float64) for s in layers]).cpu()
-        self.fs_right.append((decided_TB & fs_right_B).cpu())
-        self.fr_right.append((decided_TB & (fr_decision(counts_TBN) == target_B)).cpu())
-        self.events.append(events_TB.cumsum(0).to(torch.int64).cpu())
+        fr_label_TB = fr_decision(counts_TBN)
+        end_1B = first_B.clamp(max=T).unsqueeze(0)
+        events_TB, operations_TB = events_TB.cumsum(0).long(), operations_TB.cumsum(0).long()
+        spikes_by_layer = [s.sum(0) for s in layers]
+        samples = Samples(
+            target=target_B,
+            fs_label=fs_label_B,
+            fr_label=fr_label_TB[-1],
+            first_step=torch.where(first_B > T, NOTHING, first_B),
+            target_step=torch.where(target_step_B > T, NOTHING, target_step_B),
+            output_spikes=counts_TBN[-1].int(),
+            layer_spikes=torch.stack([s_BN.sum(1, dtype=torch.float64) for s_BN in spikes_by_layer], 1).int(),
+            steps_to_decision=end_1B[0],
+            events=events_TB[-1],
+            events_to_decision=events_TB.gather(0, end_1B - 1)[0],
+            operations=operations_TB[-1],
+            operations_to_decision=operations_TB.gather(0, end_1B - 1)[0],
+            fs_right=(decided_TB & (fs_label_B == target_B)).T,
+            fr_right=(decided_TB & (fr_label_TB == target_B)).T,
+            events_by_step=events_TB.T.int(),
+        )
+        self.batches.append(Samples(*(value.cpu() for value in samples)))
+        of_neurons = [s_BN.sum(0, dtype=torch.float64).cpu() for s_BN in spikes_by_layer]
+        before = self.neuron_spikes or [0.0] * len(layers)
+        self.neuron_spikes = [sum_N + s_N for sum_N, s_N in zip(before, of_neurons, strict=True)]
+
+    def samples(self) -> Samples:
+        """All samples, in their order."""
+        return Samples(*(torch.cat(parts) for parts in zip(*self.batches, strict=True)))
 
     def __add__(self, other: "Evaluation") -> "Evaluation":
         """Of the samples of both. A part may be without samples, and then knows no neurons."""
-        summed = {field.name: getattr(self, field.name) + getattr(other, field.name) for field in fields(self)}
-        return Evaluation(**summed | {"neurons": self.neurons or other.neurons})
+        if not (self.batches and other.batches):
+            return self if self.batches else other
+        spikes = [a_N + b_N for a_N, b_N in zip(self.neuron_spikes, other.neuron_spikes, strict=True)]
+        return Evaluation(self.neurons, self.loss + other.loss, spikes, self.batches + other.batches)
 
     def metrics(self, dt_ms: float) -> dict:
         """Plain numbers, accuracies in percent; None where a delay does not exist (nothing was ever right)."""
-        per_layer = [
-            float(spikes) / self.samples / size for spikes, size in zip(self.spikes, self.neurons, strict=True)
-        ]
+        seen = self.samples()
+        n = len(seen.target)
+        spikes_L = seen.layer_spikes.sum(0, dtype=torch.float64)
         metrics = {
-            "samples": self.samples,
-            "loss": self.loss / self.samples,
-            "fs_accuracy": 100 * self.fs_correct / self.samples,
-            "fr_accuracy": 100 * self.fr_correct / self.samples,
-            "spikes_per_neuron": float(self.spikes.sum()) / self.samples / sum(self.neurons),
-            "spikes_per_neuron_by_layer": per_layer,
-            "silent_samples": self.silent,
+            "samples": n,
+            "loss": self.loss / n,
+            "fs_accuracy": 100 * int((seen.fs_label == seen.target).sum()) / n,
+            "fr_accuracy": 100 * int((seen.fr_label == seen.target).sum()) / n,
+            "spikes_per_neuron": float(spikes_L.sum()) / n / sum(self.neurons),
+            "spikes_per_neuron_by_layer": [
+                float(spikes) / n / size for spikes, size in zip(spikes_L, self.neurons, strict=True)
+            ],
+            "silent_samples": int((seen.first_step == NOTHING).sum()),
         }
-        for prefix, right in (("", self.fs_right), ("fr_", self.fr_right)):
-            curve_T = torch.cat(right, 1).sum(1)
+        for prefix, right_nT in (("", seen.fs_right), ("fr_", seen.fr_right)):
             for percent in (50, 90):
-                steps = delay_steps(curve_T, percent)
+                steps = delay_steps(right_nT.sum(0), percent)
                 metrics[f"{prefix}t_d{percent}_steps"] = steps
                 metrics[f"{prefix}t_d{percent}_ms"] = None if steps is None else steps * dt_ms
         return metrics
+
+    def details(self, dt_ms: float) -> dict:
+        """What a test says beyond `metrics`: intervals, classes, distributions and the cost of a decision."""
+        seen = self.samples()
+        n, classes = seen.output_spikes.shape
+        T = seen.fs_right.shape[1]
+        details: dict = {"silent_targets": int((seen.target_step == NOTHING).sum()), "confusion": {}}
+        for code, label_n in (("fs", seen.fs_label), ("fr", seen.fr_label)):
+            low, high = statistics.wilson(int((label_n == seen.target).sum()), n)
+            details[f"{code}_accuracy_interval"] = [100 * low, 100 * high]
+            details["confusion"][code] = statistics.confusion(seen.target.numpy(), label_n.numpy(), classes).tolist()
+        details["by_class"] = [self._of_class(seen, label, dt_ms) for label in range(classes)]
+        details["spikes_per_sample"] = {
+            "percentiles": PERCENTILES,
+            "of_neurons_by_layer": [percentiles(spikes_N / n) for spikes_N in self.neuron_spikes],
+            "never_fired_by_layer": [int((spikes_N == 0).sum()) for spikes_N in self.neuron_spikes],
+        }
+        neurons = sum(self.neurons)
+        to_decision, whole = (
+            {
+                "steps": float(steps.double().mean()),
+                "events": float(events.double().mean()),
+                "synaptic ops": float(operations.double().mean()),
+                "neuron updates": neurons * float(steps.double().mean()),
+            }
+            for steps, events, operations in (
+                (seen.steps_to_decision, seen.events_to_decision, seen.operations_to_decision),
+                (torch.full((n,), T), seen.events, seen.operations),
+            )
+        )
+        return details | {"cost": {"to_decision": to_decision, "whole_window": whole}}
+
+    def _of_class(self, seen: Samples, label: int, dt_ms: float) -> dict:
+        """Samples of one class: accuracies in percent (None without samples), and when the first output spike came."""
+        is_of_class = seen.target == label
+        n = int(is_of_class.sum())
+        steps = seen.first_step[is_of_class]
+        right = [int((labels[is_of_class] == label).sum()) for labels in (seen.fs_label, seen.fr_label)]
+        return {
+            "samples": n,
+            **{f"{code}_accuracy": 100 * k / n if n else None for code, k in zip(("fs", "fr"), right, strict=True)},
+            "silent_samples": int((steps == NOTHING).sum()),
+            "silent_targets": int((seen.target_step[is_of_class] == NOTHING).sum()),
+            "first_spike_ms_percentiles": percentiles(dt_ms * steps[steps != NOTHING]),
+        }
 
     def anytime(self, dt_ms: float) -> dict[str, list]:
         """Accuracy in percent, were the recording cut after so much time, or after so many events of it.
 
         A sample without an output spike by then counts as wrong (Liu et al. 2023). Events come in whole steps.
         """
-        seen_BT = torch.cat(self.events, 1).T.contiguous()
+        samples = self.samples()
+        seen_BT = samples.events_by_step.contiguous()
         T = seen_BT.shape[1]
-        budget_E = torch.linspace(0, int(seen_BT.max()), EVENT_BUDGETS).round().to(torch.int64)
+        budget_E = torch.linspace(0, int(seen_BT.max()), EVENT_BUDGETS).round().to(torch.int32)
         steps_BE = torch.searchsorted(seen_BT, budget_E.expand(len(seen_BT), -1).contiguous(), right=True)
         curves = {"time_ms": [dt_ms * n for n in range(1, T + 1)], "events": budget_E.tolist()}
-        for code, right in (("fs", self.fs_right), ("fr", self.fr_right)):
-            right_BT = torch.cat(right, 1).T
+        for code, right_BT in (("fs", samples.fs_right), ("fr", samples.fr_right)):
             from_start_BT = torch.cat([torch.zeros_like(right_BT[:, :1]), right_BT], 1)  # after 0 steps: nothing
             for over, right_BX in (("time", right_BT), ("events", from_start_BT.gather(1, steps_BE))):
                 curves[f"{code}_accuracy_over_{over}"] = (100 * right_BX.double().mean(0)).tolist()
         return curves
+
+
+def percentiles(values_n: Tensor) -> list[float] | None:
+    """The values at PERCENTILES; None of nothing."""
+    if not len(values_n):
+        return None
+    return torch.quantile(values_n.double(), torch.tensor(PERCENTILES, dtype=torch.float64) / 100).tolist()
 
 
 def delay_steps(curve_T: Tensor, percent: float) -> int | None:
@@ -102,26 +196,57 @@ def delay_steps(curve_T: Tensor, percent: float) -> int | None:
     return int(reached.nonzero()[0]) + 1
 
 
+def operations(network: Network, x_TBC: Events | Tensor, layers: tuple[Tensor, ...]) -> Tensor:
+    """(T, B) float64: weights added in each step, for the events that come in and for the spikes of all layers."""
+    total_TB = 0.0
+    for fan_out_C, x in zip(network.fan_outs(), (x_TBC, *layers[:-1]), strict=True):
+        fan_out_C = fan_out_C.to(x.channels.device if isinstance(x, Events) else x.device)
+        if isinstance(x, Events):
+            each_TB = x.entries_per_step(None if len(fan_out_C) == 1 else fan_out_C)
+        elif len(fan_out_C) == 1:
+            each_TB = x.count_nonzero(2).double()
+        else:
+            unit = int(np.gcd.reduce(fan_out_C.cpu().numpy()))  # sums stay below 2^24: exact in float32
+            each_TB = unit * ((x != 0).float() @ (fan_out_C // unit).float()).double()
+        total_TB = total_TB + (each_TB * fan_out_C if len(fan_out_C) == 1 else each_TB)
+    for block, s_TBN in zip(network.blocks, layers, strict=False):
+        if block.neurons.V is not None:  # a layer's own spikes come back one step later
+            total_TB[1:] += s_TBN[:-1].count_nonzero(2) * s_TBN.shape[2]
+    return total_TB
+
+
 @torch.inference_mode()
+def examine(
+    network: Network,
+    x_TBC: Events | Tensor,
+    target_B: Tensor,
+    objective: Callable[[Activity, Tensor], Tensor],
+    device: torch.device,
+    result: Evaluation,
+) -> None:
+    """Run the network over a batch of counts (T, B, channels) and labels (B,), from a fresh state, into `result`.
+
+    `objective` is the mean loss of a batch.
+    """
+    network.eval()
+    network.reset()
+    x_TBC, target_B = x_TBC.to(device), target_B.to(device)
+    activity = network(x_TBC)
+    network.reset()
+    result.neurons = [math.prod(s.shape[2:]) for s in activity.layers]
+    events_TB = x_TBC.per_step() if isinstance(x_TBC, Events) else x_TBC.flatten(2).sum(2)
+    result.add(activity, target_B, events_TB, operations(network, x_TBC, activity.layers))
+    result.loss += float(objective(activity, target_B)) * len(target_B)
+
+
 def evaluate(
     network: Network,
     batches: Iterable[tuple[Events | Tensor, Tensor]],
     objective: Callable[[Activity, Tensor], Tensor],
     device: torch.device,
 ) -> Evaluation:
-    """Run the network over all batches of (counts (T, B, channels), labels (B,)), each from a fresh state.
-
-    `objective` is the mean loss of a batch.
-    """
-    network.eval()
-    result = Evaluation(neurons=[])
+    """`examine` over all batches."""
+    result = Evaluation()
     for x_TBC, target_B in batches:
-        network.reset()
-        target_B = target_B.to(device)
-        activity = network(x_TBC.to(device))
-        result.neurons = [math.prod(s.shape[2:]) for s in activity.layers]
-        events_TB = x_TBC.per_step() if isinstance(x_TBC, Events) else x_TBC.flatten(2).sum(2)
-        result.add(activity, target_B, events_TB)
-        result.loss += float(objective(activity, target_B)) * len(target_B)
-    network.reset()
+        examine(network, x_TBC, target_B, objective, device, result)
     return result

@@ -39,6 +39,14 @@ class Events:
         total = torch.cat([self.counts.new_zeros(1, dtype=torch.float64), self.counts.cumsum(0, dtype=torch.float64)])
         return total[self.offsets].diff().view(self.shape[:2])
 
+    def entries_per_step(self, weight_C: Tensor | None = None) -> Tensor:
+        """(T, B): how many entries each step of each sample has, or the sum of their channels' weights, float64."""
+        if weight_C is None:
+            return self.offsets.diff().double().view(self.shape[:2])
+        weights = weight_C.double()[self.channels]
+        total = torch.cat([weights.new_zeros(1), weights.cumsum(0)])
+        return total[self.offsets].diff().view(self.shape[:2])
+
     def dense(self) -> Tensor:
         """(T, B, channels), of the counts' dtype."""
         T, B, C = self.shape

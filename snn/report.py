@@ -1,7 +1,7 @@
-"""Pictures of what a network does."""
+"""Pictures of what a network does. Each is narrow, so that its words can be read on a telephone as well."""
 
+import io
 from collections.abc import Sequence
-from pathlib import Path
 
 import matplotlib
 
@@ -10,27 +10,50 @@ matplotlib.use("Agg")  # files only; no screen is needed
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from snn.coding import first_times, fs_decision
+from snn.evaluation import NOTHING, Evaluation, Samples
 from snn.events import Events
 from snn.network import Network
 
-# colour-blind safe (Okabe & Ito)
-BLACK, ORANGE, BLUE, GREY = "#000000", "#D55E00", "#0072B2", "#BBBBBB"
+# colour-blind safe (Okabe & Ito); two more greys
+BLACK, ORANGE, BLUE, GREY, DARK = "#000000", "#D55E00", "#0072B2", "#BBBBBB", "#555555"
+LAYERS = (BLUE, "#E69F00", "#009E73", "#CC79A7", "#56B4E9", ORANGE, "#F0E442")  # in turn
+CODES = (("fs", "first spike", ORANGE, "-"), ("fr", "firing rate", BLUE, "--"))
+WIDTH = 5  # inches
+DPI = 200
+BINS = 40  # of a histogram
+
+STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "figure.constrained_layout.use": True,
+}
 
 
+def png(figure: Figure) -> bytes:
+    """The picture painted; the figure is closed."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=DPI)
+    plt.close(figure)
+    return file.getvalue()
+
+
+@plt.rc_context(STYLE)
 @torch.inference_mode()
 def draw_decision(
     network: Network,
     x_T1C: Events,
     dt_ms: float,
-    path: Path,
     *,
     names: Sequence[str] | None = None,
     target: int | None = None,
     audio: tuple[np.ndarray, int] | None = None,
-) -> None:
+) -> Figure:
     """One recording on one time axis: events, hidden spikes, output potentials and spikes, the decision marked.
 
     names: of the classes; target: the true class, where it is known; audio: [samples] and sample rate (Hz), drawn on
@@ -50,9 +73,7 @@ def draw_decision(
     rasters = [("input channel", x_T1C.dense())]
     rasters += [(f"hidden layer {k + 1}", s_TBN) for k, s_TBN in enumerate(activity.layers[:-1])]
     heights = [*([0.6] if audio else []), *([1.2] * len(rasters)), 1.4, 0.8]
-    figure, axes = plt.subplots(
-        len(heights), sharex=True, figsize=(8, 1.7 * sum(heights)), height_ratios=heights, layout="constrained"
-    )
+    figure, axes = plt.subplots(len(heights), sharex=True, figsize=(WIDTH, 1.2 * sum(heights)), height_ratios=heights)
     if audio:
         samples, rate_hz = audio
         axes[0].plot(1000 * np.arange(len(samples)) / rate_hz, samples, color=BLACK, lw=0.4)
@@ -72,21 +93,24 @@ def draw_decision(
     potentials.set_ylabel("output potential")
     step, index = activity.s_TBN[:, 0].nonzero().cpu().numpy().T
     spikes.scatter(time_ms[step], index, s=22, marker="|", color=[ORANGE if n == decision else BLACK for n in index])
+    if not is_silent:
+        ring = {"marker": "o", "facecolors": "none", "edgecolors": ORANGE, "clip_on": False}
+        spikes.scatter(first_step * dt_ms, decision, s=90, lw=1.2, **ring)
     spikes.set_ylim(-0.7, h_TN.shape[1] - 0.3)
     spikes.set_ylabel("output neuron")
     spikes.set_xlabel("time (ms)")
     spikes.set_xlim(0, dt_ms * T)
+    figure.align_ylabels(axes)
 
     if is_silent:
         verdict = f"no output spike; the highest potential says {class_name(decision, names)}"
     else:
-        verdict = f"decides for {class_name(decision, names)} at {first_step * dt_ms:g} ms, at the first output spike"
+        verdict = f"decides for {class_name(decision, names)} at {first_step * dt_ms:g} ms"
         for axis in axes:
             axis.axvline(first_step * dt_ms, color=ORANGE, lw=1, ls="--", zorder=1)
     truth = "" if target is None else f" (truth: {class_name(target, names)})"
-    axes[0].set_title(verdict + truth, fontsize=10)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    axes[0].set_title(verdict + truth)
+    return figure
 
 
 def class_name(label: int, names: Sequence[str] | None) -> str:
@@ -94,10 +118,11 @@ def class_name(label: int, names: Sequence[str] | None) -> str:
     return f"class {label}" if names is None or label >= len(names) else f"'{names[label]}'"
 
 
+@plt.rc_context(STYLE)
 @torch.inference_mode()
 def draw_single_delay(
-    network: Network, x_TBC: Events, target_B: Tensor, dt_ms: float, path: Path, names: Sequence[str] | None
-) -> None:
+    network: Network, x_TBC: Events, target_B: Tensor, dt_ms: float, names: Sequence[str] | None
+) -> Figure:
     """One recording of each class: all output spikes in one raster, a row a recording, the first spike marked."""
     network.eval()
     network.reset()
@@ -105,7 +130,7 @@ def draw_single_delay(
     network.reset()
     t_BN = first_times(activity.s_TBN, activity.h_TBN).cpu()
     decision_B, T = fs_decision(t_BN), x_TBC.shape[0]
-    figure, axis = plt.subplots(figsize=(8, 1 + 0.28 * len(target_B)), layout="constrained")
+    figure, axis = plt.subplots(figsize=(WIDTH, 1 + 0.28 * len(target_B)))
     step, row, _ = activity.s_TBN.nonzero().cpu().numpy().T
     axis.scatter(dt_ms * (step + 1), row, s=40, marker="|", color=GREY)
     for row, (decision, target) in enumerate(zip(decision_B.tolist(), target_B.tolist(), strict=True)):
@@ -119,21 +144,199 @@ def draw_single_delay(
             axis.annotate(f"silent; the highest potential says {verdict}", (0, row), fontsize=7, va="bottom")
     axis.set(xlim=(0, dt_ms * T), ylim=(-0.7, len(target_B) - 0.2), xlabel="time (ms)", ylabel="recording of")
     axis.set_yticks(range(len(target_B)), [class_name(target, names) for target in target_B.tolist()])
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    return figure
 
 
-def draw_anytime(curves: dict[str, list], path: Path) -> None:
-    """The curves of `Evaluation.anytime`: accuracy against elapsed time, and against events seen."""
-    figure, axes = plt.subplots(1, 2, sharey=True, figsize=(9, 3.6), layout="constrained")
+@plt.rc_context(STYLE)
+def draw_anytime(curves_of: dict[str, dict[str, list]]) -> Figure:
+    """The curves of `Evaluation.anytime` of one network or of several by name: accuracy against time, and events.
+
+    The code is in the line's style; it has the colour too, as long as there is one network.
+    """
+    figure, axes = plt.subplots(2, figsize=(WIDTH, 5))
     for axis, x, over, label in zip(
         axes, ("time_ms", "events"), ("time", "events"), ("elapsed time (ms)", "events seen"), strict=True
     ):
-        for code, name, colour, style in (("fs", "first spike", ORANGE, "-"), ("fr", "firing rate", BLUE, "--")):
-            axis.plot(curves[x], curves[f"{code}_accuracy_over_{over}"], color=colour, ls=style, label=name)
-        axis.set(xlabel=label, ylim=(0, 100), xlim=(0, curves[x][-1]))
+        for k, (network, curves) in enumerate(curves_of.items()):
+            for code, name, colour, style in CODES:
+                if len(curves_of) > 1:
+                    name, colour = f"{network}, {name}", LAYERS[k % len(LAYERS)]
+                axis.plot(curves[x], curves[f"{code}_accuracy_over_{over}"], color=colour, ls=style, label=name)
+        end = max(curves[x][-1] for curves in curves_of.values())
+        axis.set(xlabel=label, ylabel="right decisions (%)", ylim=(0, 100), xlim=(0, end))
         axis.grid(color=GREY, lw=0.4)
-    axes[0].set_ylabel("right decisions (%)")
-    axes[0].legend(loc="lower right", frameon=False)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    if len(curves_of) > 1:
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
+    else:
+        axes[0].legend(loc="lower right", frameon=False)
+    return figure
+
+
+@plt.rc_context(STYLE)
+def draw_latencies(samples: Samples, dt_ms: float, names: Sequence[str] | None) -> Figure:
+    """When the first output spike comes: right and wrong decisions together, and each class apart."""
+    classes, T = samples.output_spikes.shape[1], samples.fs_right.shape[1]
+    spoke = samples.first_step != NOTHING
+    time_ms = dt_ms * samples.first_step[spoke].numpy()
+    target = samples.target[spoke].numpy()
+    right = (samples.fs_label == samples.target)[spoke].numpy()
+    # whole steps a bin, so that no bin is higher because more steps fall into it
+    edges_ms = dt_ms * (np.arange(0, T + 1, max(1, -(-T // 50))) + 0.5)
+    figure, (all_of_them, by_class) = plt.subplots(
+        2, sharex=True, figsize=(WIDTH, 2.6 + 0.17 * classes), height_ratios=[1.6, 0.6 + 0.17 * classes]
+    )
+    all_of_them.hist(
+        [time_ms[right], time_ms[~right]], edges_ms, stacked=True, color=[BLUE, ORANGE], label=["right", "wrong"]
+    )
+    all_of_them.set(ylabel="samples", title="first output spike")
+    all_of_them.legend(frameon=False)
+    shares = np.stack([np.histogram(time_ms[target == label], edges_ms)[0] for label in range(classes)]).astype(float)
+    shares *= 100 / np.maximum(1, np.bincount(samples.target.numpy(), minlength=classes))[:, None]
+    mesh = by_class.pcolormesh(edges_ms, np.arange(classes + 1) - 0.5, shares, cmap="cividis")
+    for label in range(classes):
+        if (target == label).any():
+            median_ms = np.median(time_ms[target == label])
+            by_class.plot([median_ms] * 2, [label - 0.4, label + 0.4], color="white", lw=2.5)
+            by_class.plot([median_ms] * 2, [label - 0.4, label + 0.4], color=ORANGE, lw=1.5)
+    by_class.set_yticks(range(classes), [class_name(label, names) for label in range(classes)], fontsize=7)
+    by_class.set(xlabel="time (ms)", xlim=(0, dt_ms * (T + 0.5)), ylim=(classes - 0.5, -0.5))
+    figure.colorbar(mesh, ax=by_class, label="share of the class (%)", location="bottom", aspect=40, shrink=0.8)
+    return figure
+
+
+@plt.rc_context(STYLE)
+def draw_confusion(confusion: Sequence[Sequence[int]], code: str, names: Sequence[str] | None) -> Figure:
+    """Rows are the true classes, columns what was decided; shares of a row as colours, and numbers where they fit."""
+    counts = np.asarray(confusion)
+    classes = len(counts)
+    shares = 100 * counts / np.maximum(1, counts.sum(1, keepdims=True))
+    figure, axis = plt.subplots(figsize=(WIDTH, WIDTH + 0.4))
+    image = axis.imshow(shares, cmap="cividis", vmin=0, vmax=100)
+    axis.spines[:].set_visible(False)
+    if classes <= 25:
+        for row, column in zip(*np.nonzero(counts), strict=True):
+            colour = BLACK if shares[row, column] > 55 else "white"
+            axis.annotate(
+                counts[row, column],
+                (column, row),
+                ha="center",
+                va="center",
+                color=colour,
+                fontsize=6 if classes > 12 else 8,
+            )
+    ticks = range(0, classes, -(-classes // 30))
+    labels = [class_name(label, names) for label in ticks]
+    axis.set_xticks(ticks, labels, rotation=90, fontsize=7)
+    axis.set_yticks(ticks, labels, fontsize=7)
+    axis.set(xlabel="decided", ylabel="true class", title=code)
+    figure.colorbar(image, ax=axis, label="share of the true class (%)", location="bottom", aspect=40, shrink=0.8)
+    return figure
+
+
+@plt.rc_context(STYLE)
+def draw_rates(evaluation: Evaluation) -> Figure:
+    """How much the neurons of each layer fire: a histogram of spikes per sample, the silent ones counted."""
+    n = len(evaluation.samples().target)
+    layers = evaluation.neuron_spikes
+    highest = max(float(spikes_N.max()) / n for spikes_N in layers) or 1.0
+    figure, axes = plt.subplots(len(layers), sharex=True, squeeze=False, figsize=(WIDTH, 0.6 + 1.2 * len(layers)))
+    for k, (axis, spikes_N) in enumerate(zip(axes[:, 0], layers, strict=True)):
+        axis.hist((spikes_N / n).numpy(), np.linspace(0, highest, BINS + 1), color=LAYERS[k % len(LAYERS)])
+        silent = int((spikes_N == 0).sum())
+        axis.set_title(f"{layer_name(k, len(layers))}: {silent} of {len(spikes_N)} never fire", loc="right", fontsize=9)
+        axis.set_ylabel("neurons")
+    axes[-1, 0].set(xlabel="spikes per sample", xlim=(0, highest))
+    return figure
+
+
+def layer_name(k: int, layers: int) -> str:
+    """Layer k of so many, the output last."""
+    return "output" if k == layers - 1 else f"hidden {k + 1}"
+
+
+VALUES = {  # of a neuron -> what it is, its unit
+    "tau_m": ("membrane time constant", "ms"),
+    "tau_s": ("synaptic time constant", "ms"),
+    "tau_w": ("adaptation time constant", "ms"),
+    "a": ("adaptation to the potential, a", "1"),
+    "b": ("adaptation to spikes, b", "1"),
+}
+
+
+@torch.no_grad()
+def learned_values(network: Network, dt_ms: float) -> dict[str, dict[str, np.ndarray]]:
+    """Name of the value -> layer -> what was learned; time constants in ms. Empty where nothing is learned."""
+    modules = [*(block.neurons for block in network.blocks), network.output]
+    result: dict[str, dict[str, np.ndarray]] = {}
+    for k, neurons in enumerate(modules):
+        values = neurons.values()
+        learned = dict(zip(VALUES, (values.lam_m, values.lam_s, values.lam_w, values.a, values.b), strict=True))
+        for name, value in learned.items():
+            if value is None or not (neurons.learned_decays or name in ("a", "b")):
+                continue
+            value = value.double().cpu()
+            is_time = name.startswith("tau")
+            array = (-dt_ms / value.log() if is_time else value).numpy()
+            result.setdefault(name, {})[layer_name(k, len(modules))] = array
+    return result
+
+
+@plt.rc_context(STYLE)
+def draw_learned(values: dict[str, dict[str, np.ndarray]]) -> Figure:
+    """A histogram of each learned value, the layers over one another."""
+    figure, axes = plt.subplots(len(values), squeeze=False, figsize=(WIDTH, 0.4 + 1.5 * len(values)))
+    layers = list(dict.fromkeys(layer for of_layers in values.values() for layer in of_layers))
+    for axis, (name, of_layers) in zip(axes[:, 0], values.items(), strict=True):
+        title, unit = VALUES[name]
+        everything = np.concatenate(list(of_layers.values()))
+        if unit == "ms":  # these spread over decades
+            low, high = everything.min() / 1.05, everything.max() * 1.05
+            edges = np.geomspace(low, high, BINS + 1)
+            axis.set_xscale("log")
+        else:
+            low, high = 0, 1
+            edges = np.linspace(0, 1, BINS + 1)
+        for layer, array in of_layers.items():
+            axis.hist(
+                array, edges, histtype="step", lw=1.4, color=LAYERS[layers.index(layer) % len(LAYERS)], label=layer
+            )
+        axis.set(xlabel=f"{title} (ms)" if unit == "ms" else title, ylabel="neurons", xlim=(low, high))
+        if unit == "ms":
+            readable_log_axis(axis.xaxis)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=len(layers), frameon=False)
+    return figure
+
+
+def readable_log_axis(axis: matplotlib.axis.Axis) -> None:
+    """Plain numbers at 1, 2 and 5 of each decade."""
+    axis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+    axis.set_minor_locator(matplotlib.ticker.NullLocator())
+
+
+@plt.rc_context(STYLE)
+def draw_learning(rows: Sequence[dict], best_epoch: int) -> Figure:
+    """The curves of metrics.jsonl by epoch: losses, accuracies and spikes on what was held out."""
+    groups = [
+        ("loss", [("train_loss", "training", BLACK, "-"), ("validation_loss", "held out", BLUE, "--")]),
+        (
+            "accuracy, held out (%)",
+            [*((f"validation_{c}_accuracy", *rest) for c, *rest in CODES), ("validation_accuracy", "", BLUE, "-")],
+        ),
+        ("spikes per neuron", [("validation_spikes_per_neuron", "", BLUE, "-")]),
+    ]
+    groups = [(label, [curve for curve in curves if curve[0] in rows[0]]) for label, curves in groups]
+    groups = [(label, curves) for label, curves in groups if curves]
+    figure, axes = plt.subplots(len(groups), sharex=True, squeeze=False, figsize=(WIDTH, 0.4 + 1.6 * len(groups)))
+    epochs = [row["epoch"] for row in rows]
+    for axis, (label, curves) in zip(axes[:, 0], groups, strict=True):
+        for name, words, colour, style in curves:
+            axis.plot(epochs, [row.get(name, np.nan) for row in rows], color=colour, ls=style, label=words)
+        axis.axvline(best_epoch, color=DARK, lw=0.8, ls=":")
+        axis.set_ylabel(label)
+        axis.grid(color=GREY, lw=0.4)
+        if len(curves) > 1:
+            axis.legend(frameon=False)
+    axes[0, 0].annotate(" this checkpoint", (best_epoch, 1), xycoords=("data", "axes fraction"), va="top", fontsize=8)
+    axes[-1, 0].set_xlabel("epoch")
+    return figure

@@ -8,6 +8,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from matplotlib import pyplot as plt
+
+from snn import report
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -75,12 +78,21 @@ TINY = (
 )
 
 
+def unpainted(figure: plt.Figure) -> bytes:
+    """In place of `report.png`: the figure is made, but not painted, which takes seconds a report."""
+    plt.close(figure)
+    return b"\x89PNG, not painted"
+
+
 @pytest.fixture
-def program(tmp_path: Path, monkeypatch, capfd):
+def program(tmp_path: Path, monkeypatch, capfd, request):
     """Run a script in a folder of its own: program("train.py --epochs 1") -> CompletedProcess.
 
-    It runs in this process, from its first line to its exit code, because starting torch takes seconds.
+    It runs in this process, from its first line to its exit code, because starting torch takes seconds. Pictures are
+    painted for a test that is marked so.
     """
+    if request.node.get_closest_marker("painted") is None:
+        monkeypatch.setattr(report, "png", unpainted)
 
     def run(command: str) -> subprocess.CompletedProcess:
         script, *words = command.split()

@@ -1,10 +1,16 @@
 """Accuracies, delays and spike counts against a slow version that looks at one sample at a time."""
 
+import numpy as np
 import pytest
 import torch
 
-from snn.evaluation import Evaluation, delay_steps
+from datasets.events import Bins, counts
+from snn.coding import first_times, fr_decision, fs_decision
+from snn.evaluation import PERCENTILES, Evaluation, delay_steps, evaluate, operations
 from snn.network import Activity
+from tests.test_network import build, image_events, small_conv
+from tests.test_streaming import DT_MS, N_RECORDINGS, T_EMPTY, VARIANTS, decide, make_stream, recordings, trained
+from tests.test_streaming import T as T_EVENTS
 
 
 def random_activity(B: int, seed: int, rate: float = 0.04) -> tuple[Activity, torch.Tensor]:
@@ -44,11 +50,15 @@ def events_of(B: int) -> torch.Tensor:
     return torch.randint(0, 6, (20, B), generator=random) * (torch.rand(20, B, generator=random) < 0.7)
 
 
+def operations_of(B: int) -> torch.Tensor:
+    return 7.0 * events_of(B)
+
+
 def test_accuracy_over_events_cuts_each_sample_by_its_own_events():
     evaluation = Evaluation(neurons=[6, 4])
     batches = [random_activity(B, seed, rate=0.2) for B, seed in ((30, 0), (7, 1))]
     for activity, target in batches:
-        evaluation.add(activity, target, events_of(len(target)))
+        evaluation.add(activity, target, events_of(len(target)), operations_of(len(target)))
     curves = evaluation.anytime(dt_ms=1.0)
     assert curves["events"][0] == 0
     assert curves["events"][-1] == max(int(events_of(len(target)).sum(0).max()) for _, target in batches)
@@ -75,15 +85,14 @@ def test_equals_the_slow_version_and_weighs_samples_not_batches():
     expected: dict = {}
     spikes, samples = [0.0, 0.0], 0
     for activity, target in batches:
-        evaluation.add(activity, target, events_of(len(target)))
+        evaluation.add(activity, target, events_of(len(target)), operations_of(len(target)))
         for name, value in slow(activity, target).items():
             old = expected.get(name)
             expected[name] = value if old is None else old + value if isinstance(value, int) else add(old, value)
         spikes = [total + float(s.sum()) for total, s in zip(spikes, activity.layers, strict=True)]
         samples += len(target)
-    assert evaluation.fs_correct == expected["fs"] > 0
-    assert evaluation.fr_correct == expected["fr"] > 0
-    assert evaluation.silent == expected["silent"] >= 3
+    assert expected["fs"] > 0
+    assert expected["fr"] > 0
     over_time = evaluation.anytime(dt_ms=5.0)
     assert over_time["time_ms"][:2] == [5.0, 10.0]
     for code in ("fs", "fr"):
@@ -92,6 +101,8 @@ def test_equals_the_slow_version_and_weighs_samples_not_batches():
     metrics = evaluation.metrics(dt_ms=5.0)
     assert metrics["samples"] == samples == 83
     assert metrics["fs_accuracy"] == pytest.approx(100 * expected["fs"] / 83)
+    assert metrics["fr_accuracy"] == pytest.approx(100 * expected["fr"] / 83)
+    assert metrics["silent_samples"] == expected["silent"] >= 3
     assert metrics["spikes_per_neuron"] == pytest.approx(sum(spikes) / 83 / 10)
     assert metrics["spikes_per_neuron_by_layer"] == pytest.approx([spikes[0] / 83 / 6, spikes[1] / 83 / 4])
     assert metrics["t_d50_ms"] == 5 * metrics["t_d50_steps"]
@@ -110,7 +121,120 @@ def test_delay_is_the_first_step_that_reaches_the_share():
 def test_nothing_right_is_no_number():
     activity = Activity(torch.zeros(5, 2, 3), torch.zeros(5, 2, 3), (torch.zeros(5, 2, 3),))
     evaluation = Evaluation(neurons=[3])
-    evaluation.add(activity, torch.tensor([1, 2]), torch.ones(5, 2))
+    evaluation.add(activity, torch.tensor([1, 2]), torch.ones(5, 2), torch.ones(5, 2))
     metrics = evaluation.metrics(1.0)
     assert metrics["t_d50_ms"] is None
     assert metrics["silent_samples"] == 2
+
+
+def test_details_against_one_sample_at_a_time():
+    """Classes, confusion, first spikes, silent targets, rates and the cost up to the decision."""
+    evaluation = Evaluation(neurons=[6, 4])
+    rows = []
+    for activity, target in (random_activity(40, 0), random_activity(7, 1, rate=0.2)):
+        evaluation.add(activity, target, events_of(len(target)), operations_of(len(target)))
+        t_BN = first_times(activity.s_TBN, activity.h_TBN)
+        fs, fr = fs_decision(t_BN), fr_decision(activity.s_TBN.sum(0))
+        for b in range(len(target)):
+            first = int(t_BN[b].min())
+            steps = min(first, 20)
+            rows.append(
+                {
+                    "target": int(target[b]),
+                    "fs": int(fs[b]),
+                    "fr": int(fr[b]),
+                    "first": first,
+                    "silent_target": not activity.s_TBN[:, b, target[b]].any(),
+                    "events": int(events_of(len(target))[:steps, b].sum()),
+                    "operations": int(operations_of(len(target))[:steps, b].sum()),
+                    "steps": steps,
+                    "spikes": activity.layers[0][:, b].sum(0).numpy(),
+                }
+            )
+    details = evaluation.details(dt_ms=5.0)
+    for code in ("fs", "fr"):
+        expected = np.zeros((4, 4), int)
+        for row in rows:
+            expected[row["target"], row[code]] += 1
+        assert details["confusion"][code] == expected.tolist()
+        low, high = details[f"{code}_accuracy_interval"]
+        assert low < 100 * np.trace(expected) / 47 < high
+    assert details["silent_targets"] == sum(row["silent_target"] for row in rows) > 0
+    for label, of_class in enumerate(details["by_class"]):
+        mine = [row for row in rows if row["target"] == label]
+        assert of_class["samples"] == len(mine)
+        assert of_class["fs_accuracy"] == pytest.approx(100 * np.mean([row["fs"] == label for row in mine]))
+        assert of_class["silent_samples"] == sum(row["first"] > 20 for row in mine)
+        firsts = [5 * row["first"] for row in mine if row["first"] <= 20]
+        assert of_class["first_spike_ms_percentiles"] == pytest.approx(np.percentile(firsts, PERCENTILES))
+    to_decision, whole = details["cost"]["to_decision"], details["cost"]["whole_window"]
+    for name, key in (("steps", "steps"), ("events", "events"), ("synaptic ops", "operations")):
+        assert to_decision[name] == pytest.approx(np.mean([row[key] for row in rows]))
+        assert to_decision[name] < whole[name]
+    assert to_decision["neuron updates"] == pytest.approx(10 * to_decision["steps"])
+    assert whole["steps"] == 20
+    rates = np.mean([row["spikes"] for row in rows], 0)
+    assert details["spikes_per_sample"]["of_neurons_by_layer"][0] == pytest.approx(np.percentile(rates, PERCENTILES))
+
+
+@pytest.mark.parametrize("changes", VARIANTS, ids=str)
+def test_the_cost_of_a_decision_is_that_of_the_stream(changes):
+    """Sample by sample: steps, events, synaptic operations, spikes, up to the decision and of the whole window."""
+    network = trained(**changes)
+    x_TBC = counts(recordings(), np.arange(N_RECORDINGS), Bins(DT_MS, T_EVENTS, T_EMPTY, 30))
+    goal = lambda activity, target_B: torch.tensor(0.0)  # noqa: E731
+    target_B = torch.zeros(N_RECORDINGS, dtype=torch.int64)
+    seen = evaluate(network.folded(), [(x_TBC, target_B)], goal, torch.device("cpu")).samples()
+    assert len(set(seen.first_step.tolist())) > 1
+    for r in range(N_RECORDINGS):
+        stream, whole = make_stream(network), make_stream(network, stops=False)
+        decision = decide(stream, r, 10)
+        data = recordings()
+        whole.reset()
+        whole.push(*(column[slice(*data.offsets[r : r + 2])] for column in (data.times, data.channels)))
+        whole.finish()
+        assert seen.fs_label[r] == decision.label
+        assert stream.work.steps == seen.steps_to_decision[r]
+        assert stream.work.events == seen.events_to_decision[r]
+        assert stream.work.synaptic_operations == seen.operations_to_decision[r]
+        assert whole.work.events == seen.events[r]
+        assert whole.work.synaptic_operations == seen.operations[r]
+        assert list(whole.work.spikes) == seen.layer_spikes[r].tolist()
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_operations_of_convolutions_are_the_weights_that_an_entry_meets(stride):
+    """Each layer again with weights of 1: what comes out of it, summed, is the number of additions."""
+    layers = (f"6C3S{stride}", "P2", "4C3", "9R", "8F") if stride == 1 else ("6C3S2", "4C3S2", "9R")
+    network = build(small_conv(layers=layers)).eval()
+    x_TBC = (image_events() > 0).float()
+    with torch.no_grad():
+        activity = network(x_TBC)
+        counted_TB = operations(network, x_TBC, activity.layers)
+        expected_TB = torch.zeros_like(counted_TB)
+
+        def count(module, inputs, outputs):
+            weight = module.weight.clone()
+            module.weight.fill_(1)
+            expected_TB.add_(module._product(inputs[0]).reshape(*expected_TB.shape, -1).sum(2))
+            module.weight.copy_(weight)
+
+        network.reset()
+        hooks = [
+            block.linear.register_forward_hook(count) for block in network.blocks if hasattr(block.linear, "shape")
+        ]
+        network(x_TBC)
+        for hook in hooks:
+            hook.remove()
+        full = [
+            (block, s) for block, s in zip(network.blocks, activity.layers, strict=False) if block.neurons.V is not None
+        ]
+        assert full
+        for k, block in enumerate(network.blocks):
+            if hasattr(block.linear, "out_features"):
+                expected_TB += activity.layers[k - 1].sum(2) * block.linear.out_features
+        for _, s_TBN in full:
+            assert s_TBN.any()
+            expected_TB[1:] += s_TBN[:-1].sum(2) * s_TBN.shape[2]
+        expected_TB += activity.layers[-2].sum(2) * network.readout.out_features
+    assert torch.equal(counted_TB, expected_TB)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from snn import config
 from snn.errors import InputError
 from snn.ttfs import layers
-from snn.ttfs.evaluation import evaluate
+from snn.ttfs.evaluation import Evaluation, examine
 from snn.ttfs.network import Network, silent_neurons_drive
 from snn.ttfs.simulation import Simulation
 
@@ -206,8 +206,12 @@ def test_evaluation_by_hand():
     # image 0: only input 0, at 0: neuron 0 at .5 / 1.5, neuron 1 silent; image 1: both at 0: neuron 0 the same,
     # neuron 1 has no drive, so silent
     x = torch.tensor([[1.0, 0.0], [1.0, 1.0]]).view(2, 1, 1, 2)
-    result = evaluate(network, [(x, torch.tensor([0, 1]))], torch.device("cpu"), Simulation(network).run)
+    result = Evaluation()
+    examine(network, x, torch.tensor([0, 1]), torch.device("cpu"), result, Simulation(network).run)
     metrics = result.metrics()
+    assert result.details()["confusion"] == [[1, 0], [1, 0]]
+    low, high = result.details()["accuracy_interval"]
+    assert low < 50 < high
     assert metrics["accuracy"] == 50
     assert metrics["spikes_per_neuron_by_layer"] == [0.5]
     # image 0: 1 spike at 2 synapses, then 1 at 2; image 1: 2 at 2 each, then 1 at 2

@@ -4,31 +4,51 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from snn import statistics
 from snn.ttfs.layers import DirectEncoder
 from snn.ttfs.network import Network
 
 BINS = 20  # of a spike-time histogram, over [0, T]
-SUMS = ("images", "correct", "loss", "spikes", "operations", "histograms")
+SUMS = ("targets", "labels", "loss", "spikes", "operations", "histograms")
 
 
 @dataclass
 class Evaluation:
     """Sums over images, never means of batches, so that each image weighs the same."""
 
-    images: int = 0
-    correct: int = 0
+    targets: list[Tensor] = field(default_factory=list)  # of each batch, (B,)
+    labels: list[Tensor] = field(default_factory=list)  # what was decided
+    classes: int = 0
     loss: float = 0.0
     disagreements: int | None = None  # with a simulation over time, if there is one
     neurons: list[int] = field(default_factory=list)  # per layer
     spikes: Tensor | float = 0.0  # (layers,) float64
     operations: Tensor | float = 0.0  # (layers + readout,) float64: a spike at a synapse
-    dense_operations: list[int] = field(default_factory=list)  # synapses of each, if every input fired
+    fan_outs: list[Tensor] = field(default_factory=list)  # of each, the synapses of every input
     multiplications: int = 0  # of a direct encoder, per image
     histograms: Tensor | int = 0  # (layers, BINS) int64
+
+    @property
+    def images(self) -> int:
+        return sum(map(len, self.targets))
+
+    def decisions(self) -> tuple[np.ndarray, np.ndarray]:
+        """(n,) true classes and (n,) decisions, in the order of the images."""
+        return torch.cat(self.targets).numpy(), torch.cat(self.labels).numpy()
+
+    def details(self) -> dict:
+        """What a test says beyond `metrics`."""
+        target_n, label_n = self.decisions()
+        low, high = statistics.wilson(int((target_n == label_n).sum()), self.images)
+        return {
+            "accuracy_interval": [100 * low, 100 * high],
+            "confusion": statistics.confusion(target_n, label_n, self.classes).tolist(),
+        }
 
     def __add__(self, other: "Evaluation") -> "Evaluation":
         """Of the images of both. A part may be without images, and then knows nothing of the network."""
@@ -37,17 +57,18 @@ class Evaluation:
 
     def metrics(self) -> dict:
         """Plain numbers, accuracy in percent."""
+        target_n, label_n = self.decisions()
         shares = [float(spikes) / self.images / n for spikes, n in zip(self.spikes, self.neurons, strict=True)]
         operations = (self.operations / self.images).tolist()
         metrics = {
             "images": self.images,
             "loss": self.loss / self.images,
-            "accuracy": 100 * self.correct / self.images,
+            "accuracy": 100 * int((target_n == label_n).sum()) / self.images,
             "spikes_per_neuron": float(self.spikes.sum()) / self.images / sum(self.neurons),
             "spikes_per_neuron_by_layer": shares,
             "synaptic_operations_per_image": sum(operations),
             "synaptic_operations_by_layer": operations,
-            "synapses": sum(self.dense_operations),
+            "synapses": sum(int(fan_out.sum()) for fan_out in self.fan_outs),
             "encoder_multiplications_per_image": self.multiplications,
             # the image comes in the first window, layer k fires in window k + 1, the readout's clock ends at 2T
             "latency_windows": len(self.neurons) + 2,
@@ -58,44 +79,51 @@ class Evaluation:
 
 
 @torch.inference_mode()
-def evaluate(
+def examine(
     network: Network,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    x_BCHW: Tensor,
+    target_B: Tensor,
     device: torch.device,
+    result: Evaluation,
     simulate: Callable[[Tensor], tuple[Tensor, list[Tensor]]] | None = None,
-) -> Evaluation:
-    """Run the network over all batches of (pixels (B, C, H, W), labels (B,)).
+) -> None:
+    """Run the network over a batch of pixels and labels, into `result`.
 
     `simulate` runs the same images another way; the images it decides otherwise are counted.
     """
     network.eval()
-    result = Evaluation(disagreements=None if simulate is None else 0)
-    fan_outs: list[Tensor] = []
+    x_BCHW, target_B = x_BCHW.to(device), target_B.to(device)
+    V_BN, passages, t_out = network(x_BCHW)
+    decision_B = V_BN.argmax(1)
+    result.targets.append(target_B.cpu())
+    result.labels.append(decision_B.cpu())
+    result.loss += float(F.cross_entropy(V_BN, target_B, reduction="sum"))
+    if simulate is not None:
+        disagree = int((simulate(x_BCHW)[0].argmax(1) != decision_B).sum())
+        result.disagreements = (result.disagreements or 0) + disagree
+    if not result.fan_outs:
+        result.fan_outs = [layer.fan_out(t_in.shape[1:]) for layer, t_in, _ in passages]
+        result.fan_outs.append(V_BN.new_full(t_out.shape[1:], V_BN.shape[1]))
+        result.classes = V_BN.shape[1]
+        result.neurons = [t[0].numel() for _, _, t in passages]
+        if isinstance(network.encoder, DirectEncoder):
+            result.multiplications = int(network.encoder.layer.fan_out(x_BCHW.shape[1:]).sum())
+    inputs = [*(t_in for _, t_in, _ in passages), t_out]
+    result.operations += torch.stack(
+        [
+            ((t < math.inf).sum(0) * fan_out).sum(dtype=torch.float64)
+            for t, fan_out in zip(inputs, result.fan_outs, strict=True)
+        ]
+    ).cpu()
+    result.spikes += torch.stack([(t < math.inf).sum(dtype=torch.float64) for *_, t in passages]).cpu()
+    result.histograms += (
+        torch.stack([torch.histc(t[t < math.inf], BINS, 0, layer.T) for layer, _, t in passages]).long().cpu()
+    )
+
+
+def evaluate(network: Network, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> Evaluation:
+    """`examine` over all batches of (pixels (B, C, H, W), labels (B,))."""
+    result = Evaluation()
     for x_BCHW, target_B in batches:
-        x_BCHW, target_B = x_BCHW.to(device), target_B.to(device)
-        V_BN, passages, t_out = network(x_BCHW)
-        decision_B = V_BN.argmax(1)
-        result.images += len(target_B)
-        result.correct += int((decision_B == target_B).sum())
-        result.loss += float(F.cross_entropy(V_BN, target_B, reduction="sum"))
-        if simulate is not None:
-            result.disagreements += int((simulate(x_BCHW)[0].argmax(1) != decision_B).sum())
-        if not fan_outs:
-            fan_outs = [layer.fan_out(t_in.shape[1:]) for layer, t_in, _ in passages]
-            fan_outs.append(V_BN.new_full(t_out.shape[1:], V_BN.shape[1]))
-            result.neurons = [t[0].numel() for _, _, t in passages]
-            result.dense_operations = [int(fan_out.sum()) for fan_out in fan_outs]
-            if isinstance(network.encoder, DirectEncoder):
-                result.multiplications = int(network.encoder.layer.fan_out(x_BCHW.shape[1:]).sum())
-        inputs = [*(t_in for _, t_in, _ in passages), t_out]
-        result.operations += torch.stack(
-            [
-                ((t < math.inf).sum(0) * fan_out).sum(dtype=torch.float64)
-                for t, fan_out in zip(inputs, fan_outs, strict=True)
-            ]
-        ).cpu()
-        result.spikes += torch.stack([(t < math.inf).sum(dtype=torch.float64) for *_, t in passages]).cpu()
-        result.histograms += (
-            torch.stack([torch.histc(t[t < math.inf], BINS, 0, layer.T) for layer, _, t in passages]).long().cpu()
-        )
+        examine(network, x_BCHW, target_B, device, result)
     return result

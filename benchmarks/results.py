@@ -1,0 +1,221 @@
+"""Results of the configurations: train and test over seeds, store what came out, and rebuild the README from it.
+
+    python -m benchmarks.results configs/adlif_digits.yaml --seeds 0 1 2 [words of train.py]
+    python -m benchmarks.results --readme
+
+The first writes results/<configuration>.json: commands, seeds, versions, machine, and each seed's metrics on the test
+split (which chose nothing: the best epoch is chosen on recordings held out from training). The second writes the table
+between the two marker comments of README.md, and the figure docs/results.png, from what is stored and nothing else.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib import pyplot as plt
+from tqdm import tqdm
+
+from snn import cli, config, report
+from snn.errors import InputError
+from snn.files import write_whole
+from snn.machine import machine, versions
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+RESULTS = REPOSITORY / "results"
+FIGURE = REPOSITORY / "docs" / "results.png"
+BEGIN, END = "<!-- results: python -m benchmarks.results --readme -->", "<!-- end of results -->"
+
+# FS accuracy (%) of Liu et al. 2023, means of five runs
+PUBLISHED = {
+    "adlif_shd": "94.08 %",
+    "culif_shd": "87.6 %",
+    "adlif_ntidigits": "92.25 %",
+    "culif_ntidigits": "89.3 %",
+    "culif_dvsgesture": "92.8 %",
+    "culif_dvsplane": "92.7 %",
+}
+COMMAND = ("python", "-m", "benchmarks.results")
+MAY_CHANGE = {"data.path", "data.layout", "data.prepare", "train.device", "train.backend"}  # where data are, what runs
+NOT_A_RESULT = {"smoke"}  # configurations for a look
+# of test.py's metrics, what is stored of each seed
+KEPT = (
+    *("samples", "images", "fs_accuracy", "fr_accuracy", "accuracy", "fs_accuracy_interval", "fr_accuracy_interval"),
+    *("accuracy_interval", "t_d50_ms", "t_d90_ms", "fr_t_d50_ms", "fr_t_d90_ms", "spikes_per_neuron", "silent_samples"),
+    *("silent_targets", "cost", "synaptic_operations_per_image", "synapses", "epoch", "samples_of"),
+)
+
+
+def main() -> None:
+    parser = cli.OneLineParser(description=__doc__.splitlines()[0], allow_abbrev=False)  # --seed is no --seeds
+    parser.add_argument("configuration", type=Path, nargs="?", help="a YAML to train, test and store")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="0 1 2")
+    parser.add_argument("--readme", action="store_true", help="rebuild the README's table and figure")
+    args, words = parser.parse_known_args()
+    if args.readme == (args.configuration is not None):
+        parser.error("give a configuration to run, or --readme")
+    if args.readme:
+        rebuild()
+    else:
+        store(args, words)
+
+
+def store(args: argparse.Namespace, words: Sequence[str]) -> None:
+    """Train and test every seed, in runs/<configuration>_seed<seed>, and write results/<configuration>.json."""
+    path = cli.find_yaml(args.configuration)
+    name, parser = path.stem, cli.Parser("", cli.TRAIN)
+    cfg = config.build(config.read_yaml(path), str(path))
+    changed = parser.override(config.read_yaml(path), parser.parse_args(words), path)
+    if others := [field for field in config.differences(cfg, changed) if field not in MAY_CHANGE]:
+        raise InputError(
+            f"{', '.join(others)}: a stored result is of {path} as it is; write a configuration of its own"
+        )
+    RESULTS.mkdir(exist_ok=True)
+    load, seeds = os.getloadavg()[0], {}
+    for seed in tqdm(args.seeds, name, disable=None):
+        run_name = f"{name}_seed{seed}"
+        started = time.perf_counter()
+        run("train.py", "--path_to_yaml", str(path), "--seed", str(seed), "--save_name", run_name, *words)
+        seconds = time.perf_counter() - started
+        run("test.py", "--load_pt_file", f"runs/{run_name}/best.pt")
+        metrics = json.loads(Path("runs", run_name, "test", "metrics.json").read_text())
+        seeds[str(seed)] = {key: metrics[key] for key in KEPT if key in metrics} | {"train_seconds": round(seconds, 1)}
+        if curves := metrics.get("anytime"):  # the figure is over time
+            seeds[str(seed)]["anytime"] = {key: curve for key, curve in curves.items() if "time" in key}
+    result = {
+        "configuration": f"configs/{path.name}",
+        "command": shlex.join(
+            [*COMMAND, f"configs/{path.name}", "--seeds", *map(str, args.seeds), *without_places(words)]
+        ),
+        "network": describe(cfg),
+        "finished": time.strftime("%Y-%m-%d"),
+        "machine": machine() | {"threads": os.environ.get("OMP_NUM_THREADS", "all"), "load_at_start": round(load, 1)},
+        "versions": versions(),
+        "seeds": seeds,
+    }
+    write_whole(RESULTS / f"{name}.json", json.dumps(result, indent=1) + "\n")
+    print(f"stored in results/{name}.json; python -m benchmarks.results --readme puts it into the README")
+
+
+def run(*command: str) -> None:
+    """One of our programs; its errors are already on the screen."""
+    if code := subprocess.run([sys.executable, str(REPOSITORY / command[0]), *command[1:]]).returncode:
+        raise InputError(f"{command[0]} ended with exit code {code}; nothing was stored")
+
+
+def without_places(words: Sequence[str]) -> list[str]:
+    """The words without the folder of the data, which is this machine's own affair."""
+    return ["DIR" if before == "--path_to_dataset" else word for before, word in zip(["", *words], words, strict=False)]
+
+
+def describe(cfg: config.AnyConfig) -> str:
+    """A network in a few words: 700-256-256-20 AdLIF."""
+    if isinstance(cfg, config.TTFSConfig):
+        return f"{'x'.join(map(str, cfg.data.shape))}, {cfg.ttfs.layers}, {cfg.data.num_classes}; one spike a neuron"
+    layers = [word[:-1] if word.endswith("F") else word for word in cfg.network.layers]
+    first = str(cfg.data.channels) if cfg.data.sensor is None else f"[{','.join(map(str, cfg.data.shape))}]"
+    variant = "" if cfg.network.variant == "spkjelly" else f", {cfg.network.variant}"
+    return "-".join([first, *layers, str(cfg.data.num_classes)]) + f" {cfg.network.neuron}{variant}"
+
+
+def stored() -> dict[str, dict]:
+    """Name of the configuration -> what results/ has of it."""
+    return {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
+
+
+def table(results: dict[str, dict]) -> str:
+    """A row for each configuration of configs/: what was published, and what is stored."""
+    lines = [
+        "| configuration | network | published FS | FS | FR | half and 90 % right by | spikes/neuron |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for path in sorted((REPOSITORY / "configs").glob("*.yaml")):
+        if path.stem in NOT_A_RESULT:
+            continue
+        cfg = config.build(config.read_yaml(path), str(path))
+        cells = [f"`configs/{path.name}`", describe(cfg), PUBLISHED.get(path.stem, "-")]
+        if path.stem not in results:
+            lines.append(row([*cells, "not run", "", "", ""]))
+            continue
+        seeds = list(results[path.stem]["seeds"].values())
+        if "accuracy" in seeds[0]:
+            cells += [mean_of(seeds, "accuracy", 2, " %"), "", ""]
+        else:
+            delays = [mean_of(seeds, key, 0, "") for key in ("t_d50_ms", "t_d90_ms")]
+            cells += [
+                mean_of(seeds, "fs_accuracy", 1, " %"),
+                mean_of(seeds, "fr_accuracy", 1, " %"),
+                f"{' and '.join(delays)} ms",
+            ]
+        lines.append(row([*cells, mean_of(seeds, "spikes_per_neuron", 2, "")]))
+    done = [f"`{name}` {', '.join(result['seeds'])}" for name, result in results.items()]
+    machines = dict.fromkeys(
+        f"{r['machine']['cores']} cores of an {r['machine']['processor']}" for r in results.values()
+    )
+    libraries = dict.fromkeys(f"torch {r['versions']['torch']}" for r in results.values())
+    if done:
+        lines += [
+            "",
+            f"Mean ± std over seeds on the test split ({'; '.join(done)}); {', '.join([*machines, *libraries])}.",
+        ]
+    return "\n".join(lines)
+
+
+def row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def mean_of(seeds: Sequence[dict], key: str, digits: int, unit: str) -> str:
+    """Mean ± std over seeds; of one seed its value; a dash where a seed has none."""
+    values = [seed[key] for seed in seeds]
+    if None in values:
+        return "-"
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{spread}{unit}"
+
+
+def draw(results: dict[str, dict]) -> plt.Figure | None:
+    """Accuracy against time of every stored network that spikes in time, the seeds as a band."""
+    shown = {name: list(result["seeds"].values()) for name, result in results.items()}
+    shown = {name: seeds for name, seeds in shown.items() if "anytime" in seeds[0]}
+    if not shown:
+        return None
+    with plt.rc_context(report.STYLE):
+        figure, axis = plt.subplots(figsize=(report.WIDTH, 3))
+        for k, (name, seeds) in enumerate(shown.items()):
+            colour, time_ms = report.LAYERS[k % len(report.LAYERS)], seeds[0]["anytime"]["time_ms"]
+            for code, words, _, style in report.CODES:
+                curves = list(zip(*(seed["anytime"][f"{code}_accuracy_over_time"] for seed in seeds), strict=True))
+                axis.plot(time_ms, list(map(statistics.mean, curves)), color=colour, ls=style, label=f"{name}, {words}")
+                axis.fill_between(
+                    time_ms, list(map(min, curves)), list(map(max, curves)), color=colour, alpha=0.15, lw=0
+                )
+        axis.set(xlabel="elapsed time (ms)", ylabel="right decisions (%)", ylim=(0, 100), xlim=(0, None))
+        axis.grid(color=report.GREY, lw=0.4)
+        axis.legend(loc="lower right", frameon=False)
+    return figure
+
+
+def rebuild() -> None:
+    """The README between its markers, and the figure."""
+    results, path = stored(), REPOSITORY / "README.md"
+    text = path.read_text()
+    before, found, rest = text.partition(BEGIN)
+    _, closed, after = rest.partition(END)
+    if not (found and closed):
+        raise InputError(f"README.md: the table goes between the lines {BEGIN} and {END}; put them where it belongs")
+    figure = draw(results)
+    if figure is not None:
+        write_whole(FIGURE, report.png(figure))
+    write_whole(path, f"{before}{BEGIN}\n{table(results)}\n{END}{after}")
+    print(f"README.md: {len(results)} stored results" + (f"; drawn: docs/{FIGURE.name}" if figure is not None else ""))
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,87 @@
+"""How long does test.py take, report included? On as many recordings as one likes.
+
+    python -m benchmarks.testing runs/NAME [--recordings 1000] [--rounds 3] [--data DIR]
+
+The run's test file (in the layout of SHD) is repeated up to that number, in a folder of its own, and test.py started
+from nothing each time. Wall clock and processor seconds, medians; the first round compiles kernels and does not count.
+"""
+
+import json
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import h5py
+
+from snn import checkpoint, cli
+from snn.errors import InputError
+from snn.machine import machine
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def main() -> None:
+    parser = cli.OneLineParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path, help="checkpoint, run folder or run name")
+    parser.add_argument("--recordings", type=int, default=1000, help="1000")
+    parser.add_argument("--rounds", type=int, default=3, help="3")
+    parser.add_argument("--data", type=Path, help="folder of the test file, where the run's own is not there")
+    args = parser.parse_args()
+    path = cli.find_checkpoint(args.run)
+    cfg, _ = checkpoint.load(path)
+    source = (args.data or cfg.data.folder) / cfg.data.test_path.name
+    if cfg.data.layout != "shd" or not source.is_file():
+        raise InputError(f"{source}: the run's test file must be there, in the layout of SHD (--data)")
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "run").mkdir()
+        for name in (path, path.with_name("metrics.jsonl"), path.with_name("config.yaml")):
+            if name.is_file():
+                shutil.copy2(name, Path(folder) / "run")
+        repeat(source, Path(folder) / source.name, args.recordings)
+        command = [
+            sys.executable,
+            REPOSITORY / "test.py",
+            "--load_pt_file",
+            f"run/{path.name}",
+            "--path_to_dataset",
+            ".",
+        ]
+        rounds = [measure(command, folder) for _ in range(args.rounds + 1)][1:]
+        metrics = json.loads((Path(folder) / "run" / "test" / "metrics.json").read_text())
+    wall, processor = (statistics.median(column) for column in zip(*rounds, strict=True))
+    threads = os.environ.get("OMP_NUM_THREADS", "all")
+    print(
+        f"test.py, {metrics['samples']} recordings, report included: {wall:.1f} s, {processor:.1f} s of processor "
+        f"({machine()['processor']}, {machine()['cores']} cores, threads: {threads}; load now {os.getloadavg()[0]:.1f})"
+    )
+
+
+def repeat(source: Path, target: Path, n: int) -> None:
+    """The recordings of a file of SHD's layout over and over, up to n."""
+    with h5py.File(source) as file, h5py.File(target, "w") as copy:
+        for name in ("spikes/times", "spikes/units", "labels", "extra/speaker"):
+            if name in file:
+                old = file[name]
+                new = copy.create_dataset(name, (n,), old.dtype)
+                for r in range(n):
+                    new[r] = old[r % len(old)]
+        if "extra/keys" in file:
+            copy["extra/keys"] = file["extra/keys"][()]
+
+
+def measure(command: list, folder: str) -> tuple[float, float]:
+    """Wall clock and processor seconds of a program."""
+    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+    wall, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+    return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,231 @@
+"""Compare two trained networks on the same samples: python compare.py runs/a runs/b
+
+Both must have been tested by test.py on the same data. Prints a table and writes compare.html, with the pictures side
+by side: accuracies and their paired difference (Newcombe's interval, exact McNemar test), delays and their paired
+difference, under each code that both have.
+"""
+
+import json
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from snn import cli, config, page, report, statistics
+from snn.errors import InputError
+from snn.evaluation import NOTHING
+from snn.files import write_whole
+from snn.page import Picture, Section, Table, Tile
+from snn.statistics import Difference
+
+# arrays of samples.npz
+DECISIONS = {"fs_label": "first spike (FS)", "fr_label": "firing rate (FR)", "label": "decision"}
+PICTURES = (  # those worth a look side by side
+    "latencies.png",
+    "confusion_fs.png",
+    "confusion_fr.png",
+    "confusion.png",
+    "rates.png",
+    "learned.png",
+    "spike_times.png",
+    "decision.png",
+    "learning.png",
+)
+
+
+class Tested(NamedTuple):
+    """A run with what its test left."""
+
+    name: str
+    folder: Path
+    metrics: dict
+    samples: dict[str, np.ndarray]
+
+
+def main() -> None:
+    parser = cli.OneLineParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", type=Path, nargs=2, metavar="RUN", help="folder or name of a run, tested by test.py")
+    parser.add_argument("--out", type=Path, default=Path("compare.html"), help="the page (compare.html)")
+    args = parser.parse_args()
+    one, other = (read(path) for path in args.runs)
+    check_same_samples(one, other)
+
+    accuracy, delay = accuracy_table(one, other), delay_table(one, other)
+    for table in (accuracy, delay):
+        print_table(table)
+    classes = class_table(one, other)
+    results = Section(
+        "Results",
+        f"Differences are {other.name} minus {one.name} on the same samples, with intervals of 95 %: Newcombe's for "
+        "accuracies, samples drawn again in pairs for t_d50 and t_d90, Student's for the mean first spike where both "
+        "spoke. p is that of the exact McNemar test: small, if one is right more often.",
+        [accuracy, delay],
+    )
+    sections = [
+        results,
+        Section("Over time", pictures=curves(one, other)),
+        Section("Side by side", pictures=pairs(one, other)),
+        Section("Classes", tables=[classes]),
+        Section("Configurations", "Fields that differ.", tables=configurations(one, other)),
+        Section("Provenance", tables=[provenance(one, other)]),
+    ]
+    tiles = [
+        Tile(f"{row[0]}, difference", row[3].split(" (")[0], f"p = {row[-1]}") for row in accuracy.rows
+    ]  # the interval stands in the table
+    n = len(one.samples["target"])
+    lead = f"{one.name} and {other.name} on the same {n:,} samples of {one.metrics['data']}."
+    write_whole(args.out, page.render(f"{one.name} against {other.name}", lead, tiles, sections))
+    print(f"pictures in {args.out}")
+
+
+def read(path: Path) -> Tested:
+    """What test.py left of a run: by its folder, its name, its checkpoint, or the folder of the test itself."""
+    beside = path.parent / "test" if path.is_file() else Path("runs") / path.name.removesuffix(".pt") / "test"
+    candidates = (path, path / "test", beside)
+    folder = next((folder for folder in candidates if (folder / "metrics.json").is_file()), None)
+    if folder is None:
+        raise InputError(f"{path}: not tested yet; run python test.py --load_pt_file {path} first")
+    again = f"test it again: python test.py --load_pt_file {folder.parent}"
+    try:
+        metrics = json.loads((folder / "metrics.json").read_text())
+        with np.load(folder / "samples.npz") as file:
+            samples = dict(file)
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError):
+        raise InputError(f"{folder}: has no readable metrics.json with its samples.npz; {again}") from None
+    if not isinstance(metrics, dict) or "samples_of" not in metrics or "target" not in samples:
+        raise InputError(f"{folder}: was written by an older test.py; {again}")
+    name = folder.absolute().parent.name + folder.name.removeprefix("test").replace("_", "/", 1)
+    return Tested(name, folder, metrics, samples)
+
+
+def check_same_samples(one: Tested, other: Tested) -> None:
+    """InputError if the two were tested on different data."""
+    if one.metrics["samples_of"] == other.metrics["samples_of"]:
+        return
+    data = (f"{run.metrics['data']} ({len(run.samples['target'])} samples)" for run in (one, other))
+    raise InputError(
+        f"{one.name} and {other.name} were tested on different data: {' and '.join(data)}; test both on the same: "
+        f"python test.py --load_pt_file {one.folder.parent} {other.folder.parent} --path_to_dataset DIR"
+    )
+
+
+def codes(one: Tested, other: Tested) -> list[str]:
+    """The decisions that both have."""
+    return [name for name in DECISIONS if name in one.samples and name in other.samples]
+
+
+def accuracy_table(one: Tested, other: Tested) -> Table:
+    """A row for each code."""
+    rows = []
+    for name in codes(one, other):
+        right = [run.samples[name] == run.samples["target"] for run in (one, other)]
+        alone = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
+        value, low, high = (100 * share for share in statistics.paired_proportions(*right))
+        rows.append(
+            (
+                DECISIONS[name],
+                *(f"{100 * right_n.mean():.2f} %" for right_n in right),
+                f"{value:+.2f} points ({low:+.2f} to {high:+.2f})",
+                *map(str, alone),
+                f"{statistics.mcnemar(*right):.3g}",
+            )
+        )
+    head = ("accuracy", one.name, other.name, "difference", "right: first alone", "second alone", "p (McNemar)")
+    return Table(head, rows, "Accuracy")
+
+
+def delay_table(one: Tested, other: Tested) -> Table:
+    """Delays of networks that spike in time; no rows for others."""
+    rows = []
+    if all("fs_right" in run.samples for run in (one, other)):
+        dt_ms = one.metrics["dt_ms"], other.metrics["dt_ms"]
+        for code in ("fs", "fr"):
+            right = [run.samples[f"{code}_right"] for run in (one, other)]
+            for percent in (50, 90):
+                name = f"{'' if code == 'fs' else 'fr_'}t_d{percent}_ms"
+                difference = statistics.paired_delays(*right, percent, dt_ms)
+                values = (page.ms(run.metrics[name]) for run in (one, other))
+                rows.append((f"t_d{percent}, {code.upper()}", *values, said(difference)))
+        steps = [run.samples["first_step"] for run in (one, other)]
+        both = (steps[0] != NOTHING) & (steps[1] != NOTHING)
+        times = [each[both] * dt for each, dt in zip(steps, dt_ms, strict=True)]
+        means = (f"{time.mean():.1f} ms" if both.any() else page.DASH for time in times)
+        rows.append((f"mean first spike, {both.sum()} samples", *means, said(statistics.paired_mean(*times))))
+    return Table(("delay", one.name, other.name, "difference"), rows, "Delay")
+
+
+def said(difference: Difference) -> str:
+    """A difference of delays in words."""
+    value, low, high = difference
+    if value is None:
+        return page.DASH
+    return f"{value:+.1f} ms" + ("" if low is None else f" ({low:+.1f} to {high:+.1f})")
+
+
+def class_table(one: Tested, other: Tested) -> Table:
+    """Right decisions of each class, under each code."""
+    names, target = one.metrics["class_names"], one.samples["target"]
+    rows = []
+    for label, name in enumerate(names):
+        is_of_class = target == label
+        cells = [str(is_of_class.sum())]
+        for decision in codes(one, other):
+            cells += [str(int((run.samples[decision][is_of_class] == label).sum())) for run in (one, other)]
+        rows.append((name, *cells))
+    heads = [f"{DECISIONS[decision]}: {run.name}" for decision in codes(one, other) for run in (one, other)]
+    return Table(("class", "samples", *heads), rows, "Right decisions by class")
+
+
+def curves(one: Tested, other: Tested) -> list[Picture]:
+    """Accuracy over time of both in one picture."""
+    if not all("anytime" in run.metrics for run in (one, other)):
+        return []
+    figure = report.draw_anytime({run.name: run.metrics["anytime"] for run in (one, other)})
+    return [Picture(report.png(figure), "Right decisions against elapsed time and events seen, under both codes")]
+
+
+def pairs(one: Tested, other: Tested) -> list[Picture]:
+    """What both tests drew."""
+    return [
+        Picture((run.folder / name).read_bytes(), f"{run.name}: {name}")
+        for name in PICTURES
+        if all((run.folder / name).is_file() for run in (one, other))
+        for run in (one, other)
+    ]
+
+
+def configurations(one: Tested, other: Tested) -> list[Table]:
+    """The fields that differ; nothing where a run has lost its config.yaml."""
+    paths = [run.folder.parent / "config.yaml" for run in (one, other)]
+    if not all(path.is_file() for path in paths):
+        return []
+    configs = [config.build(config.read_yaml(path), str(path)) for path in paths]
+    rows = []
+    for field in config.differences(*configs):
+        values = list(configs)
+        for part in field.split("."):
+            values = [getattr(value, part, page.DASH) for value in values]
+        rows.append((field, *map(str, values)))
+    return [Table(("field", one.name, other.name), rows, is_words=True)]
+
+
+def provenance(one: Tested, other: Tested) -> Table:
+    """Where both tests come from."""
+    known = ("checkpoint", "epoch", "seed", "data", "command", "tested", "machine", "versions")
+    rows = [(name, *(str(run.metrics.get(name, page.DASH)) for run in (one, other))) for name in known]
+    return Table(("", one.name, other.name), rows, is_words=True)
+
+
+def print_table(table: Table) -> None:
+    """For people at a terminal."""
+    if not table.rows:
+        return
+    widths = [max(map(len, column)) for column in zip(table.head, *table.rows, strict=True)]
+    for row in (table.head, *table.rows):
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print()
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,102 @@
+"""How sure the numbers of a test are: intervals of 95 %, and two networks on the same samples."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+CONFIDENCE = 0.95
+Z = float(stats.norm.ppf((1 + CONFIDENCE) / 2))
+RESAMPLES = 2000  # of a bootstrap
+AT_ONCE = 100  # of them
+
+
+class Difference(NamedTuple):
+    """An estimate of second minus first, and its interval; None where there is none."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+def wilson(right: int, n: int) -> tuple[float, float]:
+    """The interval of a proportion (Wilson 1927), as shares."""
+    p, half = right / n, Z * math.sqrt(right * (n - right) / n + Z**2 / 4)
+    centre = n * p + Z**2 / 2
+    return max(0.0, (centre - half) / (n + Z**2)), min(1.0, (centre + half) / (n + Z**2))
+
+
+def confusion(target_n: np.ndarray, label_n: np.ndarray, classes: int) -> np.ndarray:
+    """(classes, classes): how many samples of the class of a row were decided for the class of a column."""
+    return np.bincount(target_n * classes + label_n, minlength=classes**2).reshape(classes, classes)
+
+
+def mcnemar(right_1_n: np.ndarray, right_2_n: np.ndarray) -> float:
+    """The exact two-sided p of McNemar's test: are both networks right equally often on these samples?"""
+    first_alone, second_alone = int((right_1_n & ~right_2_n).sum()), int((right_2_n & ~right_1_n).sum())
+    if first_alone + second_alone == 0:
+        return 1.0
+    return float(stats.binomtest(first_alone, first_alone + second_alone).pvalue)
+
+
+def paired_proportions(right_1_n: np.ndarray, right_2_n: np.ndarray) -> Difference:
+    """How much more often the second network is right on the same samples, as a share.
+
+    The interval is method 10 of Newcombe, Statistics in Medicine 17 (1998) 2635: Wilson's limits of both, and how
+    strongly they go together.
+    """
+    n = len(right_1_n)
+    both, neither = int((right_1_n & right_2_n).sum()), int((~right_1_n & ~right_2_n).sum())
+    k_1, k_2 = int(right_1_n.sum()), int(right_2_n.sum())
+    first_alone, second_alone = k_1 - both, k_2 - both
+    margins = math.sqrt(k_1 * (n - k_1) * k_2 * (n - k_2))
+    product = both * neither - first_alone * second_alone
+    phi = (max(product - n / 2, 0) if product > 0 else product) / margins if margins else 0.0
+    p_1, p_2 = k_1 / n, k_2 / n
+    (low_1, high_1), (low_2, high_2) = wilson(k_1, n), wilson(k_2, n)
+
+    def reach(of_1: float, of_2: float) -> float:
+        return math.sqrt(max(0.0, of_1**2 - 2 * phi * of_1 * of_2 + of_2**2))
+
+    value = p_2 - p_1
+    return Difference(value, value - reach(high_1 - p_1, p_2 - low_2), value + reach(p_1 - low_1, high_2 - p_2))
+
+
+def paired_mean(x_1_n: np.ndarray, x_2_n: np.ndarray) -> Difference:
+    """The mean of x_2 - x_1 over pairs, with the interval of Student's t."""
+    d_n = x_2_n - x_1_n
+    if len(d_n) < 2:
+        return Difference(float(d_n.mean()) if len(d_n) else None, None, None)
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(d_n) - 1)) * float(d_n.std(ddof=1)) / math.sqrt(len(d_n))
+    return Difference(float(d_n.mean()), float(d_n.mean()) - half, float(d_n.mean()) + half)
+
+
+def delays(right_RT: np.ndarray, percent: float) -> np.ndarray:
+    """t_d(p) of each curve: the first step, from 1, that reaches p % of its own maximum; NaN where that is 0."""
+    highest_R = right_RT.max(1)
+    reached_RT = right_RT * 100 >= percent * highest_R[:, None]
+    return np.where(highest_R > 0, reached_RT.argmax(1) + 1.0, np.nan)
+
+
+def paired_delays(
+    right_1_nT: np.ndarray, right_2_nT: np.ndarray, percent: float, dt_ms: tuple[float, float]
+) -> Difference:
+    """t_d(p) of the second network minus that of the first (ms), samples drawn again in pairs (bootstrap)."""
+    n = len(right_1_nT)
+    random = np.random.default_rng(0)  # the same files give the same interval
+    right_1_nT, right_2_nT = right_1_nT.astype(np.float32), right_2_nT.astype(np.float32)
+
+    def difference(weights_Rn: np.ndarray) -> np.ndarray:
+        first, second = (delays(weights_Rn @ right_nT, percent) for right_nT in (right_1_nT, right_2_nT))
+        return second * dt_ms[1] - first * dt_ms[0]
+
+    value = float(difference(np.ones((1, n), np.float32))[0])
+    if math.isnan(value):
+        return Difference(None, None, None)
+    drawn = [
+        difference(random.multinomial(n, np.full(n, 1 / n), AT_ONCE).astype(np.float32))
+        for _ in range(RESAMPLES // AT_ONCE)
+    ]
+    low, high = np.nanpercentile(np.concatenate(drawn), [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)])
+    return Difference(value, float(low), float(high))

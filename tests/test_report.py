@@ -1,0 +1,314 @@
+"""Tests of one network and of many, the page they leave, and two networks compared: as a user runs them."""
+
+import base64
+import errno
+import json
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from matplotlib import pyplot as plt
+
+import tasks
+from snn import checkpoint, config, page, report, statistics
+from snn.files import write_whole
+from snn.network import Network
+from snn.page import Section, Tile
+from snn.ttfs.network import Network as TTFSNetwork
+from tests.conftest import REPOSITORY, assert_one_line, make_events, write_shd
+
+NAMES = ("one", "two & <three>", "four")
+
+
+def small_config(seed: int = 0, **network) -> config.Config:
+    values = config.read_yaml(REPOSITORY / "configs" / "adlif_shd.yaml")
+    values["data"] |= {"dataset_name": "toy", "path": "data", "channels": 40, "num_classes": 3, "T": 20}
+    values["network"] |= {"layers": ["16F", "12R"], "neuron1": {"tau_mem_steps": 5, "tau_syn_steps": 5, "theta": 0.2}}
+    values["network"] |= {"neuron2": {"tau_mem_steps": 5, "tau_syn_steps": 5, "theta": 0.02}} | network
+    values["train"]["seed"] = seed
+    return config.build(values, "test")
+
+
+def save_run(folder: Path, cfg: config.AnyConfig, names: tuple[str, ...] = ("best.pt",)) -> Path:
+    """A run of a network that has learned nothing."""
+    folder.mkdir(parents=True)
+    torch.manual_seed(cfg.train.seed)
+    if isinstance(cfg, config.TTFSConfig):
+        network, validation = TTFSNetwork(cfg.ttfs, cfg.data.shape, cfg.data.num_classes), {"validation_accuracy": 50.0}
+    else:
+        network = Network(cfg.network, cfg.data.shape, cfg.data.num_classes)
+        validation = {"validation_fs_accuracy": 30.0, "validation_fr_accuracy": 20.0}
+    for name in names:
+        checkpoint.save(folder / name, cfg, network, epoch=2)
+    rows = [{"epoch": k, "train_loss": 3.0 / k, "validation_loss": 3.1 / k, **validation} for k in (1, 2)]
+    (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)) + '\n{"epoch": 3, "tra')
+    (folder / "config.yaml").write_text(yaml.safe_dump(cfg.model_dump(mode="json")))
+    return folder
+
+
+@pytest.fixture
+def toy(tmp_path) -> Path:
+    """data/toy_test.h5: 24 recordings of 3 classes, with names; and runs a and b, of two seeds."""
+    path = write_shd(tmp_path / "data" / "toy_test.h5", **make_events(24, 3, 40, 1))
+    import h5py
+
+    with h5py.File(path, "a") as file:
+        file["extra/keys"] = np.array(NAMES, h5py.string_dtype())
+    for seed, name in enumerate("ab"):
+        save_run(tmp_path / "runs" / name, small_config(seed))
+    return tmp_path
+
+
+def read_metrics(run: str) -> dict:
+    return json.loads(Path(run, "test", "metrics.json").read_text())
+
+
+def assert_needs_nothing(html: str) -> None:
+    """No address but places of the page itself, pictures within it."""
+    assert "http" not in re.sub(r"<pre.*?</pre>", "", re.sub(r'src="data:[^"]*"', "", html), flags=re.DOTALL)
+    assert not re.findall(r"<(?:script|link|iframe)|@import|url\(", html)
+    assert all(src.startswith("data:image/") for src in re.findall(r'src="([^"]*)"', html))
+    assert all(href.startswith("#") for href in re.findall(r'href="([^"]*)"', html))
+
+
+def labels_of(figure: plt.Figure) -> set[str]:
+    return {words for axis in figure.axes for words in (axis.get_xlabel(), axis.get_ylabel()) if words}
+
+
+def test_the_page_holds_everything(program, toy, monkeypatch):
+    labels = set()
+    monkeypatch.setattr(report, "draw_rates", noting(report.draw_rates, labels))
+    monkeypatch.setattr(report, "draw_learned", noting(report.draw_learned, labels))
+    monkeypatch.setattr(report, "draw_decision", noting(report.draw_decision, labels))
+    result = program("test.py --load_pt_file a --test_single_delay")
+    assert result.returncode == 0, result.stderr
+    assert labels >= {"time (ms)", "spikes per sample", "membrane time constant (ms)", "output potential"}
+    folder = toy / "runs" / "a" / "test"
+    html, metrics = (folder / "report.html").read_text(), read_metrics("runs/a")
+    assert_needs_nothing(html)
+    assert f"{metrics['fs_accuracy']:.2f} %" in html
+    assert page.interval(metrics["fs_accuracy_interval"]) in html
+    assert "two &amp; &lt;three&gt;" in html
+    assert "<three>" not in html
+    for title in ("Results", "Decisions", "Delay", "Classes", "Activity", "Learned neurons", "Training", "Provenance"):
+        assert f">{title}</h2>" in html
+    assert ">Energy</h2>" not in html
+    assert "layers: [16F, 12R]" in html
+    assert metrics["versions"]["torch"] in html
+    # each picture stands in the page and as PNG beside it
+    drawn = re.findall(r"\((\w+\.png)\)</figcaption>", html)
+    assert {path.name for path in folder.glob("*.png")} == set(drawn)
+    assert {"anytime.png", "latencies.png", "confusion_fs.png", "learned.png", "learning.png", "rates.png"} < set(drawn)
+    for name, content in zip(drawn, re.findall(r'src="data:image/png;base64,([^"]*)"', html), strict=True):
+        assert base64.b64decode(content) == (folder / name).read_bytes()
+    assert not list(folder.glob(".*"))
+
+
+def noting(draw, labels: set[str]):
+    """The same, and the words at its axes go to `labels`."""
+
+    def drawn(*words, **more):
+        figure = draw(*words, **more)
+        labels.update(labels_of(figure))
+        return figure
+
+    return drawn
+
+
+@pytest.mark.slow
+@pytest.mark.painted
+def test_pictures_are_painted(program, toy):
+    assert program("test.py --load_pt_file a --show --test_single_delay").returncode == 0
+    paths = list((toy / "runs" / "a" / "test").glob("*.png"))
+    assert len(paths) > 12
+    for path in paths:
+        pixels = plt.imread(path)
+        assert pixels.shape[1] == 5 * report.DPI
+        assert 0.01 < np.mean(pixels[..., :3] < 0.9) < 0.9  # neither blank nor full
+
+
+def test_an_energy_has_its_section():
+    energy = {"of a decision": {"value": 1234.5, "unit": "nJ", "source": "45 nm <CMOS>"}}
+    html = page.render(
+        "x", "", [Tile("a", "1")], [Section("Energy", tables=[page.energy_table(energy)]), Section("No")]
+    )
+    assert "1,234 nJ" in html
+    assert "45 nm &lt;CMOS&gt;" in html
+    assert ">No</h2>" not in html
+
+
+def test_many_at_once(program, toy, monkeypatch):
+    """A row each, in one pass; the seeds of one configuration together; each folder as if tested alone."""
+    save_run(toy / "runs" / "c", small_config(2, neuron="CuAdLIF"), ("best.pt", "last.pt"))
+    assert program("test.py --load_pt_file a").returncode == 0
+    alone = read_metrics("runs/a")
+    reads = []
+    read = tasks.read_recordings
+    monkeypatch.setattr(tasks, "read_recordings", lambda *words: reads.append(words) or read(*words))
+    result = program("test.py --load_pt_file a runs/b runs/c/best.pt runs/c/last.pt a --test-batch-size 10")
+    assert result.returncode == 0, result.stderr
+    assert len(reads) == 1
+    lines = result.stdout.splitlines()
+    assert [line.split()[0] for line in lines[:6]] == ["run", "a", "b", "c", "c/last.pt", "mean"]
+    accuracies = [read_metrics(f"runs/{name}")["fs_accuracy"] for name in "ab"]
+    assert f"{accuracies[0]:.2f}" in lines[1]
+    assert f"{np.mean(accuracies):.2f} ± {np.std(accuracies, ddof=1):.2f}" in lines[5]
+    assert "2 seeds" in lines[5]
+    together = read_metrics("runs/a")
+    assert together["loss"] == pytest.approx(alone["loss"])
+    varies = {"loss", "command", "tested"}
+    assert {k: v for k, v in together.items() if k not in varies} == {k: v for k, v in alone.items() if k not in varies}
+    assert (toy / "runs" / "c" / "test_last" / "report.html").is_file()
+    assert read_metrics("runs/c")["checkpoint"] == "runs/c/best.pt"
+
+
+def ttfs_config(seed: int = 0) -> config.TTFSConfig:
+    values = config.read_yaml(REPOSITORY / "configs" / "ttfs_mnist_mlp.yaml")
+    values["data"] |= {"dataset_name": "toy", "path": "data", "layout": "npz", "shape": [1, 6, 6], "num_classes": 3}
+    values["ttfs"]["layers"] = "8F"
+    values["train"]["seed"] = seed
+    return config.build(values, "test")
+
+
+def test_networks_that_spike_once(program, toy):
+    """The same page, rows, and comparison as far as they apply; also together with the other kind."""
+    random = np.random.default_rng(0)
+    x, y = random.integers(0, 256, (30, 6, 6), np.uint8), np.arange(30) % 3
+    np.savez(toy / "data" / "toy.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    for seed, name in enumerate("xy"):
+        save_run(toy / "runs" / name, ttfs_config(seed))
+    result = program("test.py --load_pt_file x a y")
+    assert result.returncode == 0, result.stderr
+    metrics = read_metrics("runs/x")
+    low, high = metrics["accuracy_interval"]
+    assert low < metrics["accuracy"] < high
+    assert np.sum(metrics["confusion"]) == 30
+    assert re.search(r"^mean ± std, toy_ttfs_8F +2 seeds", result.stdout, re.MULTILINE)
+    assert re.search(r"^a +0 ", result.stdout, re.MULTILINE)
+    html = (toy / "runs" / "x" / "test" / "report.html").read_text()
+    assert_needs_nothing(html)
+    assert f"{metrics['accuracy']:.2f} %" in html
+    compared = program("compare.py x y")
+    assert compared.returncode == 0, compared.stderr
+    assert f"{metrics['accuracy']:.2f} %" in compared.stdout
+    assert_one_line(program("compare.py x a"), "x and a were tested on different data")
+
+
+def check_samples(toy: Path) -> None:
+    """samples.npz of run a is what its metrics sum."""
+    metrics, samples = read_metrics("runs/a"), np.load(toy / "runs" / "a" / "test" / "samples.npz")
+    target = samples["target"]
+    assert len(target) == metrics["samples"] == 24
+    for code in ("fs", "fr"):
+        assert metrics[f"{code}_accuracy"] == pytest.approx(100 * np.mean(samples[f"{code}_label"] == target))
+        curve = metrics["anytime"][f"{code}_accuracy_over_time"]
+        assert curve == pytest.approx(100 * samples[f"{code}_right"].mean(0))
+    assert metrics["silent_samples"] == (samples["first_step"] == -1).sum()
+    assert metrics["cost"]["whole_window"]["synaptic ops"] == pytest.approx(samples["operations"].mean())
+    assert metrics["cost"]["to_decision"]["events"] == pytest.approx(samples["events_to_decision"].mean())
+    assert samples["output_spikes"].sum() == samples["layer_spikes"][:, -1].sum() > 0
+    by_class = [of_class["samples"] for of_class in metrics["by_class"]]
+    assert by_class == np.bincount(target).tolist()
+    assert np.sum(metrics["confusion"]["fs"]) == 24
+
+
+def test_compare(program, toy):
+    """Samples are what the metrics sum, and its numbers are theirs; the page shows both. Then what it refuses."""
+    assert_one_line(program("compare.py a b"), "a: not tested yet; run python test.py --load_pt_file a first")
+    assert program("test.py --load_pt_file a b --test-batch-size 7").returncode == 0
+    check_samples(toy)
+    result = program("compare.py runs/a runs/b/best.pt")
+    assert result.returncode == 0, result.stderr
+    one, other = (np.load(toy / "runs" / name / "test" / "samples.npz") for name in "ab")
+    for code in ("fs", "fr"):
+        right = [each[f"{code}_label"] == each["target"] for each in (one, other)]
+        value, low, high = (100 * share for share in statistics.paired_proportions(*right))
+        assert f"{value:+.2f} points ({low:+.2f} to {high:+.2f})" in result.stdout
+        assert f"{statistics.mcnemar(*right):.3g}" in result.stdout
+    assert min(one["first_step"].max(), other["first_step"].max()) > 0
+    both = (one["first_step"] > 0) & (other["first_step"] > 0)
+    mean = 10 * float(np.mean(other["first_step"][both] - one["first_step"][both]))
+    assert f"mean first spike, {both.sum()} samples" in result.stdout
+    assert f"{mean:+.1f} ms" in result.stdout
+    html = (toy / "compare.html").read_text()
+    assert_needs_nothing(html)
+    assert "train.seed" in html
+    assert html.count("data:image/png") == 1 + 2 * len(re.findall(r"<figcaption>a: \w+\.png", html)) > 8
+    same = program("compare.py a a --out same.html")
+    assert "+0.00 points" in same.stdout
+    assert (toy / "same.html").is_file()
+
+    path = toy / "runs" / "b" / "test" / "metrics.json"
+    metrics = read_metrics("runs/b")
+    path.write_text(json.dumps(metrics | {"samples_of": "another", "data": "data/other_test.h5"}))
+    refused = program("compare.py a b")
+    assert_one_line(
+        refused, "different data: data/toy_test.h5 (24 samples) and data/other_test.h5", "test both on the same"
+    )
+    path.write_text('{"samples": 24}')
+    assert_one_line(program("compare.py a b"), "runs/b/test: was written by an older test.py")
+    samples = path.with_name("samples.npz")
+    samples.write_bytes(samples.read_bytes()[:1000])
+    assert_one_line(program("compare.py a b"), "runs/b/test: has no readable", "test it again: python test.py")
+    assert_one_line(program("compare.py a"), "the following arguments are required: RUN")
+
+
+@pytest.mark.parametrize("kind", ["version", "channels", "classes", "file", "folder", "read-only"])
+def test_bad_input_is_one_line(program, toy, monkeypatch, kind):
+    path, words = toy / "runs" / "a" / "best.pt", ""
+    if kind == "version":
+        content = torch.load(path, weights_only=True)
+        torch.save(content | {"version": 7}, path)
+        message = "runs/a/best.pt: has version 7"
+    elif kind == "channels":
+        words = "--set data.channels=64"
+        message = "they have 64 input channels and 3 classes, it was trained on 40 and 3"
+    elif kind == "classes":
+        words = "--num_classes 4"
+        message = "they have 40 input channels and 4 classes, it was trained on 40 and 3"
+    elif kind == "file":
+        write_shd(toy / "data" / "toy_test.h5", **make_events(24, 3, 80, 1))
+        message = "data/toy_test.h5: recording"
+    elif kind == "folder":
+        (toy / "runs" / "a" / "test").write_text("in the way")
+        message = "runs/a/test: the results cannot be written there (File exists)"
+    else:
+
+        def read_only(path: Path, _):
+            raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+        monkeypatch.setattr(Path, "write_bytes", read_only)
+        message = "runs/b/test: the results cannot be written there (Read-only file system)"
+    assert_one_line(program(f"test.py --load_pt_file b a {words}"), message)
+    if kind != "file":
+        assert not (toy / "runs" / "b" / "test" / "metrics.json").exists()  # found before the work
+
+
+def test_what_was_there_stays_until_the_new_is_whole(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.json"
+    write_whole(path, "before")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space left") as raised:
+        write_whole(path, "after")
+    assert raised.value.filename == str(path)
+    assert path.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_learned_values_are_those_of_the_neurons():
+    """τ = -dt / ln λ in ms; a layer that learns nothing is left out."""
+    network = Network(small_config().network, (40,), 3)
+    values = report.learned_values(network, dt_ms=10.0)
+    assert set(values) == {"tau_m", "tau_w", "a", "b"}
+    assert set(values["tau_m"]) == {"hidden 1", "hidden 2"}
+    assert values["tau_m"]["hidden 1"] == pytest.approx(50.0)  # 5 steps
+    assert values["tau_w"]["hidden 2"] == pytest.approx(1000.0, rel=1e-4)
+    assert values["a"]["hidden 1"] == pytest.approx(network.blocks[0].neurons.a.detach().numpy())

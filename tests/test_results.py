@@ -1,0 +1,116 @@
+"""The README's table is what the stored results say, and nothing else."""
+
+import json
+
+import pytest
+
+from benchmarks import results
+from snn import config
+from snn.errors import InputError
+from tests.conftest import REPOSITORY
+
+
+def seed(accuracy: float, delay: float | None = 300.0) -> dict:
+    curves = {f"{code}_accuracy_over_time": [0.0, accuracy] for code in ("fs", "fr")}
+    return {
+        "fs_accuracy": accuracy,
+        "fr_accuracy": accuracy - 10,
+        "t_d50_ms": delay,
+        "t_d90_ms": delay,
+        "spikes_per_neuron": 3.0,
+        "anytime": {"time_ms": [10.0, 20.0]} | curves,
+    }
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A README with markers, two configurations and a stored result."""
+    for folder in ("configs", "results", "docs"):
+        (tmp_path / folder).mkdir()
+    for name in ("adlif_shd", "ttfs_mnist_mlp", "smoke"):
+        (tmp_path / "configs" / f"{name}.yaml").write_text((REPOSITORY / "configs" / f"{name}.yaml").read_text())
+    result = {
+        "machine": {"processor": "X", "cores": 2},
+        "versions": {"torch": "9.9"},
+        "seeds": {"0": seed(90.0), "3": seed(92.0)},
+    }
+    (tmp_path / "results" / "adlif_shd.json").write_text(json.dumps(result))
+    (tmp_path / "README.md").write_text(f"before\n{results.BEGIN}\nold\n{results.END}\nafter\n")
+    monkeypatch.setattr(results, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(results, "FIGURE", tmp_path / "docs" / "results.png")
+    return tmp_path
+
+
+def test_the_table_is_rebuilt_from_what_is_stored(repository):
+    results.rebuild()
+    text = (repository / "README.md").read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("\nafter\n")
+    assert "old" not in text
+    lines = text.splitlines()
+    assert (
+        "| `configs/adlif_shd.yaml` | 700-256-256-20 AdLIF | 94.08 % | 91.0 ± 1.4 % | 81.0 ± 1.4 % | "
+        "300 ± 0 and 300 ± 0 ms | 3.00 ± 0.00 |" in lines
+    )
+    assert any(line.startswith("| `configs/ttfs_mnist_mlp.yaml`") and "| not run |" in line for line in lines)
+    assert "smoke" not in text
+    assert "`adlif_shd` 0, 3" in text
+    assert (repository / "docs" / "results.png").read_bytes().startswith(b"\x89PNG")
+    results.rebuild()  # again changes nothing
+    assert (repository / "README.md").read_text() == text
+
+
+def test_without_markers_the_readme_stays(repository):
+    (repository / "README.md").write_text("no place\n")
+    with pytest.raises(InputError, match="the table goes between the lines"):
+        results.rebuild()
+    assert (repository / "README.md").read_text() == "no place\n"
+
+
+def test_a_delay_that_does_not_exist_is_a_dash():
+    assert results.mean_of([seed(1.0), seed(1.0, None)], "t_d50_ms", 0, "") == "-"
+    assert results.mean_of([seed(87.04)], "fs_accuracy", 1, " %") == "87.0 %"
+
+
+def test_the_readme_shows_what_results_hold():
+    text = (REPOSITORY / "README.md").read_text()
+    if results.BEGIN not in text:
+        pytest.skip("the README has no markers for results")
+    shown = text.split(results.BEGIN)[1].split(results.END)[0].strip()
+    assert shown == results.table(results.stored()), "run python -m benchmarks.results --readme"
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "results").glob("*.json")), ids=lambda path: path.stem)
+def test_stored_results_say_where_they_come_from(path):
+    result = json.loads(path.read_text())
+    cfg_path = REPOSITORY / result["configuration"]
+    assert result["network"] == results.describe(config.build(config.read_yaml(cfg_path), str(cfg_path)))
+    assert result["command"].startswith(f"python -m benchmarks.results {result['configuration']} --seeds")
+    assert {"torch", "python", "spikingjelly"} <= result["versions"].keys()
+    assert {"processor", "cores", "load_at_start"} <= result["machine"].keys()
+    seeds, _, words = result["command"].split("--seeds ")[1].partition(" --")
+    assert result["seeds"].keys() == set(seeds.split())
+    assert "/" not in words
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("configs/adlif_digits.yaml --epochs 3", "train.epochs: a stored result is of"),
+        ("configs/adlif_digits.yaml --frobnicate", "unrecognized arguments: --frobnicate"),
+        ("", "give a configuration to run, or --readme"),
+        ("configs/none.yaml", "configs/none.yaml: cannot be read"),
+    ],
+)
+def test_wrong_words(repository, monkeypatch, words, message):
+    monkeypatch.setattr("sys.argv", ["results", *words.split()])
+    with pytest.raises(InputError, match=message):
+        results.main()
+    assert [path.stem for path in (repository / "results").iterdir()] == ["adlif_shd"]
+
+
+def test_places_of_this_machine_are_not_stored():
+    assert results.without_places(["--path_to_dataset", "/a/b", "--epochs", "3"]) == [
+        *("--path_to_dataset", "DIR", "--epochs", "3")
+    ]

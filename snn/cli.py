@@ -84,7 +84,7 @@ class Parser(OneLineParser):
         self.add_argument(
             "--distributed",
             action="store_true",
-            help="train with all the processes that torchrun has started; a test runs in one",
+            help="train with all the processes that were started; under torchrun also without this word",
         )
 
     def override(self, values: dict, args: argparse.Namespace) -> config.AnyConfig:

@@ -16,7 +16,9 @@ import torch
 import torch.distributed as dist
 from spikingjelly.activation_based import layer
 
-from snn import cli
+from snn import cli, config
+from snn.network import Network
+from snn.neurons import NEURONS
 from snn.team import SyncBatchNorm, Team, gather
 from tests.conftest import REPOSITORY, assert_one_line, make_events, write_shd
 from tests.test_programs import AUGMENT, rows, without_times
@@ -73,6 +75,9 @@ def work() -> None:
         norm.counts = counts[team.rank]
         x_TBN, g_TBN = norm_rows(team.rank)
         found["norms"].append(norm_state(norm, x_TBN, g_TBN * norm.counts))
+    norm.running_mean.fill_(team.rank + 5)
+    team.agree(norm)
+    found["agreed"] = norm.running_mean
     found["any"] = [team.any(False), team.any(team.rank == 1)]
     found["total"] = team.total([team.rank])
     torch.save(found, f"process{team.rank}.pt")
@@ -118,7 +123,8 @@ def test_two_processes_train_as_one(program, folder, tmp_path, name):
     assert two["network"].keys() == one["network"].keys()
     for key, weight in one["network"].items():
         # Adam makes much of rounding where a gradient is next to nothing, so not element by element
-        assert (two["network"][key] - weight).double().norm() <= 1e-4 * weight.double().norm(), key
+        weight, difference = weight.double(), (two["network"][key] - weight).double()
+        assert difference.norm() <= 1e-4 * weight.norm() + 1e-5 * math.sqrt(weight.numel()), key
     for row_two, row_one in zip(*(without_times(rows(run / "metrics.jsonl")) for run in runs), strict=True):
         assert row_two.keys() == row_one.keys()
         for key, value in row_one.items():
@@ -153,6 +159,7 @@ def test_batch_norm_over_processes(folder, case):
 def test_numbers_over_processes(folder):
     for rank in (0, 1):
         found = torch.load(folder / f"process{rank}.pt", weights_only=True)
+        assert (found["agreed"] == 5).all()  # the leader's
         assert found["any"] == [False, True]
         assert found["total"] == [0, 1]
 
@@ -201,6 +208,18 @@ def test_a_killed_process_ends_the_job_and_it_resumes(tmp_path, rank):
     resumed = torchrun(tmp_path, f"{REPOSITORY}/{words} --epochs {done + 1} --resume")
     assert resumed.returncode == 0, resumed.stderr
     assert len(rows(tmp_path / "runs" / "camera" / "metrics.jsonl")) == done + 1
+
+
+@pytest.mark.parametrize("variant", ["spkjelly", "superspike"])
+@pytest.mark.parametrize("neuron", NEURONS)
+def test_every_parameter_has_a_gradient_in_every_step(neuron, variant):
+    """DistributedDataParallel waits for all of them; silent layers and layers that fire all the time too."""
+    for theta in (1e-3, 1e6):
+        params = {"tau_mem_steps": 5.0, "tau_syn_steps": 5.0, "theta": theta}
+        section = {"layers": ("8F", "8R"), "neuron": neuron, "neuron1": params, "neuron2": params, "variant": variant}
+        network = Network(config.Network(**section), (6,), 3, "cpu")
+        network(torch.rand(4, 2, 6)).s_TBN.sum().backward()
+        assert [name for name, p in network.named_parameters() if p.grad is None] == []
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 8])

@@ -88,7 +88,7 @@ class Parser(OneLineParser):
         self.add_argument(
             "--distributed",
             action="store_true",
-            help="train with all the processes that torchrun has started; a test runs in one",
+            help="train with all the processes that were started; under torchrun also without this word",
         )
 
     def override(self, values: dict, args: argparse.Namespace, where: Path | None = None) -> config.AnyConfig:

@@ -116,7 +116,8 @@ class Team:
             dist.barrier(self.patient)
 
     def part_ways(self) -> None:
-        """The end of working together."""
+        """The end of working together, once all have come to it."""
+        self.wait()
         if self.size > 1:
             dist.destroy_process_group()
 

@@ -225,7 +225,7 @@ def test_two_processes_resume_within_an_epoch(data):
     """torchrun hands SIGTERM on; each process goes on with its own random numbers, and one alone is refused."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", str(REPOSITORY / "train.py")]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    words = [*EVENTS.split()[1:], "--epochs", "400", "--distributed", "--save_name"]
+    words = [*EVENTS.split()[1:], "--epochs", "12", "--batch-size", "2", "--distributed", "--save_name"]
 
     def launch(*more: str) -> subprocess.Popen:
         return subprocess.Popen([*launcher, *words, *more], cwd=data, env=environment, stderr=subprocess.PIPE)
@@ -240,6 +240,7 @@ def test_two_processes_resume_within_an_epoch(data):
         while not log.exists() or log.read_bytes() == rows:
             assert process.poll() is None, process.stderr.read()
             time.sleep(0.01)
+        time.sleep(0.3)  # past the checkpoint of that epoch, into the next
         process.terminate()
         process.communicate()
         _, content = checkpoint.load(last, for_resume=True)

@@ -191,7 +191,7 @@ def _read_ntidigits(file: hdf5.File, path: Path, split: Split) -> Found:
     for key in keys:
         if not file.is_group(f"data/{key}"):
             raise InputError(
-                f"{path}: wrong layout, extra/{split}_keys names {key!r:.80} but there is no /data/{key!r:.80}"
+                f"{path}: wrong layout, extra/{split}_keys names {key!r:.80} but there is no group of it in /data"
             )
     lengths, labels = np.empty(len(keys), np.int64), np.empty(len(keys), np.int64)
     floats = False

@@ -123,6 +123,11 @@ class File:
             raise InputError(
                 f"{self.path}: wrong layout, /{name} must hold a variable-length list of {what} for each recording"
             )
+        if not item.isnative:
+            raise InputError(
+                f"{self.path}: /{name} holds lists in another order of bytes than this machine's, which h5py reads "
+                "wrongly; write them anew"
+            )
         with border(self.path):
             references = _references(dataset, self.path)
             if references is None:  # the lists themselves must be read

@@ -71,7 +71,7 @@ def read(
 
     offsets = np.concatenate([[0], np.cumsum(found.lengths)])
     pieces = partial(_events, file, path, found, num_channels)
-    about = (found.labels, found.speakers, str(path), found.class_names)
+    about = found.labels, found.speakers, str(path), found.class_names
     if in_memory is None:
         in_memory = offsets[-1] * sum(kind.itemsize for kind in found.types) < available_bytes() / 2
     if in_memory:
@@ -79,8 +79,7 @@ def read(
         for part in _parts(offsets):
             events = slice(offsets[part[0]], offsets[part[-1] + 1])
             _, times[events], channels[events] = pieces(part, np.inf)
-        labels, *rest = about
-        return Recordings(offsets, times, found.ticks_per_second, channels, labels, *rest)
+        return Recordings(offsets, times, found.ticks_per_second, channels, *about)
     bar = tqdm(total=len(found.labels), desc=f"checking {path.name}", unit="recording", leave=False, disable=None)
     with bar:
         for part in _parts(offsets):
@@ -191,7 +190,7 @@ def _read_ntidigits(file: hdf5.File, path: Path, split: Split) -> Found:
     for key in keys:
         if not file.is_group(f"data/{key}"):
             raise InputError(
-                f"{path}: wrong layout, extra/{split}_keys names {key!r:.80} but there is no /data/{key!r:.80}"
+                f"{path}: wrong layout, extra/{split}_keys names {key!r:.80} but there is no group of it in /data"
             )
     lengths, labels = np.empty(len(keys), np.int64), np.empty(len(keys), np.int64)
     floats = False

@@ -129,6 +129,66 @@ def test_ntidigits(tmp_path):
         read(path, 64, 3, "ntidigits", "test")
 
 
+@pytest.mark.parametrize(
+    ("ticks", "message"),
+    [
+        (np.array([5, 9, 7], np.uint32), "recording 0 goes back in time, from 9 to 7 µs at event 2"),
+        (np.array([2**32 - 2, 2**32 - 1, 3], np.uint32), "if its counter has run over (32 bits: 71.6 min), unwrap it"),
+        (np.array([0, 1, 2**32], np.uint64), "recording 0 is longer than a counter of 32 bits"),
+        (np.array([0, 1, np.nan]), "recording 0 goes back in time, from 1.0 to nan"),
+        (np.array([0, 1, np.inf]), "recording 0 has an event at the time inf"),
+    ],
+)
+def test_ntidigits_with_broken_time(tmp_path, ticks, message):
+    write_ntidigits(tmp_path / "n.hdf5", ticks)
+    with pytest.raises(InputError) as refusal:
+        read(tmp_path / "n.hdf5", 64, 1, "ntidigits")
+    assert message in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "ticks",
+    [
+        np.array([-128, 0, 127], "i1"),
+        np.array([2**63, 2**63 + 128, 2**63 + 255], ">u8"),
+        np.array([-8.5, 119.5, 246.5]),
+    ],
+)
+def test_times_of_any_type_count_from_the_first(tmp_path, ticks):
+    """A difference may need more bits than the file's type has, and files may have another order of bytes."""
+    write_ntidigits(tmp_path / "n.hdf5", ticks)
+    recordings = read(tmp_path / "n.hdf5", 64, 1, "ntidigits")
+    assert recordings.times.tolist() == [0, 128, 255]
+    assert counts(recordings, np.array([0]), Bins(0.05, 6, 0, 64)).dense()[:, 0].nonzero().tolist() == [
+        [0, 1],
+        [2, 2],
+        [5, 3],
+    ]
+
+
+def write_ntidigits(path: Path, ticks: np.ndarray) -> None:
+    with h5py.File(path, "w") as file:
+        file["data/a/times"], file["data/a/addrs"] = ticks, np.array([[1], [2], [3]], np.uint8)
+        file["data/a/labels"], file["extra/train_keys"] = np.uint8(0), np.array([b"a"])
+
+
+@pytest.mark.parametrize("how", ["chunks", "compressed", "behind a user block"])
+def test_lists_stored_otherwise(tmp_path, how):
+    """The same events, though their lengths are found in other places of the file, or by reading them."""
+    plain = read(write_shd(tmp_path / "plain.h5", **GOOD))
+    more = {"chunks": {"chunks": (4,), "maxshape": (None,)}, "compressed": {"chunks": (4,), "compression": "gzip"}}
+    with h5py.File(tmp_path / "x.h5", "w", userblock_size=512 if how == "behind a user block" else 0) as file:
+        for name, dtype in (("times", np.float32), ("units", np.uint16)):
+            dataset = file.create_dataset(f"spikes/{name}", (6,), h5py.vlen_dtype(dtype), **more.get(how, {}))
+            for r, row in enumerate(GOOD[name]):
+                dataset[r] = np.asarray(row, dtype)
+        file["labels"] = GOOD["labels"]
+    recordings = read(tmp_path / "x.h5")
+    for name in ("offsets", "times", "channels", "labels"):
+        assert np.array_equal(getattr(recordings, name), getattr(plain, name))
+    counts(recordings, np.arange(6), Bins(10.0, 20, 0, 40))
+
+
 GOOD = make_events(6, 3, 40, 0)
 
 
@@ -214,7 +274,8 @@ def test_files_that_are_refused(tmp_path, kind, message):
         ("labels", h5py.Empty("i8"), "/labels holds int64, not numbers"),
         ("labels", np.zeros((6, 1), np.int64), "labels has shape (6, 1)"),
         ("extra/speaker", np.array([b"x"] * 6), "/extra/speaker holds |S1, not numbers"),
-        ("spikes/units", "floats", "/spikes/units must hold a variable-length list of whole numbers"),
+        ("spikes/units", "<f4", "/spikes/units must hold a variable-length list of whole numbers"),
+        ("spikes/units", ">u2", "/spikes/units holds lists in another order of bytes than this machine's"),
     ],
 )
 def test_values_of_the_wrong_kind(tmp_path, name, values, message):
@@ -222,7 +283,7 @@ def test_values_of_the_wrong_kind(tmp_path, name, values, message):
     with h5py.File(path, "a") as file:
         del file[name]
         if isinstance(values, str):
-            file.create_dataset(name, (6,), h5py.vlen_dtype(np.float32))
+            file.create_dataset(name, (6,), h5py.vlen_dtype(np.dtype(values)))
         else:
             file[name] = values
     with pytest.raises(InputError) as refusal:

@@ -67,7 +67,8 @@ def _single_digits(source: hdf5.File, split: str, original: Path) -> Iterator[tu
         if len(times_s) != len(channels) or len(times_s) == 0:
             raise InputError(f"{original}: {label} has {len(times_s)} times and {len(channels)} addresses")
         # cut, not rounded, to whole µs, as in the published file
-        times_us = np.floor(times_s.astype(np.float64) * 1e6)
+        with np.errstate(all="ignore"):  # what is no time is found below
+            times_us = np.floor(times_s.astype(np.float64) * 1e6)
         if not (times_us.min() >= 0 and times_us.max() < 2**32):  # false for NaN
             raise InputError(f"{original}: {label} has a time outside 0 to 4294 s; µs are counted in 32 bits")
         if not (channels.min() >= 0 and channels.max() < N_CHANNELS):

@@ -24,22 +24,19 @@ import statistics
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import yaml
-from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import tasks
 from datasets import images, prepare
 from datasets.events import AnyRecordings, Bins, batches
-from snn import checkpoint, cli, config, energy, page, report
+from snn import checkpoint, cli, config, energy, page, report, sections
 from snn.coding import Window, first_times, fs_decision
 from snn.errors import InputError
 from snn.evaluation import NOTHING, Evaluation, Samples, examine
@@ -49,32 +46,17 @@ from snn.loss import objective
 from snn.machine import machine, versions
 from snn.memory import keep_freed_memory
 from snn.network import Network
-from snn.page import Picture, Section
+from snn.page import Picture
+from snn.sections import Subject
 from snn.streaming import Stream, first_difference
 from snn.ttfs.evaluation import Evaluation as TTFSEvaluation
 from snn.ttfs.evaluation import examine as examine_ttfs
 from snn.ttfs.network import Network as TTFSNetwork
-from snn.ttfs.report import draw_spike_times
 from snn.ttfs.simulation import Simulation
 
 OF_THE_OTHER_KIND = {"ttfs": ("show", "streaming", "test_single_delay", "energy"), "network": ("simulate",)}  # words
 COSTS = ("events", "synaptic ops", "neuron updates", "time (ms)")
 NOT_OF_THE_TEST = {"augment", "validation_share", "validation_by", "train_file", "crop_pad"}  # fields of data
-
-
-class Subject(NamedTuple):
-    """A network to be tested, and the folder for what comes out."""
-
-    path: Path
-    cfg: config.AnyConfig
-    content: dict[str, Any]  # of the checkpoint
-    out: Path
-
-    @property
-    def run(self) -> str:
-        """Its run's name, and the checkpoint's where it is not the best one."""
-        run = self.path.absolute().parent.name
-        return run if self.path.stem == "best" else f"{run}/{self.path.name}"
 
 
 def main() -> None:
@@ -150,9 +132,9 @@ def test_recordings(args: argparse.Namespace, subjects: Sequence[Subject]) -> di
             x_TBC, target_B = next(batches(recordings, first_of_class, bins, len(classes)))
             figure = report.draw_single_delay(network, x_TBC.to(device), target_B, data.dt_ms, recordings.class_names)
             pictures.append(
-                keep(figure, subject.out, "single_delay.png", "Output spikes of one recording of each class")
+                sections.keep(figure, subject.out, "single_delay.png", "Output spikes of one recording of each class")
             )
-        write_report(subject, metrics, sections_of_events(subject, network, evaluation, metrics, pictures))
+        sections.write(subject, metrics, sections.of_events(subject, network, evaluation, metrics, pictures))
         result[subject.path] = metrics
     return result
 
@@ -185,7 +167,7 @@ def test_images(args: argparse.Namespace, subjects: Sequence[Subject]) -> dict[P
         metrics |= provenance(subject) | about | {"T": subject.cfg.ttfs.T}
         target_n, label_n = evaluation.decisions()
         write_metrics(subject.out, metrics, {"target": target_n, "label": label_n})
-        write_report(subject, metrics, sections_of_images(subject, evaluation, metrics))
+        sections.write(subject, metrics, sections.of_images(subject, evaluation, metrics))
         result[subject.path] = metrics
     return result
 
@@ -285,13 +267,6 @@ def write_metrics(out: Path, metrics: dict, samples: dict) -> None:
     write_whole(out / "samples.npz", file.getvalue())
 
 
-def keep(figure: Figure, out: Path, file: str, caption: str) -> Picture:
-    """A picture for the page, and as PNG beside it."""
-    picture = Picture(report.png(figure), caption, file)
-    write_whole(out / file, picture.png)
-    return picture
-
-
 def draw_recording(
     network: Network, recordings: AnyRecordings, bins: Bins, out: Path, r: int, file: str, what: str
 ) -> Picture:
@@ -299,7 +274,7 @@ def draw_recording(
     x_T1C, target_1 = next(batches(recordings, np.array([r]), bins, 1))
     x_T1C = x_T1C.to(next(network.parameters()).device)
     figure = report.draw_decision(network, x_T1C, bins.dt_ms, names=recordings.class_names, target=int(target_1))
-    return keep(figure, out, file, what)
+    return sections.keep(figure, out, file, what)
 
 
 def decisions(
@@ -323,128 +298,6 @@ def decisions(
             name = report.class_name(label, recordings.class_names)
             pictures.append(draw(r, f"decision_{label}.png", f"Recording {r}, the first of {name}"))
     return pictures
-
-
-def sections_of_events(
-    subject: Subject, network: Network, evaluation: Evaluation, metrics: dict, decisions: list[Picture]
-) -> list[Section]:
-    """The page of a first-spike network."""
-    out, dt_ms, names = subject.out, subject.cfg.data.dt_ms, metrics["class_names"]
-    samples, learned = evaluation.samples(), report.learned_values(network, subject.cfg.data.dt_ms)
-    delays = [
-        keep(
-            report.draw_anytime({subject.run: metrics["anytime"]}),
-            out,
-            "anytime.png",
-            "Were the recording cut after so much time, or after so many events: right decisions. A sample without an "
-            "output spike by then counts as wrong",
-        ),
-        keep(
-            report.draw_latencies(samples, dt_ms, names),
-            out,
-            "latencies.png",
-            "Above: when the first output spike comes. Below: the same for each class, its median in orange",
-        ),
-    ]
-    confusion = [
-        keep(
-            report.draw_confusion(metrics["confusion"][code], title, names),
-            out,
-            f"confusion_{code}.png",
-            f"Confusion under the {title} code: numbers of samples",
-        )
-        for code, title, *_ in report.CODES
-    ]
-    rates = keep(report.draw_rates(evaluation), out, "rates.png", "How many spikes the neurons of each layer fire")
-    learned_pictures = []
-    if learned:
-        words = "What the neurons of each layer learned, one value a neuron or a layer; time on a logarithmic axis"
-        learned_pictures.append(keep(report.draw_learned(learned), out, "learned.png", words))
-    return [
-        Section(
-            "Results",
-            "Of all samples of the test split, each weighing the same. Intervals are Wilson's, and t_d50 and t_d90 the "
-            "times at which half and 90 % of the decisions that come out right have done so.",
-            page.result_tables(metrics),
-        ),
-        energy_section(metrics),
-        Section(
-            "Decisions",
-            "A recording's events, the spikes of each layer, the potential of each output neuron (the decided class in "
-            "orange, the true one in blue where it is another) and the output spikes, the first of them marked.",
-            pictures=decisions,
-        ),
-        Section("Delay", pictures=delays),
-        Section("Classes", tables=[page.class_table(metrics, names)], pictures=confusion),
-        Section("Activity", pictures=[rates]),
-        Section(
-            "Learned neurons",
-            "Time constants come from the learned decays, τ = -dt / ln λ.",
-            [page.learned_table(learned, report.VALUES)] if learned else [],
-            learned_pictures,
-        ),
-        *common_sections(subject, metrics),
-    ]
-
-
-def sections_of_images(subject: Subject, evaluation: TTFSEvaluation, metrics: dict) -> list[Section]:
-    """The page of a TTFS network."""
-    out, names = subject.out, metrics["class_names"]
-    spikes = draw_spike_times(evaluation.histograms, subject.cfg.ttfs.T)
-    confusion = report.draw_confusion(metrics["confusion"], "decisions", names)
-    return [
-        Section(
-            "Results", "Mean of all images of the test split, each weighing the same.", page.result_tables(metrics)
-        ),
-        energy_section(metrics),
-        Section("Spike times", pictures=[keep(spikes, out, "spike_times.png", "When the neurons of each layer fire")]),
-        Section(
-            "Classes",
-            tables=[page.class_table(metrics, names)],
-            pictures=[keep(confusion, out, "confusion.png", "Confusion: numbers of images")],
-        ),
-        *common_sections(subject, metrics),
-    ]
-
-
-def energy_section(metrics: dict) -> Section:
-    """Where the metrics have an energy: quantities with their unit and source."""
-    tables = [page.energy_table(metrics["energy"])] if "energy" in metrics else []
-    return Section("Energy", "Estimates, with the constants they come from.", tables)
-
-
-def common_sections(subject: Subject, metrics: dict) -> list[Section]:
-    """How the network was trained, and where the numbers come from."""
-    curves, log_path = [], subject.path.with_name("metrics.jsonl")
-    if rows := read_log(log_path):
-        figure = report.draw_learning(rows, metrics["epoch"])
-        words = "Training and held-out data, epoch by epoch; the dotted line is the checkpoint that was tested"
-        curves.append(keep(figure, subject.out, "learning.png", words))
-    known = ("checkpoint", "epoch", "seed", "data", "samples_of", "command", "tested", "machine", "versions")
-    values = {name: metrics[name] for name in known}
-    values["samples of"] = values.pop("samples_of")
-    text = yaml.safe_dump(subject.cfg.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=100)
-    return [
-        Section("Training", pictures=curves),
-        Section("Configuration", code=text),
-        Section("Provenance", tables=[page.words_table(values)]),
-    ]
-
-
-def read_log(path: Path) -> list[dict]:
-    """The epochs of metrics.jsonl; none where the run has no such file, nor a line that is torn."""
-    rows = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        with suppress(ValueError):
-            rows.append(json.loads(line))
-    return [row for row in rows if isinstance(row, dict) and {"epoch", "train_loss"} <= row.keys()]
-
-
-def write_report(subject: Subject, metrics: dict, sections: Iterable[Section]) -> None:
-    """report.html."""
-    n, what = (metrics["images"], "images") if "images" in metrics else (metrics["samples"], "recordings")
-    lead = f"Epoch {metrics['epoch']} of {subject.path.parent}, tested on {n:,} {what} of {metrics['data']}."
-    write_whole(subject.out / "report.html", page.render(subject.run, lead, page.tiles(metrics), sections))
 
 
 def stream(network: Network, recordings: AnyRecordings, bins: Bins, batch_size: int) -> dict:

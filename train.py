@@ -14,30 +14,23 @@ threads. Another kind of processor may round otherwise, and a GPU from run to ru
 """
 
 import argparse
-import fcntl
-import json
 import math
-import os
-import re
-import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 import tasks
-from snn import checkpoint, cli, config, health
+from snn import checkpoint, cli, config, health, runs
 from snn.errors import InputError
 from snn.memory import keep_freed_memory
 from snn.team import Team, gather
@@ -80,9 +73,9 @@ def main() -> None:
     cfg, args = read_command_line()
     train = cfg.train
     team = gather(args.distributed, cli.device(train.device))
-    run = run_folder(args.save_name or cfg.run_name + (f"_{args.add_name}" if args.add_name else ""))
+    run = runs.folder(args.save_name or cfg.run_name + (f"_{args.add_name}" if args.add_name else ""))
     last = run / "last.pt"
-    _lock = lock_run(run) if team.leads else None  # held to the end
+    _lock = runs.lock(run) if team.leads else None  # held to the end
     found, *resumed = checkpoint.load_newest(last) if args.resume else (None,)
     started_from = cli.find_checkpoint(args.load_pt_file) if args.load_pt_file and not args.resume else None
     weights = checkpoint.load(started_from)[1]["network"] if started_from else None
@@ -100,9 +93,9 @@ def main() -> None:
     begun = position.content(team)
     if team.leads:
         if found:
-            reopen_run(run, found, position.epoch)
+            runs.reopen(run, found, position.epoch)
         else:
-            open_run(run, cfg, partial(save, optimizer=optimizer.state_dict(), **begun))
+            runs.begin(run, cfg, partial(save, optimizer=optimizer.state_dict(), **begun))
         print(
             f"{run}: {network.num_trainable():,} trainable values on {team.device}; {len(task.kept)} {task.items} to "
             f"train on, {len(task.held_out)} held out"
@@ -110,7 +103,7 @@ def main() -> None:
 
     with (
         cli.Interruption(f"interrupted; the same command with --resume goes on from {last}") as interruption,
-        tensorboard(run, position.epoch + 1) if team.leads else nullcontext() as board,
+        runs.tensorboard(run, position.epoch + 1) if team.leads else nullcontext() as board,
     ):
         for epoch in range(position.epoch, train.epochs):
             if task.patience and epoch - position.best_epoch >= task.patience:
@@ -139,7 +132,7 @@ def main() -> None:
                         **health.gradient_norms(network, position.gradient_norm, train.clip_norm),
                         "seconds": time.perf_counter() - started,
                     }
-                    log(run, board, row, task.describe(validation), health.learned_constants(network))
+                    runs.log(run, board, row, task.describe(validation), health.learned_constants(network))
                     for warning in health.warnings_of(row):
                         if warning not in warned:
                             tqdm.write(f"warning: {warning}", file=sys.stderr)
@@ -247,27 +240,6 @@ def read_command_line() -> tuple[config.AnyConfig, argparse.Namespace]:
     return parser.override(values, args), args
 
 
-def run_folder(name: str) -> Path:
-    """runs/<name>; the name must be that of a folder and nothing more."""
-    if not re.fullmatch(r"[\w.+-]*\w[\w.+-]*", name):
-        raise InputError(f"'{name}' cannot name a run: letters, digits and . _ + - only (--save_name, --dataset_name)")
-    return Path("runs") / name
-
-
-def lock_run(run: Path) -> TextIO:
-    """Keep other processes from training into the same folder, for as long as the file that is returned is open."""
-    path = run.parent / f".{run.name}.lock"
-    try:
-        run.parent.mkdir(exist_ok=True)
-        lock = path.open("w")
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise InputError(f"{run} is being trained by another process; choose another --save_name") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written and locked ({error.strerror}); train where runs/ can be") from None
-    return lock
-
-
 def resume(
     run: Path,
     cfg_then: config.AnyConfig,
@@ -300,82 +272,6 @@ def resume(
         position.step, position.seconds = content["step"], content["seconds"]
         position.loss_sum, position.random = own["loss_sum"], own["random"]
     return position
-
-
-def open_run(run: Path, cfg: config.AnyConfig, save: Callable[[Path], None]) -> None:
-    """Make the folder with config.yaml and a last.pt to begin from, and only then move an earlier run of that name."""
-    if run.exists() and not (run / "config.yaml").exists():
-        raise InputError(f"{run} is there already and is no run of ours; choose another --save_name")
-    new = run.with_name(f".{run.name}.new")
-    shutil.rmtree(new, ignore_errors=True)
-    try:
-        new.mkdir()
-        (new / "config.yaml").write_text(yaml.safe_dump(cfg.model_dump(mode="json"), sort_keys=False))
-        save(new / "last.pt")
-        if run.exists():
-            aside = next(name for k in range(1, 10**6) if not (name := run.with_name(f"{run.name}.{k}")).exists())
-            run.rename(aside)
-            print(f"{run} is there already: moved to {aside}")
-        new.rename(run)
-        checkpoint.sync_folder(run.parent)
-    except (OSError, InputError) as error:
-        shutil.rmtree(new, ignore_errors=True)
-        raise InputError(f"{run}: cannot be made ({getattr(error, 'strerror', None) or error})") from None
-
-
-def reopen_run(run: Path, found: Path, epochs: int) -> None:
-    """Undo what came after the checkpoint that was found: it is last.pt, and metrics.jsonl ends with its epoch."""
-    for part in run.glob(".*.part"):
-        part.unlink()
-    if found.name != "last.pt":
-        found.replace(run / "last.pt")
-    log_path = run / "metrics.jsonl"
-    log_path.touch()
-    rows = log_path.read_bytes().splitlines(keepends=True)[:epochs]
-    if len(rows) < epochs:
-        print(f"warning: {log_path} has {len(rows)} epochs of the {epochs} that are done", file=sys.stderr)
-    os.truncate(log_path, sum(map(len, rows)))
-
-
-@contextmanager
-def tensorboard(run: Path, first_epoch: int) -> Iterator[SummaryWriter]:
-    """TensorBoard's file, where it may have begun with epochs that are done again."""
-    try:
-        board = SummaryWriter(run, purge_step=first_epoch)
-    except OSError as error:
-        raise InputError(f"{run}: TensorBoard's file cannot be written ({error.strerror})") from None
-    try:
-        yield board
-    finally:
-        with suppress(OSError):  # `log` has flushed, or has said why it could not
-            board.close()
-
-
-def log(run: Path, board: SummaryWriter, row: dict, validation: str, constants: dict[str, torch.Tensor]) -> None:
-    """An epoch's numbers to the screen, to metrics.jsonl and to TensorBoard, which gets histograms of constants too."""
-    tqdm.write(
-        f"epoch {row['epoch']:3d}  loss {row['train_loss']:.4f}  validation: {validation}  ({row['seconds']:.1f} s)"
-    )
-    row = row | {f"learned/{name}": float(value.mean()) for name, value in constants.items()}
-    try:
-        with (run / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        for name, value in row.items():
-            name = name.replace("validation_", "validation/")
-            values = {f"{name}/{k}": v for k, v in enumerate(value, 1)} if isinstance(value, list) else {name: value}
-            for tag, number in values.items():
-                if isinstance(number, (int, float)) and tag != "epoch":
-                    board.add_scalar(tag, number, row["epoch"])
-        for name, value in constants.items():
-            board.add_histogram(f"learned/{name}", value, row["epoch"])
-        board.flush()
-    except OSError as error:
-        raise InputError(
-            f"{run}: the numbers of epoch {row['epoch']} cannot be written ({error.strerror}); --resume does it again "
-            "from last.pt"
-        ) from None
 
 
 if __name__ == "__main__":

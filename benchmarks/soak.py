@@ -25,7 +25,7 @@ import tasks
 import train
 from benchmarks.kernels import processor
 from benchmarks.step import make_recordings
-from snn import checkpoint, config
+from snn import checkpoint, cli, config
 from snn.memory import keep_freed_memory
 from snn.team import Team
 
@@ -62,18 +62,21 @@ def soak(folder: Path, minutes: float) -> list[dict[str, float]]:
     task = tasks.of(cfg, team)
     random = np.random.default_rng(0)
     rows, started = [], time.perf_counter()
-    with tqdm(total=round(60 * minutes), unit="s", disable=None) as bar:
+    interruption = cli.Interruption("interrupted")
+    with interruption, tqdm(total=round(60 * minutes), unit="s", disable=None) as bar:
         while (seconds := time.perf_counter() - started) < 60 * minutes:
             bar.update(int(seconds) - bar.n)
             epoch = len(rows)
             task.begin_epoch(epoch % cfg.train.epochs, random)
             begun = time.perf_counter()
-            train.train_epoch(task, random.permutation(task.kept), epoch, cfg.train, team)
+            order, last = random.permutation(task.kept), folder / "last.pt"
+            if not train.train_epoch(task, order, train.Position(epoch), cfg.train, team, interruption, last):
+                raise KeyboardInterrupt
             steps = -(-len(task.kept) // cfg.train.batch_size)
             ms = 1e3 * (time.perf_counter() - begun) / steps
             validation = task.validate()
             state = {"optimizer": task.optimizer.state_dict(), "validation": validation, "epoch": epoch}
-            checkpoint.save(folder / "last.pt", cfg, task.network, **state)
+            checkpoint.save(last, cfg, task.network, **state)
             rows.append({"minutes": seconds / 60, "ms_a_step": ms, "megabytes": resident_megabytes()})
     return rows
 

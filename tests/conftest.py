@@ -113,7 +113,7 @@ def assert_one_line(result: subprocess.CompletedProcess, *parts: str) -> None:
     """The user's error: exit code 2 and one line that holds `parts`."""
     assert result.returncode == 2, result.stderr + result.stdout
     assert "Traceback" not in result.stderr
-    lines = [line for line in result.stderr.strip().splitlines() if not line.startswith("compiling")]
+    lines = [l for l in result.stderr.strip().splitlines() if not l.startswith(("compiling", "warning: "))]
     assert len(lines) == 1, result.stderr
     for part in parts:
         assert part in lines[0]

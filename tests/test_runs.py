@@ -184,14 +184,14 @@ def test_a_signal_ends_with_the_batch(program, tmp_path, monkeypatch, command, t
     """It comes in the second batch of the second epoch, and the run goes on with the third."""
     words = f"{command} --epochs 3"
     assert program(f"{words} --save_name whole").returncode == 0
-    after_step, steps = getattr(tasks, task).after_step, iter(range(100))
+    loss, steps = getattr(tasks, task)._loss, iter(range(100))
 
-    def interrupted(self) -> None:
-        after_step(self)
+    def interrupted(self, *batch: object) -> torch.Tensor:
         if next(steps) == 5:
             signal.raise_signal(number)
+        return loss(self, *batch)
 
-    monkeypatch.setattr(getattr(tasks, task), "after_step", interrupted)
+    monkeypatch.setattr(getattr(tasks, task), "_loss", interrupted)
     handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
     result = program(f"{words} --save_name x")
     assert result.returncode == 128 + number
@@ -355,7 +355,7 @@ def test_code_in_a_checkpoint_does_not_run(program, tmp_path):
 def test_not_a_finite_number(program, tmp_path, monkeypatch, command, task, fault):
     """In the second batch: the place, the samples and the checkpoint are named, and that checkpoint is good."""
     kind = getattr(tasks, task)
-    batches, loss, after_step, steps = kind.batches, kind.loss, kind.after_step, iter(range(100))
+    batches, loss, after_step, steps = kind.batches, kind._loss, kind.after_step, iter(range(100))
 
     orders = []
 
@@ -369,8 +369,8 @@ def test_not_a_finite_number(program, tmp_path, monkeypatch, command, task, faul
                     x[7, 0, 3, 3] = math.nan
             yield x, target_B
 
-    def spoiled_loss(self, x: object, target_B: torch.Tensor) -> torch.Tensor:
-        value = loss(self, x, target_B)
+    def spoiled_loss(self, x: object, target_B: torch.Tensor, weight: float) -> torch.Tensor:
+        value = loss(self, x, target_B, weight)
         if next(steps) == 1 and fault == "loss":
             return value / 0
         if fault == "gradient":
@@ -383,7 +383,7 @@ def test_not_a_finite_number(program, tmp_path, monkeypatch, command, task, faul
             self.network.readout.weight.data[1, 2] = math.nan
 
     monkeypatch.setattr(kind, "batches", spoiled_batches)
-    monkeypatch.setattr(kind, "loss", spoiled_loss)
+    monkeypatch.setattr(kind, "_loss", spoiled_loss)
     monkeypatch.setattr(kind, "after_step", spoiled_step)
     result = program(f"{command} --epochs 1 --save_name x")
     step = {"input": 2, "loss": 2, "weight": 1, "gradient": 1}[fault]
@@ -473,7 +473,10 @@ def test_a_faulty_file(program, data, whole, monkeypatch, writer):
     if writer == "TensorBoard":
         from tensorboard.summary.writer.record_writer import RecordWriter
 
-        monkeypatch.setattr(RecordWriter, "write", fails(RecordWriter.write, 20))
+        write, numbers = RecordWriter.write, iter(range(10**6))
+        monkeypatch.setattr(RecordWriter, "write", lambda *words: (next(numbers), write(*words)))
+        assert program(f"{EVENTS} --epochs 1 --save_name once").returncode == 0
+        monkeypatch.setattr(RecordWriter, "write", fails(write, next(numbers) + 5))  # of the second epoch
     else:
         # three before the first epoch, one for metrics.jsonl, two each for best.pt and last.pt
         monkeypatch.setattr(os, "fsync", fails(os.fsync, {"metrics.jsonl": 8, "checkpoint": 9}[writer]))

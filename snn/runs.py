@@ -1,0 +1,117 @@
+"""The folder of a run: runs/<name> with config.yaml, last.pt, best.pt, metrics.jsonl and what TensorBoard reads."""
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TextIO
+
+import yaml
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from snn import checkpoint, config
+from snn.errors import InputError
+
+
+def folder(name: str) -> Path:
+    """runs/<name>; the name must be that of a folder and nothing more."""
+    if not re.fullmatch(r"[\w.+-]*\w[\w.+-]*", name):
+        raise InputError(f"'{name}' cannot name a run: letters, digits and . _ + - only (--save_name, --dataset_name)")
+    return Path("runs") / name
+
+
+def lock(run: Path) -> TextIO:
+    """Keep other processes from training into the same folder, for as long as the file that is returned is open."""
+    path = run.parent / f".{run.name}.lock"
+    try:
+        run.parent.mkdir(exist_ok=True)
+        file = path.open("w")
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(f"{run} is being trained by another process; choose another --save_name") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written and locked ({error.strerror}); train where runs/ can be") from None
+    return file
+
+
+def begin(run: Path, cfg: config.AnyConfig, save: Callable[[Path], None]) -> None:
+    """Make the folder with config.yaml and a last.pt to begin from, and only then move an earlier run of that name."""
+    if run.exists() and not (run / "config.yaml").exists():
+        raise InputError(f"{run} is there already and is no run of ours; choose another --save_name")
+    new = run.with_name(f".{run.name}.new")
+    shutil.rmtree(new, ignore_errors=True)
+    try:
+        new.mkdir()
+        (new / "config.yaml").write_text(yaml.safe_dump(cfg.model_dump(mode="json"), sort_keys=False))
+        save(new / "last.pt")
+        if run.exists():
+            aside = next(name for k in range(1, 10**6) if not (name := run.with_name(f"{run.name}.{k}")).exists())
+            run.rename(aside)
+            print(f"{run} is there already: moved to {aside}")
+        new.rename(run)
+        checkpoint.sync_folder(run.parent)
+    except (OSError, InputError) as error:
+        shutil.rmtree(new, ignore_errors=True)
+        raise InputError(f"{run}: cannot be made ({getattr(error, 'strerror', None) or error})") from None
+
+
+def reopen(run: Path, found: Path, epochs: int) -> None:
+    """Undo what came after the checkpoint that was found: it is last.pt, and metrics.jsonl ends with its epoch."""
+    for part in run.glob(".*.part"):
+        part.unlink()
+    if found.name != "last.pt":
+        found.replace(run / "last.pt")
+    log_path = run / "metrics.jsonl"
+    log_path.touch()
+    rows = log_path.read_bytes().splitlines(keepends=True)[:epochs]
+    if len(rows) < epochs:
+        print(f"warning: {log_path} has {len(rows)} epochs of the {epochs} that are done", file=sys.stderr)
+    os.truncate(log_path, sum(map(len, rows)))
+
+
+@contextmanager
+def tensorboard(run: Path, first_epoch: int) -> Iterator[SummaryWriter]:
+    """TensorBoard's file, where it may have begun with epochs that are done again."""
+    try:
+        board = SummaryWriter(run, purge_step=first_epoch)
+    except OSError as error:
+        raise InputError(f"{run}: TensorBoard's file cannot be written ({error.strerror})") from None
+    try:
+        yield board
+    finally:
+        with suppress(OSError):  # `log` has flushed, or has said why it could not
+            board.close()
+
+
+def log(run: Path, board: SummaryWriter, row: dict, validation: str, constants: dict[str, Tensor]) -> None:
+    """An epoch's numbers to the screen, to metrics.jsonl and to TensorBoard, which gets histograms of constants too."""
+    tqdm.write(
+        f"epoch {row['epoch']:3d}  loss {row['train_loss']:.4f}  validation: {validation}  ({row['seconds']:.1f} s)"
+    )
+    row = row | {f"learned/{name}": float(value.mean()) for name, value in constants.items()}
+    try:
+        with (run / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        for name, value in row.items():
+            name = name.replace("validation_", "validation/")
+            values = {f"{name}/{k}": v for k, v in enumerate(value, 1)} if isinstance(value, list) else {name: value}
+            for tag, number in values.items():
+                if isinstance(number, (int, float)) and tag != "epoch":
+                    board.add_scalar(tag, number, row["epoch"])
+        for name, value in constants.items():
+            board.add_histogram(f"learned/{name}", value, row["epoch"])
+        board.flush()
+    except OSError as error:
+        raise InputError(
+            f"{run}: the numbers of epoch {row['epoch']} cannot be written ({error.strerror}); --resume does it again "
+            "from last.pt"
+        ) from None

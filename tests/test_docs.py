@@ -26,7 +26,7 @@ def blocks(page: str, language: str) -> list[str]:
 
 
 def test_pages_are_there():
-    names = "adding_a_data_set adding_a_neuron configuration export method reading_the_report"
+    names = "adding_a_data_set adding_a_neuron configuration export method reading_the_report several_processes"
     assert [page.stem for page in PAGES] == names.split()
 
 

@@ -129,6 +129,8 @@ def smoke_form(command: str) -> str:
         (r"configs/adlif_(digits|shd)\.yaml", "configs/smoke.yaml"),
         (r"--path_to_dataset DIR", "--dataset_name shd --path_to_dataset shd --num_classes 3 --set data.channels=700"),
         (r"runs/NAME/best\.pt", "runs/digits_fs0.2_tau30_adlif/best.pt"),
+        (r"runs/a runs/b", "runs/digits_fs0.2_tau30_adlif runs/digits_fs0.2_tau30_cuadlif"),
+        (r"--format nir", "--format nir --approximate"),
         (r"--epochs 20", "--epochs 1"),
         (r"some\.wav", "my_recordings/a_0.wav"),
         (

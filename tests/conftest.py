@@ -1,5 +1,6 @@
 """What several tests need: small event files in the true layouts, and programs run as a user runs them."""
 
+import os
 import runpy
 import subprocess
 import sys
@@ -8,11 +9,22 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import torch
 from matplotlib import pyplot as plt
 
 from snn import report
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+LONGEST = "readme_commands"
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # beside another: a thread each, or they would wait for one another
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest test first, so that nobody waits for it alone at the end."""
+    items.sort(key=lambda item: LONGEST not in item.name)
 
 
 def write_shd(path: Path, times: list, units: list, labels: list, speakers: list | None = None) -> Path:

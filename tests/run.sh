@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The fast tests: bash tests/run.sh [words of pytest], for instance -m slow.
+# The fast tests, on all cores: bash tests/run.sh [words of pytest], for instance -m slow.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=$(bash run.sh --python)
 "$python" -m ruff check .
-exec "$python" -m pytest "$@"
+exec "$python" -m pytest -n auto --dist worksteal "$@"

@@ -98,7 +98,7 @@ def unpainted(figure: plt.Figure) -> bytes:
 
 @pytest.fixture
 def program(tmp_path: Path, monkeypatch, capfd, request):
-    """Run a script in a folder of its own: program("train.py --epochs 1") -> CompletedProcess.
+    """Run a script, or -m and a module, in a folder of its own: program("train.py --epochs 1") -> CompletedProcess.
 
     It runs in this process, from its first line to its exit code, because starting torch takes seconds. Pictures are
     painted for a test that is marked so.
@@ -109,11 +109,15 @@ def program(tmp_path: Path, monkeypatch, capfd, request):
     def run(command: str) -> subprocess.CompletedProcess:
         script, *words = command.split()
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", [script, *words])
+        module = words.pop(0) if script == "-m" else None
+        monkeypatch.setattr(sys, "argv", [module or script, *words])
         capfd.readouterr()
         code = 0
         try:
-            runpy.run_path(str(REPOSITORY / script), run_name="__main__")
+            if module:
+                runpy.run_module(module, run_name="__main__", alter_sys=True)
+            else:
+                runpy.run_path(str(REPOSITORY / script), run_name="__main__")
         except SystemExit as end:
             code = end.code
         return subprocess.CompletedProcess(command, code, *capfd.readouterr())

@@ -114,7 +114,7 @@ def make_step(
         loss = loss_of(x_TBC, target_B, team.weight(len(recordings)))
         loss.backward()
         norm = nn.utils.clip_grad_norm_(network.parameters(), cfg.train.clip_norm)
-        team.any(not (loss.isfinite() and norm.isfinite()))
+        team.largest(not (loss.isfinite() and norm.isfinite()), 0)
         optimizer.step()
         network.clamp_values()
 

@@ -134,10 +134,10 @@ def count_messages(step: Callable[[], None]) -> list[int]:
     sizes: list[int] = []
     all_reduce = dist.all_reduce
 
-    def counted(tensor: torch.Tensor, **options: object) -> dist.Work | None:
+    def counted(tensor: torch.Tensor, *how: object, **options: object) -> dist.Work | None:
         if "async_op" not in options:  # as its are
             sizes.append(tensor.nbytes)
-        return all_reduce(tensor, **options)
+        return all_reduce(tensor, *how, **options)
 
     dist.all_reduce = counted
     try:

@@ -110,7 +110,7 @@ def readme() -> str:
 def test_readme_names_what_is_there():
     for path in re.findall(r"`((?:configs|snn|datasets|tests|benchmarks)/[\w./]*)`", readme()):
         assert (REPOSITORY / path).exists(), path
-    for path in re.findall(r"\]\(((?!http)[\w./]+)\)", readme()):
+    for path in re.findall(r"\]\(((?!http)[\w./]+)\)", readme()) + re.findall(r'src="([\w./]+)"', readme()):
         assert (REPOSITORY / path).exists(), path
 
 

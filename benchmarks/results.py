@@ -198,7 +198,7 @@ def draw(results: dict[str, dict]) -> plt.Figure | None:
                 )
         axis.set(xlabel="elapsed time (ms)", ylabel="right decisions (%)", ylim=(0, 100), xlim=(0, None))
         axis.grid(color=report.GREY, lw=0.4)
-        axis.legend(loc="lower right", frameon=False)
+        axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     return figure
 
 

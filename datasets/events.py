@@ -15,7 +15,7 @@ import torch
 from snn import config
 from snn.errors import InputError
 from snn.events import Events, step_of
-from snn.ops.compiled import kernel
+from snn.ops.compiled import in_parts, kernel
 
 LOOKED_AT = 64
 
@@ -120,16 +120,17 @@ def as_seen(recordings: AnyRecordings, sensor: config.Sensor) -> AnyRecordings:
 
 
 @kernel
-def _count_entries(offsets, times, event_channels, index, ticks_per_second, dt_ms, T, num_channels, numbers_R):
-    """How many entries each row t·B + b gets, and the bin of each event in turn; T for one past the window."""
+def _count_entries(
+    offsets, times, event_channels, index, ticks_per_second, dt_ms, T, num_channels, starts, bins, numbers_R, begin, end
+):
+    """How many entries each row t·B + b gets, and the bin of each event; T for one past the window.
+
+    For samples begin ... end; the events of sample b have their bins at starts[b]...
+    """
     B = len(index)
     seen = np.full(num_channels, -1, np.int64)  # the last row in which a channel stood
-    events = 0
-    for b in range(B):
-        events += offsets[index[b] + 1] - offsets[index[b]]
-    bins = np.empty(events, np.int32)
-    k = 0
-    for b in range(B):
+    for b in range(begin, end):
+        k = starts[b]
         for e in range(offsets[index[b]], offsets[index[b] + 1]):
             bins[k] = step_of(times[e], ticks_per_second, dt_ms, T)
             if bins[k] < T:
@@ -138,17 +139,16 @@ def _count_entries(offsets, times, event_channels, index, ticks_per_second, dt_m
                     seen[c] = r
                     numbers_R[r] += 1
             k += 1
-    return bins
 
 
 @kernel
-def _lay_entries(offsets, event_channels, index, bins, T, num_channels, next_R, channels, counts):
+def _lay_entries(offsets, event_channels, index, T, num_channels, starts, bins, next_R, channels, counts, begin, end):
     """Write channel and count of each entry; next_R begins as the first entry of each row. As `_count_entries`."""
     B = len(index)
     seen = np.full(num_channels, -1, np.int64)
     entry = np.empty(num_channels, np.int64)  # where that was
-    k = 0
-    for b in range(B):
+    for b in range(begin, end):
+        k = starts[b]
         for e in range(offsets[index[b]], offsets[index[b] + 1]):
             if bins[k] < T:
                 r, c = bins[k] * B + b, event_channels[e]
@@ -168,12 +168,16 @@ def counts(recordings: Recordings, index: np.ndarray, bins: Bins) -> Events:
     The bin of an event is `snn.events.step_of`; events past T are dropped.
     """
     T, B, C = bins.T + bins.T_empty, len(index), bins.channels
-    numbers_R = np.zeros(T * B, np.int64)
-    flat = (recordings.offsets, recordings.times, recordings.channels, index)
-    bin_of_event = _count_entries(*flat, recordings.ticks_per_second, bins.dt_ms, bins.T, C, numbers_R)
+    starts = np.concatenate([[0], np.cumsum(recordings.offsets[index + 1] - recordings.offsets[index])])
+    bin_of_event, numbers_R = np.empty(starts[-1], np.int32), np.zeros(T * B, np.int64)
+    events = recordings.offsets, recordings.times, recordings.channels, index, recordings.ticks_per_second
+    first = *events, bins.dt_ms, bins.T, C, starts, bin_of_event, numbers_R
+    in_parts(lambda begin, end: _count_entries(*first, begin, end), B, torch.get_num_threads())
     offsets = np.concatenate([[0], np.cumsum(numbers_R)])
     entries = np.empty(offsets[-1], np.int32), np.empty(offsets[-1], np.float32)
-    _lay_entries(recordings.offsets, recordings.channels, index, bin_of_event, bins.T, C, offsets[:-1].copy(), *entries)
+    events = recordings.offsets, recordings.channels, index
+    second = *events, bins.T, C, starts, bin_of_event, offsets[:-1].copy(), *entries
+    in_parts(lambda begin, end: _lay_entries(*second, begin, end), B, torch.get_num_threads())
     return Events(torch.from_numpy(offsets), *map(torch.from_numpy, entries), (T, B, C))
 
 

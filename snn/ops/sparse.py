@@ -11,7 +11,6 @@ from torch import Tensor
 from snn.ops.compiled import in_parts, kernel
 
 BLOCK = 1024  # rows, sorted by channel together for the weight gradient of a linear layer
-COLUMNS = 128  # of the weight gradient, that one thread sums together
 
 
 @kernel
@@ -62,28 +61,25 @@ def _sort_blocks(offsets, channels, counts, block, starts, rows, values, begin, 
 
 @kernel
 def _weight_gradient(starts, rows, values, gy, gWT, begin, end):
-    """gWT[c] = Σ values · gy[rows] over the entries of channel c, for the parts begin ... end of COLUMNS columns.
+    """gWT[c] = Σ values · gy[rows] over the entries of channel c, for channels begin ... end.
 
     Block by block, so that the rows of gy at hand stay in the cache; four entries at a time, as in `product_rows`.
     """
     N = gWT.shape[1]
-    first, last = begin * COLUMNS, min(end * COLUMNS, N)
-    width = last - first
-    gWT[:, first:last] = 0
+    gWT[begin:end] = 0
     for k in range(starts.shape[0]):
-        for c in range(gWT.shape[0]):
+        for c in range(begin, end):
             e, stop = starts[k, c], starts[k, c + 1]
-            target = gWT[c, first:last]
+            target = gWT[c]
             while e + 4 <= stop:
                 k0, k1, k2, k3 = values[e], values[e + 1], values[e + 2], values[e + 3]
-                g0, g1 = gy[rows[e], first:last], gy[rows[e + 1], first:last]
-                g2, g3 = gy[rows[e + 2], first:last], gy[rows[e + 3], first:last]
-                for n in range(width):
+                g0, g1, g2, g3 = gy[rows[e]], gy[rows[e + 1]], gy[rows[e + 2]], gy[rows[e + 3]]
+                for n in range(N):
                     target[n] += (k0 * g0[n] + k1 * g1[n]) + (k2 * g2[n] + k3 * g3[n])
                 e += 4
             while e < stop:
-                k0, g0 = values[e], gy[rows[e], first:last]
-                for n in range(width):
+                k0, g0 = values[e], gy[rows[e]]
+                for n in range(N):
                     target[n] += k0 * g0[n]
                 e += 1
 
@@ -155,6 +151,6 @@ def weight_gradient(offsets: Tensor, channels: Tensor, counts: Tensor, gy_RN: Te
     by_channel = sort_by_channel(offsets, channels, counts, num_inputs, BLOCK)
     gWT = torch.empty(num_inputs, N, dtype=gy_RN.dtype)
     sums = (*by_channel, gy_RN.contiguous().numpy(), gWT.numpy())
-    # a thread sums whole columns, in the order of the rows: the same bits for any number of threads
-    in_parts(lambda begin, end: _weight_gradient(*sums, begin, end), -(-N // COLUMNS), torch.get_num_threads())
+    # a thread sums whole channels, in the order of the rows: the same bits for any number of threads
+    in_parts(lambda begin, end: _weight_gradient(*sums, begin, end), num_inputs, torch.get_num_threads())
     return gWT.T

@@ -165,16 +165,17 @@ class _SyncBatchNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, gy_RN, _):
         x_RN, weight_N, mean_N, var_N = ctx.saved_tensors
-        gx_RN, gweight_N, gbias_N = torch.ops.aten.native_batch_norm_backward(
-            gy_RN, x_RN, weight_N, mean_N, var_N, None, None, False, ctx.eps, [True] * 3
-        )  # mean and variance taken as constants
+        _, gweight_N, gbias_N = torch.ops.aten.native_batch_norm_backward(
+            gy_RN, x_RN, weight_N, mean_N, var_N, None, None, False, ctx.eps, [False, True, True]
+        )
         sums_KN = torch.stack([gweight_N, gbias_N])
         dist.all_reduce(sums_KN)
-        # by way of the mean and the variance: -(Σ gy + x̂ Σ gy x̂) · weight / σ / rows, linear in x
+        # Σ gy x̂ comes by way of the variance, Σ gy by way of the mean: all in all linear in gy and in x
         inverse_N = torch.rsqrt(var_N + ctx.eps)
-        scale_N = weight_N * inverse_N * ctx.share_of_row
-        slope_N = -scale_N * inverse_N * sums_KN[0]
-        gx_RN.addcmul_(x_RN, slope_N).add_(-scale_N * sums_KN[1] - slope_N * mean_N)
+        scale_N = weight_N * inverse_N
+        slope_N = -scale_N * inverse_N * ctx.share_of_row * sums_KN[0]
+        rest_N = -scale_N * ctx.share_of_row * sums_KN[1] - slope_N * mean_N
+        gx_RN = torch.addcmul(rest_N, x_RN, slope_N).addcmul_(gy_RN, scale_N)
         return gx_RN, gweight_N, gbias_N, None, None
 
 

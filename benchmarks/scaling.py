@@ -5,8 +5,9 @@
 1. Two processes of one thread each, gloo, against one process of one thread: the same batch of 128 (strong scaling),
    and 128 each (weak scaling). They take turns within each round, in the same two processes: while one works alone the
    other waits. Medians of whole training steps, with train.py's loss, exchange of gradients, BatchNorm and flags, by
-   the clock and as work (processor time, which another load of the machine hardly moves). Recordings are made up, some
-   with more events than others.
+   the clock and as work (processor time, which another load of the machine hardly moves). Each also with
+   train.sync_batch_norm=false: every process with BatchNorm statistics of its own. Recordings are made up, some with
+   more events than others.
 2. What limits it: a share's step without any exchange, how much longer the slower of the two shares takes, and the
    all_reduce of as many bytes as the gradient and as BatchNorm's statistics have.
 3. A model for 2 to 64 GPUs from the messages of a step, as counted here; docs/several_processes.md has the text.
@@ -79,16 +80,21 @@ def only(recordings: Recordings, index: np.ndarray) -> Recordings:
 
 
 def make_step(
-    cfg: config.Config, team: Team, recordings: Recordings, buckets: list[int] | None = None
+    cfg: config.Config,
+    team: Team,
+    recordings: Recordings,
+    buckets: list[int] | None = None,
+    is_synchronised: bool = True,
 ) -> Callable[[], None]:
     """A training step of this team on all the recordings as one batch, as train.py takes it.
 
-    The bytes of DistributedDataParallel's messages go to `buckets`.
+    The bytes of DistributedDataParallel's messages go to `buckets`. is_synchronised: train.sync_batch_norm.
     """
     torch.manual_seed(0)
     data, fs = cfg.data, cfg.loss.fs
     network = Network(cfg.network, data.shape, data.num_classes, "cpu")
-    team.synchronise(network)
+    if is_synchronised:
+        team.synchronise(network)
     optimizer = torch.optim.Adam(network.train().parameters(), cfg.train.lr, amsgrad=True)
     window = Window.of(data.T + data.T_empty, fs.D, fs.A, fs.window)
     goal = partial(objective, loss=cfg.loss, window=window, training=True)
@@ -164,6 +170,8 @@ def work(rounds: int) -> dict:
         "one process": make_step(cfg, alone, once) if team.leads else lambda: None,
         "two, the same batch": make_step(cfg, team, once),
         "two, a batch each": make_step(cfg, team, twice),
+        "two, the same batch, own BatchNorm": make_step(cfg, team, once, is_synchronised=False),
+        "two, a batch each, own BatchNorm": make_step(cfg, team, twice, is_synchronised=False),
         "its share, no exchange": make_step(cfg, alone, only(once, team.share(np.arange(B)))),
         "all_reduce, gradient": lambda: dist.all_reduce(gradient),
         "all_reduce, statistics": lambda: dist.all_reduce(statistic),
@@ -192,9 +200,10 @@ def report(result: dict) -> None:
     kinds = result["milliseconds"], result["work_milliseconds"]
     for name in kinds[0]:
         print(f"  {name:<54}" + "".join(f"{ms[name]:9.2f}" for ms in kinds))
-    for name, batches in (("two, the same batch", 1), ("two, a batch each", 2)):
+    for name in (name for name in kinds[0] if name.startswith("two")):
+        batches = 2 if "each" in name else 1
         gains = "".join(f"{batches * ms['one process'] / ms[name]:7.2f} x" for ms in kinds)
-        print(f"  {'gain of ' + name + ' (2 would be all)':<54}{gains}")
+        print(f"  {'gain of ' + name:<54}{gains}")
     print(f"  the slower share takes {result['slower_share_over_mean']:.3f} x the work of the mean of both")
     buckets, others = result["bucket_bytes"], result["other_message_bytes"]
     print(f"a step's messages: gradient {buckets} bytes, others {others} bytes")

@@ -4,10 +4,10 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy.special import bdtr, ndtri, stdtrit  # scipy.stats takes a fifth of a program's start
 
 CONFIDENCE = 0.95
-Z = float(stats.norm.ppf((1 + CONFIDENCE) / 2))
+Z = float(ndtri((1 + CONFIDENCE) / 2))
 RESAMPLES = 2000  # of a bootstrap
 AT_ONCE = 100  # of them
 
@@ -37,7 +37,7 @@ def mcnemar(right_1_n: np.ndarray, right_2_n: np.ndarray) -> float:
     first_alone, second_alone = int((right_1_n & ~right_2_n).sum()), int((right_2_n & ~right_1_n).sum())
     if first_alone + second_alone == 0:
         return 1.0
-    return float(stats.binomtest(first_alone, first_alone + second_alone).pvalue)
+    return min(1.0, 2 * float(bdtr(min(first_alone, second_alone), first_alone + second_alone, 0.5)))
 
 
 def paired_proportions(right_1_n: np.ndarray, right_2_n: np.ndarray) -> Difference:
@@ -68,7 +68,7 @@ def paired_mean(x_1_n: np.ndarray, x_2_n: np.ndarray) -> Difference:
     d_n = x_2_n - x_1_n
     if len(d_n) < 2:
         return Difference(float(d_n.mean()) if len(d_n) else None, None, None)
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(d_n) - 1)) * float(d_n.std(ddof=1)) / math.sqrt(len(d_n))
+    half = float(stdtrit(len(d_n) - 1, (1 + CONFIDENCE) / 2)) * float(d_n.std(ddof=1)) / math.sqrt(len(d_n))
     return Difference(float(d_n.mean()), float(d_n.mean()) - half, float(d_n.mean()) + half)
 
 

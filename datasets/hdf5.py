@@ -90,10 +90,21 @@ class File:
             if kinds and (dataset.shape is None or dataset.dtype.kind not in kinds):
                 raise InputError(f"{self.path}: wrong layout, /{name} holds {dataset.dtype}, not numbers")
             _check_size(dataset, self.path)
-            if dataset.dtype.kind == "O" and not self._heaps_are_checked:  # of lists, or of strings of any length
-                _check_heaps(self.path)
-                self._heaps_are_checked = True
+            if dataset.dtype.kind == "O":  # of lists, or of strings of any length
+                self._check_heaps()
             return dataset
+
+    def attribute(self, name: str) -> str | None:
+        """A text at the file itself; None if there is none."""
+        with border(self.path):
+            self._check_heaps()
+            value = self._file.attrs.get(name)
+            return value if isinstance(value, str) else None
+
+    def _check_heaps(self) -> None:
+        if not self._heaps_are_checked:
+            _check_heaps(self.path)
+            self._heaps_are_checked = True
 
     def numbers(self, name: str) -> np.ndarray:
         dataset = self.dataset(name, "iuf")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy.io import wavfile
 
-from datasets.prepare import digits, nmnist, speech, wav, writer
+from datasets.prepare import digits, make_if_missing, nmnist, speech, wav, writer
 from snn.errors import InputError
 from tests.conftest import nmnist_bytes, write_nmnist
 
@@ -239,6 +239,21 @@ def test_wav_errors_before_any_recording_is_heard(tmp_path):
         table.write_text(text, "utf-8")
         refuse(message, label_csv=table)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_set_that_was_made_otherwise_is_used_with_a_warning(tmp_path, capsys):
+    path = tmp_path / "digits_train.h5"
+    with writer.new_file(path, {"made_by": "digits", "seed": 0, "voices": 5}):
+        pass
+    make_if_missing(path, "digits", "--voices 5 --processes 2")
+    assert capsys.readouterr().err == ""
+    make_if_missing(path, "digits", "--seed 0 --voices 100")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "was made with --voices 5, data.prepare says 100" in line
+    with h5py.File(path, "a") as file:
+        file.attrs["provenance"] = "[1"
+    make_if_missing(path, "digits", "--voices 100")
+    assert capsys.readouterr().err == ""
 
 
 def test_wrong_words_are_one_line():

@@ -11,9 +11,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from datasets.prepare import PROVENANCE
 from snn.errors import InputError
-
-PROVENANCE = "provenance"  # HDF5 attribute: a JSON object of the parameters the file was made with
 
 
 @contextmanager

@@ -61,6 +61,8 @@ NOT_OF_THE_TEST = {"augment", "validation_share", "validation_by", "train_file",
 
 def main() -> None:
     keep_freed_memory()
+    if torch.distributed.is_torchelastic_launched():
+        raise InputError("test.py is one process: start it by python, not by torchrun")
     args, subjects = read_command_line()
     for subject in subjects:
         open_folder(subject.out)

@@ -176,9 +176,10 @@ def test_cpu_equals_reference(neuron, dtype, shape, poisoned):
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 3), (33, 5, 130), (4, 2, 1100)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @over_recurrent
-def test_recurrent_cpu_equals_reference(neuron, shape, poisoned):
-    call = make_call(neuron, shape, torch.float64, recurrent=True)
+def test_recurrent_cpu_equals_reference(neuron, dtype, shape, poisoned):
+    call = make_call(neuron, shape, dtype, recurrent=True)
     outputs, gradients = run(on_cpu, call)
     expected_outputs, expected_gradients = run(reference.multi_step, call)
     assert torch.equal(outputs[0], expected_outputs[0])  # spikes: no ties here

@@ -85,9 +85,10 @@ class File:
         """A data set that is there; `kinds` are numpy's kinds of numbers it may hold."""
         with border(self.path):
             dataset = self._file.get(name)
-            if not isinstance(dataset, h5py.Dataset):
+            # one without a shape has no place for values
+            if not isinstance(dataset, h5py.Dataset) or dataset.shape is None:
                 raise InputError(f"{self.path}: wrong layout, it has no data set /{name}")
-            if kinds and (dataset.shape is None or dataset.dtype.kind not in kinds):
+            if kinds and dataset.dtype.kind not in kinds:
                 raise InputError(f"{self.path}: wrong layout, /{name} holds {dataset.dtype}, not numbers")
             _check_size(dataset, self.path)
             if dataset.dtype.kind == "O":  # of lists, or of strings of any length
@@ -117,7 +118,7 @@ class File:
 
     def names(self, name: str) -> list[str]:
         dataset = self.dataset(name)
-        if dataset.shape is None or dataset.ndim != 1:
+        if dataset.ndim != 1:
             raise InputError(f"{self.path}: wrong layout, /{name} must be a list of names")
         with border(self.path):
             values = dataset[()]
@@ -130,7 +131,7 @@ class File:
         """
         dataset = self.dataset(name)
         item = h5py.check_vlen_dtype(dataset.dtype)
-        if dataset.shape is None or dataset.ndim != 1 or not isinstance(item, np.dtype) or item.kind not in kinds:
+        if dataset.ndim != 1 or not isinstance(item, np.dtype) or item.kind not in kinds:
             raise InputError(
                 f"{self.path}: wrong layout, /{name} must hold a variable-length list of {what} for each recording"
             )
@@ -173,8 +174,6 @@ def plain(kind: np.dtype) -> np.dtype:
 
 def _check_size(dataset: h5py.Dataset, path: Path) -> None:
     """InputError if a data set claims more bytes than what is stored of it can hold."""
-    if dataset.shape is None:
-        return
     size = dataset.id.get_type().get_size()  # of an element
     claimed = max(math.prod(dataset.shape), math.prod(dataset.chunks or ())) * size
     stored = min(dataset.id.get_storage_size(), path.stat().st_size)

@@ -190,7 +190,8 @@ def test_training_and_test_are_the_same(shd_folder, program):
         for timed in (*rows, metrics["streaming"]["to_decision"], metrics["streaming"]["whole_window"]):
             timed.pop("seconds", None)
             timed.pop("time (ms)", None)
-        metrics.pop("checkpoint")
+        for own in ("checkpoint", "command", "tested"):
+            metrics.pop(own)
         weights = torch.load(f"runs/{name}/best.pt", weights_only=True)["network"]
         results.append((rows, metrics, weights))
     (rows, metrics, weights), (other_rows, other_metrics, other_weights) = results

@@ -301,7 +301,8 @@ def _from_first(ticks: np.ndarray, r: int, path: Path) -> np.ndarray:
             "events, or if its counter has run over (32 bits: 71.6 min), unwrap it"
         )
     if ticks.dtype.kind == "f":
-        return ticks.astype(np.float64) - ticks[0]  # infinity gives NaN, which is found where all times are checked
+        with np.errstate(invalid="ignore"):  # infinity gives NaN, which is found where all times are checked
+            return ticks.astype(np.float64) - ticks[0]
     if int(ticks[-1]) - int(ticks[0]) > np.iinfo(np.uint32).max:
         raise InputError(f"{path}: recording {r} is longer than a counter of 32 bits (71.6 min) holds; cut it")
     if ticks.dtype != np.uint32:  # a difference may need more bits than the type has, or have another byte order

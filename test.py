@@ -8,7 +8,7 @@ compare.py.
 A first-spike network is tested under first-spike and firing-rate decoding. --show draws a decision of every class, and
 --test_single_delay the output spikes of one recording of each class together. --streaming decides on events as they
 come and compares the cost with that of whole windows. --energy counts operations, memory traffic and energy
-(`snn/energy.py`).
+(`snn/energy.py`; models of hardware: `snn/hardware.py`).
 
 Of a TTFS network: accuracy, spikes and when they come. --simulate runs every image through a simulation over time, too,
 and counts the decisions that differ.
@@ -76,7 +76,7 @@ def main() -> None:
         (subject,) = subjects
         print_table(metrics[subject.path])
         if args.energy:
-            print(f"\na recording costs\n{energy.table(metrics[subject.path]['energy'])}")
+            print_energy(page.energy_table(metrics[subject.path]["energy"]))
         print(f"read {subject.out / 'report.html'}; numbers in metrics.json, pictures and samples.npz beside it")
     else:
         for kind in (config.Config, config.TTFSConfig):
@@ -395,6 +395,13 @@ def print_table(metrics: dict) -> None:
         ]
     for name, left, right in rows:
         print(f"{name:<20}{left:<22}{right}".rstrip())
+
+
+def print_energy(table: page.Table) -> None:
+    """What a recording costs, each number with its source."""
+    print()
+    for name, value, baseline, source in (table.head, *table.rows):
+        print(f"{name:<26}{value:<24}{baseline:<20}{source}")
 
 
 # of a table with a row each: heading, key, digits

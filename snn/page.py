@@ -226,9 +226,17 @@ def learned_table(values: dict[str, dict[str, np.ndarray]], titles: dict[str, tu
 
 
 def energy_table(energy: dict[str, dict]) -> Table:
-    """What `metrics["energy"]` holds: name -> value, unit, source."""
-    rows = [(name, f"{number(one['value'])} {one['unit']}", one["source"]) for name, one in energy.items()]
-    return Table(("quantity", "value", "source"), rows, is_words=True)
+    """What `metrics["energy"]` holds, name -> value, unit, source; a `baseline_` stands beside what it is one of."""
+
+    def words(name: str) -> str:
+        return f"{number(energy[name]['value'])} {energy[name]['unit']}" if name in energy else ""
+
+    rows = [
+        (name.replace("_", " "), words(name), words(f"baseline_{name}"), one["source"])
+        for name, one in energy.items()
+        if not name.startswith("baseline_")
+    ]
+    return Table(("mean of a recording", "this network", "real-valued, dense", "source"), rows, is_words=True)
 
 
 def words_table(values: dict) -> Table:

@@ -214,15 +214,20 @@ def class_table(metrics: dict, names: Sequence[str]) -> Table:
     return Table(head, rows, "By class")
 
 
-def learned_table(values: dict[str, dict[str, np.ndarray]], titles: dict[str, tuple[str, str]]) -> Table:
-    """Mean, spread and range of what each layer learned."""
+def learned_table(
+    values: dict[str, dict[str, np.ndarray]],
+    initial: dict[str, dict[str, np.ndarray]],
+    titles: dict[str, tuple[str, str]],
+) -> Table:
+    """Mean, spread and range of what each layer learned, and what it began with."""
     rows = []
     for name, of_layers in values.items():
         title, unit = titles[name]
         for layer, array in of_layers.items():
             cells = (f"{array.mean():.3g} ± {array.std():.2g}", f"{array.min():.3g} to {array.max():.3g}")
-            rows.append((f"{title}{' (ms)' if unit == 'ms' else ''}", layer, *cells, str(array.size)))
-    return Table(("value", "layer", "mean ± std", "range", "neurons"), rows)
+            before = f"{initial[name][layer][0]:.3g}" if unit == "ms" else "0 to 1"
+            rows.append((f"{title}{' (ms)' if unit == 'ms' else ''}", layer, before, *cells, str(array.size)))
+    return Table(("value", "layer", "before training", "mean ± std", "range", "neurons"), rows)
 
 
 def energy_table(energy: dict[str, dict]) -> Table:

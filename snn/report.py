@@ -282,20 +282,28 @@ def learned_values(network: Network, dt_ms: float) -> dict[str, dict[str, np.nda
 
 
 @plt.rc_context(STYLE)
-def draw_learned(values: dict[str, dict[str, np.ndarray]]) -> Figure:
-    """A histogram of each learned value, the layers over one another."""
-    figure, axes = plt.subplots(len(values), squeeze=False, figsize=(WIDTH, 0.4 + 1.5 * len(values)))
+def draw_learned(values: dict[str, dict[str, np.ndarray]], initial: dict[str, dict[str, np.ndarray]]) -> Figure:
+    """A histogram of each learned value, the layers over one another, and what `learned_values` was before training.
+
+    A time constant begins at one value, a vertical line; a and b are drawn evenly from 0 to 1, a level line.
+    """
+    figure, axes = plt.subplots(len(values), squeeze=False, figsize=(WIDTH, 0.8 + 1.5 * len(values)))
     layers = list(dict.fromkeys(layer for of_layers in values.values() for layer in of_layers))
+    start = {"color": BLACK, "lw": 1, "ls": ":", "label": "before training"}
     for axis, (name, of_layers) in zip(axes[:, 0], values.items(), strict=True):
         title, unit = VALUES[name]
-        everything = np.concatenate(list(of_layers.values()))
+        everything = np.concatenate([*of_layers.values(), *initial[name].values()])
         if unit == "ms":  # these spread over decades
             low, high = everything.min() / 1.05, everything.max() * 1.05
             edges = np.geomspace(low, high, BINS + 1)
             axis.set_xscale("log")
+            for value in {float(f"{array[0]:.4g}") for array in initial[name].values()}:
+                axis.axvline(value, **start)
         else:
             low, high = 0, 1
             edges = np.linspace(0, 1, BINS + 1)
+            for size in {array.size for array in initial[name].values()}:
+                axis.axhline(size / BINS, **start)
         for layer, array in of_layers.items():
             axis.hist(
                 array, edges, histtype="step", lw=1.4, color=LAYERS[layers.index(layer) % len(LAYERS)], label=layer
@@ -303,7 +311,8 @@ def draw_learned(values: dict[str, dict[str, np.ndarray]]) -> Figure:
         axis.set(xlabel=f"{title} (ms)" if unit == "ms" else title, ylabel="neurons", xlim=(low, high))
         if unit == "ms":
             readable_log_axis(axis.xaxis)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=len(layers), frameon=False)
+    by_label = dict(zip(*reversed(axes[0, 0].get_legend_handles_labels()), strict=True))
+    figure.legend(by_label.values(), by_label, loc="outside upper center", ncols=min(4, len(by_label)), frameon=False)
     return figure
 
 

@@ -82,7 +82,8 @@ def draw_decision(
     for axis, (name, s_TBN) in zip(axes[len(axes) - len(rasters) - 2 :], rasters, strict=False):
         step, index = s_TBN[:, 0].flatten(1).nonzero().cpu().numpy().T
         axis.scatter(time_ms[step], index, s=3, marker=".", color=BLACK, linewidths=0)
-        axis.set_ylabel(name)
+        size = s_TBN[0].numel()
+        axis.set(ylabel=name, ylim=(-0.03 * size, 1.03 * size))  # the same in all pictures, whoever is silent
     potentials, spikes = axes[-2:]
     for neuron in range(h_TN.shape[1]):
         is_decision = neuron == decision
@@ -108,14 +109,20 @@ def draw_decision(
         verdict = f"decides for {class_name(decision, names)} at {first_step * dt_ms:g} ms"
         for axis in axes:
             axis.axvline(first_step * dt_ms, color=ORANGE, lw=1, ls="--", zorder=1)
-    truth = "" if target is None else f" (truth: {class_name(target, names)})"
-    axes[0].set_title(verdict + truth)
+    truth = "" if target is None else f"(truth: {class_name(target, names)})"
+    between = "\n" if is_silent else " "  # a long verdict leaves no room beside it
+    axes[0].set_title(f"{verdict}{between}{truth}" if truth else verdict)
     return figure
 
 
 def class_name(label: int, names: Sequence[str] | None) -> str:
     """What to call a class: its name where it has one, else its number."""
     return f"class {label}" if names is None or label >= len(names) else f"'{names[label]}'"
+
+
+def tick_names(labels: Sequence[int], names: Sequence[str] | None) -> list[str]:
+    """The same at an axis of classes, which need not say what they are."""
+    return [str(label) if names is None or label >= len(names) else names[label] for label in labels]
 
 
 @plt.rc_context(STYLE)
@@ -133,15 +140,17 @@ def draw_single_delay(
     figure, axis = plt.subplots(figsize=(WIDTH, 1 + 0.28 * len(target_B)))
     step, row, _ = activity.s_TBN.nonzero().cpu().numpy().T
     axis.scatter(dt_ms * (step + 1), row, s=40, marker="|", color=GREY)
+    above = {"fontsize": 7, "xytext": (0, 4), "textcoords": "offset points"}  # the spikes of the row
     for row, (decision, target) in enumerate(zip(decision_B.tolist(), target_B.tolist(), strict=True)):
         first_step = int(t_BN[row].min())
         verdict = class_name(decision, names) + ("" if decision == target else ", wrong")
         if first_step <= T:
             colour = BLUE if decision == target else ORANGE
             axis.scatter(dt_ms * first_step, row, s=90, marker="|", color=colour, linewidths=2)
-            axis.annotate(f" {verdict}, {first_step * dt_ms:g} ms", (dt_ms * first_step, row), fontsize=7, va="bottom")
+            side = "right" if first_step > 0.6 * T else "left"  # of the words, which stay within the picture
+            axis.annotate(f"{verdict}, {first_step * dt_ms:g} ms", (dt_ms * first_step, row), ha=side, **above)
         else:
-            axis.annotate(f"silent; the highest potential says {verdict}", (0, row), fontsize=7, va="bottom")
+            axis.annotate(f"  silent; the highest potential says {verdict}", (0, row), **above)
     axis.set(xlim=(0, dt_ms * T), ylim=(-0.7, len(target_B) - 0.2), xlabel="time (ms)", ylabel="recording of")
     axis.set_yticks(range(len(target_B)), [class_name(target, names) for target in target_B.tolist()])
     return figure
@@ -198,8 +207,8 @@ def draw_latencies(samples: Samples, dt_ms: float, names: Sequence[str] | None) 
             median_ms = np.median(time_ms[target == label])
             by_class.plot([median_ms] * 2, [label - 0.4, label + 0.4], color="white", lw=2.5)
             by_class.plot([median_ms] * 2, [label - 0.4, label + 0.4], color=ORANGE, lw=1.5)
-    by_class.set_yticks(range(classes), [class_name(label, names) for label in range(classes)], fontsize=7)
-    by_class.set(xlabel="time (ms)", xlim=(0, dt_ms * (T + 0.5)), ylim=(classes - 0.5, -0.5))
+    by_class.set_yticks(range(classes), tick_names(range(classes), names), fontsize=7)
+    by_class.set(xlabel="time (ms)", ylabel="true class", xlim=(0, dt_ms * (T + 0.5)), ylim=(classes - 0.5, -0.5))
     figure.colorbar(mesh, ax=by_class, label="share of the class (%)", location="bottom", aspect=40, shrink=0.8)
     return figure
 
@@ -225,7 +234,7 @@ def draw_confusion(confusion: Sequence[Sequence[int]], code: str, names: Sequenc
                 fontsize=6 if classes > 12 else 8,
             )
     ticks = range(0, classes, -(-classes // 30))
-    labels = [class_name(label, names) for label in ticks]
+    labels = tick_names(ticks, names)
     axis.set_xticks(ticks, labels, rotation=90, fontsize=7)
     axis.set_yticks(ticks, labels, fontsize=7)
     axis.set(xlabel="decided", ylabel="true class", title=code)
@@ -346,6 +355,8 @@ def draw_learning(rows: Sequence[dict], best_epoch: int) -> Figure:
         axis.grid(color=GREY, lw=0.4)
         if len(curves) > 1:
             axis.legend(frameon=False)
-    axes[0, 0].annotate(" this checkpoint", (best_epoch, 1), xycoords=("data", "axes fraction"), va="top", fontsize=8)
+    side = "right" if best_epoch > (epochs[0] + epochs[-1]) / 2 else "left"  # of the picture, where it would stick out
+    where = {"xycoords": ("data", "axes fraction"), "va": "top", "ha": side, "fontsize": 8}
+    axes[0, 0].annotate(" this checkpoint ", (best_epoch, 1), **where)
     axes[-1, 0].set_xlabel("epoch")
     return figure

@@ -311,8 +311,10 @@ def draw_learned(values: dict[str, dict[str, np.ndarray]], initial: dict[str, di
         else:
             low, high = 0, 1
             edges = np.linspace(0, 1, BINS + 1)
-            for size in {array.size for array in initial[name].values()}:
-                axis.axhline(size / BINS, **start)
+            heights = {layer: array.size / BINS for layer, array in initial[name].items()}
+            for layer, height in heights.items():  # one line for all, or one in the colour of each layer
+                own = {"color": LAYERS[layers.index(layer) % len(LAYERS)]} if len(set(heights.values())) > 1 else {}
+                axis.axhline(height, **start | own)
         for layer, array in of_layers.items():
             axis.hist(
                 array, edges, histtype="step", lw=1.4, color=LAYERS[layers.index(layer) % len(LAYERS)], label=layer
@@ -359,4 +361,5 @@ def draw_learning(rows: Sequence[dict], best_epoch: int) -> Figure:
     where = {"xycoords": ("data", "axes fraction"), "va": "top", "ha": side, "fontsize": 8}
     axes[0, 0].annotate(" this checkpoint ", (best_epoch, 1), **where)
     axes[-1, 0].set_xlabel("epoch")
+    axes[-1, 0].xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
     return figure

@@ -96,6 +96,12 @@ def test_recordings(args: argparse.Namespace, subjects: Sequence[Subject]) -> di
     T, T_empty = data.test_T or data.T, data.T_empty if data.test_T_empty is None else data.test_T_empty
     bins = Bins(data.dt_ms, T, T_empty, math.prod(data.shape))
     recordings = tasks.read_recordings(data, "test", bins)
+    if missing := data.num_classes - len(np.unique(recordings.labels)):
+        print(
+            f"warning: {data.test_path}: no recording of {missing} of the network's {data.num_classes} classes; is it "
+            "the set of its training?",
+            file=sys.stderr,
+        )
     goals = [
         partial(
             objective, loss=loss, window=Window.of(T + T_empty, loss.fs.D, loss.fs.A, loss.fs.window), training=False
@@ -228,7 +234,9 @@ def open_folder(out: Path) -> None:
         write_whole(probe, "")
         probe.unlink()
     except OSError as error:
-        raise InputError(f"{out}: the results cannot be written there ({error.strerror})") from None
+        raise InputError(
+            f"{out}: the results cannot be written there ({error.strerror}); it must be a folder that you may write"
+        ) from None
 
 
 def provenance(subject: Subject) -> dict:

@@ -335,3 +335,18 @@ def test_learned_values_stand_beside_those_before_training():
     rows = page.learned_table(learned, initial, report.VALUES).rows
     assert {row[:3] for row in rows} >= {("membrane time constant (ms)", "hidden 1", "50")}
     assert {row[2] for row in rows if row[0].endswith(", a")} == {"0 to 1"}
+
+
+def test_a_comparison_that_cannot_be_written_says_so(program, toy):
+    for run in ("a", "b"):
+        assert program(f"test.py --load_pt_file {run}").returncode == 0
+    assert_one_line(program("compare.py runs/a runs/b --out nowhere/c.html"), "nowhere/c.html", "choose another --out")
+
+
+def test_data_without_some_classes_are_warned_of(program, toy):
+    """Labels of another set may fit by chance: fewer classes than the network has."""
+    write_shd(toy / "few" / "toy_test.h5", **make_events(4, 2, 40, 1))
+    result = program("test.py --load_pt_file a --path_to_dataset few")
+    assert result.returncode == 0, result.stderr
+    assert "no recording of 1 of the network's 3 classes" in result.stderr
+    assert "warning" not in program("test.py --load_pt_file a").stderr

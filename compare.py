@@ -75,7 +75,11 @@ def main() -> None:
     ]  # the interval stands in the table
     n = len(one.samples["target"])
     lead = f"{one.name} and {other.name} on the same {n:,} samples of {one.metrics['data']}."
-    write_whole(args.out, page.render(f"{one.name} against {other.name}", lead, tiles, sections))
+    html = page.render(f"{one.name} against {other.name}", lead, tiles, sections)
+    try:
+        write_whole(args.out, html)
+    except OSError as error:
+        raise InputError(f"{args.out}: cannot be written ({error.strerror}); choose another --out") from None
     print(f"pictures in {args.out}")
 
 

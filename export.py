@@ -8,6 +8,7 @@ import argparse
 import math
 import os
 import tempfile
+import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -67,7 +68,8 @@ def write_onnx(cfg: config.Config, network: Network, out: Path) -> str:
     inputs = (torch.zeros(2, math.prod(cfg.data.shape)), *states)
 
     def save(part: Path) -> None:
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of its own workings
             program = torch.onnx.export(
                 step,
                 inputs,

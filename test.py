@@ -8,7 +8,7 @@ compare.py.
 A first-spike network is tested under first-spike and firing-rate decoding. --show draws a decision of every class, and
 --test_single_delay the output spikes of one recording of each class together. --streaming decides on events as they
 come and compares the cost with that of whole windows. --energy counts operations, memory traffic and energy
-(`snn/energy.py`).
+(`snn/energy.py`; models of hardware: `snn/hardware.py`).
 
 Of a TTFS network: accuracy, spikes and when they come. --simulate runs every image through a simulation over time, too,
 and counts the decisions that differ.
@@ -78,7 +78,7 @@ def main() -> None:
         (subject,) = subjects
         print_table(metrics[subject.path])
         if args.energy:
-            print(f"\na recording costs\n{energy.table(metrics[subject.path]['energy'])}")
+            print_energy(page.energy_table(metrics[subject.path]["energy"]))
         print(f"read {subject.out / 'report.html'}; numbers in metrics.json, pictures and samples.npz beside it")
     else:
         for kind in (config.Config, config.TTFSConfig):
@@ -98,6 +98,12 @@ def test_recordings(args: argparse.Namespace, subjects: Sequence[Subject]) -> di
     T, T_empty = data.test_T or data.T, data.T_empty if data.test_T_empty is None else data.test_T_empty
     bins = Bins(data.dt_ms, T, T_empty, math.prod(data.shape))
     recordings = tasks.read_recordings(data, "test", bins)
+    if missing := data.num_classes - len(np.unique(recordings.labels)):
+        print(
+            f"warning: {data.test_path}: no recording of {missing} of the network's {data.num_classes} classes; is it "
+            "the set of its training?",
+            file=sys.stderr,
+        )
     goals = [
         partial(
             objective, loss=loss, window=Window.of(T + T_empty, loss.fs.D, loss.fs.A, loss.fs.window), training=False
@@ -230,7 +236,9 @@ def open_folder(out: Path) -> None:
         write_whole(probe, "")
         probe.unlink()
     except OSError as error:
-        raise InputError(f"{out}: the results cannot be written there ({error.strerror})") from None
+        raise InputError(
+            f"{out}: the results cannot be written there ({error.strerror}); it must be a folder that you may write"
+        ) from None
 
 
 def provenance(subject: Subject) -> dict:
@@ -397,6 +405,13 @@ def print_table(metrics: dict) -> None:
         ]
     for name, left, right in rows:
         print(f"{name:<20}{left:<22}{right}".rstrip())
+
+
+def print_energy(table: page.Table) -> None:
+    """What a recording costs, each number with its source."""
+    print()
+    for name, value, baseline, source in (table.head, *table.rows):
+        print(f"{name:<26}{value:<24}{baseline:<20}{source}")
 
 
 # of a table with a row each: heading, key, digits

@@ -1,19 +1,23 @@
 """An exported network in other simulators: python -m benchmarks.exchange --load_pt_file runs/<name>/best.pt
 
 Writes the graph, reads it back with snnTorch, SpikingJelly and Norse, and the ONNX model with onnxruntime, and compares
-their output spikes with ours on recordings of the training file. Where spikes differ, it says how far from its
-threshold our potential was at the first one that did, over all layers.
+their output spikes with ours on recordings of the training file. Of each recording where spikes differ, it finds the
+first one that does, over all layers, and says how far the potential lay from its threshold θ, in units in the last
+place (ulp) of θ: ours, and onnxruntime's, which simulators do not tell. Sums of float32 in another order end some units
+apart, so that is what to expect; a potential many units away would be a defect.
 """
 
 import argparse
 import contextlib
+import copy
 import io
 import logging
 import math
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import nir
 import numpy as np
@@ -23,13 +27,15 @@ from tqdm import tqdm
 
 import export
 import tasks
-from datasets.events import Bins, batches
+from datasets.events import AnyRecordings, Bins, batches
 from snn import checkpoint, cli, exchange
 from snn.errors import InputError
 from snn.events import Events
 from snn.network import Network
+from snn.neurons import SpikingNeuron
 
 DT_S = 1e-4
+BATCH = 100
 
 # of one recording (T, *shape): the output spikes (T, classes), and those of every layer of neurons by name
 Spikes = tuple[Tensor, dict[str, Tensor]]
@@ -127,42 +133,112 @@ SIMULATORS = {"snntorch": in_snntorch, "spikingjelly": in_spikingjelly, "norse":
 
 def in_onnxruntime(path: Path, step: exchange.Step) -> Callable[[Tensor], Tensor]:
     """Output spikes (T, B, classes) of x (T, B, channels)."""
+    run = _session(path.read_bytes(), step)
+    return lambda x_TBC: run(x_TBC)[0]
+
+
+def potentials_in_onnxruntime(path: Path, step: exchange.Step) -> Callable[[Tensor], list[Tensor]]:
+    """h - θ (T, B, N) of each layer of x (T, B, channels): what the model compares with 0 to decide on spikes."""
+    import onnx
+
+    model = onnx.load(path)
+    compared = [node.input[0] for node in model.graph.node if node.op_type in ("GreaterOrEqual", "Greater")]
+    compared = list(dict.fromkeys(compared))
+    a_layer = len(compared) // len(step.layers)  # `spike_first` compares twice, the output spike last
+    compared = compared[a_layer - 1 :: a_layer]
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in compared)
+    run = _session(model.SerializeToString(), step, compared)
+    return lambda x_TBC: run(x_TBC)[1:]
+
+
+def _session(model: bytes, step: exchange.Step, more: Sequence[str] = ()) -> Callable[[Tensor], list[Tensor]]:
+    """Output spikes and what else is asked for, (T, B, N) each, of x (T, B, channels)."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    names = ["spikes", *(f"{name}_next" for name in step.state_names), *more]
 
-    def run(x_TBC: Tensor) -> Tensor:
+    def run(x_TBC: Tensor) -> list[Tensor]:
         states = [np.zeros((x_TBC.shape[1], *shape), np.float32) for shape in step.state_shapes]
-        out = []
+        kept = []
         for x_BC in x_TBC.numpy():
-            s, _, *states = session.run(None, {"x": x_BC, **dict(zip(step.state_names, states, strict=True))})
-            out.append(torch.from_numpy(s))
-        return torch.stack(out)
+            s, *rest = session.run(names, {"x": x_BC, **dict(zip(step.state_names, states, strict=True))})
+            states, others = rest[: len(states)], rest[len(states) :]
+            kept.append([s, *others])
+        return [torch.from_numpy(np.stack(steps)).flatten(2) for steps in zip(*kept, strict=True)]
 
     return run
 
 
-def margin(network: Network, x_T1C: Events, theirs: dict[str, Tensor], latencies: list[int]) -> float:
-    """|h - θ| of ours where, in the time of the graph, the first spike of any layer differs."""
-    ran: list[tuple[Tensor, Tensor]] = []
-    neurons = [*(block.neurons for block in network.blocks), network.output]
-    for module in neurons:
+class Difference(NamedTuple):
+    """The first spike of a recording, over all layers, that one network has and the other has not."""
+
+    step: int
+    layer: int
+    neuron: int
+    away: float  # of our potential from the threshold, in units in the last place of the latter
+
+    def __str__(self) -> str:
+        where = f"layer {self.layer + 1}, neuron {self.neuron}, step {self.step + 1}"
+        return f"first at {where}: ours {self.away:+.1f} ulp from θ"
+
+
+def in_ulp(away: float, theta: float) -> float:
+    """A distance from θ in units in the last place of θ as float32."""
+    return away / float(np.spacing(np.float32(theta)))
+
+
+def neurons_of(network: Network) -> list[SpikingNeuron]:
+    return [*(block.neurons for block in network.blocks), network.output]
+
+
+def spikes_and_potentials(network: Network, x_T1C: Events) -> list[tuple[Tensor, Tensor]]:
+    """(T, N) each, layer after layer; an image in NIR's order, its channels first."""
+    network, ran = copy.deepcopy(network), []
+    for module in neurons_of(network):
         module.return_potential = True
         module.register_forward_hook(lambda _, __, out: ran.append(out))
         if module is not network.output:
             module.register_forward_hook(lambda _, __, out: out[0])
     network.reset()
     network(x_T1C)
+    return [tuple(of_layer.transpose(1, 2).flatten(1) for of_layer in both) for both in ran]
+
+
+def first_difference(
+    network: Network, ran: list[tuple[Tensor, Tensor]], theirs: dict[int, Tensor], latencies: Sequence[int]
+) -> Difference | None:
+    """Of spikes (T, N) by layer, which come as many steps earlier than ours (`ran`) as `latencies` says."""
     found = []
-    for name, s_TN in theirs.items():
-        k = int(name.split("_")[1]) - 1
-        # an image of ours is (pixel, channel), of theirs (channel, pixel)
-        ours_TN, h_TN = (of_layer.transpose(1, 2).flatten(1)[latencies[k] :] for of_layer in ran[k])
+    for k, s_TN in theirs.items():
+        ours_TN, h_TN = (of_layer[latencies[k] :] for of_layer in ran[k])
         apart = (s_TN[: len(ours_TN), : ours_TN.shape[1]] != ours_TN).nonzero()
         if len(apart):
             n, j = apart[0].tolist()
-            found.append((n, k, abs(float(h_TN[n, j]) - neurons[k].dynamics.theta)))
-    return min(found)[2]
+            theta = neurons_of(network)[k].dynamics.theta
+            # graph time puts cause before effect: a layer's spike is in the same step as what it does to the next layer
+            found.append((n, k, Difference(n + latencies[k], k, j, in_ulp(float(h_TN[n, j]) - theta, theta))))
+    return min(found)[2] if found else None
+
+
+def in_words(network: Network, recordings: AnyRecordings, r: int, bins: Bins, away: list[Tensor], b: int) -> str:
+    """The first spike that recording r has here or in onnxruntime, where it was b of its batch, and not in both."""
+    x_T1C, _ = next(batches(recordings, np.array([r]), bins, 1))
+    dynamics, ran = [module.dynamics for module in neurons_of(network)], spikes_and_potentials(network, x_T1C)
+    spikes = {
+        k: ((u_TBN[:, b] > 0) if dynamics[k].spike_first else (u_TBN[:, b] >= 0)).float()
+        for k, u_TBN in enumerate(away)
+    }
+    first = first_difference(network, ran, spikes, [0] * len(away))
+    if first is None:
+        return "equal where the potentials are asked for, which changes how onnxruntime rounds"
+    theta, (_, h_TN), theirs_TN = dynamics[first.layer].theta, ran[first.layer], away[first.layer][:, b]
+    theirs = in_ulp(float(theirs_TN[first.step, first.neuron]), theta)
+    until = slice(first.step + 1)  # all other spikes of this layer are equal till then: only rounding sets them apart
+    apart_TN = (h_TN[until] - theta - theirs_TN[until]).abs()
+    apart_TN[first.step, first.neuron] = 0
+    apart = in_ulp(float(apart_TN.max()), theta)
+    return f"{first}, onnxruntime {theirs:+.1f}; equal spikes till then from potentials up to {apart:.1f} ulp apart"
 
 
 @torch.no_grad()
@@ -185,14 +261,21 @@ def main() -> None:
     chosen = np.arange(min(args.recordings, len(recordings)))
 
     with tempfile.TemporaryDirectory() as folder:
-        model = Path(folder) / "step.onnx"
+        model, step = Path(folder) / "step.onnx", exchange.Step(network, data.shape)
         export.write_onnx(cfg, network, model)
-        runtime = in_onnxruntime(model, exchange.Step(network, data.shape))
-        equal = 0
-        for x_TBC, _ in batches(recordings, chosen, bins, 100):
+        runtime, potentials = in_onnxruntime(model, step), potentials_in_onnxruntime(model, step)
+        equal, lines = 0, []
+        for k, (x_TBC, _) in enumerate(batches(recordings, chosen, bins, BATCH)):
             folded.reset()
-            equal += int((runtime(x_TBC.dense()) == folded(x_TBC).s_TBN).all(-1).all(0).sum())
-        print(f"{'onnxruntime':<14}{equal} of {len(chosen)} recordings with all output spikes equal")
+            differ = (runtime(x_TBC.dense()) != folded(x_TBC).s_TBN).any(-1).any(0)
+            equal += int((~differ).sum())
+            if differ.any():
+                away = potentials(x_TBC.dense())  # in the same batch: a product of other rows may round otherwise
+                lines += [
+                    f"  recording {BATCH * k + b}: {in_words(folded, recordings, BATCH * k + b, bins, away, b)}"
+                    for b in differ.nonzero().flatten().tolist()
+                ]
+        print(f"{'onnxruntime':<14}{equal} of {len(chosen)} recordings with all output spikes equal", *lines, sep="\n")
 
         if unsaid := exchange.unsaid_by_nir(network):
             print(f"compared without {' and '.join(unsaid)}")
@@ -205,7 +288,7 @@ def main() -> None:
         for name, simulator in SIMULATORS.items():
             try:
                 run = simulator(Path(folder) / "graph.nir")
-                equal, spikes, margins = 0, 0, []
+                equal, spikes, lines = 0, 0, []
                 for r in tqdm(chosen, name, leave=False, disable=None):
                     x_T1C, _ = next(batches(recordings, np.array([r]), bins, 1))
                     folded.reset()
@@ -214,12 +297,14 @@ def main() -> None:
                     same = torch.equal(theirs_TN[: len(ours_TN) - steps[-1]], ours_TN[steps[-1] :])
                     equal, spikes = equal + same, spikes + int(ours_TN.sum())
                     if not same:
-                        margins.append(margin(folded.folded(), x_T1C, layers, steps.tolist()))
+                        of_layers = {int(layer.split("_")[1]) - 1: s_TN for layer, s_TN in layers.items()}
+                        ran = spikes_and_potentials(folded, x_T1C)
+                        lines.append(f"  recording {r}: {first_difference(folded, ran, of_layers, steps.tolist())}")
             except (ValueError, AttributeError, RuntimeError, ImportError, InputError) as error:
                 print(f"{name:<14}cannot run it: {' '.join(str(error).split()):.100}")
                 continue
-            away = f"; first difference |h - θ| up to {max(margins):.1e}" if margins else ""
-            print(f"{name:<14}{equal} of {len(chosen)} recordings with all output spikes equal, {spikes} spikes{away}")
+            print(f"{name:<14}{equal} of {len(chosen)} recordings with all output spikes equal, {spikes} spikes")
+            print(*lines, sep="\n", end="\n" if lines else "")
 
 
 if __name__ == "__main__":

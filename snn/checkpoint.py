@@ -98,7 +98,11 @@ def load(path: Path, for_resume: bool = False) -> tuple[AnyConfig, dict[str, Any
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(f"{path}: not a checkpoint of ours; train.py writes them to runs/<name>/best.pt")
     if content.get("version") not in READABLE:
-        raise InputError(f"{path}: has version {content.get('version')}, this program reads version {VERSION}")
+        readable = " and ".join(map(str, READABLE))
+        raise InputError(
+            f"{path}: has version {content.get('version')}, this program reads versions {readable}; take the "
+            "program that wrote it, or train again"
+        )
     for name, kind in ({"config": dict, "network": dict, "epoch": int} | (FOR_RESUME if for_resume else {})).items():
         if not isinstance(content.get(name), kind):
             hint = f"; only last.pt of a run (version {VERSION}) can be resumed"

@@ -11,6 +11,7 @@ Counts are exact, per recording, from one pass over the data:
   neuron its bias, and reads and writes its states, in every step. What moves events about is not counted.
 - energy (SpikingJelly 2.0, simple_energy): MACs, ACs and bytes times constants of Horowitz 2014. It ranks networks, and
   measures none: a constant a byte knows no memory hierarchy.
+- energy by models that know one, after Lemaire et al., SpikeSim and NeuroMC: `snn.hardware`.
 
 The baseline is a network of the same layers with real-valued neurons, one value kept a neuron, run densely on the same
 frames. BatchNorm counts as folded into weights and biases.
@@ -21,6 +22,7 @@ from spikingjelly.activation_based.op_counter import SimpleEnergyCostConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from snn import hardware
 from snn.conv import EventConv, Pooling, as_frames
 from snn.events import Events
 from snn.linear import EventLinear
@@ -43,7 +45,12 @@ class Meter:
         self.network = network
         self.linears = [m for m in network.modules() if isinstance(m, EventConv | EventLinear)]
         self.neurons = [m for m in network.modules() if isinstance(m, SpikingNeuron)]
-        self.samples = self.neuron_steps = self.spikes = self.steps = 0
+        self.convs = {m: hardware.as_conv(m.weight, _geometry(m)[2]) for m in self.linears}
+        self.convs |= {m: hardware.as_conv(m.V) for m in self.neurons if m.V is not None}
+        self.samples = self.neuron_steps = self.steps = 0
+        self.spikes: dict[nn.Module, int] = {}  # of a layer of neurons
+        self.events: dict[nn.Module, float] = {}  # that came to a linear map, or back to neurons
+        self.spikesim_pj = 0.0
         self.active: dict[nn.Module, Tensor] = {}  # of each input of a linear map: how often it was not 0
         self.fed_back: dict[nn.Module, Tensor] = {}  # of each neuron of a recurrent layer: spikes that come back
         self.sizes: dict[nn.Module, int] = {}  # neurons of a sample
@@ -68,19 +75,25 @@ class Meter:
 
     def _linear(self, module: nn.Module, inputs: tuple) -> None:
         x = _dense_input(inputs[0])
-        if isinstance(module, EventLinear):
-            active = (x != 0).flatten(0, -2).sum(0)
-        else:
-            active = (x != 0).view(-1, module.shape.height * module.shape.width, x.shape[-1]).sum(0)
-        self.active[module] = self.active.get(module, 0) + active.cpu().double()
+        height, width, _ = _geometry(module)
+        active = (x != 0).reshape(-1, height * width, x.shape[-1])
+        of_inputs = active.sum(0) if isinstance(module, EventConv) else active.sum((0, 1))
+        self.active[module] = self.active.get(module, 0) + of_inputs.cpu().double()
+        self._events(module, x, as_frames(active.to(x.dtype), height, width))
+
+    def _events(self, module: nn.Module, x: Tensor, active_FCHW: Tensor) -> None:
+        self.events[module] = self.events.get(module, 0.0) + float(x.sum(dtype=torch.float64))
+        self.spikesim_pj += hardware.spikesim_events(self.convs[module], active_FCHW)
 
     def _neurons(self, module: SpikingNeuron, _: tuple, out: Tensor | tuple) -> None:
         s_TBN = out[0] if isinstance(out, tuple) else out
-        self.spikes += int(s_TBN.sum())
+        self.spikes[module] = self.spikes.get(module, 0) + int(s_TBN.sum())
         self.neuron_steps += s_TBN.numel()
         self.sizes[module] = s_TBN[0].numel() // self.batch
         if module.V is not None:
-            self.fed_back[module] = self.fed_back.get(module, 0) + s_TBN[:-1].sum((0, 1)).cpu().double()
+            back_RN = s_TBN[:-1].flatten(0, 1)
+            self.fed_back[module] = self.fed_back.get(module, 0) + back_RN.sum(0).cpu().double()
+            self._events(module, back_RN, back_RN.view(*back_RN.shape, 1, 1))
 
     def result(self) -> dict[str, Entry]:
         """Name -> value, unit, source; counts and energies are means per recording."""
@@ -109,6 +122,8 @@ class Meter:
                 1e-6 * bytes_moved * COST.e_memory_pj_per_byte,
             )
 
+        synapses, layers = self._for_models(begins_with_pool)
+        neuromc, neuromc_baseline = (hardware.neuromc(synapses, of, self.steps) for of in (layers, []))
         compute, memory = energy(macs, acs, traffic)
         dense_compute, dense_memory = energy(dense, 0, dense_traffic)
         constants = f"{COST.e_mac_pj} pJ a MAC, {COST.e_ac_pj} pJ an AC; {HOROWITZ}"
@@ -116,7 +131,7 @@ class Meter:
         rows: list[tuple[str, float, str, str]] = [
             ("footprint", sum(t.numel() * t.element_size() for t in tensors), "bytes", NEUROBENCH),
             ("connection_sparsity", _share_of_zeros(weights), "share", NEUROBENCH),
-            ("activation_sparsity", 1 - self.spikes / self.neuron_steps, "share", NEUROBENCH),
+            ("activation_sparsity", 1 - sum(self.spikes.values()) / self.neuron_steps, "share", NEUROBENCH),
             ("effective_macs", macs, "operations", NEUROBENCH),
             ("effective_acs", acs, "operations", NEUROBENCH),
             ("synaptic_operations", macs + acs, "operations", "MACs and ACs together"),
@@ -130,16 +145,58 @@ class Meter:
             ("baseline_energy_compute", dense_compute, "µJ", constants),
             ("baseline_energy_memory", dense_memory, "µJ", a_byte),
             ("baseline_energy", dense_compute + dense_memory, "µJ", "compute and memory"),
+            ("energy_lemaire", 1e-6 * hardware.lemaire(synapses, layers, self.steps), "µJ", hardware.LEMAIRE_SOURCE),
+            (
+                "baseline_energy_lemaire",
+                1e-6 * hardware.lemaire_baseline(synapses, self.steps),
+                "µJ",
+                hardware.LEMAIRE_SOURCE,
+            ),
+            ("energy_spikesim", 1e-6 * self.spikesim_pj / self.samples, "µJ", hardware.SPIKESIM_SOURCE),
+            (
+                "energy_spikesim_published",
+                1e-6 * hardware.spikesim_published(synapses, self.steps),
+                "µJ",
+                "the same, all crossbars in all steps",
+            ),
+            ("energy_neuromc", 1e-6 * neuromc.energy_total_pj, "µJ", hardware.neuromc_source(neuromc)),
+            (
+                "baseline_energy_neuromc",
+                1e-6 * neuromc_baseline.energy_total_pj,
+                "µJ",
+                hardware.neuromc_source(neuromc_baseline),
+            ),
         ]
         return {name: {"value": value, "unit": unit, "source": source} for name, value, unit, source in rows}
 
+    def _for_models(self, begins_with_pool: bool) -> tuple[list[hardware.Synapses], list[hardware.Neurons]]:
+        """What came to the weights and what the neurons gave, means of a recording."""
+        biased = {block.linear for block in self.network.blocks if block.norm is not None}
+        synapses = []
+        for module, conv in self.convs.items():
+            height, width, _ = _geometry(module)
+            is_first = module is self.linears[0] and not begins_with_pool
+            synapses.append(
+                hardware.Synapses(
+                    conv,
+                    height,
+                    width,
+                    is_full=not isinstance(module, EventConv),
+                    has_bias=module in biased,
+                    events=self.events[module] / self.samples,
+                    are_counts=is_first and self.counts,
+                )
+            )
+        layers = [
+            hardware.Neurons(size, len(State.used(m.dynamics, m.V is not None)), self.spikes[m] / self.samples)
+            for m, size in self.sizes.items()
+        ]
+        return synapses, layers
 
-def table(result: dict[str, Entry]) -> str:
-    """The numbers for people, each with its source."""
-    return "\n".join(
-        f"{name.replace('_', ' '):<26}{entry['value']:>14,.4g} {entry['unit']:<11}{entry['source']}"
-        for name, entry in result.items()
-    )
+
+def _geometry(module: nn.Module) -> tuple[int, int, int]:
+    """(height, width, stride) of what a linear map slides over; one pixel where it slides over nothing."""
+    return (*module.shape[:2], module.shape.stride) if isinstance(module, EventConv) else (1, 1, 1)
 
 
 def _dense_input(x: Tensor | Events) -> Tensor:

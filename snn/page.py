@@ -10,6 +10,13 @@ import numpy as np
 
 TEMPLATE = Path(__file__).with_name("page.html")
 DASH = "–"
+PROPER_NAMES = {
+    "macs": "MACs",
+    "acs": "ACs",
+    "lemaire": "(Lemaire)",
+    "spikesim": "(SpikeSim)",
+    "neuromc": "(NeuroMC)",
+}  # in names of energies
 
 
 class Tile(NamedTuple):
@@ -78,6 +85,11 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
+def short(value: float) -> str:
+    """Three digits; whole numbers from 100 on."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
 def tiles(metrics: dict) -> list[Tile]:
     """Of a first-spike network, or of a TTFS network."""
     if "accuracy" in metrics:
@@ -90,7 +102,7 @@ def tiles(metrics: dict) -> list[Tile]:
                 number(metrics["synaptic_operations_per_image"]),
                 f"{share:.0f} % of all synapses",
             ),
-            Tile("images", str(metrics["images"]), "of the test split"),
+            Tile("images", f"{metrics['images']:,}", "of the test split"),
         ]
     cost = metrics["cost"]
     operations = 100 * cost["to_decision"]["synaptic ops"] / max(1, cost["whole_window"]["synaptic ops"])
@@ -113,7 +125,7 @@ def result_tables(metrics: dict) -> list[Table]:
         rows = [
             ("accuracy", percent(metrics["accuracy"])),
             ("95 % interval", interval(metrics["accuracy_interval"])),
-            ("images", str(metrics["images"])),
+            ("images", f"{metrics['images']:,}"),
             ("loss", f"{metrics['loss']:.4f}"),
             ("synaptic operations an image", number(metrics["synaptic_operations_per_image"])),
             ("synapses", f"{metrics['synapses']:,}"),
@@ -135,7 +147,7 @@ def result_tables(metrics: dict) -> list[Table]:
         ("t_d90", delay(metrics, "t_d90"), delay(metrics, "fr_t_d90")),
     ]
     counts = [
-        ("recordings", str(metrics["samples"])),
+        ("recordings", f"{metrics['samples']:,}"),
         ("without an output spike", str(metrics["silent_samples"])),
         ("whose target neuron is silent", str(metrics["silent_targets"])),
         ("spikes per neuron and recording", f"{metrics['spikes_per_neuron']:.3f}"),
@@ -214,21 +226,39 @@ def class_table(metrics: dict, names: Sequence[str]) -> Table:
     return Table(head, rows, "By class")
 
 
-def learned_table(values: dict[str, dict[str, np.ndarray]], titles: dict[str, tuple[str, str]]) -> Table:
-    """Mean, spread and range of what each layer learned."""
+def learned_table(
+    values: dict[str, dict[str, np.ndarray]],
+    initial: dict[str, dict[str, np.ndarray]],
+    titles: dict[str, tuple[str, str]],
+) -> Table:
+    """Mean, spread and range of what each layer learned, and what it began with."""
     rows = []
     for name, of_layers in values.items():
         title, unit = titles[name]
         for layer, array in of_layers.items():
-            cells = (f"{array.mean():.3g} ± {array.std():.2g}", f"{array.min():.3g} to {array.max():.3g}")
-            rows.append((f"{title}{' (ms)' if unit == 'ms' else ''}", layer, *cells, str(array.size)))
-    return Table(("value", "layer", "mean ± std", "range", "neurons"), rows)
+            cells = (f"{short(array.mean())} ± {short(array.std())}", f"{short(array.min())} to {short(array.max())}")
+            before = short(initial[name][layer][0]) if unit == "ms" else "0 to 1"
+            rows.append((f"{title}{' (ms)' if unit == 'ms' else ''}", layer, before, *cells, str(array.size)))
+    return Table(("value", "layer", "before training", "mean ± std", "range", "neurons"), rows)
 
 
 def energy_table(energy: dict[str, dict]) -> Table:
-    """What `metrics["energy"]` holds: name -> value, unit, source."""
-    rows = [(name, f"{number(one['value'])} {one['unit']}", one["source"]) for name, one in energy.items()]
-    return Table(("quantity", "value", "source"), rows, is_words=True)
+    """What `metrics["energy"]` holds, name -> value, unit, source; a `baseline_` stands beside what it is one of."""
+
+    def words(name: str) -> str:
+        return f"{number(energy[name]['value'])} {energy[name]['unit']}" if name in energy else ""
+
+    rows = [
+        (
+            " ".join(PROPER_NAMES.get(word, word) for word in name.split("_")),
+            words(name),
+            words(f"baseline_{name}") or DASH,
+            one["source"],
+        )
+        for name, one in energy.items()
+        if not name.startswith("baseline_")
+    ]
+    return Table(("mean of a recording", "this network", "real-valued, dense", "source"), rows, is_words=True)
 
 
 def words_table(values: dict) -> Table:

@@ -82,7 +82,8 @@ def draw_decision(
     for axis, (name, s_TBN) in zip(axes[len(axes) - len(rasters) - 2 :], rasters, strict=False):
         step, index = s_TBN[:, 0].flatten(1).nonzero().cpu().numpy().T
         axis.scatter(time_ms[step], index, s=3, marker=".", color=BLACK, linewidths=0)
-        axis.set_ylabel(name)
+        size = s_TBN[0].numel()
+        axis.set(ylabel=name, ylim=(-0.03 * size, 1.03 * size))  # the same in all pictures, whoever is silent
     potentials, spikes = axes[-2:]
     for neuron in range(h_TN.shape[1]):
         is_decision = neuron == decision
@@ -108,14 +109,20 @@ def draw_decision(
         verdict = f"decides for {class_name(decision, names)} at {first_step * dt_ms:g} ms"
         for axis in axes:
             axis.axvline(first_step * dt_ms, color=ORANGE, lw=1, ls="--", zorder=1)
-    truth = "" if target is None else f" (truth: {class_name(target, names)})"
-    axes[0].set_title(verdict + truth)
+    truth = "" if target is None else f"(truth: {class_name(target, names)})"
+    between = "\n" if is_silent else " "  # a long verdict leaves no room beside it
+    axes[0].set_title(f"{verdict}{between}{truth}" if truth else verdict)
     return figure
 
 
 def class_name(label: int, names: Sequence[str] | None) -> str:
     """What to call a class: its name where it has one, else its number."""
     return f"class {label}" if names is None or label >= len(names) else f"'{names[label]}'"
+
+
+def tick_names(labels: Sequence[int], names: Sequence[str] | None) -> list[str]:
+    """The same at an axis of classes, which need not say what they are."""
+    return [str(label) if names is None or label >= len(names) else names[label] for label in labels]
 
 
 @plt.rc_context(STYLE)
@@ -133,15 +140,17 @@ def draw_single_delay(
     figure, axis = plt.subplots(figsize=(WIDTH, 1 + 0.28 * len(target_B)))
     step, row, _ = activity.s_TBN.nonzero().cpu().numpy().T
     axis.scatter(dt_ms * (step + 1), row, s=40, marker="|", color=GREY)
+    above = {"fontsize": 7, "xytext": (0, 4), "textcoords": "offset points"}  # the spikes of the row
     for row, (decision, target) in enumerate(zip(decision_B.tolist(), target_B.tolist(), strict=True)):
         first_step = int(t_BN[row].min())
         verdict = class_name(decision, names) + ("" if decision == target else ", wrong")
         if first_step <= T:
             colour = BLUE if decision == target else ORANGE
             axis.scatter(dt_ms * first_step, row, s=90, marker="|", color=colour, linewidths=2)
-            axis.annotate(f" {verdict}, {first_step * dt_ms:g} ms", (dt_ms * first_step, row), fontsize=7, va="bottom")
+            side = "right" if first_step > 0.6 * T else "left"  # of the words, which stay within the picture
+            axis.annotate(f"{verdict}, {first_step * dt_ms:g} ms", (dt_ms * first_step, row), ha=side, **above)
         else:
-            axis.annotate(f"silent; the highest potential says {verdict}", (0, row), fontsize=7, va="bottom")
+            axis.annotate(f"  silent; the highest potential says {verdict}", (0, row), **above)
     axis.set(xlim=(0, dt_ms * T), ylim=(-0.7, len(target_B) - 0.2), xlabel="time (ms)", ylabel="recording of")
     axis.set_yticks(range(len(target_B)), [class_name(target, names) for target in target_B.tolist()])
     return figure
@@ -198,8 +207,8 @@ def draw_latencies(samples: Samples, dt_ms: float, names: Sequence[str] | None) 
             median_ms = np.median(time_ms[target == label])
             by_class.plot([median_ms] * 2, [label - 0.4, label + 0.4], color="white", lw=2.5)
             by_class.plot([median_ms] * 2, [label - 0.4, label + 0.4], color=ORANGE, lw=1.5)
-    by_class.set_yticks(range(classes), [class_name(label, names) for label in range(classes)], fontsize=7)
-    by_class.set(xlabel="time (ms)", xlim=(0, dt_ms * (T + 0.5)), ylim=(classes - 0.5, -0.5))
+    by_class.set_yticks(range(classes), tick_names(range(classes), names), fontsize=7)
+    by_class.set(xlabel="time (ms)", ylabel="true class", xlim=(0, dt_ms * (T + 0.5)), ylim=(classes - 0.5, -0.5))
     figure.colorbar(mesh, ax=by_class, label="share of the class (%)", location="bottom", aspect=40, shrink=0.8)
     return figure
 
@@ -225,7 +234,7 @@ def draw_confusion(confusion: Sequence[Sequence[int]], code: str, names: Sequenc
                 fontsize=6 if classes > 12 else 8,
             )
     ticks = range(0, classes, -(-classes // 30))
-    labels = [class_name(label, names) for label in ticks]
+    labels = tick_names(ticks, names)
     axis.set_xticks(ticks, labels, rotation=90, fontsize=7)
     axis.set_yticks(ticks, labels, fontsize=7)
     axis.set(xlabel="decided", ylabel="true class", title=code)
@@ -282,20 +291,30 @@ def learned_values(network: Network, dt_ms: float) -> dict[str, dict[str, np.nda
 
 
 @plt.rc_context(STYLE)
-def draw_learned(values: dict[str, dict[str, np.ndarray]]) -> Figure:
-    """A histogram of each learned value, the layers over one another."""
-    figure, axes = plt.subplots(len(values), squeeze=False, figsize=(WIDTH, 0.4 + 1.5 * len(values)))
+def draw_learned(values: dict[str, dict[str, np.ndarray]], initial: dict[str, dict[str, np.ndarray]]) -> Figure:
+    """A histogram of each learned value, the layers over one another, and what `learned_values` was before training.
+
+    A time constant begins at one value, a vertical line; a and b are drawn evenly from 0 to 1, a level line.
+    """
+    figure, axes = plt.subplots(len(values), squeeze=False, figsize=(WIDTH, 0.8 + 1.5 * len(values)))
     layers = list(dict.fromkeys(layer for of_layers in values.values() for layer in of_layers))
+    start = {"color": BLACK, "lw": 1, "ls": ":", "label": "before training"}
     for axis, (name, of_layers) in zip(axes[:, 0], values.items(), strict=True):
         title, unit = VALUES[name]
-        everything = np.concatenate(list(of_layers.values()))
+        everything = np.concatenate([*of_layers.values(), *initial[name].values()])
         if unit == "ms":  # these spread over decades
             low, high = everything.min() / 1.05, everything.max() * 1.05
             edges = np.geomspace(low, high, BINS + 1)
             axis.set_xscale("log")
+            for value in {float(f"{array[0]:.4g}") for array in initial[name].values()}:
+                axis.axvline(value, **start)
         else:
             low, high = 0, 1
             edges = np.linspace(0, 1, BINS + 1)
+            heights = {layer: array.size / BINS for layer, array in initial[name].items()}
+            for layer, height in heights.items():  # one line for all, or one in the colour of each layer
+                own = {"color": LAYERS[layers.index(layer) % len(LAYERS)]} if len(set(heights.values())) > 1 else {}
+                axis.axhline(height, **start | own)
         for layer, array in of_layers.items():
             axis.hist(
                 array, edges, histtype="step", lw=1.4, color=LAYERS[layers.index(layer) % len(LAYERS)], label=layer
@@ -303,7 +322,8 @@ def draw_learned(values: dict[str, dict[str, np.ndarray]]) -> Figure:
         axis.set(xlabel=f"{title} (ms)" if unit == "ms" else title, ylabel="neurons", xlim=(low, high))
         if unit == "ms":
             readable_log_axis(axis.xaxis)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=len(layers), frameon=False)
+    by_label = dict(zip(*reversed(axes[0, 0].get_legend_handles_labels()), strict=True))
+    figure.legend(by_label.values(), by_label, loc="outside upper center", ncols=min(4, len(by_label)), frameon=False)
     return figure
 
 
@@ -337,6 +357,9 @@ def draw_learning(rows: Sequence[dict], best_epoch: int) -> Figure:
         axis.grid(color=GREY, lw=0.4)
         if len(curves) > 1:
             axis.legend(frameon=False)
-    axes[0, 0].annotate(" this checkpoint", (best_epoch, 1), xycoords=("data", "axes fraction"), va="top", fontsize=8)
+    side = "right" if best_epoch > (epochs[0] + epochs[-1]) / 2 else "left"  # of the picture, where it would stick out
+    where = {"xycoords": ("data", "axes fraction"), "va": "top", "ha": side, "fontsize": 8}
+    axes[0, 0].annotate(" this checkpoint ", (best_epoch, 1), **where)
     axes[-1, 0].set_xlabel("epoch")
+    axes[-1, 0].xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
     return figure

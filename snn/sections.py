@@ -45,7 +45,9 @@ def of_events(
 ) -> list[Section]:
     """The page of a first-spike network."""
     out, dt_ms, names = subject.out, subject.cfg.data.dt_ms, metrics["class_names"]
-    samples, learned = evaluation.samples(), report.learned_values(network, subject.cfg.data.dt_ms)
+    samples = evaluation.samples()
+    untrained = Network(subject.cfg.network, subject.cfg.data.shape, subject.cfg.data.num_classes)
+    learned, initial = (report.learned_values(of, dt_ms) for of in (network, untrained))
     delays = [
         keep(
             report.draw_anytime({subject.run: metrics["anytime"]}),
@@ -73,8 +75,11 @@ def of_events(
     rates = keep(report.draw_rates(evaluation), out, "rates.png", "How many spikes the neurons of each layer fire")
     learned_pictures = []
     if learned:
-        words = "What the neurons of each layer learned, one value a neuron or a layer; time on a logarithmic axis"
-        learned_pictures.append(keep(report.draw_learned(learned), out, "learned.png", words))
+        words = (
+            "What the neurons of each layer learned, one value a neuron or a layer; time on a logarithmic axis. "
+            "Dotted: before training, one time constant for all, a and b at random from 0 to 1, so that bars are level"
+        )
+        learned_pictures.append(keep(report.draw_learned(learned, initial), out, "learned.png", words))
     return [
         Section(
             "Results",
@@ -95,7 +100,7 @@ def of_events(
         Section(
             "Learned neurons",
             "Time constants come from the learned decays, τ = -dt / ln λ.",
-            [page.learned_table(learned, report.VALUES)] if learned else [],
+            [page.learned_table(learned, initial, report.VALUES)] if learned else [],
             learned_pictures,
         ),
         *common(subject, metrics),

@@ -4,10 +4,10 @@ import json
 
 import pytest
 import torch
-from spikingjelly.activation_based import op_counter
+from spikingjelly.activation_based import neuron, op_counter
 from torch import nn
 
-from snn import config, energy
+from snn import config, energy, hardware
 from snn.network import Network
 from tests.conftest import REPOSITORY, TINY
 
@@ -156,3 +156,95 @@ def test_test_py_prints_and_writes_it(program, tmp_path):
     assert 0 < metrics["energy"]["energy"]["value"] < metrics["energy"]["baseline_energy"]["value"]
     differ = {name for name in metrics if metrics[name] != without.get(name)}
     assert differ - {"tested"} == {"energy", "command"}
+
+
+@pytest.mark.parametrize("kind", ["full", "conv"])
+@torch.no_grad()
+def test_lemaire_equals_spikingjellys(kind):
+    """Its own profiler on its own layers and neurons, which spike by themselves; and on real-valued frames."""
+    torch.manual_seed(0)
+    if kind == "conv":
+        first, second, x = nn.Conv2d(2, 6, 3, 2, 1), nn.Linear(6 * 5 * 4, 4, bias=False), torch.rand(T, 1, 2, 9, 7)
+    else:
+        first, second, x = nn.Linear(15, 20), nn.Linear(20, 4, bias=False), torch.rand(T, 1, 15)
+    x = (x < 0.4).float()
+    height, width = x.shape[3:] or (1, 1)
+    model = nn.ModuleList([first, neuron.LIFNode(v_threshold=0.1), second, neuron.LIFNode(v_threshold=0.02)])
+    profiler = op_counter.LemaireEnergyProfiler()
+    profiler.bind_model(model)
+    spikes = [0.0, 0.0, 0.0]
+    with profiler:
+        for x_n in x:
+            spikes[0] += float(x_n.sum())
+            s = model[1](model[0](x_n)).flatten(1)
+            spikes[1] += float(s.sum())
+            out = model[3](model[2](s))
+            spikes[2] += float(out.sum())
+    assert min(spikes) > 0
+    first_conv, second_conv = hardware.as_conv(first.weight, 1 + (kind == "conv")), hardware.as_conv(second.weight)
+    synapses = [
+        hardware.Synapses(first_conv, height, width, kind == "full", True, spikes[0], False),
+        hardware.Synapses(second_conv, 1, 1, True, False, spikes[1], False),
+    ]
+    neurons = [hardware.Neurons(s.numel(), 1, spikes[1]), hardware.Neurons(4, 1, spikes[2])]
+    assert hardware.lemaire(synapses, neurons, T) == pytest.approx(profiler.get_report().total_pj)
+
+    dense = 0.0
+    for layer, frame in ((first, x[0] + 0.5), (second, s + 0.5)):
+        dense += op_counter.estimate_lemaire_energy(nn.Sequential(layer), frame).total_pj
+    assert hardware.lemaire_baseline(synapses, T) == pytest.approx(T * dense)
+
+
+@torch.no_grad()
+def test_spikesim_and_neuromc_are_spikingjellys():
+    """On a copy of the network made of its layers, fed with what ours was fed. All inputs are 0 or 1."""
+    network = make_network(["6C3S2", "10R"], (2, 9, 7))
+    x_TBC = events((2, 9, 7), 1)
+    with energy.Meter(network) as meter:
+        network.reset()
+        conv_spikes, full_spikes, _ = network(x_TBC).layers
+    ours = {name: entry["value"] for name, entry in meter.result().items()}
+    image = x_TBC.view(T * B, 2, 9, 7)
+    inputs = [image, *(s.reshape(-1, s.shape[2], 1, 1) for s in (conv_spikes, full_spikes, full_spikes[:-1]))]
+    copies = [nn.Conv2d(2, 6, 3, 2, 1), nn.Conv2d(120, 10, 1), nn.Conv2d(10, 4, 1), nn.Conv2d(10, 10, 1)]
+    for mode, name in (("event", "energy_spikesim"), ("dense", "energy_spikesim_published")):
+        expected = 0.0
+        for conv, x in zip(copies, inputs, strict=True):
+            if mode == "dense" and conv is copies[-1]:
+                x = full_spikes.reshape(-1, 10, 1, 1)  # all steps
+            settings = op_counter.SpikeSimEnergyConfig(activity_mode=mode)
+            report = op_counter.estimate_spikesim_energy(conv.eval(), x, config=settings)
+            expected += report.energy_total_pj / B
+        assert ours[name] == pytest.approx(1e-6 * expected), mode
+    assert 0 < ours["energy_spikesim"] < ours["energy_spikesim_published"]
+
+    expected = expected_baseline = 0.0
+    zeros = [torch.zeros(T, *x.shape[1:]) for x in inputs]
+    full = [nn.Conv2d(2, 6, 3, 2, 1, bias=False), *(nn.Linear(c.in_channels, len(c.weight), False) for c in copies[1:])]
+    for layer, x in zip(full, zeros, strict=True):
+        x = x if layer is full[0] else x.flatten(1)
+        expected += op_counter.estimate_neuromc_runtime_energy(layer, x).energy_total_pj
+        expected_baseline += op_counter.estimate_neuromc_runtime_energy(layer, x + 0.5).energy_total_pj
+    for size in (120, 10, 4):
+        expected += op_counter.estimate_neuromc_runtime_energy(neuron.LIFNode(), torch.zeros(T, size)).energy_total_pj
+    assert ours["energy_neuromc"] == pytest.approx(1e-6 * expected)
+    assert ours["baseline_energy_neuromc"] == pytest.approx(1e-6 * expected_baseline)
+    assert ours["energy_neuromc"] < ours["baseline_energy_neuromc"]
+
+
+def test_models_take_counts_bias_and_states_into_account():
+    """Counted by hand on one neuron of two states behind one weight and a bias: two frames, an event each, one of 3."""
+    network = make_network(["1F"], (1,))
+    x_TBC = torch.tensor([1.0, 3.0]).view(2, 1, 1)
+    with energy.Meter(network) as meter, torch.no_grad():
+        network.reset()
+        network(x_TBC)
+    synapses, neurons = meter._for_models(begins_with_pool=False)
+    assert (synapses[0].events, synapses[0].has_bias, synapses[0].are_counts) == (4, True, True)
+    assert [(layer.size, layer.states) for layer in neurons] == [(1, 2), (4, 2)]
+    hidden = hardware.lemaire(synapses[:1], [hardware.Neurons(1, 2, 0)], 2)
+    add, mac = 0.1, 3.2
+    queue, one_word, two_words = (hardware.LEMAIRE.cost_config.memory_cost_pj(4 * n) for n in (1000, 1, 2))
+    by_hand = (4 + 2) * add + 4 * add + 2 * 2 * mac  # of weights and bias, addresses, decays of two states
+    by_hand += 4 * 4 * queue + 4 * (4 + 2) * two_words + 4 * 2 * 4 * one_word + 2 * 4 * 2 * 2 * one_word
+    assert hidden == pytest.approx(by_hand)

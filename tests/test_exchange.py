@@ -180,6 +180,21 @@ SMALL = {"channels": 30, "num_classes": 4}
 EAGER = {"tau_mem_steps": 5, "tau_syn_steps": 5, "theta": 0.2}
 
 
+@torch.no_grad()
+def test_the_first_difference_is_found():
+    """Of two spikes turned round, the one that comes first where layer 1 is a step ahead and layer 2 two."""
+    network, latencies = make_network("CuLIF", ["20F"], (30,)).folded(), [1, 2]
+    ran = simulators.spikes_and_potentials(network, events((30,)).unsqueeze(1))
+    theirs = {k: s_TN[latencies[k] :].clone() for k, (s_TN, _) in enumerate(ran)}
+    assert simulators.first_difference(network, ran, theirs, latencies) is None
+    for k, n, j in ((0, 9, 3), (1, 8, 2)):
+        theirs[k][n, j] = 1 - theirs[k][n, j]
+    first = simulators.first_difference(network, ran, theirs, latencies)
+    assert first[:3] == (8 + 2, 1, 2)
+    h, theta = float(ran[1][1][10, 2]), network.output.dynamics.theta
+    assert first.away == pytest.approx((h - theta) / (2**-25))  # the last place of .3 as float32
+
+
 @pytest.mark.slow  # torch.onnx.export takes its time; what it exports is tested above
 @torch.no_grad()
 def test_onnx_gives_the_same_spikes(program, tmp_path):
@@ -193,6 +208,10 @@ def test_onnx_gives_the_same_spikes(program, tmp_path):
     ours_TBN = network.folded()(x_TBC).s_TBN
     assert ours_TBN.sum() > 0
     assert torch.equal(run(x_TBC), ours_TBN)
+    potentials = simulators.potentials_in_onnxruntime(tmp_path / "net.onnx", exchange.Step(network, cfg.data.shape))
+    ours = simulators.spikes_and_potentials(network.folded(), x_TBC[:, :1])
+    for away_TBN, (_, h_TN), module in zip(potentials(x_TBC), ours, simulators.neurons_of(network), strict=True):
+        torch.testing.assert_close(away_TBN[:, 0], h_TN - module.dynamics.theta, atol=1e-5, rtol=0)
 
 
 def test_program_writes_a_graph_or_one_line(program, tmp_path):

@@ -312,3 +312,41 @@ def test_learned_values_are_those_of_the_neurons():
     assert values["tau_m"]["hidden 1"] == pytest.approx(50.0)  # 5 steps
     assert values["tau_w"]["hidden 2"] == pytest.approx(1000.0, rel=1e-4)
     assert values["a"]["hidden 1"] == pytest.approx(network.blocks[0].neurons.a.detach().numpy())
+
+
+def test_learned_values_stand_beside_those_before_training():
+    """A vertical line at a time constant's only value; for a and b the height of a bar were all 40 equal."""
+    untrained = Network(small_config().network, (40,), 3)
+    initial = report.learned_values(untrained, dt_ms=10.0)
+    learned = {name: {layer: 0.5 * array for layer, array in layers.items()} for name, layers in initial.items()}
+    figure = report.draw_learned(learned, initial)
+    lines = {
+        axis.get_xlabel(): [line for line in axis.lines if line.get_label() == "before training"]
+        for axis in figure.axes
+    }
+    (tau,) = lines["membrane time constant (ms)"]
+    assert set(tau.get_xdata()) == {50.0}
+    low, high = figure.axes[0].get_xlim()
+    assert low < 25 < 50 < high
+    heights = {line.get_ydata()[0] for line in lines["adaptation to spikes, b"]}
+    assert heights == {array.size / 40 for array in initial["b"].values()}
+    assert "before training" in [text.get_text() for text in figure.legends[0].get_texts()]
+    plt.close(figure)
+    rows = page.learned_table(learned, initial, report.VALUES).rows
+    assert {row[:3] for row in rows} >= {("membrane time constant (ms)", "hidden 1", "50")}
+    assert {row[2] for row in rows if row[0].endswith(", a")} == {"0 to 1"}
+
+
+def test_a_comparison_that_cannot_be_written_says_so(program, toy):
+    for run in ("a", "b"):
+        assert program(f"test.py --load_pt_file {run}").returncode == 0
+    assert_one_line(program("compare.py runs/a runs/b --out nowhere/c.html"), "nowhere/c.html", "choose another --out")
+
+
+def test_data_without_some_classes_are_warned_of(program, toy):
+    """Labels of another set may fit by chance: fewer classes than the network has."""
+    write_shd(toy / "few" / "toy_test.h5", **make_events(4, 2, 40, 1))
+    result = program("test.py --load_pt_file a --path_to_dataset few")
+    assert result.returncode == 0, result.stderr
+    assert "no recording of 1 of the network's 3 classes" in result.stderr
+    assert "warning" not in program("test.py --load_pt_file a").stderr

@@ -18,8 +18,9 @@ def draw_spike_times(histograms: Tensor, T: float) -> Figure:
     figure, axes = plt.subplots(layers, sharex=True, squeeze=False, figsize=(5, 1 + 1.1 * layers), layout="constrained")
     edges = np.linspace(0, T, bins + 1)
     for k, (axis, counts) in enumerate(zip(axes[:, 0], histograms.cpu().numpy(), strict=True)):
-        axis.stairs(counts / max(counts.sum(), 1), edges, fill=True, color=BLUE)
-        axis.set_ylabel(f"layer {k + 1}")
+        axis.stairs(100 * counts / max(counts.sum(), 1), edges, fill=True, color=BLUE)
+        axis.set_ylabel(f"layer {k + 1} (%)")
+        axis.spines[["top", "right"]].set_visible(False)
     axes[0, 0].set_title("share of a layer's spikes, by time", fontsize=10)
-    axes[-1, 0].set(xlabel="time, in the unit of T", xlim=(0, T))
+    axes[-1, 0].set(xlabel=f"time since the layer's window began; T = {T:g} ends it", xlim=(0, T))
     return figure

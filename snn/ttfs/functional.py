@@ -157,15 +157,21 @@ class _EarliestSpike(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, t_BCHW: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
+        ctx.shape = t_BCHW.shape
+        if (kernel, stride, padding) == (2, 2, 0) and kernels.fits(t_BCHW):
+            out_BCHW, places_BCHW = kernels.earliest(t_BCHW)
+            ctx.save_for_backward(places_BCHW)
+            return out_BCHW
         lead_BCHW, source_BCHW = F.max_pool2d(-t_BCHW, kernel, stride, padding, return_indices=True)
         ctx.save_for_backward(source_BCHW)
-        ctx.shape = t_BCHW.shape
         return lead_BCHW.neg_()
 
     @staticmethod
     @once_differentiable
     def backward(ctx, g_BCHW: Tensor) -> tuple[Tensor | None, ...]:
         (source_BCHW,) = ctx.saved_tensors
+        if source_BCHW.dtype == torch.uint8:  # places in patches, by the kernel
+            return kernels.to_earliest(g_BCHW, source_BCHW, ctx.shape), None, None, None
         g_BCR = g_BCHW.new_zeros((*ctx.shape[:2], math.prod(ctx.shape[2:])))
         g_BCR.scatter_add_(2, source_BCHW.flatten(2), g_BCHW.flatten(2))
         return g_BCR.view(ctx.shape), None, None, None

@@ -91,10 +91,12 @@ def readout(t_BN: Tensor, W_ON: Tensor, T: float) -> Tensor:
 def unit_encode(x: Tensor, T: float) -> Tensor:
     """Pixels in [0, 1] to times: t = (1 - x) T, so that bright comes first; 0 is silent."""
     check_window(T)
-    # NaN fails this too; a compiled graph would break here
-    if not torch.compiler.is_compiling() and not bool(((x >= 0) & (x <= 1)).all()):
-        low, high = x.min().item(), x.max().item()
-        raise InputError(f"pixels must lie in 0 to 1, these go from {low:g} to {high:g}; divide by their largest value")
+    if not torch.compiler.is_compiling() and x.numel():  # a compiled graph would break here
+        low, high = (bound.item() for bound in x.aminmax())
+        if not (low >= 0 and high <= 1):  # NaN fails this
+            raise InputError(
+                f"pixels must lie in 0 to 1, these go from {low:g} to {high:g}; divide by their largest value"
+            )
     return torch.where(x == 0, math.inf, (1 - x) * T)
 
 

@@ -338,6 +338,7 @@ def test_compiled_pool_equals_torch_in_every_bit(monkeypatch, shape, dtype):
         monkeypatch.setattr(kernels, "fits", lambda *x, c=compiled: c and fits(*x))
         t_in = t.clone().requires_grad_()
         out = functional.max_pool2d(t_in, 2)
+        assert (out.grad_fn.saved_tensors[0].dtype == torch.uint8) is compiled
         g = torch.arange(out.numel(), dtype=dtype).view_as(out)
         results.append((out.detach().nan_to_num(-1), *torch.autograd.grad(out, t_in, g)))
     assert (results[0][0] == -1).any()

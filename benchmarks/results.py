@@ -11,6 +11,7 @@ between the two marker comments of README.md, and the figure docs/results.png, f
 import argparse
 import json
 import os
+import resource
 import shlex
 import statistics
 import subprocess
@@ -80,12 +81,13 @@ def store(args: argparse.Namespace, words: Sequence[str]) -> None:
     load, seeds = os.getloadavg()[0], {}
     for seed in tqdm(args.seeds, name, disable=None):
         run_name = f"{name}_seed{seed}"
-        started = time.perf_counter()
+        started, busy = time.perf_counter(), processor_seconds()
         run("train.py", "--path_to_yaml", str(path), "--seed", str(seed), "--save_name", run_name, *words)
-        seconds = time.perf_counter() - started
+        seconds, busy = time.perf_counter() - started, processor_seconds() - busy
         run("test.py", "--load_pt_file", f"runs/{run_name}/best.pt")
         metrics = json.loads(Path("runs", run_name, "test", "metrics.json").read_text())
-        seeds[str(seed)] = {key: metrics[key] for key in KEPT if key in metrics} | {"train_seconds": round(seconds, 1)}
+        seeds[str(seed)] = {key: metrics[key] for key in KEPT if key in metrics}
+        seeds[str(seed)] |= {"train_seconds": round(seconds, 1), "train_processor_seconds": round(busy, 1)}
         if curves := metrics.get("anytime"):  # the figure is over time
             seeds[str(seed)]["anytime"] = {key: curve for key, curve in curves.items() if "time" in key}
     result = {
@@ -107,6 +109,12 @@ def run(*command: str) -> None:
     """One of our programs; its errors are already on the screen."""
     if code := subprocess.run([sys.executable, str(REPOSITORY / command[0]), *command[1:]]).returncode:
         raise InputError(f"{command[0]} ended with exit code {code}; nothing was stored")
+
+
+def processor_seconds() -> float:
+    """What our programs have taken so far, all cores together; a machine that is busy elsewhere takes longer."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def without_places(words: Sequence[str]) -> list[str]:

@@ -1,6 +1,7 @@
 """What does a training step of a TTFS network cost? Against a clipped ReLU, a simulation, and the published way.
 
-    python -m benchmarks.ttfs [--layers vgg7] [--shape 3 32 32] [--batch 16] [--rounds 5] [--device cpu] [--json FILE]
+    python -m benchmarks.ttfs [--layers vgg7] [--shape 3 32 32] [--classes 10] [--batch 16] [--rounds 5] [--device cpu]
+        [--json FILE]
 
 Forward, cross-entropy and backward of one network, in four ways that take turns within each round; medians. The step of
 the optimiser, the same for all, is left out.
@@ -183,17 +184,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--layers", default="vgg7", help="layer words, with P for pools (vgg7)")
     parser.add_argument("--shape", type=int, nargs=3, default=(3, 32, 32), help="channels, height, width (3 32 32)")
+    parser.add_argument("--classes", type=int, default=10, help="outputs of the readout (10)")
     parser.add_argument("--batch", type=int, default=16, help="images a step (16)")
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds (5)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--json", type=Path, help="write the numbers here")
     arguments = parser.parse_args()
     torch.manual_seed(0)
-    network = Network(config.TTFS(layers=arguments.layers), tuple(arguments.shape), 10).to(arguments.device)
+    network = Network(config.TTFS(layers=arguments.layers), tuple(arguments.shape), arguments.classes)
+    network.to(arguments.device)
     if not all(isinstance(module, (Conv2d, Linear, EarliestSpike)) for module in network.layers):
         parser.error("--layers: only C, P and F words are compared")
     x_BCHW = torch.rand(arguments.batch, *arguments.shape, device=arguments.device)
-    target_B = torch.randint(10, (arguments.batch,), device=arguments.device)
+    target_B = torch.randint(arguments.classes, (arguments.batch,), device=arguments.device)
     forwards: dict[str, Forward] = {
         "ours": lambda x: network(x).V_BN,
         "clipped ReLU": clipped_relu(network),
@@ -214,12 +217,12 @@ def main() -> None:
         kept[name] = kept_megabytes(forward, x_BCHW, weights)
     where = processor() if arguments.device == "cpu" else torch.cuda.get_device_name()
     where += f", {torch.get_num_threads()} threads, torch {torch.__version__}"
-    print(f"{arguments.layers}, B = {arguments.batch}, {where}")
+    print(f"{arguments.layers}, {arguments.classes} classes, B = {arguments.batch}, {where}")
     for name, ms in median.items():
         against = f"{ms / median['clipped ReLU']:6.2f} x a clipped ReLU, {ms / median['ours']:6.2f} x ours"
         print(f"  {name:<24}{ms:10.1f} ms  {against}; keeps {kept[name]:8.1f} MB")
     if arguments.json:
-        result = {"where": where, "layers": arguments.layers, "batch": arguments.batch}
+        result = {"where": where, "layers": arguments.layers, "classes": arguments.classes, "batch": arguments.batch}
         result |= {"milliseconds": median, "kept_megabytes": kept}
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")
 

@@ -324,6 +324,28 @@ def test_earliest_spike(kernel, stride, padding):
     torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(2, 3, 9, 7), (3, 20, 46, 48)])
+def test_compiled_pool_equals_torch_in_every_bit(monkeypatch, shape, dtype):
+    """Equal times, silence and what is no number included; lines that fill no patch have no gradient."""
+    t = (4 * random_times(shape, 1.0, 22, 0.5)).ceil().div(4).to(dtype)
+    t[torch.rand(shape, generator=torch.Generator().manual_seed(23)) < 0.1] = math.nan
+    new_empty, fits = torch.Tensor.new_empty, kernels.fits
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda x, size: new_empty(x, size).fill_(math.nan))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    results = []
+    for compiled in (True, False):
+        monkeypatch.setattr(kernels, "fits", lambda *x, c=compiled: c and fits(*x))
+        t_in = t.clone().requires_grad_()
+        out = functional.max_pool2d(t_in, 2)
+        assert (out.grad_fn.saved_tensors[0].dtype == torch.uint8) is compiled
+        g = torch.arange(out.numel(), dtype=dtype).view_as(out)
+        results.append((out.detach().nan_to_num(-1), *torch.autograd.grad(out, t_in, g)))
+    assert (results[0][0] == -1).any()
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
+
+
 def test_average_pool():
     """(T - t) averaged, silent as 0; silent only where all are."""
     t = torch.tensor([[[[0.5, INF, INF, INF], [1.0, 2.0, INF, INF]]]], dtype=torch.float64, requires_grad=True)

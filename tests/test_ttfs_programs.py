@@ -10,7 +10,9 @@ import pytest
 import torch
 import yaml
 
+import tasks
 from snn import config
+from snn.team import Team
 from snn.ttfs.network import Network
 from tests.conftest import REPOSITORY, TINY, assert_one_line, write_shd
 
@@ -268,7 +270,8 @@ def test_every_configuration_builds(name):
         Network(cfg.ttfs, cfg.data.shape, cfg.data.num_classes)
 
 
-MNIST = REPOSITORY.parent / "shared" / "data" / "mnist.npz"
+SHARED = REPOSITORY.parent / "shared" / "data"
+MNIST, CIFAR10_SMALL = SHARED / "mnist.npz", SHARED / "cifar10_small.npz"
 
 
 @pytest.mark.slow
@@ -283,3 +286,23 @@ def test_mnist_mlp(program):
     metrics = json.loads(Path("runs/mnist_ttfs_256F/test/metrics.json").read_text())
     assert metrics["accuracy"] >= 98.0
     assert metrics["disagreements_with_simulation"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CIFAR10_SMALL.exists(), reason="needs ../shared/data")
+def test_vgg7_learns_images():
+    """Some steps of VGG7 on one batch of photographs, with the configuration's words, lower its loss."""
+    path = REPOSITORY / "configs" / "ttfs_cifar10_small.yaml"
+    values = config.read_yaml(path)
+    values["data"] |= {"path": str(CIFAR10_SMALL.parent), "augment": []}
+    task = tasks.of(config.build(values, str(path)), Team(torch.device("cpu")))
+    task.begin_epoch(0, np.random.default_rng(0))
+    x_BCHW, target_B = next(task.batches(task.kept[:: len(task.kept) // 32][:32]))
+    losses = []
+    for _ in range(12):
+        task.optimizer.zero_grad()
+        losses.append(task.loss(x_BCHW, target_B, 1.0))
+        losses[-1].backward()
+        task.optimizer.step()
+    losses = [loss.item() for loss in losses]
+    assert np.mean(losses[-3:]) < 0.5 * losses[0], losses

@@ -91,10 +91,12 @@ def readout(t_BN: Tensor, W_ON: Tensor, T: float) -> Tensor:
 def unit_encode(x: Tensor, T: float) -> Tensor:
     """Pixels in [0, 1] to times: t = (1 - x) T, so that bright comes first; 0 is silent."""
     check_window(T)
-    # NaN fails this too; a compiled graph would break here
-    if not torch.compiler.is_compiling() and not bool(((x >= 0) & (x <= 1)).all()):
-        low, high = x.min().item(), x.max().item()
-        raise InputError(f"pixels must lie in 0 to 1, these go from {low:g} to {high:g}; divide by their largest value")
+    if not torch.compiler.is_compiling() and x.numel():  # a compiled graph would break here
+        low, high = (bound.item() for bound in x.aminmax())
+        if not (low >= 0 and high <= 1):  # NaN fails this
+            raise InputError(
+                f"pixels must lie in 0 to 1, these go from {low:g} to {high:g}; divide by their largest value"
+            )
     return torch.where(x == 0, math.inf, (1 - x) * T)
 
 
@@ -157,15 +159,21 @@ class _EarliestSpike(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, t_BCHW: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
+        ctx.shape = t_BCHW.shape
+        if (kernel, stride, padding) == (2, 2, 0) and kernels.fits(t_BCHW):
+            out_BCHW, places_BCHW = kernels.earliest(t_BCHW)
+            ctx.save_for_backward(places_BCHW)
+            return out_BCHW
         lead_BCHW, source_BCHW = F.max_pool2d(-t_BCHW, kernel, stride, padding, return_indices=True)
         ctx.save_for_backward(source_BCHW)
-        ctx.shape = t_BCHW.shape
         return lead_BCHW.neg_()
 
     @staticmethod
     @once_differentiable
     def backward(ctx, g_BCHW: Tensor) -> tuple[Tensor | None, ...]:
         (source_BCHW,) = ctx.saved_tensors
+        if source_BCHW.dtype == torch.uint8:  # places in patches, by the kernel
+            return kernels.to_earliest(g_BCHW, source_BCHW, ctx.shape), None, None, None
         g_BCR = g_BCHW.new_zeros((*ctx.shape[:2], math.prod(ctx.shape[2:])))
         g_BCR.scatter_add_(2, source_BCHW.flatten(2), g_BCHW.flatten(2))
         return g_BCR.view(ctx.shape), None, None, None

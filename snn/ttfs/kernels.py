@@ -1,6 +1,7 @@
 """What stands between the products of a layer, compiled for the CPU by numba: each one pass over memory.
 
-Equal to the plain torch of `snn.ttfs.functional` in every bit. All arrays are flat; x and g hold two halves, see there.
+Equal to the plain torch of `snn.ttfs.functional` in every bit. Arrays of a layer are flat; x and g hold two halves, see
+there. Those of a pool of 2 x 2 are maps.
 """
 
 from collections.abc import Callable
@@ -69,6 +70,39 @@ def _by_time(g, t, begin, end):
         g[k] = zero if t[k] == np.inf else -g[k]
 
 
+@kernel
+def _earliest(t, out, places, begin, end):
+    """The lines begin ... end of `out`, counted over all maps (of F, H, W). Of equals the first; NaN before all."""
+    _, height, width = out.shape
+    for line in range(begin, end):
+        f, y = line // height, line % height
+        upper, lower, best, place = t[f, 2 * y], t[f, 2 * y + 1], out[f, y], places[f, y]
+        for x in range(width):
+            first, k = upper[2 * x], np.uint8(0)
+            other = upper[2 * x + 1]
+            is_earlier = (other < first) | (other != other)
+            first, k = other if is_earlier else first, np.uint8(1) if is_earlier else k
+            other = lower[2 * x]
+            is_earlier = (other < first) | (other != other)
+            first, k = other if is_earlier else first, np.uint8(2) if is_earlier else k
+            other = lower[2 * x + 1]
+            is_earlier = (other < first) | (other != other)
+            first, k = other if is_earlier else first, np.uint8(3) if is_earlier else k
+            best[x], place[x] = first, k
+
+
+@kernel
+def _to_earliest(g, places, gt, begin, end):
+    """The maps begin ... end of `gt`: each gradient goes where its spike came from."""
+    _, height, width = g.shape
+    for f in range(begin, end):
+        gt[f] = 0
+        for y in range(height):
+            for x in range(width):
+                k = places[f, y, x]
+                gt[f, 2 * y + (k >> 1), 2 * x + (k & 1)] = g[f, y, x]
+
+
 def fits(*tensors: Tensor) -> bool:
     """Whether the kernels take these: on the CPU, in float32 or float64, and not while torch.compile looks on."""
     return not torch.compiler.is_compiling() and all(
@@ -104,6 +138,29 @@ def by_time(g: Tensor, t: Tensor) -> Tensor:
     g = g.contiguous()
     _run(_by_time, (g, t.contiguous()))
     return g
+
+
+def earliest(t_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+    """The earliest spike of each 2 x 2 patch, and the place 0 ... 3 in it that it came from (uint8)."""
+    B, C, H, W = t_BCHW.shape
+    out_BCHW = t_BCHW.new_empty((B, C, H // 2, W // 2))
+    places_BCHW = torch.empty(out_BCHW.shape, dtype=torch.uint8)
+    _run_over(_earliest, (t_BCHW, out_BCHW, places_BCHW), B * C * (H // 2), out_BCHW.numel())
+    return out_BCHW, places_BCHW
+
+
+def to_earliest(g_BCHW: Tensor, places_BCHW: Tensor, shape: torch.Size) -> Tensor:
+    """The gradient of times of this shape from that of their earliest ones."""
+    gt_BCHW = g_BCHW.new_empty(shape)
+    _run_over(_to_earliest, (g_BCHW, places_BCHW, gt_BCHW), shape[0] * shape[1], g_BCHW.numel())
+    return gt_BCHW
+
+
+def _run_over(work: Callable, tensors: tuple[Tensor, ...], size: int, neurons: int) -> None:
+    """work over parts of `size` lines or maps of the tensors, as arrays (maps, height, width)."""
+    arrays = [x.detach().contiguous().flatten(0, 1).numpy() for x in tensors]
+    threads = torch.get_num_threads() if neurons >= SERIAL_BELOW else 1
+    in_parts(lambda begin, end: work(*arrays, begin, end), size, threads)
 
 
 def _run(work: Callable, tensors: tuple[Tensor, ...], *constants: float) -> None:

@@ -118,8 +118,8 @@ def silent_neurons_drive(activity: Activity, mean: Callable[[Tensor], Tensor] = 
     """
     total = activity.V_BN.new_zeros(())
     for layer, t_in, t_out in activity.passages:
-        fires_OX = (t_out.detach() != math.inf).transpose(0, 1).flatten(1)
-        is_silent_O = mean(fires_OX.to(t_out.dtype).mean(1)) == 0
+        earliest_O = t_out.detach().amin([d for d in range(t_out.dim()) if d != 1])
+        is_silent_O = mean((earliest_O != math.inf).to(t_out.dtype)) == 0
         if not is_silent_O.any():
             continue
         # V(2T) of an input that fires is T + a; the sums are linear, so the mean input gives the mean drive

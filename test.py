@@ -411,7 +411,7 @@ def print_energy(table: page.Table) -> None:
     """What a recording costs, each number with its source."""
     print()
     for name, value, baseline, source in (table.head, *table.rows):
-        print(f"{name:<26}{value:<24}{baseline:<20}{source}")
+        print(f"{name:<28}{value:<24}{baseline:<20}{source}")
 
 
 # of a table with a row each: heading, key, digits

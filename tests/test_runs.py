@@ -250,7 +250,7 @@ def test_two_processes_resume_within_an_epoch(data):
     assert step
     alone = [sys.executable, launcher[-1], *words[:-2], "--save_name", "x", "--resume"]
     refused = subprocess.run(alone, cwd=data, capture_output=True, text=True)
-    assert_one_line(refused, "in the midst of an epoch of 2 processes")
+    assert_one_line(refused, "the run is of 2 processes, here are 1")
     assert launch("x", "--resume").wait() == 0
     assert state(data / "runs" / "x") == state(data / "runs" / "whole")
 

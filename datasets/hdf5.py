@@ -85,9 +85,10 @@ class File:
         """A data set that is there; `kinds` are numpy's kinds of numbers it may hold."""
         with border(self.path):
             dataset = self._file.get(name)
-            # one without a shape has no place for values
-            if not isinstance(dataset, h5py.Dataset) or dataset.shape is None:
+            if not isinstance(dataset, h5py.Dataset):
                 raise InputError(f"{self.path}: wrong layout, it has no data set /{name}")
+            if dataset.shape is None:
+                raise InputError(f"{self.path}: wrong layout, /{name} has no place for values")
             if kinds and dataset.dtype.kind not in kinds:
                 raise InputError(f"{self.path}: wrong layout, /{name} holds {dataset.dtype}, not numbers")
             _check_size(dataset, self.path)

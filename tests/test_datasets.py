@@ -271,7 +271,7 @@ def test_files_that_are_refused(tmp_path, kind, message):
     [
         ("labels", np.array([0.0, 1.0, 2.0, 0.0, 1.5, 2.0]), "/labels must hold whole numbers"),
         ("labels", np.array([0.0, 1.0, 2.0, 0.0, np.nan, 2.0]), "/labels must hold whole numbers"),
-        ("labels", h5py.Empty("i8"), "/labels holds int64, not numbers"),
+        ("labels", h5py.Empty("i8"), "/labels has no place for values"),
         ("labels", np.zeros((6, 1), np.int64), "labels has shape (6, 1)"),
         ("extra/speaker", np.array([b"x"] * 6), "/extra/speaker holds |S1, not numbers"),
         ("spikes/units", "<f4", "/spikes/units must hold a variable-length list of whole numbers"),

@@ -26,6 +26,7 @@ from snn.events import Events
 from snn.linear import EventLinear
 from snn.loss import objective
 from snn.network import Network
+from snn.replay import Replayed
 from snn.team import Team
 from snn.ttfs.evaluation import evaluate as evaluate_ttfs
 from snn.ttfs.network import Network as TTFSNetwork
@@ -54,10 +55,13 @@ class EventTask:
         self.network = Network(cfg.network, data.shape, data.num_classes, train.backend).to(team.device)
         if train.sync_batch_norm:
             team.synchronise(self.network)
+        on_gpu = team.device.type == "cuda"
         self.optimizer = torch.optim.Adam(
-            self.network.parameters(), train.lr, weight_decay=train.weight_decay, amsgrad=True
+            self.network.parameters(), train.lr, weight_decay=train.weight_decay, amsgrad=True, fused=on_gpu or None
         )
         self.loss = team.parallel(self.network, self._loss)
+        if on_gpu and team.size == 1 and train.cuda_graphs:
+            self.loss = Replayed(self.network, self._loss)
 
     def begin_epoch(self, epoch: int, random: np.random.Generator) -> dict[str, float]:
         """Set what changes from epoch to epoch, and say it for the log."""
@@ -70,12 +74,15 @@ class EventTask:
         D = narrowed_D(fs.D, fs.D_final, epoch / train.epochs) if fs.D_final else fs.D
         window = Window.of(data.T + data.T_empty, D, fs.A, fs.window)
         self.goal = partial(objective, loss=self.cfg.loss, window=window)
+        if fs.D_final and isinstance(self.loss, Replayed):
+            self.loss.forget()  # another window
         return {"lr": self.optimizer.param_groups[0]["lr"], "D": D}
 
     def batches(self, order: np.ndarray) -> Iterator[tuple[Events, Tensor]]:
         """The training batches of an epoch, this process's share of each."""
         size = self.cfg.train.batch_size
-        return events.batches(self.recordings, order, self.bins, size, self.team.share, self.change)
+        batches = events.batches(self.recordings, order, self.bins, size, self.team.share, self.change)
+        return events.ahead(batches) if self.team.device.type == "cuda" else batches  # else no core is idle
 
     def _loss(self, x_TBC: Events, target_B: Tensor, weight: float) -> Tensor:
         self.network.reset()
@@ -116,8 +123,8 @@ class EventTask:
         """How active each linear layer's last input was, and which product that made it take."""
         for name, module in self.network.named_modules():
             if isinstance(module, EventConv | EventLinear):
-                kind = "event-driven" if module.is_event_driven else "dense"
-                tqdm.write(f"  {name}: {100 * module.active_share:.1f} % of its input active, {kind} product")
+                share = "" if math.isnan(module.active_share) else f"{100 * module.active_share:.1f} % active, "
+                tqdm.write(f"  {name}: input {share}{'event-driven' if module.is_event_driven else 'dense'} product")
 
 
 class ImageTask:
@@ -138,7 +145,12 @@ class ImageTask:
         self.augment = images.augmentations(data.augment, data.crop_pad)
         torch.manual_seed(train.seed)
         self.network = TTFSNetwork(cfg.ttfs, data.shape, data.num_classes).to(team.device)
-        self.optimizer = torch.optim.AdamW(self.network.parameters(), train.lr, weight_decay=train.weight_decay)
+        self.optimizer = torch.optim.AdamW(
+            self.network.parameters(),
+            train.lr,
+            weight_decay=train.weight_decay,
+            fused=team.device.type == "cuda" or None,
+        )
         self.loss = team.parallel(self.network, self._loss)
 
     def begin_epoch(self, epoch: int, random: np.random.Generator) -> dict[str, float]:

@@ -39,6 +39,7 @@ MAY_CHANGE_ON_RESUME = {
     "train.epochs",
     "train.device",
     "train.backend",
+    "train.cuda_graphs",
     "train.log_interval",
     "train.patience",
     "data.path",

@@ -7,7 +7,10 @@ is, so that nobody pays for what the one before left behind: cold caches, and th
 before they sleep (JAX's do). The floor is a copy that moves as many bytes as the layer must: x, y, h forward and gy, h,
 x, gx backward, once each. Peers are optional (benchmarks/requirements.txt).
 
-`--device cuda` measures the cupy backend with CUDA events. This part has not been run by its authors, who had no GPU.
+`--device cuda` measures the cupy backend with CUDA events, the calls from Python included, as a training loop sees it,
+and beside it how long the GPU itself is at work. That is what counts where it, not Python, takes the time: in large
+layers, such
+as that of LARGE_SHAPE at the end.
 """
 
 import argparse
@@ -23,6 +26,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from snn import ops
 from snn.machine import processor
@@ -38,6 +42,7 @@ except ModuleNotFoundError:
 
 THETA = 0.25
 SHAPE = (100, 128, 256)  # T, B, N
+LARGE_SHAPE = (100, 1024, 512)
 KINDS = {  # AdLIF and CuAdLIF learn their values, as in configs/; so does CuLIF here, to be comparable
     "CuLIF": Dynamics(current=True, adaptation=False, theta=THETA),
     "AdLIF": Dynamics(current=False, adaptation=True, theta=THETA),
@@ -132,7 +137,7 @@ def contenders(neuron: Dynamics, shape: tuple, device: str) -> dict[str, Step]:
     }
     for node in ("LIFNode", "CUBALIFNode"):
         steps[f"SpikingJelly {node}"] = spikingjelly_node(node, shape, device)
-    if jax and device == "cpu":
+    if jax:
         steps["JAX scan"] = jax_scan(neuron, shape)
     return steps
 
@@ -159,6 +164,17 @@ def medians(steps: dict[str, Step], rounds: int, device: str) -> dict[str, float
 
     times = [{name: turn(step) for name, step in steps.items()} for _ in range(rounds + 1)]
     return {name: statistics.median(row[name] for row in times[1:]) for name in steps}
+
+
+def busy_milliseconds(step: Step, rounds: int = 10) -> float:
+    """How long the GPU is at work for one call."""
+    step()
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        for _ in range(rounds):
+            step()
+        torch.cuda.synchronize()
+    return sum(event.self_device_time_total for event in profiler.key_averages()) / 1e3 / rounds
 
 
 def scaling(device: str) -> list[dict]:
@@ -234,11 +250,27 @@ def main() -> None:
     print(f"forward + backward, T·B·N = {SHAPE}, float32, {result['device']}, {result['threads']} threads")
     moved = MOVED_TENSORS * torch.Size(SHAPE).numel() * 4
     for kind, neuron in KINDS.items():
-        times = medians(contenders(neuron, SHAPE, device), arguments.rounds, device)
+        steps = contenders(neuron, SHAPE, device)
+        times = medians(steps, arguments.rounds, device)
         result["milliseconds"][kind] = times
         print(f"{kind}: {moved / times[fused] / 1e6:.1f} GB/s, a copy {moved / times['copy'] / 1e6:.1f} GB/s")
+        busy = {name: busy_milliseconds(step) for name, step in steps.items()} if on_gpu else {}
         for name, ms in times.items():
-            print(f"  {name:<24}{ms:9.2f} ms {ms / times[fused]:8.2f} x")
+            work = f"; the GPU at work {busy[name]:8.3f} ms {busy[name] / busy[fused]:8.2f} x" if on_gpu else ""
+            print(f"  {name:<24}{ms:9.3f} ms {ms / times[fused]:8.2f} x{work}")
+        if on_gpu:
+            result.setdefault("busy_milliseconds", {})[kind] = busy
+            large = {
+                name: busy_milliseconds(step)
+                for name, step in (
+                    (fused, ours(neuron, LARGE_SHAPE, device, fused)),
+                    ("copy", copy_of_as_many_bytes(LARGE_SHAPE, device)),
+                )
+            }
+            result.setdefault("busy_milliseconds_large", {})[kind] = large
+            gigabytes = MOVED_TENSORS * torch.Size(LARGE_SHAPE).numel() * 4 / 1e9
+            rates = ", ".join(f"{name} {ms:.3f} ms, {1e3 * gigabytes / ms:.0f} GB/s" for name, ms in large.items())
+            print(f"  {LARGE_SHAPE}, the GPU at work: {rates}")
     result["scaling"] = scaling(device)
     for row in result["scaling"]:
         nanoseconds = row["ms"] * 1e6 / row["neuron_steps"]

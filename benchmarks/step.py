@@ -1,15 +1,16 @@
 """How long is a whole training step, and where does it go? The network of configs/adlif_shd.yaml, B = 128.
 
-    python -m benchmarks.step [--json FILE] [--rounds 11]
+    python -m benchmarks.step [--json FILE] [--rounds 11] [--device cpu]
 
 Contenders take turns within each round; medians. The same network on the torch reference (its loop over time in
 Python), and SpikingJelly's network of the same size with its plainest neuron, LIFNode, and its own layers. Recordings
-are made up: as many events, on as many channels, as a spoken digit has (5,800 in .45 s on 700 channels).
+are made up: as many events, on as many channels, as a spoken digit has (5,800 in .45 s on 700 channels). With `--device
+cuda` events are binned on the CPU ahead of time, for all alike; times are CUDA events', the profile is that of the GPU.
 """
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -17,17 +18,19 @@ from pathlib import Path
 import numpy as np
 import torch
 from spikingjelly.activation_based import functional, layer, neuron
-from torch import nn
+from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks.kernels import medians, processor
-from datasets.events import Bins, Recordings, counts
+from datasets.events import Bins, Recordings, ahead, counts
 from snn import architecture, config
 from snn.coding import Window
+from snn.events import Events
 from snn.linear import DENSE_ABOVE, EventLinear
 from snn.loss import firing_rate, objective
 from snn.memory import keep_freed_memory
 from snn.network import Network
+from snn.replay import Replayed
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "adlif_shd.yaml"
 EVENTS, LENGTH_S = 5800, 0.45
@@ -46,28 +49,52 @@ def make_recordings(n: int, channels: int, classes: int) -> Recordings:
     )
 
 
+def binned(cfg: config.Config, recordings: Recordings, device: str) -> Iterator[Events]:
+    """The same batch again and again, each time binned anew; for a GPU by a thread of its own, as in training."""
+    data = cfg.data
+    bins, batch = Bins(data.dt_ms, data.T, data.T_empty, data.channels), np.arange(len(recordings))
+
+    def batches() -> Iterator[Events]:
+        while True:
+            with record_function("binning"):
+                x_TBC = counts(recordings, batch, bins)
+            yield x_TBC
+
+    return ahead(batches()) if device == "cuda" else batches()
+
+
 def our_step(
-    cfg: config.Config, backend: str, recordings: Recordings, dense_above: float = DENSE_ABOVE
+    cfg: config.Config,
+    backend: str,
+    recordings: Recordings,
+    dense_above: float = DENSE_ABOVE,
+    device: str = "cpu",
+    replays: bool = False,
 ) -> Callable[[], None]:
     """Binning, forward, loss, backward, optimiser; products are dense above that share of active inputs."""
     torch.manual_seed(0)
     data, fs = cfg.data, cfg.loss.fs
-    bins, batch = Bins(data.dt_ms, data.T, data.T_empty, data.channels), np.arange(len(recordings))
-    network = Network(cfg.network, data.shape, data.num_classes, backend).train()
+    network = Network(cfg.network, data.shape, data.num_classes, backend).to(device).train()
     for module in network.modules():
         if isinstance(module, EventLinear):
             module.dense_above = dense_above
-    optimizer = torch.optim.Adam(network.parameters(), cfg.train.lr, amsgrad=True)
+    optimizer = torch.optim.Adam(network.parameters(), cfg.train.lr, amsgrad=True, fused=device == "cuda" or None)
     window = Window.of(data.T + data.T_empty, fs.D, fs.A, fs.window)
     goal = partial(objective, loss=cfg.loss, window=window, training=True)
-    target_B = torch.from_numpy(recordings.labels)
+    target_B = torch.from_numpy(recordings.labels).to(device)
+
+    batches = binned(cfg, recordings, device)
+
+    def loss(x_TBC: Events, target_B: Tensor, _: float) -> Tensor:
+        network.reset()
+        return goal(network(x_TBC), target_B)
+
+    loss = Replayed(network, loss) if replays else loss
 
     def step() -> None:
-        with record_function("binning"):
-            x_TBC = counts(recordings, batch, bins)
-        network.reset()
+        x_TBC = next(batches).to(torch.device(device))
         optimizer.zero_grad(set_to_none=True)
-        goal(network(x_TBC), target_B).backward()
+        loss(x_TBC, target_B, 1.0).backward()
         nn.utils.clip_grad_norm_(network.parameters(), cfg.train.clip_norm)
         optimizer.step()
         network.clamp_values()
@@ -75,16 +102,22 @@ def our_step(
     return step
 
 
-def where_time_goes(step: Callable[[], None], rounds: int) -> dict[str, float]:
-    """Milliseconds a step in each operation itself, by torch's name for it, the ten largest."""
-    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+def where_time_goes(step: Callable[[], None], rounds: int, device: str) -> dict[str, float]:
+    """Milliseconds a step in each operation itself, by torch's name for it (on a GPU the kernel's), the ten largest."""
+    on_gpu = device == "cuda"
+    with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as profiler:
         for _ in range(rounds):
             step()
-    events = sorted(profiler.key_averages(), key=lambda event: -event.self_cpu_time_total)
-    return {event.key: event.self_cpu_time_total / 1e3 / rounds for event in events[:10]}
+        if on_gpu:
+            torch.cuda.synchronize()
+    times = {
+        event.key: (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e3 / rounds
+        for event in profiler.key_averages()
+    }
+    return dict(sorted(times.items(), key=lambda item: -item[1])[:10])
 
 
-def spikingjelly_step(cfg: config.Config, recordings: Recordings) -> Callable[[], None]:
+def spikingjelly_step(cfg: config.Config, recordings: Recordings, device: str = "cpu") -> Callable[[], None]:
     """The same sizes from SpikingJelly alone: LIFNode, spike counts, cross-entropy."""
     data = cfg.data
     sizes = (data.channels, *(layer.size for layer in architecture.parse(cfg.network.layers)))
@@ -94,14 +127,16 @@ def spikingjelly_step(cfg: config.Config, recordings: Recordings) -> Callable[[]
         blocks += [layer.Dropout(cfg.network.dropout)]
     network = nn.Sequential(*blocks, layer.Linear(sizes[-1], data.num_classes, bias=False), neuron.LIFNode()).train()
     functional.set_step_mode(network, "m")
+    network.to(device)
     optimizer = torch.optim.Adam(network.parameters(), cfg.train.lr, amsgrad=True)
-    bins, batch = Bins(data.dt_ms, data.T, data.T_empty, data.channels), np.arange(len(recordings))
-    target_B = torch.from_numpy(recordings.labels)
+    batches = binned(cfg, recordings, device)
+    target_B = torch.from_numpy(recordings.labels).to(device)
 
     def step() -> None:
         functional.reset_net(network)
         optimizer.zero_grad(set_to_none=True)
-        firing_rate(network(counts(recordings, batch, bins).dense()), target_B, cfg.loss.fr.alpha).backward()
+        x_TBC = next(batches).to(torch.device(device)).dense()
+        firing_rate(network(x_TBC), target_B, cfg.loss.fr.alpha).backward()
         nn.utils.clip_grad_norm_(network.parameters(), cfg.train.clip_norm)
         optimizer.step()
 
@@ -113,26 +148,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="write the numbers here")
     parser.add_argument("--rounds", type=int, default=11, help="timed rounds (11)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to measure (cpu)")
     arguments = parser.parse_args()
+    device = arguments.device
     cfg = config.build(config.read_yaml(CONFIG), str(CONFIG))
     recordings = make_recordings(cfg.train.batch_size, cfg.data.channels, cfg.data.num_classes)
     steps = {
-        "ours": our_step(cfg, "cpu", recordings),
-        "ours on the torch reference": our_step(cfg, "torch", recordings),
-        "SpikingJelly, LIFNode": spikingjelly_step(cfg, recordings),
+        "ours": our_step(cfg, "auto", recordings, device=device, replays=device == "cuda"),
+        "ours on the torch reference": our_step(cfg, "torch", recordings, device=device),
+        "SpikingJelly, LIFNode": spikingjelly_step(cfg, recordings, device),
     }
-    median = medians(steps, arguments.rounds, "cpu")
-    parts = where_time_goes(steps["ours"], arguments.rounds)
-    where = f"{processor()}, {torch.get_num_threads()} threads"
+    if device == "cuda":
+        steps["ours, not replayed"] = our_step(cfg, "auto", recordings, device=device)
+    median = medians(steps, arguments.rounds, device)
+    parts = where_time_goes(steps["ours"], arguments.rounds, device)
+    where = f"{torch.cuda.get_device_name() if device == 'cuda' else processor()}, {torch.get_num_threads()} threads"
     print(f"a training step, T = {cfg.data.T}, B = {cfg.train.batch_size}, {where}")
     for name, ms in median.items():
         print(f"  {name:<30}{ms:8.1f} ms {ms / median['ours']:6.2f} x")
     print("  the largest parts of ours, under torch's profiler:")
     for name, ms in parts.items():
-        print(f"    {name[:36]:<38}{ms:8.1f} ms")
+        print(f"    {name[:60]:<62}{ms:8.3f} ms")
     if arguments.json:
         versions = {"torch": torch.__version__}
-        result = {"device": processor(), "threads": torch.get_num_threads(), "versions": versions}
+        result = {"device": where, "threads": torch.get_num_threads(), "versions": versions}
         result |= {"milliseconds": median, "profile_milliseconds": parts}
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")
 

@@ -6,8 +6,9 @@ and each batch reads its own.
 
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from snn.events import Events, step_of
 from snn.ops.compiled import in_parts, kernel
 
 LOOKED_AT = 64
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -226,6 +228,15 @@ def batches(
         if change is not None:
             loaded, places = change(loaded, places, part), np.arange(len(part))
         yield counts(loaded, places, bins), torch.from_numpy(recordings.labels[part])
+
+
+def ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """The same, each made by another thread while the one before is in use."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = pool.submit(next, items, None)
+            yield item
 
 
 def hold_out(

@@ -228,6 +228,11 @@ class Train(Section):
     )
     device: str = Field("auto", description="auto (cuda if there is one), cpu, cuda, cuda:1, ...")
     backend: Literal["auto", "torch", "cpu", "cupy"] = Field("auto", description="what runs the neurons")
+    cuda_graphs: bool = Field(
+        True,
+        description="on a GPU, record a training step once and replay it; false for code of yours that asks for values "
+        "on the CPU within a step",
+    )
 
 
 class Config(Section):

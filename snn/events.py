@@ -47,9 +47,13 @@ class Events:
         total = torch.cat([weights.new_zeros(1), weights.cumsum(0)])
         return total[self.offsets].diff().view(self.shape[:2])
 
-    def dense(self) -> Tensor:
-        """(T, B, channels), of the counts' dtype."""
+    def dense(self, out: Tensor | None = None) -> Tensor:
+        """(T, B, channels), of the counts' dtype; in `out`, where it is given."""
         T, B, C = self.shape
-        rows = torch.repeat_interleave(torch.arange(T * B, device=self.offsets.device), self.offsets.diff())
-        flat = torch.zeros(T * B * C, dtype=self.counts.dtype, device=self.counts.device)
-        return flat.index_add_(0, rows * C + self.channels, self.counts).view(T, B, C)
+        out = self.counts.new_zeros(self.shape) if out is None else out.zero_()
+        rows = torch.arange(T * B, device=self.offsets.device)
+        rows = torch.repeat_interleave(
+            rows, self.offsets.diff(), output_size=len(self.counts)
+        )  # or a GPU is waited for
+        out.view(-1).index_add_(0, rows * C + self.channels, self.counts)
+        return out

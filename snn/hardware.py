@@ -15,6 +15,7 @@
 Pools have no weights, and cost no model anything but their neurons. All results are pJ a recording.
 """
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -138,12 +139,14 @@ def spikesim_published(synapses: Sequence[Synapses], steps: int) -> float:
 def neuromc(
     synapses: Sequence[Synapses], neurons: Sequence[Neurons], steps: int
 ) -> op_counter.NeuroMCRuntimeEnergyReport:
-    """SpikingJelly's report on a recording of these shapes; without neurons that of real-valued inputs."""
-    layers = nn.ModuleList([*(s.conv for s in synapses), *(neuron.IFNode() for _ in neurons)])
-    device = synapses[0].conv.weight.device
+    """SpikingJelly's report on a recording of these shapes; without neurons that of real-valued inputs.
+
+    On the CPU: it does not know the kernels that its neurons take on a GPU.
+    """
+    layers = nn.ModuleList([*(copy.deepcopy(s.conv).cpu() for s in synapses), *(neuron.IFNode() for _ in neurons)])
     shapes = [(s.conv.in_channels, s.height, s.width) for s in synapses] + [(layer.size,) for layer in neurons]
     values = [2.0 if s.are_counts or not neurons else 0.0 for s in synapses] + [0.0] * len(neurons)
-    frames = [torch.full((steps, *shape), value, device=device) for shape, value in zip(shapes, values, strict=True)]
+    frames = [torch.full((steps, *shape), value) for shape, value in zip(shapes, values, strict=True)]
     profiler = op_counter.NeuroMCEnergyProfiler()
     profiler.bind_model(layers)
     with torch.no_grad(), profiler, profiler.stage("forward"):

@@ -16,6 +16,9 @@ from snn import report
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 LONGEST = "readme_commands"
+# On a port of its own: tests run beside each other. Two processes would need a GPU each; their tests are the CPU's.
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+ON_CPU = "--set train.device=cpu"
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # beside another: a thread each, or they would wait for one another
     os.environ["OMP_NUM_THREADS"] = "1"

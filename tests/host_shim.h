@@ -1,6 +1,7 @@
 // What a CUDA kernel needs to be compiled by g++ and run on the CPU, one thread after the other.
 #define __global__
 #define __device__
+#define __launch_bounds__(...)
 struct Index { unsigned x; };
 static Index blockIdx, threadIdx, blockDim;
 extern "C" void place(unsigned block, unsigned thread, unsigned threads) {

@@ -78,7 +78,7 @@ def run(multi_step, call: tuple) -> tuple[list[Tensor], list[Tensor | None]]:
     y_TBN, h_TBN, state = multi_step(*call)
     outputs = [tensor for tensor in (y_TBN, h_TBN, *state) if tensor is not None]
     random = torch.Generator().manual_seed(1)
-    upstream = [torch.randn(output.shape, generator=random, dtype=output.dtype) for output in outputs]
+    upstream = [torch.randn(o.shape, generator=random, dtype=o.dtype).to(o.device) for o in outputs]
     asking = [leaf for leaf in leaves(call) if leaf.requires_grad]
     product = sum((output * g).sum() for output, g in zip(outputs, upstream, strict=True))
     gradients = torch.autograd.grad(product, asking, allow_unused=True, materialize_grads=True)

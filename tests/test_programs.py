@@ -336,7 +336,7 @@ def test_bad_training_file(program, shd_folder, kind):
         ("--epochs 0", "train.epochs = 0: input should be greater than 0"),
         ("--set train.lrr=1", "train.lrr is not known"),
         ("--frobnicate", "unrecognized arguments: --frobnicate"),
-        ("--set train.backend=cupy", "cupy"),
+        ("--set train.backend=cupy --set train.device=cpu", "runs on cuda"),
         ("--set train.device=cuda:99", "train.device = cuda:99: cannot be used here"),
         ("--load_pt_file nowhere.pt", "nowhere.pt: no such checkpoint"),
         ("--resume", "no such checkpoint"),

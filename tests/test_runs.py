@@ -28,7 +28,7 @@ from snn import checkpoint, config
 from snn.errors import InputError
 from snn.events import Events
 from snn.network import Network
-from tests.conftest import REPOSITORY, TINY, assert_one_line, make_events, write_shd
+from tests.conftest import ON_CPU, REPOSITORY, TINY, TORCHRUN, assert_one_line, make_events, write_shd
 
 EVENTS = f"train.py --path_to_yaml {REPOSITORY}/configs/adlif_shd.yaml --path_to_dataset shd --dataset_name shd {TINY}"
 EVENTS += " --lr_decay --set network.dropout=0.3 --set loss.fs.D_final=4 --set data.augment.drop=.2"
@@ -223,9 +223,18 @@ def test_a_second_ctrl_c_ends_at_once(program, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_two_processes_resume_within_an_epoch(data):
     """torchrun hands SIGTERM on; each process goes on with its own random numbers, and one alone is refused."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", str(REPOSITORY / "train.py")]
+    launcher = [*TORCHRUN, str(REPOSITORY / "train.py")]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    words = [*EVENTS.split()[1:], "--epochs", "12", "--batch-size", "2", "--distributed", "--save_name"]
+    words = [
+        *EVENTS.split()[1:],
+        "--epochs",
+        "12",
+        "--batch-size",
+        "2",
+        "--distributed",
+        *ON_CPU.split(),
+        "--save_name",
+    ]
 
     def launch(*more: str) -> subprocess.Popen:
         return subprocess.Popen([*launcher, *words, *more], cwd=data, env=environment, stderr=subprocess.PIPE)

@@ -20,7 +20,7 @@ from snn import cli, config
 from snn.network import Network
 from snn.neurons import NEURONS
 from snn.team import SyncBatchNorm, Team, gather
-from tests.conftest import REPOSITORY, assert_one_line, make_events, write_shd
+from tests.conftest import ON_CPU, REPOSITORY, TORCHRUN, assert_one_line, make_events, write_shd
 from tests.test_programs import AUGMENT, rows, without_times
 from tests.test_programs import TRAIN as TRAIN_EVENTS
 from tests.test_ttfs_programs import TRAIN as TRAIN_IMAGES
@@ -42,7 +42,7 @@ RUNS = {
 }
 # rounding decides a spike of the camera's network in its second epoch, from where on runs differ
 RUNS = {
-    name: f"{words} --epochs {1 if name == 'camera' else 2} --save_name {name}"
+    name: f"{words} --epochs {1 if name == 'camera' else 2} --save_name {name} {ON_CPU}"
     + (" --set network.dropout=0" if name != "images" else "")
     for name, words in RUNS.items()
 }
@@ -109,7 +109,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 def torchrun(folder: Path, words: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", *words.split()]
+    command = [*TORCHRUN, *words.split()]
     path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
@@ -192,7 +192,7 @@ def test_a_lost_process_is_one_line(capsys, message):
 def test_a_killed_process_ends_the_job_and_it_resumes(tmp_path, rank):
     write_shd(tmp_path / "shd" / "shd_train.h5", **make_events(60, 3, 40, 0))
     words = RUNS["rates"].replace("--epochs 2", "")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", str(REPOSITORY / "train.py")]
+    command = [*TORCHRUN, str(REPOSITORY / "train.py")]
     job = subprocess.Popen(
         [*command, *f"{words} --epochs 100000".split()[1:]], cwd=tmp_path, stderr=subprocess.PIPE, text=True
     )

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ import tasks
 from snn import config
 from snn.team import Team
 from snn.ttfs.network import Network
-from tests.conftest import REPOSITORY, TINY, assert_one_line, write_shd
+from tests.conftest import ON_CPU, REPOSITORY, TINY, TORCHRUN, assert_one_line, write_shd
 
 WORDS = (
     f"--path_to_yaml {REPOSITORY}/configs/ttfs_mnist_mlp.yaml --dataset_name toy --path_to_dataset data "
@@ -155,9 +154,8 @@ def test_train_on_first_events(program, tmp_path):
 
 @pytest.mark.usefixtures("toy")
 def test_two_processes_train_as_one(program, tmp_path):
-    words = f"{TRAIN} --epochs 2 --set data.augment=[] --set train.silent_drive=0 --distributed"
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
-    command = [*launcher, str(REPOSITORY / "train.py"), *words.split()[1:], "--save_name", "two"]
+    words = f"{TRAIN} --epochs 2 --set data.augment=[] --set train.silent_drive=0 --distributed {ON_CPU}"
+    command = [*TORCHRUN, str(REPOSITORY / "train.py"), *words.split()[1:], "--save_name", "two"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stderr
     assert program(f"{words} --save_name one").returncode == 0

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import cupy
 import torch
+from cupy.cuda import nvrtc
 from torch import Tensor
 
+from snn.errors import InputError
 from snn.ops.reference import SURROGATE_SLOPE, Dynamics, State, Values
 
 SOURCE = Path(__file__).parent / "kernels" / "neuron.cu"
@@ -29,24 +31,53 @@ def defines(neuron: Dynamics, dtype: torch.dtype, learned: bool) -> tuple[str, .
     }
     return (
         f"-DREAL={'float' if dtype == torch.float32 else 'double'}",
+        f"-DTHREADS={THREADS}",
         f"-DSURROGATE_SLOPE={SURROGATE_SLOPE}",
         *(f"-D{name}={int(is_set)}" for name, is_set in flags.items()),
     )
 
 
+def machine_code(architecture: str, options: tuple[str, ...]) -> tuple[bytes, str]:
+    """The kernels of one variant for sm_<architecture>, and the compiler's report.
+
+    Not by cupy.RawModule, which adds -ftz=true: potentials below the normal numbers would differ from the reference.
+    """
+    program = nvrtc.createProgram(SOURCE.read_text(), SOURCE.name, [], [])
+    try:
+        nvrtc.compileProgram(program, [f"-arch=sm_{architecture}", "--fmad=false", "--ptxas-options=-v", *options])
+        return nvrtc.getCUBIN(program), nvrtc.getProgramLog(program)
+    finally:
+        nvrtc.destroyProgram(program)
+
+
 @cache
-def _module(options: tuple[str, ...]) -> cupy.RawModule:
-    return cupy.RawModule(code=SOURCE.read_text(), options=("--fmad=false", *options))
+def _function(
+    kernel: str, neuron: Dynamics, dtype: torch.dtype, learned: bool, device: int
+) -> cupy.cuda.function.Function:
+    """The compiled kernel, loaded on that device; some .1 s at its first use in a process."""
+    with cupy.cuda.Device(device) as gpu:
+        architecture = gpu.compute_capability
+        try:
+            code, _ = machine_code(architecture, defines(neuron, dtype, learned))
+        except nvrtc.NVRTCError as error:
+            raise InputError(
+                f"backend 'cupy' cannot compile for this GPU, sm_{architecture} ({error}); install the cupy package of "
+                "a CUDA version that knows it"
+            ) from None
+        module = cupy.cuda.function.Module()
+        module.load(code)
+        return module.get_function(kernel)
 
 
-def _launch(kernel: str, options: tuple[str, ...], tensors: tuple[Tensor | None, ...], scalars: tuple) -> None:
+def _launch(kernel: str, neuron: Dynamics, learned: bool, tensors: tuple[Tensor | None, ...], scalars: tuple) -> None:
     """One thread per column; the last two scalars are M and N."""
     device = tensors[0].device
+    function = _function(kernel, neuron, tensors[0].dtype, learned, device.index)
     blocks = -(-scalars[-2] // THREADS)
-    stream = cupy.cuda.ExternalStream(torch.cuda.current_stream(device).cuda_stream, device.index)
+    stream = cupy.cuda.Stream.from_external(torch.cuda.current_stream(device))
     with cupy.cuda.Device(device.index), stream:
         pointers = (0 if tensor is None else tensor.data_ptr() for tensor in tensors)
-        _module(options).get_function(kernel)((blocks,), (THREADS,), (*pointers, *scalars))
+        function((blocks,), (THREADS,), (*pointers, *scalars))
 
 
 def forward(
@@ -62,11 +93,10 @@ def forward(
 ) -> None:
     """See `snn.ops.fused.Backend`."""
     T, B, N = x_TBN.shape
-    options = defines(neuron, x_TBN.dtype, learned=False)
 
     def launch(x_TBN: Tensor, begin: int, end: int) -> None:
         tensors = (x_TBN, y_TBN, h_TBN, *state[:4], *values)
-        _launch("forward", options, tensors, (neuron.theta, begin, end, B * N, N))
+        _launch("forward", neuron, False, tensors, (neuron.theta, begin, end, B * N, N))
 
     if V_NN is None:
         launch(x_TBN, 0, T)
@@ -95,12 +125,12 @@ def backward(
 ) -> None:
     """See `snn.ops.fused.Backend`."""
     T, B, N = h_TBN.shape
-    options = defines(neuron, h_TBN.dtype, learned=sums_KBN is not None)
-    carry_KBN = h_TBN.new_empty(CARRY, B, N) if V_NN is not None and sums_KBN is not None else None
+    learned = sums_KBN is not None
+    carry_KBN = h_TBN.new_empty(CARRY, B, N) if V_NN is not None and learned else None
 
     def launch(gy_TBN: Tensor, begin: int, end: int) -> None:
         tensors = (gy_TBN, gh_TBN, x_TBN, h_TBN, gx_TBN, sums_KBN, carry_KBN, *gstate[:4], *state[:4])
-        _launch("backward", options, (*tensors, *values), (neuron.theta, T, begin, end, B * N, N))
+        _launch("backward", neuron, learned, (*tensors, *values), (neuron.theta, T, begin, end, B * N, N))
 
     if V_NN is None:
         launch(gy_TBN, 0, T)

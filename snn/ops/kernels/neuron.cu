@@ -1,12 +1,18 @@
 // The neurons of snn/ops/reference.py for the GPU: one thread carries one column m = b*N + n through the steps
 // begin ... end of T, with its states in registers. See that file for the equations, snn/ops/cuda.py for the launches.
 //
-// Compiled once per variant: -D REAL=float or double, -D CURRENT, ADAPTATION, SOFT, STRICT, LEARNED = 0 or 1; and with
-// --fmad=false, because a contracted product would round differently from the reference, and a spike could flip.
+// Compiled once per variant: -D REAL=float or double, -D CURRENT, ADAPTATION, SOFT, STRICT, LEARNED = 0 or 1, -D THREADS
+// of a block; and with --fmad=false, because a contracted product would round differently from the reference, and a spike
+// could flip.
 //
 // Pointers of what the variant does not have are never followed. Tensors are (T, M), states (M,), values (N,).
+//
+// A load takes hundreds of cycles, a step of the neuron a few dozen, and few columns hide little of it from each other.
+// So what the next steps need is loaded together, forward even while the steps before are computed.
 
 typedef REAL real;
+
+constexpr int AHEAD = 32 / sizeof(real), BACK_AHEAD = 16 / sizeof(real);  // steps; more would cost registers
 
 __device__ inline bool has_fired(real u) { return STRICT ? u > real(0) : u >= real(0); }
 
@@ -32,19 +38,34 @@ extern "C" __global__ void forward(
     real i = CURRENT ? i_M[m] : real(0);
     real w = ADAPTATION ? w_M[m] : real(0), z = ADAPTATION ? z_M[m] : real(0);
 
-    for (long long k = begin * M + m; k < end * M; k += M) {
-        real drive = CURRENT ? i : x[k];
-        if (ADAPTATION) drive = drive - w;
-        const real potential = lam_m * v + rest_m * drive;
-        const real u = potential - theta;
-        const real spike = has_fired(u) ? real(1) : real(0);
-        v = after_reset(potential, u);
-        y[k] = spike;
-        if (h) h[k] = potential;
-        if (CURRENT) i = lam_s * i + x[k];
-        if (ADAPTATION) {
-            w = lam_w * w + z;
-            z = a * potential + b * spike;
+    real x_next[AHEAD];
+#pragma unroll
+    for (int j = 0; j < AHEAD; j++) x_next[j] = begin + j < end ? x[(begin + j) * M + m] : real(0);
+    for (long long t = begin; t < end; t += AHEAD) {
+        real x_now[AHEAD];
+#pragma unroll
+        for (int j = 0; j < AHEAD; j++) {
+            const long long next = t + AHEAD + j;
+            x_now[j] = x_next[j];
+            x_next[j] = next < end ? x[next * M + m] : real(0);
+        }
+#pragma unroll
+        for (int j = 0; j < AHEAD; j++) {
+            if (t + j >= end) break;
+            const long long k = (t + j) * M + m;
+            real drive = CURRENT ? i : x_now[j];
+            if (ADAPTATION) drive = drive - w;
+            const real potential = lam_m * v + rest_m * drive;
+            const real u = potential - theta;
+            const real spike = has_fired(u) ? real(1) : real(0);
+            v = after_reset(potential, u);
+            y[k] = spike;
+            if (h) h[k] = potential;
+            if (CURRENT) i = lam_s * i + x_now[j];
+            if (ADAPTATION) {
+                w = lam_w * w + z;
+                z = a * potential + b * spike;
+            }
         }
     }
 
@@ -60,7 +81,9 @@ extern "C" __global__ void forward(
 // P_k = sum_{n>k} lam_s^{n-1-k} g_n kept up on the way back; Q likewise for the gradients of i, and both for w, where
 // z_k takes the place of x_k and comes in one step later. carry: (5, M), g of the step after, P and Q, between launches;
 // it is neither read when end is T nor written when begin is 0.
-extern "C" __global__ void backward(
+extern "C" __global__ void
+__launch_bounds__(THREADS, sizeof(real) == 4 ? 8 : 5)  // so many blocks at once: 64 registers a thread, or 96 for double
+backward(
     const real* __restrict__ gy, const real* __restrict__ gh, const real* __restrict__ x, const real* __restrict__ h,
     real* __restrict__ gx, real* __restrict__ sums, real* __restrict__ carry,
     real* __restrict__ gv_M, real* __restrict__ gi_M, real* __restrict__ gw_M, real* __restrict__ gz_M,
@@ -89,46 +112,60 @@ extern "C" __global__ void backward(
         g = carry[m], p_i = carry[M + m], q_i = carry[2 * M + m], p_w = carry[3 * M + m], q_w = carry[4 * M + m];
     }
 
-    for (long long k = (end - 1) * M + m; k >= begin * M; k -= M) {
-        const real potential = h[k];
-        const real u = potential - theta;
-        const real spike = has_fired(u) ? real(1) : real(0);
-        if (LEARNED) {
-            d_lam_m += g * after_reset(potential, u);
+    for (long long t = end - 1; t >= begin; t -= BACK_AHEAD) {
+        real h_now[BACK_AHEAD], gy_now[BACK_AHEAD], x_now[BACK_AHEAD];
+#pragma unroll
+        for (int j = 0; j < BACK_AHEAD; j++) {
+            const bool is_there = t - j >= begin;
+            const long long k = (t - j) * M + m;
+            h_now[j] = is_there ? h[k] : real(0);
+            gy_now[j] = is_there ? gy[k] : real(0);
+            x_now[j] = LEARNED && is_there ? x[k] : real(0);
+        }
+#pragma unroll
+        for (int j = 0; j < BACK_AHEAD; j++) {
+            if (t - j < begin) break;
+            const long long k = (t - j) * M + m;
+            const real potential = h_now[j];
+            const real u = potential - theta;
+            const real spike = has_fired(u) ? real(1) : real(0);
+            if (LEARNED) {
+                d_lam_m += g * after_reset(potential, u);
+                if (ADAPTATION) {
+                    const real z = a * potential + b * spike;
+                    d_lam_m += z * p_w;
+                    d_lam_w += z * q_w;
+                    p_w = g + lam_w * p_w;
+                    // The gradient of the last z is not that of a later w.
+                    q_w = k < (T - 1) * M ? gz + lam_w * q_w : real(0);
+                    d_a += gz * potential;
+                    d_b += gz * spike;
+                }
+            }
+            const real width = real(1) + real(SURROGATE_SLOPE) * (u < real(0) ? -u : u);
+            const real gs = ADAPTATION ? gy_now[j] + b * gz : gy_now[j];
+            g = gs / (width * width) + (SOFT || !has_fired(u) ? gv : real(0));
+            if (gh) g = g + gh[k];
+            if (ADAPTATION) g = g + a * gz;
+            const real g_drive = rest_m * g;
+            if (LEARNED) {
+                if (CURRENT) {
+                    d_lam_m -= x_now[j] * p_i;
+                    d_lam_s += x_now[j] * q_i;
+                    p_i = g + lam_s * p_i;
+                    q_i = gi + lam_s * q_i;
+                } else {
+                    d_lam_m -= g * x_now[j];
+                }
+            }
+            gv = lam_m * g;
             if (ADAPTATION) {
-                const real z = a * potential + b * spike;
-                d_lam_m += z * p_w;
-                d_lam_w += z * q_w;
-                p_w = g + lam_w * p_w;
-                // The gradient of the last z is not that of a later w.
-                q_w = k < (T - 1) * M ? gz + lam_w * q_w : real(0);
-                d_a += gz * potential;
-                d_b += gz * spike;
+                gz = gw;
+                gw = lam_w * gw - g_drive;
             }
+            gx[k] = CURRENT ? gi : g_drive;
+            if (CURRENT) gi = lam_s * gi + g_drive;
         }
-        const real width = real(1) + real(SURROGATE_SLOPE) * (u < real(0) ? -u : u);
-        const real gs = ADAPTATION ? gy[k] + b * gz : gy[k];
-        g = gs / (width * width) + (SOFT || !has_fired(u) ? gv : real(0));
-        if (gh) g = g + gh[k];
-        if (ADAPTATION) g = g + a * gz;
-        const real g_drive = rest_m * g;
-        if (LEARNED) {
-            if (CURRENT) {
-                d_lam_m -= x[k] * p_i;
-                d_lam_s += x[k] * q_i;
-                p_i = g + lam_s * p_i;
-                q_i = gi + lam_s * q_i;
-            } else {
-                d_lam_m -= g * x[k];
-            }
-        }
-        gv = lam_m * g;
-        if (ADAPTATION) {
-            gz = gw;
-            gw = lam_w * gw - g_drive;
-        }
-        gx[k] = CURRENT ? gi : g_drive;
-        if (CURRENT) gi = lam_s * gi + g_drive;
     }
 
     gv_M[m] = gv;

@@ -1,0 +1,357 @@
+"""On a GPU: the cupy backend against the reference on the CPU, and networks on one device against the other.
+
+Skipped where there is no GPU, as in CI. What the other tests say of programs holds on a GPU too: there `train.device`
+is auto, so that they run on it.
+"""
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from snn import config, ops
+from snn.coding import Window
+from snn.conv import EventConv, Pooling
+from snn.events import Events
+from snn.linear import EventLinear
+from snn.loss import objective
+from snn.network import Network
+from snn.ops import State, Values, reference, sparse
+from snn.replay import Replayed
+from snn.ttfs import functional
+from snn.ttfs.network import Network as TTFSNetwork
+from snn.ttfs.network import silent_neurons_drive
+from snn.ttfs.simulation import Simulation
+from tests import test_ops, test_ttfs
+from tests.test_network import read, small
+from tests.test_ops import (
+    ADLIF,
+    CUADLIF,
+    FAMILY,
+    THETA,
+    Dynamics,
+    assert_close_gradients,
+    leaves,
+    make_call,
+    make_values,
+    name,
+    over_dtypes,
+    over_family,
+    poisoned,  # noqa: F401
+    run,
+)
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+GPU = torch.device("cuda")
+on_gpu = partial(ops.multi_step, backend="cupy")
+
+
+@pytest.fixture(autouse=True)
+def deterministic_products(monkeypatch):
+    """What `poisoned` asks of cuBLAS."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def to_gpu(call: tuple) -> tuple:
+    """The same call, every tensor a leaf of its own on the GPU."""
+
+    def move(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.detach().to(GPU).requires_grad_(tensor.requires_grad)
+
+    x_TBN, values, state, neuron, V_NN = call
+    return move(x_TBN), Values(*map(move, values)), State(*map(move, state)), neuron, move(V_NN)
+
+
+def on_cpu(tensors: list[Tensor]) -> list[Tensor]:
+    return [tensor.cpu() for tensor in tensors]
+
+
+def assert_equal_on_both(call: tuple, multi_step=on_gpu) -> None:
+    """The outputs in every bit, the gradients up to the order of sums."""
+    outputs, gradients = run_on_gpu(multi_step, call)
+    expected_outputs, expected_gradients = run(reference.multi_step, call)
+    for output, expected in zip(outputs, expected_outputs, strict=True):
+        assert torch.equal(output, expected)
+    assert_close_gradients(gradients, expected_gradients)
+
+
+def run_on_gpu(multi_step, call: tuple) -> tuple[list[Tensor], list[Tensor]]:
+    """`run` there, brought back."""
+    outputs, gradients = run(multi_step, to_gpu(call))
+    return on_cpu(outputs), on_cpu(gradients)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (7, 3, 5), (33, 5, 700), (100, 32, 129)], ids=str)
+@over_dtypes
+@over_family
+def test_equals_reference(neuron, dtype, shape, poisoned):  # noqa: F811
+    assert_equal_on_both(make_call(neuron, shape, dtype))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 3), (33, 5, 130)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@over_family
+def test_recurrent_equals_reference(neuron, dtype, shape, poisoned):  # noqa: F811
+    call = make_call(neuron, shape, dtype, recurrent=True)
+    outputs, gradients = run_on_gpu(on_gpu, call)
+    expected_outputs, expected_gradients = run(reference.multi_step, call)
+    assert torch.equal(outputs[0], expected_outputs[0])
+    assert_close_gradients([*outputs, *gradients], [*expected_outputs, *expected_gradients])
+
+
+@pytest.mark.parametrize("recurrent", [False, True], ids=["feedforward", "recurrent"])
+@pytest.mark.parametrize("neuron", FAMILY[::3], ids=name)
+def test_exact_ties(neuron, recurrent):
+    torch.manual_seed(0)
+    x_TBN = torch.randint(-4, 9, (9, 4, 20)).double() / 4
+    V_NN = torch.randint(-4, 5, (20, 20)).double() / 4 if recurrent else None
+    values = make_values(neuron, 20, torch.float64)
+    halves = Values(*(None if value is None else torch.full_like(value, 0.5).requires_grad_() for value in values))
+    call = (x_TBN, halves, State(), neuron, V_NN)
+    assert (run(reference.multi_step, call)[0][1] == THETA).sum() > 5
+    assert_equal_on_both(call)
+
+
+@pytest.mark.parametrize("recurrent", [False, True], ids=["feedforward", "recurrent"])
+def test_each_input_alone(recurrent, poisoned):  # noqa: F811
+    neuron = Dynamics(not recurrent, recurrent, THETA, "soft", True)
+    for alone in range(len(leaves(make_call(neuron, (7, 3, 5), torch.float64, recurrent)))):
+        call = make_call(neuron, (7, 3, 5), torch.float64, recurrent)
+        for index, leaf in enumerate(leaves(call)):
+            leaf.requires_grad_(index == alone)
+        assert_close_gradients(run_on_gpu(on_gpu, call)[1], run(reference.multi_step, call)[1])
+
+
+def test_chunks_equal_the_whole():
+    x_TBN, values, state, *_ = make_call(ADLIF, (33, 3, 40), torch.float64)
+
+    def chunked(x_TBN, values, state, neuron, V_NN):
+        ys, hs = [], []
+        for chunk_TBN in x_TBN.split([10, 1, 22]):
+            y, h, state = on_gpu(chunk_TBN, values, state, neuron, V_NN)
+            ys.append(y)
+            hs.append(h)
+        return torch.cat(ys), torch.cat(hs), state
+
+    assert_equal_on_both((x_TBN, values, state, ADLIF, None), chunked)
+
+
+def test_silence_into_subnormal_numbers():
+    _, values, state, neuron, _ = make_call(CUADLIF, (1, 3, 20), torch.float32)
+    quiet = values._replace(lam_w=values.lam_m)
+    call = (torch.zeros(900, 3, 20), quiet, State(*(f if f is None else f.abs() * 0.01 for f in state)), neuron, None)
+    with torch.no_grad():
+        _, h_TBN, _ = on_gpu(*to_gpu(call))
+        _, expected_TBN, _ = reference.multi_step(*call)
+    assert ((expected_TBN != 0) & (expected_TBN.abs() < torch.finfo(torch.float32).tiny)).any()
+    assert torch.equal(h_TBN.cpu(), expected_TBN)
+
+
+def test_kernels_run_in_torch_s_stream():
+    """Input that is still being computed, on a stream of its own, when the kernels are launched."""
+    call = make_call(ADLIF, (50, 16, 300), torch.float32)
+    x_TBN, *rest = to_gpu(call)
+    expected_TBN = reference.multi_step(*call)[0]
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream), torch.no_grad():
+        for _ in range(5):
+            late_TBN = torch.zeros_like(x_TBN)
+            torch.cuda._sleep(20_000_000)
+            late_TBN.copy_(x_TBN)
+            y_TBN, _, _ = on_gpu(late_TBN, *rest)
+            assert torch.equal(y_TBN.cpu(), expected_TBN)
+
+
+@pytest.mark.parametrize("recurrent", [False, True], ids=["feedforward", "recurrent"])
+def test_auto_runs_the_kernels(recurrent, monkeypatch):
+    from snn.ops import cuda
+
+    launched = []
+    launch = cuda._launch
+    monkeypatch.setattr(cuda, "_launch", lambda kernel, *rest: (launched.append(kernel), launch(kernel, *rest)))
+    monkeypatch.setattr(reference, "single_step", None)
+    run_on_gpu(ops.multi_step, make_call(ADLIF, (7, 3, 5), torch.float64, recurrent))
+    assert set(launched) == {"forward", "backward"}
+
+
+def test_memory():
+    """Of a layer with its gradients: x, y, h and gy, gx, and no more than sums beside them."""
+    x_TBN, *rest = to_gpu(make_call(ADLIF, (100, 32, 256), torch.float32))
+    size = x_TBN.nbytes
+    on_gpu(x_TBN[:1], *rest, want_h=False)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    y_TBN, h_TBN, _ = on_gpu(x_TBN, *rest, want_h=False)
+    assert h_TBN is None
+    assert torch.cuda.memory_allocated() - before < 2.2 * size  # y and h
+    torch.autograd.grad(y_TBN, x_TBN, torch.ones_like(y_TBN))
+    assert torch.cuda.max_memory_allocated() - before < 4.5 * size  # and gy and gx
+
+
+def events(T: int, B: int, C: int) -> Events:
+    rate_RC = torch.full((T * B, C), 0.2, dtype=torch.float64)
+    counts_RC = torch.poisson(rate_RC, generator=torch.Generator().manual_seed(3))
+    return Events(*sparse.compress(counts_RC, sparse.row_counts(counts_RC)), (T, B, C))
+
+
+def test_events_travel_and_are_laid_out_there():
+    x_TBC = events(20, 5, 30)
+    assert torch.equal(x_TBC.to(GPU).dense().cpu(), x_TBC.dense())
+    assert torch.equal(x_TBC.to(GPU).per_step().cpu(), x_TBC.per_step())
+
+
+def assert_same_on_both(module: torch.nn.Module, given, objective) -> None:
+    """Value, and gradients of all parameters, in float64."""
+    results = []
+    for device in (torch.device("cpu"), GPU):
+        there = copy.deepcopy(module).to(device)
+        value = objective(there, given.to(device))
+        value.backward()
+        results.append([value.detach().cpu(), *(p.grad.cpu() for p in there.parameters() if p.grad is not None)])
+    assert len(results[0]) == len(results[1]) > 1
+    assert results[0][0].isfinite()
+    assert_close_gradients(results[1], results[0])
+
+
+def test_linear_layers():
+    torch.manual_seed(0)
+    assert_same_on_both(EventLinear(30, 9).double(), events(20, 5, 30), lambda layer, x: layer(x).square().sum())
+
+
+def test_convolutions_and_pools():
+    torch.manual_seed(0)
+    layers = torch.nn.Sequential(EventConv(3, 6, 8, 10, 3, 2), Pooling(4, 5, 2, False), Pooling(2, 2, 2, True))
+    x_TPC = torch.poisson(torch.full((7, 2 * 8 * 10, 3), 0.3, dtype=torch.float64))
+    assert_same_on_both(layers.double(), x_TPC, lambda layers, x: layers(x).square().sum())
+
+
+@pytest.mark.parametrize("mode", ["first_time", "firing_rate"])
+@pytest.mark.parametrize(
+    "network",
+    [
+        {"layers": ("16F", "12F")},
+        {"layers": ("16R", "12F"), "neuron": "CuAdLIF"},
+        {"layers": ("16R",), "neuron": "PCuLIF", "output_neuron": "PCuLIF", "variant": "superspike"},
+    ],
+    ids=["AdLIF", "recurrent", "superspike"],
+)
+def test_loss_and_gradients_of_a_network(network, mode):
+    cfg = small(dropout=0.0, **network)
+    loss = cfg.loss.model_copy(update={"mode": mode})
+    torch.manual_seed(0)
+    net = Network(cfg.network, cfg.data.shape, cfg.data.num_classes).double().train()
+    window = Window.of(25, loss.fs.D, loss.fs.A)
+
+    def value(net, x):
+        net.reset()
+        target_B = torch.arange(6, device=net.readout.weight.device) % 4
+        return objective(net(x), target_B, loss, window, training=True)
+
+    assert_same_on_both(net, events(25, 6, 30), value)
+
+
+def test_a_convolutional_network():
+    cfg = read("culif_dvsgesture")
+    torch.manual_seed(0)
+    net = Network(cfg.network.model_copy(update={"dropout": 0.0}), (2, 16, 16), 11).double().train()
+    window = Window.of(12, cfg.loss.fs.D, cfg.loss.fs.A)
+
+    def value(net, x):
+        net.reset()
+        target_B = torch.arange(3, device=net.readout.weight.device)
+        return objective(net(x), target_B, cfg.loss, window, training=True)
+
+    assert_same_on_both(net, events(12, 3, 512), value)
+
+
+def batch(seed: int, B: int) -> tuple[Events, Tensor]:
+    counts_RC = torch.poisson(torch.full((25 * B, 30), 0.3), generator=torch.Generator().manual_seed(seed))
+    return Events(*sparse.compress(counts_RC, sparse.row_counts(counts_RC)), (25, B, 30)), torch.arange(B) % 4
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("layers", [("16F", "12F"), ("16R",)], ids=str)
+def test_replayed_steps_are_those_of_python(layers, dropout):
+    """Losses, weights and statistics after batches of several sizes, the same draws of dropout; then another loss."""
+    cfg = small(dropout=dropout, layers=layers)
+    sizes = (6, 6, 4, 6, 8, 6, 8)
+    results = []
+    for replays in (False, True):
+        torch.manual_seed(0)
+        net = Network(cfg.network, cfg.data.shape, cfg.data.num_classes).to(GPU).train()
+        optimizer = torch.optim.Adam(net.parameters(), 1e-3, fused=True)
+        goal = {"D": 16}
+
+        def loss(x, target_B, weight, net=net, goal=goal):
+            net.reset()
+            return weight * objective(net(x), target_B, cfg.loss, Window.of(25, goal["D"], 200), training=True)
+
+        step = Replayed(net, loss) if replays else loss
+        losses = []
+        for seed, B in enumerate(sizes):
+            if seed == 5:
+                goal["D"] = 8
+                if replays:
+                    step.forget()
+            x, target_B = batch(seed, B)
+            optimizer.zero_grad(set_to_none=True)
+            torch.cuda.manual_seed(seed)
+            value = step(x.to(GPU), target_B.to(GPU), 0.5)
+            value.backward()
+            optimizer.step()
+            losses.append(value.detach().clone())
+        results.append([torch.stack(losses), *net.state_dict().values()])
+    for got, expected in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_step_that_is_replayed_runs_no_layer(monkeypatch):
+    net = Network(small().network, (30,), 4).to(GPU).train()
+    window = Window.of(25, 16, 200)
+
+    def loss(x, target_B, weight):
+        net.reset()
+        return objective(net(x), target_B, small().loss, window, training=True)
+
+    step = Replayed(net, loss)
+    for seed in range(3):
+        x, target_B = batch(seed, 6)
+        step(x.to(GPU), target_B.to(GPU), 1.0).backward()
+        monkeypatch.setattr(net, "forward", None)
+    assert all(parameter.grad.isfinite().all() for parameter in net.parameters())
+
+
+@pytest.mark.parametrize("pool", ["P2", "P3", "A2"])
+def test_ttfs_network(pool):
+    ttfs = config.TTFS(layers=f"8C5 - {pool} - 12C3S2 - 20F", standardised=True)
+    torch.manual_seed(0)
+    net = TTFSNetwork(ttfs, (1, 14, 14), 5).double()
+    x_BCHW = torch.rand(6, 1, 14, 14, dtype=torch.float64)
+
+    def value(net, x):
+        activity = net(x)
+        target_B = torch.arange(6, device=x.device) % 5
+        return torch.nn.functional.cross_entropy(activity.V_BN, target_B) + silent_neurons_drive(activity)
+
+    assert_same_on_both(net, x_BCHW, value)
+    V_BN, _ = Simulation(net.to(GPU)).run(x_BCHW.to(GPU))
+    torch.testing.assert_close(V_BN, net(x_BCHW.to(GPU)).V_BN.detach(), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("T", test_ttfs.WINDOWS)
+def test_ttfs_formula(T):
+    t_BN, W_ON = test_ttfs.random_times((40, 30), T, 0), test_ttfs.random_weights((50, 30), 0)
+    expected = functional.linear(t_BN, W_ON, T)
+    actual = functional.linear(t_BN.to(GPU), W_ON.to(GPU), T).cpu()
+    assert torch.equal(actual == float("inf"), expected == float("inf"))
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_named_backends_are_contracts():
+    call = make_call(ADLIF, (2, 2, 3), torch.float32)
+    with pytest.raises(test_ops.InputError, match="runs on cpu"):
+        ops.multi_step(*to_gpu(call), backend="cpu")

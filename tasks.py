@@ -62,6 +62,7 @@ class EventTask:
         self.loss = team.parallel(self.network, self._loss)
         if on_gpu and team.size == 1 and train.cuda_graphs:
             self.loss = Replayed(self.network, self._loss)
+        self.window: Window | None = None
 
     def begin_epoch(self, epoch: int, random: np.random.Generator) -> dict[str, float]:
         """Set what changes from epoch to epoch, and say it for the log."""
@@ -73,16 +74,16 @@ class EventTask:
             self.optimizer.param_groups[0]["lr"] = train.lr * (1 + math.cos(math.pi * epoch / train.epochs)) / 2
         D = narrowed_D(fs.D, fs.D_final, epoch / train.epochs) if fs.D_final else fs.D
         window = Window.of(data.T + data.T_empty, D, fs.A, fs.window)
+        if window != self.window and isinstance(self.loss, Replayed):
+            self.loss.forget()
+        self.window = window
         self.goal = partial(objective, loss=self.cfg.loss, window=window)
-        if fs.D_final and isinstance(self.loss, Replayed):
-            self.loss.forget()  # another window
         return {"lr": self.optimizer.param_groups[0]["lr"], "D": D}
 
-    def batches(self, order: np.ndarray) -> Iterator[tuple[Events, Tensor]]:
+    def batches(self, order: np.ndarray) -> Iterator[tuple[Events | Tensor, Tensor]]:
         """The training batches of an epoch, this process's share of each."""
         size = self.cfg.train.batch_size
-        batches = events.batches(self.recordings, order, self.bins, size, self.team.share, self.change)
-        return events.ahead(batches) if self.team.device.type == "cuda" else batches  # else no core is idle
+        return events.batches(self.recordings, order, self.bins, size, self.team.share, self.change, self.team.device)
 
     def _loss(self, x_TBC: Events, target_B: Tensor, weight: float) -> Tensor:
         self.network.reset()
@@ -97,7 +98,8 @@ class EventTask:
         """Metrics on what is held out, of which each process sees a part."""
         self.team.agree(self.network)
         held_out = self.team.part(self.held_out)
-        batches = events.batches(self.recordings, held_out, self.bins, self.cfg.train.test_batch_size)
+        size = self.cfg.train.test_batch_size
+        batches = events.batches(self.recordings, held_out, self.bins, size, device=self.team.device)
         goal = partial(self.goal, training=False)
         return self.team.total(evaluate(self.network, batches, goal, self.team.device)).metrics(self.cfg.data.dt_ms)
 

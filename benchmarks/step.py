@@ -5,12 +5,12 @@
 Contenders take turns within each round; medians. The same network on the torch reference (its loop over time in
 Python), and SpikingJelly's network of the same size with its plainest neuron, LIFNode, and its own layers. Recordings
 are made up: as many events, on as many channels, as a spoken digit has (5,800 in .45 s on 700 channels). With `--device
-cuda` events are binned on the CPU ahead of time, for all alike; times are CUDA events', the profile is that of the GPU.
+cuda` events are sent and binned there, for all alike; times are CUDA events', the profile is that of the GPU.
 """
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks.kernels import medians, processor
-from datasets.events import Bins, Recordings, ahead, counts
+from datasets.events import Bins, Recordings, counts, frames
 from snn import architecture, config
 from snn.coding import Window
 from snn.events import Events
@@ -49,18 +49,14 @@ def make_recordings(n: int, channels: int, classes: int) -> Recordings:
     )
 
 
-def binned(cfg: config.Config, recordings: Recordings, device: str) -> Iterator[Events]:
-    """The same batch again and again, each time binned anew; for a GPU by a thread of its own, as in training."""
+def binned(cfg: config.Config, recordings: Recordings, device: str) -> Events | Tensor:
+    """The recordings as one batch on that device."""
     data = cfg.data
     bins, batch = Bins(data.dt_ms, data.T, data.T_empty, data.channels), np.arange(len(recordings))
-
-    def batches() -> Iterator[Events]:
-        while True:
-            with record_function("binning"):
-                x_TBC = counts(recordings, batch, bins)
-            yield x_TBC
-
-    return ahead(batches()) if device == "cuda" else batches()
+    with record_function("binning"):
+        if device == "cpu":
+            return counts(recordings, batch, bins)
+        return frames(recordings, batch, bins, torch.device(device))
 
 
 def our_step(
@@ -83,16 +79,14 @@ def our_step(
     goal = partial(objective, loss=cfg.loss, window=window, training=True)
     target_B = torch.from_numpy(recordings.labels).to(device)
 
-    batches = binned(cfg, recordings, device)
-
-    def loss(x_TBC: Events, target_B: Tensor, _: float) -> Tensor:
+    def loss(x_TBC: Events | Tensor, target_B: Tensor, _: float) -> Tensor:
         network.reset()
         return goal(network(x_TBC), target_B)
 
     loss = Replayed(network, loss) if replays else loss
 
     def step() -> None:
-        x_TBC = next(batches).to(torch.device(device))
+        x_TBC = binned(cfg, recordings, device)
         optimizer.zero_grad(set_to_none=True)
         loss(x_TBC, target_B, 1.0).backward()
         nn.utils.clip_grad_norm_(network.parameters(), cfg.train.clip_norm)
@@ -129,13 +123,13 @@ def spikingjelly_step(cfg: config.Config, recordings: Recordings, device: str = 
     functional.set_step_mode(network, "m")
     network.to(device)
     optimizer = torch.optim.Adam(network.parameters(), cfg.train.lr, amsgrad=True)
-    batches = binned(cfg, recordings, device)
     target_B = torch.from_numpy(recordings.labels).to(device)
 
     def step() -> None:
         functional.reset_net(network)
         optimizer.zero_grad(set_to_none=True)
-        x_TBC = next(batches).to(torch.device(device)).dense()
+        x_TBC = binned(cfg, recordings, device)
+        x_TBC = x_TBC.dense() if device == "cpu" else x_TBC
         firing_rate(network(x_TBC), target_B, cfg.loss.fr.alpha).backward()
         nn.utils.clip_grad_norm_(network.parameters(), cfg.train.clip_norm)
         optimizer.step()

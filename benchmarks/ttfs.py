@@ -191,6 +191,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the numbers here")
     arguments = parser.parse_args()
     torch.manual_seed(0)
+    torch.backends.cudnn.allow_tf32 = False  # as train.py has it
     network = Network(config.TTFS(layers=arguments.layers), tuple(arguments.shape), arguments.classes)
     network.to(arguments.device)
     if not all(isinstance(module, (Conv2d, Linear, EarliestSpike)) for module in network.layers):
@@ -203,8 +204,9 @@ def main() -> None:
         f"simulation, {STEPS} steps": simulation(network),
         "two products": two_products(network),
     }
-    published = forwards["two products"](x_BCHW)
-    torch.testing.assert_close(forwards["ours"](x_BCHW), published, rtol=1e-3, atol=1e-2)
+    difference_BN = (forwards["ours"](x_BCHW) - forwards["two products"](x_BCHW)).abs()
+    # rounding may tip a neuron at the edge of firing, and with it an image
+    assert (difference_BN.amax(1) > 1e-2).float().mean() < 0.05, "the published way gives something else"
 
     def step(forward: Forward) -> Callable[[], None]:
         return lambda: F.cross_entropy(forward(x_BCHW), target_B).backward()

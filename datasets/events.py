@@ -6,9 +6,8 @@ and each batch reads its own.
 
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,7 +18,6 @@ from snn.events import Events, step_of
 from snn.ops.compiled import in_parts, kernel
 
 LOOKED_AT = 64
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -183,6 +181,23 @@ def counts(recordings: Recordings, index: np.ndarray, bins: Bins) -> Events:
     return Events(torch.from_numpy(offsets), *map(torch.from_numpy, entries), (T, B, C))
 
 
+def frames(recordings: Recordings, index: np.ndarray, bins: Bins, device: torch.device) -> torch.Tensor:
+    """`counts`, dense and made on a GPU: the events travel there as they are."""
+    T, B, C = bins.T + bins.T_empty, len(index), bins.channels
+    events = [slice(*recordings.offsets[r : r + 2]) for r in index]
+    times, channels = (np.concatenate([of[e] for e in events]) for of in (recordings.times, recordings.channels))
+    times = times.astype(np.int64) if times.dtype.kind == "u" else times  # torch computes with few unsigned numbers
+    ticks, channels = (torch.from_numpy(array).to(device) for array in (times, channels.astype(np.int32)))
+    lengths = torch.tensor([e.stop - e.start for e in events]).to(device)
+    samples = torch.repeat_interleave(torch.arange(B, device=device), lengths, output_size=len(times))
+    # as `snn.events.step_of`; past the window into a step that is then left out
+    steps = (1000.0 * ticks.double() / (bins.dt_ms * recordings.ticks_per_second)).floor()
+    steps = torch.where(steps < bins.T, steps, T).long()
+    out_TBC = torch.zeros(T + 1, B, C, device=device)
+    out_TBC.view(-1).index_add_(0, (steps * B + samples) * C + channels, out_TBC.new_ones(1).expand(len(times)))
+    return out_TBC[:T]
+
+
 def check_window(recordings: AnyRecordings, bins: Bins) -> None:
     """Say so if most events come after the last bin; InputError if all do.
 
@@ -215,11 +230,13 @@ def batches(
     batch_size: int,
     share: Callable[[np.ndarray], np.ndarray] = lambda part: part,
     change: Callable[[Recordings, np.ndarray, np.ndarray], Recordings] | None = None,
-) -> Iterator[tuple[Events, torch.Tensor]]:
+    device: torch.device | None = None,
+) -> Iterator[tuple[Events | torch.Tensor, torch.Tensor]]:
     """(counts (T, B, channels), labels (B,) int64) of the recordings in `index`, in its order.
 
-    `share` picks what this process takes of each batch's recordings. `change` gives those at the places in some
-    recordings changed, in that order; it is told their numbers in the whole set.
+    The counts are `Events`; for a GPU as `device` they are dense, and there. `share` picks what this process takes of
+    each batch's recordings. `change` gives those at the places in some recordings changed, in that order; it is told
+    their numbers in the whole set.
     """
     for start in range(0, len(index), batch_size):
         part = share(index[start : start + batch_size])
@@ -227,16 +244,9 @@ def batches(
         loaded, places = recordings.load(part, bins if change is None else None)
         if change is not None:
             loaded, places = change(loaded, places, part), np.arange(len(part))
-        yield counts(loaded, places, bins), torch.from_numpy(recordings.labels[part])
-
-
-def ahead(items: Iterator[Item]) -> Iterator[Item]:
-    """The same, each made by another thread while the one before is in use."""
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(next, items, None)
-        while (item := coming.result()) is not None:
-            coming = pool.submit(next, items, None)
-            yield item
+        is_gpu = device is not None and device.type != "cpu"
+        x_TBC = frames(loaded, places, bins, device) if is_gpu else counts(loaded, places, bins)
+        yield x_TBC, torch.from_numpy(recordings.labels[part])
 
 
 def hold_out(

@@ -156,6 +156,8 @@ def device(name: str) -> "torch.device":
         chosen = torch.device(name)
         if chosen.type != "cpu":
             torch.empty(0, device=chosen)
+            # else convolutions keep 10 bits of a float32 and a network decides otherwise than on the CPU
+            torch.backends.cudnn.allow_tf32 = False
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"train.device = {name}: cannot be used here ({reason:.100}); take cpu or auto") from None

@@ -47,10 +47,10 @@ class Events:
         total = torch.cat([weights.new_zeros(1), weights.cumsum(0)])
         return total[self.offsets].diff().view(self.shape[:2])
 
-    def dense(self, out: Tensor | None = None) -> Tensor:
-        """(T, B, channels), of the counts' dtype; in `out`, where it is given."""
+    def dense(self) -> Tensor:
+        """(T, B, channels), of the counts' dtype."""
         T, B, C = self.shape
-        out = self.counts.new_zeros(self.shape) if out is None else out.zero_()
+        out = self.counts.new_zeros(self.shape)
         rows = torch.arange(T * B, device=self.offsets.device)
         rows = torch.repeat_interleave(
             rows, self.offsets.diff(), output_size=len(self.counts)

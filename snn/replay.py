@@ -4,14 +4,13 @@ The layers of a first-spike network are small beside what a GPU can do, and most
 recurrent layer alone is hundreds of launches. Replayed, a step takes the GPU's own time.
 """
 
+import gc
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from snn.events import Events
-
-Loss = Callable[[Events | Tensor, Tensor, float], Tensor]  # of (x, labels, weight)
+Loss = Callable[[Tensor, Tensor, float], Tensor]  # of (x, labels, weight)
 
 
 class Replayed:
@@ -24,23 +23,26 @@ class Replayed:
     def __init__(self, network: nn.Module, loss: Loss):
         self.network, self.loss = network, loss
         self.forget()
+        # torch records on a stream of its own and warns of steps that are not replayed: they may wait a little
+        torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
 
     def forget(self) -> None:
         """Record anew at the next batch."""
         self._step: Callable[[Tensor, Tensor], Tensor] | None = None
         self._x_TBC: Tensor | None = None
 
-    def __call__(self, x_TBC: Events, target_B: Tensor, weight: float) -> Tensor:
+    def __call__(self, x_TBC: Tensor, target_B: Tensor, weight: float) -> Tensor:
         if self._x_TBC is None or x_TBC.shape[1] > self._x_TBC.shape[1]:
             self._record(x_TBC, target_B, weight)
         if x_TBC.shape != self._x_TBC.shape:
             return self.loss(x_TBC, target_B, weight)
-        return self._step(x_TBC.dense(out=self._x_TBC), target_B)
+        return self._step(x_TBC, target_B)
 
-    def _record(self, x_TBC: Events, target_B: Tensor, weight: float) -> None:
-        self.forget()  # frees the memory of the one before
-        self._x_TBC = x_TBC.dense()
-        device = self._x_TBC.device
+    def _record(self, x_TBC: Tensor, target_B: Tensor, weight: float) -> None:
+        self.forget()
+        gc.collect()  # the one before is in a cycle; freed while another is recorded, it would spoil that
+        self._x_TBC = x_TBC.clone()  # where torch puts the batches to come
+        device = x_TBC.device
         # torch runs the step a few times first: that must not count in statistics, nor in what is drawn
         kept = [(buffer, buffer.clone()) for buffer in self.network.buffers()]
         random = torch.cuda.get_rng_state(device)

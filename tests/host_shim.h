@@ -2,6 +2,11 @@
 #define __global__
 #define __device__
 #define __launch_bounds__(...)
+static float __int_as_float(int bits) {
+    float value;
+    __builtin_memcpy(&value, &bits, sizeof value);
+    return value;
+}
 struct Index { unsigned x; };
 static Index blockIdx, threadIdx, blockDim;
 extern "C" void place(unsigned block, unsigned thread, unsigned threads) {

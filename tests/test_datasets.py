@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from datasets import readers
-from datasets.events import Bins, as_seen, batches, check_window, counts, hold_out
+from datasets.events import Bins, as_seen, batches, check_window, counts, frames, hold_out
 from snn.config import Sensor
 from snn.errors import InputError
 from tests.conftest import make_events, write_shd
+
+CPU = torch.device("cpu")
 
 
 def read(path: Path, channels: int = 40, classes: int = 3, layout: str = "shd", split: str = "train"):
@@ -36,7 +38,9 @@ def test_counts_equal_the_slow_version(tmp_path, dt_ms):
     events["units"][3] = np.array([0, 39, 39, 39, 0, 1, 2])
     recordings = read(write_shd(tmp_path / "x.h5", **events))
     index = np.array([3, 0, 11, 3])
-    x_TBC = counts(recordings, index, Bins(dt_ms, 9, 2, 40)).dense()
+    bins = Bins(dt_ms, 9, 2, 40)
+    x_TBC = counts(recordings, index, bins).dense()
+    assert torch.equal(frames(recordings, index, bins, CPU), x_TBC)
     assert x_TBC.shape == (11, 4, 40)
     assert x_TBC.dtype == torch.float32
     for b, r in enumerate(index):
@@ -46,6 +50,7 @@ def test_counts_equal_the_slow_version(tmp_path, dt_ms):
 def test_counts_are_not_binarised_and_do_not_overflow(tmp_path):
     path = write_shd(tmp_path / "x.h5", [np.full(70_000, 0.005)], [np.zeros(70_000)], [0])
     events = counts(read(path, classes=1), np.array([0]), Bins(10.0, 1, 0, 1))
+    assert torch.equal(frames(read(path, classes=1), np.array([0]), Bins(10.0, 1, 0, 1), CPU), events.dense())
     assert events.counts.tolist() == [70_000]
     assert events.dense().tolist() == [[[70_000]]]
 
@@ -58,7 +63,9 @@ def test_half_precision_times_of_the_official_files(tmp_path):
         dataset[0] = times
         file.create_dataset("spikes/units", (1,), h5py.vlen_dtype(np.uint16))[0] = np.arange(4, dtype=np.uint16)
         file["labels"] = np.zeros(1, np.uint16)
-    x_TBC = counts(read(tmp_path / "x.h5", classes=1), np.array([0]), Bins(10.0, 12, 0, 4)).dense()
+    recordings, bins = read(tmp_path / "x.h5", classes=1), Bins(10.0, 12, 0, 4)
+    x_TBC = counts(recordings, np.array([0]), bins).dense()
+    assert torch.equal(frames(recordings, np.array([0]), bins, CPU), x_TBC)
     expected = [math.floor(1000 * float(t) / 10.0) for t in times]
     assert x_TBC[:, 0].argmax(0).tolist() == expected
 
@@ -159,11 +166,9 @@ def test_times_of_any_type_count_from_the_first(tmp_path, ticks):
     write_ntidigits(tmp_path / "n.hdf5", ticks)
     recordings = read(tmp_path / "n.hdf5", 64, 1, "ntidigits")
     assert recordings.times.tolist() == [0, 128, 255]
-    assert counts(recordings, np.array([0]), Bins(0.05, 6, 0, 64)).dense()[:, 0].nonzero().tolist() == [
-        [0, 1],
-        [2, 2],
-        [5, 3],
-    ]
+    x_TBC = counts(recordings, np.array([0]), Bins(0.05, 6, 0, 64)).dense()
+    assert x_TBC[:, 0].nonzero().tolist() == [[0, 1], [2, 2], [5, 3]]
+    assert torch.equal(frames(recordings, np.array([0]), Bins(0.05, 6, 0, 64), CPU), x_TBC)
 
 
 def write_ntidigits(path: Path, ticks: np.ndarray) -> None:

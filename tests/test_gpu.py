@@ -20,7 +20,7 @@ from snn.loss import objective
 from snn.network import Network
 from snn.ops import State, Values, reference, sparse
 from snn.replay import Replayed
-from snn.ttfs import functional
+from snn.ttfs import functional, kernels
 from snn.ttfs.network import Network as TTFSNetwork
 from snn.ttfs.network import silent_neurons_drive
 from snn.ttfs.simulation import Simulation
@@ -171,8 +171,10 @@ def test_auto_runs_the_kernels(recurrent, monkeypatch):
     from snn.ops import cuda
 
     launched = []
-    launch = cuda._launch
-    monkeypatch.setattr(cuda, "_launch", lambda kernel, *rest: (launched.append(kernel), launch(kernel, *rest)))
+    launch = cuda.launch
+    monkeypatch.setattr(
+        cuda, "launch", lambda source, name, *rest: (launched.append(name), launch(source, name, *rest))
+    )
     monkeypatch.setattr(reference, "single_step", None)
     run_on_gpu(ops.multi_step, make_call(ADLIF, (7, 3, 5), torch.float64, recurrent))
     assert set(launched) == {"forward", "backward"}
@@ -298,9 +300,10 @@ def test_replayed_steps_are_those_of_python(layers, dropout):
                 if replays:
                     step.forget()
             x, target_B = batch(seed, B)
+            x = x.to(GPU).dense()
             optimizer.zero_grad(set_to_none=True)
             torch.cuda.manual_seed(seed)
-            value = step(x.to(GPU), target_B.to(GPU), 0.5)
+            value = step(x, target_B.to(GPU), 0.5)
             value.backward()
             optimizer.step()
             losses.append(value.detach().clone())
@@ -320,7 +323,7 @@ def test_a_step_that_is_replayed_runs_no_layer(monkeypatch):
     step = Replayed(net, loss)
     for seed in range(3):
         x, target_B = batch(seed, 6)
-        step(x.to(GPU), target_B.to(GPU), 1.0).backward()
+        step(x.to(GPU).dense(), target_B.to(GPU), 1.0).backward()
         monkeypatch.setattr(net, "forward", None)
     assert all(parameter.grad.isfinite().all() for parameter in net.parameters())
 
@@ -349,6 +352,21 @@ def test_ttfs_formula(T):
     actual = functional.linear(t_BN.to(GPU), W_ON.to(GPU), T).cpu()
     assert torch.equal(actual == float("inf"), expected == float("inf"))
     torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+
+
+@over_dtypes
+@pytest.mark.parametrize("clip", [float("inf"), 0.6])
+def test_ttfs_kernels_equal_plain_torch(dtype, clip, monkeypatch):
+    x, t, g = (torch.randn(n, 3, 400).to(GPU, dtype) for n in (2, 1, 1))
+    t = torch.where(t > 0.5, torch.inf, t.abs())
+    results = []
+    for fits in (kernels.fits, lambda *_: False):
+        monkeypatch.setattr(kernels, "fits", fits)
+        fired = functional._fire(x, 1.0, False)
+        results.append([functional._split(t, 1.0), *fired, functional._spread(g, *fired, 1.0, clip)])
+        results[-1].append(functional._by_time(g.clone(), t))
+    for got, expected in zip(*results, strict=True):
+        assert torch.equal(got, expected)
 
 
 def test_named_backends_are_contracts():

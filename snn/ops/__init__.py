@@ -44,10 +44,11 @@ def multi_step(
         return y_TBN, h_TBN if want_h else None, state
     if backend not in _FUSED:
         raise InputError(f"backend '{backend}' is not known; known are auto, {', '.join(BACKENDS)}")
-    return fused.multi_step(_kernels(backend, x_TBN.device), x_TBN, values, state, neuron, V_NN, want_h)
+    return fused.multi_step(kernels(backend, x_TBN.device), x_TBN, values, state, neuron, V_NN, want_h)
 
 
-def _kernels(backend: str, device: torch.device) -> ModuleType:
+def kernels(backend: str, device: torch.device) -> ModuleType:
+    """The module of a compiled backend, for tensors on that device; InputError if it cannot run there."""
     needs, module, package, install = _FUSED[backend]
     if device.type != needs:
         raise InputError(f"backend '{backend}' runs on {needs}, but the input is on {device}; move it or use 'auto'")

@@ -1,4 +1,4 @@
-"""The neurons of `snn.ops.reference` on a CUDA device: launches of `kernels/neuron.cu`. The only importer of cupy.
+"""The neurons of `snn.ops.reference` on a CUDA device: `kernels/neuron.cu`. The only importer of cupy.
 
 The kernels run on torch's tensors where they lie, on torch's current stream of that device. A recurrent layer launches
 them for one step at a time, with a dense product in between: its loop over the steps is in Python.
@@ -15,11 +15,16 @@ from torch import Tensor
 from snn.errors import InputError
 from snn.ops.reference import SURROGATE_SLOPE, Dynamics, State, Values
 
-SOURCE = Path(__file__).parent / "kernels" / "neuron.cu"
+KERNELS = Path(__file__).parent / "kernels"
 THREADS = 128  # a block; small, so that few columns still reach many multiprocessors
 CARRY = 5  # rows that the backward kernel hands from launch to launch
 
 
+class CannotCompile(Exception):
+    """NVRTC does not take this; with its words."""
+
+
+@cache
 def defines(neuron: Dynamics, dtype: torch.dtype, learned: bool) -> tuple[str, ...]:
     """The variant of the source that this neuron needs, as compiler options (of nvrtc and g++ alike)."""
     flags = {
@@ -30,54 +35,65 @@ def defines(neuron: Dynamics, dtype: torch.dtype, learned: bool) -> tuple[str, .
         "LEARNED": learned,
     }
     return (
-        f"-DREAL={'float' if dtype == torch.float32 else 'double'}",
+        real(dtype),
         f"-DTHREADS={THREADS}",
         f"-DSURROGATE_SLOPE={SURROGATE_SLOPE}",
         *(f"-D{name}={int(is_set)}" for name, is_set in flags.items()),
     )
 
 
-def machine_code(architecture: str, options: tuple[str, ...]) -> tuple[bytes, str]:
-    """The kernels of one variant for sm_<architecture>, and the compiler's report.
+def real(dtype: torch.dtype) -> str:
+    """The option that says in which numbers to compute."""
+    return f"-DREAL={'float' if dtype == torch.float32 else 'double'}"
+
+
+def machine_code(source: str, architecture: str, options: tuple[str, ...]) -> tuple[bytes, str]:
+    """The kernels of one variant of a file for sm_<architecture>, and the compiler's report.
 
     Not by cupy.RawModule, which adds -ftz=true: potentials below the normal numbers would differ from the reference.
     """
-    program = nvrtc.createProgram(SOURCE.read_text(), SOURCE.name, [], [])
+    program = nvrtc.createProgram((KERNELS / source).read_text(), source, [], [])
     try:
         nvrtc.compileProgram(program, [f"-arch=sm_{architecture}", "--fmad=false", "--ptxas-options=-v", *options])
         return nvrtc.getCUBIN(program), nvrtc.getProgramLog(program)
+    except nvrtc.NVRTCError as error:
+        raise CannotCompile(f"{source} for sm_{architecture}: {error}: {nvrtc.getProgramLog(program)}") from None
     finally:
         nvrtc.destroyProgram(program)
 
 
 @cache
-def _function(
-    kernel: str, neuron: Dynamics, dtype: torch.dtype, learned: bool, device: int
-) -> cupy.cuda.function.Function:
+def _function(source: str, kernel: str, options: tuple[str, ...], device: int) -> cupy.cuda.function.Function:
     """The compiled kernel, loaded on that device; some .1 s at its first use in a process."""
     with cupy.cuda.Device(device) as gpu:
         architecture = gpu.compute_capability
         try:
-            code, _ = machine_code(architecture, defines(neuron, dtype, learned))
-        except nvrtc.NVRTCError as error:
+            code, _ = machine_code(source, architecture, options)
+        except CannotCompile as error:
             raise InputError(
-                f"backend 'cupy' cannot compile for this GPU, sm_{architecture} ({error}); install the cupy package of "
-                "a CUDA version that knows it"
+                f"backend 'cupy' cannot compile {' '.join(str(error).split())}; for a GPU that this cupy does not "
+                "know, install the package of a newer CUDA"
             ) from None
         module = cupy.cuda.function.Module()
         module.load(code)
         return module.get_function(kernel)
 
 
-def _launch(kernel: str, neuron: Dynamics, learned: bool, tensors: tuple[Tensor | None, ...], scalars: tuple) -> None:
-    """One thread per column; the last two scalars are M and N."""
+def launch(
+    source: str,
+    kernel: str,
+    options: tuple[str, ...],
+    tensors: tuple[Tensor | None, ...],
+    scalars: tuple[float, ...],
+    threads: int,
+) -> None:
+    """Run a kernel of a file in `kernels/`, in so many threads. Tensors come first, None as a null pointer."""
     device = tensors[0].device
-    function = _function(kernel, neuron, tensors[0].dtype, learned, device.index)
-    blocks = -(-scalars[-2] // THREADS)
+    function = _function(source, kernel, options, device.index)
     stream = cupy.cuda.Stream.from_external(torch.cuda.current_stream(device))
     with cupy.cuda.Device(device.index), stream:
         pointers = (0 if tensor is None else tensor.data_ptr() for tensor in tensors)
-        function((blocks,), (THREADS,), (*pointers, *scalars))
+        function((-(-threads // THREADS),), (THREADS,), (*pointers, *scalars))
 
 
 def forward(
@@ -94,19 +110,21 @@ def forward(
     """See `snn.ops.fused.Backend`."""
     T, B, N = x_TBN.shape
 
-    def launch(x_TBN: Tensor, begin: int, end: int) -> None:
+    options = defines(neuron, x_TBN.dtype, learned=False)
+
+    def run(x_TBN: Tensor, begin: int, end: int) -> None:
         tensors = (x_TBN, y_TBN, h_TBN, *state[:4], *values)
-        _launch("forward", neuron, False, tensors, (neuron.theta, begin, end, B * N, N))
+        launch("neuron.cu", "forward", options, tensors, (neuron.theta, begin, end, B * N, N), B * N)
 
     if V_NN is None:
-        launch(x_TBN, 0, T)
+        run(x_TBN, 0, T)
         return
     total_TBN = torch.empty_like(x_TBN) if total_TBN is None else total_TBN
     D = len(first_DBN)
     for t in range(T):
         fed_BN = first_DBN[t] if t < D else y_TBN[t - D]
         torch.add(x_TBN[t], fed_BN @ V_NN.T, out=total_TBN[t])
-        launch(total_TBN, t, t + 1)
+        run(total_TBN, t, t + 1)
 
 
 def backward(
@@ -128,18 +146,20 @@ def backward(
     learned = sums_KBN is not None
     carry_KBN = h_TBN.new_empty(CARRY, B, N) if V_NN is not None and learned else None
 
-    def launch(gy_TBN: Tensor, begin: int, end: int) -> None:
-        tensors = (gy_TBN, gh_TBN, x_TBN, h_TBN, gx_TBN, sums_KBN, carry_KBN, *gstate[:4], *state[:4])
-        _launch("backward", neuron, learned, (*tensors, *values), (neuron.theta, T, begin, end, B * N, N))
+    options = defines(neuron, h_TBN.dtype, learned)
+
+    def run(gy_TBN: Tensor, begin: int, end: int) -> None:
+        tensors = (gy_TBN, gh_TBN, x_TBN, h_TBN, gx_TBN, sums_KBN, carry_KBN, *gstate[:4], *state[:4], *values)
+        launch("neuron.cu", "backward", options, tensors, (neuron.theta, T, begin, end, B * N, N), B * N)
 
     if V_NN is None:
-        launch(gy_TBN, 0, T)
+        run(gy_TBN, 0, T)
         return
     gy_TBN = gy_TBN.clone()
     D = len(gfirst_DBN)
     for t in reversed(range(T)):
         if t + D < T:
             gy_TBN[t].addmm_(gx_TBN[t + D], V_NN)
-        launch(gy_TBN, t, t + 1)
+        run(gy_TBN, t, t + 1)
     for d in range(min(D, T)):
         gfirst_DBN[d].addmm_(gx_TBN[d], V_NN)

@@ -1,7 +1,8 @@
-"""What stands between the products of a layer, compiled for the CPU by numba: each one pass over memory.
+"""What stands between the products of a layer, compiled: each one pass over memory.
 
-Equal to the plain torch of `snn.ttfs.functional` in every bit. Arrays of a layer are flat; x and g hold two halves, see
-there. Those of a pool of 2 x 2 are maps.
+For the CPU by numba, here; for GPUs the same, all but the pools, in `snn/ops/kernels/ttfs.cu`. Equal to the plain torch
+of `snn.ttfs.functional` in every bit. Arrays of a layer are flat; x and g hold two halves, see there. Those of a 2 x 2
+pool are maps.
 """
 
 from collections.abc import Callable
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from snn import ops
 from snn.ops.compiled import in_parts, kernel
 
 SERIAL_BELOW = 1 << 15  # neurons: less is done before a second thread has woken up
@@ -104,9 +106,9 @@ def _to_earliest(g, places, gt, begin, end):
 
 
 def fits(*tensors: Tensor) -> bool:
-    """Whether the kernels take these: on the CPU, in float32 or float64, and not while torch.compile looks on."""
+    """Whether the kernels take these: CPU or GPU, float32 or float64, and not while torch.compile looks on."""
     return not torch.compiler.is_compiling() and all(
-        x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) for x in tensors
+        x.device.type in ("cpu", "cuda") and x.dtype in (torch.float32, torch.float64) for x in tensors
     )
 
 
@@ -165,8 +167,18 @@ def _run_over(work: Callable, tensors: tuple[Tensor, ...], size: int, neurons: i
 
 def _run(work: Callable, tensors: tuple[Tensor, ...], *constants: float) -> None:
     """work over flat views of the tensors, the second of which has one value a neuron; constants in their dtype."""
+    if tensors[0].device.type == "cuda":
+        _launch(work, tensors, *constants)
+        return
     arrays = [x.detach().view(-1).numpy() for x in tensors]
     constants = [arrays[0].dtype.type(constant) for constant in constants]
     size = arrays[1].size
     threads = torch.get_num_threads() if size >= SERIAL_BELOW else 1
     in_parts(lambda begin, end: work(*arrays, *constants, begin, end), size, threads)
+
+
+def _launch(work: Callable, tensors: tuple[Tensor, ...], *constants: float) -> None:
+    """The kernel of the same name on a GPU."""
+    cuda, size = ops.kernels("cupy", tensors[0].device), tensors[1].numel()
+    name, options = work.__name__.removeprefix("_"), (cuda.real(tensors[0].dtype),)
+    cuda.launch("ttfs.cu", name, options, tensors, (*map(float, constants), size), size)

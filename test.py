@@ -249,7 +249,7 @@ def provenance(subject: Subject) -> dict:
         "seed": subject.cfg.train.seed,
         "command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
         "tested": time.strftime("%Y-%m-%d %H:%M:%S"),
-        "machine": machine(),
+        "machine": machine(cli.device(subject.cfg.train.device)),
         "versions": versions(),
     }
 

@@ -43,7 +43,8 @@ PUBLISHED = {
     "culif_dvsplane": "92.7 %",
 }
 COMMAND = ("python", "-m", "benchmarks.results")
-MAY_CHANGE = {"data.path", "data.layout", "data.prepare", "train.device", "train.backend"}  # where data are, what runs
+# where data are, what runs
+MAY_CHANGE = {"data.path", "data.layout", "data.prepare", "train.device", "train.backend", "train.cuda_graphs"}
 NOT_A_RESULT = {"smoke"}  # configurations for a look
 # of test.py's metrics, what is stored of each seed
 KEPT = (
@@ -97,7 +98,8 @@ def store(args: argparse.Namespace, words: Sequence[str]) -> None:
         ),
         "network": describe(cfg),
         "finished": time.strftime("%Y-%m-%d"),
-        "machine": machine() | {"threads": os.environ.get("OMP_NUM_THREADS", "all"), "load_at_start": round(load, 1)},
+        "machine": machine(cli.device(changed.train.device))
+        | {"threads": os.environ.get("OMP_NUM_THREADS", "all"), "load_at_start": round(load, 1)},
         "versions": versions(),
         "seeds": seeds,
     }
@@ -162,16 +164,15 @@ def table(results: dict[str, dict]) -> str:
                 f"{' and '.join(delays)} ms",
             ]
         lines.append(row([*cells, mean_of(seeds, "spikes_per_neuron", 2, "")]))
-    done = [f"`{name}` {', '.join(result['seeds'])}" for name, result in results.items()]
-    machines = dict.fromkeys(
-        f"{r['machine']['cores']} cores of an {r['machine']['processor']}" for r in results.values()
-    )
-    libraries = dict.fromkeys(f"torch {r['versions']['torch']}" for r in results.values())
+    done: dict[str, list[str]] = {}  # by where
+    for name, result in results.items():
+        where = result["machine"]
+        place = where.get("gpu") or f"{where['cores']} cores of an {where['processor']}"
+        what = f"`{name}` {', '.join(result['seeds'])}"
+        done.setdefault(f"{place}, torch {result['versions']['torch']}", []).append(what)
     if done:
-        lines += [
-            "",
-            f"Mean ± std over seeds on the test split ({'; '.join(done)}); {', '.join([*machines, *libraries])}.",
-        ]
+        seeds = "; ".join(f"{'; '.join(names)} ({place})" for place, names in done.items())
+        lines += ["", f"Mean ± std over seeds on the test split: {seeds}."]
     return "\n".join(lines)
 
 

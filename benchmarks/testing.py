@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 import h5py
+import torch
 
 from snn import checkpoint, cli
 from snn.errors import InputError
@@ -56,9 +57,10 @@ def main() -> None:
         metrics = json.loads((Path(folder) / "run" / "test" / "metrics.json").read_text())
     wall, processor = (statistics.median(column) for column in zip(*rounds, strict=True))
     threads = os.environ.get("OMP_NUM_THREADS", "all")
+    where = machine(torch.device("cpu"))
     print(
         f"test.py, {metrics['samples']} recordings, report included: {wall:.1f} s, {processor:.1f} s of processor "
-        f"({machine()['processor']}, {machine()['cores']} cores, threads: {threads}; load now {os.getloadavg()[0]:.1f})"
+        f"({where['processor']}, {where['cores']} cores, threads: {threads}; load now {os.getloadavg()[0]:.1f})"
     )
 
 

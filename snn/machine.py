@@ -6,6 +6,8 @@ import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "spikingjelly", "numpy", "numba")
 
@@ -18,10 +20,11 @@ def processor() -> str:
     return names[0] if names else platform.processor()
 
 
-def machine() -> dict[str, str | int]:
-    """The processor, and on how many of its cores this process may run."""
+def machine(device: torch.device) -> dict[str, str | int]:
+    """The processor, on how many of its cores this process may run, and the GPU if that is the device."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"processor": processor(), "cores": cores}
+    gpu = {"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
+    return {"processor": processor(), "cores": cores} | gpu
 
 
 def versions() -> dict[str, str]:

@@ -125,9 +125,6 @@ def test_state_dict_and_optimisers():
         assert torch.equal(other(x).V_BN, network(x).V_BN)
 
 
-@pytest.mark.skipif(
-    torch.__version__.startswith("2.11."), reason="torch 2.11 compiles an autograd.Function's gradients to zeros"
-)
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_compiles_whole(backend):
     """torch.compile takes the network without a break, and its values and gradients are the same."""

@@ -10,6 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from snn.errors import InputError
+
 Loss = Callable[[Tensor, Tensor, float], Tensor]  # of (x, labels, weight)
 
 
@@ -47,7 +49,17 @@ class Replayed:
         kept = [(buffer, buffer.clone()) for buffer in self.network.buffers()]
         random = torch.cuda.get_rng_state(device)
         step = _Step(self.network, lambda x, target: self.loss(x, target, weight))
-        self._step = torch.cuda.make_graphed_callables(step, (self._x_TBC, target_B.clone()), allow_unused_input=True)
+        try:
+            self._step = torch.cuda.make_graphed_callables(
+                step, (self._x_TBC, target_B.clone()), allow_unused_input=True
+            )
+        except RuntimeError as error:
+            if "capturing" not in str(error):
+                raise
+            raise InputError(
+                "this training step cannot be recorded as CUDA graphs: some layer or loss asks for a value on the CPU "
+                "(.item(), a branch on a tensor) or changes the device; set train.cuda_graphs=false"
+            ) from error
         torch.cuda.set_rng_state(random, device)
         with torch.no_grad():
             for buffer, before in kept:

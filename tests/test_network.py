@@ -14,6 +14,7 @@ from snn.errors import InputError
 from snn.events import Events
 from snn.network import Network
 from snn.ops import reference, sparse
+from snn.replay import Replayed
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -340,3 +341,16 @@ def test_learned_values_out_of_range_are_refused(tmp_path, value, name):
     weights[f"blocks.0.neurons.{name}"][3] = value
     with pytest.raises(InputError, match=rf"blocks\.0\.neurons: the learned value {name} is"):
         checkpoint.load_weights(build(cfg), weights, tmp_path)
+
+
+def test_a_step_that_cannot_be_recorded(monkeypatch):
+    """What torch says without a GPU is put into its mouth; tests/test_gpu.py records real ones."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", refuse)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda _: None)
+    step = Replayed(torch.nn.Linear(3, 2), lambda x, target, weight: x.sum())
+    with pytest.raises(InputError, match=r"cannot be recorded .* train.cuda_graphs=false"):
+        step(torch.zeros(4, 2, 3), torch.zeros(2), 1.0)

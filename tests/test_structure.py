@@ -33,7 +33,7 @@ ALLOWED = {
     "snn.conv": {"snn.ops"},
     "snn.network": {"snn.architecture", "snn.config", "snn.conv", "snn.neurons", "snn.linear", "snn.events"},
     "snn.loss": {"snn.config", "snn.coding", "snn.network"},
-    "snn.replay": set(),
+    "snn.replay": {"snn.errors"},
     "snn.files": set(),
     "snn.machine": set(),
     "snn.statistics": set(),

@@ -83,4 +83,4 @@ def _check(x_TBN: Tensor, values: Values, state: State, neuron: Dynamics, V_NN: 
             raise InputError(f"{name} is {tensor.dtype} on {tensor.device}, but x is {x_TBN.dtype} on {x_TBN.device}")
 
 
-__all__ = ["BACKENDS", "Dynamics", "State", "Values", "multi_step"]
+__all__ = ["BACKENDS", "Dynamics", "State", "Values", "kernels", "multi_step"]

@@ -1,7 +1,8 @@
 """The neurons of `snn.ops.reference` on a CUDA device: `kernels/neuron.cu`. The only importer of cupy.
 
-The kernels run on torch's tensors where they lie, on torch's current stream of that device. A recurrent layer launches
-them for one step at a time, with a dense product in between: its loop over the steps is in Python.
+Kernels run on torch's tensors where they lie, on torch's current stream of that device. A recurrent layer launches them
+for one step at a time, with a dense product in between: its loop over the steps is in Python, and in training is
+recorded once (`snn.replay`). `launch` runs what else lies in `kernels/`, too.
 """
 
 from functools import cache

@@ -12,6 +12,9 @@
 
 typedef REAL real;
 
+// So many blocks at once on a multiprocessor, which bounds the registers of a thread: 10 leave it 48, 8 leave 64, 5 96.
+#define BLOCKS(of_float, of_double) __launch_bounds__(THREADS, sizeof(real) == 4 ? of_float : of_double)
+
 constexpr int AHEAD = 32 / sizeof(real), BACK_AHEAD = 16 / sizeof(real);  // steps; more would cost registers
 
 __device__ inline bool has_fired(real u) { return STRICT ? u > real(0) : u >= real(0); }
@@ -19,7 +22,7 @@ __device__ inline bool has_fired(real u) { return STRICT ? u > real(0) : u >= re
 __device__ inline real after_reset(real h, real u) { return has_fired(u) ? (SOFT ? u : real(0)) : h; }
 
 // h may be null. States are updated in place.
-extern "C" __global__ void forward(
+extern "C" __global__ void BLOCKS(10, 8) forward(
     const real* __restrict__ x, real* __restrict__ y, real* __restrict__ h,
     real* __restrict__ v_M, real* __restrict__ i_M, real* __restrict__ w_M, real* __restrict__ z_M,
     const real* __restrict__ lam_m_N, const real* __restrict__ lam_s_N, const real* __restrict__ lam_w_N,
@@ -81,9 +84,7 @@ extern "C" __global__ void forward(
 // P_k = sum_{n>k} lam_s^{n-1-k} g_n kept up on the way back; Q likewise for the gradients of i, and both for w, where
 // z_k takes the place of x_k and comes in one step later. carry: (5, M), g of the step after, P and Q, between launches;
 // it is neither read when end is T nor written when begin is 0.
-extern "C" __global__ void
-__launch_bounds__(THREADS, sizeof(real) == 4 ? 8 : 5)  // so many blocks at once: 64 registers a thread, or 96 for double
-backward(
+extern "C" __global__ void BLOCKS(8, 5) backward(
     const real* __restrict__ gy, const real* __restrict__ gh, const real* __restrict__ x, const real* __restrict__ h,
     real* __restrict__ gx, real* __restrict__ sums, real* __restrict__ carry,
     real* __restrict__ gv_M, real* __restrict__ gi_M, real* __restrict__ gw_M, real* __restrict__ gz_M,

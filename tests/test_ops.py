@@ -85,6 +85,45 @@ def run(multi_step, call: tuple) -> tuple[list[Tensor], list[Tensor | None]]:
     return outputs, list(gradients)
 
 
+def tie_call(neuron: Dynamics, recurrent: bool) -> tuple:
+    """With binary fractions every sum is exact in any order, and h meets the threshold exactly, often."""
+    torch.manual_seed(0)
+    x_TBN = torch.randint(-4, 9, (9, 4, 20)).double() / 4
+    V_NN = torch.randint(-4, 5, (20, 20)).double() / 4 if recurrent else None
+    values = make_values(neuron, 20, torch.float64)
+    halves = Values(*(None if value is None else torch.full_like(value, 0.5).requires_grad_() for value in values))
+    call = (x_TBN, halves, State(), neuron, V_NN)
+    assert (reference.multi_step(*call)[1] == THETA).sum() > 5
+    return call
+
+
+def quiet_call() -> tuple:
+    """Nothing in, for so long that the states leave the normal range of float32."""
+    _, values, state, neuron, _ = make_call(CUADLIF, (1, 3, 20), torch.float32)
+    quiet = values._replace(lam_w=values.lam_m)
+    state = State(*(field if field is None else field.detach().abs() * 0.01 for field in state))
+    call = (torch.zeros(900, 3, 20), quiet, state, neuron, None)
+    with torch.no_grad():
+        y_TBN, h_TBN, _ = reference.multi_step(*call)
+    assert not y_TBN.any()
+    assert ((h_TBN != 0) & (h_TBN.abs() < torch.finfo(torch.float32).tiny)).any()
+    return call
+
+
+def in_chunks(multi_step, sizes: list[int]):
+    """The same in several calls, each of which begins with the state that the last one left."""
+
+    def chunked(x_TBN, values, state, neuron, V_NN):
+        ys, hs = [], []
+        for chunk_TBN in x_TBN.split(sizes):
+            y, h, state = multi_step(chunk_TBN, values, state, neuron, V_NN)
+            ys.append(y)
+            hs.append(h)
+        return torch.cat(ys), torch.cat(hs), state
+
+    return chunked
+
+
 def assert_close_gradients(actual: list[Tensor], expected: list[Tensor]) -> None:
     for got, want in zip(actual, expected, strict=True):
         assert got.shape == want.shape
@@ -204,19 +243,7 @@ def test_recurrent_spikes_differ_only_at_ties():
 @pytest.mark.parametrize("recurrent", [False, True], ids=["feedforward", "recurrent"])
 @over_recurrent
 def test_exact_ties(neuron, recurrent):
-    """With binary fractions every sum is exact in any order, and h meets the threshold exactly, often."""
-    torch.manual_seed(0)
-    x_TBN = torch.randint(-4, 9, (9, 4, 20)).double() / 4
-    V_NN = torch.randint(-4, 5, (20, 20)).double() / 4 if recurrent else None
-    values = make_values(neuron, 20, torch.float64)
-    halves = Values(*(None if value is None else torch.full_like(value, 0.5).requires_grad_() for value in values))
-    call = (x_TBN, halves, State(), neuron, V_NN)
-    outputs, gradients = run(on_cpu, call)
-    expected_outputs, expected_gradients = run(reference.multi_step, call)
-    assert (expected_outputs[1] == THETA).sum() > 5
-    for output, expected in zip(outputs, expected_outputs, strict=True):
-        assert torch.equal(output, expected)
-    assert_close_gradients(gradients, expected_gradients)
+    assert_equal_to_reference(on_cpu, tie_call(neuron, recurrent))
 
 
 @pytest.mark.parametrize("recurrent", [False, True], ids=["feedforward", "recurrent"])
@@ -242,29 +269,14 @@ def test_one_value_for_the_layer_and_strided_input():
 @pytest.mark.parametrize("neuron", [ADLIF, Dynamics(True, False, THETA, "soft", True)], ids=name)
 def test_chunks_equal_the_whole(neuron):
     x_TBN, values, state, *_ = make_call(neuron, (33, 3, 40), torch.float64)
-
-    def chunked(x_TBN, values, state, neuron, V_NN):
-        ys, hs = [], []
-        for chunk_TBN in x_TBN.split([10, 1, 22]):
-            y, h, state = on_cpu(chunk_TBN, values, state, neuron, V_NN)
-            ys.append(y)
-            hs.append(h)
-        return torch.cat(ys), torch.cat(hs), state
-
-    assert_equal_to_reference(chunked, (x_TBN, values, state, neuron, None))
+    assert_equal_to_reference(in_chunks(on_cpu, [10, 1, 22]), (x_TBN, values, state, neuron, None))
 
 
 def test_silence_into_subnormal_numbers():
-    """Nothing in, for so long that the states leave the normal range of float32: still equal in every bit."""
-    _, values, state, neuron, _ = make_call(CUADLIF, (1, 3, 20), torch.float32)
-    quiet = values._replace(lam_w=values.lam_m)
-    call = (torch.zeros(900, 3, 20), quiet, State(*(f if f is None else f.abs() * 0.01 for f in state)), neuron, None)
+    """Still equal in every bit."""
+    call = quiet_call()
     with torch.no_grad():
-        y_TBN, h_TBN, _ = on_cpu(*call)
-        _, expected_TBN, _ = reference.multi_step(*call)
-    assert not y_TBN.any()
-    assert ((h_TBN != 0) & (h_TBN.abs() < torch.finfo(torch.float32).tiny)).any()
-    assert torch.equal(h_TBN, expected_TBN)
+        assert torch.equal(on_cpu(*call)[1], reference.multi_step(*call)[1])
 
 
 @pytest.mark.parametrize("openmp", [True, False], ids=["openmp", "python-threads"])

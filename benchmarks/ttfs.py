@@ -1,10 +1,10 @@
 """What does a training step of a TTFS network cost? Against a clipped ReLU, a simulation, and the published way.
 
-    python -m benchmarks.ttfs [--layers vgg7] [--shape 3 32 32] [--classes 10] [--batch 16] [--rounds 5] [--device cpu]
-        [--json FILE]
+    python -m benchmarks.ttfs [--rounds 5] [--device cpu] [--json FILE]
+    python -m benchmarks.ttfs --layers "64C3 - P2 - 128F" [--shape 3 32 32] [--classes 10] [--batch 16] ...
 
-Forward, cross-entropy and backward of one network, in four ways that take turns within each round; medians. The step of
-the optimiser, the same for all, is left out.
+Forward, cross-entropy and backward of the network of configs/ttfs_mnist.yaml and of vgg7, or of one's own, in four ways
+that take turns within each round; medians. The step of the optimiser, the same for all, is left out.
 
 - clipped ReLU: the same weights, `clamp(0, T)` for the neurons.
 - simulation: SpikingJelly's IFNodes over 16 steps with surrogate gradients; only a neuron's first spike is passed on.
@@ -27,11 +27,13 @@ from torch import Tensor, nn
 from torch.nn import grad
 
 from benchmarks.kernels import medians, processor
-from snn import config
+from snn import cli, config
+from snn.errors import InputError
 from snn.memory import keep_freed_memory
 from snn.ttfs.layers import Conv2d, EarliestSpike, Linear
 from snn.ttfs.network import Network
 
+MNIST = Path(__file__).resolve().parent.parent / "configs" / "ttfs_mnist.yaml"
 STEPS = 16
 Forward = Callable[[Tensor], Tensor]
 
@@ -179,25 +181,14 @@ def kept_megabytes(forward: Forward, x_BCHW: Tensor, weights: set[int]) -> float
     return sum(x.untyped_storage().nbytes() for at, x in storages.items() if at not in weights) / 1e6
 
 
-def main() -> None:
-    keep_freed_memory()  # as train.py does; it helps every contender
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--layers", default="vgg7", help="layer words, with P for pools (vgg7)")
-    parser.add_argument("--shape", type=int, nargs=3, default=(3, 32, 32), help="channels, height, width (3 32 32)")
-    parser.add_argument("--classes", type=int, default=10, help="outputs of the readout (10)")
-    parser.add_argument("--batch", type=int, default=16, help="images a step (16)")
-    parser.add_argument("--rounds", type=int, default=5, help="timed rounds (5)")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--json", type=Path, help="write the numbers here")
-    arguments = parser.parse_args()
+def compare(layers: str, shape: tuple[int, ...], classes: int, batch: int, rounds: int, device: str) -> dict:
+    """Milliseconds and kept megabytes of each way, printed as well."""
     torch.manual_seed(0)
-    torch.backends.cudnn.allow_tf32 = False  # as train.py has it
-    network = Network(config.TTFS(layers=arguments.layers), tuple(arguments.shape), arguments.classes)
-    network.to(arguments.device)
+    network = Network(config.TTFS(layers=layers), shape, classes).to(device)
     if not all(isinstance(module, (Conv2d, Linear, EarliestSpike)) for module in network.layers):
-        parser.error("--layers: only C, P and F words are compared")
-    x_BCHW = torch.rand(arguments.batch, *arguments.shape, device=arguments.device)
-    target_B = torch.randint(arguments.classes, (arguments.batch,), device=arguments.device)
+        raise InputError("--layers: only C, P and F words are compared")
+    x_BCHW = torch.rand(batch, *shape, device=device)
+    target_B = torch.randint(classes, (batch,), device=device)
     forwards: dict[str, Forward] = {
         "ours": lambda x: network(x).V_BN,
         "clipped ReLU": clipped_relu(network),
@@ -211,23 +202,45 @@ def main() -> None:
     def step(forward: Forward) -> Callable[[], None]:
         return lambda: F.cross_entropy(forward(x_BCHW), target_B).backward()
 
-    median = medians({name: step(f) for name, f in forwards.items()}, arguments.rounds, arguments.device)
+    median = medians({name: step(f) for name, f in forwards.items()}, rounds, device)
     kept = {}
     for name, forward in forwards.items():
         modules = forward if isinstance(forward, nn.Module) else network
         weights = {p.untyped_storage().data_ptr() for p in modules.parameters()}
         kept[name] = kept_megabytes(forward, x_BCHW, weights)
-    where = processor() if arguments.device == "cpu" else torch.cuda.get_device_name()
-    where += f", {torch.get_num_threads()} threads, torch {torch.__version__}"
-    print(f"{arguments.layers}, {arguments.classes} classes, B = {arguments.batch}, {where}")
+    print(f"{layers}, {classes} classes, B = {batch}")
     for name, ms in median.items():
         against = f"{ms / median['clipped ReLU']:6.2f} x a clipped ReLU, {ms / median['ours']:6.2f} x ours"
         print(f"  {name:<24}{ms:10.1f} ms  {against}; keeps {kept[name]:8.1f} MB")
+    return {"layers": layers, "classes": classes, "batch": batch, "milliseconds": median, "kept_megabytes": kept}
+
+
+def main() -> None:
+    keep_freed_memory()  # as train.py does; it helps every contender
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--layers", help="layer words, with P for pools (the two networks above)")
+    parser.add_argument("--shape", type=int, nargs=3, default=(3, 32, 32), help="channels, height, width (3 32 32)")
+    parser.add_argument("--classes", type=int, default=10, help="outputs of the readout (10)")
+    parser.add_argument("--batch", type=int, default=16, help="images a step (16)")
+    parser.add_argument("--rounds", type=int, default=5, help="timed rounds (5)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--json", type=Path, help="write the numbers here")
+    arguments = parser.parse_args()
+    torch.backends.cudnn.allow_tf32 = False  # as train.py has it
+    where = processor() if arguments.device == "cpu" else torch.cuda.get_device_name()
+    where += f", {torch.get_num_threads()} threads, torch {torch.__version__}"
+    print(where)
+    mnist = config.build(config.read_yaml(MNIST), str(MNIST))
+    networks = [
+        (mnist.ttfs.layers, mnist.data.shape, mnist.data.num_classes, mnist.train.batch_size),
+        ("vgg7", (3, 32, 32), 10, 16),
+    ]
+    if arguments.layers:
+        networks = [(arguments.layers, tuple(arguments.shape), arguments.classes, arguments.batch)]
+    results = [compare(*network, arguments.rounds, arguments.device) for network in networks]
     if arguments.json:
-        result = {"where": where, "layers": arguments.layers, "classes": arguments.classes, "batch": arguments.batch}
-        result |= {"milliseconds": median, "kept_megabytes": kept}
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+        arguments.json.write_text(json.dumps({"where": where, "networks": results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

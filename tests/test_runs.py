@@ -225,16 +225,7 @@ def test_two_processes_resume_within_an_epoch(data):
     """torchrun hands SIGTERM on; each process goes on with its own random numbers, and one alone is refused."""
     launcher = [*TORCHRUN, str(REPOSITORY / "train.py")]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    words = [
-        *EVENTS.split()[1:],
-        "--epochs",
-        "12",
-        "--batch-size",
-        "2",
-        "--distributed",
-        *ON_CPU.split(),
-        "--save_name",
-    ]
+    words = f"{EVENTS} {ON_CPU} --epochs 12 --batch-size 2 --distributed --save_name".split()[1:]
 
     def launch(*more: str) -> subprocess.Popen:
         return subprocess.Popen([*launcher, *words, *more], cwd=data, env=environment, stderr=subprocess.PIPE)

@@ -51,9 +51,7 @@ class Events:
         """(T, B, channels), of the counts' dtype."""
         T, B, C = self.shape
         out = self.counts.new_zeros(self.shape)
-        rows = torch.arange(T * B, device=self.offsets.device)
-        rows = torch.repeat_interleave(
-            rows, self.offsets.diff(), output_size=len(self.counts)
-        )  # or a GPU is waited for
+        rows, numbers = torch.arange(T * B, device=self.offsets.device), self.offsets.diff()
+        rows = torch.repeat_interleave(rows, numbers, output_size=len(self.counts))  # without it a GPU is waited for
         out.view(-1).index_add_(0, rows * C + self.channels, self.counts)
         return out

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from snn import architecture, config
+from snn import architecture, config, yaml12
 from snn.errors import InputError
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class Parser(OneLineParser):
             field, equals, text = assignment.partition("=")
             if not equals:
                 self.error(f"--set {assignment}: write section.field=value")
-            config.override(values, field.strip(), config.parse_yaml(text, f"--set {field}"))
+            config.override(values, field.strip(), yaml12.parse(text, f"--set {field}"))
         return config.build(values, str(where or args.path_to_yaml))
 
 

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -24,7 +23,7 @@ from pydantic import (
 )
 from pydantic import ValidationError as PydanticError
 
-from snn import architecture
+from snn import architecture, yaml12
 from snn.errors import InputError
 
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -355,45 +354,13 @@ def differences(one: Section, other: Section, prefix: str = "") -> Iterator[str]
             yield f"{prefix}{name}"
 
 
-class _Loader(yaml.SafeLoader):
-    """SafeLoader with the numbers of YAML 1.2 (1e-3 is one; 1:30, 010 and dates are none); no key may stand twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [key.value for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.YAMLError(f"the key '{key}' stands twice, line {node.start_mark.line + 1} and after")
-        return super().construct_mapping(node, deep)
-
-
-_NUMBERS_OF_YAML_1_2 = {
-    "tag:yaml.org,2002:int": r"^[-+]?(0|[1-9][0-9]*)$",
-    "tag:yaml.org,2002:float": r"^[-+]?(([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)$"
-    r"|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$",
-}
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag.split(":")[-1] not in ("int", "float", "timestamp")]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-for _tag, _pattern in _NUMBERS_OF_YAML_1_2.items():
-    _Loader.add_implicit_resolver(_tag, re.compile(_pattern), list("-+0123456789."))
-
-
-def parse_yaml(text: str, where: str) -> Any:
-    """A YAML text to plain values; an InputError names `where`."""
-    try:
-        return yaml.load(text, _Loader)
-    except (yaml.YAMLError, ValueError) as error:
-        raise InputError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
-
-
 def read_yaml(path: Path) -> dict:
     """The mapping in a YAML file."""
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as YAML: {getattr(error, 'strerror', None) or error}") from None
-    values = parse_yaml(text, str(path))
+    values = yaml12.parse(text, str(path))
     if not isinstance(values, dict):
         raise InputError(f"{path}: must hold the sections {', '.join(Config.model_fields)}, not {values!r:.40}")
     return values

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from snn import cli, config
+from snn import cli, config, yaml12
 from snn.errors import InputError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -27,11 +27,11 @@ def test_every_yaml_is_valid(path):
 
 
 def test_numbers_with_exponents_are_numbers():
-    assert config.parse_yaml("[1e-3, 1E+2, -.5e1, 1.0e-3, 3e5]", "") == [1e-3, 100.0, -5.0, 1e-3, 3e5]
-    assert config.parse_yaml("[a1e-3, e5, 1e, '1e-3']", "") == ["a1e-3", "e5", "1e", "1e-3"]
+    assert yaml12.parse("[1e-3, 1E+2, -.5e1, 1.0e-3, 3e5]", "") == [1e-3, 100.0, -5.0, 1e-3, 3e5]
+    assert yaml12.parse("[a1e-3, e5, 1e, '1e-3']", "") == ["a1e-3", "e5", "1e", "1e-3"]
     # what YAML 1.1 takes for numbers and dates, and no one else does
-    assert config.parse_yaml("[1:30, 010, 1_000, 2020-13-45]", "") == ["1:30", "010", "1_000", "2020-13-45"]
-    assert config.parse_yaml("[0, -3, 12, 1., -.5]", "") == [0, -3, 12, 1.0, -0.5]
+    assert yaml12.parse("[1:30, 010, 1_000, 2020-13-45]", "") == ["1:30", "010", "1_000", "2020-13-45"]
+    assert yaml12.parse("[0, -3, 12, 1., -.5]", "") == [0, -3, 12, 1.0, -0.5]
     assert config.build(config.read_yaml(YAML), "").train.lr == 1e-3
 
 

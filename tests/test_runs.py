@@ -25,7 +25,6 @@ import torch
 
 import tasks
 from snn import checkpoint, config
-from snn.errors import InputError
 from snn.events import Events
 from snn.network import Network
 from tests.conftest import ON_CPU, REPOSITORY, TINY, TORCHRUN, assert_one_line, make_events, write_shd
@@ -253,100 +252,6 @@ def test_two_processes_resume_within_an_epoch(data):
     assert_one_line(refused, "the run is of 2 processes, here are 1")
     assert launch("x", "--resume").wait() == 0
     assert state(data / "runs" / "x") == state(data / "runs" / "whole")
-
-
-def flip_a_bit(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
-@pytest.mark.usefixtures("data")
-def test_damaged_checkpoints(program, tmp_path):
-    """A run goes on from the last but one, and says so; without that, or without best.pt, it is an error."""
-    words, run = f"{EVENTS} --epochs 3 --save_name x", tmp_path / "runs" / "x"
-    assert program(words).returncode == 0
-    whole = state(run)
-    flip_a_bit(run / "last.pt")
-    resumed = program(f"{words} --resume")
-    assert resumed.returncode == 0
-    assert "last.pt: not a checkpoint of ours, or damaged; going on from the one before" in resumed.stderr
-    assert state(run) == whole
-    flip_a_bit(run / "best.pt")
-    assert_one_line(program(f"{words} --resume"), "best.pt", "damaged", "beside it: last.previous.pt, last.pt")
-    assert_one_line(program("test.py --load_pt_file x"), "best.pt", "damaged", "beside it: last.previous.pt, last.pt")
-    for name in ("last.pt", "last.previous.pt"):
-        flip_a_bit(run / name)
-    assert_one_line(program(f"{words} --resume"), "last.pt and runs/x/last.previous.pt are both damaged")
-
-
-@pytest.fixture(scope="module")
-def whole_checkpoint(tmp_path_factory) -> Path:
-    """A checkpoint of a small network with its optimiser."""
-    values = config.read_yaml(REPOSITORY / "configs" / "smoke.yaml")
-    values["network"]["layers"], values["data"]["channels"] = ["8F"], 40
-    cfg = config.build(values, "test")
-    network = Network(cfg.network, (40,), 20)
-    optimizer = torch.optim.Adam(network.parameters(), amsgrad=True)
-    for parameter in network.parameters():
-        parameter.grad = torch.randn_like(parameter)
-    optimizer.step()
-    path = tmp_path_factory.mktemp("whole") / "last.pt"
-    checkpoint.save(path, cfg, network, optimizer=optimizer.state_dict(), epoch=1)
-    return path
-
-
-def plain(content: object) -> object:
-    """For comparison bit by bit."""
-    if isinstance(content, torch.Tensor):
-        return content.dtype, tuple(content.shape), content.numpy().tobytes()
-    if isinstance(content, dict):
-        return {key: plain(value) for key, value in content.items()}
-    return [plain(value) for value in content] if isinstance(content, list | tuple) else content
-
-
-@pytest.mark.parametrize("places", [20, pytest.param(2000, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("version", [1, 2])
-def test_no_wrong_load(tmp_path, whole_checkpoint, version, places):
-    """A bit flipped, or the end cut off, at random places: the same content still, or an error that names the file.
-
-    Version 1 had no sum at its end, but the sums of the zip archive; damage to the archive's list may escape these.
-    """
-    data, random, path = whole_checkpoint.read_bytes(), np.random.default_rng(version), tmp_path / "x.pt"
-    end = len(data)
-    if version == 1:
-        data, end = data[: data.index(checkpoint.MARK)], data.index(b"PK\x01\x02")
-    path.write_bytes(data)
-    whole, refused = plain(checkpoint.load(path)[1]), 0
-    for place in random.integers(end, size=places).tolist():
-        flipped = bytearray(data)
-        flipped[place] ^= 1 << random.integers(8)
-        for damaged in (flipped, data[:place]):
-            path.write_bytes(damaged)
-            try:
-                content = checkpoint.load(path)[1]
-            except InputError:
-                refused += 1
-            else:
-                assert plain(content) == whole, place  # padding, or the mark of the sum
-    assert refused > (1.95 if version == 2 else 1.25) * places
-
-
-class Malicious:
-    def __reduce__(self):
-        return os.system, ("touch code_has_run",)
-
-
-@pytest.mark.usefixtures("data")
-def test_code_in_a_checkpoint_does_not_run(program, tmp_path):
-    """In the place of last.pt, of best.pt and in another folder."""
-    torch.save({"format": checkpoint.FORMAT, "version": 2, "epoch": Malicious()}, tmp_path / "evil.pt")
-    assert_one_line(program("test.py --load_pt_file evil.pt"), "evil.pt: not a checkpoint of ours")
-    assert_one_line(program(f"{EVENTS} --load_pt_file evil.pt"), "evil.pt: not a checkpoint of ours")
-    (tmp_path / "runs" / "x").mkdir(parents=True)
-    (tmp_path / "evil.pt").rename(tmp_path / "runs" / "x" / "last.pt")
-    assert_one_line(program(f"{EVENTS} --save_name x --resume"), "runs/x/last.pt: not a checkpoint of ours")
-    assert not (tmp_path / "code_has_run").exists()
 
 
 @pytest.mark.usefixtures("data")

@@ -64,8 +64,8 @@ def machine_code(source: str, architecture: str, options: tuple[str, ...]) -> tu
 
 
 @cache
-def _function(source: str, kernel: str, options: tuple[str, ...], device: int) -> cupy.cuda.function.Function:
-    """The compiled kernel, loaded on that device; some .1 s at its first use in a process."""
+def _module(source: str, options: tuple[str, ...], device: int) -> cupy.cuda.function.Module:
+    """The compiled kernels of one variant, loaded on that device; some .1 s at their first use in a process."""
     with cupy.cuda.Device(device) as gpu:
         architecture = gpu.compute_capability
         try:
@@ -77,7 +77,12 @@ def _function(source: str, kernel: str, options: tuple[str, ...], device: int) -
             ) from None
         module = cupy.cuda.function.Module()
         module.load(code)
-        return module.get_function(kernel)
+        return module
+
+
+@cache
+def _function(source: str, kernel: str, options: tuple[str, ...], device: int) -> cupy.cuda.function.Function:
+    return _module(source, options, device).get_function(kernel)
 
 
 def launch(

@@ -49,7 +49,7 @@ def contenders(share: float) -> dict[str, Callable[[], object]]:
     torch.manual_seed(0)
     x_RC = (torch.rand(ROWS, INPUTS) < share).float()
     W_NC, gy_RN = torch.randn(OUTPUTS, INPUTS), torch.randn(ROWS, OUTPUTS)
-    given = Events(*sparse.compress(x_RC, sparse.row_counts(x_RC)), (ROWS, 1, INPUTS))
+    given = Events(*sparse.compress(x_RC, sparse.find(x_RC)), (ROWS, 1, INPUTS))
 
     def event_driven(events: Events) -> None:
         entries = (events.offsets, events.channels, events.counts)
@@ -57,7 +57,7 @@ def contenders(share: float) -> dict[str, Callable[[], object]]:
         sparse.weight_gradient(*entries, gy_RN, INPUTS)
 
     def from_dense() -> None:
-        event_driven(Events(*sparse.compress(x_RC, sparse.row_counts(x_RC)), (ROWS, 1, INPUTS)))
+        event_driven(Events(*sparse.compress(x_RC, sparse.find(x_RC)), (ROWS, 1, INPUTS)))
 
     def dense() -> None:
         F.linear(x_RC, W_NC)

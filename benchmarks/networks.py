@@ -171,7 +171,7 @@ def convolutions(share: float) -> dict[str, Step]:
     W_NCKK, gy_RN = torch.randn(outputs, inputs, 3, 3), torch.randn(len(x_RC), outputs)
 
     def events() -> None:
-        entries = sparse.compress(x_RC, sparse.row_counts(x_RC))
+        entries = sparse.compress(x_RC, sparse.find(x_RC))
         sparse_conv.product(*entries, W_NCKK, shape)
         sparse_conv.weight_gradient(*entries, gy_RN, inputs, shape)
 

@@ -55,10 +55,10 @@ class EventConv(nn.Module):
         T = len(x_TPC)
         if x_TPC.device.type == "cpu":
             x_RC = x_TPC.flatten(0, 1).contiguous()
-            numbers_R = sparse.row_counts(x_RC.detach())
-            self.active_share = int(numbers_R.sum()) / x_RC.numel()
+            found = sparse.find(x_RC.detach())
+            self.active_share = int(found.firsts[-1]) / x_RC.numel()
             if self.is_event_driven:
-                events = sparse.compress(x_RC.detach(), numbers_R)
+                events = sparse.compress(x_RC.detach(), found)
                 return _EventConvolution.apply(x_RC, *events, self.weight, self.shape).view(T, -1, len(self.weight))
         x_FCHW = as_frames(x_TPC, self.shape.height, self.shape.width)
         return as_pixels(F.conv2d(x_FCHW, self.weight, None, self.shape.stride, self.shape.kernel // 2), T)

@@ -43,11 +43,11 @@ class EventLinear(layer.Linear):
         if x_TBC.device.type != "cpu":
             return F.linear(x_TBC, self.weight, self.bias)
         x_RC = x_TBC.flatten(0, -2).contiguous()
-        numbers_R = sparse.row_counts(x_RC.detach())
-        self.active_share = int(numbers_R.sum()) / x_RC.numel()
+        found = sparse.find(x_RC.detach())
+        self.active_share = int(found.firsts[-1]) / x_RC.numel()
         if not self.is_event_driven:
             return F.linear(x_TBC, self.weight, self.bias)
-        events = sparse.compress(x_RC.detach(), numbers_R)
+        events = sparse.compress(x_RC.detach(), found)
         return self._add_bias(_EventProduct.apply(x_RC, *events, self.weight)).view(*x_TBC.shape[:-1], -1)
 
     def _add_bias(self, y_RN: Tensor) -> Tensor:

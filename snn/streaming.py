@@ -19,6 +19,7 @@ from snn.errors import InputError
 from snn.events import Events
 from snn.network import Network
 from snn.neurons import SpikingNeuron
+from snn.ops import sparse
 from snn.ops import stream as kernels
 
 
@@ -70,12 +71,13 @@ class Stream:
         linears = [block.linear for block in network.blocks] + [network.readout]
         neurons = [block.neurons for block in network.blocks] + [network.output]
         self._layers = tuple(
-            _layer(linear.weight, linear.bias, module) for linear, module in zip(linears, neurons, strict=True)
+            _layer(linear.weight, linear.bias, module, module is network.output)
+            for linear, module in zip(linears, neurons, strict=True)
         )
         self._arguments = tuple(map(tuple, self._layers))
         self.num_channels, self._neurons = linears[0].in_features, sum(layer.rows.shape[-1] for layer in self._layers)
         num_classes = self._layers[-1].rows.shape[-1]
-        room = max(num_classes, *(layer.WT_CN.shape[0] for layer in self._layers))
+        room = max(num_classes, *(linear.in_features for linear in linears))
         self._channels, self._counts = np.empty(room, np.int32), np.empty(room, self._layers[0].rows.dtype)
         self._entry_of_channel = np.empty(self.num_channels, np.int64)
         self._tally = np.empty(kernels.COUNTERS, np.int64)
@@ -86,8 +88,7 @@ class Stream:
     def reset(self) -> None:
         """Forget everything: the next event begins a new recording."""
         for layer in self._layers:
-            layer.rows[kernels.STATES] = 0
-            layer.rows[kernels.PEAK] = -np.inf
+            layer.reset()
         self._entry_of_channel.fill(-1)
         for counter in (self._tally, self._spikes, self.output_counts):
             counter.fill(0)
@@ -155,29 +156,29 @@ class Stream:
             )
 
 
-def _layer(weight_NC: Tensor, bias_N: Tensor | None, neurons: SpikingNeuron) -> kernels.Layer:
+def _layer(weight_NC: Tensor, bias_N: Tensor | None, neurons: SpikingNeuron, is_output: bool) -> kernels.Layer:
     """A layer as arrays."""
+    N, neuron = len(weight_NC), neurons.dynamics
 
     def array(tensor: Tensor | None) -> np.ndarray | None:
         return None if tensor is None else np.array(tensor.detach())
 
-    weight = array(weight_NC)
-    rows = np.zeros((kernels.ROWS, 1, len(weight)), weight.dtype)
-    for k, value in zip(kernels.VALUES, neurons.values(), strict=True):
-        if value is not None:
-            rows[k] = array(value)
-    neuron = neurons.dynamics
+    values = (None if value is None else array(value.expand(N)) for value in neurons.values())
+    scratch = kernels.new_scratch(*values)
     return kernels.Layer(
-        rows,
-        np.ascontiguousarray(weight.T),
+        scratch,
+        np.empty((kernels.ROWS, 1, N), scratch.dtype),
+        sparse.slices(weight_NC.detach()).numpy(),
         array(bias_N),
         None if neurons.V is None else np.ascontiguousarray(array(neurons.V).T),
+        np.empty(N, np.int64),
         np.zeros(2, np.int64),
         neuron.current or None,
         neuron.adaptation or None,
         neuron.theta,
         neuron.reset == "soft",
         neuron.spike_first,
+        is_output or None,
     )
 
 

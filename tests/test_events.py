@@ -20,7 +20,7 @@ def random_counts(shape: tuple, share: float, dtype: torch.dtype) -> torch.Tenso
 
 def as_events(x_TBC: torch.Tensor) -> Events:
     x_RC = x_TBC.flatten(0, 1)
-    return Events(*sparse.compress(x_RC, sparse.row_counts(x_RC)), tuple(x_TBC.shape))
+    return Events(*sparse.compress(x_RC, sparse.find(x_RC)), tuple(x_TBC.shape))
 
 
 def assert_close(actual: torch.Tensor, expected: torch.Tensor) -> None:

@@ -178,7 +178,7 @@ def test_memory():
 def events(T: int, B: int, C: int) -> Events:
     rate_RC = torch.full((T * B, C), 0.2, dtype=torch.float64)
     counts_RC = torch.poisson(rate_RC, generator=torch.Generator().manual_seed(3))
-    return Events(*sparse.compress(counts_RC, sparse.row_counts(counts_RC)), (T, B, C))
+    return Events(*sparse.compress(counts_RC, sparse.find(counts_RC)), (T, B, C))
 
 
 def test_events_travel_and_are_laid_out_there():
@@ -253,7 +253,7 @@ def test_a_convolutional_network():
 
 def batch(seed: int, B: int) -> tuple[Events, Tensor]:
     counts_RC = torch.poisson(torch.full((25 * B, 30), 0.3), generator=torch.Generator().manual_seed(seed))
-    return Events(*sparse.compress(counts_RC, sparse.row_counts(counts_RC)), (25, B, 30)), torch.arange(B) % 4
+    return Events(*sparse.compress(counts_RC, sparse.find(counts_RC)), (25, B, 30)), torch.arange(B) % 4
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])

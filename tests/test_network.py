@@ -183,7 +183,7 @@ def test_convolutional_networks_of_all_neurons(neuron, variant):
 def test_events_are_the_same_to_a_convolution():
     network, x_TBC = build(small_conv()), image_events()
     x_RC = x_TBC.flatten(0, 1)
-    events = Events(*sparse.compress(x_RC, sparse.row_counts(x_RC)), tuple(x_TBC.shape))
+    events = Events(*sparse.compress(x_RC, sparse.find(x_RC)), tuple(x_TBC.shape))
     dense = network(x_TBC)
     network.reset()
     assert all(torch.equal(a, b) for a, b in zip(dense.layers, network(events).layers, strict=True))

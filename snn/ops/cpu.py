@@ -39,7 +39,7 @@ def _copy(to, source, size):
 
 
 @inlined
-def _load_values(s, m, width, lam_m, lam_s, lam_w, a, b):
+def load_values(s, m, width, lam_m, lam_s, lam_w, a, b):
     """Lay the values of columns m... into scratch; column m is neuron m mod N, as there are N values."""
     N = lam_m.size
     n, j = m % N, 0
@@ -58,7 +58,7 @@ def _load_values(s, m, width, lam_m, lam_s, lam_w, a, b):
 
 
 @inlined
-def _forward_step(x, y, h, s, current, adaptation, theta, soft, strict):
+def forward_step(x, y, h, s, current, adaptation, theta, soft, strict):
     """One step of one tile, in the reference's order of operations."""
     zero = x.dtype.type(0)
     one = x.dtype.type(1)
@@ -137,8 +137,8 @@ def _backward_step(gy, gh, x, h, gx, s, learned, current, adaptation, theta, sof
 
 
 @inlined
-def _add_product(out, c, rows_KN, picked):
-    """out += c @ rows, left out where c is zero: spikes are sparse. `picked` is room for K indices."""
+def add_product(out, c, rows_KN, picked):
+    """out += c @ rows, left out where c is zero: spikes are sparse. How many are not; `picked` is room for them."""
     count = 0
     for k in range(c.size):
         if c[k] != 0:
@@ -158,6 +158,7 @@ def _add_product(out, c, rows_KN, picked):
         for j in range(out.size):
             out[j] += c0 * row0[j]
         done += 1
+    return count
 
 
 @kernel
@@ -176,7 +177,7 @@ def forward_columns(
         for c in range(0, size, TILE):
             r = s[c // TILE * FORWARD_SCRATCH :]
             width = min(TILE, size - c)
-            _load_values(r, m + c, width, lam_m, lam_s, lam_w, a, b)
+            load_values(r, m + c, width, lam_m, lam_s, lam_w, a, b)
             _copy(r[V:], v[m + c :], width)
             if i is not None:
                 _copy(r[I:], i[m + c :], width)
@@ -190,7 +191,7 @@ def forward_columns(
                 D = len(first_DM)
                 for j in range(size):
                     row[j] = 0
-                _add_product(row, first_DM[t, m : m + size] if t < D else y_TM[t - D, m : m + size], VT_NN, picked)
+                add_product(row, first_DM[t, m : m + size] if t < D else y_TM[t - D, m : m + size], VT_NN, picked)
                 for j in range(size):
                     row[j] = x_TM[t, m + j] + row[j]
                     if total_TM is not None:
@@ -198,7 +199,7 @@ def forward_columns(
                 x = row
             for c in range(0, size, TILE):
                 width = min(TILE, size - c)
-                _forward_step(
+                forward_step(
                     x[c : c + width],
                     y_TM[t, m + c : m + c + width],
                     None if h_TM is None else h_TM[t, m + c : m + c + width],
@@ -234,7 +235,7 @@ def backward_columns(
             for j in range(GV, BACKWARD_SCRATCH):
                 r[j] = 0
             width = min(TILE, size - c)
-            _load_values(r, m + c, width, lam_m, lam_s, lam_w, a, b)
+            load_values(r, m + c, width, lam_m, lam_s, lam_w, a, b)
             for j in range(width):
                 r[GV + j] = gv[m + c + j]
                 if gi is not None:
@@ -249,7 +250,7 @@ def backward_columns(
                 for j in range(size):
                     row[j] = gy_TM[t, m + j]
                 if t + D < T:
-                    _add_product(row, gx_TM[t + D, m : m + size], V_NN, picked)
+                    add_product(row, gx_TM[t + D, m : m + size], V_NN, picked)
                 gy = row
             for c in range(0, size, TILE):
                 r = s[c // TILE * BACKWARD_SCRATCH :]
@@ -267,7 +268,7 @@ def backward_columns(
                         r[Q_W + j] = 0  # the gradient of the last z is not that of a later w
         if V_NN is not None:
             for d in range(min(len(gfirst_DM), T)):
-                _add_product(gfirst_DM[d, m : m + size], gx_TM[d, m : m + size], V_NN, picked)
+                add_product(gfirst_DM[d, m : m + size], gx_TM[d, m : m + size], V_NN, picked)
         for c in range(0, size, TILE):
             r = s[c // TILE * BACKWARD_SCRATCH :]
             for j in range(min(TILE, size - c)):

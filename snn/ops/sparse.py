@@ -1,156 +1,134 @@
 """Products with what is mostly zero, on the CPU: the work follows the events.
 
-Rows R = T·B, inputs C, outputs N. `offsets` (R + 1), `channels` and `counts` are those of `snn.events.Events`. Weights
-are WT, (C, N), so that an event adds one contiguous row.
+Rows R = T·B, inputs C, outputs N. `offsets` (R + 1), `channels` and `counts` are those of `snn.events.Events`. Outputs
+are cut into S slices of L = LANES, the last filled up with zeros. What an event adds to a slice is one contiguous row
+of W_SCL, what it is added to stays in registers, and the weights of a slice stay in the second-level cache.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from snn.ops.compiled import in_parts, kernel
+from snn.ops.lanes import LANES, add_product, load, load_part, lowest, nonzero, ones, prefetch, store, store_part, zeros
 
-BLOCK = 1024  # rows, sorted by channel together for the weight gradient of a linear layer
-
-
-@kernel
-def product_rows(offsets, channels, counts, WT, out, begin, end):
-    """out = counts @ WT over rows begin ... end; four events at a time, so that `out` goes to memory once for four."""
-    N = WT.shape[1]
-    for r in range(begin, end):
-        row = out[r]
-        for n in range(N):
-            row[n] = 0
-        e, stop = offsets[r], offsets[r + 1]
-        while e + 4 <= stop:
-            k0, k1, k2, k3 = counts[e], counts[e + 1], counts[e + 2], counts[e + 3]
-            w0, w1, w2, w3 = WT[channels[e]], WT[channels[e + 1]], WT[channels[e + 2]], WT[channels[e + 3]]
-            for n in range(N):
-                row[n] += (k0 * w0[n] + k1 * w1[n]) + (k2 * w2[n] + k3 * w3[n])
-            e += 4
-        while e < stop:
-            k0, w0 = counts[e], WT[channels[e]]
-            for n in range(N):
-                row[n] += k0 * w0[n]
-            e += 1
+SECTION = 8192  # rows, at most, whose share of the weight gradient is one sum
+AHEAD = 4  # rows; a slice of them is too short for the processor to see what comes next
 
 
 @kernel
-def _sort_blocks(offsets, channels, counts, block, starts, rows, values, begin, end):
-    """Order the entries of each block of rows by channel: block k has those of channel c at starts[k, c]..."""
-    R, C = len(offsets) - 1, starts.shape[1] - 1
-    place = np.empty(C, np.int64)
-    for k in range(begin, end):
-        first, last = k * block, min((k + 1) * block, R)
-        place[:] = 0
-        for e in range(offsets[first], offsets[last]):
-            place[channels[e]] += 1
-        at = offsets[first]
-        for c in range(C):
-            starts[k, c] = at
-            at += place[c]
-            place[c] = starts[k, c]
-        starts[k, C] = at
-        for r in range(first, last):
+def product_rows(offsets, channels, counts, W_SCL, out, begin, end):
+    """out = counts @ W^T over rows begin ... end."""
+    for s in range(W_SCL.shape[0]):
+        W_CL = W_SCL[s]
+        for r in range(begin, end):
+            prefetch(out[min(r + AHEAD, end - 1)], s * LANES)
+            total_L = zeros(out[r])
             for e in range(offsets[r], offsets[r + 1]):
-                to = place[channels[e]]
-                rows[to] = r
-                values[to] = counts[e]
-                place[channels[e]] = to + 1
+                total_L = add_product(total_L, counts[e], load(W_CL[channels[e]], 0))
+            store_part(out[r], s * LANES, total_L)
 
 
 @kernel
-def _weight_gradient(starts, rows, values, gy, gWT, begin, end):
-    """gWT[c] = Σ values · gy[rows] over the entries of channel c, for channels begin ... end.
-
-    Block by block, so that the rows of gy at hand stay in the cache; four entries at a time, as in `product_rows`.
-    """
-    N = gWT.shape[1]
-    gWT[begin:end] = 0
-    for k in range(starts.shape[0]):
-        for c in range(begin, end):
-            e, stop = starts[k, c], starts[k, c + 1]
-            target = gWT[c]
-            while e + 4 <= stop:
-                k0, k1, k2, k3 = values[e], values[e + 1], values[e + 2], values[e + 3]
-                g0, g1, g2, g3 = gy[rows[e]], gy[rows[e + 1]], gy[rows[e + 2]], gy[rows[e + 3]]
-                for n in range(N):
-                    target[n] += (k0 * g0[n] + k1 * g1[n]) + (k2 * g2[n] + k3 * g3[n])
-                e += 4
-            while e < stop:
-                k0, g0 = values[e], gy[rows[e]]
-                for n in range(N):
-                    target[n] += k0 * g0[n]
-                e += 1
+def _weight_gradient(offsets, channels, counts, gy, gW_KSCL, begin, end):
+    """gW_KSCL[k, s] = Σ counts · gy over section k of the rows, one of K of equal size, for begin <= k·S + s < end."""
+    R, (K, S) = len(gy), gW_KSCL.shape[:2]
+    for part in range(begin, end):
+        k, s = part // S, part % S
+        gW_CL = gW_KSCL[k, s]
+        gW_CL[:] = 0
+        for r in range(k * R // K, (k + 1) * R // K):
+            prefetch(gy[min(r + AHEAD, R - 1)], s * LANES)
+            gy_L = load_part(gy[r], s * LANES)
+            for e in range(offsets[r], offsets[r + 1]):
+                row = gW_CL[channels[e]]
+                store(row, 0, add_product(load(row, 0), counts[e], gy_L))
 
 
 @kernel
-def _count(x, numbers, begin, end):
-    """How many entries of each row are not zero."""
-    for r in range(begin, end):
-        number = 0
-        for c in range(x.shape[1]):
-            number += x[r, c] != 0
-        numbers[r] = number
+def _find(x, words, numbers, begin, end):
+    """Bit k of words[w]: whether x[w · LANES + k] is not zero; numbers[w]: how many of them are not."""
+    for w in range(begin, end):
+        words[w] = nonzero(load_part(x, w * LANES))
+        numbers[w] = ones(words[w])
 
 
 @kernel
-def _gather(x, offsets, channels, counts, begin, end):
-    """Lay down the entries of each row that are not zero."""
-    for r in range(begin, end):
-        e, stop = offsets[r], offsets[r + 1]
-        c = 0
-        while e < stop:
-            if x[r, c] != 0:
-                channels[e] = c
-                counts[e] = x[r, c]
-                e += 1
-            c += 1
+def _gather(x, words, firsts, C, offsets, channels, counts, begin, end):
+    """Lay down the entries that words begin ... end found, and where the rows of C begin that begin there."""
+    e = firsts[begin]
+    r = -(-begin * LANES // C)  # the next row to begin
+    next_row = r * C
+    for w in range(begin, end):
+        word = words[w]
+        while word:
+            at = w * LANES + lowest(word)
+            while at >= next_row:
+                offsets[r] = e
+                r += 1
+                next_row += C
+            channels[e] = at - (next_row - C)
+            counts[e] = x[at]
+            e += 1
+            word &= word - np.uint64(1)
+    while next_row < end * LANES and r < len(offsets):
+        offsets[r] = e
+        r += 1
+        next_row += C
 
 
-def row_counts(x_RC: Tensor) -> Tensor:
-    """How many entries of each row are not zero: (R,) int64."""
-    x, numbers = x_RC.numpy(), np.empty(len(x_RC), np.int64)
-    in_parts(lambda begin, end: _count(x, numbers, begin, end), len(x), torch.get_num_threads())
-    return torch.from_numpy(numbers)
+class Found(NamedTuple):
+    """Which entries of a matrix are not zero, LANES at a time in its own order."""
+
+    words: np.ndarray  # (W,) uint64, a bit for an entry
+    firsts: np.ndarray  # (W + 1,) how many there are before each word, and in all
 
 
-def compress(x_RC: Tensor, numbers_R: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(offsets, channels, counts) of the entries that are not zero; numbers_R from `row_counts`."""
-    offsets = np.concatenate([[0], np.cumsum(numbers_R.numpy())])
-    x, channels = x_RC.numpy(), np.empty(offsets[-1], np.int32)
-    counts = np.empty(offsets[-1], x.dtype)
-    in_parts(lambda begin, end: _gather(x, offsets, channels, counts, begin, end), len(x), torch.get_num_threads())
+def find(x_RC: Tensor) -> Found:
+    """The entries of a contiguous matrix that are not zero."""
+    x = x_RC.view(-1).numpy()
+    words = np.empty(-(-len(x) // LANES), np.uint64)
+    firsts = np.zeros(len(words) + 1, np.int64)
+    in_parts(lambda begin, end: _find(x, words, firsts[1:], begin, end), len(words), torch.get_num_threads())
+    return Found(words, np.cumsum(firsts, out=firsts))
+
+
+def compress(x_RC: Tensor, found: Found) -> tuple[Tensor, Tensor, Tensor]:
+    """(offsets, channels, counts) of what `find` found in it."""
+    x, (R, C), entries = x_RC.view(-1).numpy(), x_RC.shape, found.firsts[-1]
+    offsets, channels, counts = np.empty(R + 1, np.int64), np.empty(entries, np.int32), np.empty(entries, x.dtype)
+    arguments = (x, *found, C, offsets, channels, counts)
+    in_parts(lambda begin, end: _gather(*arguments, begin, end), len(found.words), torch.get_num_threads())
+    offsets[R] = entries  # where the last word is full, no row begins behind it
     return torch.from_numpy(offsets), torch.from_numpy(channels), torch.from_numpy(counts)
+
+
+def slices(W_NC: Tensor) -> Tensor:
+    """Weights as W_SCL."""
+    N, C = W_NC.shape
+    S = -(-N // LANES)
+    return F.pad(W_NC, (0, 0, 0, S * LANES - N)).view(S, LANES, C).transpose(1, 2).contiguous()
 
 
 def product(offsets: Tensor, channels: Tensor, counts: Tensor, W_NC: Tensor) -> Tensor:
     """counts @ W^T: (R, N)."""
-    R, WT = len(offsets) - 1, W_NC.T.contiguous().numpy()
+    R = len(offsets) - 1
     out_RN = torch.empty(R, len(W_NC), dtype=W_NC.dtype)
-    arguments = (offsets.numpy(), channels.numpy(), counts.numpy(), WT, out_RN.numpy())
+    arguments = (offsets.numpy(), channels.numpy(), counts.numpy(), slices(W_NC).numpy(), out_RN.numpy())
     in_parts(lambda begin, end: product_rows(*arguments, begin, end), R, torch.get_num_threads())
     return out_RN
 
 
-def sort_by_channel(
-    offsets: Tensor, channels: Tensor, counts: Tensor, num_channels: int, block: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(starts, rows, counts) of the entries, ordered by channel within each block of rows; see `_sort_blocks`."""
-    blocks = -(-(len(offsets) - 1) // block)
-    starts = np.empty((blocks, num_channels + 1), np.int64)
-    rows, values = np.empty(len(channels), np.int32), np.empty(len(channels), counts.numpy().dtype)
-    arguments = (offsets.numpy(), channels.numpy(), counts.numpy(), block, starts, rows, values)
-    in_parts(lambda begin, end: _sort_blocks(*arguments, begin, end), blocks, torch.get_num_threads())
-    return starts, rows, values
-
-
 def weight_gradient(offsets: Tensor, channels: Tensor, counts: Tensor, gy_RN: Tensor, num_inputs: int) -> Tensor:
     """gy^T @ counts: (N, C)."""
-    N = gy_RN.shape[1]
-    by_channel = sort_by_channel(offsets, channels, counts, num_inputs, BLOCK)
-    gWT = torch.empty(num_inputs, N, dtype=gy_RN.dtype)
-    sums = (*by_channel, gy_RN.contiguous().numpy(), gWT.numpy())
-    # a thread sums whole channels, in the order of the rows: the same bits for any number of threads
-    in_parts(lambda begin, end: _weight_gradient(*sums, begin, end), num_inputs, torch.get_num_threads())
-    return gWT.T
+    R, N = gy_RN.shape
+    # sections and slices do not depend on the number of threads, so that the bits do not either
+    gW_KSCL = torch.empty(-(-R // SECTION), -(-N // LANES), num_inputs, LANES, dtype=gy_RN.dtype)
+    K, S = gW_KSCL.shape[:2]
+    arguments = (offsets.numpy(), channels.numpy(), counts.numpy(), gy_RN.contiguous().numpy(), gW_KSCL.numpy())
+    in_parts(lambda begin, end: _weight_gradient(*arguments, begin, end), K * S, torch.get_num_threads())
+    gW_SCL = gW_KSCL[0] if K == 1 else gW_KSCL.sum(0)
+    return gW_SCL.transpose(1, 2).reshape(-1, num_inputs)[:N]

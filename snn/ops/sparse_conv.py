@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from snn.ops.compiled import in_parts, inlined, kernel
-from snn.ops.sparse import sort_by_channel
 
 
 class Geometry(NamedTuple):
@@ -30,6 +29,30 @@ class Geometry(NamedTuple):
     @property
     def out_width(self) -> int:
         return -(-self.width // self.stride)
+
+
+@kernel
+def _sort_blocks(offsets, channels, counts, block, starts, rows, values, begin, end):
+    """Order the entries of each block of rows by channel: block k has those of channel c at starts[k, c]..."""
+    R, C = len(offsets) - 1, starts.shape[1] - 1
+    place = np.empty(C, np.int64)
+    for k in range(begin, end):
+        first, last = k * block, min((k + 1) * block, R)
+        place[:] = 0
+        for e in range(offsets[first], offsets[last]):
+            place[channels[e]] += 1
+        at = offsets[first]
+        for c in range(C):
+            starts[k, c] = at
+            at += place[c]
+            place[c] = starts[k, c]
+        starts[k, C] = at
+        for r in range(first, last):
+            for e in range(offsets[r], offsets[r + 1]):
+                to = place[channels[e]]
+                rows[to] = r
+                values[to] = counts[e]
+                place[channels[e]] = to + 1
 
 
 @inlined
@@ -110,6 +133,18 @@ def _weight_gradient(starts, rows, values, gy, gWT, height, width, stride, begin
                             scales[n_picked] = values[e]
                             n_picked += 1
                     _add_rows(gWT[dy, dx, c], gy, picked, scales, n_picked)
+
+
+def sort_by_channel(
+    offsets: Tensor, channels: Tensor, counts: Tensor, num_channels: int, block: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(starts, rows, counts) of the entries, ordered by channel within each block of rows; see `_sort_blocks`."""
+    blocks = -(-(len(offsets) - 1) // block)
+    starts = np.empty((blocks, num_channels + 1), np.int64)
+    rows, values = np.empty(len(channels), np.int32), np.empty(len(channels), counts.numpy().dtype)
+    arguments = (offsets.numpy(), channels.numpy(), counts.numpy(), block, starts, rows, values)
+    in_parts(lambda begin, end: _sort_blocks(*arguments, begin, end), blocks, torch.get_num_threads())
+    return starts, rows, values
 
 
 def product(offsets: Tensor, channels: Tensor, counts: Tensor, W_NCKK: Tensor, shape: Geometry) -> Tensor:

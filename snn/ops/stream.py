@@ -11,17 +11,16 @@ from numba import literal_unroll
 
 from snn.events import step_of
 from snn.ops.compiled import inlined, kernel
-from snn.ops.cpu import TILE, forward_columns
+from snn.ops.cpu import FORWARD_SCRATCH, TILE, V, add_product, forward_step, load_values
+from snn.ops.lanes import LANES, load_part, lowest, nonzero
 from snn.ops.sparse import product_rows
 
 # What is counted along the way, places in `tally`.
 STEP, ENTRIES, EVENTS, SYNAPTIC, DECIDED, LABEL, COUNTERS = range(7)
 
-
-# Rows of a layer's memory: values, states, then x_n, s_n, h_n, the output y_n, the highest potential so far, and what
-# comes out one step later of a neuron that is `spike_first`.
-LAM_M, LAM_S, LAM_W, A, B, V, I, W, Z, X, S, H, Y, PEAK, DUE, PEAK_DUE, ROWS = range(17)
-VALUES, STATES = (LAM_M, LAM_S, LAM_W, A, B), slice(V, ROWS)
+# Rows of a layer's memory: input, spikes and potentials of a step, what is fed back, the highest potentials so far; and
+# of neurons that are `spike_first` what comes out one step later.
+X, S, H, FED, PEAK, DUE, PEAK_DUE, ROWS = range(8)
 
 
 class Layer(NamedTuple):
@@ -30,24 +29,35 @@ class Layer(NamedTuple):
     Kernels take it as a plain tuple.
     """
 
+    scratch: np.ndarray  # (tiles, FORWARD_SCRATCH): values and states of TILE neurons each, as in `snn.ops.cpu`
     rows: np.ndarray  # (ROWS, 1, N)
-    WT_CN: np.ndarray
+    W_SCL: np.ndarray  # see `snn.ops.sparse`
     bias_N: np.ndarray | None
     VT_NN: np.ndarray | None
+    picked: np.ndarray  # (N,) room
     offsets: np.ndarray  # (2,): one row of entries
     current: Literal[True] | None
     adaptation: Literal[True] | None
     theta: float
     soft: bool
     spike_first: bool
+    is_output: Literal[True] | None
+
+    def reset(self) -> None:
+        """The state before the first step."""
+        self.scratch[:, V:] = 0
+        self.rows[:] = 0
+        self.rows[PEAK] = -np.inf
 
 
-@inlined
-def _row(rows, k, is_there):
-    """Row k, where the neuron has it."""
-    if is_there is None:
-        return None
-    return rows[k, 0]
+@kernel
+def new_scratch(lam_m, lam_s, lam_w, a, b):
+    """A layer's `scratch` with its values, each (N,) or None."""
+    N = len(lam_m)
+    scratch = np.zeros((-(-N // TILE), FORWARD_SCRATCH), lam_m.dtype)
+    for k in range(len(scratch)):
+        load_values(scratch[k], k * TILE, min(TILE, N - k * TILE), lam_m, lam_s, lam_w, a, b)
+    return scratch
 
 
 @kernel
@@ -59,45 +69,44 @@ def steps_of(times, ticks_per_second, dt_ms, T, steps):
 
 @inlined
 def _run_layer(
-    tally, channels, counts, number,
-    rows, WT_CN, bias_N, VT_NN, offsets, current, adaptation, theta, soft, spike_first,
+    tally, channels, counts, number, scratch, rows, W_SCL, bias_N, VT_NN, picked, offsets,
+    current, adaptation, theta, soft, spike_first, is_output,
 ):  # fmt: skip
     """One step of a `Layer`. Its entries come in and its spikes go out in `channels` and `counts`: how many."""
-    N = WT_CN.shape[1]
+    x, s, h = rows[X, 0], rows[S, 0], rows[H, 0]
+    N = len(x)
     offsets[1] = number
-    product_rows(offsets, channels, counts, WT_CN, rows[X], 0, 1)
+    product_rows(offsets, channels, counts, W_SCL, rows[X], 0, 1)
     tally[SYNAPTIC] += number * N
-    x, s, h, y = rows[X, 0], rows[S, 0], rows[H, 0], rows[Y, 0]
     if bias_N is not None:
         for j in range(N):
             x[j] += bias_N[j]
-    group = TILE
-    if VT_NN is not None:
-        group = N
+    if VT_NN is not None:  # s still holds the spikes of the step before
+        fed = rows[FED, 0]
+        fed[:] = 0
+        tally[SYNAPTIC] += N * add_product(fed, s, VT_NN, picked)
         for j in range(N):
-            if y[j] != 0:
-                tally[SYNAPTIC] += N
-    forward_columns(
-        rows[X], rows[S], rows[H], None,
-        rows[V, 0], _row(rows, I, current), _row(rows, W, adaptation), _row(rows, Z, adaptation), rows[Y], VT_NN,
-        rows[LAM_M, 0], _row(rows, LAM_S, current), _row(rows, LAM_W, adaptation),
-        _row(rows, A, adaptation), _row(rows, B, adaptation), theta, soft, spike_first, group, 0, -(-N // group),
-    )  # fmt: skip
+            x[j] += fed[j]
+    for k in range(len(scratch)):
+        c = slice(k * TILE, min((k + 1) * TILE, N))
+        forward_step(x[c], s[c], h[c], scratch[k], current, adaptation, x.dtype.type(theta), soft, spike_first)
     if spike_first:
         due, peak_due = rows[DUE, 0], rows[PEAK_DUE, 0]
         for j in range(N):
             s[j], due[j] = due[j], s[j]
             h[j], peak_due[j] = peak_due[j], h[j]
-    peak = rows[PEAK, 0]
-    for j in range(N):
-        y[j] = s[j]
-        peak[j] = max(peak[j], h[j])
+    if is_output is not None:
+        peak = rows[PEAK, 0]
+        for j in range(N):
+            peak[j] = max(peak[j], h[j])
     number = 0
-    for j in range(N):
-        if y[j] != 0:
-            channels[number] = j
-            counts[number] = y[j]
+    for first in range(0, N, LANES):
+        fired = nonzero(load_part(s, first))
+        while fired:
+            channels[number] = first + lowest(fired)
+            counts[number] = s[channels[number]]
             number += 1
+            fired &= fired - np.uint64(1)
     return number
 
 

@@ -55,12 +55,11 @@ class EventTask:
         self.network = Network(cfg.network, data.shape, data.num_classes, train.backend).to(team.device)
         if train.sync_batch_norm:
             team.synchronise(self.network)
-        on_gpu = team.device.type == "cuda"
         self.optimizer = torch.optim.Adam(
-            self.network.parameters(), train.lr, weight_decay=train.weight_decay, amsgrad=True, fused=on_gpu or None
+            self.network.parameters(), train.lr, weight_decay=train.weight_decay, amsgrad=True, fused=True
         )
         self.loss = team.parallel(self.network, self._loss)
-        if on_gpu and team.size == 1 and train.cuda_graphs:
+        if team.device.type == "cuda" and team.size == 1 and train.cuda_graphs:
             self.loss = Replayed(self.network, self._loss)
         self.window: Window | None = None
 
@@ -148,10 +147,7 @@ class ImageTask:
         torch.manual_seed(train.seed)
         self.network = TTFSNetwork(cfg.ttfs, data.shape, data.num_classes).to(team.device)
         self.optimizer = torch.optim.AdamW(
-            self.network.parameters(),
-            train.lr,
-            weight_decay=train.weight_decay,
-            fused=team.device.type == "cuda" or None,
+            self.network.parameters(), train.lr, weight_decay=train.weight_decay, fused=True
         )
         self.loss = team.parallel(self.network, self._loss)
 

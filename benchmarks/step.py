@@ -74,7 +74,7 @@ def our_step(
     for module in network.modules():
         if isinstance(module, EventLinear):
             module.dense_above = dense_above
-    optimizer = torch.optim.Adam(network.parameters(), cfg.train.lr, amsgrad=True, fused=device == "cuda" or None)
+    optimizer = torch.optim.Adam(network.parameters(), cfg.train.lr, amsgrad=True, fused=True)
     window = Window.of(data.T + data.T_empty, fs.D, fs.A, fs.window)
     goal = partial(objective, loss=cfg.loss, window=window, training=True)
     target_B = torch.from_numpy(recordings.labels).to(device)

@@ -121,45 +121,59 @@ def as_seen(recordings: AnyRecordings, sensor: config.Sensor) -> AnyRecordings:
 
 @kernel
 def _count_entries(
-    offsets, times, event_channels, index, ticks_per_second, dt_ms, T, num_channels, starts, bins, numbers_R, begin, end
-):
-    """How many entries each row t·B + b gets, and the bin of each event; T for one past the window.
+    offsets, times, event_channels, index, ticks_per_second, dt_ms, T, num_channels, starts, bins, ranks, numbers_R,
+    begin, end,
+):  # fmt: skip
+    """How many entries each row t·B + b gets; and of each event its bin, T past the window, and its entry's rank there.
 
-    For samples begin ... end; the events of sample b have their bins at starts[b]...
+    For samples begin ... end; the events of sample b have theirs at starts[b]...
     """
     B = len(index)
     seen = np.full(num_channels, -1, np.int64)  # the last row in which a channel stood
+    rank = np.empty(num_channels, np.int64)  # of its entry there
     for b in range(begin, end):
-        k = starts[b]
-        for e in range(offsets[index[b]], offsets[index[b] + 1]):
-            bins[k] = step_of(times[e], ticks_per_second, dt_ms, T)
-            if bins[k] < T:
-                r, c = bins[k] * B + b, event_channels[e]
-                if seen[c] != r:
-                    seen[c] = r
-                    numbers_R[r] += 1
-            k += 1
+        first = offsets[index[b]]
+        size = offsets[index[b] + 1] - first
+        sample_bins, sample_ranks = bins[starts[b] :], ranks[starts[b] :]
+        sample_times, sample_channels = times[first:], event_channels[first:]
+        for k in range(size):
+            sample_bins[k] = step_of(sample_times[k], ticks_per_second, dt_ms, T)
+        r, number = b, 0  # of the row at hand, as events mostly stay in it
+        for k in range(size):
+            step = sample_bins[k]
+            if step == T:
+                continue
+            if step * B + b != r:
+                numbers_R[r] = number
+                r = step * B + b
+                number = numbers_R[r]
+            c = sample_channels[k]
+            is_new = seen[c] != r
+            rank[c] = number if is_new else rank[c]
+            seen[c] = r
+            number += is_new
+            sample_ranks[k] = rank[c]
+        numbers_R[r] = number
 
 
 @kernel
-def _lay_entries(offsets, event_channels, index, T, num_channels, starts, bins, next_R, channels, counts, begin, end):
-    """Write channel and count of each entry; next_R begins as the first entry of each row. As `_count_entries`."""
+def _lay_entries(offsets, event_channels, index, T, starts, bins, ranks, offsets_R, channels, counts, begin, end):
+    """Write channel and count of each entry; counts begin as zeros. As `_count_entries`."""
     B = len(index)
-    seen = np.full(num_channels, -1, np.int64)
-    entry = np.empty(num_channels, np.int64)  # where that was
     for b in range(begin, end):
-        k = starts[b]
-        for e in range(offsets[index[b]], offsets[index[b] + 1]):
-            if bins[k] < T:
-                r, c = bins[k] * B + b, event_channels[e]
-                if seen[c] != r:
-                    seen[c] = r
-                    entry[c] = next_R[r]
-                    next_R[r] += 1
-                    channels[entry[c]] = c
-                    counts[entry[c]] = 0
-                counts[entry[c]] += np.float32(1)
-            k += 1
+        first = offsets[index[b]]
+        sample_channels, sample_bins, sample_ranks = event_channels[first:], bins[starts[b] :], ranks[starts[b] :]
+        last_step, row, row_counts = -1, channels, counts
+        for k in range(offsets[index[b] + 1] - first):
+            step = sample_bins[k]
+            if step == T:
+                continue
+            if step != last_step:
+                last_step = step
+                row, row_counts = channels[offsets_R[step * B + b] :], counts[offsets_R[step * B + b] :]
+            rank = np.uint32(sample_ranks[k])  # numba asks of any other index whether it is negative
+            row[rank] = sample_channels[k]
+            row_counts[rank] += np.float32(1)
 
 
 def counts(recordings: Recordings, index: np.ndarray, bins: Bins) -> Events:
@@ -169,14 +183,15 @@ def counts(recordings: Recordings, index: np.ndarray, bins: Bins) -> Events:
     """
     T, B, C = bins.T + bins.T_empty, len(index), bins.channels
     starts = np.concatenate([[0], np.cumsum(recordings.offsets[index + 1] - recordings.offsets[index])])
-    bin_of_event, numbers_R = np.empty(starts[-1], np.int32), np.zeros(T * B, np.int64)
+    bin_of_event, rank_of_event = np.empty((2, starts[-1]), np.int32)
+    numbers_R = np.zeros(T * B, np.int64)
     events = recordings.offsets, recordings.times, recordings.channels, index, recordings.ticks_per_second
-    first = *events, bins.dt_ms, bins.T, C, starts, bin_of_event, numbers_R
+    first = *events, bins.dt_ms, bins.T, C, starts, bin_of_event, rank_of_event, numbers_R
     in_parts(lambda begin, end: _count_entries(*first, begin, end), B, torch.get_num_threads())
     offsets = np.concatenate([[0], np.cumsum(numbers_R)])
-    entries = np.empty(offsets[-1], np.int32), np.empty(offsets[-1], np.float32)
+    entries = np.empty(offsets[-1], np.int32), np.zeros(offsets[-1], np.float32)
     events = recordings.offsets, recordings.channels, index
-    second = *events, bins.T, C, starts, bin_of_event, offsets[:-1].copy(), *entries
+    second = *events, bins.T, starts, bin_of_event, rank_of_event, offsets, *entries
     in_parts(lambda begin, end: _lay_entries(*second, begin, end), B, torch.get_num_threads())
     return Events(torch.from_numpy(offsets), *map(torch.from_numpy, entries), (T, B, C))
 

@@ -56,7 +56,7 @@ class EventConv(nn.Module):
         if x_TPC.device.type == "cpu":
             x_RC = x_TPC.flatten(0, 1).contiguous()
             found = sparse.find(x_RC.detach())
-            self.active_share = int(found.firsts[-1]) / x_RC.numel()
+            self.active_share = found.number / x_RC.numel()
             if self.is_event_driven:
                 events = sparse.compress(x_RC.detach(), found)
                 return _EventConvolution.apply(x_RC, *events, self.weight, self.shape).view(T, -1, len(self.weight))

@@ -55,3 +55,19 @@ class Events:
         rows = torch.repeat_interleave(rows, numbers, output_size=len(self.counts))  # without it a GPU is waited for
         out.view(-1).index_add_(0, rows * C + self.channels, self.counts)
         return out
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """Spikes and the mask of a dropout, one for all steps: their product, left to the layer that takes it in."""
+
+    s_TBN: Tensor
+    mask_BN: Tensor
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.s_TBN.shape
+
+    def dense(self) -> Tensor:
+        """(T, B, N)."""
+        return self.s_TBN * self.mask_BN

@@ -5,7 +5,7 @@ from spikingjelly.activation_based import layer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from snn.events import Events
+from snn.events import Dropped, Events
 from snn.ops import sparse
 
 # The share of active inputs up to which the event-driven product, forward and weight gradient together, is the faster
@@ -14,7 +14,7 @@ DENSE_ABOVE = 0.2
 
 
 class EventLinear(layer.Linear):
-    """SpikingJelly's Linear, for dense input (T, B, C) or for `Events`; the output is (T, B, N).
+    """SpikingJelly's Linear, for dense input (T, B, C), `Events` or `Dropped`; the output is (T, B, N).
 
     On the CPU an input with few active entries takes the event-driven product, equal to the dense one up to rounding.
     Elsewhere, and where activity is dense, it is the dense product. `active_share` is what the last input had.
@@ -31,42 +31,57 @@ class EventLinear(layer.Linear):
         """Whether the last input took the event-driven product."""
         return self.weight.device.type == "cpu" and self.active_share <= self.dense_above
 
-    def forward(self, x_TBC: Tensor | Events) -> Tensor:
+    def forward(self, x_TBC: Tensor | Events | Dropped) -> Tensor:
         if isinstance(x_TBC, Events):
             T, B, C = x_TBC.shape
             self.active_share = len(x_TBC.counts) / (T * B * C)
             if not self.is_event_driven:
                 return F.linear(x_TBC.dense(), self.weight, self.bias)
             counts = x_TBC.counts.to(self.weight.dtype)
-            y_RN = _EventProduct.apply(None, x_TBC.offsets, x_TBC.channels, counts, self.weight)
+            y_RN = _EventProduct.apply(None, None, x_TBC.offsets, x_TBC.channels, counts, self.weight)
             return self._add_bias(y_RN).view(T, B, -1)
-        if x_TBC.device.type != "cpu":
-            return F.linear(x_TBC, self.weight, self.bias)
-        x_RC = x_TBC.flatten(0, -2).contiguous()
-        found = sparse.find(x_RC.detach())
-        self.active_share = int(found.firsts[-1]) / x_RC.numel()
-        if not self.is_event_driven:
-            return F.linear(x_TBC, self.weight, self.bias)
-        events = sparse.compress(x_RC.detach(), found)
-        return self._add_bias(_EventProduct.apply(x_RC, *events, self.weight)).view(*x_TBC.shape[:-1], -1)
+        if self.weight.device.type == "cpu":
+            s_TBC, mask_BC = (x_TBC.s_TBN, x_TBC.mask_BN) if isinstance(x_TBC, Dropped) else (x_TBC, None)
+            s_RC = s_TBC.flatten(0, -2).contiguous()
+            found = sparse.find(s_RC.detach(), mask_BC)
+            self.active_share = found.number / s_RC.numel()
+            if self.is_event_driven:
+                y_RN = _EventProduct.apply(s_RC, mask_BC, *sparse.compress(s_RC.detach(), found), self.weight)
+                return self._add_bias(y_RN).view(*s_TBC.shape[:-1], -1)
+        return F.linear(x_TBC.dense() if isinstance(x_TBC, Dropped) else x_TBC, self.weight, self.bias)
 
     def _add_bias(self, y_RN: Tensor) -> Tensor:
         return y_RN if self.bias is None else y_RN + self.bias
 
 
 class _EventProduct(torch.autograd.Function):
-    """x @ W^T for x given by its entries. x itself (or None) is here for its gradient only and is not kept."""
+    """(s · mask) @ W^T for a product s · mask given by its entries. s itself, or None, is here for its gradient."""
 
     @staticmethod
-    def forward(ctx, x_RC, offsets, channels, counts, W_NC):
-        ctx.save_for_backward(offsets, channels, counts, W_NC)
+    def forward(ctx, s_RC, mask_BC, offsets, channels, counts, W_NC):
+        ctx.save_for_backward(mask_BC, offsets, channels, counts, W_NC)
         return sparse.product(offsets, channels, counts, W_NC.detach())
 
     @staticmethod
     def backward(ctx, gy_RN):
-        offsets, channels, counts, W_NC = ctx.saved_tensors
-        gx_RC = gy_RN @ W_NC if ctx.needs_input_grad[0] else None
-        gW_NC = None
-        if ctx.needs_input_grad[4]:
+        mask_BC, offsets, channels, counts, W_NC = ctx.saved_tensors
+        gs_RC = gW_NC = None
+        if ctx.needs_input_grad[0]:
+            gs_RC = _input_gradient(gy_RN, W_NC)
+            if mask_BC is not None:
+                gs_RC.view(-1, *mask_BC.shape).mul_(mask_BC)
+        if ctx.needs_input_grad[5]:
             gW_NC = sparse.weight_gradient(offsets, channels, counts, gy_RN, W_NC.shape[1])
-        return gx_RC, None, None, None, gW_NC
+        return gs_RC, None, None, None, None, gW_NC
+
+
+def _input_gradient(gy_RN: Tensor, W_NC: Tensor) -> Tensor:
+    """gy @ W, of which nothing is sparse.
+
+    In float32 as a 1×1 convolution of channels-last pixels: torch has oneDNN compute those, with AVX-512 on any
+    processor that has it, but has MKL compute products, with AVX2 on AMD's.
+    """
+    if gy_RN.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
+        return gy_RN @ W_NC
+    y_1NR1 = gy_RN[None, :, None].permute(0, 3, 1, 2)
+    return F.conv2d(y_1NR1, W_NC.T[:, :, None, None]).permute(0, 2, 3, 1).reshape(len(gy_RN), -1)

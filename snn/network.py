@@ -6,14 +6,14 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import torch
-from spikingjelly.activation_based import layer
 from spikingjelly.activation_based.base import MemoryModule
+from spikingjelly.activation_based.layer import BatchNorm1d, Dropout
 from torch import Tensor, nn
 
 from snn import architecture, config
 from snn.architecture import Conv, Full, Pool
 from snn.conv import EventConv, Pooling
-from snn.events import Events
+from snn.events import Dropped, Events
 from snn.linear import EventLinear
 from snn.neurons import NEURONS, SpikingNeuron
 
@@ -26,20 +26,31 @@ class Activity(NamedTuple):
     layers: tuple[Tensor, ...]
 
 
+class LazyDropout(Dropout):
+    """SpikingJelly's, one mask a sequence, but its product is left to the next layer, which multiplies spikes alone."""
+
+    def multi_step_functional_forward(self, inputs, states, **_):
+        (s_TBN,), (mask_BN,) = inputs, states
+        if not self.training:
+            return inputs, states
+        mask_BN = self.create_mask(s_TBN[0]) if mask_BN is None else mask_BN
+        return (Dropped(s_TBN, mask_BN),), (mask_BN,)
+
+
 class Block(nn.Module):
     """A hidden layer: linear map or pool, BatchNorm over T·B, neurons, dropout with one mask a sequence.
 
     As in Liu et al. 2023, whose pools have neurons too. An image's pixels are samples here: (T, P, C), see `snn.conv`.
     """
 
-    def __init__(self, linear: nn.Module, neurons: SpikingNeuron, norm_size: int | None, dropout: float):
+    def __init__(self, linear: nn.Module, neurons: SpikingNeuron, norm_size: int | None, dropout: Dropout | None):
         super().__init__()
         self.linear = linear
-        self.norm = layer.BatchNorm1d(norm_size, step_mode="m") if norm_size else None
+        self.norm = BatchNorm1d(norm_size, step_mode="m") if norm_size else None
         self.neurons = neurons
-        self.dropout = layer.Dropout(dropout, step_mode="m") if dropout else None
+        self.dropout = dropout
 
-    def forward(self, x_TBC: Tensor | Events) -> tuple[Tensor, Tensor]:
+    def forward(self, x_TBC: Tensor | Events | Dropped) -> tuple[Tensor | Dropped, Tensor]:
         """(spikes after dropout for the next layer, spikes as they were fired)."""
         x_TBN = self.linear(x_TBC)
         if self.norm is not None:
@@ -172,7 +183,11 @@ def _block(
     params = network.neuron2 if is_full and in_conv_net else network.neuron1
     recurrent = is_full and layer.is_recurrent
     neurons = _neurons(network, network.neuron, params, after[0], recurrent, False, backend)
-    return Block(linear, neurons, after[0] if network.batch_norm and not is_pool else None, network.dropout)
+    norm_size = after[0] if network.batch_norm and not is_pool else None
+    dropout = None
+    if network.dropout:  # an image's pixels are still to be laid side by side, or seen by a convolution
+        dropout = (Dropout if in_conv_net else LazyDropout)(network.dropout, step_mode="m")
+    return Block(linear, neurons, norm_size, dropout)
 
 
 def _neurons(

@@ -16,6 +16,7 @@ from snn.ops.compiled import in_parts, kernel
 from snn.ops.lanes import LANES, add_product, load, load_part, lowest, nonzero, ones, prefetch, store, store_part, zeros
 
 SECTION = 8192  # rows, at most, whose share of the weight gradient is one sum
+SERIAL_BELOW = 1024  # words: less is looked through before a second thread has woken up
 AHEAD = 4  # rows; a slice of them is too short for the processor to see what comes next
 
 
@@ -49,21 +50,27 @@ def _weight_gradient(offsets, channels, counts, gy, gW_KSCL, begin, end):
 
 
 @kernel
-def _find(x, words, numbers, begin, end):
-    """Bit k of words[w]: whether x[w · LANES + k] is not zero; numbers[w]: how many of them are not."""
+def _find(x, kept, words, numbers, begin, end):
+    """Bit k of words[w]: whether x[w · LANES + k] is not zero, and kept; numbers[w]: how many of them.
+
+    kept: such words too, again from the first after the last; None keeps all.
+    """
     for w in range(begin, end):
         words[w] = nonzero(load_part(x, w * LANES))
+        if kept is not None:
+            words[w] &= kept[w % len(kept)]
         numbers[w] = ones(words[w])
 
 
 @kernel
-def _gather(x, words, firsts, C, offsets, channels, counts, begin, end):
+def _gather(x, mask, words, firsts, C, offsets, channels, counts, begin, end):
     """Lay down the entries that words begin ... end found, and where the rows of C begin that begin there."""
     e = firsts[begin]
     r = -(-begin * LANES // C)  # the next row to begin
     next_row = r * C
     for w in range(begin, end):
         word = words[w]
+        shift = 0 if mask is None else w * LANES // len(mask) * len(mask)
         while word:
             at = w * LANES + lowest(word)
             while at >= next_row:
@@ -71,7 +78,7 @@ def _gather(x, words, firsts, C, offsets, channels, counts, begin, end):
                 r += 1
                 next_row += C
             channels[e] = at - (next_row - C)
-            counts[e] = x[at]
+            counts[e] = x[at] if mask is None else x[at] * mask[at - shift]
             e += 1
             word &= word - np.uint64(1)
     while next_row < end * LANES and r < len(offsets):
@@ -81,28 +88,42 @@ def _gather(x, words, firsts, C, offsets, channels, counts, begin, end):
 
 
 class Found(NamedTuple):
-    """Which entries of a matrix are not zero, LANES at a time in its own order."""
+    """Which entries of x · mask are not zero, LANES at a time in their order."""
 
+    mask: Tensor | None  # whole words long, and again from its first entry after its last
     words: np.ndarray  # (W,) uint64, a bit for an entry
     firsts: np.ndarray  # (W + 1,) how many there are before each word, and in all
 
+    @property
+    def number(self) -> int:
+        return int(self.firsts[-1])
 
-def find(x_RC: Tensor) -> Found:
-    """The entries of a contiguous matrix that are not zero."""
-    x = x_RC.view(-1).numpy()
+
+def find(x_RC: Tensor, mask_BC: Tensor | None = None) -> Found:
+    """The entries that are not zero of a contiguous matrix of rows t·B + b, those of a sample b times its mask."""
+    x, kept = x_RC.view(-1), None
+    if mask_BC is not None:
+        mask_BC = mask_BC.contiguous().view(-1)
+        if len(mask_BC) % LANES:
+            mask_BC = mask_BC.repeat(len(x) // len(mask_BC))
+        kept = find(mask_BC).words
     words = np.empty(-(-len(x) // LANES), np.uint64)
     firsts = np.zeros(len(words) + 1, np.int64)
-    in_parts(lambda begin, end: _find(x, words, firsts[1:], begin, end), len(words), torch.get_num_threads())
-    return Found(words, np.cumsum(firsts, out=firsts))
+    arguments = (x.numpy(), kept, words, firsts[1:])
+    threads = torch.get_num_threads() if len(words) > SERIAL_BELOW else 1
+    in_parts(lambda begin, end: _find(*arguments, begin, end), len(words), threads)
+    return Found(mask_BC, words, np.cumsum(firsts, out=firsts))
 
 
 def compress(x_RC: Tensor, found: Found) -> tuple[Tensor, Tensor, Tensor]:
-    """(offsets, channels, counts) of what `find` found in it."""
-    x, (R, C), entries = x_RC.view(-1).numpy(), x_RC.shape, found.firsts[-1]
-    offsets, channels, counts = np.empty(R + 1, np.int64), np.empty(entries, np.int32), np.empty(entries, x.dtype)
-    arguments = (x, *found, C, offsets, channels, counts)
+    """(offsets, channels, counts) of what `find` found there."""
+    (R, C), x = x_RC.shape, x_RC.view(-1).numpy()
+    offsets, channels = np.empty(R + 1, np.int64), np.empty(found.number, np.int32)
+    counts = np.empty(found.number, x.dtype)
+    mask = None if found.mask is None else found.mask.numpy()
+    arguments = (x, mask, found.words, found.firsts, C, offsets, channels, counts)
     in_parts(lambda begin, end: _gather(*arguments, begin, end), len(found.words), torch.get_num_threads())
-    offsets[R] = entries  # where the last word is full, no row begins behind it
+    offsets[R] = found.number  # where the last word is full, no row begins behind it
     return torch.from_numpy(offsets), torch.from_numpy(channels), torch.from_numpy(counts)
 
 

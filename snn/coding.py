@@ -35,13 +35,12 @@ def narrowed_D(D: float, D_final: float, progress: float) -> float:
 
 
 @lru_cache(maxsize=64)
-def _window_tables(T: int, window: Window, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """G(k) for k = 0..T-1, and Σ_m G(m - n) for n = 1..T: what one step gives, and what all steps together give."""
-    k = torch.arange(T, dtype=torch.float64)
-    gaussian = torch.exp(-(k**2) / (2 * window.sigma_steps**2)) * (k <= window.half_width_steps)
-    reach = gaussian.cumsum(0)  # Σ_{k=0..j} G(k)
-    everywhere = reach + reach.flip(0) - gaussian[0]
-    return gaussian.to(device, dtype), everywhere.to(device, dtype)
+def _window_table(T: int, window: Window, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(T + 1, T): G(m - n) for the steps m = 1..T, n = 1..T; last Σ_m G(m - n), what all steps together give."""
+    n = torch.arange(T, dtype=torch.float64)
+    k_TT = n[:, None] - n
+    gaussian_TT = torch.exp(-(k_TT**2) / (2 * window.sigma_steps**2)) * (k_TT.abs() <= window.half_width_steps)
+    return torch.cat([gaussian_TT, gaussian_TT.sum(0, keepdim=True)]).to(device, dtype)
 
 
 class _FirstTimes(torch.autograd.Function):
@@ -54,20 +53,18 @@ class _FirstTimes(torch.autograd.Function):
         # rank 1..N by descending peak potential, firing neurons included; equal peaks rank by index
         order_BN = peak_BN.argsort(dim=-1, descending=True, stable=True)
         rank_BN = order_BN.argsort(dim=-1) + 1
-        ctx.save_for_backward(first_BN, silent_BN)
+        ctx.save_for_backward(first_BN)
         ctx.T, ctx.window, ctx.dtype = T, window, s_TBN.dtype
         # half precision cannot tell step 257 from 258
         return torch.where(silent_BN, T + rank_BN, first_BN).to(torch.promote_types(s_TBN.dtype, torch.float32))
 
     @staticmethod
     def backward(ctx, grad_BN: Tensor):
-        first_BN, silent_BN = ctx.saved_tensors
-        T, window = ctx.T, ctx.window
-        gaussian_T, everywhere_T = _window_tables(T, window, grad_BN.dtype, grad_BN.device)
-        n_T11 = torch.arange(1, T + 1, device=grad_BN.device, dtype=torch.int32).view(T, 1, 1)
-        distance_TBN = (n_T11 - first_BN).abs().clamp_(max=T - 1)  # a silent neuron's is not used
-        weight_TBN = torch.where(silent_BN, everywhere_T.view(T, 1, 1), gaussian_T[distance_TBN])
-        return weight_TBN.mul_(-window.gain * grad_BN).to(ctx.dtype), None, None
+        (first_BN,) = ctx.saved_tensors
+        table_TT = _window_table(ctx.T, ctx.window, grad_BN.dtype, grad_BN.device)
+        weight_BNT = table_TT[first_BN - 1]  # a silent neuron's first_BN is T + 1
+        grad_BNT = weight_BNT.mul_((-ctx.window.gain * grad_BN).unsqueeze(-1))
+        return grad_BNT.permute(2, 0, 1).to(ctx.dtype), None, None
 
 
 def first_times(s_TBN: Tensor, h_TBN: Tensor, window: Window | None = None) -> Tensor:

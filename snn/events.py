@@ -1,6 +1,7 @@
 """A batch of events: counts per step, sample and channel, without the zeros."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -57,8 +58,7 @@ class Events:
         return out
 
 
-@dataclass(frozen=True)
-class Dropped:
+class Dropped(NamedTuple):
     """Spikes and the mask of a dropout, one for all steps: their product, left to the layer that takes it in."""
 
     s_TBN: Tensor

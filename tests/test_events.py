@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from snn import linear
-from snn.events import Events
+from snn.events import Dropped, Events
 from snn.linear import EventLinear
 from snn.ops import sparse
 
@@ -78,6 +78,35 @@ def test_equals_the_dense_product(monkeypatch, dtype, shape, outputs, as_what, b
     inputs = parameters if as_what == "events" else [given, *parameters]
     for grad, expected_grad in zip(torch.autograd.grad(actual, inputs, upstream), expected_grads, strict=True):
         assert_close(grad, expected_grad)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=["f32", "f64"])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (7, 3, 5), (9, 4, 48), (50, 8, 136)], ids=str)
+@pytest.mark.parametrize("dense_above", [1.0, -1.0], ids=["events", "dense"])
+def test_dropped_spikes_are_the_product_with_their_mask(dtype, shape, dense_above):
+    """In every bit, and so are the gradients up to the order of sums."""
+    s_TBC = (random_counts(shape, 0.3, dtype) != 0).to(dtype)
+    mask_BC = F.dropout(torch.ones(shape[1:], dtype=dtype), 0.3)
+    layer = EventLinear(shape[-1], 70).to(dtype)
+    layer.dense_above = dense_above
+    expected, actual = s_TBC.clone().requires_grad_(), s_TBC.clone().requires_grad_()
+    expected_out, actual_out = layer(expected * mask_BC), layer(Dropped(actual, mask_BC))
+    assert layer.active_share == pytest.approx(float((s_TBC * mask_BC != 0).double().mean()))
+    assert torch.equal(actual_out, expected_out)
+    upstream = torch.randn_like(expected_out)
+    expected_grads = torch.autograd.grad(expected_out, [expected, layer.weight], upstream)
+    for grad, expected_grad in zip(
+        torch.autograd.grad(actual_out, [actual, layer.weight], upstream), expected_grads, strict=True
+    ):
+        assert_close(grad, expected_grad)
+
+
+@pytest.mark.parametrize("section", [1, 7, 64])
+def test_weight_gradient_in_sections(monkeypatch, section):
+    monkeypatch.setattr(sparse, "SECTION", section)
+    x_RC, gy_RN = random_counts((61, 30), 0.2, torch.float64), torch.randn(61, 70, dtype=torch.float64)
+    gW_NC = sparse.weight_gradient(*sparse.compress(x_RC, sparse.find(x_RC)), gy_RN, 30)
+    assert_close(gW_NC, gy_RN.T @ x_RC)
 
 
 def test_results_do_not_depend_on_the_number_of_threads():

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from snn import checkpoint, config, health
 from snn.errors import InputError
 from snn.events import Events
+from snn.linear import EventLinear
 from snn.network import Network
 from snn.ops import reference, sparse
 from snn.replay import Replayed
@@ -230,6 +231,26 @@ def test_dropout_is_one_mask_a_sequence():
     network.reset()
     network(events())
     assert not torch.equal(network.blocks[0].dropout.mask, mask)
+
+
+@pytest.mark.parametrize("layers", [("16F", "12F"), ("16R", "12R")], ids=str)
+def test_event_driven_training_is_that_with_dense_products(layers):
+    """Spikes, and the gradients of all parameters, under the same masks of dropout."""
+    results = []
+    for dense_above in (1.0, -1.0):
+        torch.manual_seed(3)
+        network = build(small(dropout=0.4, layers=layers)).double().train()
+        for module in network.modules():
+            if isinstance(module, EventLinear):
+                module.dense_above = dense_above
+        activity = network(events().double())
+        assert all(s.any() for s in activity.layers[:-1])
+        (activity.h_TBN.square().sum() + activity.s_TBN.sum()).backward()
+        results.append((activity.layers, [p.grad for p in network.parameters()]))
+    (spikes, grads), (expected_spikes, expected_grads) = results
+    for s_TBN, expected_TBN in zip(spikes, expected_spikes, strict=True):
+        assert torch.equal(s_TBN, expected_TBN)
+    torch.testing.assert_close(grads, expected_grads)
 
 
 def test_every_parameter_learns():

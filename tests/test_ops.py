@@ -390,9 +390,19 @@ def test_compiles_once(tmp_path):
     assert second.stderr == ""
 
 
-def test_a_kernel_is_compiled_anew_with_what_it_calls_in_another_file(tmp_path):
+INLINED = "from snn.ops.compiled import inlined\n@inlined\ndef one():\n    return 1\n"
+INTRINSIC = """from numba import types
+from numba.extending import intrinsic
+@intrinsic
+def one(_):
+    return types.int64(), lambda context, builder, *_: context.get_constant(types.int64, 1)
+"""
+
+
+@pytest.mark.parametrize("called", [INLINED, INTRINSIC], ids=["inlined", "intrinsic"])
+def test_a_kernel_is_compiled_anew_with_what_it_calls_in_another_file(tmp_path, called):
     """numba alone would go on with the old one."""
-    (tmp_path / "called.py").write_text("from snn.ops.compiled import inlined\n@inlined\ndef one():\n    return 1\n")
+    (tmp_path / "called.py").write_text(called)
     (tmp_path / "caller.py").write_text(
         "from called import one\nfrom snn.ops.compiled import inlined, kernel\n"
         "@inlined\ndef middle():\n    return one()\n@kernel\ndef number():\n    return middle()\n"
@@ -404,7 +414,9 @@ def test_a_kernel_is_compiled_anew_with_what_it_calls_in_another_file(tmp_path):
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
 
     assert (run().stdout, run().stderr) == ("1\n", "")  # the second from disk
-    (tmp_path / "called.py").write_text((tmp_path / "called.py").read_text().replace("return 1", "return 2"))
+    (tmp_path / "called.py").write_text(
+        (tmp_path / "called.py").read_text().replace("1\n", "2\n").replace("1)\n", "2)\n")
+    )
     assert run().stdout == "2\n"
 
 

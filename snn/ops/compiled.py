@@ -42,7 +42,8 @@ def _files_of(function: Callable, seen: set[Callable]) -> set[str]:
     seen.add(function)
     files = {function.__code__.co_filename}
     for name in function.__code__.co_names:
-        called = getattr(function.__globals__.get(name), "py_func", None)  # None: not compiled
+        value = function.__globals__.get(name)
+        called = getattr(value, "py_func", None) or getattr(value, "__wrapped__", None)  # compiled, or an intrinsic
         if called is not None and called not in seen:
             files |= _files_of(called, seen)
     return files

@@ -55,10 +55,12 @@ def _find(x, kept, words, numbers, begin, end):
 
     kept: such words too, again from the first after the last; None keeps all.
     """
+    again = 0 if kept is None else begin % len(kept)
     for w in range(begin, end):
         words[w] = nonzero(load_part(x, w * LANES))
         if kept is not None:
-            words[w] &= kept[w % len(kept)]
+            words[w] &= kept[again]
+            again = again + 1 if again + 1 < len(kept) else 0
         numbers[w] = ones(words[w])
 
 
@@ -68,19 +70,22 @@ def _gather(x, mask, words, firsts, C, offsets, channels, counts, begin, end):
     e = firsts[begin]
     r = -(-begin * LANES // C)  # the next row to begin
     next_row = r * C
+    again = 0 if mask is None else begin * LANES % len(mask)
     for w in range(begin, end):
         word = words[w]
-        shift = 0 if mask is None else w * LANES // len(mask) * len(mask)
         while word:
-            at = w * LANES + lowest(word)
+            place = lowest(word)
+            at = w * LANES + place
             while at >= next_row:
                 offsets[r] = e
                 r += 1
                 next_row += C
             channels[e] = at - (next_row - C)
-            counts[e] = x[at] if mask is None else x[at] * mask[at - shift]
+            counts[e] = x[at] if mask is None else x[at] * mask[again + place]
             e += 1
             word &= word - np.uint64(1)
+        if mask is not None:
+            again = again + LANES if again + LANES < len(mask) else 0
     while next_row < end * LANES and r < len(offsets):
         offsets[r] = e
         r += 1

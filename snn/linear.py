@@ -8,8 +8,9 @@ from torch.nn import functional as F
 from snn.events import Dropped, Events
 from snn.ops import sparse
 
-# The share of active inputs up to which the event-driven product, forward and weight gradient together, is the faster
-# one. `python -m benchmarks.events` measures it: 700 to 256, 2 cores with AVX-512: 1.2 x faster at .2, slower at .3.
+# The share of active inputs up to which the event-driven product, forward and weight gradient together, is not slower.
+# `python -m benchmarks.events` measures it, 700 to 256, 2 cores with AVX-512: at .2 it is 1.9 x faster on an AMD EPYC,
+# as fast on an Intel Xeon, whose dense product is a faster one; at .3 1.3 x faster and slower.
 DENSE_ABOVE = 0.2
 
 

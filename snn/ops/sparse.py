@@ -139,11 +139,16 @@ def slices(W_NC: Tensor) -> Tensor:
     return F.pad(W_NC, (0, 0, 0, S * LANES - N)).view(S, LANES, C).transpose(1, 2).contiguous()
 
 
+def _arrays(offsets: Tensor, channels: Tensor, counts: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """As the kernels take them: channels without a sign, of which numba would ask each time whether it is negative."""
+    return offsets.numpy(), channels.numpy().view(np.uint32), counts.numpy()
+
+
 def product(offsets: Tensor, channels: Tensor, counts: Tensor, W_NC: Tensor) -> Tensor:
     """counts @ W^T: (R, N)."""
     R = len(offsets) - 1
     out_RN = torch.empty(R, len(W_NC), dtype=W_NC.dtype)
-    arguments = (offsets.numpy(), channels.numpy(), counts.numpy(), slices(W_NC).numpy(), out_RN.numpy())
+    arguments = (*_arrays(offsets, channels, counts), slices(W_NC).numpy(), out_RN.numpy())
     in_parts(lambda begin, end: product_rows(*arguments, begin, end), R, torch.get_num_threads())
     return out_RN
 
@@ -154,7 +159,7 @@ def weight_gradient(offsets: Tensor, channels: Tensor, counts: Tensor, gy_RN: Te
     # sections and slices do not depend on the number of threads, so that the bits do not either
     gW_KSCL = torch.empty(-(-R // SECTION), -(-N // LANES), num_inputs, LANES, dtype=gy_RN.dtype)
     K, S = gW_KSCL.shape[:2]
-    arguments = (offsets.numpy(), channels.numpy(), counts.numpy(), gy_RN.contiguous().numpy(), gW_KSCL.numpy())
+    arguments = (*_arrays(offsets, channels, counts), gy_RN.contiguous().numpy(), gW_KSCL.numpy())
     in_parts(lambda begin, end: _weight_gradient(*arguments, begin, end), K * S, torch.get_num_threads())
     gW_SCL = gW_KSCL[0] if K == 1 else gW_KSCL.sum(0)
     return gW_SCL.transpose(1, 2).reshape(-1, num_inputs)[:N]

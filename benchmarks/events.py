@@ -4,7 +4,7 @@
 
 1. The input layer of configs/adlif_shd.yaml, 12,800 rows, 700 to 256, forward and weight gradient at several shares of
    active inputs. "from dense" is a hidden layer's case: its input arrives as spikes in a dense tensor, searched for
-   them first. The share at which that is no longer faster is the rule in snn/linear.py.
+   them first. The share at which that is no longer faster is what the rule in snn/linear.py goes by.
 2. A training step of that network, event-driven, with dense products, and SpikingJelly's LIFNodes; and the memory that
    its input layer takes, from recordings to weight gradient.
 3. One recording at a time on one core: `snn.streaming` against the batched pass with dense products at batch 1.

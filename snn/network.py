@@ -29,7 +29,9 @@ class Activity(NamedTuple):
 class LazyDropout(Dropout):
     """SpikingJelly's, one mask a sequence, but its product is left to the next layer, which multiplies spikes alone."""
 
-    def multi_step_functional_forward(self, inputs, states, **_):
+    def multi_step_functional_forward(
+        self, inputs: tuple[Tensor], states: tuple[Tensor | None], **_: object
+    ) -> tuple[tuple[Tensor | Dropped], tuple[Tensor | None]]:
         (s_TBN,), (mask_BN,) = inputs, states
         if not self.training:
             return inputs, states

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from datasets import readers
-from datasets.events import Bins, as_seen, batches, check_window, counts, frames, hold_out
+from datasets.events import Bins, Recordings, as_seen, batches, check_window, counts, frames, hold_out
 from snn.config import Sensor
 from snn.errors import InputError
 from tests.conftest import make_events, write_shd
@@ -53,6 +53,22 @@ def test_counts_are_not_binarised_and_do_not_overflow(tmp_path):
     assert torch.equal(frames(read(path, classes=1), np.array([0]), Bins(10.0, 1, 0, 1), CPU), events.dense())
     assert events.counts.tolist() == [70_000]
     assert events.dense().tolist() == [[[70_000]]]
+
+
+def test_events_may_be_in_any_order():
+    """Of a recording and of a bin; some past the window, many in one channel."""
+    random = np.random.default_rng(0)
+    times = random.integers(0, 60, 3000).astype(np.uint32)
+    channels = random.integers(0, 20, 3000).astype(np.uint16)
+    offsets = np.array([0, 1000, 1000, 3000])
+    recordings = Recordings(offsets, times, 1000.0, channels, np.zeros(3, np.int64), None, "made up")
+    index = np.array([2, 0, 1])
+    expected = np.zeros((12, 3, 20), np.float32)
+    for b, r in enumerate(index):
+        for e in range(*offsets[r : r + 2]):
+            if times[e] < 50:
+                expected[times[e] // 5, b, channels[e]] += 1
+    assert np.array_equal(counts(recordings, index, Bins(5, 10, 2, 20)).dense().numpy(), expected)
 
 
 def test_half_precision_times_of_the_official_files(tmp_path):

@@ -228,6 +228,8 @@ def test_dropout_is_one_mask_a_sequence():
     network(events())
     mask = network.blocks[0].dropout.mask
     assert mask.shape == (6, 16)
+    network(events())
+    assert network.blocks[0].dropout.mask is mask
     network.reset()
     network(events())
     assert not torch.equal(network.blocks[0].dropout.mask, mask)

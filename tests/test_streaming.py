@@ -178,17 +178,30 @@ def test_where_two_networks_part():
     assert words.endswith("threshold 0.2")
 
 
-def test_an_output_that_never_fires_leaves_it_to_the_potential():
-    network = trained()
+@pytest.mark.parametrize("changes", VARIANTS, ids=str)
+def test_an_output_that_never_fires_leaves_it_to_the_potential(changes):
+    network = trained(**changes)
     silent = copy.deepcopy(network)
     silent.output.dynamics = copy.copy(network.output.dynamics)
     object.__setattr__(silent.output.dynamics, "theta", 1e6)
     s_TBN, h_TBN, _ = activity(silent.folded())
     assert not s_TBN.any()
+    assert (h_TBN.amax(0).amax(-1) > 0).any()
     stream = make_stream(silent)
-    for r in range(N_RECORDINGS):
-        decision = decide(stream, r, 20)
-        assert decision == (int(h_TBN[:, r].amax(0).argmax()), None, None)
+    for r, label in enumerate(fs_decision(first_times(s_TBN, h_TBN)).tolist()):
+        assert decide(stream, r, 20) == (label, None, None)
+
+
+def test_the_highest_of_negative_potentials():
+    network = trained(neuron="AdLIF", output_neuron="AdLIF")
+    object.__setattr__(network.output.dynamics, "theta", 1e6)
+    with torch.no_grad():
+        network.readout.weight.copy_(-1 - torch.arange(4.0).flip(0).view(-1, 1).expand(4, 12))
+        for block in network.blocks:
+            block.norm.bias.fill_(50)  # all fire in the first step
+    _, h_TBN, _ = activity(network.folded())
+    assert (h_TBN < 0).all()
+    assert {decide(make_stream(network), r, 20).label for r in range(N_RECORDINGS)} == {3}
 
 
 def test_no_event_no_decision():

@@ -199,6 +199,8 @@ def test_the_highest_of_negative_potentials():
         network.readout.weight.copy_(-1 - torch.arange(4.0).flip(0).view(-1, 1).expand(4, 12))
         for block in network.blocks:
             block.norm.bias.fill_(50)  # all fire in the first step
+        network.output.a.zero_()
+        network.output.b.zero_()
     _, h_TBN, _ = activity(network.folded())
     assert (h_TBN < 0).all()
     assert {decide(make_stream(network), r, 20).label for r in range(N_RECORDINGS)} == {3}

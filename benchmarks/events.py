@@ -15,11 +15,10 @@ Networks are untrained, or for part 3 that of a checkpoint.
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -132,14 +131,12 @@ def streaming(network: Network, cfg: config.Config, recordings: Recordings, roun
         parts = [part[np.linspace(0, len(part) - 1, max(1, round(keep * len(part)))).astype(int)] for part in parts]
         return [(recordings.times[part], recordings.channels[part]) for part in parts]
 
-    def stream_all(stops: bool, given: list[tuple[np.ndarray, np.ndarray]]) -> int:
-        stream, events = streams[stops], 0
+    def stream_all(stops: bool, given: list[tuple[np.ndarray, np.ndarray]]) -> None:
+        stream = streams[stops]
         for times, channels in given:
             stream.reset()
             stream.push(times, channels)
             stream.finish()
-            events += stream.work.events
-        return events
 
     @torch.inference_mode()
     def batches_of_one() -> None:
@@ -157,14 +154,13 @@ def streaming(network: Network, cfg: config.Config, recordings: Recordings, roun
     print(f"one recording at a time, one core, {n} recordings")
     for name, value in ms.items():
         print(f"  {name:<24}{value:8.3f} ms {ms['batch of one, dense'] / value:6.2f} x")
-    curve = []
-    for keep in KEEP:
-        times, given = [], thinned(keep)
-        for _ in range(rounds):
-            started = time.perf_counter()
-            events = stream_all(False, given)
-            times.append(time.perf_counter() - started)
-        curve.append({"events": events / n, "ms": 1e3 * statistics.median(times) / n})
+    parts = {keep: thinned(keep) for keep in KEEP}
+    all_ms = medians({keep: partial(stream_all, False, given) for keep, given in parts.items()}, rounds, "cpu")
+    end = bins.end_ticks(recordings.ticks_per_second)
+    curve = [
+        {"events": sum(int((times < end).sum()) for times, _ in given) / n, "ms": all_ms[keep] / n}
+        for keep, given in parts.items()
+    ]
     x, y = np.array([[point["events"], point["ms"]] for point in curve]).T
     slope, start = np.polyfit(x, y, 1)
     r2 = 1 - np.var(y - start - slope * x) / np.var(y)

@@ -74,7 +74,7 @@ def our_step(cfg: config.Config, recordings: Recordings) -> tuple[Step, Network]
     torch.manual_seed(0)
     data, fs = cfg.data, cfg.loss.fs
     network = Network(cfg.network, data.shape, data.num_classes, "cpu").train()
-    optimizer = torch.optim.Adam(network.parameters(), cfg.train.lr, amsgrad=True)
+    optimizer = torch.optim.Adam(network.parameters(), cfg.train.lr, amsgrad=True, fused=True)
     window = Window.of(data.T + data.T_empty, fs.D, fs.A, fs.window)
     goal = partial(objective, loss=cfg.loss, window=window, training=True)
     bins = Bins(data.dt_ms, data.T, data.T_empty, int(np.prod(data.shape)))
@@ -108,7 +108,7 @@ def spikingjelly_step(cfg: config.Config, recordings: Recordings) -> Step:
         shape = after
     network = nn.Sequential(*modules, layer.Linear(shape[0], data.num_classes, bias=False), neuron.LIFNode()).train()
     functional.set_step_mode(network, "m")
-    optimizer = torch.optim.Adam(network.parameters(), cfg.train.lr, amsgrad=True)
+    optimizer = torch.optim.Adam(network.parameters(), cfg.train.lr, amsgrad=True, fused=True)
     bins = Bins(data.dt_ms, data.T, data.T_empty, int(np.prod(data.shape)))
     batch, target_B = np.arange(len(recordings)), torch.from_numpy(recordings.labels)
 

@@ -95,7 +95,7 @@ def make_step(
     network = Network(cfg.network, data.shape, data.num_classes, "cpu")
     if is_synchronised:
         team.synchronise(network)
-    optimizer = torch.optim.Adam(network.train().parameters(), cfg.train.lr, amsgrad=True)
+    optimizer = torch.optim.Adam(network.train().parameters(), cfg.train.lr, amsgrad=True, fused=True)
     window = Window.of(data.T + data.T_empty, fs.D, fs.A, fs.window)
     goal = partial(objective, loss=cfg.loss, window=window, training=True)
     bins, share = Bins(data.dt_ms, data.T, data.T_empty, data.channels), team.share(np.arange(len(recordings)))

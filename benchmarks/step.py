@@ -122,7 +122,7 @@ def spikingjelly_step(cfg: config.Config, recordings: Recordings, device: str = 
     network = nn.Sequential(*blocks, layer.Linear(sizes[-1], data.num_classes, bias=False), neuron.LIFNode()).train()
     functional.set_step_mode(network, "m")
     network.to(device)
-    optimizer = torch.optim.Adam(network.parameters(), cfg.train.lr, amsgrad=True)
+    optimizer = torch.optim.Adam(network.parameters(), cfg.train.lr, amsgrad=True, fused=True)
     target_B = torch.from_numpy(recordings.labels).to(device)
 
     def step() -> None:

@@ -34,7 +34,7 @@ def narrowed_D(D: float, D_final: float, progress: float) -> float:
     return D * (D_final / D) ** progress
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=4)  # tables of a long T are large, and one is in use at a time
 def _window_table(T: int, window: Window, dtype: torch.dtype, device: torch.device) -> Tensor:
     """(T + 1, T): G(m - n) for the steps m = 1..T, n = 1..T; last Σ_m G(m - n), what all steps together give."""
     n = torch.arange(T, dtype=torch.float64)
@@ -61,8 +61,8 @@ class _FirstTimes(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_BN: Tensor):
         (first_BN,) = ctx.saved_tensors
-        table_TT = _window_table(ctx.T, ctx.window, grad_BN.dtype, grad_BN.device)
-        weight_BNT = table_TT[first_BN - 1]  # a silent neuron's first_BN is T + 1
+        table = _window_table(ctx.T, ctx.window, grad_BN.dtype, grad_BN.device)
+        weight_BNT = table[first_BN - 1]  # a silent neuron's first_BN is T + 1
         grad_BNT = weight_BNT.mul_((-ctx.window.gain * grad_BN).unsqueeze(-1))
         return grad_BNT.permute(2, 0, 1).to(ctx.dtype), None, None
 
@@ -75,7 +75,7 @@ def first_times(s_TBN: Tensor, h_TBN: Tensor, window: Window | None = None) -> T
     window the times carry no gradient.
 
     Gradient (none reaches h): dL/ds_n = -A Σ_m G(m - n) g_m, where a firing neuron's g stands at its first spike and a
-    silent one's at every step. Both sums are known in closed form, so nothing is convolved.
+    silent one's at every step. Both sums are rows of a table, so nothing is convolved.
     """
     return _FirstTimes.apply(s_TBN.detach() if window is None else s_TBN, h_TBN.detach().amax(0), window)
 

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from snn import hardware
 from snn.conv import EventConv, Pooling, as_frames
-from snn.events import Events
+from snn.events import Dropped, Events
 from snn.linear import EventLinear
 from snn.network import Network
 from snn.neurons import SpikingNeuron
@@ -199,8 +199,8 @@ def _geometry(module: nn.Module) -> tuple[int, int, int]:
     return (*module.shape[:2], module.shape.stride) if isinstance(module, EventConv) else (1, 1, 1)
 
 
-def _dense_input(x: Tensor | Events) -> Tensor:
-    return x.dense() if isinstance(x, Events) else x
+def _dense_input(x: Tensor | Events | Dropped) -> Tensor:
+    return x if isinstance(x, Tensor) else x.dense()
 
 
 def _effective(module: EventConv | EventLinear, active: Tensor) -> float:

@@ -64,10 +64,6 @@ class Dropped(NamedTuple):
     s_TBN: Tensor
     mask_BN: Tensor
 
-    @property
-    def shape(self) -> torch.Size:
-        return self.s_TBN.shape
-
     def dense(self) -> Tensor:
         """(T, B, N)."""
         return self.s_TBN * self.mask_BN

@@ -49,7 +49,7 @@ class EventLinear(layer.Linear):
             if self.is_event_driven:
                 y_RN = _EventProduct.apply(s_RC, mask_BC, *sparse.compress(s_RC.detach(), found), self.weight)
                 return self._add_bias(y_RN).view(*s_TBC.shape[:-1], -1)
-        return F.linear(x_TBC.dense() if isinstance(x_TBC, Dropped) else x_TBC, self.weight, self.bias)
+        return F.linear(x_TBC if isinstance(x_TBC, Tensor) else x_TBC.dense(), self.weight, self.bias)
 
     def _add_bias(self, y_RN: Tensor) -> Tensor:
         return y_RN if self.bias is None else y_RN + self.bias

@@ -3,9 +3,20 @@
 import numpy as np
 import pytest
 
-from snn.ops import lanes
 from snn.ops.compiled import kernel
-from snn.ops.lanes import LANES
+from snn.ops.lanes import (
+    LANES,
+    add_product,
+    load,
+    load_part,
+    lowest,
+    nonzero,
+    ones,
+    prefetch,
+    store,
+    store_part,
+    zeros,
+)
 
 SIZES = [1, LANES - 1, LANES, LANES + 7, 2 * LANES]
 
@@ -14,25 +25,25 @@ SIZES = [1, LANES - 1, LANES, LANES + 7, 2 * LANES]
 def scaled_sum(x, y, k, out):
     """out = x + k · y, the last lanes a part."""
     for at in range(0, len(out), LANES):
-        total = lanes.add_product(lanes.load_part(x, at), k, lanes.load_part(y, at))
-        lanes.prefetch(x, at + LANES)
-        lanes.store_part(out, at, total)
+        total = add_product(load_part(x, at), k, load_part(y, at))
+        prefetch(x, at + LANES)
+        store_part(out, at, total)
 
 
 @kernel
 def swap_halves(x, out):
-    lanes.store(out, 0, lanes.load(x, LANES))
-    lanes.store(out, LANES, lanes.add_product(lanes.zeros(x), x[0], lanes.load(x, 0)))
+    store(out, 0, load(x, LANES))
+    store(out, LANES, add_product(zeros(x), x[0], load(x, 0)))
 
 
 @kernel
 def bits_of(x):
-    return lanes.nonzero(lanes.load_part(x, 0))
+    return nonzero(load_part(x, 0))
 
 
 @kernel
 def ones_and_lowest(bits):
-    return lanes.ones(bits), lanes.lowest(bits)
+    return ones(bits), lowest(bits)
 
 
 def numbers(size: int, dtype: str) -> np.ndarray:

@@ -137,7 +137,7 @@ def _backward_step(gy, gh, x, h, gx, s, learned, current, adaptation, theta, sof
 
 
 @inlined
-def add_product(out, c, rows_KN, picked):
+def add_rows(out, c, rows_KN, picked):
     """out += c @ rows, left out where c is zero: spikes are sparse. How many are not; `picked` is room for them."""
     count = 0
     for k in range(c.size):
@@ -191,7 +191,7 @@ def forward_columns(
                 D = len(first_DM)
                 for j in range(size):
                     row[j] = 0
-                add_product(row, first_DM[t, m : m + size] if t < D else y_TM[t - D, m : m + size], VT_NN, picked)
+                add_rows(row, first_DM[t, m : m + size] if t < D else y_TM[t - D, m : m + size], VT_NN, picked)
                 for j in range(size):
                     row[j] = x_TM[t, m + j] + row[j]
                     if total_TM is not None:
@@ -250,7 +250,7 @@ def backward_columns(
                 for j in range(size):
                     row[j] = gy_TM[t, m + j]
                 if t + D < T:
-                    add_product(row, gx_TM[t + D, m : m + size], V_NN, picked)
+                    add_rows(row, gx_TM[t + D, m : m + size], V_NN, picked)
                 gy = row
             for c in range(0, size, TILE):
                 r = s[c // TILE * BACKWARD_SCRATCH :]
@@ -268,7 +268,7 @@ def backward_columns(
                         r[Q_W + j] = 0  # the gradient of the last z is not that of a later w
         if V_NN is not None:
             for d in range(min(len(gfirst_DM), T)):
-                add_product(gfirst_DM[d, m : m + size], gx_TM[d, m : m + size], V_NN, picked)
+                add_rows(gfirst_DM[d, m : m + size], gx_TM[d, m : m + size], V_NN, picked)
         for c in range(0, size, TILE):
             r = s[c // TILE * BACKWARD_SCRATCH :]
             for j in range(min(TILE, size - c)):

@@ -6,6 +6,7 @@ of the machine: four of AVX-512 for float32, eight of AVX2. Each function become
 
 from llvmlite import ir
 from numba.core import cgutils, types
+from numba.core.errors import TypingError
 from numba.extending import intrinsic, models, register_model
 
 LANES = 64
@@ -41,7 +42,7 @@ def load(_, array, at):
         pointer, _ = _place(context, builder, signature, arguments)
         return builder.load(pointer, align=_number_bytes(signature))
 
-    return Lanes(array.dtype)(array, types.intp), code
+    return Lanes(array.dtype)(_row(array), types.intp), code
 
 
 @intrinsic
@@ -53,12 +54,12 @@ def store(_, array, at, lanes):
         builder.store(arguments[2], pointer, align=_number_bytes(signature))
         return context.get_dummy_value()
 
-    return types.none(array, types.intp, lanes), code
+    return types.none(_row(array), types.intp, lanes), code
 
 
 @intrinsic
 def load_part(_, array, at):
-    """As `load`; zeros past the end of the array."""
+    """As `load`, but zeros past the end of the array, where `at` itself may not lie."""
 
     def code(context, builder, signature, arguments):
         pointer, left = _place(context, builder, signature, arguments)
@@ -71,12 +72,12 @@ def load_part(_, array, at):
                 cgutils.raw_memcpy(builder, room, pointer, left, _number_bytes(signature))
         return builder.load(room)
 
-    return Lanes(array.dtype)(array, types.intp), code
+    return Lanes(array.dtype)(_row(array), types.intp), code
 
 
 @intrinsic
 def store_part(_, array, at, lanes):
-    """As `store`, but for what is past the end of the array."""
+    """As `store`, but for what is past the end of the array, where `at` itself may not lie."""
 
     def code(context, builder, signature, arguments):
         pointer, left = _place(context, builder, signature, arguments)
@@ -88,7 +89,7 @@ def store_part(_, array, at, lanes):
                 cgutils.raw_memcpy(builder, pointer, room, left, _number_bytes(signature))
         return context.get_dummy_value()
 
-    return types.none(array, types.intp, lanes), code
+    return types.none(_row(array), types.intp, lanes), code
 
 
 @intrinsic
@@ -104,7 +105,7 @@ def prefetch(_, array, at):
             builder.call(fetch, [builder.gep(bytes_, [ir.IntType(32)(line)]), *map(number, FOR_READING)])
         return context.get_dummy_value()
 
-    return types.none(array, types.intp), code
+    return types.none(_row(array), types.intp), code
 
 
 @intrinsic
@@ -144,6 +145,13 @@ def lowest(_, bits):
         return builder.cttz(arguments[0], ir.IntType(1)(1))
 
     return types.int64(types.uint64), code
+
+
+def _row(array):
+    """That type of array, if its numbers lie side by side."""
+    if array.ndim != 1 or array.layout != "C":
+        raise TypingError(f"lanes need one contiguous row, not {array}")
+    return array
 
 
 def _place(context, builder, signature, arguments):

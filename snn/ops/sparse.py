@@ -5,6 +5,7 @@ are cut into S slices of L = LANES, the last filled up with zeros. What an event
 of W_SCL, what it is added to stays in registers, and the weights of a slice stay in the second-level cache.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 from snn.ops.compiled import in_parts, kernel
 from snn.ops.lanes import LANES, add_product, load, load_part, lowest, nonzero, ones, prefetch, store, store_part, zeros
 
-SECTION = 8192  # rows, at most, whose share of the weight gradient is one sum
+SECTION = 8192  # rows, at most, whose share of the weight gradient is one sum; many cores would like them smaller
 SERIAL_BELOW = 1024  # words: less is looked through before a second thread has woken up
 AHEAD = 4  # rows; a slice of them is too short for the processor to see what comes next
 
@@ -109,8 +110,7 @@ def find(x_RC: Tensor, mask_BC: Tensor | None = None) -> Found:
     x, kept = x_RC.view(-1), None
     if mask_BC is not None:
         mask_BC = mask_BC.contiguous().view(-1)
-        if len(mask_BC) % LANES:
-            mask_BC = mask_BC.repeat(len(x) // len(mask_BC))
+        mask_BC = mask_BC.repeat(LANES // math.gcd(LANES, len(mask_BC)))
         kept = find(mask_BC).words
     words = np.empty(-(-len(x) // LANES), np.uint64)
     firsts = np.zeros(len(words) + 1, np.int64)
@@ -141,7 +141,7 @@ def slices(W_NC: Tensor) -> Tensor:
 
 def _arrays(offsets: Tensor, channels: Tensor, counts: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """As the kernels take them: channels without a sign, of which numba would ask each time whether it is negative."""
-    return offsets.numpy(), channels.numpy().view(np.uint32), counts.numpy()
+    return offsets.numpy(), channels.to(torch.int32).numpy().view(np.uint32), counts.numpy()
 
 
 def product(offsets: Tensor, channels: Tensor, counts: Tensor, W_NC: Tensor) -> Tensor:
@@ -156,9 +156,8 @@ def product(offsets: Tensor, channels: Tensor, counts: Tensor, W_NC: Tensor) -> 
 def weight_gradient(offsets: Tensor, channels: Tensor, counts: Tensor, gy_RN: Tensor, num_inputs: int) -> Tensor:
     """gy^T @ counts: (N, C)."""
     R, N = gy_RN.shape
-    # sections and slices do not depend on the number of threads, so that the bits do not either
-    gW_KSCL = torch.empty(-(-R // SECTION), -(-N // LANES), num_inputs, LANES, dtype=gy_RN.dtype)
-    K, S = gW_KSCL.shape[:2]
+    K, S = -(-R // SECTION), -(-N // LANES)  # whatever the number of threads, so that the bits do not go by it
+    gW_KSCL = torch.empty(K, S, num_inputs, LANES, dtype=gy_RN.dtype)
     arguments = (*_arrays(offsets, channels, counts), gy_RN.contiguous().numpy(), gW_KSCL.numpy())
     in_parts(lambda begin, end: _weight_gradient(*arguments, begin, end), K * S, torch.get_num_threads())
     gW_SCL = gW_KSCL[0] if K == 1 else gW_KSCL.sum(0)

@@ -32,12 +32,13 @@ class Geometry(NamedTuple):
 
 
 @kernel
-def _sort_blocks(offsets, channels, counts, block, starts, rows, values, begin, end):
-    """Order the entries of each block of rows by channel: block k has those of channel c at starts[k, c]..."""
-    R, C = len(offsets) - 1, starts.shape[1] - 1
+def _sort_frames(offsets, channels, counts, starts, rows, values, begin, end):
+    """Order the entries of each frame by channel: frame k has those of channel c at starts[k, c]..."""
+    frames, C = starts.shape[0], starts.shape[1] - 1
+    pixels = (len(offsets) - 1) // frames
     place = np.empty(C, np.int64)
     for k in range(begin, end):
-        first, last = k * block, min((k + 1) * block, R)
+        first, last = k * pixels, (k + 1) * pixels
         place[:] = 0
         for e in range(offsets[first], offsets[last]):
             place[channels[e]] += 1
@@ -135,15 +136,15 @@ def _weight_gradient(starts, rows, values, gy, gWT, height, width, stride, begin
                     _add_rows(gWT[dy, dx, c], gy, picked, scales, n_picked)
 
 
-def sort_by_channel(
-    offsets: Tensor, channels: Tensor, counts: Tensor, num_channels: int, block: int
+def _sort_by_channel(
+    offsets: Tensor, channels: Tensor, counts: Tensor, num_channels: int, pixels: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(starts, rows, counts) of the entries, ordered by channel within each block of rows; see `_sort_blocks`."""
-    blocks = -(-(len(offsets) - 1) // block)
-    starts = np.empty((blocks, num_channels + 1), np.int64)
+    """(starts, rows, counts) of the entries, ordered by channel within each frame; see `_sort_frames`."""
+    frames = (len(offsets) - 1) // pixels
+    starts = np.empty((frames, num_channels + 1), np.int64)
     rows, values = np.empty(len(channels), np.int32), np.empty(len(channels), counts.numpy().dtype)
-    arguments = (offsets.numpy(), channels.numpy(), counts.numpy(), block, starts, rows, values)
-    in_parts(lambda begin, end: _sort_blocks(*arguments, begin, end), blocks, torch.get_num_threads())
+    arguments = (offsets.numpy(), channels.numpy(), counts.numpy(), starts, rows, values)
+    in_parts(lambda begin, end: _sort_frames(*arguments, begin, end), frames, torch.get_num_threads())
     return starts, rows, values
 
 
@@ -162,8 +163,7 @@ def weight_gradient(
     offsets: Tensor, channels: Tensor, counts: Tensor, gy_RN: Tensor, num_inputs: int, shape: Geometry
 ) -> Tensor:
     """The gradient of the weights, (N, C, K, K), given that of the output rows."""
-    frame = shape.height * shape.width
-    by_channel = sort_by_channel(offsets, channels, counts, num_inputs, frame)
+    by_channel = _sort_by_channel(offsets, channels, counts, num_inputs, shape.height * shape.width)
     gWT = torch.empty(shape.kernel, shape.kernel, num_inputs, gy_RN.shape[1], dtype=gy_RN.dtype)
     sums = (*by_channel, gy_RN.contiguous().numpy(), gWT.numpy(), shape.height, shape.width, shape.stride)
     # a thread sums whole channels, in the order of the rows: the same bits for any number of threads

@@ -11,7 +11,7 @@ from numba import literal_unroll
 
 from snn.events import step_of
 from snn.ops.compiled import inlined, kernel
-from snn.ops.cpu import FORWARD_SCRATCH, TILE, V, add_product, forward_step, load_values
+from snn.ops.cpu import FORWARD_SCRATCH, TILE, V, add_rows, forward_step, load_values
 from snn.ops.lanes import LANES, load_part, lowest, nonzero
 from snn.ops.sparse import product_rows
 
@@ -84,7 +84,7 @@ def _run_layer(
     if VT_NN is not None:  # s still holds the spikes of the step before
         fed = rows[FED, 0]
         fed[:] = 0
-        tally[SYNAPTIC] += N * add_product(fed, s, VT_NN, picked)
+        tally[SYNAPTIC] += N * add_rows(fed, s, VT_NN, picked)
         for j in range(N):
             x[j] += fed[j]
     for k in range(len(scratch)):

@@ -18,7 +18,7 @@ import math
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -92,7 +92,9 @@ def main() -> None:
     save = partial(checkpoint.save, config=cfg, network=network, class_names=task.class_names)
     save_last = partial(save, keep=True)
     begun = position.content(team)
-    if team.leads:
+
+    def open_run() -> AbstractContextManager:
+        """The folder of the run is there from here on; with TensorBoard's file in it."""
         if found:
             runs.reopen(run, found, position.epoch)
         else:
@@ -101,10 +103,11 @@ def main() -> None:
             f"{run}: {network.num_trainable():,} trainable values on {team.device}; {len(task.kept)} {task.items} to "
             f"train on, {len(task.held_out)} held out"
         )
+        return runs.tensorboard(run, position.epoch + 1)
 
     with (
         cli.Interruption(f"interrupted; the same command with --resume goes on from {last}") as interruption,
-        runs.tensorboard(run, position.epoch + 1) if team.leads else nullcontext() as board,
+        open_run() if team.leads else nullcontext() as board,
     ):
         for epoch in range(position.epoch, train.epochs):
             if task.patience and epoch - position.best_epoch >= task.patience:

@@ -24,7 +24,7 @@ import pytest
 import torch
 
 import tasks
-from snn import checkpoint, config, linear
+from snn import checkpoint, config, linear, runs
 from snn.events import Events
 from snn.network import Network
 from tests.conftest import ON_CPU, REPOSITORY, TINY, TORCHRUN, assert_one_line, make_events, write_shd
@@ -445,3 +445,23 @@ def test_a_seed_is_a_run(program, tmp_path, command):
     assert one == same
     assert one[0] != other[0]
     assert one[1]["last.pt readout.weight"] != other[1]["last.pt readout.weight"]
+
+
+@pytest.mark.usefixtures("data")
+def test_ctrl_c_as_the_run_begins_is_heard(program, monkeypatch):
+    """Once its folder is there, a run says how it goes on."""
+    begin = runs.begin
+
+    def interrupted(*arguments):
+        begin(*arguments)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(runs, "begin", interrupted)
+    monkeypatch.setattr(signal, "getsignal", lambda _: signal.default_int_handler)  # under `&` it would be ignored
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        result = program(f"{EVENTS} --epochs 3 --save_name x")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert result.returncode == 130
+    assert "--resume" in result.stderr

@@ -5,16 +5,21 @@ import pytest
 
 from snn.ops.compiled import kernel
 from snn.ops.lanes import (
+    CACHE_LINE_BYTES,
     LANES,
+    LINE,
     add_product,
+    fence,
     load,
     load_part,
     lowest,
-    nonzero,
     ones,
     prefetch,
     store,
     store_part,
+    store_past,
+    unlike,
+    where,
     zeros,
 )
 
@@ -25,20 +30,41 @@ SIZES = [1, LANES - 1, LANES, LANES + 7, 2 * LANES]
 def scaled_sum(x, y, k, out):
     """out = x + k · y, the last lanes a part."""
     for at in range(0, len(out), LANES):
-        total = add_product(load_part(x, at), k, load_part(y, at))
+        left = len(out) - at
+        total = add_product(load_part(x, at, left, LANES), k, load_part(y, at, left, LANES))
         prefetch(x, at + LANES)
-        store_part(out, at, total)
+        store_part(out, at, left, total)
 
 
 @kernel
 def swap_halves(x, out):
-    store(out, 0, load(x, LANES))
-    store(out, LANES, add_product(zeros(x), x[0], load(x, 0)))
+    store(out, 0, load(x, LANES, LANES))
+    store(out, LANES, add_product(zeros(x, LANES), x[0], load(x, 0, LANES)))
 
 
 @kernel
-def bits_of(x):
-    return nonzero(load_part(x, 0))
+def bits_of(x, number):
+    return unlike(load_part(x, 0, len(x), LANES), number)
+
+
+@kernel
+def lane_by_lane(x, y, k, out_OL):
+    """All that is rounded as for one number."""
+    a, b = load(x, 0, LINE), load_part(y, 0, LINE, LINE)
+    store(out_OL[0], 0, a + b)
+    store(out_OL[1], 0, k - a)
+    store(out_OL[2], 0, a * k + b)
+    store(out_OL[3], 0, a / b)
+    store(out_OL[4], 0, abs(a))
+    store(out_OL[5], 0, where(a > b, k, b))
+    store(out_OL[6], 0, where(a >= b, a, zeros(x, LINE)))
+
+
+@kernel
+def copy_past(x, out):
+    for at in range(0, len(out), LINE):
+        store_past(out, at, load(x, at, LINE))
+    fence()
 
 
 @kernel
@@ -69,14 +95,40 @@ def test_whole_lanes(dtype):
     np.testing.assert_allclose(out[LANES:], x[0] * x[:LANES], rtol=2 * np.finfo(dtype).eps)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_arithmetic_is_that_of_single_numbers(dtype):
+    x, y, k = numbers(LINE, dtype), numbers(2 * LINE, dtype)[LINE:], np.dtype(dtype).type(0.3)
+    x[:4] = y[:4] = 0.0, np.nan, np.inf, 1e-40
+    y[0] = -0.0
+    out_OL = np.empty((7, LINE), dtype)
+    lane_by_lane(x, y, k, out_OL)
+    with np.errstate(all="ignore"):
+        expected = x + y, k - x, x * k + y, x / y, abs(x), np.where(x > y, k, y), np.where(x >= y, x, 0)
+    for got, want in zip(out_OL, expected, strict=True):
+        np.testing.assert_array_equal(got, want)
+        np.testing.assert_array_equal(np.signbit(got), np.signbit(want.astype(dtype)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_past_the_caches(dtype):
+    x, room = numbers(3 * LINE, dtype), np.zeros(5 * LINE, dtype)
+    begin = -room.ctypes.data % CACHE_LINE_BYTES // room.itemsize
+    copy_past(x, room[begin : begin + len(x)])
+    assert (room[begin : begin + len(x)] == x).all()
+    assert not room[:begin].any()
+    assert not room[begin + len(x) :].any()
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_bits(size):
     x = numbers(size, "float32") * (np.random.default_rng(1).random(size) < 0.3)
     x[size // 2] = -0.0
     x[0] = np.nan  # no zero
-    bits = int(bits_of(x))
+    bits = int(bits_of(x, 0))
     places = np.flatnonzero(x[:LANES] != 0)
     assert bits == sum(1 << int(place) for place in places)
+    x[size // 3] = 2.0
+    assert int(bits_of(x, 2)) == (1 << LANES) - 1 - sum(1 << int(at) for at in np.flatnonzero(x[:LANES] == 2))
     assert ones_and_lowest(np.uint64(bits)) == (len(places), places[0])
 
 
@@ -84,4 +136,4 @@ def test_every_place_of_a_bit():
     for place in range(LANES):
         x = np.zeros(LANES, np.float32)
         x[place] = 1e-45  # the smallest number that is not zero
-        assert ones_and_lowest(np.uint64(bits_of(x))) == (1, place)
+        assert ones_and_lowest(np.uint64(bits_of(x, 0))) == (1, place)

@@ -214,6 +214,31 @@ def test_cpu_equals_reference(neuron, dtype, shape, poisoned):
     assert_equal_to_reference(on_cpu, make_call(neuron, shape, dtype))
 
 
+@pytest.mark.parametrize(
+    ("shape", "goes_past"),
+    [((1, 4, 4), True), ((7, 4, 20), True), ((9, 8, 130), True)]
+    + [(shape, False) for shape in ((7, 3, 5), (7, 3, 8), (1, 3, 5))],
+    ids=str,
+)
+@pytest.mark.parametrize("is_aligned", [True, False], ids=["", "unaligned"])
+@over_dtypes
+@pytest.mark.parametrize("neuron", RECURRENT[::3], ids=name)
+def test_large_results_go_past_the_caches(neuron, dtype, is_aligned, shape, goes_past, monkeypatch, poisoned):
+    """Where they are whole cache lines; here all count as large."""
+    passed = []
+    for kernel in (cpu.forward_columns, cpu.backward_columns):
+        spy = partial(lambda kernel, *arguments: passed.append(arguments[-4]) or kernel(*arguments), kernel)
+        monkeypatch.setattr(cpu, kernel.__name__, spy)
+    monkeypatch.setattr(cpu, "PAST_ABOVE_BYTES", 0)
+    if not is_aligned:
+        monkeypatch.setattr(torch, "empty_like", lambda x: x.new_empty(x.numel() + 1)[1:].view(x.shape))
+    assert_equal_to_reference(on_cpu, make_call(neuron, shape, dtype))
+    assert set(passed) == {goes_past and is_aligned}
+    passed.clear()
+    run(on_cpu, make_call(neuron, (5, 4, 4), dtype, recurrent=True))
+    assert set(passed) == {False}  # what is fed back is read at once
+
+
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 3), (33, 5, 130), (4, 2, 1100)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @over_recurrent

@@ -1,8 +1,9 @@
 """The neurons of `snn.ops.reference` compiled for the CPU by numba, equal to it in every bit of spikes, h and states.
 
 Layout: samples and neurons are one axis of M = B·N columns, m = b·N + n. A tile of columns walks through all steps
-while its states lie in a scratch row each, in the first-level cache; only x, y and h stream through memory. Arguments
-that a neuron or a call does not have are None, and numba compiles a variant without them.
+while its states lie in a scratch row each, in the first-level cache, and for a few steps at a time a line of them in
+registers; only x, y and h stream through memory. Arguments that a neuron or a call does not have are None, and numba
+compiles a variant without them.
 
 Order of operations and the absence of fastmath are what keeps the bits: do not contract, do not reorder.
 """
@@ -14,9 +15,11 @@ import torch
 from torch import Tensor
 
 from snn.ops.compiled import in_parts, inlined, kernel
+from snn.ops.lanes import CACHE_LINE_BYTES, LINE, fence, load, load_part, store, store_part, store_past, where, zeros
 from snn.ops.reference import SURROGATE_SLOPE, Dynamics, State, Values
 
-TILE = 512  # columns
+TILE = 512  # columns, a multiple of LINE
+STEPS = 4  # at a time in registers; of more steps, the rows of memory would crowd each other out of the cache
 STRIDE = TILE + 16  # between scratch rows; the odd cache lines keep equal columns of two rows off one cache set
 
 # Scratch rows. Values: lam_m, 1 - lam_m, lam_s, lam_w, a, b.
@@ -28,6 +31,7 @@ FORWARD_SCRATCH = 10 * STRIDE
 GV, GI, GW, GZ, G, P_I, Q_I, P_W, Q_W, D_LAM_M, D_LAM_S, D_LAM_W, D_A, D_B = (row * STRIDE for row in range(6, 20))
 BACKWARD_SCRATCH = 20 * STRIDE
 
+PAST_ABOVE_BYTES = 1 << 22  # a larger result goes past the caches, which would have lost it before it is read
 SERIAL_BELOW = 1 << 15  # neuron-steps: less is done before a second thread has woken up
 
 
@@ -58,82 +62,149 @@ def load_values(s, m, width, lam_m, lam_s, lam_w, a, b):
 
 
 @inlined
-def forward_step(x, y, h, s, current, adaptation, theta, soft, strict):
-    """One step of one tile, in the reference's order of operations."""
-    zero = x.dtype.type(0)
-    one = x.dtype.type(1)
-    for j in range(x.size):
-        drive = x[j] if current is None else s[I + j]
-        if adaptation is not None:
-            drive = drive - s[W + j]
-        potential = s[LAM_M + j] * s[V + j] + s[REST_M + j] * drive
-        u = potential - theta
-        fired = u > zero if strict else u >= zero
-        spike = one if fired else zero
-        s[V + j] = (u if soft else zero) if fired else potential
-        y[j] = spike
-        if h is not None:
-            h[j] = potential
+def forward_steps(
+    x_TM, fed, y_TM, h_TM, s, m, width, begin, end, current, adaptation, theta, soft, strict, past
+):  # fmt: skip
+    """Steps begin ... end of the tile m ... m + width, in the reference's order of operations.
+
+    fed: the input of that tile, for one step of a recurrent layer, in place of x. past: write past the caches.
+    """
+    zero, one = s.dtype.type(0), s.dtype.type(1)
+    for j in range(0, width, LINE):
+        left = width - j
+        lam_m, rest_m, v = load(s, LAM_M + j, LINE), load(s, REST_M + j, LINE), load(s, V + j, LINE)
         if current is not None:
-            s[I + j] = s[LAM_S + j] * s[I + j] + x[j]
+            lam_s, i = load(s, LAM_S + j, LINE), load(s, I + j, LINE)
         if adaptation is not None:
-            s[W + j] = s[LAM_W + j] * s[W + j] + s[Z + j]
-            s[Z + j] = s[A + j] * potential + s[B + j] * spike
+            lam_w, w, z = load(s, LAM_W + j, LINE), load(s, W + j, LINE), load(s, Z + j, LINE)
+            a, b = load(s, A + j, LINE), load(s, B + j, LINE)
+        for t in range(begin, end):
+            x = _get(x_TM[t], m + j, left, past) if fed is None else _get(fed, j, left, past)
+            drive = x if current is None else i
+            if adaptation is not None:
+                drive = drive - w
+            potential = lam_m * v + rest_m * drive
+            u = potential - theta
+            fired = u > zero if strict else u >= zero
+            spike = where(fired, one, zeros(s, LINE))
+            v = where(fired, u if soft else zeros(s, LINE), potential)
+            if current is not None:
+                i = lam_s * i + x
+            if adaptation is not None:
+                w = lam_w * w + z
+                z = a * potential + b * spike
+            _put(y_TM[t], m + j, left, spike, past)
+            if h_TM is not None:
+                _put(h_TM[t], m + j, left, potential, past)
+        store(s, V + j, v)
+        if current is not None:
+            store(s, I + j, i)
+        if adaptation is not None:
+            store(s, W + j, w)
+            store(s, Z + j, z)
 
 
 @inlined
-def _backward_step(gy, gh, x, h, gx, s, learned, current, adaptation, theta, soft, strict):
-    """One step k of one tile, backwards.
+def _get(row, m, left, past):
+    return load(row, m, LINE) if past else load_part(row, m, left, LINE)
+
+
+@inlined
+def _put(row, m, left, lanes, past):
+    if past:
+        store_past(row, m, lanes)
+    else:
+        store_part(row, m, left, lanes)
+
+
+@inlined
+def _backward_steps(
+    gy_TM, gy_fed, gh_TM, x_TM, h_TM, gx_TM, s, m, width, begin, end,
+    learned, current, adaptation, theta, soft, strict, past,
+):  # fmt: skip
+    """As `forward_steps`, backwards from step end - 1 to begin.
 
     i and w are not stored, but linear in what is: a gradient Σ_n g_n i_{n-1} is Σ_k x_k P_k, with
     P_k = Σ_{n>k} λ_s^{n-1-k} g_n kept up on the way back; Q likewise for the gradients of i, and both for w, where
     z_k takes the place of x_k and comes in one step later.
     """
-    zero = h.dtype.type(0)
-    one = h.dtype.type(1)
-    slope = h.dtype.type(SURROGATE_SLOPE)
-    for j in range(h.size):
-        u = h[j] - theta
-        fired = u > zero if strict else u >= zero
-        spike = one if fired else zero
-        gs = gy[j]
+    zero, one, slope = s.dtype.type(0), s.dtype.type(1), s.dtype.type(SURROGATE_SLOPE)
+    for j in range(0, width, LINE):
+        left = width - j
+        lam_m, rest_m, gv = load(s, LAM_M + j, LINE), load(s, REST_M + j, LINE), load(s, GV + j, LINE)
+        if current is not None:
+            lam_s, gi = load(s, LAM_S + j, LINE), load(s, GI + j, LINE)
+        if adaptation is not None:
+            lam_w, gw, gz = load(s, LAM_W + j, LINE), load(s, GW + j, LINE), load(s, GZ + j, LINE)
+            a, b = load(s, A + j, LINE), load(s, B + j, LINE)
         if learned is not None:
-            s[D_LAM_M + j] += s[G + j] * ((u if soft else zero) if fired else h[j])
+            g, d_lam_m = load(s, G + j, LINE), load(s, D_LAM_M + j, LINE)
+            if current is not None:
+                p_i, q_i, d_lam_s = load(s, P_I + j, LINE), load(s, Q_I + j, LINE), load(s, D_LAM_S + j, LINE)
             if adaptation is not None:
-                z = s[A + j] * h[j] + s[B + j] * spike
-                s[D_LAM_M + j] += z * s[P_W + j]
-                s[D_LAM_W + j] += z * s[Q_W + j]
-                s[P_W + j] = s[G + j] + s[LAM_W + j] * s[P_W + j]
-                s[Q_W + j] = s[GZ + j] + s[LAM_W + j] * s[Q_W + j]
-                s[D_A + j] += s[GZ + j] * h[j]
-                s[D_B + j] += s[GZ + j] * spike
+                p_w, q_w, d_lam_w = load(s, P_W + j, LINE), load(s, Q_W + j, LINE), load(s, D_LAM_W + j, LINE)
+                d_a, d_b = load(s, D_A + j, LINE), load(s, D_B + j, LINE)
+        for t in range(end - 1, begin - 1, -1):
+            potential = _get(h_TM[t], m + j, left, past)
+            u = potential - theta
+            fired = u > zero if strict else u >= zero
+            spike = where(fired, one, zeros(s, LINE))
+            gs = _get(gy_TM[t], m + j, left, past) if gy_fed is None else _get(gy_fed, j, left, past)
+            if learned is not None:
+                d_lam_m = d_lam_m + g * where(fired, u if soft else zeros(s, LINE), potential)
+                if adaptation is not None:
+                    z = a * potential + b * spike
+                    d_lam_m = d_lam_m + z * p_w
+                    d_lam_w = d_lam_w + z * q_w
+                    p_w = g + lam_w * p_w
+                    # the gradient of the last z is not that of a later w
+                    q_w = gz + lam_w * q_w if t < len(h_TM) - 1 else zeros(s, LINE)
+                    d_a = d_a + gz * potential
+                    d_b = d_b + gz * spike
+            if adaptation is not None:
+                gs = gs + b * gz
+            reach = one + slope * abs(u)
+            g = gs / (reach * reach) + where(fired, gv if soft else zeros(s, LINE), gv)
+            if gh_TM is not None:
+                g = g + _get(gh_TM[t], m + j, left, past)
+            if adaptation is not None:
+                g = g + a * gz
+            g_drive = rest_m * g
+            if learned is not None:
+                x = _get(x_TM[t], m + j, left, past)
+                if current is None:
+                    d_lam_m = d_lam_m - g * x
+                else:
+                    d_lam_m = d_lam_m - x * p_i
+                    d_lam_s = d_lam_s + x * q_i
+                    p_i = g + lam_s * p_i
+                    q_i = gi + lam_s * q_i
+            gv = lam_m * g
+            if adaptation is not None:
+                gz = gw
+                gw = lam_w * gw - g_drive
+            _put(gx_TM[t], m + j, left, g_drive if current is None else gi, past)
+            if current is not None:
+                gi = lam_s * gi + g_drive
+        store(s, GV + j, gv)
+        if current is not None:
+            store(s, GI + j, gi)
         if adaptation is not None:
-            gs = gs + s[B + j] * s[GZ + j]
-        width = one + slope * abs(u)
-        g = gs / (width * width) + ((s[GV + j] if soft else zero) if fired else s[GV + j])
-        if gh is not None:
-            g = g + gh[j]
-        if adaptation is not None:
-            g = g + s[A + j] * s[GZ + j]
-        g_drive = s[REST_M + j] * g
+            store(s, GW + j, gw)
+            store(s, GZ + j, gz)
         if learned is not None:
-            if current is None:
-                s[D_LAM_M + j] -= g * x[j]
-            else:
-                s[D_LAM_M + j] -= x[j] * s[P_I + j]
-                s[D_LAM_S + j] += x[j] * s[Q_I + j]
-                s[P_I + j] = g + s[LAM_S + j] * s[P_I + j]
-                s[Q_I + j] = s[GI + j] + s[LAM_S + j] * s[Q_I + j]
-            s[G + j] = g
-        s[GV + j] = s[LAM_M + j] * g
-        if adaptation is not None:
-            s[GZ + j] = s[GW + j]
-            s[GW + j] = s[LAM_W + j] * s[GW + j] - g_drive
-        if current is None:
-            gx[j] = g_drive
-        else:
-            gx[j] = s[GI + j]
-            s[GI + j] = s[LAM_S + j] * s[GI + j] + g_drive
+            store(s, G + j, g)
+            store(s, D_LAM_M + j, d_lam_m)
+            if current is not None:
+                store(s, P_I + j, p_i)
+                store(s, Q_I + j, q_i)
+                store(s, D_LAM_S + j, d_lam_s)
+            if adaptation is not None:
+                store(s, P_W + j, p_w)
+                store(s, Q_W + j, q_w)
+                store(s, D_LAM_W + j, d_lam_w)
+                store(s, D_A + j, d_a)
+                store(s, D_B + j, d_b)
 
 
 @inlined
@@ -164,7 +235,7 @@ def add_rows(out, c, rows_KN, picked):
 @kernel
 def forward_columns(
     x_TM, y_TM, h_TM, total_TM, v, i, w, z, first_DM, VT_NN,
-    lam_m, lam_s, lam_w, a, b, theta, soft, strict, group, begin, end,
+    lam_m, lam_s, lam_w, a, b, theta, soft, strict, past, group, begin, end,
 ):  # fmt: skip
     """Groups begin ... end of `group` columns; a recurrent layer's group is a sample. States are updated in place."""
     T, M = x_TM.shape
@@ -184,10 +255,8 @@ def forward_columns(
             if w is not None:
                 _copy(r[W:], w[m + c :], width)
                 _copy(r[Z:], z[m + c :], width)
-        for t in range(T):
-            if VT_NN is None:
-                x = x_TM[t, m : m + size]
-            else:
+        for t in range(0, T, STEPS if VT_NN is None else 1):
+            if VT_NN is not None:
                 D = len(first_DM)
                 for j in range(size):
                     row[j] = 0
@@ -196,16 +265,14 @@ def forward_columns(
                     row[j] = x_TM[t, m + j] + row[j]
                     if total_TM is not None:
                         total_TM[t, m + j] = row[j]
-                x = row
             for c in range(0, size, TILE):
-                width = min(TILE, size - c)
-                forward_step(
-                    x[c : c + width],
-                    y_TM[t, m + c : m + c + width],
-                    None if h_TM is None else h_TM[t, m + c : m + c + width],
-                    s[c // TILE * FORWARD_SCRATCH :],
-                    i, w, theta, soft, strict,
-                )  # fmt: skip
+                r, width = s[c // TILE * FORWARD_SCRATCH :], min(TILE, size - c)
+                if VT_NN is None:
+                    end_t = min(t + STEPS, T)
+                    forward_steps(x_TM, None, y_TM, h_TM, r, m + c, width, t, end_t, i, w, theta, soft, strict, past)
+                else:
+                    fed = row[c : c + width]
+                    forward_steps(x_TM, fed, y_TM, h_TM, r, m + c, width, t, t + 1, i, w, theta, soft, strict, past)
         for c in range(0, size, TILE):
             r = s[c // TILE * FORWARD_SCRATCH :]
             width = min(TILE, size - c)
@@ -215,12 +282,13 @@ def forward_columns(
             if w is not None:
                 _copy(w[m + c :], r[W:], width)
                 _copy(z[m + c :], r[Z:], width)
+    fence()
 
 
 @kernel
 def backward_columns(
     gy_TM, gh_TM, x_TM, h_TM, gx_TM, sums_KM, gv, gi, gw, gz, gfirst_DM, v, i, w, z, V_NN,
-    lam_m, lam_s, lam_w, a, b, theta, soft, strict, group, begin, end,
+    lam_m, lam_s, lam_w, a, b, theta, soft, strict, past, group, begin, end,
 ):  # fmt: skip
     """As `forward_columns`, in reverse. State gradients are updated in place, those of the values go to sums."""
     T, M = h_TM.shape
@@ -243,29 +311,25 @@ def backward_columns(
                 if gw is not None:
                     r[GW + j] = gw[m + c + j]
                     r[GZ + j] = gz[m + c + j]
-        for t in range(T - 1, -1, -1):
-            gy = gy_TM[t, m : m + size]
+        for t in range(T, 0, -STEPS if V_NN is None else -1):
             if V_NN is not None:
                 D = len(gfirst_DM)
                 for j in range(size):
-                    row[j] = gy_TM[t, m + j]
-                if t + D < T:
-                    add_rows(row, gx_TM[t + D, m : m + size], V_NN, picked)
-                gy = row
+                    row[j] = gy_TM[t - 1, m + j]
+                if t - 1 + D < T:
+                    add_rows(row, gx_TM[t - 1 + D, m : m + size], V_NN, picked)
             for c in range(0, size, TILE):
-                r = s[c // TILE * BACKWARD_SCRATCH :]
-                width = min(TILE, size - c)
-                _backward_step(
-                    gy[c : c + width],
-                    None if gh_TM is None else gh_TM[t, m + c : m + c + width],
-                    None if x_TM is None else x_TM[t, m + c : m + c + width],
-                    h_TM[t, m + c : m + c + width],
-                    gx_TM[t, m + c : m + c + width],
-                    r, sums_KM, gi, gw, theta, soft, strict,
-                )  # fmt: skip
-                if t == T - 1:
-                    for j in range(width):
-                        r[Q_W + j] = 0  # the gradient of the last z is not that of a later w
+                r, width = s[c // TILE * BACKWARD_SCRATCH :], min(TILE, size - c)
+                if V_NN is None:
+                    _backward_steps(
+                        gy_TM, None, gh_TM, x_TM, h_TM, gx_TM, r, m + c, width, max(t - STEPS, 0), t,
+                        sums_KM, gi, gw, theta, soft, strict, past,
+                    )  # fmt: skip
+                else:
+                    _backward_steps(
+                        gy_TM, row[c : c + width], gh_TM, x_TM, h_TM, gx_TM, r, m + c, width, t - 1, t,
+                        sums_KM, gi, gw, theta, soft, strict, past,
+                    )  # fmt: skip
         if V_NN is not None:
             for d in range(min(len(gfirst_DM), T)):
                 add_rows(gfirst_DM[d, m : m + size], gx_TM[d, m : m + size], V_NN, picked)
@@ -291,13 +355,21 @@ def backward_columns(
                 if gw is not None:
                     gw[k] = r[GW + j]
                     gz[k] = r[GZ + j]
+    fence()
 
 
-def _run(function: Callable, arguments: tuple, T: int, M: int, group: int) -> None:
-    """Call a kernel on all groups of columns. Results do not depend on the number of threads."""
-    groups = -(-M // group)
-    threads = 1 if T * M < SERIAL_BELOW else min(torch.get_num_threads(), groups)
-    in_parts(lambda begin, end: function(*arguments, group, begin, end), groups, threads)
+def _run(function: Callable, arguments: tuple, results: tuple[Tensor | None, ...], recurrent: bool) -> None:
+    """Call a kernel on all groups of columns. Results (T, B, N) do not depend on the number of threads."""
+    tensors = [tensor for tensor in results if tensor is not None]
+    T, B, N = tensors[0].shape
+    group = N if recurrent else TILE
+    groups = -(-B * N // group)
+    threads = 1 if T * B * N < SERIAL_BELOW else min(torch.get_num_threads(), groups)
+    # a recurrent layer reads at once what it wrote; what goes past the caches are whole lines of theirs
+    addresses = [row.data_ptr() for tensor in tensors for row in tensor[:2]]
+    past = not recurrent and tensors[0].nbytes > PAST_ABOVE_BYTES and B * N % LINE == 0
+    past = past and all(address % CACHE_LINE_BYTES == 0 for address in addresses)
+    in_parts(lambda begin, end: function(*arguments, past, group, begin, end), groups, threads)
 
 
 def _columns(tensor: Tensor | None) -> np.ndarray | None:
@@ -322,11 +394,10 @@ def forward(
     V_NN: Tensor | None,
 ) -> None:
     """See `snn.ops.fused.Backend`."""
-    (T, B, N) = x_TBN.shape
     tensors = (x_TBN, y_TBN, h_TBN, total_TBN, state.v, state.i, state.w, state.z, first_DBN)
     VT_NN = None if V_NN is None else V_NN.detach().T.contiguous().numpy()
     arguments = (*map(_columns, tensors), VT_NN, *_constants(values, neuron))
-    _run(forward_columns, arguments, T, B * N, TILE if V_NN is None else N)
+    _run(forward_columns, arguments, (y_TBN, h_TBN), V_NN is not None)
 
 
 def backward(
@@ -344,9 +415,8 @@ def backward(
     V_NN: Tensor | None,
 ) -> None:
     """See `snn.ops.fused.Backend`."""
-    (T, B, N) = h_TBN.shape
     tensors = (gy_TBN, gh_TBN, x_TBN, h_TBN, gx_TBN, sums_KBN, gstate.v, gstate.i, gstate.w, gstate.z, gfirst_DBN)
     tensors += (state.v, state.i, state.w, state.z)
     weights = None if V_NN is None else V_NN.detach().numpy()
     arguments = (*map(_columns, tensors), weights, *_constants(values, neuron))
-    _run(backward_columns, arguments, T, B * N, TILE if V_NN is None else N)
+    _run(backward_columns, arguments, (gx_TBN,), V_NN is not None)

@@ -1,56 +1,62 @@
-"""LANES numbers at once, held in the processor's registers: a type for kernels that numba itself does not have.
+"""Many numbers at once, held in the processor's registers: a type for kernels that numba itself does not have.
 
-A kernel sums in it what would else go to memory and back for every few numbers. LLVM cuts the lanes into the registers
-of the machine: four of AVX-512 for float32, eight of AVX2. Each function becomes the few instructions it stands for.
+A kernel sums in it, or carries through many steps, what would else go to memory and back for every few numbers; and it
+can write past the caches. LLVM cuts the lanes into the registers of the machine: 16 float32 are one of AVX-512, two of
+AVX2. Each function becomes the few instructions it stands for. + - * / > >= and abs work lane by lane, a number
+standing for as many of it, and round as they do for one number: nothing is contracted or reordered.
 """
+
+import operator
 
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.core.errors import TypingError
-from numba.extending import intrinsic, models, register_model
+from numba.extending import intrinsic, models, overload, register_model
 
-LANES = 64
+LANES = 64  # to sum in, as many as a word has bits
+LINE = 16  # to carry states in, a dozen of them: as many float32 as a cache line has
 CACHE_LINE_BYTES = 64
 FOR_READING = 0, 3, 1  # arguments of llvm.prefetch: to be read, kept in all caches, of data
 
 
 class Lanes(types.Type):
-    """LANES numbers of one type."""
+    """So many numbers of one type, or truths."""
 
-    def __init__(self, number: types.Number):
-        self.number = number
-        super().__init__(name=f"Lanes({number})")
+    def __init__(self, number: types.Type, size: int):
+        self.number, self.size = number, size
+        super().__init__(name=f"Lanes({number}, {size})")
 
 
 @register_model(Lanes)
 class _LanesModel(models.PrimitiveModel):
     def __init__(self, manager, lanes):
-        super().__init__(manager, lanes, ir.VectorType(manager.lookup(lanes.number).get_value_type(), LANES))
+        super().__init__(manager, lanes, ir.VectorType(manager.lookup(lanes.number).get_value_type(), lanes.size))
 
 
-@intrinsic
-def zeros(_, array):
-    """Zeros of the array's type."""
-    return Lanes(array.dtype)(array), lambda context, _, signature, __: context.get_constant_null(signature.return_type)
+@intrinsic(prefer_literal=True)
+def zeros(_, array, size):
+    """So many zeros of the array's type; `size` is LANES or LINE."""
+    lanes = Lanes(array.dtype, size.literal_value)
+    return lanes(array, size), lambda context, _, signature, __: context.get_constant_null(lanes)
 
 
-@intrinsic
-def load(_, array, at):
-    """array[at : at + LANES], which must be there."""
+@intrinsic(prefer_literal=True)
+def load(_, array, at, size):
+    """array[at : at + size], which must be there."""
 
     def code(context, builder, signature, arguments):
-        pointer, _ = _place(context, builder, signature, arguments)
+        pointer = _place(context, builder, signature, arguments, signature.return_type)
         return builder.load(pointer, align=_number_bytes(signature))
 
-    return Lanes(array.dtype)(_row(array), types.intp), code
+    return Lanes(array.dtype, size.literal_value)(_row(array), types.intp, size), code
 
 
 @intrinsic
 def store(_, array, at, lanes):
-    """array[at : at + LANES] = lanes, where there must be room."""
+    """array[at...] = lanes, where there must be room."""
 
     def code(context, builder, signature, arguments):
-        pointer, _ = _place(context, builder, signature, arguments)
+        pointer = _place(context, builder, signature, arguments, lanes)
         builder.store(arguments[2], pointer, align=_number_bytes(signature))
         return context.get_dummy_value()
 
@@ -58,38 +64,67 @@ def store(_, array, at, lanes):
 
 
 @intrinsic
-def load_part(_, array, at):
-    """As `load`, but zeros past the end of the array, where `at` itself may not lie."""
+def store_past(_, array, at, lanes):
+    """As `store`, past the caches. It must be at the beginning of a cache line; other threads see it after `fence`."""
 
     def code(context, builder, signature, arguments):
-        pointer, left = _place(context, builder, signature, arguments)
-        room = cgutils.alloca_once(builder, pointer.type.pointee)
-        with builder.if_else(builder.icmp_signed(">=", left, left.type(LANES))) as (whole, part):
-            with whole:
-                builder.store(builder.load(pointer, align=_number_bytes(signature)), room)
-            with part:
-                builder.store(ir.Constant(pointer.type.pointee, None), room)
-                cgutils.raw_memcpy(builder, room, pointer, left, _number_bytes(signature))
-        return builder.load(room)
-
-    return Lanes(array.dtype)(_row(array), types.intp), code
-
-
-@intrinsic
-def store_part(_, array, at, lanes):
-    """As `store`, but for what is past the end of the array, where `at` itself may not lie."""
-
-    def code(context, builder, signature, arguments):
-        pointer, left = _place(context, builder, signature, arguments)
-        with builder.if_else(builder.icmp_signed(">=", left, left.type(LANES))) as (whole, part):
-            with whole:
-                builder.store(arguments[2], pointer, align=_number_bytes(signature))
-            with part:
-                room = cgutils.alloca_once_value(builder, arguments[2])
-                cgutils.raw_memcpy(builder, pointer, room, left, _number_bytes(signature))
+        pointer = _place(context, builder, signature, arguments, lanes)
+        stored = builder.store(arguments[2], pointer, align=CACHE_LINE_BYTES)
+        stored.set_metadata("nontemporal", builder.module.add_metadata([ir.IntType(32)(1)]))
         return context.get_dummy_value()
 
     return types.none(_row(array), types.intp, lanes), code
+
+
+@intrinsic
+def fence(_):
+    """All threads see what was stored before it no later than what is stored after it."""
+
+    def code(context, builder, signature, arguments):
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.none(), code
+
+
+@intrinsic(prefer_literal=True)
+def load_part(_, array, at, left, size):
+    """As `load`, but where fewer numbers are left than `size`, these (not none of them) and zeros."""
+
+    def code(context, builder, signature, arguments):
+        pointer, left = _place(context, builder, signature, arguments, signature.return_type), arguments[2]
+        of = pointer.type.pointee
+        with builder.if_else(builder.icmp_signed(">=", left, left.type(of.count)), likely=True) as (whole, part):
+            with whole:
+                there = builder.load(pointer, align=_number_bytes(signature)), builder.block
+            with part:
+                room = cgutils.alloca_once(builder, of)
+                builder.store(ir.Constant(of, None), room)
+                cgutils.raw_memcpy(builder, room, pointer, left, _number_bytes(signature))
+                filled_up = builder.load(room), builder.block
+        lanes = builder.phi(of)
+        lanes.add_incoming(*there)
+        lanes.add_incoming(*filled_up)
+        return lanes
+
+    return Lanes(array.dtype, size.literal_value)(_row(array), types.intp, types.intp, size), code
+
+
+@intrinsic
+def store_part(_, array, at, left, lanes):
+    """As `store`, but where there is room for fewer numbers, no more than `left`, not none."""
+
+    def code(context, builder, signature, arguments):
+        pointer, left, lanes_ = _place(context, builder, signature, arguments, lanes), *arguments[2:]
+        with builder.if_else(builder.icmp_signed(">=", left, left.type(lanes.size)), likely=True) as (whole, part):
+            with whole:
+                builder.store(lanes_, pointer, align=_number_bytes(signature))
+            with part:
+                room = cgutils.alloca_once_value(builder, lanes_)
+                cgutils.raw_memcpy(builder, pointer, room, left, _number_bytes(signature))
+        return context.get_dummy_value()
+
+    return types.none(_row(array), types.intp, types.intp, lanes), code
 
 
 @intrinsic
@@ -97,7 +132,7 @@ def prefetch(_, array, at):
     """Have array[at : at + LANES] brought to the cache; nothing has to be there."""
 
     def code(context, builder, signature, arguments):
-        pointer, _ = _place(context, builder, signature, arguments)
+        pointer = _place(context, builder, signature, arguments, Lanes(array.dtype, LANES))
         bytes_, number = builder.bitcast(pointer, ir.IntType(8).as_pointer()), ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [bytes_.type, *[number] * 3])
         fetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
@@ -108,27 +143,86 @@ def prefetch(_, array, at):
     return types.none(_row(array), types.intp), code
 
 
+def _lanewise(operation, instruction, gives_truths=False):
+    """Have numba apply a Python operator to lanes, or to lanes and a number."""
+
+    @intrinsic
+    def apply(_, a, b):
+        lanes = a if isinstance(a, Lanes) else b
+
+        def code(context, builder, signature, arguments):
+            of = context.get_value_type(lanes)
+            return instruction(builder, *(_in_lanes(builder, value, of) for value in arguments))
+
+        result = Lanes(types.boolean, lanes.size) if gives_truths else lanes
+        return result(_operand(a, lanes), _operand(b, lanes)), code
+
+    @overload(operation)
+    def typed(a, b):
+        if isinstance(a, Lanes) or isinstance(b, Lanes):
+            return lambda a, b: apply(a, b)
+        return None  # not for these
+
+
+_lanewise(operator.add, ir.IRBuilder.fadd)
+_lanewise(operator.sub, ir.IRBuilder.fsub)
+_lanewise(operator.mul, ir.IRBuilder.fmul)
+_lanewise(operator.truediv, ir.IRBuilder.fdiv)
+_lanewise(operator.gt, lambda builder, a, b: builder.fcmp_ordered(">", a, b), gives_truths=True)
+_lanewise(operator.ge, lambda builder, a, b: builder.fcmp_ordered(">=", a, b), gives_truths=True)
+
+
+@intrinsic
+def _magnitude(_, lanes):
+    def code(context, builder, signature, arguments):
+        of = arguments[0].type
+        name = f"llvm.fabs.v{of.count}{of.element.intrinsic_name}"
+        return builder.call(cgutils.get_or_insert_function(builder.module, ir.FunctionType(of, [of]), name), arguments)
+
+    return lanes(lanes), code
+
+
+@overload(abs)
+def _abs(lanes):
+    if isinstance(lanes, Lanes):
+        return lambda lanes: _magnitude(lanes)
+    return None
+
+
+@intrinsic
+def where(_, truths, a, b):
+    """Lane by lane, a where true, else b; one of them may be a number."""
+    lanes = a if isinstance(a, Lanes) else b
+
+    def code(context, builder, signature, arguments):
+        of = context.get_value_type(lanes)
+        return builder.select(arguments[0], *(_in_lanes(builder, value, of) for value in arguments[1:]))
+
+    return lanes(truths, _operand(a, lanes), _operand(b, lanes)), code
+
+
 @intrinsic
 def add_product(_, lanes, number, others):
     """lanes + number · others; where the machine can, rounded once."""
 
     def code(context, builder, signature, arguments):
         to, number, others = arguments
-        product = builder.fmul(_splat(builder, number), others, flags=("contract",))
+        product = builder.fmul(_in_lanes(builder, number, to.type), others, flags=("contract",))
         return builder.fadd(to, product, flags=("contract",))
 
     return lanes(lanes, lanes.number, lanes), code
 
 
 @intrinsic
-def nonzero(_, lanes):
-    """A whole number of LANES bits: bit k is whether lane k is not zero."""
+def unlike(_, lanes, number):
+    """A word of bits, for LANES numbers: bit k is whether lane k is not that number."""
 
     def code(context, builder, signature, arguments):
-        bits = builder.fcmp_unordered("!=", arguments[0], ir.Constant(arguments[0].type, None))
+        lanes, number = arguments
+        bits = builder.fcmp_unordered("!=", lanes, _in_lanes(builder, number, lanes.type))
         return builder.bitcast(bits, ir.IntType(LANES))
 
-    return types.uint64(lanes), code
+    return types.uint64(Lanes(lanes.number, LANES), lanes.number), code
 
 
 @intrinsic
@@ -154,21 +248,25 @@ def _row(array):
     return array
 
 
-def _place(context, builder, signature, arguments):
-    """(pointer to the lanes from array[at] on, how many numbers the array has from there)."""
-    array_type = signature.args[0]
-    array, at = context.make_array(array_type)(context, builder, arguments[0]), arguments[1]
-    lanes = ir.VectorType(context.get_data_type(array_type.dtype), LANES)
-    left = builder.sub(cgutils.unpack_tuple(builder, array.shape)[0], at)
-    return builder.bitcast(builder.gep(array.data, [at]), lanes.as_pointer()), left
+def _place(context, builder, signature, arguments, lanes):
+    """A pointer to such lanes from array[at] on."""
+    array = context.make_array(signature.args[0])(context, builder, arguments[0])
+    return builder.bitcast(builder.gep(array.data, [arguments[1]]), context.get_value_type(lanes).as_pointer())
 
 
 def _number_bytes(signature):
     return signature.args[0].dtype.bitwidth // 8
 
 
-def _splat(builder, number):
-    """That number in all lanes."""
-    lanes = ir.Constant(ir.VectorType(number.type, LANES), ir.Undefined)
-    first = ir.Constant(ir.VectorType(ir.IntType(32), LANES), None)
-    return builder.shuffle_vector(builder.insert_element(lanes, number, ir.IntType(32)(0)), lanes, first)
+def _operand(kind, lanes):
+    """The type of an operand beside lanes: lanes, or a number of theirs."""
+    return kind if isinstance(kind, Lanes) else lanes.number
+
+
+def _in_lanes(builder, value, of):
+    """The value of an operand as lanes, a number in all of them."""
+    if value.type == of:
+        return value
+    undefined = ir.Constant(of, ir.Undefined)
+    first = ir.Constant(ir.VectorType(ir.IntType(32), of.count), None)
+    return builder.shuffle_vector(builder.insert_element(undefined, value, ir.IntType(32)(0)), undefined, first)

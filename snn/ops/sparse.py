@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from snn.ops.compiled import in_parts, kernel
-from snn.ops.lanes import LANES, add_product, load, load_part, lowest, nonzero, ones, prefetch, store, store_part, zeros
+from snn.ops.lanes import LANES, add_product, load, load_part, lowest, ones, prefetch, store, store_part, unlike, zeros
 
 SECTION = 8192  # rows, at most, whose share of the weight gradient is one sum; many cores would like them smaller
 SERIAL_BELOW = 1024  # words: less is looked through before a second thread has woken up
@@ -28,10 +28,10 @@ def product_rows(offsets, channels, counts, W_SCL, out, begin, end):
         W_CL = W_SCL[s]
         for r in range(begin, end):
             prefetch(out[min(r + AHEAD, end - 1)], s * LANES)
-            total_L = zeros(out[r])
+            total_L = zeros(out[r], LANES)
             for e in range(offsets[r], offsets[r + 1]):
-                total_L = add_product(total_L, counts[e], load(W_CL[channels[e]], 0))
-            store_part(out[r], s * LANES, total_L)
+                total_L = add_product(total_L, counts[e], load(W_CL[channels[e]], 0, LANES))
+            store_part(out[r], s * LANES, out.shape[1] - s * LANES, total_L)
 
 
 @kernel
@@ -44,53 +44,61 @@ def _weight_gradient(offsets, channels, counts, gy, gW_KSCL, begin, end):
         gW_CL[:] = 0
         for r in range(k * R // K, (k + 1) * R // K):
             prefetch(gy[min(r + AHEAD, R - 1)], s * LANES)
-            gy_L = load_part(gy[r], s * LANES)
+            gy_L = load_part(gy[r], s * LANES, gy.shape[1] - s * LANES, LANES)
             for e in range(offsets[r], offsets[r + 1]):
                 row = gW_CL[channels[e]]
-                store(row, 0, add_product(load(row, 0), counts[e], gy_L))
+                store(row, 0, add_product(load(row, 0, LANES), counts[e], gy_L))
 
 
 @kernel
-def _find(x, kept, words, numbers, begin, end):
+def _find(x, kept, words, numbers, others, begin, end):
     """Bit k of words[w]: whether x[w · LANES + k] is not zero, and kept; numbers[w]: how many of them.
 
-    kept: such words too, again from the first after the last; None keeps all.
+    kept: such words too, again from the first after the last; None keeps all. others[0] = 1 if any number is not 1.
     """
     again = 0 if kept is None else begin % len(kept)
+    other = np.uint64(0)
     for w in range(begin, end):
-        words[w] = nonzero(load_part(x, w * LANES))
+        x_L = load_part(x, w * LANES, len(x) - w * LANES, LANES)
+        word = unlike(x_L, 0)
+        other |= word & unlike(x_L, 1)
         if kept is not None:
-            words[w] &= kept[again]
+            word &= kept[again]
             again = again + 1 if again + 1 < len(kept) else 0
-        numbers[w] = ones(words[w])
+        words[w] = word
+        numbers[w] = ones(word)
+    if other:
+        others[0] = 1
 
 
 @kernel
 def _gather(x, mask, words, firsts, C, offsets, channels, counts, begin, end):
-    """Lay down the entries that words begin ... end found, and where the rows of C begin that begin there."""
+    """Lay down the entries that words begin ... end found, and where the rows of C begin that begin there.
+
+    x: None if there are only ones, which are then not read again.
+    """
+    for r in range(-(-begin * LANES // C), min(-(-end * LANES // C), len(offsets))):
+        w, place = divmod(r * C, LANES)
+        before = (np.uint64(1) << np.uint64(place)) - np.uint64(1)
+        offsets[r] = firsts[w] + ones(words[w] & before)
     e = firsts[begin]
-    r = -(-begin * LANES // C)  # the next row to begin
-    next_row = r * C
+    c = begin * LANES % C  # the channel of a word's first bit
     again = 0 if mask is None else begin * LANES % len(mask)
     for w in range(begin, end):
         word = words[w]
         while word:
             place = lowest(word)
-            at = w * LANES + place
-            while at >= next_row:
-                offsets[r] = e
-                r += 1
-                next_row += C
-            channels[e] = at - (next_row - C)
-            counts[e] = x[at] if mask is None else x[at] * mask[again + place]
+            channel = c + place
+            while channel >= C:
+                channel -= C
+            channels[e] = channel
+            number = counts.dtype.type(1) if x is None else x[w * LANES + place]
+            counts[e] = number if mask is None else number * mask[again + place]
             e += 1
             word &= word - np.uint64(1)
+        c = (c + LANES) % C
         if mask is not None:
             again = again + LANES if again + LANES < len(mask) else 0
-    while next_row < end * LANES and r < len(offsets):
-        offsets[r] = e
-        r += 1
-        next_row += C
 
 
 class Found(NamedTuple):
@@ -98,6 +106,7 @@ class Found(NamedTuple):
 
     mask: Tensor | None  # whole words long, and again from its first entry after its last
     words: np.ndarray  # (W,) uint64, a bit for an entry
+    only_ones: bool  # as spikes are: x holds no other number but zeros
     firsts: np.ndarray  # (W + 1,) how many there are before each word, and in all
 
     @property
@@ -114,10 +123,11 @@ def find(x_RC: Tensor, mask_BC: Tensor | None = None) -> Found:
         kept = find(mask_BC).words
     words = np.empty(-(-len(x) // LANES), np.uint64)
     firsts = np.zeros(len(words) + 1, np.int64)
-    arguments = (x.numpy(), kept, words, firsts[1:])
+    others = np.zeros(1, np.int8)
+    arguments = (x.numpy(), kept, words, firsts[1:], others)
     threads = torch.get_num_threads() if len(words) > SERIAL_BELOW else 1
     in_parts(lambda begin, end: _find(*arguments, begin, end), len(words), threads)
-    return Found(mask_BC, words, np.cumsum(firsts, out=firsts))
+    return Found(mask_BC, words, not others[0], np.cumsum(firsts, out=firsts))
 
 
 def compress(x_RC: Tensor, found: Found) -> tuple[Tensor, Tensor, Tensor]:
@@ -126,7 +136,7 @@ def compress(x_RC: Tensor, found: Found) -> tuple[Tensor, Tensor, Tensor]:
     offsets, channels = np.empty(R + 1, np.int64), np.empty(found.number, np.int32)
     counts = np.empty(found.number, x.dtype)
     mask = None if found.mask is None else found.mask.numpy()
-    arguments = (x, mask, found.words, found.firsts, C, offsets, channels, counts)
+    arguments = (None if found.only_ones else x, mask, found.words, found.firsts, C, offsets, channels, counts)
     in_parts(lambda begin, end: _gather(*arguments, begin, end), len(found.words), torch.get_num_threads())
     offsets[R] = found.number  # where the last word is full, no row begins behind it
     return torch.from_numpy(offsets), torch.from_numpy(channels), torch.from_numpy(counts)

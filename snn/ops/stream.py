@@ -11,8 +11,8 @@ from numba import literal_unroll
 
 from snn.events import step_of
 from snn.ops.compiled import inlined, kernel
-from snn.ops.cpu import FORWARD_SCRATCH, TILE, V, add_rows, forward_step, load_values
-from snn.ops.lanes import LANES, load_part, lowest, nonzero
+from snn.ops.cpu import FORWARD_SCRATCH, TILE, V, add_rows, forward_steps, load_values
+from snn.ops.lanes import LANES, load_part, lowest, unlike
 from snn.ops.sparse import product_rows
 
 # What is counted along the way, places in `tally`.
@@ -88,8 +88,11 @@ def _run_layer(
         for j in range(N):
             x[j] += fed[j]
     for k in range(len(scratch)):
-        c = slice(k * TILE, min((k + 1) * TILE, N))
-        forward_step(x[c], s[c], h[c], scratch[k], current, adaptation, x.dtype.type(theta), soft, spike_first)
+        m, width = k * TILE, min(TILE, N - k * TILE)
+        forward_steps(
+            rows[X], None, rows[S], rows[H], scratch[k], m, width, 0, 1,
+            current, adaptation, x.dtype.type(theta), soft, spike_first, False,
+        )  # fmt: skip
     if spike_first:
         due, peak_due = rows[DUE, 0], rows[PEAK_DUE, 0]
         for j in range(N):
@@ -101,7 +104,7 @@ def _run_layer(
             peak[j] = max(peak[j], h[j])
     number = 0
     for first in range(0, N, LANES):
-        fired = nonzero(load_part(s, first))
+        fired = unlike(load_part(s, first, N - first, LANES), 0)
         while fired:
             channels[number] = first + lowest(fired)
             counts[number] = s[channels[number]]

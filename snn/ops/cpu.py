@@ -31,7 +31,7 @@ FORWARD_SCRATCH = 10 * STRIDE
 GV, GI, GW, GZ, G, P_I, Q_I, P_W, Q_W, D_LAM_M, D_LAM_S, D_LAM_W, D_A, D_B = (row * STRIDE for row in range(6, 20))
 BACKWARD_SCRATCH = 20 * STRIDE
 
-PAST_ABOVE_BYTES = 1 << 22  # a larger result goes past the caches, which would have lost it before it is read
+PAST_ABOVE_BYTES = 1 << 21  # a larger result goes past the caches, which mostly lose it before it is read again
 SERIAL_BELOW = 1 << 15  # neuron-steps: less is done before a second thread has woken up
 
 
@@ -70,6 +70,7 @@ def forward_steps(
     fed: the input of that tile, for one step of a recurrent layer, in place of x. past: write past the caches.
     """
     zero, one = s.dtype.type(0), s.dtype.type(1)
+    M = y_TM.shape[1]
     for j in range(0, width, LINE):
         left = width - j
         lam_m, rest_m, v = load(s, LAM_M + j, LINE), load(s, REST_M + j, LINE), load(s, V + j, LINE)
@@ -79,7 +80,7 @@ def forward_steps(
             lam_w, w, z = load(s, LAM_W + j, LINE), load(s, W + j, LINE), load(s, Z + j, LINE)
             a, b = load(s, A + j, LINE), load(s, B + j, LINE)
         for t in range(begin, end):
-            x = _get(x_TM[t], m + j, left, past) if fed is None else _get(fed, j, left, past)
+            x = load_part(x_TM, t * M + m + j, left, LINE) if fed is None else load_part(fed, j, left, LINE)
             drive = x if current is None else i
             if adaptation is not None:
                 drive = drive - w
@@ -93,28 +94,21 @@ def forward_steps(
             if adaptation is not None:
                 w = lam_w * w + z
                 z = a * potential + b * spike
-            _put(y_TM[t], m + j, left, spike, past)
+            if past:
+                store_past(y_TM, t * M + m + j, spike)
+            else:
+                store_part(y_TM, t * M + m + j, left, spike)
             if h_TM is not None:
-                _put(h_TM[t], m + j, left, potential, past)
+                if past:
+                    store_past(h_TM, t * M + m + j, potential)
+                else:
+                    store_part(h_TM, t * M + m + j, left, potential)
         store(s, V + j, v)
         if current is not None:
             store(s, I + j, i)
         if adaptation is not None:
             store(s, W + j, w)
             store(s, Z + j, z)
-
-
-@inlined
-def _get(row, m, left, past):
-    return load(row, m, LINE) if past else load_part(row, m, left, LINE)
-
-
-@inlined
-def _put(row, m, left, lanes, past):
-    if past:
-        store_past(row, m, lanes)
-    else:
-        store_part(row, m, left, lanes)
 
 
 @inlined
@@ -129,6 +123,7 @@ def _backward_steps(
     z_k takes the place of x_k and comes in one step later.
     """
     zero, one, slope = s.dtype.type(0), s.dtype.type(1), s.dtype.type(SURROGATE_SLOPE)
+    M = h_TM.shape[1]
     for j in range(0, width, LINE):
         left = width - j
         lam_m, rest_m, gv = load(s, LAM_M + j, LINE), load(s, REST_M + j, LINE), load(s, GV + j, LINE)
@@ -145,11 +140,11 @@ def _backward_steps(
                 p_w, q_w, d_lam_w = load(s, P_W + j, LINE), load(s, Q_W + j, LINE), load(s, D_LAM_W + j, LINE)
                 d_a, d_b = load(s, D_A + j, LINE), load(s, D_B + j, LINE)
         for t in range(end - 1, begin - 1, -1):
-            potential = _get(h_TM[t], m + j, left, past)
+            potential = load_part(h_TM, t * M + m + j, left, LINE)
             u = potential - theta
             fired = u > zero if strict else u >= zero
             spike = where(fired, one, zeros(s, LINE))
-            gs = _get(gy_TM[t], m + j, left, past) if gy_fed is None else _get(gy_fed, j, left, past)
+            gs = load_part(gy_TM, t * M + m + j, left, LINE) if gy_fed is None else load_part(gy_fed, j, left, LINE)
             if learned is not None:
                 d_lam_m = d_lam_m + g * where(fired, u if soft else zeros(s, LINE), potential)
                 if adaptation is not None:
@@ -166,12 +161,12 @@ def _backward_steps(
             reach = one + slope * abs(u)
             g = gs / (reach * reach) + where(fired, gv if soft else zeros(s, LINE), gv)
             if gh_TM is not None:
-                g = g + _get(gh_TM[t], m + j, left, past)
+                g = g + load_part(gh_TM, t * M + m + j, left, LINE)
             if adaptation is not None:
                 g = g + a * gz
             g_drive = rest_m * g
             if learned is not None:
-                x = _get(x_TM[t], m + j, left, past)
+                x = load_part(x_TM, t * M + m + j, left, LINE)
                 if current is None:
                     d_lam_m = d_lam_m - g * x
                 else:
@@ -183,7 +178,11 @@ def _backward_steps(
             if adaptation is not None:
                 gz = gw
                 gw = lam_w * gw - g_drive
-            _put(gx_TM[t], m + j, left, g_drive if current is None else gi, past)
+            gx = g_drive if current is None else gi
+            if past:
+                store_past(gx_TM, t * M + m + j, gx)
+            else:
+                store_part(gx_TM, t * M + m + j, left, gx)
             if current is not None:
                 gi = lam_s * gi + g_drive
         store(s, GV + j, gv)
@@ -337,7 +336,7 @@ def backward_columns(
             r = s[c // TILE * BACKWARD_SCRATCH :]
             for j in range(min(TILE, size - c)):
                 k = m + c + j
-                if sums_KM is not None:  # the initial state, as `_backward_step` for the stored steps
+                if sums_KM is not None:  # the initial state, as `_backward_steps` for the stored steps
                     sums_KM[0, k] = r[D_LAM_M + j] + r[G + j] * v[k]
                     if i is not None:
                         sums_KM[0, k] -= i[k] * r[P_I + j]

@@ -4,6 +4,10 @@ A kernel sums in it, or carries through many steps, what would else go to memory
 can write past the caches. LLVM cuts the lanes into the registers of the machine: 16 float32 are one of AVX-512, two of
 AVX2. Each function becomes the few instructions it stands for. + - * / > >= and abs work lane by lane, a number
 standing for as many of it, and round as they do for one number: nothing is contracted or reordered.
+
+In an inner loop use them on the kernel's own arrays. For a view of a row, or an argument of another compiled function,
+numba may count references, which it does by locked instructions; each of these waits for all that is on its way past
+the caches.
 """
 
 import operator
@@ -48,7 +52,7 @@ def load(_, array, at, size):
         pointer = _place(context, builder, signature, arguments, signature.return_type)
         return builder.load(pointer, align=_number_bytes(signature))
 
-    return Lanes(array.dtype, size.literal_value)(_row(array), types.intp, size), code
+    return Lanes(array.dtype, size.literal_value)(_contiguous(array), types.intp, size), code
 
 
 @intrinsic
@@ -60,7 +64,7 @@ def store(_, array, at, lanes):
         builder.store(arguments[2], pointer, align=_number_bytes(signature))
         return context.get_dummy_value()
 
-    return types.none(_row(array), types.intp, lanes), code
+    return types.none(_contiguous(array), types.intp, lanes), code
 
 
 @intrinsic
@@ -73,7 +77,7 @@ def store_past(_, array, at, lanes):
         stored.set_metadata("nontemporal", builder.module.add_metadata([ir.IntType(32)(1)]))
         return context.get_dummy_value()
 
-    return types.none(_row(array), types.intp, lanes), code
+    return types.none(_contiguous(array), types.intp, lanes), code
 
 
 @intrinsic
@@ -107,7 +111,7 @@ def load_part(_, array, at, left, size):
         lanes.add_incoming(*filled_up)
         return lanes
 
-    return Lanes(array.dtype, size.literal_value)(_row(array), types.intp, types.intp, size), code
+    return Lanes(array.dtype, size.literal_value)(_contiguous(array), types.intp, types.intp, size), code
 
 
 @intrinsic
@@ -124,7 +128,7 @@ def store_part(_, array, at, left, lanes):
                 cgutils.raw_memcpy(builder, pointer, room, left, _number_bytes(signature))
         return context.get_dummy_value()
 
-    return types.none(_row(array), types.intp, types.intp, lanes), code
+    return types.none(_contiguous(array), types.intp, types.intp, lanes), code
 
 
 @intrinsic
@@ -140,7 +144,7 @@ def prefetch(_, array, at):
             builder.call(fetch, [builder.gep(bytes_, [ir.IntType(32)(line)]), *map(number, FOR_READING)])
         return context.get_dummy_value()
 
-    return types.none(_row(array), types.intp), code
+    return types.none(_contiguous(array), types.intp), code
 
 
 def _lanewise(operation, instruction, gives_truths=False):
@@ -241,10 +245,10 @@ def lowest(_, bits):
     return types.int64(types.uint64), code
 
 
-def _row(array):
-    """That type of array, if its numbers lie side by side."""
-    if array.ndim != 1 or array.layout != "C":
-        raise TypingError(f"lanes need one contiguous row, not {array}")
+def _contiguous(array):
+    """That type of array, if its numbers lie side by side; `at` counts them, whatever the number of axes."""
+    if array.layout != "C":
+        raise TypingError(f"lanes need a contiguous array, not {array}")
     return array
 
 

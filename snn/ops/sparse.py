@@ -24,30 +24,29 @@ AHEAD = 4  # rows; a slice of them is too short for the processor to see what co
 @kernel
 def product_rows(offsets, channels, counts, W_SCL, out, begin, end):
     """out = counts @ W^T over rows begin ... end."""
-    for s in range(W_SCL.shape[0]):
-        W_CL = W_SCL[s]
+    (S, C, _), N = W_SCL.shape, out.shape[1]
+    for s in range(S):
         for r in range(begin, end):
-            prefetch(out[min(r + AHEAD, end - 1)], s * LANES)
-            total_L = zeros(out[r], LANES)
+            prefetch(out, min(r + AHEAD, end - 1) * N + s * LANES)
+            total_L = zeros(out, LANES)
             for e in range(offsets[r], offsets[r + 1]):
-                total_L = add_product(total_L, counts[e], load(W_CL[channels[e]], 0, LANES))
-            store_part(out[r], s * LANES, out.shape[1] - s * LANES, total_L)
+                total_L = add_product(total_L, counts[e], load(W_SCL, (s * C + channels[e]) * LANES, LANES))
+            store_part(out, r * N + s * LANES, N - s * LANES, total_L)
 
 
 @kernel
 def _weight_gradient(offsets, channels, counts, gy, gW_KSCL, begin, end):
     """gW_KSCL[k, s] = Σ counts · gy over section k of the rows, one of K of equal size, for begin <= k·S + s < end."""
-    R, (K, S) = len(gy), gW_KSCL.shape[:2]
+    (R, N), (K, S, C, _) = gy.shape, gW_KSCL.shape
     for part in range(begin, end):
         k, s = part // S, part % S
-        gW_CL = gW_KSCL[k, s]
-        gW_CL[:] = 0
+        gW_KSCL[k, s] = 0
         for r in range(k * R // K, (k + 1) * R // K):
-            prefetch(gy[min(r + AHEAD, R - 1)], s * LANES)
-            gy_L = load_part(gy[r], s * LANES, gy.shape[1] - s * LANES, LANES)
+            prefetch(gy, min(r + AHEAD, R - 1) * N + s * LANES)
+            gy_L = load_part(gy, r * N + s * LANES, N - s * LANES, LANES)
             for e in range(offsets[r], offsets[r + 1]):
-                row = gW_CL[channels[e]]
-                store(row, 0, add_product(load(row, 0, LANES), counts[e], gy_L))
+                row = (part * C + channels[e]) * LANES
+                store(gW_KSCL, row, add_product(load(gW_KSCL, row, LANES), counts[e], gy_L))
 
 
 @kernel

@@ -83,9 +83,11 @@ def test_equals_the_dense_product(monkeypatch, dtype, shape, outputs, as_what, b
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=["f32", "f64"])
 @pytest.mark.parametrize("shape", [(1, 1, 1), (7, 3, 5), (9, 4, 48), (50, 8, 200)], ids=str)
 @pytest.mark.parametrize("dense_above", [1.0, -1.0], ids=["events", "dense"])
-def test_dropped_spikes_are_the_product_with_their_mask(dtype, shape, dense_above):
+@pytest.mark.parametrize("spikes", [True, False], ids=["spikes", "counts"])
+def test_what_is_dropped_is_the_product_with_its_mask(dtype, shape, dense_above, spikes):
     """In every bit, and so are the gradients up to the order of sums."""
-    s_TBC = (random_counts(shape, 0.3, dtype) != 0).to(dtype)
+    s_TBC = random_counts(shape, 0.3, dtype)
+    s_TBC = (s_TBC != 0).to(dtype) if spikes else s_TBC
     mask_BC = F.dropout(torch.ones(shape[1:], dtype=dtype), 0.3)
     layer = EventLinear(shape[-1], 70).to(dtype)
     layer.dense_above = dense_above
@@ -107,6 +109,16 @@ def test_weight_gradient_in_sections(monkeypatch, section):
     x_RC, gy_RN = random_counts((61, 30), 0.2, torch.float64), torch.randn(61, 70, dtype=torch.float64)
     gW_NC = sparse.weight_gradient(*sparse.compress(x_RC, sparse.find(x_RC)), gy_RN, 30)
     assert_close(gW_NC, gy_RN.T @ x_RC)
+
+
+@pytest.mark.parametrize("place", [0, 70_000, 139_999])
+def test_one_number_among_ones_is_kept(place):
+    """Wherever it stands, with several threads at work."""
+    x_RC = random_counts((700, 200), 0.1, torch.float32).sign()
+    assert sparse.find(x_RC).only_ones
+    x_RC.view(-1)[place] = 2
+    assert not sparse.find(x_RC).only_ones
+    assert torch.equal(Events(*sparse.compress(x_RC, sparse.find(x_RC)), (700, 1, 200)).dense()[:, 0], x_RC)
 
 
 def test_results_do_not_depend_on_the_number_of_threads():

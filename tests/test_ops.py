@@ -291,6 +291,20 @@ def test_one_value_for_the_layer_and_strided_input():
     assert_equal_to_reference(on_cpu, call)
 
 
+@pytest.mark.parametrize("recurrent", [False, True], ids=["feedforward", "recurrent"])
+def test_gradient_of_a_transposed_final_state(recurrent):
+    """It comes in columns, and the kernels work in rows."""
+    call = make_call(CUADLIF, (7, 3, 5), torch.float64, recurrent)
+    weights_NB = torch.randn(5, 3, dtype=torch.float64)
+
+    def gradients(multi_step):
+        *_, state = multi_step(*call)
+        total = sum((field.T * weights_NB).sum() for field in (state.v, state.i, state.w, state.z))
+        return torch.autograd.grad(total, leaves(call), allow_unused=True, materialize_grads=True)
+
+    assert_close_gradients(gradients(on_cpu), gradients(reference.multi_step))
+
+
 @pytest.mark.parametrize("neuron", [ADLIF, Dynamics(True, False, THETA, "soft", True)], ids=name)
 def test_chunks_equal_the_whole(neuron):
     x_TBN, values, state, *_ = make_call(neuron, (33, 3, 40), torch.float64)
@@ -304,8 +318,10 @@ def test_silence_into_subnormal_numbers():
         assert torch.equal(on_cpu(*call)[1], reference.multi_step(*call)[1])
 
 
+@pytest.mark.parametrize("past_above", [0, 1 << 40], ids=["past the caches", ""])
 @pytest.mark.parametrize("openmp", [True, False], ids=["openmp", "python-threads"])
-def test_threads_do_not_change_a_bit(openmp, monkeypatch):
+def test_threads_do_not_change_a_bit(openmp, past_above, monkeypatch):
+    monkeypatch.setattr(cpu, "PAST_ABOVE_BYTES", past_above)
     if not openmp:
         monkeypatch.setattr(compiled, "_gomp_parallel", None)
     call = make_call(ADLIF, (100, 32, 129), torch.float32)

@@ -72,7 +72,7 @@ _TASK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 def in_parts(work: Callable[[int, int], None], size: int, threads: int) -> None:
     """work(begin, end) for parts that together cover 0 ... size, each thread taking the next part that is left."""
-    step = -(-size // (threads * PARTS_PER_THREAD)) if threads > 1 else max(size, 1)
+    step = max(1, -(-size // (threads * PARTS_PER_THREAD)) if threads > 1 else size)
     begins = iter(range(0, size, step))
 
     def take() -> None:

@@ -1,8 +1,8 @@
 """The neurons of `snn.ops.reference` compiled for the CPU by numba, equal to it in every bit of spikes, h and states.
 
 Layout: samples and neurons are one axis of M = B·N columns, m = b·N + n. A tile of columns walks through all steps
-while its states lie in a scratch row each, in the first-level cache, and for a few steps at a time a line of them in
-registers; only x, y and h stream through memory. Arguments that a neuron or a call does not have are None, and numba
+while its states lie in a scratch row each, in the caches next to the core, and for a few steps at a time a line of them
+in registers; only x, y and h stream through memory. Arguments that a neuron or a call does not have are None, and numba
 compiles a variant without them.
 
 Order of operations and the absence of fastmath are what keeps the bits: do not contract, do not reorder.
@@ -117,6 +117,9 @@ def _backward_steps(
     learned, current, adaptation, theta, soft, strict, past,
 ):  # fmt: skip
     """As `forward_steps`, backwards from step end - 1 to begin.
+
+    gy_fed: for one step of a recurrent layer, in place of gy, that and what comes back through its weights. learned:
+    not None if the gradients of the values are wanted, too.
 
     i and w are not stored, but linear in what is: a gradient Σ_n g_n i_{n-1} is Σ_k x_k P_k, with
     P_k = Σ_{n>k} λ_s^{n-1-k} g_n kept up on the way back; Q likewise for the gradients of i, and both for w, where
@@ -266,7 +269,7 @@ def forward_columns(
                         total_TM[t, m + j] = row[j]
             for c in range(0, size, TILE):
                 r, width = s[c // TILE * FORWARD_SCRATCH :], min(TILE, size - c)
-                if VT_NN is None:
+                if VT_NN is None:  # two calls, as numba does not know before running whether `None if ... else` is None
                     end_t = min(t + STEPS, T)
                     forward_steps(x_TM, None, y_TM, h_TM, r, m + c, width, t, end_t, i, w, theta, soft, strict, past)
                 else:
@@ -364,16 +367,16 @@ def _run(function: Callable, arguments: tuple, results: tuple[Tensor | None, ...
     group = N if recurrent else TILE
     groups = -(-B * N // group)
     threads = 1 if T * B * N < SERIAL_BELOW else min(torch.get_num_threads(), groups)
-    # a recurrent layer reads at once what it wrote; what goes past the caches are whole lines of theirs
-    addresses = [row.data_ptr() for tensor in tensors for row in tensor[:2]]
+    # A recurrent layer reads at once what it wrote. Past the caches go whole lines of them; as M is a multiple of LINE,
+    # all rows begin one if the first does.
     past = not recurrent and tensors[0].nbytes > PAST_ABOVE_BYTES and B * N % LINE == 0
-    past = past and all(address % CACHE_LINE_BYTES == 0 for address in addresses)
+    past = past and all(tensor.data_ptr() % CACHE_LINE_BYTES == 0 for tensor in tensors)
     in_parts(lambda begin, end: function(*arguments, past, group, begin, end), groups, threads)
 
 
 def _columns(tensor: Tensor | None) -> np.ndarray | None:
     """(..., B, N) as (..., M), without a copy."""
-    return None if tensor is None else tensor.detach().flatten(-2).numpy()
+    return None if tensor is None else tensor.detach().view(*tensor.shape[:-2], -1).numpy()
 
 
 def _constants(values: Values, neuron: Dynamics) -> tuple:

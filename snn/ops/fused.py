@@ -50,6 +50,13 @@ def _run_forward(call: _Call, x_TBN, first_DBN, V_NN, state: State, values: Valu
     return s_TBN, h_TBN, x_TBN if V_NN is None else total_TBN, final
 
 
+def _own_gradient(field: Tensor | None, grad: Tensor | None) -> Tensor | None:
+    """Of a final state: in rows, and a copy, as kernels work in place and autograd may need what it handed over."""
+    if field is None:
+        return None
+    return torch.zeros_like(field) if grad is None else grad.clone(memory_format=torch.contiguous_format)
+
+
 class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(ctx, call: _Call, want_h: bool, x_TBN, first_DBN, V_NN, v, i, w, z, *values):
@@ -69,13 +76,7 @@ class _Fused(torch.autograd.Function):
         gh_TBN = None if gh_TBN is None else gh_TBN.contiguous()
         gx_TBN = torch.empty_like(h_TBN)
         sums_KBN = h_TBN.new_empty(len(values), *h_TBN.shape[1:]) if ctx.call.keep_total else None
-        # Cloned, as the kernel works in place and autograd may still need what it handed over.
-        gstate = State(
-            *(
-                None if field is None else torch.zeros_like(field) if grad is None else grad.clone()
-                for field, grad in zip(state, gfinal, strict=False)
-            )
-        )
+        gstate = State(*map(_own_gradient, state, gfinal))
         gfirst_DBN = None if first_DBN is None else torch.zeros_like(first_DBN)
         ctx.call.backend.backward(
             gs_TBN, gh_TBN, total_TBN, h_TBN, gx_TBN, sums_KBN, gstate, gfirst_DBN, state, values, neuron, V_NN

@@ -3,7 +3,7 @@
 A kernel sums in it, or carries through many steps, what would else go to memory and back for every few numbers; and it
 can write past the caches. LLVM cuts the lanes into the registers of the machine: 16 float32 are one of AVX-512, two of
 AVX2. Each function becomes the few instructions it stands for. + - * / > >= and abs work lane by lane, a number
-standing for as many of it, and round as they do for one number: nothing is contracted or reordered.
+standing for as many of it, of their type, and round as they do for one number: nothing is contracted or reordered.
 
 In an inner loop use them on the kernel's own arrays. For a view of a row, or an argument of another compiled function,
 numba may count references, which it does by locked instructions; each of these waits for all that is on its way past
@@ -18,7 +18,7 @@ from numba.core.errors import TypingError
 from numba.extending import intrinsic, models, overload, register_model
 
 LANES = 64  # to sum in, as many as a word has bits
-LINE = 16  # to carry states in, a dozen of them: as many float32 as a cache line has
+LINE = 16  # to carry states in, ten forward and up to twenty backward: as many float32 as a cache line has
 CACHE_LINE_BYTES = 64
 FOR_READING = 0, 3, 1  # arguments of llvm.prefetch: to be read, kept in all caches, of data
 
@@ -97,7 +97,7 @@ def load_part(_, array, at, left, size):
 
     def code(context, builder, signature, arguments):
         pointer, left = _place(context, builder, signature, arguments, signature.return_type), arguments[2]
-        of = pointer.type.pointee
+        of = context.get_value_type(signature.return_type)
         with builder.if_else(builder.icmp_signed(">=", left, left.type(of.count)), likely=True) as (whole, part):
             with whole:
                 there = builder.load(pointer, align=_number_bytes(signature)), builder.block
@@ -263,7 +263,9 @@ def _number_bytes(signature):
 
 
 def _operand(kind, lanes):
-    """The type of an operand beside lanes: lanes, or a number of theirs."""
+    """The type of an operand beside lanes: the same, or a number of theirs."""
+    if isinstance(kind, Lanes) and kind != lanes:
+        raise TypingError(f"{kind} beside {lanes}")
     return kind if isinstance(kind, Lanes) else lanes.number
 
 

@@ -53,7 +53,8 @@ def _weight_gradient(offsets, channels, counts, gy, gW_KSCL, begin, end):
 def _find(x, kept, words, numbers, others, begin, end):
     """Bit k of words[w]: whether x[w · LANES + k] is not zero, and kept; numbers[w]: how many of them.
 
-    kept: such words too, again from the first after the last; None keeps all. others[0] = 1 if any number is not 1.
+    kept: such words too, again from the first after the last; None keeps all. others[0] = 1 if any number, kept or not,
+    is neither 0 nor 1.
     """
     again = 0 if kept is None else begin % len(kept)
     other = np.uint64(0)

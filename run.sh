@@ -20,7 +20,10 @@ if ! has_packages "$python"; then
   if ! has_packages "$python"; then
     echo "installing the packages of requirements.txt into .venv (some minutes, once)" >&2
     python3 -m venv "$repository/.venv"
-    "$python" -m pip install --quiet --disable-pip-version-check -r "$repository/requirements.txt" >&2
+    if ! "$python" -m pip install --quiet --disable-pip-version-check -r "$repository/requirements.txt" >&2; then
+      echo "run.sh: the packages are not all in .venv, for the reason above; with CUDA's they take 7 GB. Run this again once it is mended" >&2
+      exit 2
+    fi
   fi
 fi
 if [[ ${1:-} == --python ]]; then

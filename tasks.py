@@ -107,6 +107,11 @@ class EventTask:
         code = "fs_accuracy" if self.cfg.loss.mode == "first_time" else "fr_accuracy"
         return validation[code], -validation["loss"]
 
+    def learned(self) -> dict[str, Tensor]:
+        """What modules learned beside weights, for the log; times in steps."""
+        layers = self.network.learned(dt_ms=1.0)
+        return {f"{layer}/{name}": value.value for layer, found in layers.items() for name, value in found.items()}
+
     def describe(self, validation: dict) -> str:
         """An epoch's validation for the screen."""
         return (
@@ -181,6 +186,9 @@ class ImageTask:
 
     def standing(self, validation: dict) -> tuple[float, float]:
         return validation["accuracy"], -validation["loss"]
+
+    def learned(self) -> dict[str, Tensor]:
+        return {}
 
     def describe(self, validation: dict) -> str:
         return f"{validation['accuracy']:6.2f} %  {validation['spikes_per_neuron']:.3f} spikes/neuron"

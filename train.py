@@ -136,7 +136,7 @@ def main() -> None:
                         **health.gradient_norms(network, position.gradient_norm, train.clip_norm),
                         "seconds": time.perf_counter() - started,
                     }
-                    runs.log(run, board, row, task.describe(validation), health.learned_constants(network))
+                    runs.log(run, board, row, task.describe(validation), task.learned())
                     for warning in health.warnings_of(row):
                         if warning not in warned:
                             tqdm.write(f"warning: {warning}", file=sys.stderr)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -141,16 +142,33 @@ class NeuronParams(Section):
     tau_mem_steps: Steps = Field(description="τ_m, time constant of the membrane (steps)")
     tau_syn_steps: Steps = Field(description="τ_s, time constant of the synaptic current (steps)")
     theta: PositiveFloat = Field(description="θ, threshold")
+    initial: dict[str, float] = Field(
+        {}, description="other initial values of the neuron, by name; of a decay, its time constant (steps)"
+    )
 
 
-NeuronName = Literal["CuLIF", "PCuLIF", "AdLIF", "CuAdLIF"]
+def _known_neuron(name: str) -> str:
+    from snn.neurons import NEURONS  # which need torch
+
+    if name not in NEURONS:
+        raise ValueError(f"'{name}' is not known; known are {', '.join(NEURONS)}")
+    return name
+
+
+def _known_surrogate(name: str) -> str:
+    from snn.ops.surrogate import Surrogate
+
+    return Surrogate(name).name
+
+
+NeuronName = Annotated[str, AfterValidator(_known_neuron)]
 
 
 class Network(Section):
     layers: Annotated[tuple[str, ...], Field(strict=False)] = Field(
         description=f"hidden layers, as words: {architecture.WORDS}"
     )
-    neuron: NeuronName = Field(description="neuron of the hidden layers")
+    neuron: NeuronName = Field(description="neuron of the hidden layers, a class of snn/neurons")
     output_neuron: NeuronName = Field("CuLIF", description="neuron of the output layer")
     neuron1: NeuronParams = Field(description="constants of the hidden layers")
     neuron2: NeuronParams = Field(
@@ -158,6 +176,10 @@ class Network(Section):
     )
     tau_ada_steps: Steps = Field(100.0, description="τ_w, initial time constant of the adaptation (steps)")
     reset: Literal["hard", "soft"] = Field("hard", description="reset to 0, or by θ")
+    surrogate: Annotated[str, AfterValidator(_known_surrogate)] = Field(
+        "superspike", description="derivative of the spike: superspike, arctan, triangle, boxcar or slayer"
+    )
+    surrogate_slope: PositiveFloat | None = Field(None, description="its slope k; default that of its source")
     values: Literal["neuron", "layer"] = Field(
         "neuron", description="learned values are one per neuron (of a convolution or pool: per channel) or per layer"
     )
@@ -472,6 +494,8 @@ def _kind(annotation: Any) -> str:
     """How a type reads in the reference: int, a | b | c, list of int."""
     if get_origin(annotation) is Literal:
         return " | ".join(str(value) for value in get_args(annotation))
+    if get_origin(annotation) is dict:
+        return "name: number"
     if get_origin(annotation) is tuple:
         return f"list of {_kind(get_args(annotation)[0])}"
     if get_origin(annotation) is Annotated:

@@ -110,7 +110,7 @@ class Meter:
         folded = self.network.folded()
         tensors = [*folded.parameters(), *folded.buffers()]
         biases = sum(self.sizes[block.neurons] for block in self.network.blocks if block.norm is not None)
-        states = sum(size * len(State.used(m.dynamics, m.V is not None)) for m, size in self.sizes.items())
+        states = sum(size * len(m.dynamics.carried(m.V is not None)) for m, size in self.sizes.items())
         neurons = sum(self.sizes.values())
         weight_bytes = 4 * (macs + acs)
         traffic = weight_bytes + 4 * self.steps * (biases + 2 * states)
@@ -188,7 +188,7 @@ class Meter:
                 )
             )
         layers = [
-            hardware.Neurons(size, len(State.used(m.dynamics, m.V is not None)), self.spikes[m] / self.samples)
+            hardware.Neurons(size, len(m.dynamics.carried(m.V is not None)), self.spikes[m] / self.samples)
             for m, size in self.sizes.items()
         ]
         return synapses, layers

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from snn.events import Events
 from snn.network import Network
-from snn.neurons import SpikingNeuron
 from snn.ttfs.network import Network as TTFSNetwork
 
 
@@ -83,21 +82,6 @@ def gradient_norms(network: nn.Module, clipped_from: float, clip_norm: float) ->
     clipped = max(1.0, clipped_from / clip_norm) if clip_norm else 1.0
     norms = {name: math.hypot(*(float(n) for n in torch._foreach_norm(grads))) for name, grads in modules.items()}
     return {"gradient_norm": clipped_from} | {f"gradient_norm/{name}": clipped * norm for name, norm in norms.items()}
-
-
-@torch.no_grad()
-def learned_constants(network: nn.Module) -> dict[str, Tensor]:
-    """What neurons have learned, by module: time constants in steps (tau_m, tau_s, tau_w) and couplings (a, b)."""
-    found = {}
-    for name, module in network.named_modules():
-        if not isinstance(module, SpikingNeuron):
-            continue
-        for symbol, value in module.values()._asdict().items():
-            if value is None or not (module.learned_decays or symbol in ("a", "b")):
-                continue
-            is_decay = symbol.startswith("lam_")
-            found[f"{name}/{symbol.replace('lam_', 'tau_')}"] = -1 / value.log() if is_decay else value.detach()
-    return found
 
 
 def warnings_of(row: dict) -> list[str]:

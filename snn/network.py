@@ -16,6 +16,7 @@ from snn.conv import EventConv, Pooling
 from snn.events import Dropped, Events
 from snn.linear import EventLinear
 from snn.neurons import NEURONS, SpikingNeuron
+from snn.neurons.module import Learned
 
 
 class Activity(NamedTuple):
@@ -155,6 +156,11 @@ class Network(nn.Module):
             if isinstance(module, SpikingNeuron):
                 module.check_values(f"{where}, {name}")
 
+    def learned(self, dt_ms: float) -> dict[str, dict[str, Learned]]:
+        """Layer after layer, the output last: what its modules learned beside weights, by name."""
+        modules = {f"blocks.{k}.neurons": block.neurons for k, block in enumerate(self.blocks)}
+        return {name: module.learned(dt_ms) for name, module in (modules | {"output": self.output}).items()}
+
     def num_trainable(self) -> int:
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
@@ -204,14 +210,14 @@ def _neurons(
     superspike = network.variant == "superspike"
     return NEURONS[name](
         size,
-        tau_mem_steps=params.tau_mem_steps,
-        tau_syn_steps=params.tau_syn_steps,
+        **params.model_dump(),
         tau_ada_steps=network.tau_ada_steps,
-        theta=params.theta,
         reset=network.reset,
         per=network.values,
         spike_first=superspike,
         decay="raw" if superspike else "sigmoid",
+        surrogate=network.surrogate,
+        surrogate_slope=network.surrogate_slope or 0.0,
         recurrent=recurrent,
         return_potential=return_potential,
         backend=backend,

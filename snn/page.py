@@ -226,19 +226,16 @@ def class_table(metrics: dict, names: Sequence[str]) -> Table:
     return Table(head, rows, "By class")
 
 
-def learned_table(
-    values: dict[str, dict[str, np.ndarray]],
-    initial: dict[str, dict[str, np.ndarray]],
-    titles: dict[str, tuple[str, str]],
-) -> Table:
+def learned_table(values: dict[str, dict[str, Learned]]) -> Table:
     """Mean, spread and range of what each layer learned, and what it began with."""
     rows = []
-    for name, of_layers in values.items():
-        title, unit = titles[name]
-        for layer, array in of_layers.items():
+    for of_layers in values.values():
+        for layer, learned in of_layers.items():
+            array, (low, high) = learned.value.double().cpu().numpy(), learned.began
             cells = (f"{short(array.mean())} ± {short(array.std())}", f"{short(array.min())} to {short(array.max())}")
-            before = short(initial[name][layer][0]) if unit == "ms" else "0 to 1"
-            rows.append((f"{title}{' (ms)' if unit == 'ms' else ''}", layer, before, *cells, str(array.size)))
+            before = short(low) if low == high else f"{short(low)} to {short(high)}"
+            title = f"{learned.title}{' (ms)' if learned.unit == 'ms' else ''}"
+            rows.append((title, layer, before, *cells, str(array.size)))
     return Table(("value", "layer", "before training", "mean ± std", "range", "neurons"), rows)
 
 

@@ -67,7 +67,7 @@ def draw_decision(
     t_1N = first_times(activity.s_TBN, activity.h_TBN)
     decision, first_step = int(fs_decision(t_1N)), int(t_1N.min())
     is_silent = first_step > T
-    h_TN, theta = activity.h_TBN[:, 0].cpu().numpy(), network.output.dynamics.theta
+    h_TN, theta = activity.h_TBN[:, 0].cpu().numpy(), network.output.theta
     time_ms = dt_ms * np.arange(1, T + 1)
 
     rasters = [("input channel", x_T1C.dense())]
@@ -263,65 +263,40 @@ def layer_name(k: int, layers: int) -> str:
     return "output" if k == layers - 1 else f"hidden {k + 1}"
 
 
-VALUES = {  # of a neuron -> what it is, its unit
-    "tau_m": ("membrane time constant", "ms"),
-    "tau_s": ("synaptic time constant", "ms"),
-    "tau_w": ("adaptation time constant", "ms"),
-    "a": ("adaptation to the potential, a", "1"),
-    "b": ("adaptation to spikes, b", "1"),
-}
-
-
-@torch.no_grad()
-def learned_values(network: Network, dt_ms: float) -> dict[str, dict[str, np.ndarray]]:
+def learned_values(network: Network, dt_ms: float) -> dict[str, dict[str, Learned]]:
     """Name of the value -> layer -> what was learned; time constants in ms. Empty where nothing is learned."""
-    modules = [*(block.neurons for block in network.blocks), network.output]
-    result: dict[str, dict[str, np.ndarray]] = {}
-    for k, neurons in enumerate(modules):
-        values = neurons.values()
-        learned = dict(zip(VALUES, (values.lam_m, values.lam_s, values.lam_w, values.a, values.b), strict=True))
+    layers = list(network.learned(dt_ms).values())
+    result: dict[str, dict[str, Learned]] = {}
+    for k, learned in enumerate(layers):
         for name, value in learned.items():
-            if value is None or not (neurons.learned_decays or name in ("a", "b")):
-                continue
-            value = value.double().cpu()
-            is_time = name.startswith("tau")
-            array = (-dt_ms / value.log() if is_time else value).numpy()
-            result.setdefault(name, {})[layer_name(k, len(modules))] = array
+            result.setdefault(name, {})[layer_name(k, len(layers))] = value
     return result
 
 
 @plt.rc_context(STYLE)
-def draw_learned(values: dict[str, dict[str, np.ndarray]], initial: dict[str, dict[str, np.ndarray]]) -> Figure:
-    """A histogram of each learned value, the layers over one another, and what `learned_values` was before training.
-
-    A time constant begins at one value, a vertical line; a and b are drawn evenly from 0 to 1, a level line.
-    """
+def draw_learned(values: dict[str, dict[str, Learned]]) -> Figure:
+    """A histogram of each learned value, the layers over one another, and dotted lines around where it began."""
     figure, axes = plt.subplots(len(values), squeeze=False, figsize=(WIDTH, 0.8 + 1.5 * len(values)))
     layers = list(dict.fromkeys(layer for of_layers in values.values() for layer in of_layers))
-    start = {"color": BLACK, "lw": 1, "ls": ":", "label": "before training"}
-    for axis, (name, of_layers) in zip(axes[:, 0], values.items(), strict=True):
-        title, unit = VALUES[name]
-        everything = np.concatenate([*of_layers.values(), *initial[name].values()])
-        if unit == "ms":  # these spread over decades
+    for axis, of_layers in zip(axes[:, 0], values.values(), strict=True):
+        arrays = {layer: learned.value.double().cpu().numpy() for layer, learned in of_layers.items()}
+        began = sorted({bound for learned in of_layers.values() for bound in learned.began})
+        title, unit, *_ = next(iter(of_layers.values()))
+        everything = np.concatenate([*arrays.values(), began])
+        if unit == "ms" and everything.min() > 0:  # these spread over decades
             low, high = everything.min() / 1.05, everything.max() * 1.05
             edges = np.geomspace(low, high, BINS + 1)
             axis.set_xscale("log")
-            for value in {float(f"{array[0]:.4g}") for array in initial[name].values()}:
-                axis.axvline(value, **start)
-        else:
-            low, high = 0, 1
-            edges = np.linspace(0, 1, BINS + 1)
-            heights = {layer: array.size / BINS for layer, array in initial[name].items()}
-            for layer, height in heights.items():  # one line for all, or one in the colour of each layer
-                own = {"color": LAYERS[layers.index(layer) % len(LAYERS)]} if len(set(heights.values())) > 1 else {}
-                axis.axhline(height, **start | own)
-        for layer, array in of_layers.items():
-            axis.hist(
-                array, edges, histtype="step", lw=1.4, color=LAYERS[layers.index(layer) % len(LAYERS)], label=layer
-            )
-        axis.set(xlabel=f"{title} (ms)" if unit == "ms" else title, ylabel="neurons", xlim=(low, high))
-        if unit == "ms":
             readable_log_axis(axis.xaxis)
+        else:
+            low, high = everything.min(), everything.max() + 1e-9
+            edges = np.linspace(low, high, BINS + 1)
+        for bound in began:
+            axis.axvline(bound, color=BLACK, lw=1, ls=":", label="before training")
+        for layer, array in arrays.items():
+            colour = LAYERS[layers.index(layer) % len(LAYERS)]
+            axis.hist(array, edges, histtype="step", lw=1.4, color=colour, label=layer)
+        axis.set(xlabel=f"{title} (ms)" if unit == "ms" else title, ylabel="neurons", xlim=(low, high))
     by_label = dict(zip(*reversed(axes[0, 0].get_legend_handles_labels()), strict=True))
     figure.legend(by_label.values(), by_label, loc="outside upper center", ncols=min(4, len(by_label)), frameon=False)
     return figure

@@ -46,8 +46,7 @@ def of_events(
     """The page of a first-spike network."""
     out, dt_ms, names = subject.out, subject.cfg.data.dt_ms, metrics["class_names"]
     samples = evaluation.samples()
-    untrained = Network(subject.cfg.network, subject.cfg.data.shape, subject.cfg.data.num_classes)
-    learned, initial = (report.learned_values(of, dt_ms) for of in (network, untrained))
+    learned = report.learned_values(network, dt_ms)
     delays = [
         keep(
             report.draw_anytime({subject.run: metrics["anytime"]}),
@@ -77,9 +76,9 @@ def of_events(
     if learned:
         words = (
             "What the neurons of each layer learned, one value a neuron or a layer; time on a logarithmic axis. "
-            "Dotted: before training, one time constant for all, a and b at random from 0 to 1, so that bars are level"
+            "Dotted: before training, one value for all, or two bounds between which they were drawn"
         )
-        learned_pictures.append(keep(report.draw_learned(learned, initial), out, "learned.png", words))
+        learned_pictures.append(keep(report.draw_learned(learned), out, "learned.png", words))
     return [
         Section(
             "Results",
@@ -100,7 +99,7 @@ def of_events(
         Section(
             "Learned neurons",
             "Time constants come from the learned decays, τ = -dt / ln λ.",
-            [page.learned_table(learned, initial, report.VALUES)] if learned else [],
+            [page.learned_table(learned)] if learned else [],
             learned_pictures,
         ),
         *common(subject, metrics),

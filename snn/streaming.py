@@ -74,6 +74,8 @@ class Stream:
             _layer(linear.weight, linear.bias, module, module is network.output)
             for linear, module in zip(linears, neurons, strict=True)
         )
+        self._state_rows = [len(module.dynamics.values) for module in neurons]
+        self._kernels = kernels.kernels(tuple(module.dynamics for module in neurons))
         self._arguments = tuple(map(tuple, self._layers))
         self.num_channels, self._neurons = linears[0].in_features, sum(layer.rows.shape[-1] for layer in self._layers)
         num_classes = self._layers[-1].rows.shape[-1]
@@ -87,8 +89,8 @@ class Stream:
 
     def reset(self) -> None:
         """Forget everything: the next event begins a new recording."""
-        for layer in self._layers:
-            layer.reset()
+        for layer, first in zip(self._layers, self._state_rows, strict=True):
+            layer.reset(first)
         self._entry_of_channel.fill(-1)
         for counter in (self._tally, self._spikes, self.output_counts):
             counter.fill(0)
@@ -128,7 +130,7 @@ class Stream:
 
     def _advance(self, steps: np.ndarray, channels: np.ndarray, end: int) -> None:
         buffers = (self._channels, self._counts, self._entry_of_channel, self._tally, self._spikes, self.output_counts)
-        kernels.advance(steps, channels, self.T, end, self.stops, self._arguments, *buffers)
+        self._kernels.advance(steps, channels, self.T, end, self.stops, self._arguments, *buffers)
 
     def _decision(self) -> Decision | None:
         step = int(self._tally[kernels.DECIDED])
@@ -163,20 +165,19 @@ def _layer(weight_NC: Tensor, bias_N: Tensor | None, neurons: SpikingNeuron, is_
     def array(tensor: Tensor | None) -> np.ndarray | None:
         return None if tensor is None else np.array(tensor.detach())
 
-    values = (None if value is None else array(value.expand(N)) for value in neurons.values())
-    scratch = kernels.new_scratch(*values)
+    values_PN = np.stack([array(value.expand(N)) for value in neurons.values().values()])
+    feedback = neurons.feedback
+    is_delayed = feedback is not None and feedback.delay_N is not None
     return kernels.Layer(
-        scratch,
-        np.empty((kernels.ROWS, 1, N), scratch.dtype),
+        kernels.new_scratch(neuron, values_PN),
+        np.empty((kernels.ROWS, 1, N), values_PN.dtype),
         sparse.slices(weight_NC.detach()).numpy(),
         array(bias_N),
-        None if neurons.V is None else np.ascontiguousarray(array(neurons.V).T),
+        None if feedback is None else np.ascontiguousarray(array(feedback.V_NN).T),
+        array(feedback.delay_N).astype(np.int64) if is_delayed else None,
+        np.empty((feedback.D, N), values_PN.dtype) if is_delayed else None,
         np.empty(N, np.int64),
         np.zeros(2, np.int64),
-        neuron.current or None,
-        neuron.adaptation or None,
-        neuron.theta,
-        neuron.reset == "soft",
         neuron.spike_first,
         is_output or None,
     )
@@ -203,14 +204,14 @@ def first_difference(network: Network, other: Network, x_T1C: Events) -> str:
         zip(zip(*neurons, strict=True), zip(*drives.values(), strict=True), strict=True)
     ):
         ran = [
-            ops.multi_step(x, each.values(), ops.State(), each.dynamics, each.V, backend=each.backend)
+            ops.multi_step(x, each.values(), {}, each.dynamics, each.feedback, backend=each.backend)
             for each, x in zip(pair, x_TBN, strict=True)
         ]
         (y, h, _), (y_other, h_other, _) = ran
         apart = (y.cpu() != y_other.cpu()).nonzero()
         if len(apart) and (first is None or apart[0, 0] < first[0]):
             n, b, j = apart[0].tolist()
-            first = n, layer, j, float(h[n, b, j]), float(h_other[n, b, j]), pair[0].dynamics.theta
+            first = n, layer, j, float(h[n, b, j]), float(h_other[n, b, j]), pair[0].theta
     if first is None:
         return "no spike differs"
     n, layer, j, h_here, h_there, theta = first

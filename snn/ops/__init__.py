@@ -3,6 +3,7 @@
 A backend is a contract. The one that is named runs, or an error says what is missing; nothing falls back silently.
 """
 
+from collections.abc import Mapping
 from importlib import import_module
 from types import ModuleType
 
@@ -11,7 +12,8 @@ from torch import Tensor
 
 from snn.errors import InputError
 from snn.ops import fused, reference
-from snn.ops.reference import Dynamics, State, Values
+from snn.ops.reference import Dynamics, Feedback, State
+from snn.ops.surrogate import Surrogate
 
 # backend: (device it needs, module, package it needs, how to install that)
 _FUSED = {
@@ -23,28 +25,27 @@ BACKENDS = ("torch", *_FUSED)
 
 def multi_step(
     x_TBN: Tensor,
-    values: Values,
+    values: Mapping[str, Tensor],
     state: State,
     neuron: Dynamics,
-    V_NN: Tensor | None = None,
+    feedback: Feedback | None = None,
     *,
     backend: str = "auto",
     want_h: bool = True,
-) -> tuple[Tensor, Tensor | None, State]:
+) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
     """Run T steps of a layer: (y_TBN, h_TBN, final state). See `snn.ops.reference` for the equations and shapes.
 
-    `auto` takes the compiled backend of x's device, where there is one. h is None, and not even stored without a
-    gradient, unless wanted.
+    `auto` takes the compiled backend of x's device, where there is one. h is None, and not even stored, unless wanted.
     """
-    _check(x_TBN, values, state, neuron, V_NN)
+    _check(x_TBN, values, state, neuron, feedback)
     if backend == "auto":
         backend = {"cpu": "cpu", "cuda": "cupy"}.get(x_TBN.device.type, "torch")
     if backend == "torch":
-        y_TBN, h_TBN, state = reference.multi_step(x_TBN, values, state, neuron, V_NN)
+        y_TBN, h_TBN, state = reference.multi_step(x_TBN, values, state, neuron, feedback)
         return y_TBN, h_TBN if want_h else None, state
     if backend not in _FUSED:
         raise InputError(f"backend '{backend}' is not known; known are auto, {', '.join(BACKENDS)}")
-    return fused.multi_step(kernels(backend, x_TBN.device), x_TBN, values, state, neuron, V_NN, want_h)
+    return fused.multi_step(kernels(backend, x_TBN.device), x_TBN, values, state, neuron, feedback, want_h)
 
 
 def kernels(backend: str, device: torch.device) -> ModuleType:
@@ -60,20 +61,26 @@ def kernels(backend: str, device: torch.device) -> ModuleType:
         raise InputError(f"backend '{backend}' needs {package}: {install}") from None
 
 
-def _check(x_TBN: Tensor, values: Values, state: State, neuron: Dynamics, V_NN: Tensor | None) -> None:
+def _check(
+    x_TBN: Tensor, values: Mapping[str, Tensor], state: State, neuron: Dynamics, feedback: Feedback | None
+) -> None:
     """Shapes, dtypes and devices, in words; beyond here a mistake would be a wrong address in a kernel."""
     if x_TBN.ndim != 3 or 0 in x_TBN.shape:
         raise InputError(f"x must be (steps, samples, neurons), none of them zero, but is {tuple(x_TBN.shape)}")
     if x_TBN.dtype not in (torch.float32, torch.float64):
         raise InputError(f"x must be float32 or float64, but is {x_TBN.dtype}")
     _, B, N = x_TBN.shape
-    needed = {"lam_m": True, "lam_s": neuron.current, **dict.fromkeys(("lam_w", "a", "b"), neuron.adaptation)}
-    for name, value in values._asdict().items():
-        if (value is not None) != needed[name]:
-            raise InputError(f"{name} is {'missing' if needed[name] else 'not a value'} of {neuron}")
-    named = [(name, value, ((N,), (1,))) for name, value in values._asdict().items()]
-    named += [(f"state.{name}", getattr(state, name), ((B, N),)) for name in State.used(neuron, V_NN is not None)]
-    named += [("V", V_NN, ((N, N),))]
+    carried = neuron.carried(feedback is not None)
+    for what, given, known in (("value", values, neuron.values), ("state", state, carried)):
+        if unknown := [name for name in given if name not in known]:
+            raise InputError(f"{unknown[0]} is not a {what} of {neuron.name}; known are {', '.join(known)}")
+    if missing := [name for name in neuron.values if name not in values]:
+        raise InputError(f"{missing[0]} is missing; {neuron.name} has the values {', '.join(neuron.values)}")
+    named = [(name, value, ((N,), (1,))) for name, value in values.items()]
+    named += [(f"state.{name}", tensor, ((B, N),)) for name, tensor in state.items() if name != "y"]
+    if feedback is not None:
+        named += [("V", feedback.V_NN, ((N, N),)), ("delay", feedback.delay_N, ((N,),))]
+        named += [("state.y", state.get("y"), ((feedback.D, B, N),))]
     for name, tensor, shapes in named:
         if tensor is None:
             continue
@@ -83,4 +90,4 @@ def _check(x_TBN: Tensor, values: Values, state: State, neuron: Dynamics, V_NN: 
             raise InputError(f"{name} is {tensor.dtype} on {tensor.device}, but x is {x_TBN.dtype} on {x_TBN.device}")
 
 
-__all__ = ["BACKENDS", "Dynamics", "State", "Values", "kernels", "multi_step"]
+__all__ = ["BACKENDS", "Dynamics", "Feedback", "State", "Surrogate", "kernels", "multi_step"]

@@ -5,11 +5,15 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from threading import get_ident
+from types import ModuleType
 
 import numba
 from numba.core import event
+
+from snn.files import write_whole
 
 PARTS_PER_THREAD = 4  # so that a thread whose core is busy elsewhere does not hold up the others
 
@@ -47,6 +51,23 @@ def _files_of(function: Callable, seen: set[Callable]) -> set[str]:
         if called is not None and called not in seen:
             files |= _files_of(called, seen)
     return files
+
+
+def printed(name: str, source: str) -> ModuleType:
+    """A module of source text that was printed for this process: kept as a file, as numba needs for its disk cache."""
+    title = f"snn.ops.printed.{name}_{sha256(source.encode()).hexdigest()[:12]}"
+    if title in sys.modules:
+        return sys.modules[title]
+    folder = Path(numba.config.CACHE_DIR or Path(__file__).parent / "__pycache__") / "printed"
+    path = folder / f"{title.rpartition('.')[2]}.py"
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(path, source.encode())
+    spec = spec_from_file_location(title, path)
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    sys.modules[title] = module
+    return module
 
 
 class _CompileNotice(event.Listener):

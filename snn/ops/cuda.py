@@ -1,4 +1,4 @@
-"""The neurons of `snn.ops.reference` on a CUDA device: `kernels/neuron.cu`. The only importer of cupy.
+"""Neurons on a CUDA device, printed from their definition with the frame of `kernels/neuron.cu`. The only importer of cupy.
 
 Kernels run on torch's tensors where they lie, on torch's current stream of that device. A recurrent layer launches them
 for one step at a time, with a dense product in between: its loop over the steps is in Python, and in training is
@@ -14,11 +14,13 @@ from cupy.cuda import nvrtc
 from torch import Tensor
 
 from snn.errors import InputError
-from snn.ops.reference import SURROGATE_SLOPE, Dynamics, State, Values
+from snn.ops import printer, reference
+from snn.ops.fused import Call
+from snn.ops.printer import segment
 
 KERNELS = Path(__file__).parent / "kernels"
-THREADS = 128  # a block; small, so that few columns still reach many multiprocessors
-CARRY = 5  # rows that the backward kernel hands from launch to launch
+KEPT_BYTES = 512  # threads of a block times bytes of a number: small, so that few columns still reach many
+# multiprocessors, and what a segment keeps fits the memory that a block shares
 
 
 class CannotCompile(Exception):
@@ -26,39 +28,38 @@ class CannotCompile(Exception):
 
 
 @cache
-def defines(neuron: Dynamics, dtype: torch.dtype, learned: bool) -> tuple[str, ...]:
-    """The variant of the source that this neuron needs, as compiler options (of nvrtc and g++ alike)."""
-    flags = {
-        "CURRENT": neuron.current,
-        "ADAPTATION": neuron.adaptation,
-        "SOFT": neuron.reset == "soft",
-        "STRICT": neuron.spike_first,
-        "LEARNED": learned,
-    }
-    return (
-        real(dtype),
-        f"-DTHREADS={THREADS}",
-        f"-DSURROGATE_SLOPE={SURROGATE_SLOPE}",
-        *(f"-D{name}={int(is_set)}" for name, is_set in flags.items()),
-    )
+def source(neuron: reference.Dynamics, learned: frozenset[str]) -> str:
+    """The CUDA file of a neuron, with the gradients of these values."""
+    return printer.cuda(neuron, learned)
 
 
-def real(dtype: torch.dtype) -> str:
-    """The option that says in which numbers to compute."""
-    return f"-DREAL={'float' if dtype == torch.float32 else 'double'}"
+@cache
+def file(name: str) -> str:
+    """The text of a file in `kernels/`."""
+    return (KERNELS / name).read_text()
+
+
+def threads_of(dtype: torch.dtype) -> int:
+    """Threads of a block."""
+    return KEPT_BYTES // dtype.itemsize
+
+
+def options_of(dtype: torch.dtype) -> tuple[str, ...]:
+    """Compiler options (of nvrtc and g++ alike) for kernels that compute in these numbers."""
+    return f"-DREAL={'float' if dtype == torch.float32 else 'double'}", f"-DTHREADS={threads_of(dtype)}"
 
 
 def machine_code(source: str, architecture: str, options: tuple[str, ...]) -> tuple[bytes, str]:
-    """The kernels of one variant of a file for sm_<architecture>, and the compiler's report.
+    """The kernels of a source text for sm_<architecture>, and the compiler's report.
 
     Not by cupy.RawModule, which adds -ftz=true: potentials below the normal numbers would differ from the reference.
     """
-    program = nvrtc.createProgram((KERNELS / source).read_text(), source, [], [])
+    program = nvrtc.createProgram(source, "kernels.cu", [], [])
     try:
         nvrtc.compileProgram(program, [f"-arch=sm_{architecture}", "--fmad=false", "--ptxas-options=-v", *options])
         return nvrtc.getCUBIN(program), nvrtc.getProgramLog(program)
     except nvrtc.NVRTCError as error:
-        raise CannotCompile(f"{source} for sm_{architecture}: {error}: {nvrtc.getProgramLog(program)}") from None
+        raise CannotCompile(f"for sm_{architecture}: {error}: {nvrtc.getProgramLog(program)}") from None
     finally:
         nvrtc.destroyProgram(program)
 
@@ -86,86 +87,86 @@ def _function(source: str, kernel: str, options: tuple[str, ...], device: int) -
 
 
 def launch(
-    source: str,
-    kernel: str,
-    options: tuple[str, ...],
-    tensors: tuple[Tensor | None, ...],
-    scalars: tuple[float, ...],
-    threads: int,
+    source: str, kernel: str, tensors: tuple[Tensor | None, ...], scalars: tuple[float, ...], threads: int
 ) -> None:
-    """Run a kernel of a file in `kernels/`, in so many threads. Tensors come first, None as a null pointer."""
-    device = tensors[0].device
-    function = _function(source, kernel, options, device.index)
+    """Run a kernel of a source text in so many threads. Tensors come first, None as a null pointer."""
+    device, dtype = tensors[0].device, tensors[0].dtype
+    function = _function(source, kernel, options_of(dtype), device.index)
     stream = cupy.cuda.Stream.from_external(torch.cuda.current_stream(device))
     with cupy.cuda.Device(device.index), stream:
         pointers = (0 if tensor is None else tensor.data_ptr() for tensor in tensors)
-        function((-(-threads // THREADS),), (THREADS,), (*pointers, *scalars))
+        block = threads_of(dtype)
+        function((-(-threads // block),), (block,), (*pointers, *scalars))
 
 
 def forward(
+    call: Call,
     x_TBN: Tensor,
-    y_TBN: Tensor,
+    s_TBN: Tensor,
     h_TBN: Tensor | None,
     total_TBN: Tensor | None,
-    state: State,
-    first_DBN: Tensor | None,
-    values: Values,
-    neuron: Dynamics,
-    V_NN: Tensor | None,
+    marks_CSBN: Tensor | None,
+    state_SBN: Tensor,
+    past_DBN: Tensor | None,
+    values_PN: Tensor,
 ) -> None:
     """See `snn.ops.fused.Backend`."""
     T, B, N = x_TBN.shape
 
-    options = defines(neuron, x_TBN.dtype, learned=False)
-
     def run(x_TBN: Tensor, begin: int, end: int) -> None:
-        tensors = (x_TBN, y_TBN, h_TBN, *state[:4], *values)
-        launch("neuron.cu", "forward", options, tensors, (neuron.theta, begin, end, B * N, N), B * N)
+        tensors = (x_TBN, s_TBN, h_TBN, marks_CSBN, state_SBN, values_PN)
+        launch(source(call.neuron, frozenset()), "forward", tensors, (T, begin, end, B * N, N), B * N)
 
-    if V_NN is None:
+    if call.feedback is None:
         run(x_TBN, 0, T)
         return
     total_TBN = torch.empty_like(x_TBN) if total_TBN is None else total_TBN
-    D = len(first_DBN)
+    lag, D = 1 + call.neuron.spike_first, call.feedback.D
+    outputs_XBN = torch.cat([past_DBN, torch.zeros_like(x_TBN)])  # step t is in row t + D + lag - 1
     for t in range(T):
-        fed_BN = first_DBN[t] if t < D else y_TBN[t - D]
-        torch.add(x_TBN[t], fed_BN @ V_NN.T, out=total_TBN[t])
+        fed_BN = reference.delayed(outputs_XBN[t : t + D], call.feedback)[0]
+        torch.add(x_TBN[t], fed_BN @ call.feedback.V_NN.T, out=total_TBN[t])
         run(total_TBN, t, t + 1)
+        outputs_XBN[t + D + lag - 1] = s_TBN[t]
 
 
 def backward(
-    gy_TBN: Tensor,
+    call: Call,
+    gs_TBN: Tensor,
     gh_TBN: Tensor | None,
-    x_TBN: Tensor | None,
-    h_TBN: Tensor,
+    x_TBN: Tensor,
     gx_TBN: Tensor,
-    sums_KBN: Tensor | None,
-    gstate: State,
-    gfirst_DBN: Tensor | None,
-    state: State,
-    values: Values,
-    neuron: Dynamics,
-    V_NN: Tensor | None,
+    marks_CSBN: Tensor,
+    state_SBN: Tensor,
+    gstate_SBN: Tensor,
+    gvalues_QBN: Tensor,
+    values_PN: Tensor,
 ) -> None:
     """See `snn.ops.fused.Backend`."""
-    T, B, N = h_TBN.shape
-    learned = sums_KBN is not None
-    carry_KBN = h_TBN.new_empty(CARRY, B, N) if V_NN is not None and learned else None
+    T, B, N = x_TBN.shape
+    text, kept = source(call.neuron, call.learned), None
 
-    options = defines(neuron, h_TBN.dtype, learned)
+    def run(gs_TBN: Tensor, begin: int, end: int) -> None:
+        tensors = (gs_TBN, gh_TBN, x_TBN, gx_TBN, marks_CSBN, state_SBN, gstate_SBN, gvalues_QBN, kept, values_PN)
+        launch(text, "backward", tensors, (T, begin, end, B * N, N), B * N)
 
-    def run(gy_TBN: Tensor, begin: int, end: int) -> None:
-        tensors = (gy_TBN, gh_TBN, x_TBN, h_TBN, gx_TBN, sums_KBN, carry_KBN, *gstate[:4], *state[:4], *values)
-        launch("neuron.cu", "backward", options, tensors, (neuron.theta, T, begin, end, B * N, N), B * N)
-
-    if V_NN is None:
-        run(gy_TBN, 0, T)
+    if call.feedback is None:
+        run(gs_TBN, 0, T)
         return
-    gy_TBN = gy_TBN.clone()
-    D = len(gfirst_DBN)
+    kept = x_TBN.new_empty(segment(call.neuron), max(1, len(call.neuron.states)), B, N)
+    lag, D = 1 + call.neuron.spike_first, call.feedback.D
+    # What each output gets back: those of step t, and of the steps before the first, in row t + D + lag - 1.
+    back_XBN = torch.cat([torch.zeros(D + lag - 1, *x_TBN.shape[1:]).to(gs_TBN), gs_TBN])
+    whole_N = share_N = None
+    if call.feedback.delay_N is not None:
+        whole_N = call.feedback.delay_N.floor()
+        share_N = call.feedback.delay_N - whole_N
     for t in reversed(range(T)):
-        if t + D < T:
-            gy_TBN[t].addmm_(gx_TBN[t + D], V_NN)
-        run(gy_TBN, t, t + 1)
-    for d in range(min(D, T)):
-        gfirst_DBN[d].addmm_(gx_TBN[d], V_NN)
+        run(back_XBN[D + lag - 1 :], t, t + 1)
+        gfed_BN = gx_TBN[t] @ call.feedback.V_NN
+        if whole_N is None:
+            back_XBN[t] += gfed_BN
+            continue
+        near_1BN = (t + D - 1 - whole_N.long()).expand(1, B, N)
+        back_XBN.scatter_add_(0, near_1BN, ((1 - share_N) * gfed_BN)[None])
+        back_XBN.scatter_add_(0, near_1BN - 1, (share_N * gfed_BN)[None])

@@ -1,8 +1,7 @@
-"""What the fused backends have in common: what is allocated, what is saved, and the chain rule around the kernels.
+"""What the compiled backends have in common: what is allocated, what is kept, and the chain rule around the kernels.
 
-A fused kernel runs all T steps of a layer and gives s_n and h_n of `snn.ops.reference`. What comes out, and what a
-recurrent layer feeds back, may lag behind: `first_DBN` are the D outputs that come before s_1, so that step n is fed
-output n of (first, s_1, s_2, ...), counted from one.
+Forward keeps the input, and a mark every few steps: the states there. Backward computes the steps from a mark again.
+A recurrent layer keeps its spikes, too, and in place of the input the sum of it and of what was fed back.
 """
 
 from typing import NamedTuple, Protocol
@@ -11,127 +10,143 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from snn.ops.reference import Dynamics, State, Values, spike
+from snn.ops import reference
+from snn.ops.reference import Dynamics, Feedback, State
+
+
+class Call(NamedTuple):
+    """What a call of the kernels is about."""
+
+    backend: "Backend"
+    neuron: Dynamics
+    learned: frozenset[str]  # values whose gradients are wanted
+    feedback: Feedback | None
+    want_h: bool
+    records: bool  # for a backward pass
 
 
 class Backend(Protocol):
-    """Two launches on contiguous tensors of one device and dtype; values are (N,). None: the neuron has no such thing.
+    """Two launches on contiguous tensors of one device and dtype.
 
-    forward   reads x, writes y, and h and total (x plus what was fed back) where they are not None; turns the initial
-              state into the final one, in place.
-    backward  reads the gradients of y and h; writes gx, and to sums (if not None: then x, the total input, is not)
-              the gradients of lam_m, lam_s, lam_w, a, b before summation over samples; turns the gradient of the
-              final state into that of the initial one, in place, and adds to that of first.
+    forward   reads x and, for a recurrent layer, past (D outputs that come before s_1); writes s and, where they are not
+              None, h, total (x plus what was fed back), and marks[c], the states after `segment` · (c + 1) steps; turns
+              the initial state into the final one, in place.
+    backward  reads the gradients of s and h, the input that forward had (of a recurrent layer: total), marks and the
+              initial state; writes the gradient of the input, and those of the learned values before they are summed
+              over samples; turns the gradient of the final state into that of the initial one, in place.
     """
 
-    def forward(self, x_TBN, y_TBN, h_TBN, total_TBN, state, first_DBN, values, neuron, V_NN) -> None: ...
+    def segment(self, neuron: Dynamics) -> int: ...
+
+    def forward(self, call, x_TBN, s_TBN, h_TBN, total_TBN, marks_CSBN, state_SBN, past_DBN, values_PN) -> None: ...
 
     def backward(
-        self, gy_TBN, gh_TBN, x_TBN, h_TBN, gx_TBN, sums_KBN, gstate, gfirst_DBN, state, values, neuron, V_NN
+        self, call, gs_TBN, gh_TBN, x_TBN, gx_TBN, marks_CSBN, state_SBN, gstate_SBN, gvalues_QBN, values_PN
     ) -> None: ...
 
 
-class _Call(NamedTuple):
-    """What a call of the kernels is about, besides tensors."""
-
-    backend: Backend
-    neuron: Dynamics
-    keep_h: bool
-    keep_total: bool
-
-
-def _run_forward(call: _Call, x_TBN, first_DBN, V_NN, state: State, values: Values):
-    """(s_TBN, h_TBN or None, total input or None, final state)."""
+def _run_forward(call: Call, x_TBN, past_DBN, state_SBN, values_PN):
+    """(s_TBN, h_TBN or None, the input to keep or None, marks or None, final state)."""
     s_TBN = torch.empty_like(x_TBN)
-    h_TBN = torch.empty_like(x_TBN) if call.keep_h else None
-    total_TBN = torch.empty_like(x_TBN) if call.keep_total and V_NN is not None else None
-    final = State(*(None if field is None else field.clone() for field in state))
-    call.backend.forward(x_TBN, s_TBN, h_TBN, total_TBN, final, first_DBN, values, call.neuron, V_NN)
-    return s_TBN, h_TBN, x_TBN if V_NN is None else total_TBN, final
-
-
-def _own_gradient(field: Tensor | None, grad: Tensor | None) -> Tensor | None:
-    """Of a final state: in rows, and a copy, as kernels work in place and autograd may need what it handed over."""
-    if field is None:
-        return None
-    return torch.zeros_like(field) if grad is None else grad.clone(memory_format=torch.contiguous_format)
+    h_TBN = torch.empty_like(x_TBN) if call.want_h else None
+    total_TBN = torch.empty_like(x_TBN) if call.records and call.feedback else None
+    marks = (len(x_TBN) - 1) // call.backend.segment(call.neuron)
+    marks_CSBN = x_TBN.new_empty(marks, *state_SBN.shape) if call.records else None
+    final_SBN = state_SBN.clone()
+    call.backend.forward(call, x_TBN, s_TBN, h_TBN, total_TBN, marks_CSBN, final_SBN, past_DBN, values_PN)
+    return s_TBN, h_TBN, total_TBN if call.feedback else x_TBN, marks_CSBN, final_SBN
 
 
 class _Fused(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, call: _Call, want_h: bool, x_TBN, first_DBN, V_NN, v, i, w, z, *values):
-        state, values = State(v, i, w, z), Values(*values)
-        s_TBN, h_TBN, total_TBN, final = _run_forward(call, x_TBN, first_DBN, V_NN, state, values)
-        ctx.call = call
+    def forward(ctx, call: Call, x_TBN, past_DBN, V_NN, delay_N, state_SBN, values_PN):
+        s_TBN, h_TBN, kept_TBN, marks_CSBN, final_SBN = _run_forward(call, x_TBN, past_DBN, state_SBN, values_PN)
+        ctx.call = call._replace(feedback=None)
+        ctx.longest = call.feedback.longest if call.feedback else 0
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(total_TBN if call.keep_total else None, h_TBN, first_DBN, V_NN, v, i, w, z, *values)
-        return s_TBN, h_TBN if want_h else None, final.v, final.i, final.w, final.z
+        spikes_TBN = s_TBN if call.feedback else None
+        ctx.save_for_backward(kept_TBN, marks_CSBN, spikes_TBN, past_DBN, V_NN, delay_N, state_SBN, values_PN)
+        return s_TBN, h_TBN, final_SBN
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gs_TBN, gh_TBN, *gfinal):
-        total_TBN, h_TBN, first_DBN, V_NN, v, i, w, z, *values = ctx.saved_tensors
-        neuron, state, values = ctx.call.neuron, State(v, i, w, z), Values(*values)
-        gs_TBN = torch.zeros_like(h_TBN) if gs_TBN is None else gs_TBN.contiguous()
+    def backward(ctx, gs_TBN, gh_TBN, gfinal_SBN):
+        kept_TBN, marks_CSBN, s_TBN, past_DBN, V_NN, delay_N, state_SBN, values_PN = ctx.saved_tensors
+        call = ctx.call if V_NN is None else ctx.call._replace(feedback=Feedback(V_NN, delay_N, ctx.longest))
+        neuron, learned = call.neuron, call.learned
+        gs_TBN = torch.zeros_like(kept_TBN) if gs_TBN is None else gs_TBN.contiguous()
         gh_TBN = None if gh_TBN is None else gh_TBN.contiguous()
-        gx_TBN = torch.empty_like(h_TBN)
-        sums_KBN = h_TBN.new_empty(len(values), *h_TBN.shape[1:]) if ctx.call.keep_total else None
-        gstate = State(*map(_own_gradient, state, gfinal))
-        gfirst_DBN = None if first_DBN is None else torch.zeros_like(first_DBN)
-        ctx.call.backend.backward(
-            gs_TBN, gh_TBN, total_TBN, h_TBN, gx_TBN, sums_KBN, gstate, gfirst_DBN, state, values, neuron, V_NN
+        gx_TBN = torch.empty_like(kept_TBN)
+        gvalues_QBN = kept_TBN.new_empty(len(learned), *kept_TBN.shape[1:])
+        # A copy in rows: kernels work in place, and autograd may need what it handed over.
+        gstate_SBN = torch.zeros_like(state_SBN) if gfinal_SBN is None else gfinal_SBN.clone(
+            memory_format=torch.contiguous_format
         )
-        gvalues = [None] * len(values)
-        if sums_KBN is not None:
-            gvalues = [
-                None if value is None else sums_BN.sum(0) for value, sums_BN in zip(values, sums_KBN, strict=True)
-            ]
-        gV_NN = None
+        call.backend.backward(
+            call, gs_TBN, gh_TBN, kept_TBN, gx_TBN, marks_CSBN, state_SBN, gstate_SBN, gvalues_QBN, values_PN
+        )
+        gvalues_PN = None
+        if learned:
+            gvalues_PN = torch.zeros_like(values_PN)
+            places = [k for k, name in enumerate(neuron.values) if name in learned]
+            gvalues_PN[places] = gvalues_QBN.sum(1)
+        gpast_DBN = gV_NN = gdelay_N = None
         if V_NN is not None:
-            u_TBN = h_TBN - neuron.theta
-            fired_TBN = (u_TBN > 0) if neuron.spike_first else (u_TBN >= 0)
-            fed_TBN = torch.cat([first_DBN, fired_TBN.to(h_TBN.dtype)])[: len(h_TBN)]
-            gV_NN = gx_TBN.flatten(0, 1).T @ fed_TBN.flatten(0, 1)
-        return None, None, gx_TBN, gfirst_DBN, gV_NN, *gstate[:4], *gvalues
+            gpast_DBN, gV_NN, gdelay_N = _feedback_gradients(call.feedback, gx_TBN, past_DBN, s_TBN)
+        return None, gx_TBN, gpast_DBN, gV_NN, gdelay_N, gstate_SBN, gvalues_PN
+
+
+def _feedback_gradients(feedback: Feedback, gx_TBN: Tensor, past_DBN: Tensor, s_TBN: Tensor) -> tuple:
+    """Gradients of the outputs before the first, of the weights and of the delays."""
+    V_NN, delay_N, _ = feedback
+    given = [past_DBN.detach().requires_grad_()]
+    if delay_N is not None:
+        given.append(delay_N.detach().requires_grad_())
+        feedback = feedback._replace(delay_N=given[1])
+    with torch.enable_grad():
+        fed_TBN = reference.delayed(torch.cat([given[0], s_TBN.detach()]), feedback)[: len(gx_TBN)]
+    read = len(gx_TBN) if delay_N is not None else min(len(past_DBN), len(gx_TBN))  # steps that read what is asked for
+    gfed_TBN = torch.zeros_like(gx_TBN)
+    torch.matmul(gx_TBN[:read], V_NN, out=gfed_TBN[:read])
+    gpast_DBN, *gdelay = torch.autograd.grad(fed_TBN, given, gfed_TBN)
+    gV_NN = gx_TBN.flatten(0, 1).T @ fed_TBN.detach().flatten(0, 1)
+    return gpast_DBN, gV_NN, gdelay[0] if gdelay else None
 
 
 def multi_step(
-    backend: Backend, x_TBN: Tensor, values: Values, state: State, neuron: Dynamics, V_NN: Tensor | None, want_h: bool
-) -> tuple[Tensor, Tensor | None, State]:
-    """`snn.ops.multi_step` on one fused backend, arguments already checked."""
-    recurrent = V_NN is not None
-    state = state.filled(neuron, recurrent, x_TBN[0])
+    backend: Backend,
+    x_TBN: Tensor,
+    values: dict[str, Tensor],
+    state: State,
+    neuron: Dynamics,
+    feedback: Feedback | None,
+    want_h: bool,
+) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
+    """`snn.ops.multi_step` on one compiled backend, arguments already checked."""
+    state = reference.filled(state, neuron, x_TBN[0], feedback.D if feedback else 0)
     # Broadcast here, where autograd sums over the neurons again.
-    values = Values(*(None if value is None else value.expand(x_TBN.shape[-1]).contiguous() for value in values))
-    x_TBN = x_TBN.contiguous()
-    V_NN = V_NN.contiguous() if recurrent else None
-    steps = (state.v, state.i if neuron.current else None, *((state.w, state.z) if neuron.adaptation else (None, None)))
-    steps = tuple(None if field is None else field.contiguous() for field in steps)
-    # The outputs that come before s_1; the variant that spikes first has one more of them, still to come out.
-    due_BN = spike(state.h - neuron.theta, True) if neuron.spike_first else None
-    first_DBN = None
-    if recurrent:
-        first_DBN = torch.stack([state.y, due_BN] if neuron.spike_first else [state.y])
+    values_PN = torch.stack([values[name].expand(x_TBN.shape[-1]) for name in neuron.values])
+    state_SBN = torch.stack([state[name] for name in neuron.states])
+    # The variant that spikes first has one more output before s_1, still to come out.
+    due_1BN = reference.spike(state["h"] - values["theta"], neuron)[None] if neuron.spike_first else x_TBN[:0]
+    past_DBN = torch.cat([state["y"], due_1BN]) if feedback else None
+    V_NN, delay_N, _ = feedback or (None, None, 0)
 
-    tensors = (x_TBN, first_DBN, V_NN, *steps, *values)
+    tensors = (x_TBN.contiguous(), past_DBN, V_NN, delay_N, state_SBN, values_PN)
     records = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
-    learned = records and any(value is not None and value.requires_grad for value in values)
-    want_h = want_h or neuron.spike_first
-    call = _Call(backend, neuron, keep_h=want_h or records, keep_total=learned)
+    learned = frozenset(name for name in neuron.values if records and values[name].requires_grad)
+    call = Call(backend, neuron, learned, feedback, want_h or neuron.spike_first, records)
     if records:
-        s_TBN, h_TBN, v, i, w, z = _Fused.apply(call, want_h, *tensors)
+        s_TBN, h_TBN, final_SBN = _Fused.apply(call, *tensors)
     else:
-        s_TBN, h_TBN, _, (v, i, w, z, *_) = _run_forward(call, x_TBN, first_DBN, V_NN, State(*steps), values)
+        x_TBN, past_DBN, _, _, state_SBN, values_PN = tensors
+        s_TBN, h_TBN, _, _, final_SBN = _run_forward(call, x_TBN, past_DBN, state_SBN, values_PN)
 
-    final = {"v": v}
-    if neuron.current:
-        final |= {"i": i}
-    if neuron.adaptation:
-        final |= {"w": w, "z": z}
+    final = dict(zip(neuron.states, final_SBN.unbind(), strict=True))
     if neuron.spike_first:
-        final |= {"h": h_TBN[-1]}
-        s_TBN = torch.cat([due_BN[None], s_TBN[:-1]])
-        h_TBN = torch.cat([state.h[None], h_TBN[:-1]])
-    if recurrent:
-        final |= {"y": s_TBN[-1]}
-    return s_TBN, h_TBN, state._replace(**final)
+        final["h"] = h_TBN[-1]
+        s_TBN = torch.cat([due_1BN, s_TBN[:-1]])
+        h_TBN = torch.cat([state["h"][None], h_TBN[:-1]])
+    if feedback:
+        final["y"] = torch.cat([state["y"][len(s_TBN) :], s_TBN[-feedback.D :]])
+    return s_TBN, h_TBN, final

@@ -174,22 +174,45 @@ _lanewise(operator.mul, ir.IRBuilder.fmul)
 _lanewise(operator.truediv, ir.IRBuilder.fdiv)
 _lanewise(operator.gt, lambda builder, a, b: builder.fcmp_ordered(">", a, b), gives_truths=True)
 _lanewise(operator.ge, lambda builder, a, b: builder.fcmp_ordered(">=", a, b), gives_truths=True)
+_lanewise(operator.lt, lambda builder, a, b: builder.fcmp_ordered("<", a, b), gives_truths=True)
+_lanewise(operator.le, lambda builder, a, b: builder.fcmp_ordered("<=", a, b), gives_truths=True)
 
 
-@intrinsic
-def _magnitude(_, lanes):
-    def code(context, builder, signature, arguments):
-        of = arguments[0].type
-        name = f"llvm.fabs.v{of.count}{of.element.intrinsic_name}"
-        return builder.call(cgutils.get_or_insert_function(builder.module, ir.FunctionType(of, [of]), name), arguments)
+def _of_each(name):
+    """An intrinsic of LLVM, applied to each number of lanes."""
 
-    return lanes(lanes), code
+    @intrinsic
+    def apply(_, lanes):
+        def code(context, builder, signature, arguments):
+            of = arguments[0].type
+            kind = ir.FunctionType(of, [of])
+            full_name = f"llvm.{name}.v{of.count}{of.element.intrinsic_name}"
+            return builder.call(cgutils.get_or_insert_function(builder.module, kind, full_name), arguments)
+
+        return lanes(lanes), code
+
+    return apply
+
+
+_magnitude, exponential = map(_of_each, ("fabs", "exp"))
 
 
 @overload(abs)
 def _abs(lanes):
     if isinstance(lanes, Lanes):
         return lambda lanes: _magnitude(lanes)
+    return None
+
+
+@intrinsic
+def _negative(_, lanes):
+    return lanes(lanes), lambda context, builder, _, arguments: builder.fneg(arguments[0])
+
+
+@overload(operator.neg)
+def _neg(lanes):
+    if isinstance(lanes, Lanes):
+        return lambda lanes: _negative(lanes)
     return None
 
 

@@ -1,157 +1,157 @@
-"""The neurons, defined once, in plain torch. Every other backend must equal what stands here.
+"""Neurons in plain torch, step after step. Every other backend must equal what this computes.
 
-One update covers the family (Liu et al. 2023, doi 10.3389/fnins.2023.1266003; Liu & Dragotti 2025, Neural Netw. 184):
+A neuron is a pure function `step(x, state, p) -> (s, h, next state)` in plain torch (see `snn.neurons`): x is the input
+of a step, `state` has its states by name, and `p` the values by name (θ among them) with two functions,
 
-    drive_n = x_n                    LIF, AdLIF        (Dynamics.current is False)
-            = i_{n-1}                CuLIF, CuAdLIF    (Dynamics.current is True: one step of latency)
-              minus w_{n-1}          AdLIF, CuAdLIF    (Dynamics.adaptation)
-    h_n = λ_m v_{n-1} + (1 - λ_m) drive_n              membrane before the reset
-    s_n = [h_n >= θ]                                   spike;  ds/dh = 1 / (1 + 5 |h - θ|)²
-    v_n = (1 - s_n) h_n   or   h_n - θ s_n             hard or soft reset; the spike in it carries no gradient
-    i_n = λ_s i_{n-1} + x_n                            synaptic current
-    w_n = λ_w w_{n-1} + z_{n-1}                        adaptation
-    z_n = a h_n + b s_n                                what joins the adaptation one step later
+    p.spike(u)   [u >= 0] as a number; its derivative is the surrogate's
+    p.fire(h)    (s, v): s = [h >= θ] and the membrane after the reset, v = (1 - s) h or, soft, h - θ s; the spike in
+                 the reset carries no gradient
 
-All quantities are per step; decays are λ = exp(-1/τ), τ in steps. A recurrent layer adds V y_{n-1} to x_n, y its own
-output. With `Dynamics.spike_first` (the plain-autograd variant of the published code) the output is the spike of the
-step before, y_n = [h_{n-1} > θ], strictly above the threshold.
+What is the same for all neurons is written around it. A recurrent layer adds V y to its input, y its own output of the
+step before, or, with a delay d_j for each neuron j, V ((1 - f) y_{n-1-k} + f y_{n-2-k}) with k = floor(d), f = d - k.
+With `spike_first` (the plain-autograd variant of the published code, Liu et al. 2023, doi 10.3389/fnins.2023.1266003)
+the output is the spike of the step before, y_n = [h_{n-1} > θ], strictly above the threshold.
 
-Shapes: T steps, B samples, N neurons.
+Shapes: T steps, B samples, N neurons, D outputs before the first.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-SURROGATE_SLOPE = 5.0
+from snn.ops.surrogate import Surrogate
+
+State = Mapping[str, Tensor | None]  # what is carried from one step, or one call, to the next; None stands for zeros
+FRAME = ("h", "y")  # carried around the neuron: the potential whose spike is still to come out, the last outputs
 
 
 @dataclass(frozen=True)
 class Dynamics:
-    """Which member of the family, and how it fires. Static: known before any tensor is."""
+    """Which neuron, and how it fires. Static: known before any tensor is."""
 
-    current: bool
-    adaptation: bool
-    theta: float
+    name: str
+    step: Callable
+    states: tuple[str, ...]
+    values: tuple[str, ...]  # names of what `step` reads from p, each of shape (N,) or (1,)
     reset: Literal["hard", "soft"] = "hard"
     spike_first: bool = False
+    surrogate: Surrogate = field(default_factory=Surrogate)
+
+    def carried(self, recurrent: bool) -> tuple[str, ...]:
+        """Names of all that a layer carries on."""
+        return (*self.states, *(("h",) if self.spike_first else ()), *(("y",) if recurrent else ()))
 
 
-class Values(NamedTuple):
-    """Decays per step and couplings, each of shape (N,) or (1,); None where the neuron has no such value."""
+class Parameters(SimpleNamespace):
+    """What `step` reads as `p`. `spike_function` takes u = h - θ."""
 
-    lam_m: Tensor
-    lam_s: Tensor | None = None
-    lam_w: Tensor | None = None
-    a: Tensor | None = None
-    b: Tensor | None = None
+    def __init__(self, neuron: Dynamics, values: Mapping[str, Any], spike_function: Callable[[Any], Any]):
+        super().__init__(**values)
+        self.spike = spike_function
+        self._neuron = neuron
 
-
-class State(NamedTuple):
-    """What is carried from one step, or one call, to the next: (B, N) each; None stands for zeros or for unused."""
-
-    v: Tensor | None = None  # membrane after the reset
-    i: Tensor | None = None  # synaptic current (Dynamics.current)
-    w: Tensor | None = None  # adaptation (Dynamics.adaptation)
-    z: Tensor | None = None  # what joins w at the next step (Dynamics.adaptation)
-    h: Tensor | None = None  # potential whose spike is still to come out (Dynamics.spike_first)
-    y: Tensor | None = None  # last output of a recurrent layer
-
-    @staticmethod
-    def used(neuron: Dynamics, recurrent: bool) -> tuple[str, ...]:
-        """Names of the fields that this neuron carries."""
-        carried = {
-            "v": True,
-            "i": neuron.current,
-            "w": neuron.adaptation,
-            "z": neuron.adaptation,
-            "h": neuron.spike_first,
-            "y": recurrent,
-        }
-        return tuple(name for name, is_used in carried.items() if is_used)
-
-    def filled(self, neuron: Dynamics, recurrent: bool, like_BN: Tensor) -> "State":
-        """Zeros for each field in use that is None."""
-        return self._replace(
-            **{name: torch.zeros_like(like_BN) for name in self.used(neuron, recurrent) if getattr(self, name) is None}
-        )
+    def fire(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """(spike, membrane after the reset)."""
+        u = h - self.theta
+        fired = u > 0 if self._neuron.spike_first else u >= 0
+        return self.spike(u), torch.where(fired, u if self._neuron.reset == "soft" else 0.0, h)
 
 
 class _Spike(torch.autograd.Function):
-    """Heaviside step of u = h - θ with the fast-sigmoid surrogate of SuperSpike (Zenke & Ganguli 2018)."""
+    """Heaviside step of u with the derivative of a surrogate."""
 
     @staticmethod
-    def forward(ctx, u: Tensor, strict: bool) -> Tensor:
+    def forward(ctx, u: Tensor, strict: bool, surrogate: Surrogate) -> Tensor:
         ctx.save_for_backward(u)
+        ctx.surrogate = surrogate
         return ((u > 0) if strict else (u >= 0)).to(u.dtype)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         (u,) = ctx.saved_tensors
-        return grad / (1 + SURROGATE_SLOPE * u.abs()) ** 2, None
+        return grad * ctx.surrogate.derivative(u), None, None
 
 
-def spike(u: Tensor, strict: bool = False) -> Tensor:
-    """[u >= 0], or [u > 0] if strict, as numbers of u's dtype; gradient 1 / (1 + 5|u|)²."""
-    return _Spike.apply(u, strict)
+def spike(u: Tensor, neuron: Dynamics) -> Tensor:
+    """[u >= 0], or [u > 0] if the neuron spikes first, as numbers of u's dtype."""
+    return _Spike.apply(u, neuron.spike_first, neuron.surrogate)
 
 
-def smooth_spike(u: Tensor, strict: bool = False) -> Tensor:
-    """The function whose true derivative is the surrogate. In its place, `gradcheck` can judge the whole network."""
-    return u / (1 + SURROGATE_SLOPE * u.abs())
+def smooth_spike(u: Tensor, neuron: Dynamics) -> Tensor:
+    """The function whose true derivative is the surrogate."""
+    return neuron.surrogate.smooth(u)
 
 
-SpikeFunction = Callable[[Tensor, bool], Tensor]
+class Feedback(NamedTuple):
+    """What a recurrent layer feeds back to itself."""
+
+    V_NN: Tensor  # V[to, from]
+    delay_N: Tensor | None = None  # steps beyond the one that each output takes anyway, from 0 to `longest`
+    longest: int = 0
+
+    @property
+    def D(self) -> int:
+        """How many outputs before the first one are read."""
+        return 1 if self.delay_N is None else self.longest + 2
 
 
-def single_step(
-    x: Tensor, values: Values, state: State, neuron: Dynamics, spike_function: SpikeFunction = spike
-) -> tuple[Tensor, Tensor, State]:
-    """One step n of the equations above: (s_n, h_n, state). x is (B, N); the state must have its fields filled."""
-    drive = state.i if neuron.current else x
-    if neuron.adaptation:
-        drive = drive - state.w
-    h = values.lam_m * state.v + (1 - values.lam_m) * drive
-    u = h - neuron.theta
-    s = spike_function(u, neuron.spike_first)
-    fired = (u > 0) if neuron.spike_first else (u >= 0)
-    v = torch.where(fired, 0 if neuron.reset == "hard" else u, h)
-    state = state._replace(v=v)
-    if neuron.current:
-        state = state._replace(i=values.lam_s * state.i + x)
-    if neuron.adaptation:
-        state = state._replace(w=values.lam_w * state.w + state.z, z=values.a * h + values.b * s)
-    return s, h, state
+def filled(state: State, neuron: Dynamics, like_BN: Tensor, D: int = 0) -> dict[str, Tensor]:
+    """A tensor for each field that a layer carries, zeros where there is none; y is (D, B, N)."""
+    result = {name: state.get(name) for name in neuron.carried(D > 0)}
+    for name, tensor in result.items():
+        if tensor is None:
+            result[name] = torch.zeros_like(like_BN) if name != "y" else like_BN.new_zeros(D, *like_BN.shape)
+    return result
 
 
 def multi_step(
     x_TBN: Tensor,
-    values: Values,
+    values: Mapping[str, Tensor],
     state: State,
     neuron: Dynamics,
-    V_NN: Tensor | None = None,
+    feedback: Feedback | None = None,
     *,
-    spike_function: SpikeFunction = spike,
-) -> tuple[Tensor, Tensor, State]:
+    spike_function: Callable[[Tensor, Dynamics], Tensor] = spike,
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """All T steps: (y_TBN, h_TBN, final state).
 
     y is the output and h the potential it was compared with: s_n and h_n, or those of the step before when the neuron
-    is `spike_first`. V_NN are the weights of a recurrent layer, V[to, from].
+    is `spike_first`. `feedback` makes the layer recurrent.
     """
-    recurrent = V_NN is not None
-    state = state.filled(neuron, recurrent, x_TBN[0])
+    state = filled(state, neuron, x_TBN[0], feedback.D if feedback else 0)
+    p = Parameters(neuron, values, lambda u: spike_function(u, neuron))
     outputs, potentials = [], []
+    fed = list(state["y"]) if feedback else []
     for x in x_TBN:
-        if recurrent:
-            x = x + state.y @ V_NN.T
-        s, h, state = single_step(x, values, state, neuron, spike_function)
+        if feedback:
+            x = x + delayed(torch.stack(fed), feedback)[0] @ feedback.V_NN.T
+        s, h, new = neuron.step(x, SimpleNamespace(**{name: state[name] for name in neuron.states}), p)
+        state |= new
         if neuron.spike_first:
-            s, h, state = spike_function(state.h - neuron.theta, True), state.h, state._replace(h=h)
-        if recurrent:
-            state = state._replace(y=s)
+            s, h, state["h"] = spike_function(state["h"] - p.theta, neuron), state["h"], h
+        fed = [*fed[1:], s]
         outputs.append(s)
         potentials.append(h)
+    if feedback:
+        state["y"] = torch.stack(fed)
     return torch.stack(outputs), torch.stack(potentials), state
+
+
+def delayed(past_XBN: Tensor, feedback: Feedback) -> Tensor:
+    """What comes back to a layer after each D of its outputs in a row: (X - D + 1, B, N).
+
+    A delay that lies between two steps takes a share of each.
+    """
+    if feedback.delay_N is None:
+        return past_XBN
+    windows = len(past_XBN) - feedback.D + 1
+    whole_N = feedback.delay_N.detach().floor()
+    share_N = feedback.delay_N - whole_N
+    newest_W1 = torch.arange(feedback.D - 1, len(past_XBN), device=past_XBN.device)[:, None]
+    near_W1N = (newest_W1 - whole_N.long())[:, None]
+    near, far = (past_XBN.gather(0, (near_W1N - k).expand(windows, *past_XBN.shape[1:])) for k in (0, 1))
+    return (1 - share_N) * near + share_N * far

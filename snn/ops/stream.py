@@ -4,15 +4,19 @@ The sums and the neurons are those of the batched kernels, in their order, so th
 bits. A step costs what its events and spikes cost, and one update of each neuron.
 """
 
+import sys
+from functools import cache
+from types import ModuleType
 from typing import Literal, NamedTuple
 
 import numpy as np
-from numba import literal_unroll
 
 from snn.events import step_of
-from snn.ops.compiled import inlined, kernel
-from snn.ops.cpu import FORWARD_SCRATCH, TILE, V, add_rows, forward_steps, load_values
+from snn.ops import cpu
+from snn.ops.compiled import inlined, kernel, printed
+from snn.ops.cpu import STRIDE, TILE, add_rows
 from snn.ops.lanes import LANES, load_part, lowest, unlike
+from snn.ops.reference import Dynamics
 from snn.ops.sparse import product_rows
 
 # What is counted along the way, places in `tally`.
@@ -29,35 +33,51 @@ class Layer(NamedTuple):
     Kernels take it as a plain tuple.
     """
 
-    scratch: np.ndarray  # (tiles, FORWARD_SCRATCH): values and states of TILE neurons each, as in `snn.ops.cpu`
+    scratch: np.ndarray  # (tiles · rows · STRIDE,): values and states of TILE neurons each, as in kernels/neuron.py
     rows: np.ndarray  # (ROWS, 1, N)
     W_SCL: np.ndarray  # see `snn.ops.sparse`
     bias_N: np.ndarray | None
     VT_NN: np.ndarray | None
+    whole_N: np.ndarray | None  # delays of what a recurrent layer feeds back, in steps
+    past_DN: np.ndarray | None  # its last outputs, that of step t in row t mod D
     picked: np.ndarray  # (N,) room
     offsets: np.ndarray  # (2,): one row of entries
-    current: Literal[True] | None
-    adaptation: Literal[True] | None
-    theta: float
-    soft: bool
     spike_first: bool
     is_output: Literal[True] | None
 
-    def reset(self) -> None:
+    def reset(self, first_state_row: int) -> None:
         """The state before the first step."""
-        self.scratch[:, V:] = 0
+        tiles = -(-self.rows.shape[-1] // TILE)
+        self.scratch.reshape(tiles, -1, STRIDE)[:, first_state_row:] = 0
         self.rows[:] = 0
         self.rows[PEAK] = -np.inf
+        if self.past_DN is not None:
+            self.past_DN[:] = 0
 
 
-@kernel
-def new_scratch(lam_m, lam_s, lam_w, a, b):
-    """A layer's `scratch` with its values, each (N,) or None."""
-    N = len(lam_m)
-    scratch = np.zeros((-(-N // TILE), FORWARD_SCRATCH), lam_m.dtype)
-    for k in range(len(scratch)):
-        load_values(scratch[k], k * TILE, min(TILE, N - k * TILE), lam_m, lam_s, lam_w, a, b)
-    return scratch
+def new_scratch(neuron: Dynamics, values_PN: np.ndarray) -> np.ndarray:
+    """A layer's `scratch` with its values."""
+    (P, N), S = values_PN.shape, len(neuron.states)
+    tiles = -(-N // TILE)
+    scratch = np.zeros((tiles, P + S, STRIDE), values_PN.dtype)
+    for k in range(tiles):
+        width = min(TILE, N - k * TILE)
+        scratch[k, :P, :width] = values_PN[:, k * TILE : k * TILE + width]
+    return scratch.reshape(-1)
+
+
+@cache
+def kernels(neurons: tuple[Dynamics, ...]) -> ModuleType:
+    """The compiled loop over the steps of a network with layers of these neurons."""
+    modules = [cpu.kernels(neuron).__name__ for neuron in neurons]
+    steps = "\n".join(f'steps_{k} = sys.modules["{module}"].forward_steps' for k, module in enumerate(modules))
+    layers = "\n".join(
+        f"    number = run_layer(steps_{k}, tally, channels, counts, number, *layers[{k}])\n    spikes[{k}] += number"
+        for k in range(len(neurons))
+    )
+    frame = (cpu.printer.KERNELS / "stream.py").read_text()
+    imports = "import sys\n\nfrom snn.ops.compiled import inlined, kernel\nfrom snn.ops.stream import *\n"
+    return printed("stream", f"{imports}\n{steps}\n\n{frame.replace('    # LAYERS', layers)}")
 
 
 @kernel
@@ -68,9 +88,9 @@ def steps_of(times, ticks_per_second, dt_ms, T, steps):
 
 
 @inlined
-def _run_layer(
-    tally, channels, counts, number, scratch, rows, W_SCL, bias_N, VT_NN, picked, offsets,
-    current, adaptation, theta, soft, spike_first, is_output,
+def run_layer(
+    steps, tally, channels, counts, number, scratch, rows, W_SCL, bias_N, VT_NN, whole_N, past_DN, picked, offsets,
+    spike_first, is_output,
 ):  # fmt: skip
     """One step of a `Layer`. Its entries come in and its spikes go out in `channels` and `counts`: how many."""
     x, s, h = rows[X, 0], rows[S, 0], rows[H, 0]
@@ -84,20 +104,23 @@ def _run_layer(
     if VT_NN is not None:  # s still holds the spikes of the step before
         fed = rows[FED, 0]
         fed[:] = 0
+        if whole_N is not None:
+            for n in range(N):
+                s[n] = past_DN[(tally[STEP] - 1 - whole_N[n]) % len(past_DN), n]
         tally[SYNAPTIC] += N * add_rows(fed, s, VT_NN, picked)
         for j in range(N):
             x[j] += fed[j]
-    for k in range(len(scratch)):
-        m, width = k * TILE, min(TILE, N - k * TILE)
-        forward_steps(
-            rows[X], None, rows[S], rows[H], scratch[k], m, width, 0, 1,
-            current, adaptation, x.dtype.type(theta), soft, spike_first, False,
-        )  # fmt: skip
+    size_of_tile = len(scratch) // -(-N // TILE)
+    for k in range(0, N, TILE):
+        at, width = k // TILE * size_of_tile, min(TILE, N - k)
+        steps(rows[X], None, rows[S], rows[H], None, scratch, at, k, width, 0, 1, False)
     if spike_first:
         due, peak_due = rows[DUE, 0], rows[PEAK_DUE, 0]
         for j in range(N):
             s[j], due[j] = due[j], s[j]
             h[j], peak_due[j] = peak_due[j], h[j]
+    if whole_N is not None:
+        past_DN[tally[STEP] % len(past_DN)] = s
     if is_output is not None:
         peak = rows[PEAK, 0]
         for j in range(N):
@@ -113,52 +136,4 @@ def _run_layer(
     return number
 
 
-@inlined
-def _run_step(layers, channels, counts, entry_of_channel, tally, spikes, output_counts):
-    """Run the step whose entries are gathered, through all layers."""
-    number = tally[ENTRIES]
-    for k in range(number):
-        entry_of_channel[channels[k]] = -1
-    tally[ENTRIES] = 0
-    tally[STEP] += 1
-    k = 0
-    for layer in literal_unroll(layers):  # which cannot be enumerated
-        number = _run_layer(tally, channels, counts, number, *layer)
-        spikes[k] += number
-        k += 1  # noqa: SIM113
-    for k in range(number):
-        output_counts[channels[k]] += 1
-    if number > 0 and tally[DECIDED] == 0:
-        tally[DECIDED] = tally[STEP]
-        tally[LABEL] = channels[0]  # in rising order: of those that fire at once, the lower class
-
-
-@kernel
-def advance(
-    steps, event_channels, T, end, stops, layers, channels, counts, entry_of_channel, tally, spikes, output_counts
-):  # fmt: skip
-    """Take events, in time order, and run each step that is complete; then all steps up to `end`.
-
-    A step is complete once an event comes after it. With `stops`, end with the step in which an output fires first.
-    """
-    if stops and tally[DECIDED] > 0:
-        return
-    for e in range(len(steps)):
-        while tally[STEP] < steps[e]:
-            _run_step(layers, channels, counts, entry_of_channel, tally, spikes, output_counts)
-            if stops and tally[DECIDED] > 0:
-                return
-        if steps[e] == T:
-            continue
-        c = event_channels[e]
-        if entry_of_channel[c] < 0:
-            entry_of_channel[c] = tally[ENTRIES]
-            channels[tally[ENTRIES]] = c
-            counts[tally[ENTRIES]] = 0
-            tally[ENTRIES] += 1
-        counts[entry_of_channel[c]] += 1
-        tally[EVENTS] += 1
-    while tally[STEP] < end:
-        _run_step(layers, channels, counts, entry_of_channel, tally, spikes, output_counts)
-        if stops and tally[DECIDED] > 0:
-            return
+__all__ = ["DECIDED", "ENTRIES", "EVENTS", "LABEL", "STEP", "run_layer"]

@@ -180,5 +180,5 @@ def _run(work: Callable, tensors: tuple[Tensor, ...], *constants: float) -> None
 def _launch(work: Callable, tensors: tuple[Tensor, ...], *constants: float) -> None:
     """The kernel of the same name on a GPU."""
     cuda, size = ops.kernels("cupy", tensors[0].device), tensors[1].numel()
-    name, options = work.__name__.removeprefix("_"), (cuda.real(tensors[0].dtype),)
-    cuda.launch("ttfs.cu", name, options, tensors, (*map(float, constants), size), size)
+    name = work.__name__.removeprefix("_")
+    cuda.launch(cuda.file("ttfs.cu"), name, tensors, (*map(float, constants), size), size)

@@ -1,0 +1,36 @@
+"""The neurons, a file each: equations with their source, states, values, and one step in plain torch.
+
+Every backend, streams, reports and exports follow from that file. A file laid into this folder, or into a folder that
+the environment variable FIRST_SPIKE_NEURONS names, is one of NEURONS; see docs/adding_a_neuron.md.
+"""
+
+import os
+import sys
+from importlib import import_module
+from pathlib import Path
+
+from snn.errors import InputError
+from snn.neurons.module import SpikingNeuron
+
+__path__ += [folder for folder in os.environ.get("FIRST_SPIKE_NEURONS", "").split(os.pathsep) if folder]
+
+
+def _found() -> dict[str, type[SpikingNeuron]]:
+    """Name -> class, of all files in these folders."""
+    neurons: dict[str, type[SpikingNeuron]] = {}
+    for folder in __path__:
+        if not Path(folder).is_dir():
+            raise InputError(f"FIRST_SPIKE_NEURONS names {folder}, which is not a folder")
+        for path in sorted(Path(folder).glob("[!_]*.py")):
+            module = import_module(f"{__name__}.{path.stem}")
+            for name, value in vars(module).items():
+                if isinstance(value, type) and issubclass(value, SpikingNeuron) and hasattr(value, "STATES"):
+                    if value.__module__ == module.__name__:
+                        neurons[name] = value
+    return neurons
+
+
+NEURONS = _found()
+vars(sys.modules[__name__]).update(NEURONS)
+
+__all__ = ["NEURONS", "SpikingNeuron", *NEURONS]

@@ -1,0 +1,32 @@
+"""The leaky integrate-and-fire neuron, the baseline, with a given and with a learned decay."""
+
+from dataclasses import replace
+
+from snn.neurons.module import SpikingNeuron
+from snn.neurons.values import Decay
+
+
+class LIF(SpikingNeuron):
+    """LIF neuron. Nothing is learned.
+
+        h_n = λ_m v_{n-1} + (1 - λ_m) x_n
+        s_n = [h_n >= θ],   v_n = h_n after the reset
+
+    SpikingJelly's LIFNode with decay_input is this with its tau = 1 / (1 - λ_m).
+    """
+
+    STATES = ("v",)
+    VALUES = {"lam_m": Decay("membrane time constant", "tau_mem_steps", learned=False)}
+
+    @staticmethod
+    def step(x, state, p):
+        """One step: (s, h, next state)."""
+        h = p.lam_m * state.v + (1 - p.lam_m) * x
+        s, v = p.fire(h)
+        return s, h, {"v": v}
+
+
+class PLIF(LIF):
+    """LIF whose decay is learned, λ_m = sigmoid(p) (Fang et al. 2021, whose k is 1 - λ_m, one a layer: per="layer")."""
+
+    VALUES = {"lam_m": replace(LIF.VALUES["lam_m"], learned=True)}

@@ -1,0 +1,229 @@
+"""Neurons as SpikingJelly modules: what all have in common. `snn.neurons` has the list, a file each."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from spikingjelly.activation_based.base import MemoryModule
+from torch import Tensor, nn
+
+from snn import ops
+from snn.errors import InputError
+from snn.neurons.values import Decay, Derived, Value
+
+
+class Learned(NamedTuple):
+    """A value that a layer learned, as a report shows it."""
+
+    title: str
+    unit: str  # "ms", or "1" for a plain number
+    value: Tensor  # one a neuron or one for the layer
+    began: tuple[float, float]  # bounds of the initial values
+
+
+class SpikingNeuron(MemoryModule):
+    """A layer of neurons with its state. A subclass is a neuron: its states, its values, and its step.
+
+        STATES   names of what is carried from step to step, all 0 at the start
+        VALUES   name -> `Value`: what `step` reads from p; θ is there for every neuron
+        step     a pure function (x, state, p) -> (s, h, {state: its next value}), in plain torch. p.fire(h) gives
+                 (spike, membrane after the reset), p.spike(u) the spike of u = h - θ; h is what the report calls the
+                 potential. See `snn.ops.reference`; `snn.ops.trace` says which operations every backend knows
+
+    Args:
+        num_neurons: N, which a layer that learns values per neuron or is recurrent needs; others take (T, B, ...) of
+            any shape.
+        tau_mem_steps, tau_syn_steps, tau_ada_steps: (initial) time constants of membrane, synaptic current and
+            adaptation, in steps, as far as the neuron has them.
+        theta: threshold.
+        initial: other initial values, by name (a decay by its time constant in steps).
+        reset: "hard" (to 0) or "soft" (by θ).
+        per: learned values are one per "neuron" or one per "layer".
+        spike_first: the variant of the published plain-autograd code: the output is one step late and the threshold
+            must be exceeded.
+        decay: learned decays are sigmoid(p), or "raw" numbers that `clamp_values` keeps within [2/e, 0.995].
+        surrogate, surrogate_slope: the derivative of the spike, see `snn.ops.surrogate`.
+        recurrent: add V y_{n-1} to the input, y the layer's own output.
+        max_delay_steps: the output of each neuron of a recurrent layer comes back later by a learned delay, in steps
+            between 0 and this; drawn evenly from `delay_steps`, by default all of that. Real in training, rounded in
+            evaluation.
+        return_potential: return (spikes, potentials before the reset) instead of spikes.
+        backend: "auto" or one of `snn.ops.BACKENDS`.
+
+    Input and output are (T, B, N) in step mode "m" (or (T, B, ...)), (B, N) in step mode "s". The state stays until
+    `reset()`, so a long sequence may be given in chunks.
+    """
+
+    STATES: ClassVar[tuple[str, ...]]
+    VALUES: ClassVar[Mapping[str, Value]]
+    THETA: ClassVar[Value] = Value("threshold", "theta", learned=False)
+
+    def __init__(
+        self,
+        num_neurons: int | None,
+        *,
+        theta: float,
+        tau_mem_steps: float | None = None,
+        tau_syn_steps: float | None = None,
+        tau_ada_steps: float | None = 100.0,
+        initial: Mapping[str, float] | None = None,
+        reset: Literal["hard", "soft"] = "hard",
+        per: Literal["neuron", "layer"] = "neuron",
+        spike_first: bool = False,
+        decay: Literal["sigmoid", "raw"] = "sigmoid",
+        surrogate: str = "superspike",
+        surrogate_slope: float = 0.0,
+        recurrent: bool = False,
+        max_delay_steps: int = 0,
+        delay_steps: tuple[float, float] | None = None,
+        return_potential: bool = False,
+        backend: str = "auto",
+        step_mode: Literal["s", "m"] = "m",
+    ):
+        super().__init__()
+        kind = type(self).__name__
+        self.dynamics = self.dynamics_of(reset, spike_first, ops.Surrogate(surrogate, surrogate_slope))
+        self.return_potential = return_potential
+        self.backend = backend
+        self.step_mode = step_mode
+        is_raw = decay == "raw"
+        self._values = {
+            name: replace(value, parametrisation="raw") if is_raw and type(value) is Decay else value
+            for name, value in self.values_of().items()
+        }
+        settings = {"theta": theta, "tau_mem_steps": tau_mem_steps, "tau_syn_steps": tau_syn_steps}
+        settings |= {"tau_ada_steps": tau_ada_steps} | (initial or {})
+        if unknown := [name for name in initial or () if name not in self._values]:
+            raise InputError(f"{unknown[0]} is not a value of {kind}; it has {', '.join(self._values)}")
+        has_own = any(value.learned for value in self._values.values())
+        if num_neurons is None and (recurrent or (per == "neuron" and has_own)):
+            raise InputError(f"{kind} needs num_neurons: it is recurrent or has values per neuron")
+        shape = (num_neurons,) if per == "neuron" and num_neurons is not None else (1,)
+        self._initial = {name: value.start(name, settings) for name, value in self._values.items()}
+        for name, value in self._values.items():
+            value.add_to(self, name, shape, self._initial[name])
+        self.V = nn.Parameter(nn.init.xavier_uniform_(torch.empty(num_neurons, num_neurons))) if recurrent else None
+        self.max_delay_steps, self.delay_N = max_delay_steps, None
+        if max_delay_steps and recurrent:
+            low, high = delay_steps or (0.0, float(max_delay_steps))
+            if not 0 <= low <= high <= max_delay_steps:
+                raise InputError(f"delays of {low:g} to {high:g} steps do not lie within 0 to {max_delay_steps}")
+            self.delay_N = nn.Parameter(torch.rand(num_neurons) * (high - low) + low)
+            self._initial["delay"] = (low, high)
+        for name in self.dynamics.carried(recurrent):
+            self.register_memory(name, None)
+
+    @classmethod
+    def values_of(cls) -> dict[str, Value]:
+        """All values, θ the first."""
+        return {"theta": cls.THETA, **cls.VALUES}
+
+    @classmethod
+    def dynamics_of(
+        cls,
+        reset: Literal["hard", "soft"] = "hard",
+        spike_first: bool = False,
+        surrogate: ops.Surrogate | None = None,
+    ) -> ops.Dynamics:
+        """What of the neuron is known before any tensor is: how it fires, and the names of states and values."""
+        for name in (*cls.STATES, *cls.values_of()):
+            if name in RESERVED or not name.isidentifier():
+                raise InputError(f"neuron {cls.__name__}: a state or value cannot be called {name}")
+        values = tuple(cls.values_of())
+        return ops.Dynamics(
+            cls.__name__, cls.step, tuple(cls.STATES), values, reset, spike_first, surrogate or ops.Surrogate()
+        )
+
+    @property
+    def theta(self) -> float:
+        """The threshold; the mean one where neurons differ."""
+        return float(self.values()["theta"].mean())
+
+    @property
+    def feedback(self) -> ops.Feedback | None:
+        """What a recurrent layer feeds back to itself; delays are whole steps in evaluation."""
+        if self.V is None:
+            return None
+        delay_N = self.delay_N
+        if delay_N is not None and not self.training:
+            delay_N = delay_N.detach().round()
+        return ops.Feedback(self.V, delay_N, self.max_delay_steps if delay_N is not None else 0)
+
+    def _stored(self, name: str) -> Tensor | None:
+        return self._parameters.get(self._values[name].stored_as(name))
+
+    def values(self) -> dict[str, Tensor]:
+        """The values as they stand, by name, each of shape (N,) or (1,)."""
+        found = {}
+        for name, value in self._values.items():
+            if isinstance(value, Derived):
+                found[name] = value.function(found)
+            else:
+                stored = self._stored(name)
+                found[name] = self._buffers[name] if stored is None else value.of(stored)
+        return found
+
+    @torch.no_grad()
+    def learned(self, dt_ms: float) -> dict[str, Learned]:
+        """What the layer learned, by name, in the units of a report."""
+        found = {}
+        for name, tensor in self.values().items():
+            if (value := self._values[name]).learned:
+                began = value.began(self._initial[name], dt_ms)
+                found[value.word(name)] = Learned(value.title, value.unit, value.shown(tensor, dt_ms), began)
+        if self.delay_N is not None:
+            low, high = self._initial["delay"]
+            began = (dt_ms * low, dt_ms * high)
+            found["delay"] = Learned("delay of a neuron's own spikes", "ms", dt_ms * self.delay_N.detach(), began)
+        return found
+
+    @torch.no_grad()
+    def clamp_values(self) -> None:
+        """Bring learned values back into their ranges; call it after each step of the optimiser."""
+        for name, value in self._values.items():
+            if (stored := self._stored(name)) is not None:
+                value.clamp_(stored)
+        if self.delay_N is not None:
+            self.delay_N.clamp_(0, self.max_delay_steps)
+
+    def check_values(self, where: str) -> None:
+        """InputError if a learned value lies outside its range, or is no number."""
+        checked = {name: (value, self._values[name].holds(value)) for name, value in self.values().items()}
+        if self.delay_N is not None:
+            checked["delay"] = (self.delay_N, (self.delay_N >= 0) & (self.delay_N <= self.max_delay_steps))
+        for name, (value, fine) in checked.items():
+            if not fine.all():
+                raise InputError(f"{where}: the learned value {name} is {value[~fine][0].item():g}, outside its range")
+
+    def multi_step_functional_forward(
+        self, inputs: tuple[Tensor], states: tuple[Tensor | None, ...]
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
+        """Run all T steps on explicit states (in the order of `named_memories`)."""
+        (x,) = inputs
+        x_TBN = x.flatten(2) if x.dim() > 3 else x
+        y_TBN, h_TBN, state = ops.multi_step(
+            x_TBN,
+            self.values(),
+            dict(zip(self._memories, states, strict=True)),
+            self.dynamics,
+            self.feedback,
+            want_h=self.return_potential,
+            backend=self.backend,
+        )
+        outputs = (y_TBN, h_TBN) if self.return_potential else (y_TBN,)
+        return tuple(out.view(x.shape) for out in outputs), tuple(state[name] for name in self._memories)
+
+    def single_step_functional_forward(
+        self, inputs: tuple[Tensor], states: tuple[Tensor | None, ...]
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
+        """One step on explicit states: T = 1."""
+        outputs, states = self.multi_step_functional_forward((inputs[0].unsqueeze(0),), states)
+        return tuple(out.squeeze(0) for out in outputs), states
+
+    def extra_repr(self) -> str:
+        return f"{self.dynamics}, recurrent={self.V is not None}, backend={self.backend}, {super().extra_repr()}"
+
+
+# The frame's own states, names that a step or a module has for something else, and the keywords of C.
+RESERVED = {*ops.reference.FRAME, "x", "s", "p", "V", "delay_N", "real", "state", "values", "kept", "training"}

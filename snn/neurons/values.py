@@ -1,0 +1,210 @@
+"""The values of a neuron: initial value, range, parametrisation, unit, and what the report calls them.
+
+A value is declared once, in the neuron's class; layer and report ask the declaration. Where it is learned, the layer
+holds a parameter of one number a neuron or one a layer, from which `of` gives the value that the step sees.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from snn.errors import InputError
+
+
+@dataclass(frozen=True)
+class Value:
+    """A number as it stands, kept between `low` and `high`.
+
+    Args:
+        title: in the report.
+        initial: a number, the name of one of the layer's settings, or None: drawn evenly between the bounds of `draw`,
+            by default its range.
+        low, high: range, both included.
+        learned: whether it is a parameter.
+        draw: bounds of the initial values.
+    """
+
+    title: str
+    initial: float | str | None = None
+    low: float = -math.inf
+    high: float = math.inf
+    learned: bool = True
+    draw: tuple[float, float] | None = None
+
+    unit = "1"
+
+    def __post_init__(self):
+        if self.learned and self.low == -math.inf and self.high == math.inf and self.draw is None:
+            raise InputError(f"the value '{self.title}' has no range: give low and high, or draw")
+
+    def start(self, name: str, settings: Mapping[str, float | None]) -> float | None:
+        """The initial value, or None where it is drawn."""
+        initial = settings[name] if settings.get(name) is not None else self.initial
+        if not isinstance(initial, str):
+            return initial
+        if settings.get(initial) is None:
+            raise InputError(f"the value {name} needs {initial}")
+        return settings[initial]
+
+    def tensor(self, initial: float | None, shape: tuple[int, ...]) -> Tensor:
+        """What is stored, at the start of training."""
+        if initial is not None:
+            return torch.full(shape, float(initial))
+        low, high = self.draw or (self.low, self.high)
+        return torch.rand(shape) * (high - low) + low if (low, high) != (0, 1) else torch.rand(shape)
+
+    def add_to(self, module: nn.Module, name: str, shape: tuple[int, ...], initial: float | None) -> None:
+        """Give a layer what holds this value: a parameter, or a buffer that the configuration restores."""
+        if self.learned:
+            module.register_parameter(self.stored_as(name), nn.Parameter(self.tensor(initial, shape)))
+        else:
+            module.register_buffer(name, self.fixed(initial), persistent=False)
+
+    def fixed(self, initial: float) -> Tensor:
+        """The value where it is not learned, (1,)."""
+        return torch.full((1,), float(initial))
+
+    def stored_as(self, name: str) -> str:
+        """The parameter's name."""
+        return name
+
+    def of(self, stored: Tensor) -> Tensor:
+        """The value, of what is stored."""
+        return stored
+
+    def clamp_(self, stored: Tensor) -> None:
+        """Bring what is stored back into its range."""
+        stored.clamp_(self.low, self.high)
+
+    def holds(self, value: Tensor) -> Tensor:
+        """Where the value lies in its range."""
+        return (value >= self.low) & (value <= self.high)
+
+    def word(self, name: str) -> str:
+        """What it is called in reports and logs."""
+        return name
+
+    def shown(self, value: Tensor, dt_ms: float) -> Tensor:
+        """The value in the report's unit."""
+        return value
+
+    def began(self, initial: float | None, dt_ms: float) -> tuple[float, float]:
+        """The bounds of its initial values, in the report's unit."""
+        low, high = (initial, initial) if initial is not None else self.draw or (self.low, self.high)
+        return float(low), float(high)
+
+
+@dataclass(frozen=True)
+class Decay(Value):
+    """A decay per step, λ = exp(-1/τ), 0 < λ < 1, given by τ in steps.
+
+    It is learned as sigmoid(p), or `raw`, a number that is kept within [2/e, 0.995] (as published for `superspike`).
+    """
+
+    low: float = 0.0
+    high: float = 1.0
+    parametrisation: Literal["sigmoid", "raw"] = "sigmoid"
+
+    unit = "ms"
+
+    def tensor(self, initial: float | None, shape: tuple[int, ...]) -> Tensor:
+        is_raw = self.parametrisation == "raw"
+        return torch.full(shape, math.exp(-1 / initial) if is_raw else -math.log(math.expm1(1 / initial)))
+
+    def fixed(self, initial: float) -> Tensor:
+        return torch.full((1,), math.exp(-1 / initial))
+
+    def stored_as(self, name: str) -> str:
+        return name if self.parametrisation == "raw" else f"p_{name}"
+
+    def of(self, stored: Tensor) -> Tensor:
+        return stored if self.parametrisation == "raw" else torch.sigmoid(stored)
+
+    def clamp_(self, stored: Tensor) -> None:
+        if self.parametrisation == "raw":
+            stored.clamp_(2 / math.e, 0.995)
+        else:  # beyond, float32 has no decay between 0 and 1
+            stored.clamp_(-15, 15)
+
+    def holds(self, value: Tensor) -> Tensor:
+        return (value > 0) & (value < 1)
+
+    def word(self, name: str) -> str:
+        return name.replace("lam_", "tau_")
+
+    def shown(self, value: Tensor, dt_ms: float) -> Tensor:
+        return -dt_ms / value.double().log()
+
+    def began(self, initial: float | None, dt_ms: float) -> tuple[float, float]:
+        low, high = (initial, initial) if initial is not None else self.bounds_steps()
+        return dt_ms * low, dt_ms * high
+
+    def bounds_steps(self) -> tuple[float, float]:
+        """Of the time constants where they are drawn."""
+        return math.nan, math.nan
+
+
+@dataclass(frozen=True)
+class BoundedDecay(Decay):
+    """λ = exp(-1/τ), τ = shortest + r (longest - shortest) steps, r learned within [0, 1] and drawn evenly from it."""
+
+    shortest_steps: float = 1.0
+    longest_steps: float = 100.0
+
+    def tensor(self, initial: float | None, shape: tuple[int, ...]) -> Tensor:
+        if initial is None:
+            return torch.rand(shape)
+        return torch.full(shape, (initial - self.shortest_steps) / (self.longest_steps - self.shortest_steps))
+
+    def stored_as(self, name: str) -> str:
+        return f"r_{name}"
+
+    def bounds_steps(self) -> tuple[float, float]:
+        return self.shortest_steps, self.longest_steps
+
+    def of(self, stored: Tensor) -> Tensor:
+        return torch.exp(-1 / (self.shortest_steps + stored * (self.longest_steps - self.shortest_steps)))
+
+    def clamp_(self, stored: Tensor) -> None:
+        stored.clamp_(0, 1)
+
+
+@dataclass(frozen=True)
+class RateDecay(Decay):
+    """λ = exp(-e^q), q the logarithm of the rate 1/τ per step: learned in log space, drawn evenly there from `draw`.
+
+    `draw` are bounds of the rate, per step.
+    """
+
+    def tensor(self, initial: float | None, shape: tuple[int, ...]) -> Tensor:
+        if initial is not None:
+            return torch.full(shape, -math.log(initial))
+        low, high = map(math.log, self.draw)
+        return torch.rand(shape) * (high - low) + low
+
+    def stored_as(self, name: str) -> str:
+        return f"q_{name}"
+
+    def bounds_steps(self) -> tuple[float, float]:
+        return 1 / self.draw[1], 1 / self.draw[0]
+
+    def of(self, stored: Tensor) -> Tensor:
+        return torch.exp(-torch.exp(stored))
+
+    def clamp_(self, stored: Tensor) -> None:
+        stored.clamp_(-15, 4)
+
+
+@dataclass(frozen=True)
+class Derived(Value):
+    """A number computed in torch from the values that stand before it, once and not in every step."""
+
+    learned: bool = False
+    function: Callable[[Mapping[str, Tensor]], Tensor] | None = None
+
+    def add_to(self, module: nn.Module, name: str, shape: tuple[int, ...], initial: float | None) -> None:
+        """Nothing is stored."""

@@ -1,0 +1,213 @@
+# The frame around the printed functions of a neuron: tiles of columns walk through the steps.
+#
+# Layout: samples and neurons are one axis of M = B·N columns, m = b·N + n. A tile of columns walks through all steps
+# while its values and states lie in scratch, a row each, in the caches next to the core, and for a few steps at a time a
+# line of them in registers; only x, the spikes and gradients stream through memory. Arguments that a call does not have
+# are None, and numba compiles a variant without them.
+#
+# Forward leaves a mark every SEGMENT steps: the states that the next segment begins with. Backward computes a segment
+# again from its mark, keeps in scratch what the derivative reads, and walks back.
+
+G = P + S  # rows of a tile: values, states, gradients of states and values, then those that a step keeps
+KEPT = G + S + Q
+FORWARD_ROWS, BACKWARD_ROWS = P + S, KEPT + SEGMENT * (1 + R)
+
+
+@inlined
+def spread(r, at, source_XN, N, m, width):
+    """Rows of values of columns m...; column m is neuron m mod N."""
+    for k in range(len(source_XN)):
+        n, j = m % N, 0
+        while j < width:
+            run = min(N - n, width - j)  # up to the last neuron
+            for i in range(run):
+                r[at + k * STRIDE + j + i] = source_XN[k, n + i]
+            n, j = 0, j + run
+
+
+@inlined
+def forward_steps(x_TM, fed, s_TM, h_TM, marks_CSM, r, at, m, width, begin, end, past):
+    """Steps begin ... end of the tile m ... m + width, whose rows lie in r from `at`.
+
+    fed: the input of one step of a recurrent layer, in place of x. past: write past the caches.
+    """
+    T, M = s_TM.shape
+    for j in range(0, width, LINE):
+        left = width - j
+        values, state = load_values(r, at + j), load_states(r, at + j)
+        for t in range(begin, end):
+            k = t * M + m + j
+            x = load_part(x_TM, k, left, LINE) if fed is None else load_part(fed, m % len(fed) + j, left, LINE)
+            spike, potential, state = step(r, x, state, values)
+            if past:
+                store_past(s_TM, k, spike)
+            else:
+                store_part(s_TM, k, left, spike)
+            if h_TM is not None:
+                if past:
+                    store_past(h_TM, k, potential)
+                else:
+                    store_part(h_TM, k, left, potential)
+        store_states(r, at + j, state)
+        if marks_CSM is not None and end % SEGMENT == 0 and end < T:
+            store_mark(marks_CSM, (end // SEGMENT - 1) * S * M + m + j, M, left, state)
+
+
+@inlined
+def recompute_steps(x_TM, r, at, m, width, first, begin, end):
+    """Steps begin ... end of a segment that starts at `first`, again: keep what their derivatives read."""
+    M = x_TM.shape[1]
+    for j in range(0, width, LINE):
+        left = width - j
+        values, state = load_values(r, at + j), load_states(r, at + j)
+        for t in range(begin, end):
+            x = load_part(x_TM, t * M + m + j, left, LINE)
+            remember(r, at + (KEPT + (t - first) * (1 + R)) * STRIDE + j, x, state)
+            _, _, state = step(r, x, state, values)
+        store_states(r, at + j, state)
+
+
+@inlined
+def backward_steps(gs_TM, gs_fed, gh_TM, gx_TM, r, at, m, width, first, begin, end, past):
+    """As `forward_steps`, from step end - 1 to begin, on what `recompute_steps` kept."""
+    M = gx_TM.shape[1]
+    for j in range(0, width, LINE):
+        left = width - j
+        values, gstate, gvalues = load_values(r, at + j), load_gradients(r, at + j), load_sums(r, at + j)
+        for t in range(end - 1, begin - 1, -1):
+            k = t * M + m + j
+            recalled = recall(r, at + (KEPT + (t - first) * (1 + R)) * STRIDE + j)
+            gs = load_part(gs_TM, k, left, LINE) if gs_fed is None else load_part(gs_fed, m % len(gs_fed) + j, left, LINE)
+            gh = zeros(r, LINE) if gh_TM is None else load_part(gh_TM, k, left, LINE)
+            gx, gstate, gvalues = backward_step(r, recalled, values, gs, gh, gstate, gvalues)
+            if past:
+                store_past(gx_TM, k, gx)
+            else:
+                store_part(gx_TM, k, left, gx)
+        store_gradients(r, at + j, gstate)
+        store_sums(r, at + j, gvalues)
+
+
+@inlined
+def delayed(fed, s_TM, past_DM, m, t, lag, whole_N, share_N):
+    """fed = the outputs that come back at step t: those of `lag` steps before, and older by the delays."""
+    D = len(past_DM)
+    for n in range(len(fed)):
+        u = t - lag - whole_N[n]
+        near = s_TM[u, m + n] if u >= 0 else past_DM[D + u, m + n]
+        if share_N[n] == 0:
+            fed[n] = near
+        else:
+            far = s_TM[u - 1, m + n] if u >= 1 else past_DM[D + u - 1, m + n]
+            fed[n] = (1 - share_N[n]) * near + share_N[n] * far
+
+
+@kernel
+def forward_columns(
+    x_TM, s_TM, h_TM, total_TM, marks_CSM, state_SM, past_DM, VT_NN, whole_N, share_N, lag, values_PN,
+    past, group, begin, end,
+):  # fmt: skip
+    """Groups begin ... end of `group` columns; a recurrent layer's group is a sample. States are updated in place."""
+    T, M = x_TM.shape
+    N = values_PN.shape[1]
+    size_of_tile = FORWARD_ROWS * STRIDE
+    r = np.zeros(-(-group // TILE) * size_of_tile, x_TM.dtype)
+    fed, c = np.empty(group if VT_NN is not None else 1, x_TM.dtype), np.empty(N, x_TM.dtype)
+    picked = np.empty(N, np.int64)
+    for m in range(begin * group, min(end * group, M), group):
+        size = min(group, M - m)
+        for k in range(0, size, TILE):
+            spread(r, k // TILE * size_of_tile, values_PN, N, m + k, min(TILE, size - k))
+            spread(r, k // TILE * size_of_tile + P * STRIDE, state_SM, M, m + k, min(TILE, size - k))
+        for t in range(0, T, STEPS if VT_NN is None else 1):
+            end_t = min(t + (STEPS if VT_NN is None else 1), T)
+            if VT_NN is not None:
+                for j in range(size):
+                    fed[j] = 0
+                if whole_N is not None:
+                    delayed(c, s_TM, past_DM, m, t, lag, whole_N, share_N)
+                    add_rows(fed, c, VT_NN, picked)
+                else:
+                    add_rows(fed, s_TM[t - lag, m : m + size] if t >= lag else past_DM[t, m : m + size], VT_NN, picked)
+                for j in range(size):
+                    fed[j] = x_TM[t, m + j] + fed[j]
+                    if total_TM is not None:
+                        total_TM[t, m + j] = fed[j]
+            for k in range(0, size, TILE):
+                at, width = k // TILE * size_of_tile, min(TILE, size - k)
+                if VT_NN is None:  # two calls, as numba does not know before running which of two types an argument has
+                    forward_steps(x_TM, None, s_TM, h_TM, marks_CSM, r, at, m + k, width, t, end_t, past)
+                else:
+                    forward_steps(x_TM, fed, s_TM, h_TM, marks_CSM, r, at, m + k, width, t, end_t, past)
+        for k in range(0, size, TILE):
+            at, width = k // TILE * size_of_tile, min(TILE, size - k)
+            for s in range(S):
+                for j in range(width):
+                    state_SM[s, m + k + j] = r[at + (P + s) * STRIDE + j]
+    fence()
+
+
+@kernel
+def backward_columns(
+    gs_TM, gh_TM, x_TM, gx_TM, marks_CSM, state_SM, gstate_SM, gvalues_QM, V_NN, whole_N, share_N, lag, longest,
+    values_PN, past, group, begin, end,
+):  # fmt: skip
+    """As `forward_columns`, in reverse. State gradients are updated in place, those of the values are written."""
+    T, M = x_TM.shape
+    N = values_PN.shape[1]
+    size_of_tile = BACKWARD_ROWS * STRIDE
+    r = np.zeros(-(-group // TILE) * size_of_tile, x_TM.dtype)
+    row = np.empty(group if V_NN is not None else 1, x_TM.dtype)
+    picked = np.empty(N, np.int64)
+    # What comes back to the outputs of so many later steps, step t in row t mod (longest + 2).
+    back = np.empty((longest + 2 if whole_N is not None else 1, N), x_TM.dtype)
+    for m in range(begin * group, min(end * group, M), group):
+        size = min(group, M - m)
+        back[:] = 0
+        for k in range(0, size, TILE):
+            at, width = k // TILE * size_of_tile, min(TILE, size - k)
+            spread(r, at, values_PN, N, m + k, width)
+            spread(r, at + G * STRIDE, gstate_SM, M, m + k, width)
+            for q in range(Q):
+                for j in range(width):
+                    r[at + (G + S + q) * STRIDE + j] = 0
+        for segment in range((T - 1) // SEGMENT, -1, -1):
+            first, last = segment * SEGMENT, min(segment * SEGMENT + SEGMENT, T)
+            for k in range(0, size, TILE):
+                at, width = k // TILE * size_of_tile, min(TILE, size - k)
+                if segment == 0:
+                    spread(r, at + P * STRIDE, state_SM, M, m + k, width)
+                else:
+                    spread(r, at + P * STRIDE, marks_CSM[segment - 1], M, m + k, width)
+                for t in range(first, last, STEPS):
+                    recompute_steps(x_TM, r, at, m + k, width, first, t, min(t + STEPS, last))
+            for t in range(last, first, -STEPS if V_NN is None else -1):
+                if V_NN is not None:
+                    for j in range(size):
+                        row[j] = gs_TM[t - 1, m + j]
+                    if whole_N is None:
+                        if t - 1 + lag < T:
+                            add_rows(row, gx_TM[t - 1 + lag, m : m + size], V_NN, picked)
+                    else:
+                        come = t - 1 + lag
+                        back[come % len(back)] = 0
+                        if come < T:
+                            add_rows(back[come % len(back)], gx_TM[come, m : m + size], V_NN, picked)
+                        for n in range(size):
+                            near, share = come + whole_N[n], share_N[n]
+                            row[n] += (1 - share) * back[near % len(back), n] + share * back[(near + 1) % len(back), n]
+                for k in range(0, size, TILE):
+                    at, width = k // TILE * size_of_tile, min(TILE, size - k)
+                    if V_NN is None:
+                        low = max(t - STEPS, first)
+                        backward_steps(gs_TM, None, gh_TM, gx_TM, r, at, m + k, width, first, low, t, past)
+                    else:
+                        backward_steps(gs_TM, row, gh_TM, gx_TM, r, at, m + k, width, first, t - 1, t, past)
+        for k in range(0, size, TILE):
+            at, width = k // TILE * size_of_tile, min(TILE, size - k)
+            for j in range(width):
+                for s in range(S):
+                    gstate_SM[s, m + k + j] = r[at + (G + s) * STRIDE + j]
+                for q in range(Q):
+                    gvalues_QM[q, m + k + j] = r[at + (G + S + q) * STRIDE + j]
+    fence()

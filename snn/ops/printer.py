@@ -1,0 +1,365 @@
+"""A neuron's step as source text: numba for the CPU, CUDA for GPUs. `python -m snn.ops.printer AdLIF` shows it.
+
+The text of one neuron is short functions (a step, its derivative, loads and stores of states and values). What is the
+same for all neurons stands in a frame around it: `kernels/neuron.py` and `kernels/neuron.cu`.
+"""
+
+import argparse
+import keyword
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from snn.ops.reference import Dynamics
+from snn.ops.trace import Step, Symbol, trace
+
+KERNELS = Path(__file__).parent / "kernels"
+
+
+@dataclass(frozen=True)
+class Language:
+    """How one language writes the operations; words for operands are put into braces."""
+
+    operations: dict[str, str]
+    number: str
+    assignment: str
+    taken: frozenset[str]  # names that mean something else in the frame
+
+
+_INFIX = {op: f"{{0}} {op} {{1}}" for op in ("+", "-", "*", "/", ">=", ">", "<=", "<")}
+NUMBA = Language(
+    _INFIX
+    | {"negative": "-{0}", "abs": "abs({0})", "exp": "exponential({0})", "detach": "{0}"}
+    | {"where": "where({0}, {1}, {2})", "where of numbers": "where({0}, {1}, zeros(r, LINE) + {2})"}
+    | {"minimum": "where({1} < {0}, {1}, {0})", "maximum": "where({1} > {0}, {1}, {0})"}
+    | {"spike": "where({0} {fires} 0, 1, zeros(r, LINE))"},
+    "{}",
+    "{} = {}",
+    frozenset({"r", "j", "load", "store", "where", "zeros", "state", "values", "recalled", "gvalues", "gstate"}),
+)
+CUDA = Language(
+    _INFIX
+    | {"negative": "-{0}", "abs": "magnitude({0})", "exp": "exp({0})", "detach": "{0}"}
+    | {"where": "{0} ? {1} : {2}", "where of numbers": "{0} ? {1} : {2}"}
+    | {"minimum": "{1} < {0} ? {1} : {0}", "maximum": "{1} > {0} ? {1} : {0}"}
+    | {"spike": "{0} {fires} real(0) ? real(1) : real(0)"},
+    "real({})",
+    "const real {} = {};",
+    frozenset({"real", "state", "values", "recalled", "gvalues", "gstate", "int", "long", "float", "double", "auto"}),
+)
+
+
+class Text:
+    """Names for the symbols of a step, and their expressions in one language."""
+
+    def __init__(self, step: Step, language: Language):
+        self.step, self.language = step, language
+        self.values = [s for s in step.symbols if s.op == "value"]
+        self.fixed = self._fixed()
+        self.names = self._names()
+
+    def _fixed(self) -> list[Symbol]:
+        """Numbers that depend on values alone and are used by what does not: computed once, not in each step."""
+        of_values, used = set(self.values), []
+        for symbol in self.step.symbols:
+            operands = [a for a in symbol.arguments if isinstance(a, Symbol)]
+            if operands and of_values.issuperset(operands) and symbol.op != "spike":
+                of_values.add(symbol)
+            else:
+                used += [a for a in operands if a in of_values]
+        outputs = (*self.step.after, self.step.spike, self.step.potential, *self.step.gradients)
+        used = {s for s in (*used, *outputs) if s in of_values}
+        return [s for s in self.step.symbols if s in used and s.op != "value"]
+
+    def _names(self) -> dict[Symbol, str]:
+        """Those of the definition; where one means two numbers, the later one is called otherwise."""
+        names, taken = {}, set(self.language.taken) | set(keyword.kwlist)
+        after = dict(zip(self.step.after, self.step.neuron.states, strict=True))
+        given = [s for s in self.step.symbols if not s.arguments]
+        for symbol in [*given, *(s for s in self.step.symbols if s.arguments)]:
+            name = symbol.name or (f"{after[symbol]}_next" if symbol in after else None)
+            if name is None and symbol in self.fixed:
+                name = f"fixed_{self.fixed.index(symbol) + 1}"
+            if name is None:
+                continue
+            if name in taken and symbol in after:
+                name = f"{after[symbol]}_next"
+            while name in taken:
+                name += "_"
+            taken.add(name)
+            names[symbol] = name
+        return names
+
+    def fixed_lines(self) -> list[str]:
+        """Statements for the numbers that depend on values alone."""
+        return self.lines(self.fixed, known=self.values)
+
+    def lines(self, outputs: Sequence[Symbol | None], known: Iterable[Symbol] | None = None) -> list[str]:
+        """Statements after which all outputs have names."""
+        known = {*self.values, *self.fixed} if known is None else set(known)
+        order = [s for s in self._below(outputs, known) if s not in known and s.arguments]
+        uses: dict[Symbol, int] = {}
+        for symbol in order:
+            for argument in symbol.arguments:
+                if isinstance(argument, Symbol):
+                    uses[argument] = uses.get(argument, 0) + 1
+        for symbol in outputs:
+            if symbol is not None:
+                uses[symbol] = uses.get(symbol, 0) + 1
+        result = []
+        for symbol in order:
+            if symbol in self.names or uses[symbol] > 1 or symbol in outputs:
+                is_truth = symbol.op in (">=", ">", "<=", "<")
+                if symbol not in self.names:
+                    self.names[symbol] = f"{'c' if is_truth else 't'}{len(self.names)}"
+                assignment = self.language.assignment
+                if is_truth:
+                    assignment = assignment.replace("const real", "const bool")
+                result.append(assignment.format(self.names[symbol], self._written(symbol)))
+        return result
+
+    def _below(self, outputs: Iterable[Symbol | None], known: set[Symbol]) -> list[Symbol]:
+        seen, left = set(), [s for s in outputs if s is not None]
+        while left:
+            symbol = left.pop()
+            if symbol not in seen:
+                seen.add(symbol)
+                if symbol not in known:
+                    left += [a for a in symbol.arguments if isinstance(a, Symbol)]
+        return [s for s in self.step.symbols if s in seen]
+
+    def _written(self, symbol: Symbol) -> str:
+        fires = ">" if self.step.neuron.spike_first else ">="
+        op = symbol.op
+        if op == "where" and not any(isinstance(a, Symbol) for a in symbol.arguments[1:]):
+            op = "where of numbers"
+        return self.language.operations[op].format(*map(self.operand, symbol.arguments), fires=fires)
+
+    def operand(self, argument: Any, in_brackets: bool = True) -> str:
+        """A name, a number, or an expression that is used here alone."""
+        if not isinstance(argument, Symbol):
+            return self.language.number.format(repr(float(argument)))
+        if argument in self.names:
+            return self.names[argument]
+        written = self._written(argument)
+        return f"({written})" if in_brackets else written
+
+
+HEADER = """import numpy as np
+
+from snn.ops.compiled import inlined, kernel
+from snn.ops.cpu import STEPS, STRIDE, TILE, add_rows
+from snn.ops.lanes import (
+    LINE, exponential, fence, load, load_part, store, store_part, store_past, where, zeros
+)"""
+
+
+def segment(neuron: Dynamics) -> int:
+    """Steps between two marks: the states of all marks take at most a fifth of what the input takes."""
+    return -(-5 * len(neuron.states) // 8) * 8
+
+
+def _tuple(words: Iterable[str]) -> str:
+    """A tuple's text, also of one word or none."""
+    words = tuple(words)
+    return f"({', '.join(words)}{',' if len(words) == 1 else ''})"
+
+
+def numba(neuron: Dynamics, learned: frozenset[str]) -> str:
+    """A module for `snn.ops.compiled.printed`: the neuron's functions and the frame around them."""
+    step = trace(neuron, learned)
+    text = Text(step, NUMBA)
+    S, P = len(neuron.states), len(neuron.values)
+    order = [name for name in neuron.values if name in learned]
+    states = [next(s for s in step.symbols if s.op == "state" and s.name == name) for name in neuron.states]
+    state_names = [text.names[s] for s in states]
+    value_names = [*(text.names[s] for s in text.values), *(text.names[s] for s in text.fixed)]
+    recalled = [text.names[s] for s in states if s.name in step.recalled]
+    gradients = [text.names[s] for s in step.symbols if s.op == "gradient"]
+    x = text.names[step.symbols[0]]
+
+    def function(head: str, note: str, lines: Iterable[str], result: str | None = None) -> str:
+        body = [f'"""{note}"""', *lines, *([f"return {result}"] if result else [])]
+        return "\n    ".join([f"@inlined\ndef {head}:", *body])
+
+    def unpacked(names: Sequence[str], source: str) -> list[str]:
+        return [f"{_tuple(names)[1:-1]} = {source}"] if names else []
+
+    def named(symbols: Iterable[Symbol | None]) -> list[str]:
+        return ["zeros(r, LINE)" if s is None else text.operand(s, False) for s in symbols]
+
+    def rows(first: int, number: int) -> list[str]:
+        return [f"load(r, j + {first + k} * STRIDE, LINE)" for k in range(number)]
+
+    def stored(first: int, names: Sequence[str]) -> list[str]:
+        return [f"store(r, j + {first + k} * STRIDE, {name})" for k, name in enumerate(names)]
+
+    g_after = [f"g{k}" for k in range(S)]
+    sums = [f"sum_{name}" for name in order]
+    forward = text.lines([step.spike, step.potential, *step.after])
+    forward_result = f"{named([step.spike])[0]}, {named([step.potential])[0]}, {_tuple(named(step.after))}"
+    backward_lines = text.lines([step.g_x, *step.g_states, *step.g_values.values()])
+    summed = [
+        f"{total} + {text.operand(g)}" if g is not None else total
+        for total, g in zip(sums, step.g_values.values(), strict=True)
+    ]
+    G, Q = P + S, len(order)  # rows of a tile: values, states, gradients of states and of values, what is recalled
+    parts = [
+        f'"""{neuron.name} for the CPU: printed from its definition, with the frame of snn/ops/kernels/neuron.py."""',
+        HEADER,
+        f"S, P, Q, R = {S}, {P}, {Q}, {len(recalled)}  # states, values, values learned, states recalled\n"
+        f"SEGMENT = {segment(neuron)}  # steps between two marks",
+        function(
+            "load_values(r, j)",
+            "Values of a line of columns, and numbers that depend on them alone.",
+            [*unpacked(value_names[:P], ", ".join(rows(0, P))), *text.fixed_lines()],
+            _tuple(value_names),
+        ),
+        function("load_states(r, j)", "Of a line of columns.", [], _tuple(rows(P, S))),
+        function(
+            "store_states(r, j, state)", "As load_states.", unpacked(state_names, "state") + stored(P, state_names)
+        ),
+        function(
+            "store_mark(marks_CSM, at, M, left, state)",
+            "The states of a line of columns.",
+            [
+                *unpacked(state_names, "state"),
+                *(f"store_part(marks_CSM, at + {k} * M, left, {name})" for k, name in enumerate(state_names)),
+            ],
+        ),
+        function("load_gradients(r, j)", "Of the states after a step.", [], _tuple(rows(G, S))),
+        function(
+            "store_gradients(r, j, gstate)", "As load_gradients.", unpacked(g_after, "gstate") + stored(G, g_after)
+        ),
+        function("load_sums(r, j)", "Gradients of the values so far.", [], _tuple(rows(G + S, Q))),
+        function("store_sums(r, j, gvalues)", "As load_sums.", unpacked(sums, "gvalues") + stored(G + S, sums)),
+        function(
+            "remember(r, j, x, state)",
+            "Keep what the derivative of a step reads.",
+            [*unpacked(state_names, "state"), *stored(0, ["x", *recalled])],
+        ),
+        function("recall(r, j)", "As kept: the input, and states.", [], _tuple(rows(0, 1 + len(recalled)))),
+        function(
+            "step(r, x, state, values)",
+            "One step: spike, potential, states after it.",
+            [*unpacked(state_names, "state"), *unpacked(value_names, "values"), *forward],
+            forward_result,
+        ),
+        function(
+            "backward_step(r, recalled, values, gs, gh, gstate, gvalues)",
+            "Its derivative: gradients of x, of the states before it, and of the values with those of later steps.",
+            [
+                *unpacked([x, *recalled], "recalled"),
+                *unpacked(value_names, "values"),
+                *unpacked(gradients[2:], "gstate"),
+                *unpacked(sums, "gvalues"),
+                *backward_lines,
+            ],
+            f"{named([step.g_x])[0]}, {_tuple(named(step.g_states))}, {_tuple(summed)}",
+        ),
+    ]
+    return "\n\n".join([*parts, (KERNELS / "neuron.py").read_text()])
+
+
+def cuda(neuron: Dynamics, learned: frozenset[str]) -> str:
+    """The source of a CUDA file: the neuron's functions, then `kernels/neuron.cu`."""
+    step = trace(neuron, learned)
+    text = Text(step, CUDA)
+    states = [next(s for s in step.symbols if s.op == "state" and s.name == name) for name in neuron.states]
+    order = [name for name in neuron.values if name in learned]
+    x = text.names[step.symbols[0]]
+    recalled = [s for s in states if s.name in step.recalled]
+    gradients = [text.names[s] for s in step.symbols if s.op == "gradient"]
+
+    def struct(title: str, fields: Iterable[str]) -> str:
+        fields = list(fields)
+        return f"struct {title} {{ {'real ' + ', '.join(fields) + ';' if fields else ''} }};"
+
+    def opened(symbols: Iterable[Symbol], source: str) -> list[str]:
+        return [f"const real {text.names[s]} = {source}.{text.names[s]};" for s in symbols]
+
+    def named(symbol: Symbol | None) -> str:
+        return "real(0)" if symbol is None else text.operand(symbol, False)
+
+    def body(lines: Iterable[str]) -> str:
+        return "\n".join(f"    {line}" for line in lines)
+
+    values = [*text.values, *text.fixed]
+    state_names = [text.names[s] for s in states]
+    forward = text.lines([step.spike, step.potential, *step.after])
+    backward = text.lines([step.g_x, *step.g_states, *step.g_values.values()])
+    load_values = [f"const real {text.names[s]} = values_PN[{k} * N + n];" for k, s in enumerate(text.values)]
+    load_values += text.fixed_lines()
+    after = [f"state.{name} = {named(s)};" for name, s in zip(state_names, step.after, strict=True)]
+    summed = [f"sums[{k}] += {named(step.g_values[name])};" for k, name in enumerate(order)]
+    g_after = [f"gstate.{name} = {named(g)};" for name, g in zip(state_names, step.g_states, strict=True)]
+
+    def each(what: str) -> str:
+        return "\n".join(f"    {what.format(k=k, name=name)}" for k, name in enumerate(state_names))
+
+    return f"""// {neuron.name} for GPUs: printed from its definition, with the frame of snn/ops/kernels/neuron.cu.
+typedef REAL real;
+__device__ inline real magnitude(real u) {{ return u < real(0) ? -u : u; }}
+constexpr int S = {len(states)}, Q = {len(order)}, R = {len(recalled)};  // states, values learned, states recalled
+constexpr int SEGMENT = {segment(neuron)};  // steps between two marks
+
+{struct("State", state_names)}
+{struct("Values", (text.names[s] for s in values))}
+
+// states: (S, M) at column m.
+__device__ inline State load_state(const real* states, long long M, long long m) {{
+    State state;
+{each("state.{name} = states[{k} * M + m];")}
+    return state;
+}}
+
+__device__ inline void store_state(real* states, long long M, long long m, const State& state) {{
+{each("states[{k} * M + m] = state.{name};")}
+}}
+
+// Values of neuron n, and numbers that depend on them alone.
+__device__ inline Values load_values(const real* values_PN, long long N, int n) {{
+{body(load_values)}
+    return {{{", ".join(text.names[s] for s in values)}}};
+}}
+
+// What the derivative of a step reads of the states before it.
+__device__ inline void remember(real* kept, long long stride, const State& state) {{
+{body(f"kept[{k} * stride] = state.{text.names[s]};" for k, s in enumerate(recalled))}
+}}
+
+// One step: the spike; potential and states are written.
+__device__ inline real step(real {x}, State& state, const Values& values, real& potential) {{
+{body([*opened(states, "state"), *opened(values, "values"), *forward, *after, f"potential = {named(step.potential)};"])}
+    return {named(step.spike)};
+}}
+
+// Its derivative: the gradient of x; those of the states turn from after the step to before it.
+__device__ inline real backward_step(
+    real {x}, const real* kept, long long stride, const Values& values, real gs, real gh, State& gstate, real* sums) {{
+{body(f"const real {text.names[s]} = kept[{k} * stride];" for k, s in enumerate(recalled))}
+{body(opened(values, "values"))}
+{body(f"const real {g} = gstate.{name};" for g, name in zip(gradients[2:], state_names, strict=True))}
+{body([*backward, *summed, *g_after])}
+    return {named(step.g_x)};
+}}
+
+{(KERNELS / "neuron.cu").read_text()}"""
+
+
+def main() -> None:
+    """Print what a neuron is compiled from."""
+    from snn.neurons import NEURONS
+
+    parser = argparse.ArgumentParser(description="Print the source that a neuron is compiled from.")
+    parser.add_argument("neuron", choices=NEURONS)
+    parser.add_argument("--backend", choices=("cpu", "cuda"), default="cpu")
+    arguments = parser.parse_args()
+    dynamics = NEURONS[arguments.neuron].dynamics_of()
+    learned = frozenset(name for name, value in NEURONS[arguments.neuron].values_of().items() if value.learned)
+    print((numba if arguments.backend == "cpu" else cuda)(dynamics, learned))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,334 @@
+"""A neuron's step as a list of elementary operations, and its derivative: from this every compiled backend is printed.
+
+`step` is called once with symbols in place of tensors. They write down, in order, what is done to them; no operation is
+reordered, contracted or rounded otherwise than in plain torch, so that the bits stay. `adjoint` then walks the list
+backwards, one rule an operation (reverse mode).
+"""
+
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from snn.errors import InputError
+from snn.ops.reference import Dynamics, Parameters
+
+ALLOWED = (
+    "+, -, *, /, comparisons, torch.where, abs, minimum, maximum, square, .detach(), p.spike, p.fire; any other function "
+    "of values alone makes a Derived value"
+)
+
+
+class Symbol:
+    """A number of one neuron in one step, given or computed."""
+
+    def __init__(self, trace: "Trace", op: str, arguments: tuple = ()):
+        self.trace, self.op, self.arguments = trace, op, arguments
+        self.name: str | None = None
+        trace.symbols.append(self)
+
+    def _new(self, op: str, *arguments: Any) -> "Symbol":
+        for argument in arguments:
+            if not isinstance(argument, Symbol | int | float):
+                self.trace.fail(f"'{op}' of {type(argument).__name__}: an operand is neither a symbol nor a number")
+        return Symbol(self.trace, op, arguments)
+
+    def __add__(self, other: Any) -> "Symbol":
+        return self._new("+", self, other)
+
+    def __radd__(self, other: Any) -> "Symbol":
+        return self._new("+", other, self)
+
+    def __sub__(self, other: Any) -> "Symbol":
+        return self._new("-", self, other)
+
+    def __rsub__(self, other: Any) -> "Symbol":
+        return self._new("-", other, self)
+
+    def __mul__(self, other: Any) -> "Symbol":
+        return self._new("*", self, other)
+
+    def __rmul__(self, other: Any) -> "Symbol":
+        return self._new("*", other, self)
+
+    def __truediv__(self, other: Any) -> "Symbol":
+        if not isinstance(other, Symbol):  # GPUs multiply by the inverse, CPUs divide
+            self.trace.fail("a division by a number rounds differently from machine to machine; multiply by its inverse")
+        return self._new("/", self, other)
+
+    def __rtruediv__(self, other: Any) -> "Symbol":
+        return self._new("/", other, self)
+
+    def __neg__(self) -> "Symbol":
+        return self._new("negative", self)
+
+    def __abs__(self) -> "Symbol":
+        return self._new("abs", self)
+
+    def __ge__(self, other: Any) -> "Symbol":
+        return self._new(">=", self, other)
+
+    def __gt__(self, other: Any) -> "Symbol":
+        return self._new(">", self, other)
+
+    def __le__(self, other: Any) -> "Symbol":
+        return self._new("<=", self, other)
+
+    def __lt__(self, other: Any) -> "Symbol":
+        return self._new("<", self, other)
+
+    def __bool__(self):
+        self.trace.fail("a condition on a symbol; use torch.where")
+
+    def detach(self) -> "Symbol":
+        """The same number, through which no gradient flows."""
+        return self._new("detach", self)
+
+    def __getattr__(self, name: str):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return lambda *arguments, **_: self.trace.call(name, (self, *arguments))
+
+    @classmethod
+    def __torch_function__(cls, function: Callable, _, arguments: tuple = (), keywords: Mapping | None = None):
+        trace = next(argument.trace for argument in arguments if isinstance(argument, cls))
+        return trace.call(function.__name__, (*arguments, *(keywords or {}).values()))
+
+
+# Torch's names -> ours.
+FUNCTIONS = {name: name for name in ("where", "abs", "minimum", "maximum", "exp", "detach", "negative", "square")}
+FUNCTIONS |= {"absolute": "abs", "neg": "negative", "mul": "*", "add": "+", "sub": "-", "rsub": "rsub", "div": "/"}
+
+
+class Trace:
+    """The operations of one step."""
+
+    def __init__(self, neuron: Dynamics):
+        self.neuron = neuron
+        self.symbols: list[Symbol] = []
+        self.in_surrogate = False
+
+    def fail(self, message: str) -> None:
+        """InputError that names the neuron and the line of its step."""
+        file, frame = inspect.getsourcefile(self.neuron.step), sys._getframe()
+        while frame and frame.f_code.co_filename != file:
+            frame = frame.f_back
+        line = f", line {frame.f_lineno}" if frame else ""
+        raise InputError(f"neuron {self.neuron.name} ({file}{line}): {message}; allowed are {ALLOWED}")
+
+    def call(self, function: str, arguments: tuple) -> Symbol:
+        """An operation by torch's name."""
+        op = FUNCTIONS.get(function)
+        if op is None or (op == "exp" and not self.in_surrogate):
+            self.fail(f"'{function}' is not known here")
+        first = next(argument for argument in arguments if isinstance(argument, Symbol))
+        if op == "square":
+            return first * first
+        if op == "rsub":
+            return arguments[1] - first
+        return first._new(op, *arguments)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a neuron, and its derivative, as symbols in the order of their computation.
+
+    The gradients given are named gs, gh and g_<state after the step>; those computed are of x, of each state before the
+    step, and what the step adds to the gradient of each value. None: there is none.
+    """
+
+    neuron: Dynamics
+    symbols: tuple[Symbol, ...]
+    spike: Symbol
+    potential: Symbol
+    after: tuple[Symbol, ...]
+    g_x: Symbol | None
+    g_states: tuple[Symbol | None, ...]
+    g_values: Mapping[str, Symbol | None]
+
+    def needed(self, outputs: Iterable[Any]) -> list[Symbol]:
+        """The symbols that these depend on, in order."""
+        seen, left = set(), [symbol for symbol in outputs if isinstance(symbol, Symbol)]
+        while left:
+            symbol = left.pop()
+            if symbol not in seen:
+                seen.add(symbol)
+                left += [argument for argument in symbol.arguments if isinstance(argument, Symbol)]
+        return [symbol for symbol in self.symbols if symbol in seen]
+
+    @property
+    def gradients(self) -> list[Symbol]:
+        """All that the derivative computes."""
+        return [g for g in (self.g_x, *self.g_states, *self.g_values.values()) if g is not None]
+
+    @property
+    def recalled(self) -> tuple[str, ...]:
+        """The states before a step that its derivative reads."""
+        names = {symbol.name for symbol in self.needed(self.gradients) if symbol.op == "state"}
+        return tuple(name for name in self.neuron.states if name in names)
+
+
+@cache
+def trace(neuron: Dynamics, learned: frozenset[str] = frozenset()) -> Step:
+    """The step of a neuron, and its derivative with respect to x, the states and these values.
+
+    Raises InputError for a step that does what no compiled backend can.
+    """
+    trace = Trace(neuron)
+
+    def given(op: str, name: str) -> Symbol:
+        symbol = Symbol(trace, op)
+        symbol.name = name
+        return symbol
+
+    x = given("x", "x")
+    states = {name: given("state", name) for name in neuron.states}
+    values = {name: given("value", name) for name in neuron.values}
+    def spike_of(u: Symbol) -> Symbol:
+        u.name = u.name or "u"
+        return u._new("spike", u)
+
+    p = Parameters(neuron, values, spike_of)
+    outputs, local = _run(neuron, x, SimpleNamespace(**states), p)
+    spike, potential, after = _checked(trace, outputs)
+    for name, symbol in local.items():
+        if isinstance(symbol, Symbol) and symbol.name is None:
+            symbol.name = name
+    count = len(trace.symbols)
+    upstream = [given("gradient", name) for name in ("gs", "gh", *(f"g_{name}" for name in neuron.states))]
+    seeds = list(zip((spike, potential, *after), upstream, strict=True))
+    g = _adjoint(trace, trace.symbols[:count], seeds, {x, *states.values(), *(values[name] for name in learned)})
+    for symbol, gradient in g.items():
+        if symbol.name and gradient.name is None:
+            gradient.name = f"g_{symbol.name}{'_before' if symbol.op == 'state' else ''}"
+    return Step(
+        neuron,
+        tuple(trace.symbols),
+        spike,
+        potential,
+        after,
+        g.get(x),
+        tuple(g.get(symbol) for symbol in states.values()),
+        {name: g.get(values[name]) for name in neuron.values if name in learned},
+    )
+
+
+def _run(neuron: Dynamics, *arguments: Any) -> tuple[Any, dict[str, Any]]:
+    """What `step` returns, and what its local variables are called."""
+    local: dict[str, Any] = {}
+
+    def watch(frame, event: str, _) -> None:
+        if event == "return" and frame.f_code is neuron.step.__code__:
+            local.update(frame.f_locals)
+
+    before = sys.getprofile()
+    sys.setprofile(watch)
+    try:
+        return neuron.step(*arguments), local
+    finally:
+        sys.setprofile(before)
+
+
+def _checked(trace: Trace, outputs: Any) -> tuple[Symbol, Symbol, tuple[Symbol, ...]]:
+    """(spike, potential, states after the step) of what a step returned."""
+    neuron = trace.neuron
+    if not (isinstance(outputs, tuple) and len(outputs) == 3 and isinstance(outputs[2], dict)):
+        trace.fail("a step returns (s, h, {state: its next value})")
+    spike, potential, after = outputs
+    if missing := [name for name in neuron.states if name not in after]:
+        trace.fail(f"the state {missing[0]} is not returned")
+    if unknown := [name for name in after if name not in neuron.states]:
+        trace.fail(f"{unknown[0]} is returned, but is no state; states are {', '.join(neuron.states)}")
+    after = tuple(after[name] for name in neuron.states)
+    for what, symbol in zip(("s", "h", *neuron.states), (spike, potential, *after), strict=True):
+        if not isinstance(symbol, Symbol):
+            trace.fail(f"{what} must depend on the input, a state or a value, but is {symbol!r}")
+    return spike, potential, after
+
+
+def _adjoint(trace: Trace, symbols: list[Symbol], seeds: list, wanted: set[Symbol]) -> dict[Symbol, Symbol]:
+    """Symbol -> its gradient, from those of the seeds, for all symbols on the way to the wanted ones."""
+    active = set(wanted)
+    for symbol in symbols:
+        if symbol.op != "detach" and any(argument in active for argument in symbol.arguments if _is_number(argument)):
+            active.add(symbol)
+    g: dict[Symbol, Symbol] = {}
+
+    def add(symbol: Any, contribution: Callable[[], Symbol]) -> None:
+        if isinstance(symbol, Symbol) and symbol in active:
+            g[symbol] = contribution() if symbol not in g else g[symbol] + contribution()
+
+    for symbol, upstream in seeds:
+        add(symbol, lambda upstream=upstream: upstream)
+    for symbol in reversed(symbols):
+        if symbol in g and symbol.arguments:
+            _RULES[symbol.op](add, g[symbol], symbol, *symbol.arguments)
+    return g
+
+
+def _is_number(argument: Any) -> bool:
+    return isinstance(argument, Symbol) and argument.op not in (">=", ">", "<=", "<")
+
+
+def _spike_rule(add: Callable, g: Symbol, spike: Symbol, u: Symbol) -> None:
+    trace = spike.trace
+    trace.in_surrogate = True
+    add(u, lambda: g * trace.neuron.surrogate.derivative(u))
+    trace.in_surrogate = False
+
+
+def _product_rule(add: Callable, g: Symbol, _: Symbol, a: Any, b: Any) -> None:
+    add(a, lambda: b * g)
+    add(b, lambda: a * g)
+
+
+def _quotient_rule(add: Callable, g: Symbol, quotient: Symbol, a: Any, b: Any) -> None:
+    share = g / b
+    add(a, lambda: share)
+    add(b, lambda: -(share * quotient))
+
+
+def _sum_rule(add: Callable, g: Symbol, _: Symbol, a: Any, b: Any) -> None:
+    add(a, lambda: g)
+    add(b, lambda: g)
+
+
+def _difference_rule(add: Callable, g: Symbol, _: Symbol, a: Any, b: Any) -> None:
+    add(a, lambda: g)
+    add(b, lambda: -g)
+
+
+def _where_rule(add: Callable, g: Symbol, _: Symbol, condition: Symbol, a: Any, b: Any) -> None:
+    add(a, lambda: torch.where(condition, g, 0.0))
+    add(b, lambda: torch.where(condition, 0.0, g))
+
+
+def _extreme_rule(sign: int) -> Callable:
+    """Of a maximum (1) or minimum (-1): where both are equal each takes half, as in torch."""
+
+    def rule(add: Callable, g: Symbol, _: Symbol, a: Any, b: Any) -> None:
+        larger, smaller = (a, b) if sign > 0 else (b, a)
+        add(a, lambda: torch.where(larger > smaller, g, torch.where(larger < smaller, 0.0, 0.5 * g)))
+        add(b, lambda: torch.where(larger > smaller, 0.0, torch.where(larger < smaller, g, 0.5 * g)))
+
+    return rule
+
+
+_RULES = {
+    "+": _sum_rule,
+    "-": _difference_rule,
+    "*": _product_rule,
+    "/": _quotient_rule,
+    "where": _where_rule,
+    "maximum": _extreme_rule(1),
+    "minimum": _extreme_rule(-1),
+    "spike": _spike_rule,
+    "negative": lambda add, g, _, a: add(a, lambda: -g),
+    "abs": lambda add, g, _, a: add(a, lambda: torch.where(a > 0, g, torch.where(a < 0, -g, 0.0))),
+    "detach": lambda *_: None,
+}

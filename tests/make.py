@@ -1,0 +1,132 @@
+"""What many tests make: calls of `multi_step` on every neuron, and ways to run and compare them."""
+
+import torch
+from torch import Tensor
+
+from snn.neurons import NEURONS
+from snn.neurons.values import Decay
+from snn.ops import Dynamics, Feedback, reference
+
+# Largest difference of a gradient, relative to its largest entry. Spikes, h and states must be equal.
+TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-12}
+THETA = 0.25
+FIRING = ({}, {"reset": "soft"}, {"spike_first": True}, {"reset": "soft", "spike_first": True})
+# All neurons as they are, and the paper's in all ways to fire. Neurons that only differ in what is learned are one.
+DYNAMICS = {name: neuron.dynamics_of() for name, neuron in NEURONS.items() if name not in ("PCuLIF", "PLIF")}
+DYNAMICS |= {
+    "-".join((name, *(str(value) for value in firing.values()))): NEURONS[name].dynamics_of(**firing)
+    for name in ("CuLIF", "CuAdLIF")
+    for firing in FIRING[1:]
+}
+
+
+def make_values(neuron: Dynamics, N: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Values between which the neuron fires now and then."""
+
+    def drawn(name: str, value) -> Tensor:
+        if name == "theta":
+            return torch.full((N,), THETA, dtype=dtype)
+        low, high = (0.7, 0.95) if isinstance(value, Decay) else (0.0, 0.5)
+        if value.draw is not None and not isinstance(value, Decay):
+            low, high = value.draw
+        if isinstance(value.initial, float):
+            low = high = value.initial
+        return torch.empty(N, dtype=dtype).uniform_(low, high)
+
+    return {name: drawn(name, value) for name, value in NEURONS[neuron.name].values_of().items()}
+
+
+def make_call(
+    neuron: Dynamics, shape: tuple, dtype: torch.dtype, recurrent: bool = False, longest: int = 0
+) -> tuple[Tensor, dict, dict, Dynamics, Feedback | None]:
+    """Random (x, values, state, neuron, feedback), every tensor a leaf that asks for its gradient."""
+    torch.manual_seed(0)
+    T, B, N = shape
+    scale = 1 if "delta" not in neuron.values else 60  # BRF multiplies its input by δ
+    x_TBN = scale * torch.randn(T, B, N, dtype=dtype)
+    state = {name: torch.randn(B, N, dtype=dtype) for name in neuron.carried(False)}
+    feedback = None
+    if recurrent:
+        delay_N = longest * torch.rand(N, dtype=dtype) if longest else None
+        feedback = Feedback(scale * torch.randn(N, N, dtype=dtype) / N**0.5, delay_N, longest)
+        state["y"] = (torch.randn(feedback.D, B, N) > 0).to(dtype)
+    call = (x_TBN, make_values(neuron, N, dtype), state, neuron, feedback)
+    for leaf in leaves(call):
+        leaf.requires_grad_()
+    return call
+
+
+def leaves(call: tuple) -> list[Tensor]:
+    x_TBN, values, state, _, feedback = call
+    fed = (feedback.V_NN, feedback.delay_N) if feedback else ()
+    return [tensor for tensor in (x_TBN, *values.values(), *state.values(), *fed) if tensor is not None]
+
+
+def rebuilt(call: tuple, tensors: list[Tensor]) -> tuple:
+    """The same call of other leaves."""
+    rest = iter(tensors)
+    _, values, state, neuron, feedback = call
+    x_TBN, values = next(rest), {name: next(rest) for name in values}
+    state = {name: next(rest) for name in state}
+    if feedback:
+        V_NN = next(rest)
+        feedback = Feedback(V_NN, None if feedback.delay_N is None else next(rest), feedback.longest)
+    return x_TBN, values, state, neuron, feedback
+
+
+def run(multi_step, call: tuple) -> tuple[list[Tensor], list[Tensor]]:
+    """All outputs, and the gradients of all leaves that ask for one under random upstream gradients."""
+    y_TBN, h_TBN, state = multi_step(*call)
+    outputs = [y_TBN, h_TBN, *state.values()]
+    random = torch.Generator().manual_seed(1)
+    upstream = [torch.randn(o.shape, generator=random, dtype=o.dtype).to(o.device) for o in outputs]
+    asking = [leaf for leaf in leaves(call) if leaf.requires_grad]
+    product = sum((output * g).sum() for output, g in zip(outputs, upstream, strict=True))
+    gradients = torch.autograd.grad(product, asking, allow_unused=True, materialize_grads=True)
+    return outputs, list(gradients)
+
+
+def tie_call(neuron: Dynamics, recurrent: bool) -> tuple:
+    """With binary fractions every sum is exact in any order, and h meets the threshold exactly, often."""
+    torch.manual_seed(0)
+    x_TBN = torch.randint(-4, 9, (9, 4, 20)).double() / 4
+    feedback = Feedback(torch.randint(-4, 5, (20, 20)).double() / 4) if recurrent else None
+    values = {name: torch.full_like(value, 0.5) for name, value in make_values(neuron, 20, torch.float64).items()}
+    values["theta"] = torch.full_like(values["theta"], THETA)
+    call = (x_TBN, {name: value.requires_grad_() for name, value in values.items()}, {}, neuron, feedback)
+    assert (reference.multi_step(*call)[1] == THETA).sum() > 5
+    return call
+
+
+def quiet_call() -> tuple:
+    """Nothing in, for so long that the states leave the normal range of float32."""
+    _, values, state, neuron, _ = make_call(DYNAMICS["CuAdLIF"], (1, 3, 20), torch.float32)
+    state = {name: field.detach().abs() * 0.01 for name, field in state.items()}
+    call = (torch.zeros(900, 3, 20), values | {"lam_w": values["lam_m"]}, state, neuron, None)
+    with torch.no_grad():
+        y_TBN, h_TBN, _ = reference.multi_step(*call)
+    assert not y_TBN.any()
+    assert ((h_TBN != 0) & (h_TBN.abs() < torch.finfo(torch.float32).tiny)).any()
+    return call
+
+
+def assert_close_gradients(actual: list[Tensor], expected: list[Tensor]) -> None:
+    for got, want in zip(actual, expected, strict=True):
+        assert got.shape == want.shape
+        torch.testing.assert_close(got, want, rtol=0, atol=TOLERANCE[want.dtype] * want.detach().abs().max().item())
+
+
+def assert_equal_to_reference(multi_step, call: tuple) -> None:
+    outputs, gradients = run(multi_step, call)
+    expected_outputs, expected_gradients = run(reference.multi_step, call)
+    for output, expected in zip(outputs, expected_outputs, strict=True):
+        assert torch.equal(output, expected)
+    assert_close_gradients(gradients, expected_gradients)
+
+
+def assert_recurrent_equals_reference(multi_step, call: tuple) -> None:
+    """In float64 and without ties: the sums of what is fed back have another order."""
+    outputs, gradients = run(multi_step, call)
+    expected_outputs, expected_gradients = run(reference.multi_step, call)
+    assert torch.equal(outputs[0], expected_outputs[0])
+    assert_close_gradients([*outputs, *gradients], [*expected_outputs, *expected_gradients])

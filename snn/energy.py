@@ -28,7 +28,6 @@ from snn.events import Dropped, Events
 from snn.linear import EventLinear
 from snn.network import Network
 from snn.neurons import SpikingNeuron
-from snn.ops import State
 
 NEUROBENCH = "NeuroBench, doi 10.1038/s41467-025-56739-4"
 SPIKINGJELLY = "SpikingJelly 2.0, NeuromorphicMemoryAccessCounter"

@@ -33,7 +33,7 @@ from snn.linear import EventLinear
 from snn.network import Network
 from snn.neurons import SpikingNeuron
 from snn.ops import reference
-from snn.ops.reference import State, Values
+from snn.ops.reference import Dynamics
 
 
 class Layer(NamedTuple):
@@ -71,23 +71,31 @@ def layers_of(network: Network, shape: tuple[int, ...]) -> list[Layer]:
 
 def unsaid_by_nir(network: Network) -> list[str]:
     """What this network has and NIR's neurons have not, in words."""
-    neurons = [module for module in network.modules() if isinstance(module, SpikingNeuron)]
-    words = {
-        "adaptation (AdLIF, CuAdLIF)": any(n.adaptation and bool(n.a.any() or n.b.any()) for n in neurons),
-        "the soft reset": any(n.dynamics.reset == "soft" for n in neurons),
-    }
-    return [word for word, is_there in words.items() if is_there]
+    found = {}  # in the order of the layers, each once
+    for neurons in _neurons(network):
+        kind, values = type(neurons).__name__, neurons.values()
+        if neurons.CUBA is None:
+            found[f"the neuron {kind}"] = None
+        elif any(values[name].any() for name in neurons.CUBA.zeroed):
+            found[f"the adaptation of {kind} ({', '.join(neurons.CUBA.zeroed)})"] = None
+        if neurons.dynamics.reset == "soft":
+            found["the soft reset"] = None
+        if neurons.delay_N is not None:
+            found["the delays of a recurrent layer"] = None
+    return list(found)
+
+
+def _neurons(network: Network) -> list[SpikingNeuron]:
+    return [module for module in network.modules() if isinstance(module, SpikingNeuron)]
 
 
 def approximated(network: Network) -> Network:
-    """A folded copy that NIR can say: couplings of adaptation 0, resets hard."""
+    """A folded copy that NIR can say, as far as leaving out makes it so: values that NIR has not 0, resets hard."""
     network = network.folded()
-    for module in network.modules():
-        if isinstance(module, SpikingNeuron):
-            module.dynamics = replace(module.dynamics, reset="hard")
-            if module.adaptation:
-                nn.init.zeros_(module.a)
-                nn.init.zeros_(module.b)
+    for neurons in _neurons(network):
+        neurons.dynamics = replace(neurons.dynamics, reset="hard")
+        for name in neurons.CUBA.zeroed if neurons.CUBA else ():
+            nn.init.zeros_(neurons.get_parameter(name))
     return network
 
 
@@ -141,7 +149,7 @@ def nir_graph(network: Network, shape: tuple[int, ...], dt_s: float) -> nir.NIRG
             stages = 1 + latency_of(layer.neurons)
             lam_m, lam_s = (lam.expand(layer.after).repeat(stages) for lam in (lam_m, lam_s))
             start = Beginning(*(F.pad(state, (0, copies)) for state in start))
-        graph.neurons(f"{layer.name}_neurons", size, lam_m, lam_s, torch.tensor(layer.neurons.dynamics.theta), start)
+        graph.neurons(f"{layer.name}_neurons", size, lam_m, lam_s, torch.tensor(layer.neurons.theta), start)
         if layer.neurons.V is not None:
             graph.recurrent(f"{layer.name}_recurrent", _repeating(layer.neurons, gain_N))
     return graph.finished({"latency_steps": latency, "dt": dt_s, "discretisation": "forward Euler"})
@@ -149,14 +157,14 @@ def nir_graph(network: Network, shape: tuple[int, ...], dt_s: float) -> nir.NIRG
 
 def _decays(neurons: SpikingNeuron) -> tuple[Tensor, Tensor]:
     """(λ_m, λ_s) as float64, a neuron without a current as one whose current lasts for a step."""
-    values = neurons.values()
-    lam_s = torch.zeros(1) if values.lam_s is None else values.lam_s
-    return values.lam_m.double(), lam_s.double()
+    values, cuba = neurons.values(), neurons.CUBA
+    lam_s = torch.zeros(1) if cuba.lam_s is None else values[cuba.lam_s]
+    return values[cuba.lam_m].double(), lam_s.double()
 
 
 def latency_of(neurons: SpikingNeuron) -> int:
     """Steps from an input to the first spike it can cause."""
-    return int(neurons.dynamics.current) + int(neurons.dynamics.spike_first)
+    return int(neurons.CUBA.current is not None) + int(neurons.dynamics.spike_first)
 
 
 def _beginnings(network: Network, layers: list[Layer]) -> tuple[list[Beginning], int]:
@@ -167,7 +175,7 @@ def _beginnings(network: Network, layers: list[Layer]) -> tuple[list[Beginning],
     states, spikes = [[(torch.zeros(1), torch.zeros(1)) for _ in layers]], []
     for _ in range(latency):
         spikes.append([bool(s.any()) for s in network(empty).layers])
-        states.append([(getattr(layer.neurons, "i", torch.zeros(1)), layer.neurons.v) for layer in layers])
+        states.append([_current_and_membrane(layer.neurons) for layer in layers])
         states[-1] = [(i.clone(), v.clone()) for i, v in states[-1]]
     network.reset()
     beginnings, reached = [], 0
@@ -175,10 +183,15 @@ def _beginnings(network: Network, layers: list[Layer]) -> tuple[list[Beginning],
         answers = reached + latency_of(layer.neurons)
         if (layer.neurons.V is not None or layer is layers[-1]) and any(row[k] for row in spikes[:answers]):
             raise InputError(f"{layer.name} fires by its bias before any input reaches it, which a graph cannot say")
-        i, v = states[reached][k][0], states[reached + int(layer.neurons.dynamics.current)][k][1]
+        i, v = states[reached][k][0], states[reached + int(layer.neurons.CUBA.current is not None)][k][1]
         beginnings.append(Beginning(*(_as_said(state, layer.after) for state in (i, v))))
         reached = answers
     return beginnings, latency
+
+
+def _current_and_membrane(neurons: SpikingNeuron) -> tuple[Tensor, Tensor]:
+    current = neurons.CUBA.current
+    return torch.zeros(1) if current is None else getattr(neurons, current), getattr(neurons, neurons.CUBA.membrane)
 
 
 def _as_said(state: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -196,7 +209,7 @@ def _repeating(neurons: SpikingNeuron, gain_N: Tensor) -> Tensor:
     step later, so that it repeats the spike once. The last copy has V's weights to the neurons.
     """
     N, stages = len(neurons.V), latency_of(neurons)
-    push = 2.0 ** math.ceil(math.log2(2 * neurons.dynamics.theta))
+    push = 2.0 ** math.ceil(math.log2(2 * neurons.theta))
     lam_s = _decays(neurons)[1].expand(N)
     weight = torch.zeros(((1 + stages) * N, (1 + stages) * N), dtype=torch.float64)
     weight[:N, stages * N :] = neurons.V * gain_N.view(-1, 1)
@@ -299,9 +312,11 @@ class Step(nn.Module):
         self.layers = layers_of(self.network, shape)
         self.state_names, self.state_shapes = [], []
         for layer in self.layers:
-            for name in State.used(layer.neurons.dynamics, layer.neurons.V is not None):
+            for name in layer.neurons.dynamics.carried(layer.neurons.V is not None):
                 self.state_names.append(f"{layer.name}_{name}")
                 self.state_shapes.append(layer.after)
+            if layer.neurons.delay_N is not None:
+                raise InputError(f"{layer.name} has delays, which a single step for ONNX cannot carry")
 
     def forward(self, x_BC: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
         x, left, after = x_BC.unflatten(1, self.layers[0].before), list(states), []
@@ -314,17 +329,18 @@ class Step(nn.Module):
             else:
                 x = x.permute(0, 2, 3, 1).flatten(1) if x.dim() == 4 else x
                 x = F.linear(x, linear.weight, linear.bias)
-            names = State.used(neurons.dynamics, neurons.V is not None)
-            state = State(**{name: left.pop(0) for name in names})
+            feedback = neurons.feedback
+            names = neurons.dynamics.carried(feedback is not None)
+            state = {name: left.pop(0)[None] if name == "y" else left.pop(0) for name in names}
             per_channel = (-1, *[1] * (len(layer.after) - 1))
-            values = Values(*(None if value is None else value.view(per_channel) for value in neurons.values()))
+            values = {name: value.view(per_channel) for name, value in neurons.values().items()}
             s_1, h_1, state = reference.multi_step(
-                x.unsqueeze(0), values, state, neurons.dynamics, neurons.V, spike_function=_spike
+                x.unsqueeze(0), values, state, neurons.dynamics, feedback, spike_function=_spike
             )
             x, h = s_1[0], h_1[0]
-            after += [getattr(state, name) for name in names]
+            after += [state[name][0] if name == "y" else state[name] for name in names]
         return x, h, *after
 
 
-def _spike(u: Tensor, strict: bool) -> Tensor:
-    return ((u > 0) if strict else (u >= 0)).to(u.dtype)
+def _spike(u: Tensor, neuron: Dynamics) -> Tensor:
+    return ((u > 0) if neuron.spike_first else (u >= 0)).to(u.dtype)

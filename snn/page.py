@@ -8,6 +8,8 @@ from typing import NamedTuple
 import jinja2
 import numpy as np
 
+from snn.neurons.module import Learned
+
 TEMPLATE = Path(__file__).with_name("page.html")
 DASH = "–"
 PROPER_NAMES = {

@@ -136,3 +136,13 @@ def assert_one_line(result: subprocess.CompletedProcess, *parts: str) -> None:
     assert len(lines) == 1, result.stderr
     for part in parts:
         assert part in lines[0]
+
+
+@pytest.fixture
+def poisoned():
+    """Memory from torch.empty holds NaN: whoever reads what it has not written is found out."""
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)

@@ -1,6 +1,5 @@
-"""The neurons: the reference against hand-computed numbers and `gradcheck`, the CPU kernels against the reference."""
+"""The neurons: the reference against `gradcheck`, the CPU kernels against the reference, over one table of them all."""
 
-import itertools
 import os
 import subprocess
 import sys
@@ -8,115 +7,49 @@ from functools import partial
 
 import pytest
 import torch
-from torch import Tensor
 from torch.autograd import gradcheck
 from torch.autograd.graph import saved_tensors_hooks
 
 from snn import ops
 from snn.errors import InputError
-from snn.ops import Dynamics, State, Values, compiled, cpu, reference
+from snn.neurons import NEURONS
+from snn.neurons.values import Value
+from snn.ops import Feedback, Surrogate, compiled, cpu, printer, reference
+from snn.ops.surrogate import SLOPES
+from snn.ops.trace import trace
 from tests.conftest import REPOSITORY
+from tests.make import (
+    DYNAMICS,
+    THETA,
+    assert_close_gradients,
+    assert_equal_to_reference,
+    assert_recurrent_equals_reference,
+    leaves,
+    make_call,
+    quiet_call,
+    rebuilt,
+    run,
+    tie_call,
+)
 
-# Largest difference of a gradient, relative to its largest entry. Spikes, h and states must be equal.
-TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-12}
 TIE = 1e-5  # recurrent sums differ in order: so close to the threshold a spike may flip
+ADLIF, CULIF, CUADLIF, LIF = (DYNAMICS[name] for name in ("AdLIF", "CuLIF", "CuAdLIF", "LIF"))
+LATE_SOFT = DYNAMICS["CuLIF-soft-True"]
 
-THETA = 0.25
-FAMILY = [
-    Dynamics(current, adaptation, THETA, reset, spike_first)
-    for current, adaptation, reset, spike_first in itertools.product(
-        (False, True), (False, True), ("hard", "soft"), (False, True)
-    )
-]
-LIF, CULIF, ADLIF, CUADLIF = (Dynamics(c, a, THETA) for a, c in itertools.product((False, True), repeat=2))
-
-
-def name(neuron: Dynamics) -> str:
-    kind = ("Cu" if neuron.current else "") + ("Ad" if neuron.adaptation else "") + "LIF"
-    return f"{kind}-{neuron.reset}{'-first' if neuron.spike_first else ''}"
-
-
-# Feedback is the same code for the whole family; each variant is compiled, so two kinds stand for the four.
-RECURRENT = [neuron for neuron in FAMILY if neuron.current != neuron.adaptation]
-over_family = pytest.mark.parametrize("neuron", FAMILY, ids=name)
-over_recurrent = pytest.mark.parametrize("neuron", RECURRENT, ids=name)
+over_neurons = pytest.mark.parametrize("neuron", DYNAMICS.values(), ids=DYNAMICS)
 over_dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
-
-
-def make_values(neuron: Dynamics, N: int, dtype: torch.dtype) -> Values:
-    def between(low: float, high: float) -> Tensor:
-        return torch.empty(N, dtype=dtype).uniform_(low, high)
-
-    lam_s = between(0.7, 0.95) if neuron.current else None
-    return Values(
-        between(0.7, 0.95), lam_s, *((between(0.9, 0.99), between(0, 0.5), between(0, 0.5)) * neuron.adaptation)
-    )
-
-
-def make_call(neuron: Dynamics, shape: tuple, dtype: torch.dtype, recurrent: bool = False) -> tuple:
-    """Random (x, values, state, neuron, V), every tensor a leaf that asks for its gradient."""
-    torch.manual_seed(0)
-    T, B, N = shape
-    x_TBN = torch.randn(T, B, N, dtype=dtype)
-    state = State(**{field: torch.randn(B, N, dtype=dtype) for field in State.used(neuron, recurrent)})
-    if recurrent:
-        state = state._replace(y=(state.y > 0).to(dtype))
-    V_NN = torch.randn(N, N, dtype=dtype) / N**0.5 if recurrent else None
-    call = (x_TBN, make_values(neuron, N, dtype), state, neuron, V_NN)
-    for leaf in leaves(call):
-        leaf.requires_grad_()
-    return call
-
-
-def leaves(call: tuple) -> list[Tensor]:
-    x_TBN, values, state, _, V_NN = call
-    return [tensor for tensor in (x_TBN, *values, *state, V_NN) if tensor is not None]
-
-
-def run(multi_step, call: tuple) -> tuple[list[Tensor], list[Tensor | None]]:
-    """All outputs, and the gradients of all leaves that ask for one under random upstream gradients."""
-    y_TBN, h_TBN, state = multi_step(*call)
-    outputs = [tensor for tensor in (y_TBN, h_TBN, *state) if tensor is not None]
-    random = torch.Generator().manual_seed(1)
-    upstream = [torch.randn(o.shape, generator=random, dtype=o.dtype).to(o.device) for o in outputs]
-    asking = [leaf for leaf in leaves(call) if leaf.requires_grad]
-    product = sum((output * g).sum() for output, g in zip(outputs, upstream, strict=True))
-    gradients = torch.autograd.grad(product, asking, allow_unused=True, materialize_grads=True)
-    return outputs, list(gradients)
-
-
-def tie_call(neuron: Dynamics, recurrent: bool) -> tuple:
-    """With binary fractions every sum is exact in any order, and h meets the threshold exactly, often."""
-    torch.manual_seed(0)
-    x_TBN = torch.randint(-4, 9, (9, 4, 20)).double() / 4
-    V_NN = torch.randint(-4, 5, (20, 20)).double() / 4 if recurrent else None
-    values = make_values(neuron, 20, torch.float64)
-    halves = Values(*(None if value is None else torch.full_like(value, 0.5).requires_grad_() for value in values))
-    call = (x_TBN, halves, State(), neuron, V_NN)
-    assert (reference.multi_step(*call)[1] == THETA).sum() > 5
-    return call
-
-
-def quiet_call() -> tuple:
-    """Nothing in, for so long that the states leave the normal range of float32."""
-    _, values, state, neuron, _ = make_call(CUADLIF, (1, 3, 20), torch.float32)
-    quiet = values._replace(lam_w=values.lam_m)
-    state = State(*(field if field is None else field.detach().abs() * 0.01 for field in state))
-    call = (torch.zeros(900, 3, 20), quiet, state, neuron, None)
-    with torch.no_grad():
-        y_TBN, h_TBN, _ = reference.multi_step(*call)
-    assert not y_TBN.any()
-    assert ((h_TBN != 0) & (h_TBN.abs() < torch.finfo(torch.float32).tiny)).any()
-    return call
+# What is fed back is the same code for all; each variant is compiled, so a few stand for them.
+over_recurrent = pytest.mark.parametrize("neuron", [ADLIF, LATE_SOFT], ids=["AdLIF", "CuLIF-soft-first"])
+on_cpu = partial(ops.multi_step, backend="cpu")
 
 
 def in_chunks(multi_step, sizes: list[int]):
     """The same in several calls, each of which begins with the state that the last one left."""
 
-    def chunked(x_TBN, values, state, neuron, V_NN):
+    def chunked(x_TBN, values, state, neuron, feedback):
         ys, hs = [], []
         for chunk_TBN in x_TBN.split(sizes):
-            y, h, state = multi_step(chunk_TBN, values, state, neuron, V_NN)
+            y, h, state = multi_step(chunk_TBN, values, state, neuron, feedback)
             ys.append(y)
             hs.append(h)
         return torch.cat(ys), torch.cat(hs), state
@@ -124,82 +57,43 @@ def in_chunks(multi_step, sizes: list[int]):
     return chunked
 
 
-def assert_close_gradients(actual: list[Tensor], expected: list[Tensor]) -> None:
-    for got, want in zip(actual, expected, strict=True):
-        assert got.shape == want.shape
-        torch.testing.assert_close(got, want, rtol=0, atol=TOLERANCE[want.dtype] * want.detach().abs().max().item())
-
-
-@pytest.fixture
-def poisoned():
-    """Memory from torch.empty holds NaN: whoever reads what it has not written is found out."""
-    assert torch.utils.deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True)
-    assert torch.empty(3).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-def assert_equal_to_reference(multi_step, call: tuple) -> None:
-    outputs, gradients = run(multi_step, call)
-    expected_outputs, expected_gradients = run(reference.multi_step, call)
-    for output, expected in zip(outputs, expected_outputs, strict=True):
-        assert torch.equal(output, expected)
-    assert_close_gradients(gradients, expected_gradients)
-
-
-on_cpu = partial(ops.multi_step, backend="cpu")
-
-
 # The reference
-
-
-def test_culif_by_hand():
-    decay = torch.tensor([-1 / 5], dtype=torch.float64).exp()
-    x_TBN = torch.zeros(6, 1, 1, dtype=torch.float64)
-    x_TBN[0] = 1
-    y_TBN, h_TBN, _ = reference.multi_step(x_TBN, Values(decay, decay), State(), CULIF)
-    assert y_TBN.flatten().tolist() == [0, 0, 1, 0, 0, 0]
-    expected = [0, 0.181269, 0.296821, 0.121508, 0.198965, 0.244349]
-    assert h_TBN.flatten().tolist() == pytest.approx(expected, abs=1e-6)
-
-
-def test_adlif_by_hand():
-    lam_m, lam_w = (torch.tensor([-1 / tau], dtype=torch.float64).exp() for tau in (5, 100))
-    half = torch.tensor([0.5], dtype=torch.float64)
-    state, spikes, potentials, adaptations = State(), [], [], []
-    for x in (1, 1, 1, 0, 0, 0):
-        x_TBN = torch.full((1, 1, 1), float(x), dtype=torch.float64)
-        y_TBN, h_TBN, state = reference.multi_step(x_TBN, Values(lam_m, None, lam_w, half, half), state, ADLIF)
-        spikes.append(y_TBN.item())
-        potentials.append(h_TBN.item())
-        adaptations.append(state.w.item())
-    assert spikes == [0, 1, 0, 0, 0, 0]
-    assert potentials == pytest.approx([0.181269, 0.329680, 0.164840, -0.001821, -0.151851, -0.273024], abs=1e-6)
-    assert adaptations == pytest.approx([0, 0.090635, 0.754573, 0.829485, 0.820320, 0.736233], abs=1e-6)
 
 
 def test_surrogate_by_hand():
     u = torch.tensor([-1.0, -0.2, 0.0, 0.2, 1.0], requires_grad=True)
-    for strict, expected in ((False, [0, 0, 1, 1, 1]), (True, [0, 0, 0, 1, 1])):
-        s = reference.spike(u, strict)
-        assert s.tolist() == expected
-        (gradient,) = torch.autograd.grad(s.sum(), u)
-        assert gradient.tolist() == pytest.approx([1 / 36, 1 / 4, 1, 1 / 4, 1 / 36])
+    expected = {
+        "superspike": [1 / 36, 1 / 4, 1, 1 / 4, 1 / 36],
+        "arctan": [0.091999668, 0.716959, 1, 0.716959, 0.091999668],
+        "triangle": [0, 0.8, 1, 0.8, 0],
+        "boxcar": [0, 1, 1, 1, 0],
+        "slayer": [0.006737947, 0.367879441, 1, 0.367879441, 0.006737947],
+    }
+    assert expected.keys() == SLOPES.keys()
+    for name, derivative in expected.items():
+        for first, spikes in ((False, [0, 0, 1, 1, 1]), (True, [0, 0, 0, 1, 1])):
+            s = reference.spike(u, NEURONS["CuLIF"].dynamics_of(spike_first=first, surrogate=Surrogate(name)))
+            assert s.tolist() == spikes
+            (gradient,) = torch.autograd.grad(s.sum(), u)
+            assert gradient.tolist() == pytest.approx(derivative, rel=1e-5)
 
 
-@pytest.mark.parametrize("recurrent", [False, True], ids=["feedforward", "recurrent"])
-@over_family
-def test_gradients_of_the_smooth_reference(neuron, recurrent):
-    call = make_call(neuron, (4, 2, 3), torch.float64, recurrent)
-    x_TBN, values, state, _, V_NN = call
+@pytest.mark.parametrize("name", SLOPES)
+def test_the_smooth_spike_has_the_derivative_of_the_surrogate(name):
+    u = torch.linspace(-1.31, 1.3, 40, dtype=torch.float64, requires_grad=True)
+    for surrogate in (Surrogate(name), Surrogate(name, 3.0)):
+        (gradient,) = torch.autograd.grad(surrogate.smooth(u).sum(), u)
+        torch.testing.assert_close(gradient, surrogate.derivative(u.detach()).double(), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("longest", [None, 0, 2], ids=["feedforward", "recurrent", "delayed"])
+@over_neurons
+def test_gradients_of_the_smooth_reference(neuron, longest):
+    call = make_call(neuron, (4, 2, 3), torch.float64, longest is not None, longest or 0)
 
     def outputs(*tensors):
-        rest = iter(tensors)
-        fill = [None if tensor is None else next(rest) for tensor in (x_TBN, *values, *state, V_NN)]
-        filled = (fill[0], Values(*fill[1:6]), State(*fill[6:12]), neuron, fill[12])
-        y, h, final = reference.multi_step(*filled, spike_function=reference.smooth_spike)
-        return [tensor for tensor in (y, h, *final) if tensor is not None]
+        y, h, final = reference.multi_step(*rebuilt(call, tensors), spike_function=reference.smooth_spike)
+        return [y, h, *final.values()]
 
     assert gradcheck(outputs, leaves(call))
 
@@ -209,45 +103,33 @@ def test_gradients_of_the_smooth_reference(neuron, recurrent):
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (7, 3, 5), (33, 5, 700), (100, 32, 129)], ids=str)
 @over_dtypes
-@over_family
+@over_neurons
 def test_cpu_equals_reference(neuron, dtype, shape, poisoned):
     assert_equal_to_reference(on_cpu, make_call(neuron, shape, dtype))
 
 
-@pytest.mark.parametrize(
-    ("shape", "goes_past"),
-    [((1, 4, 4), True), ((7, 4, 20), True), ((9, 8, 130), True)]
-    + [(shape, False) for shape in ((7, 3, 5), (7, 3, 8), (1, 3, 5))],
-    ids=str,
-)
+@pytest.mark.parametrize("name", SLOPES)
+def test_each_surrogate_on_the_cpu(name, poisoned):
+    neuron = NEURONS["CuLIF"].dynamics_of(surrogate=Surrogate(name, 4.0))
+    assert_equal_to_reference(on_cpu, make_call(neuron, (33, 5, 70), torch.float32))
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 4), (17, 4, 20), (19, 8, 130), (7, 3, 5), (7, 3, 8)], ids=str)
 @pytest.mark.parametrize("is_aligned", [True, False], ids=["", "unaligned"])
 @over_dtypes
-@pytest.mark.parametrize("neuron", RECURRENT[::3], ids=name)
-def test_large_results_go_past_the_caches(neuron, dtype, is_aligned, shape, goes_past, monkeypatch, poisoned):
+def test_large_results_go_past_the_caches(dtype, is_aligned, shape, monkeypatch, poisoned):
     """Where they are whole cache lines; here all count as large."""
-    passed = []
-    for kernel in (cpu.forward_columns, cpu.backward_columns):
-        spy = partial(lambda kernel, *arguments: passed.append(arguments[-4]) or kernel(*arguments), kernel)
-        monkeypatch.setattr(cpu, kernel.__name__, spy)
     monkeypatch.setattr(cpu, "PAST_ABOVE_BYTES", 0)
     if not is_aligned:
         monkeypatch.setattr(torch, "empty_like", lambda x: x.new_empty(x.numel() + 1)[1:].view(x.shape))
-    assert_equal_to_reference(on_cpu, make_call(neuron, shape, dtype))
-    assert set(passed) == {goes_past and is_aligned}
-    passed.clear()
-    run(on_cpu, make_call(neuron, (5, 4, 4), dtype, recurrent=True))
-    assert set(passed) == {False}  # what is fed back is read at once
+    assert_equal_to_reference(on_cpu, make_call(ADLIF, shape, dtype))
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 3), (33, 5, 130), (4, 2, 1100)], ids=str)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("longest", [0, 3], ids=["", "delayed"])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 3), (33, 5, 130), (20, 2, 1100)], ids=str)
 @over_recurrent
-def test_recurrent_cpu_equals_reference(neuron, dtype, shape, poisoned):
-    call = make_call(neuron, shape, dtype, recurrent=True)
-    outputs, gradients = run(on_cpu, call)
-    expected_outputs, expected_gradients = run(reference.multi_step, call)
-    assert torch.equal(outputs[0], expected_outputs[0])  # spikes: no ties here
-    assert_close_gradients([*outputs, *gradients], [*expected_outputs, *expected_gradients])
+def test_recurrent_cpu_equals_reference(neuron, shape, longest, poisoned):
+    assert_recurrent_equals_reference(on_cpu, make_call(neuron, shape, torch.float64, True, longest))
 
 
 def test_recurrent_spikes_differ_only_at_ties():
@@ -265,18 +147,39 @@ def test_recurrent_spikes_differ_only_at_ties():
             assert ((h_TBN[t, b] - THETA).abs()[flipped_N] < TIE).all()
 
 
+def test_recurrent_gradients_in_float32(poisoned):
+    call = make_call(ADLIF, (20, 4, 70), torch.float32, recurrent=True)
+    (outputs, gradients), (expected, expected_gradients) = run(on_cpu, call), run(reference.multi_step, call)
+    assert torch.equal(outputs[0], expected[0])
+    assert_close_gradients(gradients, expected_gradients)
+
+
+def test_a_delay_of_whole_steps_is_a_later_output():
+    """Of all outputs alike: the layer sees at step n what it gave at step n - 3."""
+    x_TBN, values, _, neuron, feedback = make_call(LIF, (9, 2, 4), torch.float64, recurrent=True)
+    late = Feedback(feedback.V_NN, torch.full((4,), 2.0, dtype=torch.float64), 4)
+    y_TBN, _, _ = on_cpu(x_TBN, values, {}, neuron, late)
+    outputs, state = [], {}
+    for n, x_BN in enumerate(x_TBN):
+        fed_BN = outputs[n - 3] @ feedback.V_NN.T if n >= 3 else 0
+        y_1BN, _, state = reference.multi_step((x_BN + fed_BN)[None], values, state, neuron)
+        outputs.append(y_1BN[0])
+    assert torch.equal(y_TBN, torch.stack(outputs))
+    assert y_TBN[:6].any()
+
+
 @pytest.mark.parametrize("recurrent", [False, True], ids=["feedforward", "recurrent"])
 @over_recurrent
 def test_exact_ties(neuron, recurrent):
     assert_equal_to_reference(on_cpu, tie_call(neuron, recurrent))
 
 
-@pytest.mark.parametrize("recurrent", [False, True], ids=["feedforward", "recurrent"])
-def test_each_input_alone(recurrent, poisoned):
-    neuron = Dynamics(not recurrent, recurrent, THETA, "soft", True)
-    number = len(leaves(make_call(neuron, (7, 3, 5), torch.float64, recurrent)))
-    for alone in range(number):
-        call = make_call(neuron, (7, 3, 5), torch.float64, recurrent)
+@pytest.mark.parametrize("longest", [None, 2], ids=["feedforward", "delayed"])
+def test_each_input_alone(longest, poisoned):
+    neuron = LATE_SOFT if longest is None else ADLIF
+    arguments = (neuron, (17, 3, 5), torch.float64, longest is not None, longest or 0)
+    for alone in range(len(leaves(make_call(*arguments)))):
+        call = make_call(*arguments)
         for index, leaf in enumerate(leaves(call)):
             leaf.requires_grad_(index == alone)
         assert_close_gradients(run(on_cpu, call)[1], run(reference.multi_step, call)[1])
@@ -284,9 +187,9 @@ def test_each_input_alone(recurrent, poisoned):
 
 def test_one_value_for_the_layer_and_strided_input():
     x_TBN, values, state, neuron, _ = make_call(ADLIF, (20, 4, 600), torch.float32)
-    single = Values(*(None if value is None else value[:1].detach().requires_grad_() for value in values))
+    single = {name: value[:1].detach().requires_grad_() for name, value in values.items()}
     x_BTN = x_TBN.detach().transpose(0, 1).contiguous().requires_grad_()
-    state = State(*(None if field is None else field.detach().T.contiguous().T.requires_grad_() for field in state))
+    state = {name: field.detach().T.contiguous().T.requires_grad_() for name, field in state.items()}
     call = (x_BTN.transpose(0, 1), single, state, neuron, None)
     assert_equal_to_reference(on_cpu, call)
 
@@ -299,16 +202,22 @@ def test_gradient_of_a_transposed_final_state(recurrent):
 
     def gradients(multi_step):
         *_, state = multi_step(*call)
-        total = sum((field.T * weights_NB).sum() for field in (state.v, state.i, state.w, state.z))
+        total = sum((state[name].T * weights_NB).sum() for name in CUADLIF.states)
         return torch.autograd.grad(total, leaves(call), allow_unused=True, materialize_grads=True)
 
     assert_close_gradients(gradients(on_cpu), gradients(reference.multi_step))
 
 
-@pytest.mark.parametrize("neuron", [ADLIF, Dynamics(True, False, THETA, "soft", True)], ids=name)
-def test_chunks_equal_the_whole(neuron):
-    x_TBN, values, state, *_ = make_call(neuron, (33, 3, 40), torch.float64)
-    assert_equal_to_reference(in_chunks(on_cpu, [10, 1, 22]), (x_TBN, values, state, neuron, None))
+@pytest.mark.parametrize("longest", [None, 0, 3], ids=["feedforward", "recurrent", "delayed"])
+@over_recurrent
+def test_chunks_equal_the_whole(neuron, longest):
+    x_TBN, values, _, _, feedback = make_call(neuron, (33, 3, 40), torch.float64, longest is not None, longest or 0)
+    call = (x_TBN, values, {}, neuron, feedback)
+    for sizes in ([10, 1, 22], [1] * 33):
+        chunked = run(in_chunks(on_cpu, sizes), call)
+        whole = run(on_cpu, call)
+        assert all(torch.equal(got, want) for got, want in zip(chunked[0], whole[0], strict=True))
+        assert_close_gradients(chunked[1], whole[1])
 
 
 def test_silence_into_subnormal_numbers():
@@ -350,27 +259,37 @@ def test_auto_runs_the_kernels(recurrent, monkeypatch):
     launched = []
     launch = cpu._run
     monkeypatch.setattr(cpu, "_run", lambda kernel, *rest: (launched.append(kernel), launch(kernel, *rest)))
-    monkeypatch.setattr(reference, "single_step", None)
-    run(ops.multi_step, make_call(ADLIF, (7, 3, 5), torch.float64, recurrent))
-    assert launched == [cpu.forward_columns, cpu.backward_columns]
+    call = make_call(ADLIF, (7, 3, 5), torch.float64, recurrent)
+    monkeypatch.setattr(reference, "Parameters", None)
+    run(ops.multi_step, call)
+    assert [kernel.__name__ for kernel in launched] == ["forward_columns", "backward_columns"]
     assert all(kernel.nopython_signatures for kernel in launched)
 
 
-def saved_sizes(call: tuple, want_h: bool = False) -> list[int]:
-    sizes = []
-    with saved_tensors_hooks(lambda tensor: (sizes.append(tensor.numel()), tensor)[1], lambda tensor: tensor):
+def saved_numbers(call: tuple, want_h: bool = False) -> int:
+    saved = {}
+    with saved_tensors_hooks(
+        lambda tensor: (saved.update({tensor.data_ptr(): tensor.numel()}), tensor)[1], lambda tensor: tensor
+    ):
         on_cpu(*call, want_h=want_h)
-    return sizes
+    return sum(saved.values())
 
 
-@pytest.mark.parametrize("recurrent", [False, True], ids=["feedforward", "recurrent"])
-def test_memory(recurrent):
-    call = make_call(ADLIF if recurrent else CULIF, (50, 4, 6), torch.float64, recurrent)
-    assert sum(size == call[0].numel() for size in saved_sizes(call)) == 2
-    fixed = Values(*(None if value is None else value.detach() for value in call[1]))
-    assert sum(size == call[0].numel() for size in saved_sizes((call[0], fixed, *call[2:]))) == 1
+@over_neurons
+def test_memory_kept_for_backward(neuron):
+    """The input and at most a fifth of it; of a recurrent layer its spikes as well."""
+    T, B, N = 100, 8, 128
+    small = 8 * B * N  # states and values at the start
+    call = make_call(neuron, (T, B, N), torch.float64)
+    assert saved_numbers(call) <= 1.2 * T * B * N + small
+    recurrent = make_call(neuron, (T, B, N), torch.float64, recurrent=True)
+    assert saved_numbers(recurrent) <= 2.2 * T * B * N + small + N * N
     with torch.no_grad():
-        assert saved_sizes(call) == []
+        assert saved_numbers(call) == 0
+
+
+def test_inference_without_h():
+    call = make_call(CULIF, (50, 4, 6), torch.float64)
     with torch.inference_mode():
         y_TBN, h_TBN, _ = on_cpu(*call, want_h=False)
     assert h_TBN is None
@@ -386,20 +305,95 @@ def test_gradient_without_h():
     assert_close_gradients(got, want)
 
 
+# Definitions, and what is printed from them
+
+
+def test_the_printed_source_reads_like_the_definition():
+    text = printer.numba(ADLIF, frozenset(["a"]))
+    assert "h = (lam_m * v) + (fixed_1 * (x - w))" in text
+    text = printer.cuda(ADLIF, frozenset(["a"]))
+    assert "const real h = (lam_m * v) + (fixed_1 * (x - w));" in text
+
+
+def test_one_command_shows_the_source():
+    for backend in ("cpu", "cuda"):
+        command = [sys.executable, "-m", "snn.ops.printer", "AdLIF", "--backend", backend]
+        result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=REPOSITORY)
+        assert "printed from its definition" in result.stdout
+
+
+def stepping(step):
+    return ops.Dynamics("Toy", step, ("v",), ("theta", "lam"))
+
+
+def bad_steps():
+    yield "'exp' is not known here", lambda x, state, p: (p.spike(x), torch.exp(x), {"v": x})
+    yield "'tanh' is not known here", lambda x, state, p: (p.spike(x), x.tanh(), {"v": x})
+    yield "the state v is not returned", lambda x, state, p: (p.spike(x), x, {})
+    yield "u is returned, but is no state", lambda x, state, p: (p.spike(x), x, {"v": x, "u": x})
+    yield "a step returns", lambda x, state, p: (p.spike(x), x)
+    yield "use torch.where", lambda x, state, p: (p.spike(x), x, {"v": x if x > 0 else -x})
+    yield "multiply by its inverse", lambda x, state, p: (p.spike(x), x / 2, {"v": x})
+    yield "v must depend", lambda x, state, p: (p.spike(x), x, {"v": 0.0})
+    yield "neither a symbol nor a number", lambda x, state, p: (p.spike(x), x * torch.ones(2).tolist(), {"v": x})
+
+
+@pytest.mark.parametrize(("message", "step"), list(bad_steps()), ids=lambda value: None if callable(value) else value)
+def test_a_step_that_no_backend_knows(message, step):
+    with pytest.raises(InputError, match=r"neuron Toy \(.*test_ops.py") as error:
+        trace(stepping(step))
+    assert message in str(error.value)
+    assert "allowed are +, -, *" in str(error.value)
+
+
+def test_a_value_without_range():
+    with pytest.raises(InputError, match="has no range"):
+        Value("gain")
+
+
+@pytest.mark.parametrize("operation", ["minimum", "maximum", "abs", "neg", "square", "detach", "div", "where"])
+def test_each_operation_equals_torch(operation, poisoned):
+    """In spikes, potentials and gradients, also at ties."""
+    two = {
+        "minimum": lambda v, x: torch.minimum(v, x),
+        "maximum": lambda v, x: torch.maximum(v, x),
+        "abs": lambda v, x: torch.abs(x) + abs(v),
+        "neg": lambda v, x: -x + v,
+        "square": lambda v, x: torch.square(x) - v,
+        "detach": lambda v, x: x * v.detach(),
+        "div": lambda v, x: x / (1 + v * v),
+        "where": lambda v, x: torch.where((x <= v), 0.5 * v, torch.where(x < 0.5, x, 1.0)),
+    }[operation]
+
+    def step(x, state, p):
+        h = two(state.v, x)
+        return p.spike(h - p.theta), h, {"v": p.lam * h}
+
+    call = (torch.randint(-2, 3, (9, 3, 20)).double() / 2, {}, {}, stepping(step), None)
+    values = {"theta": torch.full((20,), 0.25).double(), "lam": torch.full((20,), 0.5).double()}
+    call = (call[0], values, {"v": torch.randint(-1, 2, (3, 20)).double()}, *call[3:])
+    for leaf in leaves(call):
+        leaf.requires_grad_()
+    assert_equal_to_reference(on_cpu, call)
+
+
 def bad_calls():
-    x_TBN, values, state, neuron, V_NN = make_call(CULIF, (4, 2, 3), torch.float32, recurrent=True)
-    yield "steps, samples, neurons", (x_TBN[0], values, state, neuron, V_NN), {}
-    yield "none of them zero", (x_TBN[:0], values, state, neuron, V_NN), {}
-    yield "float32 or float64", (x_TBN.half(), values, state, neuron, V_NN), {}
-    yield "lam_s is missing", (x_TBN, Values(values.lam_m), state, neuron, V_NN), {}
-    yield "a is not a value", (x_TBN, values._replace(a=values.lam_m), state, neuron, V_NN), {}
-    yield "lam_m must be", (x_TBN, values._replace(lam_m=torch.ones(2)), state, neuron, V_NN), {}
-    yield "lam_m is torch.float64", (x_TBN, values._replace(lam_m=torch.ones(3).double()), state, neuron, V_NN), {}
-    yield "state.v must be", (x_TBN, values, state._replace(v=torch.ones(3)), neuron, V_NN), {}
-    yield "V must be", (x_TBN, values, state, neuron, torch.ones(3, 4)), {}
-    yield "on meta, but x", (x_TBN, values, state, neuron, V_NN.to("meta")), {}
-    yield "known are auto, torch, cpu, cupy", (x_TBN, values, state, neuron, V_NN), {"backend": "jax"}
-    yield "runs on cuda", (x_TBN, values, state, neuron, V_NN), {"backend": "cupy"}
+    x_TBN, values, state, neuron, feedback = make_call(CULIF, (4, 2, 3), torch.float32, recurrent=True)
+    yield "steps, samples, neurons", (x_TBN[0], values, state, neuron, feedback), {}
+    yield "none of them zero", (x_TBN[:0], values, state, neuron, feedback), {}
+    yield "float32 or float64", (x_TBN.half(), values, state, neuron, feedback), {}
+    yield "lam_s is missing", (x_TBN, {"lam_m": values["lam_m"]}, state, neuron, feedback), {}
+    yield "a is not a value", (x_TBN, values | {"a": values["lam_m"]}, state, neuron, feedback), {}
+    yield "w is not a state", (x_TBN, values, state | {"w": state["v"]}, neuron, feedback), {}
+    yield "lam_m must be", (x_TBN, values | {"lam_m": torch.ones(2)}, state, neuron, feedback), {}
+    yield "lam_m is torch.float64", (x_TBN, values | {"lam_m": torch.ones(3).double()}, state, neuron, feedback), {}
+    yield "state.v must be", (x_TBN, values, state | {"v": torch.ones(3)}, neuron, feedback), {}
+    yield "V must be", (x_TBN, values, state, neuron, Feedback(torch.ones(3, 4))), {}
+    yield "delay must be", (x_TBN, values, {}, neuron, Feedback(torch.ones(3, 3), torch.ones(2), 1)), {}
+    yield "outside 0 to 1", (x_TBN, values, {}, neuron, Feedback(torch.ones(3, 3), torch.full((3,), 1.5), 1)), {}
+    yield "on meta, but x", (x_TBN, values, state, neuron, Feedback(feedback.V_NN.to("meta"))), {}
+    yield "known are auto, torch, cpu, cupy", (x_TBN, values, state, neuron, feedback), {"backend": "jax"}
+    yield "runs on cuda", (x_TBN, values, state, neuron, feedback), {"backend": "cupy"}
 
 
 @pytest.mark.parametrize(("message", "call", "options"), list(bad_calls()))
@@ -419,8 +413,9 @@ def test_missing_package(monkeypatch):
 def test_compiles_once(tmp_path):
     """The first process says what it waits for; the second finds the kernel on disk and says nothing."""
     program = (
-        "import torch; from snn.ops import *;"
-        "multi_step(torch.zeros(2, 1, 3), Values(torch.ones(3)), State(), Dynamics(False, False, 1.0))"
+        "import torch; from snn.ops import multi_step; from snn.neurons import LIF;"
+        "values = {'lam_m': torch.ones(3), 'theta': torch.ones(3)};"
+        "multi_step(torch.zeros(2, 1, 3), values, {}, LIF.dynamics_of(), want_h=False)"
     )
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(REPOSITORY)}
     first, second = (

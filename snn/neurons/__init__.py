@@ -24,9 +24,9 @@ def _found() -> dict[str, type[SpikingNeuron]]:
         for path in sorted(Path(folder).glob("[!_]*.py")):
             module = import_module(f"{__name__}.{path.stem}")
             for name, value in vars(module).items():
-                if isinstance(value, type) and issubclass(value, SpikingNeuron) and hasattr(value, "STATES"):
-                    if value.__module__ == module.__name__:
-                        neurons[name] = value
+                is_neuron = isinstance(value, type) and issubclass(value, SpikingNeuron) and hasattr(value, "STATES")
+                if is_neuron and value.__module__ == module.__name__:
+                    neurons[name] = value
     return neurons
 
 

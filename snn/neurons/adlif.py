@@ -1,6 +1,6 @@
 """The adaptive leaky integrate-and-fire neuron."""
 
-from snn.neurons.module import SpikingNeuron
+from snn.neurons.module import CubaLIF, SpikingNeuron
 from snn.neurons.values import Decay, Value
 
 
@@ -15,6 +15,7 @@ class AdLIF(SpikingNeuron):
     a sequence may come in chunks.
     """
 
+    CUBA = CubaLIF(zeroed=("a", "b"))
     STATES = ("v", "w", "z")
     VALUES = {
         "lam_m": Decay("membrane time constant", "tau_mem_steps"),

@@ -1,7 +1,7 @@
 """The adaptive leaky integrate-and-fire neuron with a synaptic current."""
 
 from snn.neurons.adlif import AdLIF
-from snn.neurons.module import SpikingNeuron
+from snn.neurons.module import CubaLIF, SpikingNeuron
 from snn.neurons.values import Decay
 
 
@@ -16,6 +16,7 @@ class CuAdLIF(SpikingNeuron):
     Source: Liu, Dragotti 2025, Neural Networks 184, 107043.
     """
 
+    CUBA = CubaLIF(lam_s="lam_s", current="i", zeroed=("a", "b"))
     STATES = ("v", "i", "w", "z")
     VALUES = {
         "lam_m": AdLIF.VALUES["lam_m"],

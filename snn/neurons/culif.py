@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from snn.neurons.module import SpikingNeuron
+from snn.neurons.module import CubaLIF, SpikingNeuron
 from snn.neurons.values import Decay
 
 
@@ -16,6 +16,7 @@ class CuLIF(SpikingNeuron):
     Source: Liu, Leung, Dragotti 2023, doi 10.3389/fnins.2023.1266003.
     """
 
+    CUBA = CubaLIF(lam_s="lam_s", current="i")
     STATES = ("v", "i")
     VALUES = {
         "lam_m": Decay("membrane time constant", "tau_mem_steps", learned=False),

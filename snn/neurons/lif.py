@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from snn.neurons.module import SpikingNeuron
+from snn.neurons.module import CubaLIF, SpikingNeuron
 from snn.neurons.values import Decay
 
 
@@ -15,6 +15,7 @@ class LIF(SpikingNeuron):
     SpikingJelly's LIFNode with decay_input is this with its tau = 1 / (1 - λ_m).
     """
 
+    CUBA = CubaLIF()
     STATES = ("v",)
     VALUES = {"lam_m": Decay("membrane time constant", "tau_mem_steps", learned=False)}
 

@@ -22,10 +22,21 @@ class Learned(NamedTuple):
     began: tuple[float, float]  # bounds of the initial values
 
 
+class CubaLIF(NamedTuple):
+    """A neuron as NIR's current-based LIF: names of its values and states; None where it has no current."""
+
+    lam_m: str = "lam_m"
+    lam_s: str | None = None
+    membrane: str = "v"
+    current: str | None = None
+    zeroed: tuple[str, ...] = ()  # values that must be 0, for NIR cannot say what they do
+
+
 class SpikingNeuron(MemoryModule):
     """A layer of neurons with its state. A subclass is a neuron: its states, its values, and its step.
 
         STATES   names of what is carried from step to step, all 0 at the start
+        CUBA     how NIR can say it, if it can
         VALUES   name -> `Value`: what `step` reads from p; θ is there for every neuron
         step     a pure function (x, state, p) -> (s, h, {state: its next value}), in plain torch. p.fire(h) gives
                  (spike, membrane after the reset), p.spike(u) the spike of u = h - θ; h is what the report calls the
@@ -57,6 +68,7 @@ class SpikingNeuron(MemoryModule):
 
     STATES: ClassVar[tuple[str, ...]]
     VALUES: ClassVar[Mapping[str, Value]]
+    CUBA: ClassVar[CubaLIF | None] = None
     THETA: ClassVar[Value] = Value("threshold", "theta", learned=False)
 
     def __init__(

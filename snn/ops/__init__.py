@@ -81,6 +81,10 @@ def _check(
     if feedback is not None:
         named += [("V", feedback.V_NN, ((N, N),)), ("delay", feedback.delay_N, ((N,),))]
         named += [("state.y", state.get("y"), ((feedback.D, B, N),))]
+        if feedback.delay_N is not None and feedback.delay_N.device.type == "cpu":
+            low, high = (float(bound) for bound in feedback.delay_N.detach().aminmax())
+            if not 0 <= low <= high <= feedback.longest:
+                raise InputError(f"delays of {low:g} to {high:g} steps lie outside 0 to {feedback.longest}")
     for name, tensor, shapes in named:
         if tensor is None:
             continue

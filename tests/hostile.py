@@ -26,7 +26,7 @@ from datasets.prepare.dvsgesture import read_aedat
 from datasets.prepare.dvsplane import read_mat
 from datasets.prepare.nmnist import read_bin
 from datasets.prepare.ntidigits import convert_ntidigits
-from datasets.prepare.wav import read_wav
+from datasets.prepare.wav import read_audio
 from snn.errors import InputError
 from tests.conftest import make_events, nmnist_bytes, write_shd
 from tests.test_cameras import CHANNELS, make_pixels, write_camera
@@ -186,7 +186,7 @@ def read_bin_file(path: Path) -> None:
 
 
 def read_wav_file(path: Path) -> None:
-    audio, rate_hz = read_wav(path)
+    audio, rate_hz = read_audio(path)
     assert audio.ndim == 1
     assert rate_hz >= 0
 

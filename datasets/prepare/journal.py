@@ -1,0 +1,93 @@
+"""What a long conversion has done so far, in one file, so that one that was interrupted goes on."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from snn.errors import InputError
+
+
+class Journal:
+    """Results in their order, each some arrays, appended to a file as they come.
+
+    The first line of the file is the plan: what is converted, and how. Opened again with the same plan, the journal
+    holds the results that were complete when the process ended, however it ended; with another plan it is an
+    InputError, as it is while another process has it open.
+    """
+
+    def __init__(self, path: Path, plan: dict[str, object]):
+        self.path, self._length = path, 0
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("a+b")
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{path}: another process writes it; wait for it, or choose another --out") from None
+        except OSError as error:
+            raise InputError(f"{path} cannot be written ({error.strerror}): choose another --out") from None
+        self._file.seek(0)
+        first = self._file.readline()
+        if first.endswith(b"\n"):
+            self._refuse_another(plan, first)
+        else:  # new, or ended within its first line
+            self._file.truncate(0)
+            self._file.write(json.dumps(plan).encode() + b"\n")
+            self._file.flush()
+        self._begin = self._end = self._file.tell()
+        for _ in self:
+            self._length += 1
+            self._end = self._file.tell()
+        self._file.truncate(self._end)  # a result that was being written
+
+    def __len__(self) -> int:
+        return self._length
+
+    def append(self, *arrays: np.ndarray) -> None:
+        """Add a result. It outlives this process from here on."""
+        for array in arrays:
+            np.save(self._file, array, allow_pickle=False)
+        np.save(self._file, np.uint8(len(arrays)))
+        self._file.flush()
+        self._length += 1
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, ...]]:
+        """The results; they end before one that is not complete. Nothing may be appended meanwhile."""
+        self._file.seek(self._begin)
+        arrays: list[np.ndarray] = []
+        while True:
+            try:
+                array = np.load(self._file, allow_pickle=False)
+            except (EOFError, ValueError, OSError):  # NumPy's for a file that ends, also within an array
+                return
+            if array.ndim:
+                arrays.append(array)
+            else:  # the number that closes a result
+                yield tuple(arrays)
+                arrays = []
+
+    def remove(self) -> None:
+        """Its work is done."""
+        os.unlink(self.path)
+        self._file.close()
+
+    def _refuse_another(self, plan: dict[str, object], first: bytes) -> None:
+        try:
+            before = dict(json.loads(first))
+        except (TypeError, ValueError):
+            raise InputError(
+                f"{self.path} is no unfinished conversion of ours: remove it, or choose another --out"
+            ) from None
+        differ = [
+            f"{name} {before.get(name)}, now {value}" for name, value in plan.items() if before.get(name) != value
+        ]
+        if differ:
+            raise InputError(
+                f"{self.path} holds what an interrupted conversion has done with other words or files "
+                f"({'; '.join(differ)[:300]}): repeat that command to go on, or remove the file to begin anew"
+            )

@@ -83,11 +83,9 @@ class Journal:
             raise InputError(
                 f"{self.path} is no unfinished conversion of ours: remove it, or choose another --out"
             ) from None
-        differ = [
-            f"{name} {before.get(name)}, now {value}" for name, value in plan.items() if before.get(name) != value
-        ]
+        differ = next((name for name in plan if before.get(name) != plan[name]), None)
         if differ:
             raise InputError(
-                f"{self.path} holds what an interrupted conversion has done with other words or files "
-                f"({'; '.join(differ)[:300]}): repeat that command to go on, or remove the file to begin anew"
+                f"{self.path} holds what an interrupted conversion has done with other words or recordings ({differ} "
+                f"{before.get(differ)}, now {plan[differ]}): repeat that command to go on, or remove the file"
             )

@@ -189,20 +189,30 @@ def crossing(recordings: Sequence[Recording], sounds: Mapping[Path, str]) -> dic
     return found
 
 
-def twice(recordings: Sequence[Recording], sounds: Mapping[Path, str]) -> str | None:
-    """One line on recordings that are there under two names, where there are any."""
+def twice(recordings: Sequence[Recording], sounds: Mapping[Path, str]) -> list[str]:
+    """A line on recordings that are there under two names, where there are any."""
     copies = _copies(recordings, sounds)
     if not copies:
-        return None
+        return []
     a, b, *_ = (recordings[i].path for i in copies[0])
-    return f"{sum(map(len, copies)) - len(copies)} recordings are there under another name too: {a} is the sound of {b}"
+    return [f"{sum(map(len, copies)) - len(copies)} recordings are there under another name too: {a} is {b}, say"]
 
 
 def draw_split(recordings: list[Recording], groups: Sequence[str], test_share: float, seed: int) -> list[Recording]:
-    """The recordings, those of the share of the groups for testing, drawn by `seed`; groups: one's for each of them."""
-    names = list(dict.fromkeys(groups))
-    order = np.random.default_rng(seed).permutation(len(names))
-    testing = {names[i] for i in order[: round(test_share * len(names))]}
+    """The recordings, those of the share of the groups for testing, drawn by `seed`; groups: one's for each of them.
+
+    A group that is all that is left of a class stays for training, and another is drawn.
+    """
+    labels_of: dict[str, Counter[str]] = defaultdict(Counter)
+    for recording, group in zip(recordings, groups, strict=True):
+        labels_of[group][recording.label] += 1
+    names, left = list(labels_of), sum(labels_of.values(), Counter())
+    testing: set[str] = set()
+    for i in np.random.default_rng(seed).permutation(len(names)):
+        labels = labels_of[names[i]]
+        if len(testing) < round(test_share * len(names)) and all(left[label] > labels[label] for label in labels):
+            testing.add(names[i])
+            left -= labels
     return [
         recording._replace(split="test" if group in testing else "train")
         for recording, group in zip(recordings, groups, strict=True)
@@ -220,8 +230,7 @@ def by_split(recordings: Sequence[Recording], folder: Path) -> dict[str, list[Re
         if recording.label not in learned:
             raise InputError(
                 f"no recording of the class {recording.label!r} is for training, but {recording.path} is for "
-                f"{recording.split}: give the class training recordings, leave it out, or draw another split "
-                "(--seed, --test-share)"
+                f"{recording.split}: give the class training recordings, or leave it out"
             )
     return {name: members for name, members in splits.items() if members}
 

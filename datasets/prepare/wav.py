@@ -75,6 +75,8 @@ def convert_wavs(
         recordings = files.draw_split(recordings, groups, test_share, seed)
     recordings = files.sift(recordings, files.crossing(recordings, sounds), skip_bad, bad)
     splits = files.by_split(recordings, folder)
+    if not has_split and (shared := files.shared_speakers(splits)):
+        survey.notes.append(f"{len(shared)} speakers are in both files; --test-by speaker keeps them apart")
     _say_what_was_taken(survey, splits, sounds, bad)
 
     recordings = [recording for members in splits.values() for recording in members]
@@ -202,20 +204,14 @@ def _say_what_was_taken(
 ) -> None:
     recordings = [recording for members in splits.values() for recording in members]
     left_out = survey.left_out + Counter(bad=len(bad))
-    print(
-        f"took {files.counted(files.kinds_of(recordings))}; "
-        f"left out {left_out.total()}{': ' if left_out else ''}{files.counted(left_out)}"
-    )
-    shared = files.shared_speakers(splits)
-    notes = [
+    lines = [
+        f"took {files.counted(files.kinds_of(recordings))}",
+        f"left out {left_out.total()}: {files.counted(left_out)}" if left_out else "left out nothing",
         *survey.notes,
-        f"{len(shared)} speakers are in the training file and in another; --test-by speaker keeps them apart"
-        if shared
-        else "",
-        files.twice(recordings, sounds),
+        *files.twice(recordings, sounds),
         *(f"left out: {reason}" for reason in bad),
     ]
-    print(*filter(None, notes), sep="\n", end="\n" if any(notes) else "", flush=True)
+    print("; ".join(lines[:2]), *lines[2:], sep="\n", flush=True)
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import soundfile
@@ -31,6 +32,14 @@ MAX_S = 600
 BLOCK_SAMPLES = 2**20  # read at once: what a header promises is never allocated
 PAD_BYTES = 8  # writers forget the one or two that make a chunk even
 UNKNOWN_BYTES = 2**31 - 2**16  # and more: the size that programs write which do not know it yet
+
+
+class Chosen(NamedTuple):
+    """The recordings to convert."""
+
+    splits: dict[str, list[Recording]]  # those of each split that has any
+    sounds: dict[Path, str]  # a hash of what each is to hear
+    bad: list[str]  # why others were left out, a line each
 
 
 def convert_wavs(
@@ -54,44 +63,19 @@ def convert_wavs(
     interrupted goes on when it is called again.
     Raises InputError naming the file at fault and the remedy.
     """
-    survey = files.from_names(folder, label_pattern) if label_csv is None else files.from_csv(folder, label_csv)
-    has_split, has_speakers = (getattr(survey.recordings[0], field) is not None for field in ("split", "speaker"))
     if seed < 0:
         raise InputError(f"seed is {seed}: choose 0 or more")
-    if not has_split and not 0 < test_share < 1:
-        raise InputError(f"the test share is {test_share}: choose a number between 0 and 1")
-    if not has_split and test_by == "speaker" and not has_speakers:
-        raise InputError("--test-by speaker: no speaker is known; name them by the label pattern or the table")
+    survey = files.from_names(folder, label_pattern) if label_csv is None else files.from_csv(folder, label_csv)
     name = out_dir.resolve().name
-
-    recordings, bad = survey.recordings, []
-    read = list(map_in_order(_read, [recording.path for recording in recordings], processes, f"{name}: reading"))
-    sounds = {recording.path: sound for recording, (sound, _) in zip(recordings, read, strict=True)}
-    unreadable = {i: reason for i, (_, reason) in enumerate(read) if reason}
-    recordings = files.sift(recordings, unreadable, skip_bad, bad)
-    recordings = files.sift(recordings, files.ambiguous(recordings, sounds), skip_bad, bad)
-    if not has_split:
-        groups = [recording.speaker if test_by == "speaker" else sounds[recording.path] for recording in recordings]
-        recordings = files.draw_split(recordings, groups, test_share, seed)
-    recordings = files.sift(recordings, files.crossing(recordings, sounds), skip_bad, bad)
-    splits = files.by_split(recordings, folder)
-    if not has_split and (shared := files.shared_speakers(splits)):
-        survey.notes.append(f"{len(shared)} speakers are in both files; --test-by speaker keeps them apart")
-    _say_what_was_taken(survey, splits, sounds, bad)
+    splits, sounds, _ = chosen = _choose(survey, folder, test_share, test_by, seed, skip_bad, processes, name)
+    _say_what_was_taken(survey, chosen)
 
     recordings = [recording for members in splits.values() for recording in members]
-    keys, speaker_keys = (
-        {value: number for number, value in enumerate(files.sorted_names(getattr(r, field) or "" for r in recordings))}
-        for field in ("label", "speaker")
-    )
+    labels = {name: number for number, name in enumerate(files.sorted_names(r.label for r in recordings))}
+    speakers = {name: number for number, name in enumerate(files.sorted_names(r.speaker or "" for r in recordings))}
     content = hashlib.sha256(repr([(*recording[1:], sounds[recording.path]) for recording in recordings]).encode())
-    provenance = {
-        "made_by": "wav",
-        "recipe": RECIPE,
-        "folder": str(folder),
-        "seed": seed,
-        "content": content.hexdigest(),
-    }
+    provenance = {"made_by": "wav", "recipe": RECIPE, "folder": str(folder), "seed": seed}
+    provenance["content"] = content.hexdigest()
     paths = {split: out_dir / f"{name}_{split}.h5" for split in files.SPLITS}
     if not all(is_made(paths[split], provenance) for split in splits):
         options = {"label_pattern": label_pattern, "labels": label_csv and str(label_csv), "test_share": test_share}
@@ -101,19 +85,20 @@ def convert_wavs(
             write_events(
                 paths[split],
                 islice(heard, len(members)),
-                labels=[keys[recording.label] for recording in members],
-                keys=list(keys),
+                labels=[labels[recording.label] for recording in members],
+                keys=list(labels),
                 provenance=provenance,
-                speakers=[speaker_keys[recording.speaker] for recording in members] if has_speakers else None,
+                speakers=None if members[0].speaker is None else [speakers[recording.speaker] for recording in members],
             )
         journal.remove()
     for split in paths.keys() - splits.keys():
         if paths[split].exists():
             print(f"warning: {paths[split]} is of another conversion, which had such a split", file=sys.stderr)
-    words = shlex.join(["--dataset_name", name, "--path_to_dataset", str(out_dir), "--num_classes", str(len(keys))])
+    words = shlex.join(["--dataset_name", name, "--path_to_dataset", str(out_dir), "--num_classes", str(len(labels))])
     print(
-        f"{len(recordings)} recordings of {len(keys)} classes ({', '.join(keys)}) in {out_dir}: "
-        f"{files.counted({split: len(members) for split, members in splits.items()})}; to train on them: {words}"
+        f"{len(recordings)} recordings of {len(labels)} classes ({', '.join(labels)}) in {out_dir}: "
+        f"{files.counted({split: len(members) for split, members in splits.items()})}; "
+        f"to train on them: python train.py {words}"
     )
 
 
@@ -168,6 +153,36 @@ def _quiet_stderr() -> Iterator[None]:
         os.close(nowhere)
 
 
+def _choose(
+    survey: files.Survey,
+    folder: Path,
+    test_share: float,
+    test_by: str,
+    seed: int,
+    skip_bad: bool,
+    processes: int | None,
+    name: str,
+) -> Chosen:
+    """Read all recordings, sift them, and draw a split where none is given."""
+    recordings, bad, first = survey.recordings, [], survey.recordings[0]
+    if first.split is None and not 0 < test_share < 1:
+        raise InputError(f"the test share is {test_share}: choose a number between 0 and 1")
+    if first.split is None and test_by == "speaker" and first.speaker is None:
+        raise InputError("--test-by speaker: no speaker is known; name them by the label pattern or the table")
+    read = list(map_in_order(_read, [recording.path for recording in recordings], processes, f"{name}: reading"))
+    sounds = {recording.path: sound for recording, (sound, _) in zip(recordings, read, strict=True)}
+    recordings = files.sift(recordings, {i: reason for i, (_, reason) in enumerate(read) if reason}, skip_bad, bad)
+    recordings = files.sift(recordings, files.ambiguous(recordings, sounds), skip_bad, bad)
+    if first.split is None:
+        groups = [recording.speaker if test_by == "speaker" else sounds[recording.path] for recording in recordings]
+        recordings = files.draw_split(recordings, groups, test_share, seed)
+    recordings = files.sift(recordings, files.crossing(recordings, sounds), skip_bad, bad)
+    splits = files.by_split(recordings, folder)
+    if first.split is None and (shared := files.shared_speakers(splits)):
+        survey.notes.append(f"{len(shared)} speakers are in both files; --test-by speaker keeps them apart")
+    return Chosen(splits, sounds, bad)
+
+
 def _read(path: Path) -> tuple[str, str]:
     """(a hash of the sound, why it cannot be used), one of them empty."""
     try:
@@ -199,17 +214,15 @@ def _hear_all(
     return iter(journal)
 
 
-def _say_what_was_taken(
-    survey: files.Survey, splits: dict[str, list[Recording]], sounds: dict[Path, str], bad: list[str]
-) -> None:
-    recordings = [recording for members in splits.values() for recording in members]
-    left_out = survey.left_out + Counter(bad=len(bad))
+def _say_what_was_taken(survey: files.Survey, chosen: Chosen) -> None:
+    recordings = [recording for members in chosen.splits.values() for recording in members]
+    left_out = survey.left_out + Counter(bad=len(chosen.bad))
     lines = [
         f"took {files.counted(files.kinds_of(recordings))}",
         f"left out {left_out.total()}: {files.counted(left_out)}" if left_out else "left out nothing",
         *survey.notes,
-        *files.twice(recordings, sounds),
-        *(f"left out: {reason}" for reason in bad),
+        *files.twice(recordings, chosen.sounds),
+        *(f"left out: {reason}" for reason in chosen.bad),
     ]
     print("; ".join(lines[:2]), *lines[2:], sep="\n", flush=True)
 

@@ -314,6 +314,13 @@ def test_names_have_one_spelling(four, convert):
     )
 
 
+def test_classes_that_look_alike_and_classes_that_are_not_tested(four, convert):
+    said = convert(label_csv=write_table(four, [GOOD[0], GOOD[1], GOOD[2], "high_1.wav,High,train"]))
+    assert "these are taken for different classes: High, high\n" in said
+    assert "no recording is for testing of the class High, high\n" in said
+    assert "class" not in convert(label_csv=write_table(four, GOOD)).splitlines()[0]
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
@@ -479,6 +486,24 @@ def test_a_journal_of_something_else(tmp_path):
     assert path.read_text() == "my notes\n"
     with pytest.raises(InputError, match="cannot be written"):
         Journal(path / "below", {})
+
+
+def test_a_full_disk_leaves_what_is_done(tmp_path):
+    """In a process of its own, whose files may not grow beyond 1,000 bytes."""
+    script = (
+        "import resource, sys, numpy, pathlib; from datasets.prepare.journal import Journal\n"
+        "from snn.cli import run\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "def main():\n"
+        "    journal = Journal(pathlib.Path(sys.argv[1]), {})\n"
+        "    for _ in range(9):\n        journal.append(numpy.zeros(40))\n"
+        "run(main)\n"
+    )
+    words = [sys.executable, "-c", script, str(tmp_path / "x.unfinished")]
+    done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "x.unfinished cannot be written (File too large): what is done is kept" in done.stderr
+    assert len(Journal(tmp_path / "x.unfinished", {})) == 1
 
 
 # processes

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ class Journal:
         self.path, self._length = path, 0
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("a+b")
+            self._file = path.open("a+b", buffering=0)  # nothing is left to write when a disk is full
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(f"{path}: another process writes it; wait for it, or choose another --out") from None
@@ -37,8 +38,7 @@ class Journal:
             self._refuse_another(plan, first)
         else:  # new, or ended within its first line
             self._file.truncate(0)
-            self._file.write(json.dumps(plan).encode() + b"\n")
-            self._file.flush()
+            self._write(json.dumps(plan).encode() + b"\n")
         self._begin = self._end = self._file.tell()
         for _ in self:
             self._length += 1
@@ -50,10 +50,10 @@ class Journal:
 
     def append(self, *arrays: np.ndarray) -> None:
         """Add a result. It outlives this process from here on."""
-        for array in arrays:
-            np.save(self._file, array, allow_pickle=False)
-        np.save(self._file, np.uint8(len(arrays)))
-        self._file.flush()
+        result = BytesIO()
+        for array in (*arrays, np.uint8(len(arrays))):
+            np.save(result, array, allow_pickle=False)
+        self._write(result.getvalue())
         self._length += 1
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, ...]]:
@@ -75,6 +75,15 @@ class Journal:
         """Its work is done."""
         os.unlink(self.path)
         self._file.close()
+
+    def _write(self, content: bytes) -> None:
+        try:
+            while content:
+                content = content[self._file.write(content) :]
+        except OSError as error:
+            raise InputError(
+                f"{self.path} cannot be written ({error.strerror}): what is done is kept, and the same command goes on"
+            ) from None
 
     def _refuse_another(self, plan: dict[str, object], first: bytes) -> None:
         try:

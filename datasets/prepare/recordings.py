@@ -242,6 +242,18 @@ def shared_speakers(splits: Mapping[str, Sequence[Recording]]) -> list[str]:
     return sorted(speakers["train"] & held_out)
 
 
+def remarks(splits: Mapping[str, Sequence[Recording]]) -> list[str]:
+    """A line on classes that look alike, and one on those that are not tested, where there are any."""
+    labels = {split: {recording.label for recording in members} for split, members in splits.items()}
+    alike = defaultdict(set)
+    for label in labels["train"]:
+        alike[unicodedata.normalize("NFKC", label).casefold()].add(label)
+    lines = [f"these are taken for different classes: {', '.join(sorted(a))}" for a in alike.values() if len(a) > 1]
+    if untested := sorted_names(labels["train"] - labels["test"]):
+        lines.append(f"no recording is for testing of the class {_some(untested)}")
+    return lines
+
+
 def sorted_names(names: Iterable[str]) -> list[str]:
     """The distinct names, numbers first and in numerical order."""
 

@@ -221,6 +221,7 @@ def _say_what_was_taken(survey: files.Survey, chosen: Chosen) -> None:
         f"took {files.counted(files.kinds_of(recordings))}",
         f"left out {left_out.total()}: {files.counted(left_out)}" if left_out else "left out nothing",
         *survey.notes,
+        *files.remarks(chosen.splits),
         *files.twice(recordings, chosen.sounds),
         *(f"left out: {reason}" for reason in chosen.bad),
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
@@ -128,9 +129,9 @@ def from_csv(folder: Path, table: Path) -> Survey:
     first: dict[Path, int] = {}
     for line, row in rows:
         where, path = f"{table}, line {line}", folder / row["file"]
-        if not path.is_file():  # macOS may write é as two characters
+        if not os.path.isfile(path):  # macOS may write é as two characters
             path = by_name.get(unicodedata.normalize("NFC", row["file"]), path)
-        if not row["file"] or not path.is_file():
+        if not row["file"] or not os.path.isfile(path):  # Path's own raises where a name is too long
             raise InputError(f"{where}: {path} does not exist: correct the name or drop the line")
         recording = _recording(path, row, where)
         earlier = first.setdefault(path.resolve(), len(recordings))

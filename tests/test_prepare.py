@@ -171,9 +171,7 @@ def test_wav_folder_by_name(tmp_path):
             save_tone(tmp_path / "in" / f"{label}_{i}.wav", frequency_hz + i)
     done = prepare("wav", tmp_path / "in", "--out", tmp_path / "tones", "--test-share", 0.34, "--processes", 1)
     assert (done.returncode, done.stderr) == (0, "")
-    assert (
-        f"python train.py --dataset_name tones --path_to_dataset {tmp_path / 'tones'} --num_classes 2" in done.stdout
-    )
+    assert f"python train.py --dataset_name tones --path_to_dataset {tmp_path / 'tones'} --num_classes 2" in done.stdout
     train, test = (contents(tmp_path / "tones" / f"tones_{split}.h5") for split in ("train", "test"))
     assert train["keys"] == test["keys"] == ["9", "10"]  # numerical order
     assert len(train["labels"]) == 4

@@ -33,12 +33,13 @@ class Journal:
         except OSError as error:
             raise InputError(f"{path} cannot be written ({error.strerror}): choose another --out") from None
         self._file.seek(0)
-        first = self._file.readline()
-        if first.endswith(b"\n"):
-            self._refuse_another(plan, first)
-        else:  # new, or ended within its first line
+        line = json.dumps(plan).encode() + b"\n"
+        first = self._file.readline(10_000)
+        if first != line and line.startswith(first):  # new, or ended within its first line
             self._file.truncate(0)
-            self._write(json.dumps(plan).encode() + b"\n")
+            self._write(line)
+        elif first != line:
+            raise InputError(self._refusal(plan, first))
         self._begin = self._end = self._file.tell()
         for _ in self:
             self._length += 1
@@ -85,16 +86,14 @@ class Journal:
                 f"{self.path} cannot be written ({error.strerror}): what is done is kept, and the same command goes on"
             ) from None
 
-    def _refuse_another(self, plan: dict[str, object], first: bytes) -> None:
+    def _refusal(self, plan: dict[str, object], first: bytes) -> str:
+        """Why a file that begins with that line is not this conversion's."""
         try:
             before = dict(json.loads(first))
         except (TypeError, ValueError):
-            raise InputError(
-                f"{self.path} is no unfinished conversion of ours: remove it, or choose another --out"
-            ) from None
-        differ = next((name for name in plan if before.get(name) != plan[name]), None)
-        if differ:
-            raise InputError(
-                f"{self.path} holds what an interrupted conversion has done with other words or recordings ({differ} "
-                f"{before.get(differ)}, now {plan[differ]}): repeat that command to go on, or remove the file"
-            )
+            return f"{self.path} is no unfinished conversion of ours: remove it, or choose another --out"
+        differ = next((name for name in before | plan if before.get(name) != plan.get(name)), "order")
+        return (
+            f"{self.path} holds what an interrupted conversion has done with other words or recordings ({differ} "
+            f"{before.get(differ)}, now {plan.get(differ)}): repeat that command to go on, or remove the file"
+        )

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from datasets.prepare import parallel, recordings, wav
+from datasets.prepare import parallel, recordings, wav, writer
 from datasets.prepare.journal import Journal
 from snn.errors import InputError
 from tests.conftest import REPOSITORY
@@ -421,6 +421,19 @@ def test_what_is_drawn_does_not_depend_on_copies_there_are_none_of():
 def test_order_of_names():
     assert recordings.sorted_names(["b", "10", "9", "09", "b", "a"]) == ["09", "9", "10", "a", "b"]
     assert len(recordings.sorted_names(["7" * 5000, "8" * 5000])) == 2  # more digits than Python reads as a number
+
+
+def test_more_speakers_than_16_bits_hold(tmp_path):
+    for speaker in (65_535, 65_536):
+        events = np.zeros(1, np.float32), np.zeros(1, np.uint16)
+        writer.write_events(tmp_path / "x.h5", [events], [0], ["a"], {}, [speaker])
+        assert contents(tmp_path / "x.h5")["speakers"] == [speaker]
+
+
+def test_all_bad_and_skipped(tmp_path, convert):
+    BAD["silent"][0](save(tmp_path / "in" / "a_1.wav"))
+    with pytest.raises(InputError, match="is for the train file"):
+        convert(skip_bad=True)
 
 
 # interrupted conversions

@@ -1,7 +1,7 @@
 """Hear a word and decide at the first spike: python demo.py [some.wav] [--load_pt_file runs/<name>/best.pt]
 
 The sound goes through the artificial cochlea, and its events through the network as they come. Says when the network
-decides and draws audio, events, output potentials and spikes on one time axis. Without a WAV file, a word that a test
+decides and draws audio, events, output potentials and spikes on one time axis. Without a file, a word that a test
 voice of the set `digits` says; without a checkpoint, the newest run.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 from datasets.events import Bins, Recordings, counts
 from datasets.prepare import digits, speech
 from datasets.prepare.cochlea import N_PLACES, cochlea
-from datasets.prepare.wav import read_wav
+from datasets.prepare.wav import read_audio
 from snn import checkpoint, cli, report
 from snn.errors import InputError
 from snn.files import write_whole
@@ -34,7 +34,7 @@ def main() -> None:
     network = network.folded()
 
     if args.wav:
-        audio, rate_hz = read_wav(args.wav)
+        audio, rate_hz = read_audio(args.wav)
         print(f"hearing {args.wav}")
     else:
         said = digits.plan(seed=0, voices=100, utterances=1)[1]
@@ -71,7 +71,7 @@ def main() -> None:
 
 def read_command_line() -> argparse.Namespace:
     parser = cli.OneLineParser(description=__doc__.splitlines()[0])
-    parser.add_argument("wav", type=Path, nargs="?", help="a WAV file; without it a word of the set `digits`")
+    parser.add_argument("wav", type=Path, nargs="?", help="WAV, FLAC, OGG or MP3; without it, a word of `digits`")
     parser.add_argument("--load_pt_file", type=Path, metavar="PT", help="checkpoint, run folder or run name")
     parser.add_argument("--recording", type=int, default=0, help="which word of the test voices, 0 to 399")
     parser.add_argument("--out", type=Path, default=Path("demo.png"), help="the picture (demo.png)")

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-from scipy.io import savemat, wavfile
+import soundfile
+from scipy.io import savemat
 
 from datasets import images, readers
 from datasets.events import Recordings
@@ -26,7 +27,7 @@ from datasets.prepare.dvsgesture import read_aedat
 from datasets.prepare.dvsplane import read_mat
 from datasets.prepare.nmnist import read_bin
 from datasets.prepare.ntidigits import convert_ntidigits
-from datasets.prepare.wav import read_wav
+from datasets.prepare.wav import read_audio
 from snn.errors import InputError
 from tests.conftest import make_events, nmnist_bytes, write_shd
 from tests.test_cameras import CHANNELS, make_pixels, write_camera
@@ -185,10 +186,14 @@ def read_bin_file(path: Path) -> None:
     assert units.max() < 2 * 34 * 34
 
 
-def read_wav_file(path: Path) -> None:
-    audio, rate_hz = read_wav(path)
+def write_sound(path: Path) -> None:
+    soundfile.write(path, np.random.default_rng(0).uniform(-0.5, 0.5, 1000), 8000)
+
+
+def read_sound(path: Path) -> None:
+    audio, rate_hz = read_audio(path)
     assert audio.ndim == 1
-    assert rate_hz >= 0
+    assert len(audio) >= 0.06 * rate_hz > 0
 
 
 # layout -> (suffix, write a small valid file, read it and check what is read)
@@ -211,7 +216,10 @@ LAYOUTS = {
     "mat": (".mat", small_mat, read_mat_file),
     "aedat": (".aedat", small_aedat, read_aedat_file),
     "nmnist": (".bin", small_nmnist, read_bin_file),
-    "wav": (".wav", lambda path: wavfile.write(path, 8000, np.arange(100, dtype=np.int16)), read_wav_file),
+    "wav": (".wav", write_sound, read_sound),
+    "flac": (".flac", write_sound, read_sound),
+    "ogg": (".ogg", write_sound, read_sound),
+    "mp3": (".mp3", write_sound, read_sound),
     "original digits": (".hdf5", original_digits, convert_digits),
 }
 

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from datasets.prepare import wav
+from datasets.prepare.recordings import LISTS
 from snn import checkpoint, config, exchange
 from snn.network import Network
 from tests.conftest import REPOSITORY
+from tests.test_recordings import save as save_sound
 
 PAGES = sorted((REPOSITORY / "docs").glob("*.md"))
 FIELDS = {line.split()[0] for kind in (config.Config, config.TTFSConfig) for line in config.describe(kind)}
@@ -26,7 +29,9 @@ def blocks(page: str, language: str) -> list[str]:
 
 
 def test_pages_are_there():
-    names = "adding_a_data_set adding_a_neuron configuration export method reading_the_report several_processes"
+    names = (
+        "adding_a_data_set adding_a_neuron configuration export method reading_the_report recordings several_processes"
+    )
     assert [page.stem for page in PAGES] == names.split()
 
 
@@ -56,7 +61,7 @@ def test_words_of_commands_are_words_of_the_programs(page):
             path = path.with_suffix("") / "__main__.py"
         known = path.read_text() + (REPOSITORY / "snn" / "cli.py").read_text()
         known += "".join(p.read_text() for p in (REPOSITORY / "datasets" / "prepare").glob("*.py"))
-        for word in re.findall(r"--\w+", words):
+        for word in re.findall(r"--[\w-]+", words):
             assert f'"{word}"' in known, f"{program} {word}"
 
 
@@ -70,6 +75,31 @@ def test_the_data_set_of_the_page_trains_and_tests(program, tmp_path, monkeypatc
         result = program(command.removeprefix("python ").replace("configs/", f"{REPOSITORY}/configs/") + small)
         assert result.returncode == 0, result.stderr
     assert re.search(r"accuracy +[\d.]+ %", result.stdout)
+
+
+def test_recordings_of_the_page_come_to_a_test_result(program, tmp_path, monkeypatch):
+    """Both walks of the page, over small folders of the true form."""
+    monkeypatch.setattr(wav, "map_in_order", lambda function, tasks, *_: map(function, tasks))
+    for i in range(10):
+        save_sound(tmp_path / "my_recordings" / f"{'ab'[i % 2]}_{i}.flac", i)
+    for i in range(15):
+        name = f"{'no up yes'.split()[i % 3]}/{i // 3:08x}_nohash_0.wav"
+        save_sound(tmp_path / "speech_commands_v0.02" / name, i)
+        if i > 8:
+            with (tmp_path / "speech_commands_v0.02" / LISTS["test" if i > 11 else "validation"]).open("a") as file:
+                print(name, file=file)
+    walks = blocks("recordings.md", "bash")
+    assert len(walks) == 2
+    for walk in walks:
+        for command in walk.splitlines():
+            small = command.removeprefix("python ").replace("--num_classes 35", "--num_classes 3")
+            small += " --hidden_size 8 --epochs 1" if "train.py" in command else ""
+            result = program(small)
+            assert result.returncode == 0, result.stderr
+            if "prepare" in command:
+                advised = re.search(r"to train on them: python (.*)", result.stdout)[1]
+                assert advised in walk.replace("--num_classes 35", "--num_classes 3")
+        assert re.search(r"accuracy +[\d.]+ %", result.stdout)
 
 
 def test_the_neuron_of_the_page_is_one_of_the_family():

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy.io import wavfile
 
-from datasets.prepare import digits, make_if_missing, nmnist, speech, wav, writer
+from datasets.prepare import digits, make_if_missing, nmnist, recordings, speech, wav, writer
 from snn.errors import InputError
 from tests.conftest import nmnist_bytes, write_nmnist
 
@@ -26,6 +26,7 @@ def prepare(*arguments):
 
 
 def save_tone(path, frequency_hz=1000, duration_s=0.2, rate_hz=16_000, dtype=np.int16):
+    """Tones of other frequencies are other sounds: the same sound under two names is refused or reported."""
     wave = np.sin(2 * np.pi * frequency_hz * np.arange(round(duration_s * rate_hz)) / rate_hz)
     path.parent.mkdir(parents=True, exist_ok=True)
     wavfile.write(path, rate_hz, (wave * 20_000).astype(dtype))
@@ -167,9 +168,10 @@ def test_failed_writing_leaves_nothing(tmp_path):
 def test_wav_folder_by_name(tmp_path):
     for label, frequency_hz in (("10", 500), ("9", 2000)):
         for i in range(3):
-            save_tone(tmp_path / "in" / f"{label}_{i}.wav", frequency_hz)
+            save_tone(tmp_path / "in" / f"{label}_{i}.wav", frequency_hz + i)
     done = prepare("wav", tmp_path / "in", "--out", tmp_path / "tones", "--test-share", 0.34, "--processes", 1)
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"python train.py --dataset_name tones --path_to_dataset {tmp_path / 'tones'} --num_classes 2" in done.stdout
     train, test = (contents(tmp_path / "tones" / f"tones_{split}.h5") for split in ("train", "test"))
     assert train["keys"] == test["keys"] == ["9", "10"]  # numerical order
     assert len(train["labels"]) == 4
@@ -180,48 +182,40 @@ def test_wav_folder_by_name(tmp_path):
 
 
 def test_wav_folder_by_csv(tmp_path):
-    for name in ("a.wav", "deep/b.wav", "c.wav", "unused.wav"):
-        save_tone(tmp_path / name)
+    for i, name in enumerate(("a.wav", "deep/b.wav", "c.wav", "d.wav", "unused.wav")):
+        save_tone(tmp_path / name, 1000 + i)
     table = tmp_path / "labels.csv"
     table.write_text(
-        "file,label,speaker,split\na.wav,yes,zoe,train\ndeep/b.wav,no,ann,train\nc.wav,yes,ann,test\n", "utf-8"
+        "file,label,speaker,split\na.wav,yes,zoe,train\ndeep/b.wav,no,ann,train\nc.wav,yes,ann,test\n"
+        "d.wav,no,zoe,Validation\n",
+        "utf-8",
     )
     done = prepare("wav", tmp_path, "--out", tmp_path / "words", "--labels", table, "--processes", 1)
     assert done.returncode == 0, done.stderr
-    train, test = (contents(tmp_path / "words" / f"words_{split}.h5") for split in ("train", "test"))
-    assert train["keys"] == ["no", "yes"]
+    assert "took 4 WAV; left out 1: 1 not in the table\n" in done.stdout
+    train, validation, test = (
+        contents(tmp_path / "words" / f"words_{split}.h5") for split in ("train", "validation", "test")
+    )
+    assert train["keys"] == validation["keys"] == ["no", "yes"]
+    assert (validation["labels"], validation["speakers"]) == ([0], [1])
     assert train["labels"] == [1, 0]
     assert train["speakers"] == [1, 0]
     assert test["labels"] == [1]
     assert test["speakers"] == [0]
 
 
-@pytest.mark.parametrize("dtype", [np.int16, np.int32, np.float32])
-def test_wav_formats(tmp_path, dtype):
-    save_tone(tmp_path / "x.wav", dtype=dtype)
-    audio, rate_hz = wav.read_wav(tmp_path / "x.wav")
-    assert rate_hz == 16_000
-    assert audio.dtype == np.float32
-    assert np.abs(audio).max() == pytest.approx(20_000, rel=1e-3)
-
-
-def test_wav_channels_and_unsigned_samples(tmp_path):
-    stereo = np.stack([np.full(100, 148), np.full(100, 128)], axis=1).astype(np.uint8)
-    wavfile.write(tmp_path / "x.wav", 8000, stereo)
-    audio, _ = wav.read_wav(tmp_path / "x.wav")
-    np.testing.assert_array_equal(audio, np.full(100, 10))
-
-
 def test_wav_errors_before_any_recording_is_heard(tmp_path):
-    def refuse(message, label_pattern=wav.FILE_NAME_UP_TO_UNDERSCORE, label_csv=None, test_share=0.5):
+    def refuse(message, label_pattern=recordings.FILE_NAME_UP_TO_UNDERSCORE, label_csv=None, test_share=0.5):
         with pytest.raises(InputError, match=message):
             wav.convert_wavs(folder, tmp_path / "out", label_pattern, label_csv, test_share, seed=0, processes=1)
 
     folder = tmp_path / "in"
+    refuse("there is no folder")
     folder.mkdir()
-    refuse("holds no WAV files")
+    (folder / "notes.txt").write_text("")
+    refuse("holds no WAV files, and none of FLAC, OGG or MP3, but 1 .txt")
     save_tone(folder / "a_1.wav")
-    save_tone(folder / "b_1.wav")
+    save_tone(folder / "b_1.wav", 1100)
     refuse("has no group", label_pattern="(.)_")
     refuse("no regular expression", label_pattern="(")
     refuse("does not match", label_pattern="(?P<label>a)_")
@@ -234,6 +228,9 @@ def test_wav_errors_before_any_recording_is_heard(tmp_path):
         ("name,label\na_1.wav,x\n", "needs the header"),
         ("file,label\nmissing.wav,x\n", "line 2: .*missing.wav does not exist"),
         ("file,label\na_1.wav,\n", "label is empty"),
+        ("file,label,label\na_1.wav,x,y\n", "needs the header"),
+        ("file,label\na_1.wav,x,y\n", "line 2: more cells than columns"),
+        ("file,label\n\n.,x\n", "line 3: .* does not exist"),
         ("file,label,split\na_1.wav,x,dev\n", "write train or test"),
     ):
         table.write_text(text, "utf-8")
@@ -277,7 +274,7 @@ def test_command_line_reports_one_line(tmp_path):
         assert "a_1.wav" in done.stderr
         assert message in done.stderr
         wavfile.write(silent, 16_000, np.zeros(8000, np.int16))
-    assert not [path for path in out.iterdir() if path.name.startswith(".")]
+    assert not out.exists()
 
 
 def test_help_names_the_sources():

@@ -425,6 +425,8 @@ def test_demo(program, tmp_path):
     assert (tmp_path / "spoken.png").is_file()
     assert_one_line(program("demo.py --recording 400"), "--recording 400: choose 0 to 399")
     assert_one_line(program("demo.py no.wav"), "no.wav cannot be read as WAV")
+    wavfile.write(tmp_path / "empty.wav", 16_000, np.zeros(0, np.int16))
+    assert_one_line(program("demo.py empty.wav"), "empty.wav: audio lasts 0 ms")
     assert_one_line(program("demo.py --loud"), "unrecognized arguments: --loud")
 
     narrow = cfg.model_copy(update={"data": cfg.data.model_copy(update={"channels": 40})})

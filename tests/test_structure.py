@@ -178,7 +178,7 @@ def test_readme_commands_run_in_their_smoke_form(program, tmp_path):
         write_shd(tmp_path / "shd" / f"shd_{split}.h5", **make_events(30, 3, 700, 0))
     (tmp_path / "my_recordings").mkdir()
     for k in range(6):
-        tone = np.sin(np.arange(8000) * (0.2 + 0.1 * (k % 2))).astype(np.float32)
+        tone = np.sin(np.arange(8000) * (0.2 + 0.1 * (k % 2) + 0.001 * k)).astype(np.float32)
         wavfile.write(tmp_path / "my_recordings" / f"{'ab'[k % 2]}_{k}.wav", 16000, tone)
     (tmp_path / "images").mkdir()
     pixels, labels = np.random.default_rng(0).integers(0, 256, (60, 28, 28), np.uint8), np.arange(60) % 10

@@ -77,21 +77,25 @@ def cochlea(audio: np.ndarray, sample_rate_hz: int, seed: int | Sequence[int]) -
     return (steps * STEP_S).astype(np.float32), units
 
 
+def check_audio(audio: np.ndarray, sample_rate_hz: int) -> None:
+    """InputError if the audio [samples] is not one that `cochlea` hears."""
+    if audio.ndim != 1:
+        raise InputError(f"audio has shape {audio.shape}: give one channel, shape [samples]")
+    if len(audio) < 2 * RAMP_S * sample_rate_hz:
+        raise InputError(f"audio lasts {1000 * len(audio) / sample_rate_hz:.0f} ms: its two ramps alone need 60 ms")
+    if not np.isfinite(audio).all() or not audio.any():
+        raise InputError("audio is silent or not finite: leave this recording out")
+
+
 def condition(audio: np.ndarray, sample_rate_hz: int) -> np.ndarray:
     """Resample audio [samples] to 48 kHz, scale it to an RMS of .3 and ramp both ends (30 ms Hann): float32 [samples].
 
     Raises InputError as `cochlea` does.
     """
-    if audio.ndim != 1:
-        raise InputError(f"audio has shape {audio.shape}: give one channel, shape [samples]")
-    if len(audio) < 2 * RAMP_S * sample_rate_hz:
-        raise InputError(f"audio lasts {1000 * len(audio) / sample_rate_hz:.0f} ms: its two ramps alone need 60 ms")
+    check_audio(audio, sample_rate_hz)
     common = math.gcd(AUDIO_RATE_HZ, sample_rate_hz)
     audio = resample_poly(audio.astype(np.float64), AUDIO_RATE_HZ // common, sample_rate_hz // common)
-    rms = np.sqrt(np.mean(audio**2))
-    if not np.isfinite(rms) or rms == 0:
-        raise InputError("audio is silent or not finite: leave this recording out")
-    audio *= AUDIO_RMS / rms
+    audio *= AUDIO_RMS / np.sqrt(np.mean(audio**2))
     n_ramp = round(RAMP_S * AUDIO_RATE_HZ)
     ramp = np.sin(np.pi / 2 * np.arange(n_ramp) / n_ramp) ** 2
     audio[:n_ramp] *= ramp

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from threading import Thread
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -29,9 +31,7 @@ def map_in_order(
     """
     if processes is not None and processes < 1:
         raise InputError(f"processes is {processes}: choose at least 1")
-    # The workers ignore Ctrl-C: it reaches this process too, which then ends them.
-    ignore_interrupt = (signal.SIGINT, signal.SIG_IGN)
-    with ProcessPoolExecutor(processes, get_context("spawn"), signal.signal, ignore_interrupt) as pool:
+    with ProcessPoolExecutor(processes, get_context("spawn"), _begin) as pool:
         results = pool.map(function, tasks, chunksize=CHUNK)
         done = 0
         try:
@@ -44,7 +44,20 @@ def map_in_order(
                 f"({_name(tasks[done])}) or one of the next; look at their files, or try --processes 1"
             ) from None
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            # It waits for the pool's thread, also where all went well: one that is left closes the pipe through which
+            # Python wakes it at the end of the program, and says "Bad file descriptor".
+            pool.shutdown(cancel_futures=True)
+
+
+def _begin() -> None:
+    """A worker ignores Ctrl-C, which reaches its parent too, and ends with its parent, however that ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent_process().join()
+    os._exit(1)
 
 
 def _name(task: object) -> str:

@@ -1,190 +1,255 @@
-"""Any folder of WAV files, heard by the artificial cochlea, as a data set of events."""
+"""Any folder of recorded sounds, heard by the artificial cochlea, as a data set of events."""
 
 from __future__ import annotations
 
 import argparse
-import csv
+import hashlib
+import os
 import re
-import warnings
-from collections.abc import Iterable
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from scipy.io import wavfile
+import soundfile
 
-from datasets.prepare.cochlea import cochlea
+from datasets.prepare import recordings as files
+from datasets.prepare.cochlea import check_audio, cochlea
+from datasets.prepare.journal import Journal
 from datasets.prepare.parallel import map_in_order
-from datasets.prepare.writer import write_events
+from datasets.prepare.recordings import Recording
+from datasets.prepare.writer import is_made, write_events
 from snn.errors import InputError
 
-FILE_NAME_UP_TO_UNDERSCORE = r"(.*/)?(?P<label>[^_/]+)_"
-SPLITS = ("train", "test")
+RECIPE = 1  # part of the provenance: raise it with any change that makes other files from the same recordings
 MAX_RATE_HZ = 1_000_000
+MAX_S = 600
+BLOCK_SAMPLES = 2**20  # read at once: what a header promises is never allocated
+PAD_BYTES = 8  # writers forget the one or two that make a chunk even
+UNKNOWN_BYTES = 2**31 - 2**16  # and more: the size that programs write which do not know it yet
 
 
-class Recording(NamedTuple):
-    """A WAV file and what is known about it."""
+class Chosen(NamedTuple):
+    """The recordings to convert."""
 
-    path: Path
-    label: str
-    speaker: str | None
-    split: str | None
+    splits: dict[str, list[Recording]]  # those of each split that has any
+    sounds: dict[Path, str]  # a hash of what each is to hear
+    bad: list[str]  # why others were left out, a line each
 
 
 def convert_wavs(
     folder: Path,
     out_dir: Path,
-    label_pattern: str,
+    label_pattern: str | None,
     label_csv: Path | None,
     test_share: float,
     seed: int,
     processes: int | None,
+    test_by: str = "recording",
+    skip_bad: bool = False,
 ) -> None:
-    """Convert WAV files to out_dir/NAME_train.h5 and out_dir/NAME_test.h5, where NAME is the name of out_dir.
+    """Convert recordings to out_dir/NAME_train.h5, _test.h5 and, if there is such a split, _validation.h5.
 
-    label_csv: a table with the columns file (relative to `folder`), label and, if wanted, speaker and split (train or
-    test); only its files are converted. Without it all WAV files below `folder` are, and label_pattern, a regular
-    expression with the group `label` and, if wanted, `speaker` and `split`, is matched against the start of each
-    relative path. Where no split is given, the share test_share of the recordings, drawn by `seed`, is for testing.
-    Labels become 0, 1, ... in sorted order, numbers numerically; speakers likewise.
+    NAME is the name of out_dir. label_csv: a table as `recordings.from_csv` reads it; only its files are converted.
+    Without it all recordings below `folder` are, by label_pattern (`recordings.from_names`). Where no split is given,
+    the share test_share of the recordings, or of the speakers (`test_by`), drawn by `seed`, is for testing.
+    Labels become 0, 1, ... in sorted order, numbers numerically; speakers likewise. All recordings are read before the
+    first is heard; those that cannot be used are refused together, or left out (`skip_bad`). A conversion that is
+    interrupted goes on when it is called again.
     Raises InputError naming the file at fault and the remedy.
     """
-    recordings = _from_names(folder, label_pattern) if label_csv is None else _from_csv(folder, label_csv)
     if seed < 0:
         raise InputError(f"seed is {seed}: choose 0 or more")
-    if recordings[0].split is None:
-        if not 0 < test_share < 1:
-            raise InputError(f"the test share is {test_share}: choose a number between 0 and 1")
-        order = np.random.default_rng(seed).permutation(len(recordings))
-        testing = set(order[: round(test_share * len(recordings))].tolist())
-        recordings = [recording._replace(split=SPLITS[i in testing]) for i, recording in enumerate(recordings)]
-
-    keys = _sorted_names(recording.label for recording in recordings)
-    speaker_keys = _sorted_names(recording.speaker or "" for recording in recordings)
-    splits = {name: [recording for recording in recordings if recording.split == name] for name in SPLITS}
-    for name, members in splits.items():
-        if not members:
-            raise InputError(f"no recording of {folder} is for the {name} file: change the split or the test share")
-    tasks = [(recording.path, (seed, i)) for i, recording in enumerate(splits["train"] + splits["test"])]
-    heard = map_in_order(_hear, tasks, processes, out_dir.name)
-    for name, members in splits.items():
-        write_events(
-            out_dir / f"{out_dir.resolve().name}_{name}.h5",
-            islice(heard, len(members)),
-            labels=[keys.index(recording.label) for recording in members],
-            keys=keys,
-            provenance={"made_by": "wav", "folder": str(folder), "seed": seed},
-            speakers=None if members[0].speaker is None else [speaker_keys.index(r.speaker) for r in members],
-        )
+    survey = files.from_names(folder, label_pattern) if label_csv is None else files.from_csv(folder, label_csv)
     name = out_dir.resolve().name
+    splits, sounds, _ = chosen = _choose(survey, folder, test_share, test_by, seed, skip_bad, processes, name)
+    _say_what_was_taken(survey, chosen)
+
+    recordings = [recording for members in splits.values() for recording in members]
+    labels = {name: number for number, name in enumerate(files.sorted_names(r.label for r in recordings))}
+    speakers = {name: number for number, name in enumerate(files.sorted_names(r.speaker or "" for r in recordings))}
+    content = hashlib.sha256(repr([(*recording[1:], sounds[recording.path]) for recording in recordings]).encode())
+    provenance = {"made_by": "wav", "recipe": RECIPE, "folder": str(folder), "seed": seed}
+    provenance["content"] = content.hexdigest()
+    paths = {split: out_dir / f"{name}_{split}.h5" for split in files.SPLITS}
+    if not all(is_made(paths[split], provenance) for split in splits):
+        options = {"label_pattern": label_pattern, "labels": label_csv and str(label_csv), "test_share": test_share}
+        journal = Journal(out_dir / f"{name}.unfinished", options | {"test_by": test_by} | provenance)
+        heard = _hear_all(recordings, seed, processes, name, journal)
+        for split, members in splits.items():
+            write_events(
+                paths[split],
+                islice(heard, len(members)),
+                labels=[labels[recording.label] for recording in members],
+                keys=list(labels),
+                provenance=provenance,
+                speakers=None if members[0].speaker is None else [speakers[recording.speaker] for recording in members],
+            )
+        journal.remove()
+    for split in paths.keys() - splits.keys():
+        if paths[split].exists():
+            print(f"warning: {paths[split]} is of another conversion, which had such a split", file=sys.stderr)
+    words = shlex.join(["--dataset_name", name, "--path_to_dataset", str(out_dir), "--num_classes", str(len(labels))])
     print(
-        f"{len(recordings)} recordings of {len(keys)} classes ({', '.join(keys)}) in {out_dir}; to train on them: "
-        f"--dataset_name {name} --path_to_dataset {out_dir} --num_classes {len(keys)}"
+        f"{len(recordings)} recordings of {len(labels)} classes ({', '.join(labels)}) in {out_dir}: "
+        f"{files.counted({split: len(members) for split, members in splits.items()})}; "
+        f"to train on them: python train.py {words}"
     )
 
 
-def read_wav(path: Path) -> tuple[np.ndarray, int]:
-    """Read a WAV file: audio, float32 [samples], its channels averaged, in the file's own scale; sample rate in Hz."""
+def read_audio(path: Path) -> tuple[np.ndarray, int]:
+    """Read a sound in a format of libsndfile's: WAV, FLAC, OGG, MP3 and others.
+
+    Returns audio, float32 [samples] in -1 to 1, its channels averaged, and its sample rate in Hz.
+    Raises InputError if it cannot be read to its end, or is none that the cochlea hears: silent, say.
+    """
+    unreadable, remedy = f"{path} cannot be read as WAV, FLAC, OGG or MP3", "convert it to 16-bit WAV, or leave it out"
+    if not (path.is_file() and os.access(path, os.R_OK)):
+        raise InputError(f"{unreadable}: there is no such file, or it may not be read")
+    blocks, n_samples = [], 0
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", wavfile.WavFileWarning)  # the file breaks off
-            warnings.filterwarnings("ignore", "Chunk .non-data. not understood")  # a title, say
-            sample_rate_hz, samples = wavfile.read(path)
-    except Exception as error:  # the ways in which SciPy fails on a damaged file are many
-        reason = " ".join(str(error).split())
-        raise InputError(
-            f"{path} cannot be read as WAV ({reason:.120}): convert it to PCM WAV or leave it out"
-        ) from None
-    if not 0 < sample_rate_hz <= MAX_RATE_HZ:
-        raise InputError(
-            f"{path} cannot be read as WAV (it says {sample_rate_hz} Hz): convert it to PCM WAV, or leave it out"
-        )
-    audio = samples.astype(np.float32)
-    if samples.dtype == np.uint8:  # the one unsigned WAV format
-        audio -= 128
-    return audio.reshape(len(audio), -1).mean(axis=1), sample_rate_hz
+        with _quiet_stderr(), soundfile.SoundFile(os.fsencode(path)) as file:
+            rate_hz, promised, log = file.samplerate, file.frames, file.extra_info
+            if not 0 < rate_hz <= MAX_RATE_HZ:
+                raise InputError(f"{unreadable} (it says {rate_hz} Hz): {remedy}")
+            while len(block := file.read(max(1, BLOCK_SAMPLES // file.channels), dtype="float32", always_2d=True)):
+                blocks.append(block.mean(axis=1))
+                n_samples += len(block)
+                if n_samples > MAX_S * rate_hz:
+                    raise InputError(f"{path} lasts more than {MAX_S} s: cut it into recordings, or leave it out")
+    except soundfile.LibsndfileError:  # its reasons mislead: an empty FLAC file is "in an unimplemented format"
+        raise InputError(f"{unreadable}: damaged, or of another format; {remedy}") from None
+    if n_samples < promised or _breaks_off(log):
+        raise InputError(f"{unreadable} (it breaks off): fetch it again, or leave it out")
+    audio = np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
+    try:
+        check_audio(audio, rate_hz)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    return audio, rate_hz
+
+
+def _breaks_off(log: str) -> bool:
+    """Whether the file is shorter than its header says; libsndfile reads such a file and notes it in its log."""
+    sizes = [map(int, pair) for pair in re.findall(r": (\d+) \(should be (\d+)\)", log)]
+    return any(there + PAD_BYTES < promised < UNKNOWN_BYTES for promised, there in sizes)
+
+
+@contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """The MP3 library below writes its own warnings there; what matters of them is raised here."""
+    before, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+        os.close(nowhere)
+
+
+def _choose(
+    survey: files.Survey,
+    folder: Path,
+    test_share: float,
+    test_by: str,
+    seed: int,
+    skip_bad: bool,
+    processes: int | None,
+    name: str,
+) -> Chosen:
+    """Read all recordings, sift them, and draw a split where none is given."""
+    recordings, bad, first = survey.recordings, [], survey.recordings[0]
+    if first.split is None and not 0 < test_share < 1:
+        raise InputError(f"the test share is {test_share}: choose a number between 0 and 1")
+    if first.split is None and test_by == "speaker" and first.speaker is None:
+        raise InputError("--test-by speaker: no speaker is known; name them by the label pattern or the table")
+    read = list(map_in_order(_read, [recording.path for recording in recordings], processes, f"{name}: reading"))
+    sounds = {recording.path: sound for recording, (sound, _) in zip(recordings, read, strict=True)}
+    recordings = files.sift(recordings, {i: reason for i, (_, reason) in enumerate(read) if reason}, skip_bad, bad)
+    recordings = files.sift(recordings, files.ambiguous(recordings, sounds), skip_bad, bad)
+    if first.split is None:
+        groups = [recording.speaker if test_by == "speaker" else sounds[recording.path] for recording in recordings]
+        recordings = files.draw_split(recordings, groups, test_share, seed)
+    recordings = files.sift(recordings, files.crossing(recordings, sounds), skip_bad, bad)
+    splits = files.by_split(recordings, folder)
+    if first.split is None and (shared := files.shared_speakers(splits)):
+        survey.notes.append(f"{len(shared)} speakers are in both files; --test-by speaker keeps them apart")
+    return Chosen(splits, sounds, bad)
+
+
+def _read(path: Path) -> tuple[str, str]:
+    """(a hash of the sound, why it cannot be used), one of them empty."""
+    try:
+        audio, rate_hz = read_audio(path)
+    except InputError as error:
+        return "", str(error)
+    return hashlib.sha256(audio.tobytes() + str(rate_hz).encode()).hexdigest(), ""
 
 
 def _hear(task: tuple[Path, tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
     path, seed = task
-    audio, sample_rate_hz = read_wav(path)
+    return cochlea(*read_audio(path), seed)
+
+
+def _hear_all(
+    recordings: list[Recording], seed: int, processes: int | None, name: str, journal: Journal
+) -> Iterator[tuple[np.ndarray, ...]]:
+    """The events of each recording; those that are in the journal are not heard again."""
+    tasks = [(recording.path, (seed, i)) for i, recording in enumerate(recordings)]
+    if len(journal):
+        print(f"{len(journal)} of {len(tasks)} recordings were converted before: going on", flush=True)
     try:
-        return cochlea(audio, sample_rate_hz, seed)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
+        for events in map_in_order(_hear, tasks[len(journal) :], processes, f"{name}: hearing"):
+            journal.append(*events)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"interrupted: {len(journal)} of {len(tasks)} recordings are kept; the same command goes on"
+        ) from None
+    return iter(journal)
 
 
-def _from_names(folder: Path, label_pattern: str) -> list[Recording]:
-    try:
-        pattern = re.compile(label_pattern)
-    except re.error as error:
-        raise InputError(f"the label pattern {label_pattern!r} is no regular expression: {error}") from error
-    if "label" not in pattern.groupindex:
-        raise InputError(f"the label pattern {label_pattern!r} has no group (?P<label>...): add one")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() == ".wav")
-    if not paths:
-        raise InputError(f"{folder} holds no WAV files: give a folder of *.wav")
-    recordings = []
-    for path in paths:
-        match = pattern.match(path.relative_to(folder).as_posix())
-        if match is None:
-            raise InputError(f"{path} does not match the label pattern {label_pattern!r}: change either")
-        recordings.append(_recording(path, match.groupdict(), str(path)))
-    return recordings
-
-
-def _from_csv(folder: Path, label_csv: Path) -> list[Recording]:
-    try:
-        with label_csv.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{label_csv} cannot be read as CSV: {error}") from error
-    if not rows or not {"file", "label"} <= set(rows[0]):
-        raise InputError(f"{label_csv} needs the header file,label[,speaker][,split] and a row for each recording")
-    recordings = []
-    for line, row in enumerate(rows, start=2):
-        path = folder / (row["file"] or "")
-        if not path.is_file():
-            raise InputError(f"{label_csv}, line {line}: {path} does not exist: correct the name or drop the line")
-        recordings.append(_recording(path, row, f"{label_csv}, line {line}"))
-    return recordings
-
-
-def _recording(path: Path, fields: dict[str, str | None], where: str) -> Recording:
-    for name in ("label", "speaker", "split"):
-        if name in fields and not fields[name]:
-            raise InputError(f"{where}: the {name} is empty: fill it in or leave {name} out everywhere")
-    split = fields.get("split")
-    if split not in (None, *SPLITS):
-        raise InputError(f"{where}: the split is {split!r}: write train or test")
-    return Recording(path, fields["label"], fields.get("speaker"), split)
-
-
-def _sorted_names(names: Iterable[str]) -> list[str]:
-    """The distinct names, numbers first and in numerical order."""
-    return sorted(set(names), key=lambda name: (0, int(name), name) if name.isdecimal() else (1, 0, name))
+def _say_what_was_taken(survey: files.Survey, chosen: Chosen) -> None:
+    recordings = [recording for members in chosen.splits.values() for recording in members]
+    left_out = survey.left_out + Counter(bad=len(chosen.bad))
+    lines = [
+        f"took {files.counted(files.kinds_of(recordings))}",
+        f"left out {left_out.total()}: {files.counted(left_out)}" if left_out else "left out nothing",
+        *survey.notes,
+        *files.remarks(chosen.splits),
+        *files.twice(recordings, chosen.sounds),
+        *(f"left out: {reason}" for reason in chosen.bad),
+    ]
+    print("; ".join(lines[:2]), *lines[2:], sep="\n", flush=True)
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add the subcommand `wav`."""
     parser = subparsers.add_parser(
         "wav",
-        help="any folder of WAV files",
-        description="Convert a folder of WAV files to OUT/NAME_train.h5 and OUT/NAME_test.h5, NAME being OUT's name.",
+        help="any folder of recorded sounds: WAV, FLAC, OGG, MP3",
+        description="Convert a folder of recordings (WAV, FLAC, OGG, MP3 and what else libsndfile reads) to "
+        "OUT/NAME_train.h5 and OUT/NAME_test.h5, NAME being OUT's name. Google's Speech Commands are known by their "
+        "names, and their lists are the split; validation_list.txt goes to OUT/NAME_validation.h5, as does a split "
+        "'validation' of a table. An interrupted conversion goes on with the same command.",
         epilog="Example (Free Spoken Digit Dataset): python -m datasets.prepare wav recordings --out data/fsdd "
         r"--label-pattern '(?P<label>\d)_(?P<speaker>[a-z]+)_'",
     )
-    parser.add_argument("folder", type=Path, help="folder of WAV files; folders inside it are searched too")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the two files")
+    parser.add_argument(
+        "folder", type=Path, help="folder of recordings; folders inside it, linked ones too, are searched"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for the files")
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
         "--label-pattern",
         metavar="REGEX",
-        default=FILE_NAME_UP_TO_UNDERSCORE,
         help="matched against each path below FOLDER; the group 'label' names the class, the optional groups 'speaker' "
-        "and 'split' (train or test) the rest (default: the file name up to its first underscore)",
+        "and 'split' (train, validation, test) the rest (default: the file name up to its first underscore)",
     )
     source.add_argument(
         "--labels", type=Path, metavar="CSV", help="table with the columns file,label[,speaker][,split] instead"
@@ -195,10 +260,25 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         default=0.2,
         help="share of the recordings for testing where no split is given (default: 0.2)",
     )
+    parser.add_argument(
+        "--test-by",
+        choices=("recording", "speaker"),
+        default="recording",
+        help="draw that share of single recordings, or of whole speakers (default: recording)",
+    )
+    parser.add_argument("--skip-bad", action="store_true", help="leave out what cannot be used, and name it")
     parser.add_argument("--seed", type=int, default=0, help="draws the test share and the nerve's noise (default: 0)")
     parser.add_argument("--processes", type=int, help="worker processes (default: one for each core)")
     parser.set_defaults(
         run=lambda args: convert_wavs(
-            args.folder, args.out, args.label_pattern, args.labels, args.test_share, args.seed, args.processes
+            args.folder,
+            args.out,
+            args.label_pattern,
+            args.labels,
+            args.test_share,
+            args.seed,
+            args.processes,
+            args.test_by,
+            args.skip_bad,
         )
     )

@@ -43,7 +43,7 @@ def write_events(
 
     recordings: (times_s [events], units [events]) per label, written as they come; keys: the names of the classes.
     Layout: spikes/times float32 s and spikes/units uint16, of variable length; labels uint16; extra/keys strings;
-    extra/speaker uint16 unless `speakers` is None.
+    extra/speaker uint16 (uint32 where there are more than it holds) unless `speakers` is None.
     """
     with new_file(path, provenance) as file:
         times = file.create_dataset("spikes/times", (len(labels),), h5py.vlen_dtype(np.float32))
@@ -53,7 +53,7 @@ def write_events(
         file["labels"] = np.asarray(labels, np.uint16)
         file.create_dataset("extra/keys", data=list(keys), dtype=h5py.string_dtype())
         if speakers is not None:
-            file["extra/speaker"] = np.asarray(speakers, np.uint16)
+            file["extra/speaker"] = np.asarray(speakers, np.result_type(np.uint16, np.min_scalar_type(max(speakers))))
 
 
 def write_camera(

@@ -1,0 +1,385 @@
+"""Which recordings a folder holds, and what is known about each: its class, speaker and split."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from snn.errors import InputError
+
+SPLITS = ("train", "validation", "test")
+AUDIO = frozenset(".wav .wave .flac .ogg .oga .opus .mp3 .aif .aiff .aifc .au .snd .caf .w64 .rf64".split())
+FILE_NAME_UP_TO_UNDERSCORE = r"(.*/)?(?P<label>[^_/]+)_"
+FOLDER = "(?P<label>[^/]+)/"
+
+# Google Speech Commands (Warden 2018, arXiv:1804.03209): <class>/<speaker's hash>_nohash_<number>.wav
+SPEECH_COMMANDS = r"(.*/)?(?P<label>[^/]+)/(?P<speaker>[^/]+)_nohash_\d+\."
+BACKGROUND = "_background_noise_"  # a folder of noises, which are of no class
+LISTS = {"validation": "validation_list.txt", "test": "testing_list.txt"}
+
+COLUMNS = ("file", "label", "speaker", "split")
+
+SHOWN = 5  # files named in one line
+
+
+class Recording(NamedTuple):
+    """A file and what is known about it."""
+
+    path: Path
+    label: str
+    speaker: str | None = None
+    split: str | None = None
+
+
+class Survey(NamedTuple):
+    """What a folder holds: the recordings, the number of other things by kind, and what a person should know."""
+
+    recordings: list[Recording]
+    left_out: Counter[str]
+    notes: list[str]
+
+
+def files_below(folder: Path) -> tuple[list[Path], Counter[str]]:
+    """The files below a folder, sorted, and the number of other things by kind.
+
+    Hidden files and folders are passed over. Linked folders are followed, each folder once, and first where it lies.
+    """
+    if not folder.is_dir():
+        raise InputError(f"there is no folder {folder}: give the one that holds the recordings")
+    files, left_out, seen = [], Counter(), set()
+    waiting, linked = [folder], []
+    while waiting or linked:
+        here = waiting.pop() if waiting else linked.pop(0)
+        place = here.resolve()
+        if place in seen or (here != folder and here.parent.resolve().is_relative_to(place)):
+            left_out["linked folder that is read already"] += 1
+            continue
+        seen.add(place)
+        for path in here.iterdir():
+            if path.name.startswith("."):
+                left_out["hidden"] += 1
+            elif path.is_dir():
+                (linked if path.is_symlink() else waiting).append(path)
+            elif path.is_file():
+                files.append(path)
+            else:
+                left_out["broken link" if path.is_symlink() else "special file"] += 1
+        linked.sort()
+    return sorted(files), left_out
+
+
+def from_names(folder: Path, label_pattern: str | None) -> Survey:
+    """The recordings below a folder by a pattern with the group `label` and, if wanted, `speaker` and `split`.
+
+    The pattern, a regular expression, is matched against the start of each relative path. None stands for that of
+    Speech Commands where a file is named so, else for the file name up to its first underscore. The lists of Speech
+    Commands are the split where there are any.
+    """
+    files, left_out = files_below(folder)
+    paths = [path for path in files if _is_audio(path) and BACKGROUND not in path.parent.relative_to(folder).parts]
+    _count_others(left_out, [path for path in files if path.name not in LISTS.values()], paths, folder)
+    if not paths:
+        raise InputError(
+            f"{folder} holds no WAV files, and none of FLAC, OGG or MP3{_but(left_out)}: give a folder of recordings, "
+            "or convert them to one of these"
+        )
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    notes = []
+    if label_pattern is None:
+        is_commands = any(re.match(SPEECH_COMMANDS, name) for name in names)
+        label_pattern = SPEECH_COMMANDS if is_commands else FILE_NAME_UP_TO_UNDERSCORE
+        folders = sorted({path.parent.name for path in paths if path.parent != folder})
+        if is_commands:
+            notes.append("named as Speech Commands: the folder is the class, the name up to _nohash_ the speaker")
+        elif len(folders) > 1:
+            notes.append(
+                "the classes come from the file names, not from the folders "
+                f"({_some(folders)}); --label-pattern '{FOLDER}' takes these"
+            )
+    pattern = _compiled(label_pattern)
+    recordings = []
+    for path, name in zip(paths, names, strict=True):
+        match = pattern.match(name)
+        if match is None:
+            advice = f"; for the folder as the class: --label-pattern '{FOLDER}'" if "/" in name else ""
+            raise InputError(f"{path} does not match the label pattern {label_pattern!r}: change either{advice}")
+        recordings.append(_recording(path, match.groupdict(), str(path)))
+    lists = [path for path in files if path.name in LISTS.values()]
+    if "split" not in pattern.groupindex:
+        recordings = _by_lists(recordings, lists, notes)
+    elif lists:
+        notes.append(f"{lists[0]} is not used: the label pattern names the split")
+    return Survey(recordings, left_out, notes)
+
+
+def from_csv(folder: Path, table: Path) -> Survey:
+    """The recordings that a table names: columns file (relative to `folder`), label[, speaker][, split]."""
+    files, left_out = files_below(folder)
+    by_name = {unicodedata.normalize("NFC", path.relative_to(folder).as_posix()): path for path in files}
+    rows, unused = _rows(table)
+    recordings: list[Recording] = []
+    first: dict[Path, int] = {}
+    for line, row in rows:
+        where, path = f"{table}, line {line}", folder / row["file"]
+        if not os.path.isfile(path):  # macOS may write é as two characters
+            path = by_name.get(unicodedata.normalize("NFC", row["file"]), path)
+        if not row["file"] or not os.path.isfile(path):  # Path's own raises where a name is too long
+            raise InputError(f"{where}: {path} does not exist: correct the name or drop the line")
+        recording = _recording(path, row, where)
+        earlier = first.setdefault(path.resolve(), len(recordings))
+        if earlier < len(recordings):
+            before = recordings[earlier]
+            labels = "" if before.label == recording.label else f": as {before.label!r} and as {recording.label!r}"
+            raise InputError(f"{where}: {path} is in line {rows[earlier][0]} already{labels}; drop one of the two")
+        recordings.append(recording)
+    others = [path for path in files if path.resolve() not in first and path != table]
+    unnamed = [path for path in others if _is_audio(path)]
+    left_out["not in the table"] += len(unnamed)
+    _count_others(left_out, others, unnamed, folder)
+    return Survey(recordings, left_out, [f"columns of {table} not used: {', '.join(unused)}"] if unused else [])
+
+
+def sift(
+    recordings: list[Recording], reasons: Mapping[int, str], skip_bad: bool, left_out: list[str]
+) -> list[Recording]:
+    """The recordings without the bad ones, `reasons` by index, each of which is named in `left_out`.
+
+    Raises InputError naming them where there are any and they are not to be skipped.
+    """
+    if reasons and not skip_bad:
+        named = "; ".join(reasons[i] for i in sorted(reasons)[:SHOWN])
+        more = f"; and {len(reasons) - SHOWN} more" if len(reasons) > SHOWN else ""
+        raise InputError(
+            f"{len(reasons)} of {len(recordings)} recordings cannot be used: {named}{more}. Mend or remove them, or "
+            "leave them out by --skip-bad"
+        )
+    left_out += [reasons[i] for i in sorted(reasons)]
+    return [recording for i, recording in enumerate(recordings) if i not in reasons]
+
+
+def ambiguous(recordings: Sequence[Recording], sounds: Mapping[Path, str]) -> dict[int, str]:
+    """Index and reason of the recordings whose sound stands under another label too."""
+    found = {}
+    for copies in _copies(recordings, sounds):
+        one_of = {recordings[i].label: recordings[i] for i in copies}
+        for i in copies if len(one_of) > 1 else ():
+            other = next(recording for label, recording in one_of.items() if label != recordings[i].label)
+            found[i] = f"{recordings[i].path} ({recordings[i].label}) is the same sound as {other.path} ({other.label})"
+    return found
+
+
+def crossing(recordings: Sequence[Recording], sounds: Mapping[Path, str]) -> dict[int, str]:
+    """Index and reason of the recordings whose sound is in a split that is held out from theirs."""
+    found = {}
+    for copies in _copies(recordings, sounds):
+        last = max(copies, key=lambda i: SPLITS.index(recordings[i].split))
+        for i in copies:
+            if recordings[i].split != recordings[last].split:
+                found[i] = (
+                    f"{recordings[i].path} ({recordings[i].split}) is the same sound as {recordings[last].path} "
+                    f"({recordings[last].split})"
+                )
+    return found
+
+
+def twice(recordings: Sequence[Recording], sounds: Mapping[Path, str]) -> list[str]:
+    """A line on recordings that are there under two names, where there are any."""
+    copies = _copies(recordings, sounds)
+    if not copies:
+        return []
+    a, b, *_ = (recordings[i].path for i in copies[0])
+    return [f"{sum(map(len, copies)) - len(copies)} recordings are there under another name too: {a} is {b}, say"]
+
+
+def draw_split(recordings: list[Recording], groups: Sequence[str], test_share: float, seed: int) -> list[Recording]:
+    """The recordings, those of the share of the groups for testing, drawn by `seed`; groups: one's for each of them.
+
+    A group that is all that is left of a class stays for training, and another is drawn.
+    """
+    labels_of: dict[str, Counter[str]] = defaultdict(Counter)
+    for recording, group in zip(recordings, groups, strict=True):
+        labels_of[group][recording.label] += 1
+    names, left = list(labels_of), sum(labels_of.values(), Counter())
+    testing: set[str] = set()
+    for i in np.random.default_rng(seed).permutation(len(names)):
+        labels = labels_of[names[i]]
+        if len(testing) < round(test_share * len(names)) and all(left[label] > labels[label] for label in labels):
+            testing.add(names[i])
+            left -= labels
+    return [
+        recording._replace(split="test" if group in testing else "train")
+        for recording, group in zip(recordings, groups, strict=True)
+    ]
+
+
+def by_split(recordings: Sequence[Recording], folder: Path) -> dict[str, list[Recording]]:
+    """The recordings of each split that has any. InputError where one to train or test on is missing, or a class."""
+    splits = {name: [recording for recording in recordings if recording.split == name] for name in SPLITS}
+    for name in ("train", "test"):
+        if not splits[name]:
+            raise InputError(f"no recording of {folder} is for the {name} file: change the split or the test share")
+    learned = {recording.label for recording in splits["train"]}
+    for recording in splits["validation"] + splits["test"]:
+        if recording.label not in learned:
+            raise InputError(
+                f"no recording of the class {recording.label!r} is for training, but {recording.path} is for "
+                f"{recording.split}: give the class training recordings, or leave it out"
+            )
+    return {name: members for name, members in splits.items() if members}
+
+
+def shared_speakers(splits: Mapping[str, Sequence[Recording]]) -> list[str]:
+    """The speakers who are in the training file and in another."""
+    speakers = {name: {recording.speaker for recording in members} - {None} for name, members in splits.items()}
+    held_out = set().union(*(names for split, names in speakers.items() if split != "train"))
+    return sorted(speakers["train"] & held_out)
+
+
+def remarks(splits: Mapping[str, Sequence[Recording]]) -> list[str]:
+    """A line on classes that look alike, and one on those that are not tested, where there are any."""
+    labels = {split: {recording.label for recording in members} for split, members in splits.items()}
+    alike = defaultdict(set)
+    for label in labels["train"]:
+        alike[unicodedata.normalize("NFKC", label).casefold()].add(label)
+    lines = [f"these are taken for different classes: {', '.join(sorted(a))}" for a in alike.values() if len(a) > 1]
+    if untested := sorted_names(labels["train"] - labels["test"]):
+        lines.append(f"no recording is for testing of the class {_some(untested)}")
+    return lines
+
+
+def sorted_names(names: Iterable[str]) -> list[str]:
+    """The distinct names, numbers first and in numerical order."""
+
+    def rank(name: str) -> tuple:
+        number = name.lstrip("0")
+        return (0, len(number), number, name) if name.isdecimal() else (1, 0, name, name)
+
+    return sorted(set(names), key=rank)
+
+
+def counted(kinds: Mapping[str, int]) -> str:
+    """For instance "2 .txt, 1 hidden"."""
+    return ", ".join(
+        f"{number} {kind}" for kind, number in sorted(kinds.items(), key=lambda k: (-k[1], k[0])) if number
+    )
+
+
+def kinds_of(recordings: Iterable[Recording]) -> Counter[str]:
+    """The number of recordings by format, as their names say it."""
+    return Counter(recording.path.suffix[1:].upper() for recording in recordings)
+
+
+def _is_audio(path: Path) -> bool:
+    return path.suffix.lower() in AUDIO
+
+
+def _count_others(left_out: Counter[str], files: Iterable[Path], taken: Iterable[Path], folder: Path) -> None:
+    for path in set(files) - set(taken):
+        kind = f"in {BACKGROUND}" if BACKGROUND in path.relative_to(folder).parts else path.suffix.lower()
+        left_out[kind or "without a suffix"] += 1
+
+
+def _but(left_out: Counter[str]) -> str:
+    return f", but {counted(left_out)}" if left_out else ""
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+
+
+def _compiled(label_pattern: str) -> re.Pattern[str]:
+    try:
+        pattern = re.compile(label_pattern)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise InputError(f"the label pattern {label_pattern!r} is no regular expression: {error}") from error
+    if "label" not in pattern.groupindex:
+        raise InputError(f"the label pattern {label_pattern!r} has no group (?P<label>...): add one")
+    return pattern
+
+
+def _rows(table: Path) -> tuple[list[tuple[int, dict[str, str]]], list[str]]:
+    """(line, cells by column) of each row, without surrounding blanks, and the columns that mean nothing here."""
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            header = file.readline()
+            separator = max(",;\t", key=header.count)
+            columns = [name.strip().lower() for name in next(csv.reader([header], delimiter=separator), [])]
+            reader = csv.DictReader(file, columns, delimiter=separator, restval="")
+            rows = [(reader.line_num + 1, row) for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{table} cannot be read as CSV: {error}") from error
+    if not rows or not {"file", "label"} <= set(columns) or any(columns.count(name) > 1 for name in COLUMNS):
+        raise InputError(f"{table} needs the header file,label[,speaker][,split] and a row for each recording")
+    for line, row in rows:
+        if any(row.pop(None, ())):
+            raise InputError(
+                f"{table}, line {line}: more cells than columns; put quotes around what holds a {separator!r}"
+            )
+    unused = [name for name in columns if name not in (*COLUMNS, "")]
+    return [(line, {name: cell.strip() for name, cell in row.items()}) for line, row in rows], unused
+
+
+def _by_lists(recordings: list[Recording], lists: Sequence[Path], notes: list[str]) -> list[Recording]:
+    """The recordings with the split of Speech Commands' lists, where they are there; their suffixes do not count."""
+    if not lists:
+        return recordings
+    base = {path.parent for path in lists}
+    names = {path.name for path in lists}
+    if len(base) > 1 or LISTS["test"] not in names:
+        raise InputError(
+            f"{lists[0]}: the split needs one testing_list.txt, beside the folders of the classes; give the folder "
+            "that holds it, or fetch it again"
+        )
+    split_of: dict[Path, str] = {}
+    for split, name in LISTS.items():
+        path = next(iter(base)) / name
+        for line in _lines(path) if name in names else ():
+            listed = (path.parent / line).with_suffix("")
+            if split_of.setdefault(listed, split) != split:
+                raise InputError(f"{path}: {line} is in {LISTS['validation']} too; remove it from one of the two")
+    there = {recording.path.with_suffix("") for recording in recordings}
+    notes.append(f"split by {' and '.join(sorted(names))}")
+    if absent := len(split_of.keys() - there):
+        notes.append(f"{absent} of the {len(split_of)} recordings they list are not there")
+    return [recording._replace(split=split_of.get(recording.path.with_suffix(""), "train")) for recording in recordings]
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return [line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read as a list of files: {error}") from error
+
+
+def _recording(path: Path, fields: Mapping[str, str | None], where: str) -> Recording:
+    values = {name: _normalised(fields[name] or "") for name in ("label", "speaker", "split") if name in fields}
+    for name, value in values.items():
+        if not value:
+            raise InputError(f"{where}: the {name} is empty: fill it in or leave {name} out everywhere")
+        if any(unicodedata.category(character) in ("Cc", "Cs") for character in value):  # control, or no Unicode
+            raise InputError(f"{where}: the {name} {value!r:.80} has characters that cannot be written: rename it")
+    split = values.get("split")
+    if split is not None and split.lower() not in SPLITS:
+        raise InputError(f"{where}: the split is {split!r}: write train or test (or validation)")
+    return Recording(path, values["label"], values.get("speaker"), split and split.lower())
+
+
+def _normalised(name: str) -> str:
+    """One spelling of a name: NFC, single blanks, none at the ends."""
+    return " ".join(unicodedata.normalize("NFC", name).split())
+
+
+def _copies(recordings: Sequence[Recording], sounds: Mapping[Path, str]) -> list[list[int]]:
+    """The indices of recordings that are one sound, for each that is there more than once."""
+    of_sound = defaultdict(list)
+    for i, recording in enumerate(recordings):
+        of_sound[sounds[recording.path]].append(i)
+    return [copies for copies in of_sound.values() if len(copies) > 1]

@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def read_command_line() -> argparse.Namespace:
-    parser = cli.OneLineParser(description=__doc__.splitlines()[0])
+    parser = cli.OneLineParser(description=__doc__)
     parser.add_argument("wav", type=Path, nargs="?", help="a WAV file; without it a word of the set `digits`")
     parser.add_argument("--load_pt_file", type=Path, metavar="PT", help="checkpoint, run folder or run name")
     parser.add_argument("--recording", type=int, default=0, help="which word of the test voices, 0 to 399")

@@ -183,7 +183,7 @@ def test_images(args: argparse.Namespace, subjects: Sequence[Subject]) -> dict[P
 def read_command_line() -> tuple[argparse.Namespace, list[Subject]]:
     """Words, and what is to be tested: checkpoints, their configurations with the words over them."""
     yaml_help = "take the data section from this configuration"
-    parser = cli.Parser(__doc__.splitlines()[0], cli.TEST, yaml_help, checkpoints="+")
+    parser = cli.Parser(__doc__, cli.TEST, yaml_help, checkpoints="+")
     parser.add_argument("--show", action="store_true", help="draw one decision of every class")
     parser.add_argument("--energy", action="store_true", help="count operations, memory traffic and energy")
     parser.add_argument(

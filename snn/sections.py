@@ -154,7 +154,7 @@ def common(subject: Subject, metrics: dict) -> list[Section]:
 def read_log(path: Path) -> list[dict]:
     """The epochs of metrics.jsonl; none where the run has no such file, nor a line that is torn."""
     rows = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
         with suppress(ValueError):
             rows.append(json.loads(line))
     return [row for row in rows if isinstance(row, dict) and {"epoch", "train_loss"} <= row.keys()]

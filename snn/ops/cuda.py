@@ -53,7 +53,7 @@ def machine_code(source: str, architecture: str, options: tuple[str, ...]) -> tu
 
     Not by cupy.RawModule, which adds -ftz=true: potentials below the normal numbers would differ from the reference.
     """
-    program = nvrtc.createProgram((KERNELS / source).read_text(), source, [], [])
+    program = nvrtc.createProgram((KERNELS / source).read_text(encoding="utf-8"), source, [], [])
     try:
         nvrtc.compileProgram(program, [f"-arch=sm_{architecture}", "--fmad=false", "--ptxas-options=-v", *options])
         return nvrtc.getCUBIN(program), nvrtc.getProgramLog(program)

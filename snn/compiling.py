@@ -1,4 +1,4 @@
-"""Kernels compiled by numba: how they are compiled, where they are kept, and what the user hears of it. Without torch."""
+"""Kernels compiled by numba: how, where the result is kept, and what the user hears of it. Does without torch."""
 
 import os
 import sys
@@ -48,7 +48,7 @@ def kernel(function: Callable) -> Callable:
 
 @cache
 def _first_writable(beside: Path) -> Path | None:
-    """NUMBA_CACHE_DIR, beside the source, the user's cache, or a folder of the user's own in the temporary directory."""
+    """NUMBA_CACHE_DIR, beside the source, the user's cache or a folder of the user's own in the temporary directory."""
     places = [
         *([Path(numba.config.CACHE_DIR).absolute()] if numba.config.CACHE_DIR else []),
         beside,

@@ -8,7 +8,7 @@ PLAIN = str.maketrans({"–": "-", "±": "+-", "τ": "tau", "θ": "theta", "α":
 
 
 def _plainly(error: UnicodeError) -> tuple[str, int]:
-    """What an encoding lacks, in its own characters: the signs of our tables by others, the rest as \\u and its number."""
+    """Characters that an encoding lacks, in ASCII: signs of our tables by others, the rest as \\u and a number."""
     lacking = error.object[error.start : error.end]
     return lacking.translate(PLAIN).encode("ascii", "backslashreplace").decode("ascii"), error.end
 

@@ -6,6 +6,7 @@ voice of the set `digits` says; without a checkpoint, the newest run.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from datasets.prepare.wav import read_wav
 from snn import checkpoint, cli, report
 from snn.errors import InputError
 from snn.files import write_whole
+from snn.lettering import why_numbers
 from snn.network import Network
 from snn.streaming import Stream
 
@@ -67,6 +69,8 @@ def main() -> None:
     figure = report.draw_decision(network, x_T1C, data.dt_ms, names=names, audio=(audio, rate_hz))
     write_whole(args.out, report.png(figure))
     print(f"drawn: {args.out}")
+    if why := why_numbers(names):
+        print(f"warning: {why}", file=sys.stderr)
 
 
 def read_command_line() -> argparse.Namespace:

@@ -34,7 +34,7 @@ def lettering(names: Sequence[str] | None, longest: int = LONGEST) -> Lettering:
     short = [name and _without_middle(name, longest) for name in drawn]
     times = Counter(short)
     unlike = [name and (name if times[name] == 1 else f"{k}: {name}") for k, name in enumerate(short)]
-    return Lettering(tuple(unlike), [*rcParams["font.family"], *fonts])
+    return Lettering(tuple(name and _apart(name) for name in unlike), [*rcParams["font.family"], *fonts])
 
 
 def why_numbers(names: Sequence[str] | None) -> str:
@@ -69,6 +69,11 @@ def _without_middle(name: str, most: int) -> str:
 def _first(text: str, most: int) -> str:
     """As much of the beginning as fits into so many columns."""
     return next(text[:k] for k in range(len(text), -1, -1) if columns(text[:k]) <= most)
+
+
+def _apart(name: str) -> str:
+    """A name that is read from the right, isolated so that it does not turn the words around it (Unicode UAX #9)."""
+    return f"\u2068{name}\u2069" if any(unicodedata.bidirectional(c) in ("R", "AL") for c in name) else name
 
 
 def _needs_glyph(character: str) -> bool:

@@ -132,9 +132,10 @@ def class_ticks(classes: int, names: Sequence[str] | None) -> dict[str, Any]:
     if classes > MOST_NAMES:
         numbers = range(0, classes, 5 * -(-classes // 200))
         return {"ticks": numbers, "labels": list(map(str, numbers)), "fontsize": 7}
-    short, fonts = lettering(names)
+    size, longest = (7, LONGEST) if classes <= 25 else (5, 15)
+    short, fonts = lettering(names, longest)
     labels = [str(k) if short is None or k >= len(short) else short[k] or str(k) for k in range(classes)]
-    return {"ticks": range(classes), "labels": labels, "fontsize": 7 if classes <= 25 else 5.5, "fontfamily": fonts}
+    return {"ticks": range(classes), "labels": labels, "fontsize": size, "fontfamily": fonts}
 
 
 @plt.rc_context(STYLE)

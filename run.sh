@@ -30,7 +30,6 @@ PYTHON
 
 # A .venv with all the packages, made or completed.
 install() {
-  echo "installing the packages of requirements.txt into .venv (some minutes, once)" >&2
   if [[ ! -e $own ]]; then
     [[ -w $repository ]] || fail "$repository cannot be written: make a virtual environment elsewhere, install requirements.txt into it, activate it and run this again"
     if ! said=$("$1" -m venv "$own" 2>&1); then
@@ -39,6 +38,7 @@ install() {
     fi
   fi
   "$own/bin/python" -m pip --version >/dev/null 2>&1 || fail ".venv has no pip: rm -r $own, and run this again"
+  echo "installing the packages of requirements.txt into .venv (some minutes, once)" >&2
   said=$("$own/bin/python" -m pip install --quiet --disable-pip-version-check -r "$repository/requirements.txt" 2>&1) && return
   case $said in
     *"Retrying (Retry"*"No matching distribution"*) fail "pip cannot reach its package index: look to the network or proxy, and run this again" ;;

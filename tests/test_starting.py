@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -213,3 +214,30 @@ def test_packages_of_other_systems_are_not_asked_for(tmp_path):
 def test_cuda_packages_are_for_linux_alone():
     for line in (REPOSITORY / "requirements.txt").read_text(encoding="utf-8").splitlines():
         assert "cuda" not in line.partition("#")[0] or 'sys_platform == "linux"' in line
+
+
+NOTEBOOK = (
+    "import first_spike, datasets; from datasets.events import Bins; from datasets import readers; import snn.config"
+)
+
+
+@pytest.mark.parametrize(
+    ("other", "first"), [(None, ""), ("x = 1", "import datasets; "), ("from datasets import arrow; x = arrow.x", "")]
+)
+def test_a_notebook_finds_our_datasets_beside_another_package_of_that_name(tmp_path, other, first):
+    if other:
+        (tmp_path / "datasets").mkdir()
+        (tmp_path / "datasets" / "__init__.py").write_text(other)
+        (tmp_path / "datasets" / "arrow.py").write_text("x = 2")
+    program = f"import sys; {first}sys.path.append({str(REPOSITORY)!r}); {NOTEBOOK}; print(Bins, datasets.__file__)"
+    environment = os.environ | {"PYTHONPATH": ""}
+    result = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True)
+    assert result.returncode == 0, result.stderr
+    assert (str(tmp_path).encode() in result.stdout) == bool(other)
+
+
+def test_the_installation_leaves_hugging_faces_datasets_alone():
+    with (REPOSITORY / "pyproject.toml").open("rb") as file:
+        tool = tomllib.load(file)["tool"]["setuptools"]
+    assert tool["packages"]["find"]["include"] == ["snn*"]
+    assert tool["py-modules"] == ["first_spike"]

@@ -3,4 +3,5 @@
 import sys
 
 if sys.version_info < (3, 11) or sys.platform == "win32":
-    sys.exit("error: first-spike needs Python 3.11 or newer on Linux or macOS; on Windows, run it within WSL 2")
+    print("error: first-spike needs Python 3.11 or newer on Linux or macOS; on Windows, WSL 2", file=sys.stderr)
+    sys.exit(2)

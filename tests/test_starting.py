@@ -135,6 +135,15 @@ def test_no_program_needs_its_assertions_or_docstrings():
             assert "__doc__." not in path.read_text(encoding="utf-8"), path
 
 
+@pytest.mark.parametrize("system", ["sys.platform = 'win32'", "sys.version_info = (3, 10, 13)"])
+def test_a_system_that_is_not_supported_is_told_so_in_one_line(tmp_path, system):
+    result = subprocess.run(
+        [sys.executable, "-c", f"import sys; {system}; import snn"], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert result.returncode == 2
+    assert result.stderr == ("error: first-spike needs Python 3.11 or newer on Linux or macOS; on Windows, WSL 2\n")
+
+
 # What run.sh finds on PATH in place of Python: a script that answers as told.
 OLD = 'case "$*" in --version) echo Python 3.10.13;; *) exit 1;; esac'
 NO_VENV = """case "$*" in

@@ -44,7 +44,7 @@ class Tested(NamedTuple):
 
 
 def main() -> None:
-    parser = cli.OneLineParser(description=__doc__.splitlines()[0])
+    parser = cli.OneLineParser(description=__doc__)
     parser.add_argument("runs", type=Path, nargs=2, metavar="RUN", help="folder or name of a run, tested by test.py")
     parser.add_argument("--out", type=Path, default=Path("compare.html"), help="the page (compare.html)")
     args = parser.parse_args()
@@ -92,7 +92,7 @@ def read(path: Path) -> Tested:
         raise InputError(f"{path}: not tested yet; run python test.py --load_pt_file {path} first")
     again = f"test it again: python test.py --load_pt_file {folder.parent}"
     try:
-        metrics = json.loads((folder / "metrics.json").read_text())
+        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         with np.load(folder / "samples.npz") as file:
             samples = dict(file)
     except (OSError, ValueError, zipfile.BadZipFile, EOFError):

@@ -6,6 +6,7 @@ voice of the set `digits` says; without a checkpoint, the newest run.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from datasets.prepare.wav import read_audio
 from snn import checkpoint, cli, report
 from snn.errors import InputError
 from snn.files import write_whole
+from snn.lettering import why_numbers
 from snn.network import Network
 from snn.streaming import Stream
 
@@ -67,10 +69,12 @@ def main() -> None:
     figure = report.draw_decision(network, x_T1C, data.dt_ms, names=names, audio=(audio, rate_hz))
     write_whole(args.out, report.png(figure))
     print(f"drawn: {args.out}")
+    if why := why_numbers(names):
+        print(f"warning: {why}", file=sys.stderr)
 
 
 def read_command_line() -> argparse.Namespace:
-    parser = cli.OneLineParser(description=__doc__.splitlines()[0])
+    parser = cli.OneLineParser(description=__doc__)
     parser.add_argument("wav", type=Path, nargs="?", help="WAV, FLAC, OGG or MP3; without it, a word of `digits`")
     parser.add_argument("--load_pt_file", type=Path, metavar="PT", help="checkpoint, run folder or run name")
     parser.add_argument("--recording", type=int, default=0, help="which word of the test voices, 0 to 399")

@@ -126,7 +126,7 @@ def differing_decisions(cfg: config.Config, folder: str | None, network: Network
 
 
 def read_command_line() -> argparse.Namespace:
-    parser = cli.OneLineParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = cli.OneLineParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--load_pt_file", type=Path, required=True, metavar="PT", help="checkpoint, run folder or name")
     parser.add_argument("--format", choices=("nir", "onnx"), required=True, help="what to write")
     parser.add_argument("--out", type=Path, help="file to write; default beside the checkpoint")

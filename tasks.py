@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+import first_spike  # noqa: F401 - finds our datasets, beside Hugging Face's too
 from datasets import events, images, prepare, readers
 from datasets.augment import Augmentation, augment
 from datasets.events import AnyRecordings, Bins, as_seen, check_window, hold_out

@@ -42,6 +42,7 @@ from snn.errors import InputError
 from snn.evaluation import NOTHING, Evaluation, Samples, examine
 from snn.events import Events
 from snn.files import write_whole
+from snn.lettering import why_numbers
 from snn.loss import objective
 from snn.machine import machine, versions
 from snn.memory import keep_freed_memory
@@ -123,6 +124,8 @@ def test_recordings(args: argparse.Namespace, subjects: Sequence[Subject]) -> di
     about = {"data": str(data.test_path), "dt_ms": data.dt_ms, "T": T, "T_empty": T_empty}
     about |= {"samples_of": fingerprint(recordings.labels, np.diff(recordings.offsets))}
     about |= {"class_names": class_names(recordings.class_names, data.num_classes)}
+    if why := why_numbers(recordings.class_names):
+        print(f"warning: {why}", file=sys.stderr)
     result = {}
     bar = tqdm(zip(subjects, networks, evaluations, strict=True), "report", len(subjects), leave=False, disable=None)
     for k, (subject, network, evaluation) in enumerate(bar):
@@ -183,7 +186,7 @@ def test_images(args: argparse.Namespace, subjects: Sequence[Subject]) -> dict[P
 def read_command_line() -> tuple[argparse.Namespace, list[Subject]]:
     """Words, and what is to be tested: checkpoints, their configurations with the words over them."""
     yaml_help = "take the data section from this configuration"
-    parser = cli.Parser(__doc__.splitlines()[0], cli.TEST, yaml_help, checkpoints="+")
+    parser = cli.Parser(__doc__, cli.TEST, yaml_help, checkpoints="+")
     parser.add_argument("--show", action="store_true", help="draw one decision of every class")
     parser.add_argument("--energy", action="store_true", help="count operations, memory traffic and energy")
     parser.add_argument(

@@ -229,7 +229,7 @@ def set_random_states(states: Sequence[Tensor], device: torch.device) -> None:
 
 
 def read_command_line() -> tuple[config.AnyConfig, argparse.Namespace]:
-    parser = cli.Parser(__doc__.splitlines()[0], cli.TRAIN)
+    parser = cli.Parser(__doc__, cli.TRAIN)
     parser.add_argument("--save_name", help="name of the run; default <dataset>_<fs|fr><α>_tau<τ>_<neuron>")
     parser.add_argument("--add_name", help="what to add to the run's default name")
     parser.add_argument("--verbose", action="store_true", help="say after each epoch how active each layer's input is")

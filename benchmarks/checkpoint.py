@@ -25,7 +25,7 @@ CONFIG = Path(__file__).resolve().parent.parent / "configs" / "adlif_digits.yaml
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--path_to_dataset", type=Path, default=Path("data/digits"), help="made if it is not there")
     parser.add_argument("--epochs", type=int, default=12, help="epochs (12)")
     parser.add_argument("--json", type=Path, help="write the numbers here")
@@ -45,7 +45,7 @@ def main() -> None:
         words = f"--path_to_yaml {CONFIG} --path_to_dataset {data} --epochs {arguments.epochs} --save_name x"
         sys.argv = ["train.py", *words.split()]
         train.main()
-        rows = [json.loads(line) for line in Path("runs/x/metrics.jsonl").read_text().splitlines()]
+        rows = [json.loads(line) for line in Path("runs/x/metrics.jsonl").read_text(encoding="utf-8").splitlines()]
         os.chdir(before)
 
     epochs = [1e3 * row["seconds"] for row in rows[1:]]
@@ -62,7 +62,7 @@ def main() -> None:
     of_epoch = result["last.pt_ms"] / median(epochs)
     print(f"  last.pt takes {100 * of_epoch:.2f} % of an epoch, all checkpoints {100 * share:.2f} % of the run")
     if out:
-        out.write_text(json.dumps(result | {"share_of_run": share}, indent=1) + "\n")
+        out.write_text(json.dumps(result | {"share_of_run": share}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

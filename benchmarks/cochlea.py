@@ -69,7 +69,9 @@ def lauscher(audio: np.ndarray) -> Callable[[], object]:
 
 def main() -> None:
     """Measure, print a table and, if asked, write it as JSON."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.cochlea", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.cochlea", description=(__doc__ or "").partition("\n")[0]
+    )
     parser.add_argument("--runs", type=int, default=15, help="runs of each stage, in turns (default: 15)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result here too")
     args = parser.parse_args()
@@ -107,7 +109,7 @@ def main() -> None:
     for name, median_s in medians_s.items():
         print(f"{name:40s} {1000 * median_s:10.1f} ms {audio_s / median_s:10.3g} x real time")
     if args.json:
-        args.json.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+        args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

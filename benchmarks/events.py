@@ -105,7 +105,7 @@ def input_layer_megabytes(kind: str, data: Path | None) -> float:
         layer(x_TBC).sum().backward()
 
     step(np.arange(2))
-    Path("/proc/self/clear_refs").write_text("5")  # the high water mark falls to what is in use now
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the high water mark falls to what is in use now
     before = high_water_megabytes()
     step(np.arange(len(recordings)))
     return high_water_megabytes() - before
@@ -199,7 +199,7 @@ def load(data: Path | None, cfg: config.Config) -> Recordings:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--json", type=Path, help="write the numbers here")
     parser.add_argument("--rounds", type=int, default=9, help="timed rounds (9)")
     parser.add_argument("--data", type=Path, help="a file in the layout of SHD to take recordings from")
@@ -234,7 +234,7 @@ def main() -> None:
         checkpoint.load_weights(network, content["network"], arguments.load_pt_file)
     result["streaming"] = streaming(network, cfg, recordings, arguments.rounds)
     if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -195,7 +195,7 @@ def scaling(device: str) -> list[dict]:
 
 def high_water_megabytes() -> float:
     """Of this process; ru_maxrss would also count the one that started it. Linux only."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
 
 
@@ -226,7 +226,7 @@ def plot(rows: list[dict], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--json", type=Path, help="write the numbers here")
     parser.add_argument("--plot", type=Path, help="draw the scaling curves here")
     parser.add_argument("--rounds", type=int, default=15, help="timed rounds (15)")
@@ -281,7 +281,7 @@ def main() -> None:
             "peak memory of one AdLIF step: {cpu:.0f} MB, reference {torch:.0f} MB".format(**result["peak_megabytes"])
         )
     if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=1) + os.linesep)
+        arguments.json.write_text(json.dumps(result, indent=1) + os.linesep, encoding="utf-8")
     if arguments.plot:
         plot(result["scaling"], arguments.plot)
 

@@ -185,7 +185,7 @@ def convolutions(share: float) -> dict[str, Step]:
 
 def main() -> None:
     keep_freed_memory()  # as train.py does; it helps every contender
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--json", type=Path, help="write the numbers here")
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds (3)")
     parser.add_argument("--T", type=int, default=160, help="steps, the empty ones included (160)")
@@ -237,7 +237,7 @@ def main() -> None:
         result |= {"batch_milliseconds": binning}
         result |= {"by_kind_milliseconds": parts, "active_shares": shares, "peak_megabytes": peaks}
         result["convolution_milliseconds"] = rule
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -126,7 +126,7 @@ def batches() -> dict[str, Callable[[], object]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--json", type=Path, help="write the numbers here")
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds (5)")
     parser.add_argument("--recordings", type=int, default=10_000, help="recordings in the file (10000)")
@@ -160,7 +160,7 @@ def main() -> None:
         print(f"batch {name:<20}{value:6.1f} ms")
     if arguments.json:
         result = {"device": processor(), "reading": rows, "batch_milliseconds": ms}
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ KEPT = (
 
 
 def main() -> None:
-    parser = cli.OneLineParser(description=__doc__.splitlines()[0], allow_abbrev=False)  # --seed is no --seeds
+    parser = cli.OneLineParser(description=__doc__, allow_abbrev=False)  # --seed is no --seeds
     parser.add_argument("configuration", type=Path, nargs="?", help="a YAML to train, test and store")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="0 1 2")
     parser.add_argument("--readme", action="store_true", help="rebuild the README's table and figure")
@@ -86,7 +86,7 @@ def store(args: argparse.Namespace, words: Sequence[str]) -> None:
         run("train.py", "--path_to_yaml", str(path), "--seed", str(seed), "--save_name", run_name, *words)
         seconds, busy = time.perf_counter() - started, processor_seconds() - busy
         run("test.py", "--load_pt_file", f"runs/{run_name}/best.pt")
-        metrics = json.loads(Path("runs", run_name, "test", "metrics.json").read_text())
+        metrics = json.loads(Path("runs", run_name, "test", "metrics.json").read_text(encoding="utf-8"))
         seeds[str(seed)] = {key: metrics[key] for key in KEPT if key in metrics}
         seeds[str(seed)] |= {"train_seconds": round(seconds, 1), "train_processor_seconds": round(busy, 1)}
         if curves := metrics.get("anytime"):  # the figure is over time
@@ -136,7 +136,7 @@ def describe(cfg: config.AnyConfig) -> str:
 
 def stored() -> dict[str, dict]:
     """Name of the configuration -> what results/ has of it."""
-    return {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))}
 
 
 def table(results: dict[str, dict]) -> str:
@@ -214,7 +214,7 @@ def draw(results: dict[str, dict]) -> plt.Figure | None:
 def rebuild() -> None:
     """The README between its markers, and the figure."""
     results, path = stored(), REPOSITORY / "README.md"
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     before, found, rest = text.partition(BEGIN)
     _, closed, after = rest.partition(END)
     if not (found and closed):

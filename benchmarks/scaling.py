@@ -216,14 +216,14 @@ def report(result: dict) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--json", type=Path, help="write the numbers here")
     parser.add_argument("--rounds", type=int, default=15, help="timed rounds (15)")
     arguments = parser.parse_args()
     if dist.is_torchelastic_launched():  # one of the two processes
         result = work(arguments.rounds)
         if os.environ["RANK"] == "0":
-            arguments.json.write_text(json.dumps(result))
+            arguments.json.write_text(json.dumps(result), encoding="utf-8")
         return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "result.json"
@@ -231,11 +231,11 @@ def main() -> None:
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         words = ["--json", str(path), "--rounds", str(arguments.rounds)]
         subprocess.run([*launcher, *words], env=environment, check=True)
-        result = json.loads(path.read_text())
+        result = json.loads(path.read_text(encoding="utf-8"))
     report(result)
     if arguments.json:
         versions = {"device": processor(), "torch": torch.__version__}
-        arguments.json.write_text(json.dumps(versions | result, indent=1) + "\n")
+        arguments.json.write_text(json.dumps(versions | result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

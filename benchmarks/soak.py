@@ -47,7 +47,7 @@ def write_recordings(path: Path, channels: int, classes: int) -> None:
 
 def resident_megabytes() -> float:
     """Of this process, now. Linux only."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS"))
 
 
@@ -95,7 +95,7 @@ def slope(rows: list[dict[str, float]], name: str, minutes: float) -> dict[str, 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--json", type=Path, help="write the numbers here")
     parser.add_argument("--minutes", type=float, default=30.0, help="how long (30)")
     arguments = parser.parse_args()
@@ -111,7 +111,9 @@ def main() -> None:
         )
     if arguments.json:
         result = {"device": processor(), "threads": torch.get_num_threads(), "torch": torch.__version__}
-        arguments.json.write_text(json.dumps(result | {"slopes": slopes, "rows": rows}, indent=1) + "\n")
+        arguments.json.write_text(
+            json.dumps(result | {"slopes": slopes, "rows": rows}, indent=1) + "\n", encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

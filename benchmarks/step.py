@@ -139,7 +139,7 @@ def spikingjelly_step(cfg: config.Config, recordings: Recordings, device: str = 
 
 def main() -> None:
     keep_freed_memory()  # as train.py does; it helps every contender
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--json", type=Path, help="write the numbers here")
     parser.add_argument("--rounds", type=int, default=11, help="timed rounds (11)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to measure (cpu)")
@@ -167,7 +167,7 @@ def main() -> None:
         versions = {"torch": torch.__version__}
         result = {"device": where, "threads": torch.get_num_threads(), "versions": versions}
         result |= {"milliseconds": median, "profile_milliseconds": parts}
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def main() -> None:
-    parser = cli.OneLineParser(description=__doc__.splitlines()[0])
+    parser = cli.OneLineParser(description=__doc__)
     parser.add_argument("run", type=Path, help="checkpoint, run folder or run name")
     parser.add_argument("--recordings", type=int, default=1000, help="1000")
     parser.add_argument("--rounds", type=int, default=3, help="3")
@@ -54,7 +54,7 @@ def main() -> None:
             ".",
         ]
         rounds = [measure(command, folder) for _ in range(args.rounds + 1)][1:]
-        metrics = json.loads((Path(folder) / "run" / "test" / "metrics.json").read_text())
+        metrics = json.loads((Path(folder) / "run" / "test" / "metrics.json").read_text(encoding="utf-8"))
     wall, processor = (statistics.median(column) for column in zip(*rounds, strict=True))
     threads = os.environ.get("OMP_NUM_THREADS", "all")
     where = machine(torch.device("cpu"))

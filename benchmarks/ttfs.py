@@ -217,7 +217,7 @@ def compare(layers: str, shape: tuple[int, ...], classes: int, batch: int, round
 
 def main() -> None:
     keep_freed_memory()  # as train.py does; it helps every contender
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--layers", help="layer words, with P for pools (the two networks above)")
     parser.add_argument("--shape", type=int, nargs=3, default=(3, 32, 32), help="channels, height, width (3 32 32)")
     parser.add_argument("--classes", type=int, default=10, help="outputs of the readout (10)")
@@ -239,7 +239,7 @@ def main() -> None:
         networks = [(arguments.layers, tuple(arguments.shape), arguments.classes, arguments.batch)]
     results = [compare(*network, arguments.rounds, arguments.device) for network in networks]
     if arguments.json:
-        arguments.json.write_text(json.dumps({"where": where, "networks": results}, indent=1) + "\n")
+        arguments.json.write_text(json.dumps({"where": where, "networks": results}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

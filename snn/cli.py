@@ -10,9 +10,9 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from snn import architecture, config, yaml12
+from snn import architecture, config, output, yaml12
 from snn.errors import InputError
 
 if TYPE_CHECKING:
@@ -55,7 +55,10 @@ TEST = _COMMON | {
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """A wrong word is an InputError."""
+    """A wrong word is an InputError. Of the description (a module's docstring) --help says the first line."""
+
+    def __init__(self, *, description: str | None = None, **words: Any):
+        super().__init__(description=(description or "").partition("\n")[0], **words)  # None: python -OO
 
     def error(self, message: str) -> None:
         raise InputError(f"command line: {message}; {self.prog} --help lists the words")
@@ -64,7 +67,9 @@ class OneLineParser(argparse.ArgumentParser):
 class Parser(OneLineParser):
     """Takes the words of `table` beside those added to it; `checkpoints` is argparse's number of them."""
 
-    def __init__(self, description: str, table: dict, yaml_help: str = "configuration", checkpoints: str | None = None):
+    def __init__(
+        self, description: str | None, table: dict, yaml_help: str = "configuration", checkpoints: str | None = None
+    ):
         super().__init__(description=description, allow_abbrev=False)
         self.table = table
         self.add_argument("--path_to_yaml", type=Path, metavar="YAML", help=yaml_help)
@@ -222,6 +227,7 @@ def run(main: Callable[[], None]) -> None:
 
     SIGTERM is 143 where a program takes it up by `Interruption`.
     """
+    output.take_any_character()
     sys.unraisablehook = _quiet_about_ctrl_c
     threading.excepthook = _quiet_about_files
     try:

@@ -24,7 +24,7 @@ from pydantic import (
 )
 from pydantic import ValidationError as PydanticError
 
-from snn import architecture, yaml12
+from snn import architecture, output, yaml12
 from snn.errors import InputError
 
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -379,7 +379,7 @@ def differences(one: Section, other: Section, prefix: str = "") -> Iterator[str]
 def read_yaml(path: Path) -> dict:
     """The mapping in a YAML file."""
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8-sig")  # Windows editors begin it with a mark
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as YAML: {getattr(error, 'strerror', None) or error}") from None
     values = yaml12.parse(text, str(path))
@@ -403,7 +403,7 @@ _JSON_WORDS = {
 def read_json(path: Path) -> dict[str, Any]:
     """Fields and their values from a JSON file of the T2FSNN framework."""
     try:
-        words = json.loads(path.read_text())
+        words = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as JSON: {getattr(error, 'strerror', None) or error}") from None
     if not isinstance(words, dict):
@@ -525,6 +525,7 @@ def markdown() -> str:
 
 
 if __name__ == "__main__":
+    output.take_any_character()
     if sys.argv[1:] == ["--markdown"]:
         print(markdown())
         sys.exit()

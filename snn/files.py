@@ -8,7 +8,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
     """Write by way of a temporary file beside it: what was there before stays until all of the new is written."""
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        part.write_bytes(content.encode() if isinstance(content, str) else content)
+        part.write_bytes(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
         os.replace(part, path)
     except OSError as error:
         part.unlink(missing_ok=True)

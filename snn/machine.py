@@ -15,7 +15,7 @@ PACKAGES = ("torch", "spikingjelly", "numpy", "numba")
 def processor() -> str:
     """The model's name as Linux has it, else what Python knows."""
     info = Path("/proc/cpuinfo")
-    text = info.read_text() if info.exists() else ""
+    text = info.read_text(encoding="utf-8") if info.exists() else ""
     names = [line.split(":")[1].strip() for line in text.splitlines() if line.startswith("model name")]
     return names[0] if names else platform.processor()
 

@@ -29,15 +29,18 @@ def keep_freed_memory() -> None:
 def available_bytes() -> int:
     """How much more memory this process may take: of the machine, of its control group, and of its own limit."""
     try:
-        (kilobytes,) = re.findall(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+        (kilobytes,) = re.findall(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(encoding="utf-8"))
         limits = [1024 * int(kilobytes)]
     except (OSError, ValueError):  # not Linux: half of what there is
         limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2]
     for folder, most, used in CONTROL_GROUPS:
         with suppress(OSError, ValueError):  # no such group, or its limit is "max"
-            limits.append(int(Path(folder, most).read_text()) - int(Path(folder, used).read_text()))
+            limits.append(
+                int(Path(folder, most).read_text(encoding="utf-8"))
+                - int(Path(folder, used).read_text(encoding="utf-8"))
+            )
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit != resource.RLIM_INFINITY:
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0])
         limits.append(limit - pages * os.sysconf("SC_PAGE_SIZE"))
     return max(0, min(limits))

@@ -208,23 +208,35 @@ def result_tables(metrics: dict) -> list[Table]:
 
 
 def class_table(metrics: dict, names: Sequence[str]) -> Table:
-    """Each class: accuracies, silent samples, and when its first output spike comes."""
+    """Each class: its number where it has a name, accuracies, silent samples, and when its first output spike comes."""
+    numbers = [str(k) for k in range(len(names))]
+    are_names = list(names) != numbers  # else the first column has the numbers
     if "accuracy" in metrics:
         rows = [
-            (name, str(sum(row)), percent(100 * row[k] / sum(row) if sum(row) else None))
+            (name, *numbers[k : k + are_names], str(sum(row)), percent(100 * row[k] / sum(row) if sum(row) else None))
             for k, (name, row) in enumerate(zip(names, metrics["confusion"], strict=True))
         ]
-        return Table(("class", "images", "accuracy"), rows, "By class")
+        return Table(("class", *("number",) * are_names, "images", "accuracy"), rows, "By class")
     places = [metrics["spikes_per_sample"]["percentiles"].index(percentile) for percentile in (5, 50, 95)]
     rows = []
-    for name, one in zip(names, metrics["by_class"], strict=True):
+    for k, (name, one) in enumerate(zip(names, metrics["by_class"], strict=True)):
+        first = (name, *numbers[k : k + are_names], str(one["samples"]))
         times = one["first_spike_ms_percentiles"]
         spike = [f"{times[place]:.0f} ms" for place in places] if times else [DASH] * 3
         silent = str(one["silent_samples"]), str(one["silent_targets"])
-        rows.append(
-            (name, str(one["samples"]), percent(one["fs_accuracy"]), percent(one["fr_accuracy"]), *spike, *silent)
-        )
-    head = ("class", "samples", "FS", "FR", "5 % spoke by", "50 %", "95 %", "silent", "silent targets")
+        rows.append((*first, percent(one["fs_accuracy"]), percent(one["fr_accuracy"]), *spike, *silent))
+    head = (
+        "class",
+        *("number",) * are_names,
+        "samples",
+        "FS",
+        "FR",
+        "5 % spoke by",
+        "50 %",
+        "95 %",
+        "silent",
+        "silent targets",
+    )
     return Table(head, rows, "By class")
 
 

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from snn.coding import first_times, fs_decision
 from snn.evaluation import NOTHING, Evaluation, Samples
 from snn.events import Events
+from snn.lettering import LONGEST, columns, lettering
 from snn.network import Network
 from snn.neurons.module import Learned
 
@@ -24,12 +26,16 @@ BLACK, ORANGE, BLUE, GREY, DARK = "#000000", "#D55E00", "#0072B2", "#BBBBBB", "#
 LAYERS = (BLUE, "#E69F00", "#009E73", "#CC79A7", "#56B4E9", ORANGE, "#F0E442")  # in turn
 CODES = (("fs", "first spike", ORANGE, "-"), ("fr", "firing rate", BLUE, "--"))
 WIDTH = 5  # inches
+HIGHEST = 60  # inches
 DPI = 200
+LONGEST_TITLE = 58  # columns
+MOST_NAMES = 40  # of classes at an axis; more of them have numbers
 BINS = 40  # of a histogram
 
 STYLE = {
     "font.size": 9,
     "axes.titlesize": 10,
+    "text.parse_math": False,  # a $ in a name is a $
     "axes.spines.top": False,
     "axes.spines.right": False,
     "figure.constrained_layout.use": True,
@@ -60,6 +66,7 @@ def draw_decision(
     names: of the classes; target: the true class, where it is known; audio: [samples] and sample rate (Hz), drawn on
     top, where there is one.
     """
+    names, fonts = lettering(names)
     network.eval()
     network.reset()
     activity = network(x_T1C)
@@ -111,19 +118,25 @@ def draw_decision(
         for axis in axes:
             axis.axvline(first_step * dt_ms, color=ORANGE, lw=1, ls="--", zorder=1)
     truth = "" if target is None else f"(truth: {class_name(target, names)})"
-    between = "\n" if is_silent else " "  # a long verdict leaves no room beside it
-    axes[0].set_title(f"{verdict}{between}{truth}" if truth else verdict)
+    between = " " if columns(verdict + truth) < LONGEST_TITLE else "\n"
+    axes[0].set_title(f"{verdict}{between}{truth}".strip(), fontfamily=fonts)
     return figure
 
 
-def class_name(label: int, names: Sequence[str] | None) -> str:
+def class_name(label: int, names: Sequence[str | None] | None) -> str:
     """What to call a class: its name where it has one, else its number."""
-    return f"class {label}" if names is None or label >= len(names) else f"'{names[label]}'"
+    return f"class {label}" if names is None or label >= len(names) or names[label] is None else f"'{names[label]}'"
 
 
-def tick_names(labels: Sequence[int], names: Sequence[str] | None) -> list[str]:
-    """The same at an axis of classes, which need not say what they are."""
-    return [str(label) if names is None or label >= len(names) else names[label] for label in labels]
+def class_ticks(classes: int, names: Sequence[str] | None) -> dict[str, Any]:
+    """Where and what the ticks of an axis of classes are: names, or round numbers where names would not fit."""
+    if classes > MOST_NAMES:
+        numbers = range(0, classes, 5 * -(-classes // 200))
+        return {"ticks": numbers, "labels": list(map(str, numbers)), "fontsize": 7}
+    size, longest = (7, LONGEST) if classes <= 25 else (5, 15)
+    short, fonts = lettering(names, longest)
+    labels = [str(k) if short is None or k >= len(short) else short[k] or str(k) for k in range(classes)]
+    return {"ticks": range(classes), "labels": labels, "fontsize": size, "fontfamily": fonts}
 
 
 @plt.rc_context(STYLE)
@@ -132,16 +145,22 @@ def draw_single_delay(
     network: Network, x_TBC: Events, target_B: Tensor, dt_ms: float, names: Sequence[str] | None
 ) -> Figure:
     """One recording of each class: all output spikes in one raster, a row a recording, the first spike marked."""
+    names, fonts = lettering(names)
     network.eval()
     network.reset()
     activity = network(x_TBC)
     network.reset()
     t_BN = first_times(activity.s_TBN, activity.h_TBN).cpu()
     decision_B, T = fs_decision(t_BN), x_TBC.shape[0]
-    figure, axis = plt.subplots(figsize=(WIDTH, 1 + 0.28 * len(target_B)))
+    figure, axis = plt.subplots(figsize=(WIDTH, min(1 + 0.28 * len(target_B), HIGHEST)))
     step, row, _ = activity.s_TBN.nonzero().cpu().numpy().T
     axis.scatter(dt_ms * (step + 1), row, s=40, marker="|", color=GREY)
-    above = {"fontsize": 7, "xytext": (0, 4), "textcoords": "offset points"}  # the spikes of the row
+    above = {
+        "fontsize": 7,
+        "xytext": (0, 4),
+        "textcoords": "offset points",
+        "fontfamily": fonts,
+    }  # the spikes of the row
     for row, (decision, target) in enumerate(zip(decision_B.tolist(), target_B.tolist(), strict=True)):
         first_step = int(t_BN[row].min())
         verdict = class_name(decision, names) + ("" if decision == target else ", wrong")
@@ -153,7 +172,8 @@ def draw_single_delay(
         else:
             axis.annotate(f"  silent; the highest potential says {verdict}", (0, row), **above)
     axis.set(xlim=(0, dt_ms * T), ylim=(-0.7, len(target_B) - 0.2), xlabel="time (ms)", ylabel="recording of")
-    axis.set_yticks(range(len(target_B)), [class_name(target, names) for target in target_B.tolist()])
+    labels = [class_name(target, names) for target in target_B.tolist()]
+    axis.set_yticks(range(len(target_B)), labels, fontfamily=fonts)
     return figure
 
 
@@ -163,20 +183,24 @@ def draw_anytime(curves_of: dict[str, dict[str, list]]) -> Figure:
 
     The code is in the line's style; it has the colour too, as long as there is one network.
     """
+    names, fonts = lettering(list(curves_of), longest=48)
     figure, axes = plt.subplots(2, figsize=(WIDTH, 5))
     for axis, x, over, label in zip(
         axes, ("time_ms", "events"), ("time", "events"), ("elapsed time (ms)", "events seen"), strict=True
     ):
-        for k, (network, curves) in enumerate(curves_of.items()):
+        for k, curves in enumerate(curves_of.values()):
             for code, name, colour, style in CODES:
                 if len(curves_of) > 1:
-                    name, colour = f"{network}, {name}", LAYERS[k % len(LAYERS)]
+                    name, colour = f"{name}: {names[k] or k}", LAYERS[k % len(LAYERS)]
                 axis.plot(curves[x], curves[f"{code}_accuracy_over_{over}"], color=colour, ls=style, label=name)
         end = max(curves[x][-1] for curves in curves_of.values())
         axis.set(xlabel=label, ylabel="right decisions (%)", ylim=(0, 100), xlim=(0, end))
         axis.grid(color=GREY, lw=0.4)
     if len(curves_of) > 1:
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
+        ncols, font = 2 if max(map(columns, curves_of)) <= LONGEST else 1, {"family": fonts, "size": 8}
+        figure.legend(
+            *axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=ncols, prop=font, frameon=False
+        )
     else:
         axes[0].legend(loc="lower right", frameon=False)
     return figure
@@ -192,14 +216,16 @@ def draw_latencies(samples: Samples, dt_ms: float, names: Sequence[str] | None) 
     right = (samples.fs_label == samples.target)[spoke].numpy()
     # whole steps a bin, so that no bin is higher because more steps fall into it
     edges_ms = dt_ms * (np.arange(0, T + 1, max(1, -(-T // 50))) + 0.5)
+    height = 0.6 + 0.17 * min(classes, MOST_NAMES)
     figure, (all_of_them, by_class) = plt.subplots(
-        2, sharex=True, figsize=(WIDTH, 2.6 + 0.17 * classes), height_ratios=[1.6, 0.6 + 0.17 * classes]
+        2, sharex=True, figsize=(WIDTH, 2 + height), height_ratios=[1.6, height]
     )
     all_of_them.hist(
         [time_ms[right], time_ms[~right]], edges_ms, stacked=True, color=[BLUE, ORANGE], label=["right", "wrong"]
     )
-    all_of_them.set(ylabel="samples", title="first output spike")
-    all_of_them.legend(frameon=False)
+    all_of_them.set_ylabel("samples")
+    all_of_them.set_title("first output spike", loc="left")
+    all_of_them.legend(loc="lower right", bbox_to_anchor=(1, 0.97), ncols=2, frameon=False)  # beside the title
     shares = np.stack([np.histogram(time_ms[target == label], edges_ms)[0] for label in range(classes)]).astype(float)
     shares *= 100 / np.maximum(1, np.bincount(samples.target.numpy(), minlength=classes))[:, None]
     mesh = by_class.pcolormesh(edges_ms, np.arange(classes + 1) - 0.5, shares, cmap="cividis")
@@ -208,7 +234,7 @@ def draw_latencies(samples: Samples, dt_ms: float, names: Sequence[str] | None) 
             median_ms = np.median(time_ms[target == label])
             by_class.plot([median_ms] * 2, [label - 0.4, label + 0.4], color="white", lw=2.5)
             by_class.plot([median_ms] * 2, [label - 0.4, label + 0.4], color=ORANGE, lw=1.5)
-    by_class.set_yticks(range(classes), tick_names(range(classes), names), fontsize=7)
+    by_class.set_yticks(**class_ticks(classes, names))
     by_class.set(xlabel="time (ms)", ylabel="true class", xlim=(0, dt_ms * (T + 0.5)), ylim=(classes - 0.5, -0.5))
     figure.colorbar(mesh, ax=by_class, label="share of the class (%)", location="bottom", aspect=40, shrink=0.8)
     return figure
@@ -234,10 +260,9 @@ def draw_confusion(confusion: Sequence[Sequence[int]], code: str, names: Sequenc
                 color=colour,
                 fontsize=6 if classes > 12 else 8,
             )
-    ticks = range(0, classes, -(-classes // 30))
-    labels = tick_names(ticks, names)
-    axis.set_xticks(ticks, labels, rotation=90, fontsize=7)
-    axis.set_yticks(ticks, labels, fontsize=7)
+    ticks = class_ticks(classes, names)
+    axis.set_xticks(**ticks, rotation=90)
+    axis.set_yticks(**ticks)
     axis.set(xlabel="decided", ylabel="true class", title=code)
     figure.colorbar(image, ax=axis, label="share of the true class (%)", location="bottom", aspect=40, shrink=0.8)
     return figure

@@ -32,7 +32,7 @@ def lock(run: Path) -> TextIO:
     path = run.parent / f".{run.name}.lock"
     try:
         run.parent.mkdir(exist_ok=True)
-        file = path.open("w")
+        file = path.open("w", encoding="utf-8")
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise InputError(f"{run} is being trained by another process; choose another --save_name") from None
@@ -49,7 +49,7 @@ def begin(run: Path, cfg: config.AnyConfig, save: Callable[[Path], None]) -> Non
     shutil.rmtree(new, ignore_errors=True)
     try:
         new.mkdir()
-        (new / "config.yaml").write_text(yaml.safe_dump(cfg.model_dump(mode="json"), sort_keys=False))
+        (new / "config.yaml").write_text(yaml.safe_dump(cfg.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
         save(new / "last.pt")
         if run.exists():
             aside = next(name for k in range(1, 10**6) if not (name := run.with_name(f"{run.name}.{k}")).exists())
@@ -97,7 +97,7 @@ def log(run: Path, board: SummaryWriter, row: dict, validation: str, constants: 
     )
     row = row | {f"learned/{name}": float(value.mean()) for name, value in constants.items()}
     try:
-        with (run / "metrics.jsonl").open("a") as file:
+        with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
             file.flush()
             os.fsync(file.fileno())

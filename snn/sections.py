@@ -1,7 +1,7 @@
 """report.html of a tested network, section by section; `snn.report` draws the pictures and `snn.page` lays it out."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from snn import config, page, report
 from snn.evaluation import Evaluation
 from snn.files import write_whole
+from snn.lettering import why_numbers
 from snn.network import Network
 from snn.page import Picture, Section
 from snn.ttfs.evaluation import Evaluation as TTFSEvaluation
@@ -94,7 +95,7 @@ def of_events(
             pictures=decisions,
         ),
         Section("Delay", pictures=delays),
-        Section("Classes", tables=[page.class_table(metrics, names)], pictures=confusion),
+        Section("Classes", of_names(names), tables=[page.class_table(metrics, names)], pictures=confusion),
         Section("Activity", pictures=[rates]),
         Section(
             "Learned neurons",
@@ -119,11 +120,19 @@ def of_images(subject: Subject, evaluation: TTFSEvaluation, metrics: dict) -> li
         Section("Spike times", pictures=[keep(spikes, out, "spike_times.png", "When the neurons of each layer fire")]),
         Section(
             "Classes",
+            of_names(names),
             tables=[page.class_table(metrics, names)],
             pictures=[keep(confusion, out, "confusion.png", "Confusion: numbers of images")],
         ),
         *common(subject, metrics),
     ]
+
+
+def of_names(names: Sequence[str]) -> str:
+    """Why pictures have numbers in place of names, where they have."""
+    if len(names) > report.MOST_NAMES:
+        return f"Of more than {report.MOST_NAMES} classes the pictures have numbers; the table has each one's name."
+    return why_numbers(names)
 
 
 def of_energy(metrics: dict) -> Section:
@@ -142,7 +151,9 @@ def common(subject: Subject, metrics: dict) -> list[Section]:
     known = ("checkpoint", "epoch", "seed", "data", "samples_of", "command", "tested", "machine", "versions")
     values = {name: metrics[name] for name in known}
     values["samples of"] = values.pop("samples_of")
-    text = yaml.safe_dump(subject.cfg.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=100)
+    text = yaml.safe_dump(
+        subject.cfg.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=100, allow_unicode=True
+    )
     return [
         Section("Training", pictures=curves),
         Section("Configuration", code=text),
@@ -153,7 +164,7 @@ def common(subject: Subject, metrics: dict) -> list[Section]:
 def read_log(path: Path) -> list[dict]:
     """The epochs of metrics.jsonl; none where the run has no such file, nor a line that is torn."""
     rows = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
         with suppress(ValueError):
             rows.append(json.loads(line))
     return [row for row in rows if isinstance(row, dict) and {"epoch", "train_loss"} <= row.keys()]

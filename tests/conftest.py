@@ -2,8 +2,10 @@
 
 import os
 import runpy
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import h5py
@@ -28,6 +30,16 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # beside another: a thread each, or the
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest test first, so that nobody waits for it alone at the end."""
     items.sort(key=lambda item: LONGEST not in item.name)
+
+
+@pytest.fixture(autouse=True)
+def heard_signals() -> Iterator[None]:
+    """Ctrl-C and SIGTERM as in a terminal: a shell has those it starts in the background ignore them, children too."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def write_shd(path: Path, times: list, units: list, labels: list, speakers: list | None = None) -> Path:

@@ -4,4 +4,5 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=$(bash run.sh --python)
 "$python" -m ruff check .
+"$python" -m ruff format --check .
 exec "$python" -m pytest -n auto --dist worksteal "$@"

@@ -30,7 +30,8 @@ def blocks(page: str, language: str) -> list[str]:
 
 def test_pages_are_there():
     names = (
-        "adding_a_data_set adding_a_neuron configuration export method reading_the_report recordings several_processes"
+        "adding_a_data_set adding_a_neuron configuration export method reading_the_report recordings several_processes "
+        "supported"
     )
     assert [page.stem for page in PAGES] == names.split()
 

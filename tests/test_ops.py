@@ -404,7 +404,7 @@ def test_bad_calls(message, call, options):
 
 def test_missing_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "numba", None)
-    for module in ("snn.ops.cpu", "snn.ops.compiled"):
+    for module in ("snn.ops.cpu", "snn.ops.compiled", "snn.compiling"):
         monkeypatch.delitem(sys.modules, module)
     with pytest.raises(InputError, match="pip install numba"):
         ops.multi_step(*make_call(LIF, (1, 1, 1), torch.float32), backend="cpu")

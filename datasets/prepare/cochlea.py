@@ -12,7 +12,7 @@ parameters); Sieroka, Dosch, Rupp, J. Acoust. Soc. Am. 120 (2006) 297 (membrane)
 702 and 83 (1988) 1056 (hair cell). The membrane is in cgs units.
 
 A `_step` function advances all places by one sample and overwrites its state; its loop over places is what the compiler
-vectorises (`error_model="numpy"` because Python's check for a division by zero would prevent it).
+vectorises (`snn.compiling` leaves out Python's check for a division by zero, which would prevent it).
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from functools import cache
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from scipy.fft import irfft, rfft
 from scipy.signal import resample_poly
 from scipy.special import hankel1, j0, j1, y0, y1
 
+from snn.compiling import inlined, kernel
 from snn.errors import InputError
 
 AUDIO_RATE_HZ = 48_000
@@ -210,7 +210,7 @@ class Ear(NamedTuple):
         )
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def hair_cell_step(velocity, free, cleft, reprocessed, probability):
     """Meddis 1988, Euler: set `probability` [700] of a fibre to fire in this step from the membrane `velocity` [700].
 
@@ -229,13 +229,13 @@ def hair_cell_step(velocity, free, cleft, reprocessed, probability):
         probability[j] = HAIR_H * cleft[j] * STEP_S
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def _uniform(state):
     """A number in [0, 1) from the upper 53 bits of a uint64."""
     return np.float64(state >> np.uint64(11)) * 2.0**-53
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def _binomial(n, p, u):
     """The number of successes in `n` trials of probability `p` < 1, by inversion: the largest k with u < P(K >= k)."""
     mass = (1 - p) ** n
@@ -248,7 +248,7 @@ def _binomial(n, p, u):
     return k
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def fibre_step(probability, random, ready, fired, counts):
     """Set `counts` [700] to the number of fibres that fire, each ready one with `probability` [700].
 
@@ -278,7 +278,7 @@ def fibre_step(probability, random, ready, fired, counts):
         fired[j] = counts[j]
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def bushy_cell_step(counts, current, potential, dead_steps, spikes):
     """Set `spikes` [700] where a leaky integrate-and-fire cell driven by `counts` [700] fibre spikes fires."""
     for j in range(counts.size):
@@ -289,7 +289,7 @@ def bushy_cell_step(counts, current, potential, dead_steps, spikes):
         dead_steps[j] = REFRACTORY_STEPS if spikes[j] else max(dead_steps[j] - 1, 0)
 
 
-@njit(cache=True, error_model="numpy")
+@kernel
 def transduce(velocity, first_step, ear):
     """Run hair cells, fibres and bushy cells over a block of velocity [T, 700] that begins at `first_step`.
 

@@ -178,7 +178,8 @@ def _splits(folder: Path) -> dict[str, list[Path]]:
 
 def _listed(trials: Path) -> list[Path]:
     """The recordings that a list of trials names, one a line."""
-    paths = [trials.with_name(line.strip()) for line in trials.read_text().splitlines() if line.strip()]
+    lines = trials.read_text(encoding="utf-8", errors="surrogateescape").splitlines()  # names of files
+    paths = [trials.with_name(line.strip()) for line in lines if line.strip()]
     for path in paths:
         if not path.is_file():
             raise InputError(f"{trials}: there is no {path.name}; fetch it, or take it off the list")

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from scipy.ndimage import gaussian_filter
 
 from datasets.prepare.dvsplane import CLASSES, HEIGHT, WIDTH, busy_part
 from datasets.prepare.parallel import map_in_order
 from datasets.prepare.writer import is_made, write_camera
+from snn.compiling import inlined, kernel
 from snn.errors import InputError
 
 # The right halves of the outlines from nose to tail, (across, along) in units of the aircraft's length.
@@ -146,7 +146,7 @@ def silhouette(name: str) -> np.ndarray:
     return gaussian_filter(inside.astype(np.float32), BLUR_PX / mean_length_px * TEXELS / EXTENT)
 
 
-@njit(cache=True)
+@kernel
 def _inside(outline, middles):
     """Where a ray to the right crosses the outline an odd number of times. Row 0 has the largest `along`."""
     inside = np.zeros((len(middles), len(middles)), np.bool_)
@@ -179,7 +179,7 @@ def camera(
     return times_us[order], data[order]
 
 
-@njit(cache=True, error_model="numpy")
+@kernel
 def _watch(picture, flight, threshold):
     """Every pixel's events, step by step: times in µs, float64 [events]; x y polarity, uint16 [events, 3]."""
     light = np.zeros((HEIGHT, WIDTH), np.float32)  # ln light of each pixel at the last step, from that of the ground
@@ -230,7 +230,7 @@ def _watch(picture, flight, threshold):
     return times_us[:n], data[:n]
 
 
-@njit(cache=True, error_model="numpy", inline="always")
+@inlined
 def _between_texels(picture, row, column):
     """The picture between its texels, linearly; 0 outside."""
     if not (0 <= row < TEXELS - 1 and 0 <= column < TEXELS - 1):

@@ -36,7 +36,7 @@ def source(neuron: reference.Dynamics, learned: frozenset[str]) -> str:
 @cache
 def file(name: str) -> str:
     """The text of a file in `kernels/`."""
-    return (KERNELS / name).read_text()
+    return (KERNELS / name).read_text(encoding="utf-8")
 
 
 def threads_of(dtype: torch.dtype) -> int:

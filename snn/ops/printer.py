@@ -259,7 +259,7 @@ def numba(neuron: Dynamics, learned: frozenset[str]) -> str:
             f"{named([step.g_x])[0]}, {_tuple(named(step.g_states))}, {_tuple(summed)}",
         ),
     ]
-    return "\n\n".join([*parts, (KERNELS / "neuron.py").read_text()])
+    return "\n\n".join([*parts, (KERNELS / "neuron.py").read_text(encoding="utf-8")])
 
 
 def cuda(neuron: Dynamics, learned: frozenset[str]) -> str:
@@ -345,7 +345,7 @@ __device__ inline real backward_step(
     return {named(step.g_x)};
 }}
 
-{(KERNELS / "neuron.cu").read_text()}"""
+{(KERNELS / "neuron.cu").read_text(encoding="utf-8")}"""
 
 
 def main() -> None:

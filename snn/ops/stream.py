@@ -75,7 +75,7 @@ def kernels(neurons: tuple[Dynamics, ...]) -> ModuleType:
         f"    number = run_layer(steps_{k}, tally, channels, counts, number, *layers[{k}])\n    spikes[{k}] += number"
         for k in range(len(neurons))
     )
-    frame = (cpu.printer.KERNELS / "stream.py").read_text()
+    frame = (cpu.printer.KERNELS / "stream.py").read_text(encoding="utf-8")
     imports = "import sys\n\nfrom snn.ops.compiled import inlined, kernel\nfrom snn.ops.stream import *\n"
     return printed("stream", f"{imports}\n{steps}\n\n{frame.replace('    # LAYERS', layers)}")
 

@@ -1,0 +1,116 @@
+"""What classes are called in pictures: names that a font of this system has the glyphs for, none too long."""
+
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import lru_cache
+from typing import NamedTuple
+
+from matplotlib import font_manager, rcParams
+from matplotlib.ft2font import FaceFlags, FT2Font
+
+LONGEST = 18  # columns of a class name, of which a Chinese character takes two
+NO_GLYPHS = {"Cc", "Cf", "Zs"}  # categories of characters that need none
+
+
+class Lettering(NamedTuple):
+    """Each name as pictures have it, None where no font can draw it; and the fonts, in the order of their turn."""
+
+    names: tuple[str | None, ...] | None
+    fonts: list[str]
+
+
+def lettering(names: Sequence[str] | None, longest: int = LONGEST) -> Lettering:
+    """How to write these names in a picture.
+
+    A name of more than `longest` columns loses its middle; names that are then alike get their number.
+    """
+    if names is None:
+        return Lettering(None, list(rcParams["font.family"]))
+    clean = ["".join(c if c.isprintable() else " " for c in name).strip() for name in names]
+    fonts, undrawn = _fonts(frozenset(c for name in clean for c in name if _needs_glyph(c)))
+    drawn = [name if name and undrawn.isdisjoint(name) else None for name in clean]
+    short = [name and _without_middle(name, longest) for name in drawn]
+    times = Counter(short)
+    unlike = [name and (name if times[name] == 1 else f"{k}: {name}") for k, name in enumerate(short)]
+    return Lettering(tuple(name and _apart(name) for name in unlike), [*rcParams["font.family"], *fonts])
+
+
+def why_numbers(names: Sequence[str] | None) -> str:
+    """One sentence for the reader where pictures have numbers for names; else nothing."""
+    short = lettering(names).names or ()
+    missing = sum(name is None for name, full in zip(short, names or (), strict=True) if full.strip())
+    if not missing:
+        return ""
+    return (
+        f"Pictures have numbers in place of {missing} of {len(names)} class names, as no font of this system can draw "
+        "them (install one, such as Noto); the table by class has the names."
+    )
+
+
+def columns(text: str) -> int:
+    """How wide a text is, in widths of a Latin letter."""
+    wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
+    return len(text) + wide - sum(unicodedata.combining(c) > 0 for c in text)
+
+
+def _without_middle(name: str, most: int) -> str:
+    """The name in so many columns, as endings tell names apart as often as beginnings."""
+    if columns(name) <= most:
+        return name
+    half = (most - 1) // 2
+    tail = _first(name[::-1], half)[::-1]
+    while tail and unicodedata.category(tail[0]).startswith("M"):  # marks of a letter that is cut off
+        tail = tail[1:]
+    return f"{_first(name, half)}…{tail}"
+
+
+def _first(text: str, most: int) -> str:
+    """As much of the beginning as fits into so many columns."""
+    return next(text[:k] for k in range(len(text), -1, -1) if columns(text[:k]) <= most)
+
+
+def _apart(name: str) -> str:
+    """A name that is read from the right, isolated so that it does not turn the words around it (Unicode UAX #9)."""
+    return f"\u2068{name}\u2069" if any(unicodedata.bidirectional(c) in ("R", "AL") for c in name) else name
+
+
+def _needs_glyph(character: str) -> bool:
+    return unicodedata.category(character) not in NO_GLYPHS and not 0xFE00 <= ord(character) <= 0xFE0F
+
+
+@lru_cache
+def _fonts(characters: frozenset[str]) -> tuple[list[str], frozenset[str]]:
+    """Families that together have these characters beside the usual font, and those that no font has."""
+    usual = FT2Font(font_manager.findfont(font_manager.FontProperties()))
+    missing = {c for c in characters if not usual.get_char_index(ord(c))}
+    families: list[str] = []
+    has: dict[str, set[str]] = {}
+    for entry in _known_fonts() if missing else ():
+        if entry.name not in has and "Last Resort" not in entry.name:
+            has[entry.name] = _those_of(entry.fname, missing)
+    while covered := max((has[family] & missing for family in has), key=len, default=None):
+        families.append(next(family for family in has if has[family] & missing == covered))
+        missing -= covered
+    return families, frozenset(missing)
+
+
+def _known_fonts() -> list[font_manager.FontEntry]:
+    """All of this system: upright ones of usual weight before others, sans before serif."""
+    manager = font_manager.fontManager
+    for path in set(font_manager.findSystemFonts()) - {entry.fname for entry in manager.ttflist}:
+        with suppress(OSError, RuntimeError):  # one that cannot be read
+            manager.addfont(path)  # installed since matplotlib last looked
+    return sorted(manager.ttflist, key=lambda e: (e.style != "normal", e.weight != 400, "Sans" not in e.name))
+
+
+def _those_of(path: str, characters: set[str]) -> set[str]:
+    """The characters that a font has as outlines; those of fonts of coloured pictures cannot be drawn."""
+    try:
+        font = FT2Font(path)
+    except (OSError, RuntimeError):  # damaged, or gone since
+        return set()
+    if FaceFlags.COLOR in font.face_flags or FaceFlags.SCALABLE not in font.face_flags:
+        return set()
+    return {c for c in characters if font.get_char_index(ord(c))}

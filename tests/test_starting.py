@@ -1,0 +1,252 @@
+"""The programs start wherever they may be: read-only, with any encoding, under python -OO, and say why where not."""
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from snn import cli
+from tests.conftest import ON_CPU, REPOSITORY, TINY
+
+SOURCES = [
+    path
+    for folder, pattern in ((".", "*.py"), ("snn", "**/*.py"), ("datasets", "**/*.py"), ("benchmarks", "*.py"))
+    for path in (REPOSITORY / folder).glob(pattern)
+]
+
+
+def run(command: str, folder: Path, **environment: str) -> subprocess.CompletedProcess:
+    """A program of ours in a process of its own, as only a new one reads the environment."""
+    first, *words = command.split()
+    script = [first] if first.startswith("-") else [str(REPOSITORY / first)]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)} | environment
+    return subprocess.run([sys.executable, *script, *words], cwd=folder, env=environment, capture_output=True)
+
+
+# A kernel beside whose file nothing can be kept: __pycache__ is a file.
+KERNEL = "from snn.compiling import kernel\n@kernel\ndef number():\n    return 1\nprint(number())\n"
+
+
+def run_kernel(folder: Path, **environment: str) -> tuple[str, str]:
+    (folder / "own.py").write_text(KERNEL)
+    (folder / "__pycache__").touch()
+    result = run(
+        f"{folder / 'own.py'}", folder, NUMBA_CACHE_DIR="", HOME="/proc/none", XDG_CACHE_HOME="", **environment
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == b"1\n"
+    return result.stdout.decode(), result.stderr.decode()
+
+
+def test_a_kernel_is_kept_in_the_temporary_directory_where_nothing_else_can_be_written(tmp_path):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    place = temporary / f"first-spike-{os.getuid()}"
+    _, said = run_kernel(tmp_path, TMPDIR=str(temporary))
+    assert said == f"compiling a CPU kernel (number); this happens once, it is kept in {place}\n"
+    assert place.stat().st_mode & 0o777 == 0o700
+    assert run_kernel(tmp_path, TMPDIR=str(temporary))[1] == ""  # from disk
+
+
+@pytest.mark.parametrize("spoil", [lambda place: place.chmod(0o777), lambda place: (place.rmdir(), place.touch())])
+def test_a_kernel_is_not_kept_where_others_may_write_it(tmp_path, spoil):
+    place = tmp_path / f"first-spike-{os.getuid()}"
+    place.mkdir()
+    spoil(place)
+    _, said = run_kernel(tmp_path, TMPDIR=str(tmp_path))
+    assert len(said.splitlines()) == 1
+    assert "NUMBA_CACHE_DIR can name one" in said
+    assert not place.is_dir() or not list(place.iterdir())
+
+
+def test_a_kernel_is_kept_where_the_user_says(tmp_path):
+    (tmp_path / "own.py").write_text(KERNEL)
+    said = run(str(tmp_path / "own.py"), tmp_path, NUMBA_CACHE_DIR="here").stderr.decode()
+    assert f"it is kept in {tmp_path / 'here'}" in said
+    assert list((tmp_path / "here").rglob("*.nbi"))
+
+
+def test_one_place_chooses_where_kernels_are_kept():
+    for path in SOURCES:
+        if path.name != "compiling.py":
+            assert not re.search(r"cache=True|CACHE_DIR", path.read_text(encoding="utf-8")), path
+
+
+def test_train_starts_without_jit_docstrings_or_unicode(tmp_path):
+    result = run(f"-OO {REPOSITORY}/train.py --help", tmp_path, NUMBA_DISABLE_JIT="1", PYTHONIOENCODING="ascii")
+    assert result.returncode == 0, result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert b"warning: NUMBA_DISABLE_JIT is set" in result.stderr
+    assert b"taum taus theta" in result.stdout
+
+
+@pytest.mark.parametrize("module", ["snn.config", "datasets.prepare"])
+def test_a_module_starts_without_docstrings_or_unicode(tmp_path, module):
+    result = run(f"-OO -m {module} --help", tmp_path, PYTHONIOENCODING="ascii")
+    assert (result.returncode, result.stderr) == (0, b"")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("shd_folder")
+def test_a_run_and_its_test_without_docstrings_or_unicode(tmp_path):
+    """With a name that ASCII lacks, and silent outputs, whose delays are dashes."""
+    words = f"{TINY} --neuron2 20 20 1000 {ON_CPU} --path_to_dataset shd --dataset_name shd --epochs 1 --save_name ö"
+    environment = {"PYTHONIOENCODING": "ascii", "PYTHONOPTIMIZE": "2"}
+    trained = run(f"train.py --path_to_yaml {REPOSITORY}/configs/adlif_shd.yaml {words}", tmp_path, **environment)
+    assert trained.returncode == 0, trained.stderr
+    tested = run("test.py --load_pt_file ö", tmp_path, **environment)
+    assert tested.returncode == 0, tested.stderr
+    assert re.search(rb"t_d50 +-", tested.stdout)
+    assert rb"runs/\xf6/test" in tested.stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "plain"), [("92.3 ± 1 – τ", b"92.3 +- 1 - tau"), ("你 \udcff", rb"\u4f60 \udcff"), ("plain", b"plain")]
+)
+def test_characters_that_a_stream_lacks(monkeypatch, tmp_path, text, plain):
+    with open(tmp_path / "out", "w", encoding="ascii") as file:
+        monkeypatch.setattr(sys, "stdout", file)
+        cli.run(lambda: print(text, end=""))
+    assert (tmp_path / "out").read_bytes() == plain
+
+
+def test_text_files_are_read_and_written_as_utf8_whatever_the_locale():
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            name = node.func.attr if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) else ""
+            is_text = name in ("read_text", "write_text")
+            if name == "open" and node.args and isinstance(node.args[0], ast.Constant):  # path.open(mode)
+                is_text = "b" not in str(node.args[0].value)
+            if is_text:
+                assert "encoding" in [word.arg for word in node.keywords], f"{path}:{node.lineno}"
+
+
+def test_no_program_needs_its_assertions_or_docstrings():
+    for path in SOURCES:
+        if path.parent.name != "benchmarks":
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            assert not any(isinstance(node, ast.Assert) for node in ast.walk(tree)), path
+            assert "__doc__." not in path.read_text(encoding="utf-8"), path
+
+
+@pytest.mark.parametrize("system", ["sys.platform = 'win32'", "sys.version_info = (3, 10, 13)"])
+def test_a_system_that_is_not_supported_is_told_so_in_one_line(tmp_path, system):
+    result = subprocess.run(
+        [sys.executable, "-c", f"import sys; {system}; import snn"], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert result.returncode == 2
+    assert result.stderr == ("error: first-spike needs Python 3.11 or newer on Linux or macOS; on Windows, WSL 2\n")
+
+
+# What run.sh finds on PATH in place of Python: a script that answers as told.
+OLD = 'case "$*" in --version) echo Python 3.10.13;; *) exit 1;; esac'
+NO_VENV = """case "$*" in
+  *version_info*) ;;
+  "-m venv"*) mkdir -p "$3/bin"; echo ensurepip is not available; exit 1 ;;
+  *) exit 1 ;;
+esac"""
+PIP_FAILS = """case "$*" in
+  *version_info* | *--version) ;;
+  "-m venv"*) mkdir -p "$3/bin"; cp "$0" "$3/bin/python" ;;
+  *"pip install"*) printf "$WORDS" >&2; exit 1 ;;
+  *) exit 1 ;;
+esac"""
+OFFLINE = "WARNING: Retrying (Retry(total=0)): x\\nERROR: No matching distribution found for torch\\n"
+
+
+def run_sh(folder: Path, python3: str | None, **environment: str) -> list[str]:
+    """The lines of run.sh, in a copy of its own, with only this python3."""
+    for name in ("run.sh", "requirements.txt"):
+        shutil.copy(REPOSITORY / name, folder / name)
+    tools = folder / "bin"
+    tools.mkdir()
+    for name in ("bash", "dirname", "uname", "grep", "tail", "rm", "mkdir", "cp"):
+        (tools / name).symlink_to(shutil.which(name))
+    for name, text in {"python3": python3, "uname": environment.pop("uname", None)}.items():
+        if text:
+            (tools / name).unlink(missing_ok=True)
+            (tools / name).write_text(f"#!{shutil.which('bash')}\n{text}\n")
+            (tools / name).chmod(0o755)
+    result = subprocess.run(
+        [tools / "bash", "run.sh"], cwd=folder, env={"PATH": str(tools), **environment}, capture_output=True, text=True
+    )
+    assert result.returncode == 2
+    assert result.stdout == ""
+    return [line for line in result.stderr.splitlines() if not line.startswith("installing the packages")]
+
+
+@pytest.mark.parametrize(
+    ("python3", "environment", "said"),
+    [
+        (OLD, {}, "needs Python 3.11 or newer, and found only Python 3.10.13"),
+        (None, {}, "needs Python 3.11 or newer, and found only none"),
+        (NO_VENV, {}, "apt install python3-venv"),
+        (PIP_FAILS, {"WORDS": OFFLINE}, "cannot reach its package index"),
+        (PIP_FAILS, {"WORDS": "ERROR: No space left on device\\n"}, "ERROR: No space left on device"),
+        (OLD, {"uname": "echo MINGW64_NT-10.0"}, "WSL 2"),
+    ],
+)
+def test_run_sh_says_in_one_line_why_it_does_not_start(tmp_path, python3, environment, said):
+    (line,) = run_sh(tmp_path, python3, **environment)
+    assert line.startswith("run.sh: ")
+    assert said in line
+    assert python3 is not NO_VENV or not (tmp_path / ".venv").exists()  # half made, it would be in the way
+
+
+def test_run_sh_leaves_a_broken_venv_to_its_owner(tmp_path):
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv" / "bin" / "python").symlink_to(tmp_path / "gone")
+    (line,) = run_sh(tmp_path, 'case "$*" in *version_info*) ;; *) exit 1;; esac')
+    assert f"rm -r {tmp_path}/.venv" in line
+    assert (tmp_path / ".venv").exists()
+
+
+def test_packages_of_other_systems_are_not_asked_for(tmp_path):
+    """run.sh --python finds all packages there, of which one is for another system only."""
+    shutil.copy(REPOSITORY / "run.sh", tmp_path / "run.sh")
+    (tmp_path / "requirements.txt").write_text('numpy>=2 # numbers\n\nno-such-package>=1; sys_platform == "plan9"\n')
+    command, environment = (
+        ["bash", str(tmp_path / "run.sh"), "--python"],
+        os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
+    )
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "python" in result.stdout
+
+
+def test_cuda_packages_are_for_linux_alone():
+    for line in (REPOSITORY / "requirements.txt").read_text(encoding="utf-8").splitlines():
+        assert "cuda" not in line.partition("#")[0] or 'sys_platform == "linux"' in line
+
+
+NOTEBOOK = (
+    "import first_spike, datasets; from datasets.events import Bins; from datasets import readers; import snn.config"
+)
+
+
+@pytest.mark.parametrize(
+    ("other", "first"), [(None, ""), ("x = 1", "import datasets; "), ("from datasets import arrow; x = arrow.x", "")]
+)
+def test_a_notebook_finds_our_datasets_beside_another_package_of_that_name(tmp_path, other, first):
+    if other:
+        (tmp_path / "datasets").mkdir()
+        (tmp_path / "datasets" / "__init__.py").write_text(other)
+        (tmp_path / "datasets" / "arrow.py").write_text("x = 2")
+    program = f"import sys; {first}sys.path.append({str(REPOSITORY)!r}); {NOTEBOOK}; print(Bins, datasets.__file__)"
+    environment = os.environ | {"PYTHONPATH": ""}
+    result = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True)
+    assert result.returncode == 0, result.stderr
+    assert (str(tmp_path).encode() in result.stdout) == bool(other)
+
+
+def test_the_installation_leaves_hugging_faces_datasets_alone():
+    with (REPOSITORY / "pyproject.toml").open("rb") as file:
+        tool = tomllib.load(file)["tool"]["setuptools"]
+    assert tool["packages"]["find"]["include"] == ["snn*"]
+    assert tool["py-modules"] == ["first_spike"]

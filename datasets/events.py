@@ -7,6 +7,7 @@ and each batch reads its own.
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -18,6 +19,9 @@ from snn.events import Events, step_of
 from snn.ops.compiled import in_parts, kernel
 
 LOOKED_AT = 64
+MOST_SAID = 8  # classes or recordings in a message
+MOVED = 0.05  # share of the events in another bin from which on it is said
+HALVES = np.arange(np.float16(np.inf).view(np.uint16), dtype=np.uint16).view(np.float16).astype(np.float64)
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,11 @@ class Recordings:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def first_times(self) -> np.ndarray:
+        """(n,) float64: the earliest time of each; infinity where there is no event."""
+        return earliest(self.offsets, self.times)
+
     def load(self, index: np.ndarray, bins: "Bins | None" = None) -> tuple["Recordings", np.ndarray]:
         """Recordings with their events in memory, and the places in them of those in `index`. These are there."""
         return self, index
@@ -59,6 +68,7 @@ class StoredRecordings:
     class_names: tuple[str, ...] | None
     # (recordings, latest time that is needed) -> how many events of each, their times, their channels
     events: Callable[[np.ndarray, float], tuple[np.ndarray, np.ndarray, np.ndarray]]
+    first_times: np.ndarray  # (n,) float64, of the earliest event of each; infinity where there is none
     channel_of_unit: np.ndarray | None = None  # as the network sees a camera's units
 
     def __len__(self) -> int:
@@ -86,6 +96,35 @@ class StoredRecordings:
 
 
 AnyRecordings = Recordings | StoredRecordings
+
+
+def earliest(offsets: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """(n,) float64: the earliest of the times offsets[r] to offsets[r + 1] - 1 of each recording; infinity of none."""
+    found = np.full(len(offsets) - 1, np.inf)
+    has_events = np.diff(offsets) > 0
+    if has_events.any():
+        found[has_events] = np.minimum.reduceat(times, offsets[:-1][has_events])
+    return found
+
+
+def in_order(recordings: AnyRecordings) -> AnyRecordings:
+    """The same recordings, the events of each in the order of their times; those of one time stay as they are."""
+    if isinstance(recordings, StoredRecordings):
+        return replace(recordings, events=partial(_events_in_order, recordings.events))
+    lengths = np.diff(recordings.offsets)
+    return replace(recordings, **_sorted(lengths, recordings.times, recordings.channels))
+
+
+def _events_in_order(
+    events: Callable[[np.ndarray, float], tuple[np.ndarray, np.ndarray, np.ndarray]], numbers: np.ndarray, until: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    lengths, times, channels = events(numbers, until)
+    return lengths, *_sorted(lengths, times, channels).values()
+
+
+def _sorted(lengths: np.ndarray, times: np.ndarray, channels: np.ndarray) -> dict[str, np.ndarray]:
+    order = np.lexsort((times, np.repeat(np.arange(len(lengths)), lengths)))
+    return {"times": times[order], "channels": channels[order]}
 
 
 @dataclass(frozen=True)
@@ -213,29 +252,98 @@ def frames(recordings: Recordings, index: np.ndarray, bins: Bins, device: torch.
     return out_TBC[:T]
 
 
-def check_window(recordings: AnyRecordings, bins: Bins) -> None:
-    """Say so if most events come after the last bin; InputError if all do.
+def check_window(recordings: AnyRecordings, bins: Bins, strict: bool = False) -> None:
+    """Say what the bins do not see: recordings without an event in them, most events, or differences of time.
 
-    Of a set that stays in its file, up to LOOKED_AT recordings are looked at, evenly spread.
+    InputError if the bins see no event at all, or if `strict` and there is a recording without. Of the events of a set
+    that stays in its file, those of up to LOOKED_AT recordings are looked at, evenly spread.
     """
+    end, per_s = bins.end_ticks(recordings.ticks_per_second), recordings.ticks_per_second
+    window = f"the {bins.T} bins of {bins.dt_ms:g} ms"
+    is_lost = check_first_times(recordings, end, window, "data.T, data.dt_ms", strict)
     looked_at = [recordings]
     if isinstance(recordings, StoredRecordings):
-        spread = np.unique(np.linspace(0, len(recordings) - 1, LOOKED_AT).astype(np.int64))
+        spread = np.linspace(0, np.count_nonzero(~is_lost) - 1, LOOKED_AT).astype(np.int64)
+        spread = np.unique(np.flatnonzero(~is_lost)[spread])
         looked_at = (recordings.load(spread[k : k + 1])[0] for k in range(len(spread)))
-    end, inside, events, last = bins.end_ticks(recordings.ticks_per_second), 0, 0, 0
+    inside, events, last, moved, is_coarse = 0, 0, 0.0, 0.0, True
     for part in looked_at:
-        inside += np.count_nonzero(part.times < end)
-        events += len(part.times)
-        last = max(last, part.times.max())
-    share = inside / events
+        seen = part.times[part.times < end]
+        grain_ms = 1000 / per_s * grain(part.times)
+        is_coarse &= bool(grain_ms.any())
+        is_whole = part.times.dtype.kind != "f"
+        inside, events, last = inside + len(seen), events + len(part.times), max(last, part.times.max(initial=0))
+        # a time is off by a quarter of the grain in the mean, and crosses an edge with the chance of that by the bin
+        moved += np.minimum(grain_ms[part.times < end] / (4 * bins.dt_ms), 1).sum()
+    if inside < events / 2:
+        print(
+            f"warning: {recordings.where}: {100 * inside / events:.3g} % of the events fall into {window}; its times "
+            f"reach {last / per_s:g} s. Look at data.T, data.dt_ms and the unit of the times",
+            file=sys.stderr,
+        )
+    if is_coarse and moved > MOVED * inside:
+        numbers = np.arange(end) if is_whole else HALVES
+        used = len(np.unique(np.floor(1000 * numbers[numbers < end] / (per_s * bins.dt_ms))))
+        kind = f"whole numbers of {1 / per_s:g} s" if is_whole else "rounded to float16"
+        print(
+            f"warning: {recordings.where}: its times are {kind}, too coarse for bins of {bins.dt_ms:g} ms: about "
+            f"{100 * moved / inside:.0f} % of the events lie in another bin than that of their time, and "
+            f"{bins.T - used} of {bins.T} bins can hold none; take a larger data.dt_ms, or times in float32",
+            file=sys.stderr,
+        )
+
+
+def check_first_times(
+    recordings: AnyRecordings, end_ticks: float, window: str, fields: str, strict: bool
+) -> np.ndarray:
+    """(n,) bool: which recordings have no event before `end_ticks`. Say how many of which class.
+
+    InputError if all have none, or if `strict` and one has none. `window` is in words, set by `fields`.
+    """
+    first = recordings.first_times
+    is_lost, is_empty = first >= end_ticks, np.isinf(first)
+    if not is_lost.any():
+        return is_lost
+    remedy = f"Look at {fields} and the unit of the times"
+    if is_lost.all():
+        begin = "" if is_empty.all() else f"; its times begin at {first.min() / recordings.ticks_per_second:g} s"
+        raise InputError(f"{recordings.where}: 0 % of the events fall into {window}{begin}. {remedy}")
+    lost, of = (np.bincount(labels) for labels in (recordings.labels[is_lost], recordings.labels))
+    names = recordings.class_names or ()
+    classes = [
+        f"all {lost[k]} of class {k}" + (f" ({names[k]})" if k < len(names) else "")
+        if lost[k] == of[k]
+        else f"{lost[k]} of {of[k]} of class {k}"
+        for k in np.flatnonzero(lost)
+    ]
+    classes.sort(key=lambda words: not words.startswith("all"))
+    more = f" and {len(classes) - MOST_SAID} more classes" if len(classes) > MOST_SAID else ""
+    numbers = np.flatnonzero(is_lost)
     message = (
-        f"{recordings.where}: {100 * share:.3g} % of the events fall into the {bins.T} bins of {bins.dt_ms:g} ms; its "
-        f"times reach {last / recordings.ticks_per_second:g} s. Look at data.T, data.dt_ms and the unit of the times"
+        f"{recordings.where}: {len(numbers)} of {len(first)} recordings have no event in {window} "
+        f"({np.count_nonzero(is_empty)} are empty, {np.count_nonzero(is_lost & ~is_empty)} begin later): "
+        f"{', '.join(classes[:MOST_SAID])}{more}; by number "
+        f"{', '.join(map(str, numbers[:MOST_SAID]))}{', ...' if len(numbers) > MOST_SAID else ''}. {remedy}, or leave "
+        "them out"
     )
-    if share == 0:
-        raise InputError(message)
-    if share < 0.5:
-        print(f"warning: {message}", file=sys.stderr)
+    if strict:
+        raise InputError(f"{message}; data.strict=false lets potentials alone decide on them")
+    print(f"warning: {message}; potentials alone decide on them (data.strict=true refuses them)", file=sys.stderr)
+    return is_lost
+
+
+def grain(times: np.ndarray) -> np.ndarray:
+    """(events,) float64: how far the times that the file could hold lie apart; 0 where too little to matter.
+
+    That of whole numbers is 1, and that of halves depends on the time. Halves are known by their values: a file may
+    hold in float32 what was rounded before.
+    """
+    if times.dtype.kind != "f":
+        return np.ones(len(times))
+    with np.errstate(over="ignore"):
+        halves = times.astype(np.float16)
+    is_half = len(times) > 0 and (halves == times).all()
+    return np.spacing(halves).astype(np.float64) if is_half else np.zeros(len(times))
 
 
 def batches(

@@ -214,8 +214,8 @@ def check_batch_norm(cfg: config.Config, recordings: int, parts: int) -> None:
     pixels = [math.prod(shape[1:]) for shape in architecture.shapes(cfg.network.layers, data.shape)]
     if cfg.network.batch_norm and (data.T + data.T_empty) * smallest * min(pixels, default=2) == 1:
         raise InputError(
-            f"train.batch_size = {size}: one of {recordings} recordings to train on makes a batch of its own, whose one "
-            "step is too little for BatchNorm; choose another train.batch_size, a larger data.T, or "
+            f"train.batch_size = {size}: one of {recordings} recordings to train on makes a batch of its own, whose "
+            "one step is too little for BatchNorm; choose another train.batch_size, a larger data.T, or "
             "network.batch_norm=false"
         )
 

@@ -5,7 +5,7 @@ and each batch reads its own.
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
@@ -304,10 +304,10 @@ def check_first_times(
     is_lost, is_empty = first >= end_ticks, np.isinf(first)
     if not is_lost.any():
         return is_lost
-    remedy = f"Look at {fields} and the unit of the times"
+    remedy = f"look at {fields} and the unit of the times"
     if is_lost.all():
         begin = "" if is_empty.all() else f"; its times begin at {first.min() / recordings.ticks_per_second:g} s"
-        raise InputError(f"{recordings.where}: 0 % of the events fall into {window}{begin}. {remedy}")
+        raise InputError(f"{recordings.where}: 0 % of the events fall into {window}{begin}; {remedy}")
     lost, of = (np.bincount(labels) for labels in (recordings.labels[is_lost], recordings.labels))
     names = recordings.class_names or ()
     classes = [
@@ -317,19 +317,21 @@ def check_first_times(
         for k in np.flatnonzero(lost)
     ]
     classes.sort(key=lambda words: not words.startswith("all"))
-    more = f" and {len(classes) - MOST_SAID} more classes" if len(classes) > MOST_SAID else ""
     numbers = np.flatnonzero(is_lost)
     message = (
-        f"{recordings.where}: {len(numbers)} of {len(first)} recordings have no event in {window} "
-        f"({np.count_nonzero(is_empty)} are empty, {np.count_nonzero(is_lost & ~is_empty)} begin later): "
-        f"{', '.join(classes[:MOST_SAID])}{more}; by number "
-        f"{', '.join(map(str, numbers[:MOST_SAID]))}{', ...' if len(numbers) > MOST_SAID else ''}. {remedy}, or leave "
-        "them out"
+        f"{recordings.where}: recordings without an event in {window}: {len(numbers)} of {len(first)} "
+        f"({np.count_nonzero(is_empty)} empty, {np.count_nonzero(is_lost & ~is_empty)} that begin later), "
+        f"{_some(classes)}; by number {_some(numbers)}; {remedy}, or leave them out"
     )
     if strict:
         raise InputError(f"{message}; data.strict=false lets potentials alone decide on them")
-    print(f"warning: {message}; potentials alone decide on them (data.strict=true refuses them)", file=sys.stderr)
+    print(f"warning: {message}. Potentials alone decide on them; data.strict=true refuses them", file=sys.stderr)
     return is_lost
+
+
+def _some(values: Sequence) -> str:
+    """The first of these, in words."""
+    return ", ".join(map(str, values[:MOST_SAID])) + (", ..." if len(values) > MOST_SAID else "")
 
 
 def grain(times: np.ndarray) -> np.ndarray:

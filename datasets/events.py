@@ -285,10 +285,11 @@ def check_window(recordings: AnyRecordings, bins: Bins, strict: bool = False) ->
         numbers = np.arange(end) if is_whole else HALVES
         used = len(np.unique(np.floor(1000 * numbers[numbers < end] / (per_s * bins.dt_ms))))
         kind = f"whole numbers of {1 / per_s:g} s" if is_whole else "rounded to float16"
+        none = f", and {bins.T - used} of {bins.T} bins can hold none" if used < bins.T else ""
         print(
             f"warning: {recordings.where}: its times are {kind}, too coarse for bins of {bins.dt_ms:g} ms: about "
-            f"{100 * moved / inside:.0f} % of the events lie in another bin than that of their time, and "
-            f"{bins.T - used} of {bins.T} bins can hold none; take a larger data.dt_ms, or times in float32",
+            f"{100 * moved / inside:.0f} % of the events lie in another bin than that of their time{none}; take a "
+            "larger data.dt_ms, or times in float32",
             file=sys.stderr,
         )
 

@@ -309,9 +309,6 @@ def break_file(path, kind: str) -> None:
     elif kind == "label":
         events["labels"][7] = 3
         write_shd(path, **events)
-    elif kind == "empty":
-        events["times"][7] = events["units"][7] = []
-        write_shd(path, **events)
 
 
 BAD_FILES = {
@@ -320,7 +317,6 @@ BAD_FILES = {
     "layout": "it has no data set /labels",
     "channel": "recording 7 has an event on channel 40, outside 0..39",
     "label": "recording 7 has the label 3, outside 0..2",
-    "empty": "recording 7 does not have events; it is empty",
 }
 
 

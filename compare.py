@@ -87,8 +87,8 @@ def main() -> None:
 
 def read(path: Path) -> Tested:
     """What test.py left of a run: by its folder, its name, its checkpoint, or the folder of the test itself."""
-    beside = path.parent / "test" if path.is_file() else Path("runs") / path.name.removesuffix(".pt") / "test"
-    candidates = (path, path / "test", beside)
+    beside = [path.parent / "test"] if path.is_file() else []
+    candidates = (path, path / "test", *beside, Path("runs") / path.name.removesuffix(".pt") / "test")
     folder = next((folder for folder in candidates if (folder / "metrics.json").is_file()), None)
     if folder is None:
         raise InputError(f"{path}: not tested yet; run python test.py --load_pt_file {path} first")

@@ -39,7 +39,7 @@ def main() -> None:
     checkpoint.load_weights(network, content["network"], path)
     out = args.out or path.with_suffix(f".{args.format}")
     names = content["class_names"]
-    print(write_nir(args, cfg, network, names, out) if args.format == "nir" else write_onnx(cfg, network, names, out))
+    print(write_nir(args, cfg, network, out, names) if args.format == "nir" else write_onnx(cfg, network, out, names))
 
 
 def said_names(names: Names) -> dict[str, str]:
@@ -47,7 +47,7 @@ def said_names(names: Names) -> dict[str, str]:
     return {} if names is None else {"class_names": json.dumps(names)}
 
 
-def write_nir(args: argparse.Namespace, cfg: config.Config, network: Network, names: Names, out: Path) -> str:
+def write_nir(args: argparse.Namespace, cfg: config.Config, network: Network, out: Path, names: Names = None) -> str:
     """The network as a NIR graph: a line about it."""
     left_out = exchange.unsaid_by_nir(network)
     exported = exchange.approximated(network) if left_out and args.approximate else network
@@ -69,7 +69,7 @@ def write_nir(args: argparse.Namespace, cfg: config.Config, network: Network, na
     return about
 
 
-def write_onnx(cfg: config.Config, network: Network, names: Names, out: Path) -> str:
+def write_onnx(cfg: config.Config, network: Network, out: Path, names: Names = None) -> str:
     """One step of the network as an ONNX model: a line about it."""
     if missing := [name for name in ("onnx", "onnxscript") if find_spec(name) is None]:
         raise InputError(f"--format onnx needs {' and '.join(missing)}: pip install onnx onnxscript onnxruntime")

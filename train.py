@@ -2,7 +2,8 @@
 
 The loop is here; what it trains, a first-spike network on events or a TTFS network on images, is in tasks.py.
 Writes runs/<name>/: best.pt and last.pt (weights and the whole configuration), config.yaml, metrics.jsonl and what
-TensorBoard reads. The best model is chosen on data held out from the training file; test.py alone opens the test file.
+TensorBoard reads. The best model is chosen on data held out from the training file. test.py alone reads the test file;
+of its layout is said before training what test.py would refuse.
 
 last.pt is how far the run is; what the other files hold beyond it, a kill having come in between, is done again. With
 --resume a run goes on at the batch after that of its last.pt: on the CPU to the same bits as if it had never ended.

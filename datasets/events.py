@@ -18,7 +18,8 @@ from snn.errors import InputError
 from snn.events import Events, step_of
 from snn.ops.compiled import in_parts, kernel
 
-LOOKED_AT = 64
+LOOKED_AT = 64  # recordings
+SAMPLE = 2**18  # events
 MOST_SAID = 8  # classes or recordings in a message
 MOVED = 0.05  # share of the events in another bin from which on it is said
 HALVES = np.arange(np.float16(np.inf).view(np.uint16), dtype=np.uint16).view(np.float16).astype(np.float64)
@@ -100,10 +101,15 @@ AnyRecordings = Recordings | StoredRecordings
 
 def earliest(offsets: np.ndarray, times: np.ndarray) -> np.ndarray:
     """(n,) float64: the earliest of the times offsets[r] to offsets[r + 1] - 1 of each recording; infinity of none."""
-    found = np.full(len(offsets) - 1, np.inf)
-    has_events = np.diff(offsets) > 0
+    return of_each(np.minimum, offsets, times, np.inf)
+
+
+def of_each(what: np.ufunc, offsets: np.ndarray, values: np.ndarray, of_none: float = 0) -> np.ndarray:
+    """(n,) float64: the sum, say, of the values offsets[r] to offsets[r + 1] - 1 of each recording."""
+    found, has_events = np.full(len(offsets) - 1, of_none, np.float64), np.diff(offsets) > 0
     if has_events.any():
-        found[has_events] = np.minimum.reduceat(times, offsets[:-1][has_events])
+        kind = np.int64 if values.dtype == bool else None
+        found[has_events] = what.reduceat(values, offsets[:-1][has_events], dtype=kind)
     return found
 
 
@@ -266,32 +272,48 @@ def check_window(recordings: AnyRecordings, bins: Bins, strict: bool = False) ->
         spread = np.linspace(0, np.count_nonzero(~is_lost) - 1, LOOKED_AT).astype(np.int64)
         spread = np.unique(np.flatnonzero(~is_lost)[spread])
         looked_at = (recordings.load(spread[k : k + 1])[0] for k in range(len(spread)))
-    inside, events, last, moved, is_coarse = 0, 0, 0.0, 0.0, True
+    inside, events = np.zeros((2, recordings.labels.max() + 1))  # of each class
+    last, few = 0.0, []
     for part in looked_at:
-        seen = part.times[part.times < end]
-        grain_ms = 1000 / per_s * grain(part.times)
-        is_coarse &= bool(grain_ms.any())
-        is_whole = part.times.dtype.kind != "f"
-        inside, events, last = inside + len(seen), events + len(part.times), max(last, part.times.max(initial=0))
-        # a time is off by a quarter of the grain in the mean, and crosses an edge with the chance of that by the bin
-        moved += np.minimum(grain_ms[part.times < end] / (4 * bins.dt_ms), 1).sum()
-    if inside < events / 2:
+        seen = of_each(np.add, part.offsets, part.times < end)
+        for sums, numbers in ((inside, seen), (events, np.diff(part.offsets) * (seen > 0))):
+            sums += np.bincount(part.labels, numbers, len(sums))
+        last = max(last, part.times.max(initial=0))
+        few.append(part.times[:: max(len(part.times) // SAMPLE, 1)])
+    share = inside.sum() / events.sum()
+    behind = np.flatnonzero(inside < events / 2)
+    if len(behind):
+        classes = [f"{100 * inside[k] / events[k]:.3g} % of {_name_of(recordings, k)}" for k in behind]
         print(
-            f"warning: {recordings.where}: {100 * inside / events:.3g} % of the events fall into {window}; its times "
-            f"reach {last / per_s:g} s. Look at data.T, data.dt_ms and the unit of the times",
+            f"warning: {recordings.where}: {100 * share:.3g} % of the events fall into {window}, {_some(classes)}; its "
+            f"times reach {last / per_s:g} s. Look at data.T, data.dt_ms and the unit of the times",
             file=sys.stderr,
         )
-    if is_coarse and moved > MOVED * inside:
-        numbers = np.arange(end) if is_whole else HALVES
-        used = len(np.unique(np.floor(1000 * numbers[numbers < end] / (per_s * bins.dt_ms))))
-        kind = f"whole numbers of {1 / per_s:g} s" if is_whole else "rounded to float16"
-        none = f", and {bins.T - used} of {bins.T} bins can hold none" if used < bins.T else ""
-        print(
-            f"warning: {recordings.where}: its times are {kind}, too coarse for bins of {bins.dt_ms:g} ms: about "
-            f"{100 * moved / inside:.0f} % of the events lie in another bin than that of their time{none}; take a "
-            "larger data.dt_ms, or times in float32",
-            file=sys.stderr,
-        )
+    _say_coarse(np.concatenate(few), recordings, bins)
+
+
+def _say_coarse(times: np.ndarray, recordings: AnyRecordings, bins: Bins) -> None:
+    """Say so if times, of which these are some, are so coarse that many events lie in another bin than their own."""
+    end, per_s, is_whole = (
+        bins.end_ticks(recordings.ticks_per_second),
+        recordings.ticks_per_second,
+        times.dtype.kind != "f",
+    )
+    off = 1000 / per_s * grain(times)[times < end] / (2 * bins.dt_ms)
+    # a time that is off by up to half the grain, evenly, crosses an edge if it is not farther away than that
+    moved = np.where(off < 1, off / 2, 1 - 0.5 / np.maximum(off, 1)).mean()
+    if moved <= MOVED:
+        return
+    numbers = np.arange(end) if is_whole else HALVES
+    used = len(np.unique(np.floor(1000 * numbers[numbers < end] / (per_s * bins.dt_ms))))
+    kind = f"whole numbers of {1 / per_s:g} s" if is_whole else "rounded to float16"
+    none = f", and {bins.T - used} of {bins.T} bins can hold none" if used < bins.T else ""
+    print(
+        f"warning: {recordings.where}: its times are {kind}, too coarse for bins of {bins.dt_ms:g} ms: about "
+        f"{100 * moved:.0f} % of the events lie in another bin than that of their time{none}; take a larger "
+        "data.dt_ms, or times in float32",
+        file=sys.stderr,
+    )
 
 
 def check_first_times(
@@ -310,11 +332,8 @@ def check_first_times(
         begin = "" if is_empty.all() else f"; its times begin at {first.min() / recordings.ticks_per_second:g} s"
         raise InputError(f"{recordings.where}: 0 % of the events fall into {window}{begin}; {remedy}")
     lost, of = (np.bincount(labels) for labels in (recordings.labels[is_lost], recordings.labels))
-    names = recordings.class_names or ()
     classes = [
-        f"all {lost[k]} of class {k}" + (f" ({names[k]})" if k < len(names) else "")
-        if lost[k] == of[k]
-        else f"{lost[k]} of {of[k]} of class {k}"
+        f"{'all ' if lost[k] == of[k] else f'{lost[k]} of '}{of[k]} of {_name_of(recordings, k)}"
         for k in np.flatnonzero(lost)
     ]
     classes.sort(key=lambda words: not words.startswith("all"))
@@ -328,6 +347,12 @@ def check_first_times(
         raise InputError(f"{message}; data.strict=false lets potentials alone decide on them")
     print(f"warning: {message}. Potentials alone decide on them; data.strict=true refuses them", file=sys.stderr)
     return is_lost
+
+
+def _name_of(recordings: AnyRecordings, label: int) -> str:
+    """A class by its number and, where it has one, its name."""
+    names = recordings.class_names or ()
+    return f"class {label}" + (f" ({names[label]})" if label < len(names) else "")
 
 
 def _some(values: Sequence) -> str:
@@ -391,6 +416,13 @@ def hold_out(
             of_class = random.permutation(np.flatnonzero(recordings.labels == label))
             held[of_class[: min(len(of_class) - 1, max(1, round(share * len(of_class))))]] = True
     missing = np.setdiff1d(recordings.labels, recordings.labels[~held])
+    unseen = np.setdiff1d(recordings.labels, recordings.labels[held])
+    if held.any() and len(unseen):
+        print(
+            f"warning: {recordings.where}: nothing of {_some([_name_of(recordings, k) for k in unseen])} is held out, "
+            "so that validation does not see it",
+            file=sys.stderr,
+        )
     if len(missing) or not held.any():
         raise InputError(
             f"{recordings.where}: with data.validation_share = {share} held out by {by}, "

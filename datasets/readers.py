@@ -146,7 +146,7 @@ def _falls(offsets: np.ndarray, times: np.ndarray) -> Iterator[tuple[int, tuple[
     for r in np.unique(recordings):
         own, events = falls[recordings == r], times[offsets[r] : offsets[r + 1]].astype(np.float64)
         drops = times[own - 1].astype(np.float64) - times[own]
-        if len(own) <= len(events) / 20 and (drops > np.ptp(events) / 2).all():
+        if len(own) <= len(events) / 4 and (drops > np.ptp(events) / 2).all():
             yield int(r), (float(times[own[0] - 1]), float(times[own[0]]))
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from datasets import images, readers
-from datasets.events import Bins, Recordings, batches, check_first_times, check_window
+from datasets.events import Bins, Recordings, batches, check_first_times, check_window, hold_out
 from snn.errors import InputError
 from tests.conftest import REPOSITORY, TINY, assert_one_line, make_events, write_shd
 from tests.test_cameras import CHANNELS, make_pixels, write_camera
@@ -51,6 +52,29 @@ def test_recordings_are_counted_by_class(tmp_path, capsys, in_memory, change, pa
         assert part in said
     with pytest.raises(InputError, match=r"data\.strict=false"):
         check_window(recordings, BINS, strict=True)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_class_that_loses_most_of_its_events_is_named(tmp_path, capsys, in_memory):
+    """Its recordings begin in the window and go on behind it; of all events most are seen."""
+    events = make_events(60, 3, 40, 0)
+    events["times"] = [times * (1 if r % 3 else 10) for r, times in enumerate(events["times"])]
+    recordings = readers.read("shd", write_shd(tmp_path / "x.h5", **events), "train", 40, 3, in_memory=in_memory)
+    check_window(recordings, BINS)
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if "% of the events fall into" in line]
+    share = np.mean(np.concatenate(events["times"][::3]) < 0.2)
+    assert share < 0.2
+    assert f"{100 * share:.3g} % of class 0; its times reach" in said
+    assert "class 1" not in said
+
+
+def test_a_class_that_is_not_validated_is_named(shd_folder, capsys):
+    recordings = readers.read("shd", shd_folder / "shd_train.h5", "train", 40, 3)
+    hold_out(recordings, 0.1, "recording", 0)
+    assert not capsys.readouterr().err
+    one_each = replace(recordings, labels=np.array([0] * 58 + [1, 2]), class_names=("a", "b", "c"))
+    hold_out(one_each, 0.1, "recording", 0)
+    assert "nothing of class 1 (b), class 2 (c) is held out" in capsys.readouterr().err
 
 
 def test_nothing_is_said_of_a_file_without_fault(shd_folder, capsys):

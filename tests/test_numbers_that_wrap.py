@@ -29,8 +29,8 @@ def write(path: Path, times: list, units: list, labels: list, types: str = "f4 u
     return path
 
 
-def small(types: str, path: Path, classes: int = 3) -> Path:
-    events = make_events(2 * classes, classes, 40, 0)
+def small(types: str, path: Path, classes: int) -> Path:
+    events = make_events(classes, classes, 40, 0)
     return write(path, events["times"], events["units"], events["labels"], types)
 
 
@@ -57,7 +57,7 @@ def small(types: str, path: Path, classes: int = 3) -> Path:
 )
 @pytest.mark.parametrize("ask", [readers.read, readers.look])
 def test_types_are_held_against_numbers(tmp_path, types, channels, classes, message, ask):
-    path = small(types, tmp_path / "x.h5", classes)
+    path = small(types, tmp_path / "x.h5", min(classes, 128))
     if message is None:
         ask("shd", path, "train", channels, classes)
         return
@@ -122,7 +122,7 @@ def test_counters_that_have_run_over_are_named(tmp_path, capsys, in_memory):
     path = write(tmp_path / "x.h5", wrapped, events["units"], events["labels"])
     readers.read("shd", path, "train", 40, 3, in_memory=in_memory)
     said = capsys.readouterr().err
-    assert "in 5 of 6 recordings time falls as that of a counter which has run over (recording 0: from 0.06" in said
+    assert "in 5 of 6 recordings time falls as that of a counter which has run over (recording 0: from 0.05" in said
     shuffled = [np.random.default_rng(r).permutation(times) for r, times in enumerate(events["times"])]
     for times in (events["times"], shuffled):
         readers.read("shd", write(tmp_path / "x.h5", times, events["units"], events["labels"]), "train", 40, 3)
@@ -183,5 +183,5 @@ def test_the_docs_show_a_type_that_fits():
 @pytest.mark.skipif(not CASES.is_dir(), reason="the cases of users are not here")
 def test_case_of_a_user():
     path = CASES / "d_tonic" / "in" / "cam_train.h5"
-    with pytest.raises(InputError, match="uint16, which ends at 65,535, .* as uint32"):
+    with pytest.raises(InputError, match=r"uint16, which ends at 65,535, .* as uint32"):
         readers.read("shd", path, "train", Sensor(height=240, width=304, divide=16).num_units, 3)

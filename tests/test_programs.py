@@ -37,7 +37,7 @@ def without_times(log: list[dict]) -> list[dict]:
 
 @pytest.mark.usefixtures("shd_folder")
 def test_train_then_test(program, tmp_path):
-    """The whole path, for a pair of files of any number of classes; nothing but test.py opens the test file."""
+    """The whole path, for a pair of files of any number of classes; nothing but test.py needs the test file."""
     test_file = tmp_path / "shd" / "shd_test.h5"
     hidden = test_file.rename(tmp_path / "elsewhere.h5")
     trained = program(f"{TRAIN} --epochs 12 --lr 5e-3")

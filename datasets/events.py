@@ -281,11 +281,11 @@ def check_window(recordings: AnyRecordings, bins: Bins, strict: bool = False) ->
         last = max(last, part.times.max(initial=0))
         few.append(part.times[:: max(len(part.times) // SAMPLE, 1)])
     share = inside.sum() / events.sum()
-    behind = np.flatnonzero(inside < events / 2)
-    if len(behind):
-        classes = [f"{100 * inside[k] / events[k]:.3g} % of {_name_of(recordings, k)}" for k in behind]
+    behind = [] if share < 0.5 else np.flatnonzero(inside < events / 2)
+    if share < 0.5 or len(behind):
+        classes = [f", {100 * inside[k] / events[k]:.3g} % of those of {_name_of(recordings, k)}" for k in behind]
         print(
-            f"warning: {recordings.where}: {100 * share:.3g} % of the events fall into {window}, {_some(classes)}; its "
+            f"warning: {recordings.where}: {100 * share:.3g} % of the events fall into {window}{''.join(classes)}; its "
             f"times reach {last / per_s:g} s. Look at data.T, data.dt_ms and the unit of the times",
             file=sys.stderr,
         )
@@ -294,14 +294,11 @@ def check_window(recordings: AnyRecordings, bins: Bins, strict: bool = False) ->
 
 def _say_coarse(times: np.ndarray, recordings: AnyRecordings, bins: Bins) -> None:
     """Say so if times, of which these are some, are so coarse that many events lie in another bin than their own."""
-    end, per_s, is_whole = (
-        bins.end_ticks(recordings.ticks_per_second),
-        recordings.ticks_per_second,
-        times.dtype.kind != "f",
-    )
+    per_s, is_whole = recordings.ticks_per_second, times.dtype.kind != "f"
+    end = bins.end_ticks(per_s)
     off = 1000 / per_s * grain(times)[times < end] / (2 * bins.dt_ms)
     # a time that is off by up to half the grain, evenly, crosses an edge if it is not farther away than that
-    moved = np.where(off < 1, off / 2, 1 - 0.5 / np.maximum(off, 1)).mean()
+    moved = np.where(off < 1, off / 2, 1 - 0.5 / np.maximum(off, 1)).sum() / max(len(off), 1)
     if moved <= MOVED:
         return
     numbers = np.arange(end) if is_whole else HALVES

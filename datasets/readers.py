@@ -126,7 +126,7 @@ def look(
     if found.number == 0:
         raise InputError(f"{path}: holds no recording")
     channel_type, label_type = found.stored_types
-    check_type(channel_type, num_channels, str(path), "units", "data.channels (or data.sensor)")
+    check_type(channel_type, num_channels, str(path), "units", "data.channels, data.sensor or data.shape")
     check_type(label_type, num_classes, str(path), "labels", "data.num_classes")
     if found.class_names is not None and classes is not None and classes.names is not None:
         numbers_in(classes, Named(found.class_names, str(path)))
@@ -142,9 +142,9 @@ def _falls(offsets: np.ndarray, times: np.ndarray) -> Iterator[tuple[int, tuple[
     """
     falls = np.flatnonzero(times[1:] < times[:-1]) + 1
     falls = falls[~np.isin(falls, offsets)]  # where the next recording begins
-    recordings = np.searchsorted(offsets, falls, side="right") - 1
-    for r in np.unique(recordings):
-        own, events = falls[recordings == r], times[offsets[r] : offsets[r + 1]].astype(np.float64)
+    recordings, begin = np.unique(np.searchsorted(offsets, falls, side="right") - 1, return_index=True)
+    for r, own in zip(recordings, np.split(falls, begin[1:]), strict=False):  # one empty part where there are none
+        events = times[offsets[r] : offsets[r + 1]].astype(np.float64)
         drops = times[own - 1].astype(np.float64) - times[own]
         if len(own) <= len(events) / 4 and (drops > np.ptp(events) / 2).all():
             yield int(r), (float(times[own[0] - 1]), float(times[own[0]]))

@@ -64,7 +64,7 @@ def test_a_class_that_loses_most_of_its_events_is_named(tmp_path, capsys, in_mem
     (said,) = [line for line in capsys.readouterr().err.splitlines() if "% of the events fall into" in line]
     share = np.mean(np.concatenate(events["times"][::3]) < 0.2)
     assert share < 0.2
-    assert f"{100 * share:.3g} % of class 0; its times reach" in said
+    assert f"{100 * share:.3g} % of those of class 0; its times reach" in said
     assert "class 1" not in said
 
 

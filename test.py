@@ -103,7 +103,7 @@ def test_recordings(args: argparse.Namespace, subjects: Sequence[Subject]) -> di
             Stream(network, bins.dt_ms, bins.T, bins.T_empty)  # refuses what it cannot take before the work is done
     prepare.make_if_missing(data.test_path, data.dataset_name, data.prepare)
     recordings = tasks.read_recordings(data, "test", bins, classes_of(subjects[0]))
-    say_missing(recordings.labels, data.num_classes, str(data.test_path))
+    say_missing(recordings.labels, data.num_classes, str(data.test_path), "recording")
     goals = [
         partial(
             objective, loss=loss, window=Window.of(T + T_empty, loss.fs.D, loss.fs.A, loss.fs.window), training=False
@@ -156,7 +156,7 @@ def test_images(args: argparse.Namespace, subjects: Sequence[Subject]) -> dict[P
         checkpoint.load_weights(network, subject.content["network"], subject.path)
     images.fetch_if_missing(data.layout, data.folder, data.dataset_name)
     test_set = tasks.read_images(data, "test", classes_of(subjects[0]))
-    say_missing(test_set.labels, data.num_classes, test_set.where)
+    say_missing(test_set.labels, data.num_classes, test_set.where, "image")
 
     evaluations = [TTFSEvaluation() for _ in subjects]
     simulations = [Simulation(network).run if args.simulate else None for network in networks]
@@ -269,11 +269,11 @@ def classes_of(subject: Subject) -> Named:
     return Named(subject.content["class_names"], str(subject.path))
 
 
-def say_missing(labels: np.ndarray, classes: int, where: str) -> None:
+def say_missing(labels: np.ndarray, classes: int, where: str, item: str) -> None:
     """Say so if classes have nothing to be tested on."""
     if len(missing := np.setdiff1d(np.arange(classes), labels)):
         print(
-            f"warning: {where}: nothing of {len(missing)} of the network's {classes} classes, the first of them "
+            f"warning: {where}: no {item} of {len(missing)} of the network's {classes} classes, the first of them "
             f"{missing[0]}; is it the set of its training?",
             file=sys.stderr,
         )

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from snn import cli, config, page, report, statistics
+from snn.classes import Named, numbers_in
 from snn.errors import InputError
 from snn.evaluation import NOTHING
 from snn.files import write_whole
@@ -50,6 +51,7 @@ def main() -> None:
     args = parser.parse_args()
     one, other = (read(path) for path in args.runs)
     check_same_samples(one, other)
+    other = in_classes_of(one, other)
 
     accuracy, delay = accuracy_table(one, other), delay_table(one, other)
     for table in (accuracy, delay):
@@ -85,8 +87,8 @@ def main() -> None:
 
 def read(path: Path) -> Tested:
     """What test.py left of a run: by its folder, its name, its checkpoint, or the folder of the test itself."""
-    beside = path.parent / "test" if path.is_file() else Path("runs") / path.name.removesuffix(".pt") / "test"
-    candidates = (path, path / "test", beside)
+    beside = [path.parent / "test"] if path.is_file() else []
+    candidates = (path, path / "test", *beside, Path("runs") / path.name.removesuffix(".pt") / "test")
     folder = next((folder for folder in candidates if (folder / "metrics.json").is_file()), None)
     if folder is None:
         raise InputError(f"{path}: not tested yet; run python test.py --load_pt_file {path} first")
@@ -95,7 +97,7 @@ def read(path: Path) -> Tested:
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         with np.load(folder / "samples.npz") as file:
             samples = dict(file)
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError):
+    except (OSError, ValueError, RecursionError, zipfile.BadZipFile, EOFError):
         raise InputError(f"{folder}: has no readable metrics.json with its samples.npz; {again}") from None
     if not isinstance(metrics, dict) or "samples_of" not in metrics or "target" not in samples:
         raise InputError(f"{folder}: was written by an older test.py; {again}")
@@ -112,6 +114,14 @@ def check_same_samples(one: Tested, other: Tested) -> None:
         f"{one.name} and {other.name} were tested on different data: {' and '.join(data)}; test both on the same: "
         f"python test.py --load_pt_file {one.folder.parent} {other.folder.parent} --path_to_dataset DIR"
     )
+
+
+def in_classes_of(one: Tested, other: Tested) -> Tested:
+    """The other with its classes numbered as those of the one. InputError if they have other names."""
+    wanted, own = (Named(tuple(run.metrics["class_names"]), run.name) for run in (one, other))
+    numbers = numbers_in(wanted, own)
+    labels = {name: numbers[other.samples[name]] for name in ("target", *DECISIONS) if name in other.samples}
+    return other._replace(samples=other.samples | labels, metrics=other.metrics | {"class_names": list(wanted.names)})
 
 
 def codes(one: Tested, other: Tested) -> list[str]:

@@ -5,6 +5,7 @@ onnx: one step of the network, state in and state out, for onnxruntime. docs/exp
 """
 
 import argparse
+import json
 import math
 import os
 import tempfile
@@ -20,9 +21,12 @@ from tqdm import tqdm
 import tasks
 from datasets.events import Bins, batches, hold_out
 from snn import checkpoint, cli, config, exchange
+from snn.classes import Named
 from snn.coding import first_times, fs_decision
 from snn.errors import InputError
 from snn.network import Network
+
+Names = tuple[str, ...] | None  # of the classes
 
 
 def main() -> None:
@@ -34,10 +38,16 @@ def main() -> None:
     network = Network(cfg.network, cfg.data.shape, cfg.data.num_classes).eval()
     checkpoint.load_weights(network, content["network"], path)
     out = args.out or path.with_suffix(f".{args.format}")
-    print(write_nir(args, cfg, network, out) if args.format == "nir" else write_onnx(cfg, network, out))
+    names = content["class_names"]
+    print(write_nir(args, cfg, network, out, names) if args.format == "nir" else write_onnx(cfg, network, out, names))
 
 
-def write_nir(args: argparse.Namespace, cfg: config.Config, network: Network, out: Path) -> str:
+def said_names(names: Names) -> dict[str, str]:
+    """The metadata that name the classes, in the order of the outputs: a JSON list."""
+    return {} if names is None else {"class_names": json.dumps(names)}
+
+
+def write_nir(args: argparse.Namespace, cfg: config.Config, network: Network, out: Path, names: Names = None) -> str:
     """The network as a NIR graph: a line about it."""
     left_out = exchange.unsaid_by_nir(network)
     exported = exchange.approximated(network) if left_out and args.approximate else network
@@ -47,18 +57,19 @@ def write_nir(args: argparse.Namespace, cfg: config.Config, network: Network, ou
         "data_dt_ms": cfg.data.dt_ms,
         "data_T": cfg.data.T,
         "data_T_empty": cfg.data.T_empty,
+        **said_names(names),
         "left_out": " and ".join(left_out) or "nothing",
     }
     about = f"{out}: {len(graph.nodes)} nodes for steps of {args.dt:g} s"
     about += f"; the output comes {graph.metadata['latency_steps']} steps earlier than here"
     if exported is not network:
-        different, of = differing_decisions(cfg, args.path_to_dataset, network, exported)
+        different, of = differing_decisions(cfg, args.path_to_dataset, names, network, exported)
         about += f"; without {' and '.join(left_out)} {different} of {of} held-out decisions differ"
     write(out, lambda part: nir.write(part, graph))
     return about
 
 
-def write_onnx(cfg: config.Config, network: Network, out: Path) -> str:
+def write_onnx(cfg: config.Config, network: Network, out: Path, names: Names = None) -> str:
     """One step of the network as an ONNX model: a line about it."""
     if missing := [name for name in ("onnx", "onnxscript") if find_spec(name) is None]:
         raise InputError(f"--format onnx needs {' and '.join(missing)}: pip install onnx onnxscript onnxruntime")
@@ -79,6 +90,7 @@ def write_onnx(cfg: config.Config, network: Network, out: Path) -> str:
                 dynamo=True,
                 verbose=False,
             )
+        program.model.metadata_props.update(said_names(names))
         program.save(part)
 
     write(out, save)
@@ -104,11 +116,13 @@ def write(out: Path, save: Callable[[Path], None]) -> None:
 
 
 @torch.inference_mode()
-def differing_decisions(cfg: config.Config, folder: str | None, network: Network, other: Network) -> tuple[int, int]:
+def differing_decisions(
+    cfg: config.Config, folder: str | None, names: Names, network: Network, other: Network
+) -> tuple[int, int]:
     """(first-spike decisions that differ, all) on the recordings that were held out in training."""
     data = cfg.data if folder is None else cfg.data.model_copy(update={"path": folder})
     bins = Bins(data.dt_ms, data.T, data.T_empty, math.prod(data.shape))
-    recordings = tasks.read_recordings(data, "train", bins)
+    recordings = tasks.read_recordings(data, "train", bins, Named(names, "the checkpoint"))
     _, held_out = hold_out(recordings, data.validation_share, data.validation_by, cfg.train.seed)
     size = cfg.train.test_batch_size
     bar = tqdm(

@@ -6,6 +6,7 @@ process's share of a training batch, and the methods of `EventTask`.
 """
 
 import math
+import sys
 from collections.abc import Iterator
 from functools import partial
 
@@ -19,9 +20,11 @@ import first_spike  # noqa: F401 - finds our datasets, beside Hugging Face's too
 from datasets import events, images, prepare, readers
 from datasets.augment import Augmentation, augment
 from datasets.events import AnyRecordings, Bins, as_seen, check_window, hold_out
-from snn import config
+from snn import architecture, config
+from snn.classes import Named
 from snn.coding import Window, narrowed_D
 from snn.conv import EventConv
+from snn.errors import InputError
 from snn.evaluation import evaluate
 from snn.events import Events
 from snn.linear import EventLinear
@@ -40,16 +43,19 @@ class EventTask:
     items = "recordings"
     patience = None
 
-    def __init__(self, cfg: config.Config, team: Team):
+    def __init__(self, cfg: config.Config, team: Team, classes: Named | None = None):
         data, train = cfg.data, cfg.train
         self.cfg, self.team = cfg, team
         if team.leads:
             prepare.make_if_missing(data.train_path, data.dataset_name, data.prepare)
         team.wait()
         self.bins = Bins(data.dt_ms, data.T, data.T_empty, math.prod(data.shape))
-        self.recordings = read_recordings(data, "train", self.bins)
+        self.recordings = read_recordings(data, "train", self.bins, classes)
         self.class_names = self.recordings.class_names
+        if team.leads:
+            look_at_test_data(cfg, Named(self.class_names, self.recordings.where))
         self.kept, self.held_out = hold_out(self.recordings, data.validation_share, data.validation_by, train.seed)
+        check_batch_norm(cfg, len(self.kept), 1 if train.sync_batch_norm else team.size)
         height, width = data.shape[1:] if data.sensor else (1, data.channels)
         self.augmentation = Augmentation(**data.augment.model_dump(), width=width, height=height)
         torch.manual_seed(train.seed)
@@ -69,16 +75,14 @@ class EventTask:
         self.change = None
         if not self.augmentation.is_off:
             self.change = partial(augment, how=self.augmentation, key=int(random.integers(2**63)))
-        train, data, fs = self.cfg.train, self.cfg.data, self.cfg.loss.fs
-        if train.lr_decay:
-            self.optimizer.param_groups[0]["lr"] = train.lr * (1 + math.cos(math.pi * epoch / train.epochs)) / 2
-        D = narrowed_D(fs.D, fs.D_final, epoch / train.epochs) if fs.D_final else fs.D
-        window = Window.of(data.T + data.T_empty, D, fs.A, fs.window)
+        data, fs, now = self.cfg.data, self.cfg.loss.fs, schedule(self.cfg, epoch)
+        self.optimizer.param_groups[0]["lr"] = now["lr"]
+        window = Window.of(data.T + data.T_empty, now["D"], fs.A, fs.window)
         if window != self.window and isinstance(self.loss, Replayed):
             self.loss.forget()
         self.window = window
         self.goal = partial(objective, loss=self.cfg.loss, window=window)
-        return {"lr": self.optimizer.param_groups[0]["lr"], "D": D}
+        return now
 
     def batches(self, order: np.ndarray) -> Iterator[tuple[Events | Tensor, Tensor]]:
         """The training batches of an epoch, this process's share of each."""
@@ -138,16 +142,18 @@ class ImageTask:
     """A TTFS network on images. Its methods are those of `EventTask`."""
 
     items = "images"
-    class_names = None
 
-    def __init__(self, cfg: config.TTFSConfig, team: Team):
+    def __init__(self, cfg: config.TTFSConfig, team: Team, classes: Named | None = None):
         data, train = cfg.data, cfg.train
         self.cfg, self.team = cfg, team
         self.patience = train.patience
         if team.leads:
             images.fetch_if_missing(data.layout, data.folder, data.dataset_name)
         team.wait()
-        self.images = read_images(data, "train")
+        self.images = read_images(data, "train", classes)
+        self.class_names = self.images.class_names
+        if team.leads:
+            look_at_test_data(cfg, Named(self.class_names, self.images.where))
         self.kept, self.held_out = hold_out(self.images, data.validation_share, "recording", train.seed)
         self.augment = images.augmentations(data.augment, data.crop_pad)
         torch.manual_seed(train.seed)
@@ -158,12 +164,9 @@ class ImageTask:
         self.loss = team.parallel(self.network, self._loss)
 
     def begin_epoch(self, epoch: int, random: np.random.Generator) -> dict[str, float]:
-        train = self.cfg.train
-        lr = train.lr * train.lr_factor**epoch
-        if train.lr_decay:
-            lr *= (1 + math.cos(math.pi * epoch / train.epochs)) / 2
-        self.optimizer.param_groups[0]["lr"] = lr
-        return {"lr": lr}
+        now = schedule(self.cfg, epoch)
+        self.optimizer.param_groups[0]["lr"] = now["lr"]
+        return now
 
     def batches(self, order: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
         return images.batches(self.images, order, self.cfg.train.batch_size, self.team.share, self.augment)
@@ -203,26 +206,66 @@ class ImageTask:
             tqdm.write(f"  layer {k + 1}: {100 * share:.1f} % of its neurons fire")
 
 
-def read_recordings(data: config.Data, split: readers.Split, bins: Bins) -> AnyRecordings:
-    """The recordings of one split, as the network sees them; those of a camera are down-sampled."""
+def schedule(cfg: config.AnyConfig, epoch: int) -> dict[str, float]:
+    """What changes from epoch to epoch: the learning rate and, of a first-spike network, D of the gradient window."""
+    train = cfg.train
+    lr = train.lr * (1 + math.cos(math.pi * epoch / train.epochs)) / 2 if train.lr_decay else train.lr
+    if isinstance(cfg, config.TTFSConfig):
+        return {"lr": lr * train.lr_factor**epoch}
+    fs = cfg.loss.fs
+    return {"lr": lr, "D": narrowed_D(fs.D, fs.D_final, epoch / train.epochs) if fs.D_final else fs.D}
+
+
+def check_batch_norm(cfg: config.Config, recordings: int, parts: int) -> None:
+    """InputError if BatchNorm would see a batch of one value: one step of one recording (of a batch in `parts`)."""
+    data, size = cfg.data, cfg.train.batch_size
+    smallest = max((recordings % size or min(size, recordings)) // parts, 1)
+    pixels = [math.prod(shape[1:]) for shape in architecture.shapes(cfg.network.layers, data.shape)]
+    if cfg.network.batch_norm and (data.T + data.T_empty) * smallest * min(pixels, default=2) == 1:
+        raise InputError(
+            f"train.batch_size = {size}: one of {recordings} recordings to train on makes a batch of its own, whose "
+            "one step is too little for BatchNorm; choose another train.batch_size, a larger data.T, or "
+            "network.batch_norm=false"
+        )
+
+
+def read_recordings(data: config.Data, split: readers.Split, bins: Bins, classes: Named | None = None) -> AnyRecordings:
+    """The recordings of one split, as the network sees them; those of a camera are down-sampled.
+
+    Where they and `classes` name the same classes, their labels are the numbers in `classes`.
+    """
     path = data.train_path if split == "train" else data.test_path
     numbers = data.num_units, data.num_classes
-    recordings = readers.read(data.layout, path, split, *numbers, data.origin, data.in_memory)
+    recordings = readers.read(data.layout, path, split, *numbers, data.origin, data.in_memory, classes)
     if data.sensor:
         recordings = as_seen(recordings, data.sensor)
-    check_window(recordings, bins)
+    check_window(recordings, bins, data.strict)
     return recordings
 
 
-def read_images(data: config.Images, split: readers.Split) -> images.Images:
-    """The images of one split."""
+def read_images(data: config.Images, split: readers.Split, classes: Named | None = None) -> images.Images:
+    """The images of one split; `classes` as in `read_recordings`."""
     where = (data.layout, data.folder, data.dataset_name)
-    return images.read(*where, split, data.shape, data.num_classes, data.window_ms)
+    return images.read(*where, split, data.shape, data.num_classes, data.window_ms, classes, data.strict)
+
+
+def look_at_test_data(cfg: config.AnyConfig, classes: Named) -> None:
+    """Say now what test.py would refuse, as far as names, sizes and types tell: no label or event is read."""
+    data = cfg.data
+    try:
+        if isinstance(cfg, config.TTFSConfig):
+            where = (data.layout, data.folder, data.dataset_name)
+            images.look(*where, "test", data.shape, data.num_classes, data.window_ms, classes, data.strict)
+        elif data.test_path.exists() or data.prepare is None:
+            numbers = data.num_units, data.num_classes
+            readers.look(data.layout, data.test_path, "test", *numbers, data.origin, classes, data.strict)
+    except InputError as error:
+        print(f"warning: test.py will refuse the test data: {error}", file=sys.stderr)
 
 
 Task = EventTask | ImageTask
 
 
-def of(cfg: config.AnyConfig, team: Team) -> Task:
-    """The task of a configuration."""
-    return ImageTask(cfg, team) if isinstance(cfg, config.TTFSConfig) else EventTask(cfg, team)
+def of(cfg: config.AnyConfig, team: Team, classes: Named | None = None) -> Task:
+    """The task of a configuration; `classes`: what the numbers of the classes mean, where that is known."""
+    return (ImageTask if isinstance(cfg, config.TTFSConfig) else EventTask)(cfg, team, classes)

@@ -35,8 +35,9 @@ from tqdm import tqdm
 
 import tasks
 from datasets import images, prepare
-from datasets.events import AnyRecordings, Bins, batches
+from datasets.events import AnyRecordings, Bins, batches, in_order
 from snn import checkpoint, cli, config, energy, page, report, sections
+from snn.classes import Named
 from snn.coding import Window, first_times, fs_decision
 from snn.errors import InputError
 from snn.evaluation import NOTHING, Evaluation, Samples, examine
@@ -70,7 +71,8 @@ def main() -> None:
     together = defaultdict(list)  # those that see the same batches
     for subject in subjects:
         data, train = subject.cfg.data.model_dump_json(exclude=NOT_OF_THE_TEST), subject.cfg.train
-        together[type(subject.cfg), data, train.test_batch_size, train.device].append(subject)
+        names = subject.content["class_names"]
+        together[type(subject.cfg), data, train.test_batch_size, train.device, names].append(subject)
     metrics = {}
     for group in together.values():
         test = test_images if isinstance(group[0].cfg, config.TTFSConfig) else test_recordings
@@ -95,16 +97,14 @@ def test_recordings(args: argparse.Namespace, subjects: Sequence[Subject]) -> di
     for network, subject in zip(networks, subjects, strict=True):
         checkpoint.load_weights(network, subject.content["network"], subject.path)
 
-    prepare.make_if_missing(data.test_path, data.dataset_name, data.prepare)
     T, T_empty = data.test_T or data.T, data.T_empty if data.test_T_empty is None else data.test_T_empty
     bins = Bins(data.dt_ms, T, T_empty, math.prod(data.shape))
-    recordings = tasks.read_recordings(data, "test", bins)
-    if missing := data.num_classes - len(np.unique(recordings.labels)):
-        print(
-            f"warning: {data.test_path}: no recording of {missing} of the network's {data.num_classes} classes; is it "
-            "the set of its training?",
-            file=sys.stderr,
-        )
+    if args.streaming:
+        for network in networks:
+            Stream(network, bins.dt_ms, bins.T, bins.T_empty)  # refuses what it cannot take before the work is done
+    prepare.make_if_missing(data.test_path, data.dataset_name, data.prepare)
+    recordings = tasks.read_recordings(data, "test", bins, classes_of(subjects[0]))
+    say_missing(recordings.labels, data.num_classes, str(data.test_path), "recording")
     goals = [
         partial(
             objective, loss=loss, window=Window.of(T + T_empty, loss.fs.D, loss.fs.A, loss.fs.window), training=False
@@ -122,9 +122,9 @@ def test_recordings(args: argparse.Namespace, subjects: Sequence[Subject]) -> di
                 examine(network, x_TBC, target_B, goal, device, evaluation)
 
     about = {"data": str(data.test_path), "dt_ms": data.dt_ms, "T": T, "T_empty": T_empty}
-    about |= {"samples_of": fingerprint(recordings.labels, np.diff(recordings.offsets))}
-    about |= {"class_names": class_names(recordings.class_names, data.num_classes)}
-    if why := why_numbers(recordings.class_names):
+    names = class_names(recordings.class_names, data.num_classes)
+    about |= {"samples_of": fingerprint(by_name(recordings, names), np.diff(recordings.offsets)), "class_names": names}
+    if why := why_numbers(names):
         print(f"warning: {why}", file=sys.stderr)
     result = {}
     bar = tqdm(zip(subjects, networks, evaluations, strict=True), "report", len(subjects), leave=False, disable=None)
@@ -158,7 +158,8 @@ def test_images(args: argparse.Namespace, subjects: Sequence[Subject]) -> dict[P
     for network, subject in zip(networks, subjects, strict=True):
         checkpoint.load_weights(network, subject.content["network"], subject.path)
     images.fetch_if_missing(data.layout, data.folder, data.dataset_name)
-    test_set = tasks.read_images(data, "test")
+    test_set = tasks.read_images(data, "test", classes_of(subjects[0]))
+    say_missing(test_set.labels, data.num_classes, test_set.where, "image")
 
     evaluations = [TTFSEvaluation() for _ in subjects]
     simulations = [Simulation(network).run if args.simulate else None for network in networks]
@@ -167,8 +168,9 @@ def test_images(args: argparse.Namespace, subjects: Sequence[Subject]) -> dict[P
         for network, evaluation, simulate in zip(networks, evaluations, simulations, strict=True):
             examine_ttfs(network, x_BCHW, target_B, device, evaluation, simulate)
 
-    about = {"data": test_set.where, "samples_of": fingerprint(test_set.labels, test_set.pixels)}
-    about |= {"class_names": class_names(None, data.num_classes)}
+    names = class_names(test_set.class_names, data.num_classes)
+    about = {"data": test_set.where, "class_names": names}
+    about |= {"samples_of": fingerprint(by_name(test_set, names), test_set.pixels)}
     result = {}
     for subject, evaluation in tqdm(
         zip(subjects, evaluations, strict=True), "report", len(subjects), leave=False, disable=None
@@ -265,6 +267,26 @@ def fingerprint(*arrays: np.ndarray) -> str:
     return digest.hexdigest()[:16]
 
 
+def classes_of(subject: Subject) -> Named:
+    """What the numbers of a network's classes mean."""
+    return Named(subject.content["class_names"], str(subject.path))
+
+
+def say_missing(labels: np.ndarray, classes: int, where: str, item: str) -> None:
+    """Say so if classes have nothing to be tested on."""
+    if len(missing := np.setdiff1d(np.arange(classes), labels)):
+        print(
+            f"warning: {where}: no {item} of {len(missing)} of the network's {classes} classes, the first of them "
+            f"{missing[0]}; is it the set of its training?",
+            file=sys.stderr,
+        )
+
+
+def by_name(samples: AnyRecordings | images.Images, names: Sequence[str]) -> np.ndarray:
+    """(n,) labels as places among the sorted names, where classes have names: the same whatever their order."""
+    return samples.labels if samples.class_names is None else np.argsort(np.argsort(names))[samples.labels]
+
+
 def class_names(names: Sequence[str] | None, classes: int) -> list[str]:
     """A word for each class: its name where it has one, else its number."""
     return [names[k] if names is not None and k < len(names) else str(k) for k in range(classes)]
@@ -315,7 +337,7 @@ def decisions(
 
 def stream(network: Network, recordings: AnyRecordings, bins: Bins, batch_size: int) -> dict:
     """Every recording as a stream: accuracy, means of what a decision costs, and what differs from batches."""
-    everything = np.arange(len(recordings))
+    recordings, everything = in_order(recordings), np.arange(len(recordings))
     folded = network.folded()
     of_batches = {
         name: np.concatenate([decide(net, x_TBC) for x_TBC, _ in batches(recordings, everything, bins, batch_size)])
@@ -346,10 +368,13 @@ def stream(network: Network, recordings: AnyRecordings, bins: Bins, batch_size: 
         x_T1C, _ = next(batches(recordings, np.array([r]), bins, 1))
         print(f"recording {r}: folding BatchNorm moves the decision; {first_difference(network, folded, x_T1C)}")
     empty = decisions[:, 0] == NOTHING
+    decisions[empty] = of_batches["folded"][
+        empty
+    ]  # a stream has nothing to decide on, but potentials do, as in batches
     return {
         "fs_accuracy": 100 * float(np.mean(decisions[:, 0] == recordings.labels)),
         "without_events": int(empty.sum()),
-        "differ_from_batches": int((decisions != of_batches["folded"])[~empty].any(1).sum()),
+        "differ_from_batches": int((decisions != of_batches["folded"]).any(1).sum()),
         "moved_by_folding": int(moved.sum()),
         **{name: dict(zip(COSTS, cost.mean(0).tolist(), strict=True)) for name, cost in costs.items()},
     }

@@ -2,7 +2,8 @@
 
 The loop is here; what it trains, a first-spike network on events or a TTFS network on images, is in tasks.py.
 Writes runs/<name>/: best.pt and last.pt (weights and the whole configuration), config.yaml, metrics.jsonl and what
-TensorBoard reads. The best model is chosen on data held out from the training file; test.py alone opens the test file.
+TensorBoard reads. The best model is chosen on data held out from the training file. test.py alone reads the test file;
+of its layout is said before training what test.py would refuse.
 
 last.pt is how far the run is; what the other files hold beyond it, a kill having come in between, is done again. With
 --resume a run goes on at the batch after that of its last.pt: on the CPU to the same bits as if it had never ended.
@@ -31,6 +32,7 @@ from tqdm import tqdm
 
 import tasks
 from snn import checkpoint, cli, config, health, runs
+from snn.classes import Named
 from snn.errors import InputError
 from snn.memory import keep_freed_memory
 from snn.team import Team, gather
@@ -45,6 +47,7 @@ MAY_CHANGE_ON_RESUME = {
     "data.path",
     "data.origin",
     "data.in_memory",
+    "data.strict",
 }
 NO_STANDING = (-math.inf, -math.inf)  # (accuracy, -loss) of the best epoch before the first
 
@@ -79,16 +82,17 @@ def main() -> None:
     _lock = runs.lock(run) if team.leads else None  # held to the end
     found, *resumed = checkpoint.load_newest(last) if args.resume else (None,)
     started_from = cli.find_checkpoint(args.load_pt_file) if args.load_pt_file and not args.resume else None
-    weights = checkpoint.load(started_from)[1]["network"] if started_from else None
+    content = checkpoint.load(started_from)[1] if started_from else resumed[1] if resumed else {}
+    classes = Named(content.get("class_names"), str(started_from or last))
 
-    task = tasks.of(cfg, team)
+    task = tasks.of(cfg, team, classes)
     network, optimizer = task.network, task.optimizer
     position = Position()
     warned: set[str] = set()
     if resumed:
         position = resume(run, *resumed, cfg, network, optimizer, team)
-    elif weights:
-        checkpoint.load_weights(network, weights, started_from)
+    elif started_from:
+        checkpoint.load_weights(network, content["network"], started_from)
     save = partial(checkpoint.save, config=cfg, network=network, class_names=task.class_names)
     save_last = partial(save, keep=True)
     begun = position.content(team)
@@ -270,12 +274,28 @@ def resume(
         optimizer.load_state_dict(content["optimizer"])
     except (ValueError, KeyError) as error:
         raise InputError(f"{path}: its optimiser state does not fit this network ({error})") from None
+    if team.leads:
+        say_jumps(path, cfg_then, cfg, content["epoch"])
     position = Position(content["epoch"], best=tuple(content["best"]), best_epoch=content["best_epoch"])
     if content["step"]:
         own = processes[team.rank]
         position.step, position.seconds = content["step"], content["seconds"]
         position.loss_sum, position.random = own["loss_sum"], own["random"]
     return position
+
+
+def say_jumps(path: Path, cfg_then: config.AnyConfig, cfg: config.AnyConfig, epoch: int) -> None:
+    """Say which curves over the epochs go on elsewhere, as there are now more epochs, or fewer."""
+    then, now, before = (
+        tasks.schedule(c, k) for c, k in ((cfg_then, epoch), (cfg, epoch), (cfg_then, max(epoch - 1, 0)))
+    )
+    if jumps := [f"{name} goes from {before[name]:.3g} to {now[name]:.3g}" for name in now if now[name] != then[name]]:
+        print(
+            f"warning: {path}: train.epochs = {cfg.train.epochs} makes another curve over the epochs than "
+            f"{cfg_then.train.epochs} did: after epoch {epoch} {' and '.join(jumps)}. For a run of one curve, train "
+            "anew with all its epochs",
+            file=sys.stderr,
+        )
 
 
 if __name__ == "__main__":

@@ -5,8 +5,9 @@ and each batch reads its own.
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -17,7 +18,11 @@ from snn.errors import InputError
 from snn.events import Events, step_of
 from snn.ops.compiled import in_parts, kernel
 
-LOOKED_AT = 64
+LOOKED_AT = 64  # recordings
+SAMPLE = 2**18  # events
+MOST_SAID = 8  # classes or recordings in a message
+MOVED = 0.05  # share of the events in another bin from which on it is said
+HALVES = np.arange(np.float16(np.inf).view(np.uint16), dtype=np.uint16).view(np.float16).astype(np.float64)
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,11 @@ class Recordings:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def first_times(self) -> np.ndarray:
+        """(n,) float64: the earliest time of each; infinity where there is no event."""
+        return earliest(self.offsets, self.times)
+
     def load(self, index: np.ndarray, bins: "Bins | None" = None) -> tuple["Recordings", np.ndarray]:
         """Recordings with their events in memory, and the places in them of those in `index`. These are there."""
         return self, index
@@ -59,6 +69,7 @@ class StoredRecordings:
     class_names: tuple[str, ...] | None
     # (recordings, latest time that is needed) -> how many events of each, their times, their channels
     events: Callable[[np.ndarray, float], tuple[np.ndarray, np.ndarray, np.ndarray]]
+    first_times: np.ndarray  # (n,) float64, of the earliest event of each; infinity where there is none
     channel_of_unit: np.ndarray | None = None  # as the network sees a camera's units
 
     def __len__(self) -> int:
@@ -86,6 +97,40 @@ class StoredRecordings:
 
 
 AnyRecordings = Recordings | StoredRecordings
+
+
+def earliest(offsets: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """(n,) float64: the earliest of the times offsets[r] to offsets[r + 1] - 1 of each recording; infinity of none."""
+    return of_each(np.minimum, offsets, times, np.inf)
+
+
+def of_each(what: np.ufunc, offsets: np.ndarray, values: np.ndarray, of_none: float = 0) -> np.ndarray:
+    """(n,) float64: the sum, say, of the values offsets[r] to offsets[r + 1] - 1 of each recording."""
+    found, has_events = np.full(len(offsets) - 1, of_none, np.float64), np.diff(offsets) > 0
+    if has_events.any():
+        kind = np.int64 if values.dtype == bool else None
+        found[has_events] = what.reduceat(values, offsets[:-1][has_events], dtype=kind)
+    return found
+
+
+def in_order(recordings: AnyRecordings) -> AnyRecordings:
+    """The same recordings, the events of each in the order of their times; those of one time stay as they are."""
+    if isinstance(recordings, StoredRecordings):
+        return replace(recordings, events=partial(_events_in_order, recordings.events))
+    lengths = np.diff(recordings.offsets)
+    return replace(recordings, **_sorted(lengths, recordings.times, recordings.channels))
+
+
+def _events_in_order(
+    events: Callable[[np.ndarray, float], tuple[np.ndarray, np.ndarray, np.ndarray]], numbers: np.ndarray, until: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    lengths, times, channels = events(numbers, until)
+    return lengths, *_sorted(lengths, times, channels).values()
+
+
+def _sorted(lengths: np.ndarray, times: np.ndarray, channels: np.ndarray) -> dict[str, np.ndarray]:
+    order = np.lexsort((times, np.repeat(np.arange(len(lengths)), lengths)))
+    return {"times": times[order], "channels": channels[order]}
 
 
 @dataclass(frozen=True)
@@ -213,29 +258,117 @@ def frames(recordings: Recordings, index: np.ndarray, bins: Bins, device: torch.
     return out_TBC[:T]
 
 
-def check_window(recordings: AnyRecordings, bins: Bins) -> None:
-    """Say so if most events come after the last bin; InputError if all do.
+def check_window(recordings: AnyRecordings, bins: Bins, strict: bool = False) -> None:
+    """Say what the bins do not see: recordings without an event in them, most events, or differences of time.
 
-    Of a set that stays in its file, up to LOOKED_AT recordings are looked at, evenly spread.
+    InputError if the bins see no event at all, or if `strict` and there is a recording without. Of the events of a set
+    that stays in its file, those of up to LOOKED_AT recordings are looked at, evenly spread.
     """
+    end, per_s = bins.end_ticks(recordings.ticks_per_second), recordings.ticks_per_second
+    window = f"the {bins.T} bins of {bins.dt_ms:g} ms"
+    is_lost = check_first_times(recordings, end, window, "data.T, data.dt_ms", strict)
     looked_at = [recordings]
     if isinstance(recordings, StoredRecordings):
-        spread = np.unique(np.linspace(0, len(recordings) - 1, LOOKED_AT).astype(np.int64))
+        spread = np.linspace(0, np.count_nonzero(~is_lost) - 1, LOOKED_AT).astype(np.int64)
+        spread = np.unique(np.flatnonzero(~is_lost)[spread])
         looked_at = (recordings.load(spread[k : k + 1])[0] for k in range(len(spread)))
-    end, inside, events, last = bins.end_ticks(recordings.ticks_per_second), 0, 0, 0
+    inside, events = np.zeros((2, recordings.labels.max() + 1))  # of each class
+    last, few = 0.0, []
     for part in looked_at:
-        inside += np.count_nonzero(part.times < end)
-        events += len(part.times)
-        last = max(last, part.times.max())
-    share = inside / events
-    message = (
-        f"{recordings.where}: {100 * share:.3g} % of the events fall into the {bins.T} bins of {bins.dt_ms:g} ms; its "
-        f"times reach {last / recordings.ticks_per_second:g} s. Look at data.T, data.dt_ms and the unit of the times"
+        seen = of_each(np.add, part.offsets, part.times < end)
+        for sums, numbers in ((inside, seen), (events, np.diff(part.offsets) * (seen > 0))):
+            sums += np.bincount(part.labels, numbers, len(sums))
+        last = max(last, part.times.max(initial=0))
+        few.append(part.times[:: max(len(part.times) // SAMPLE, 1)])
+    share = inside.sum() / events.sum()
+    behind = [] if share < 0.5 else np.flatnonzero(inside < events / 2)
+    if share < 0.5 or len(behind):
+        classes = [f", {100 * inside[k] / events[k]:.3g} % of those of {_name_of(recordings, k)}" for k in behind]
+        print(
+            f"warning: {recordings.where}: {100 * share:.3g} % of the events fall into {window}{''.join(classes)}; its "
+            f"times reach {last / per_s:g} s. Look at data.T, data.dt_ms and the unit of the times",
+            file=sys.stderr,
+        )
+    _say_coarse(np.concatenate(few), recordings, bins)
+
+
+def _say_coarse(times: np.ndarray, recordings: AnyRecordings, bins: Bins) -> None:
+    """Say so if times, of which these are some, are so coarse that many events lie in another bin than their own."""
+    per_s, is_whole = recordings.ticks_per_second, times.dtype.kind != "f"
+    end = bins.end_ticks(per_s)
+    off = 1000 / per_s * grain(times)[times < end] / (2 * bins.dt_ms)
+    # a time that is off by up to half the grain, evenly, crosses an edge if it is not farther away than that
+    moved = np.where(off < 1, off / 2, 1 - 0.5 / np.maximum(off, 1)).sum() / max(len(off), 1)
+    if moved <= MOVED:
+        return
+    numbers = np.arange(end) if is_whole else HALVES
+    used = len(np.unique(np.floor(1000 * numbers[numbers < end] / (per_s * bins.dt_ms))))
+    kind = f"whole numbers of {1 / per_s:g} s" if is_whole else "rounded to float16"
+    none = f", and {bins.T - used} of {bins.T} bins can hold none" if used < bins.T else ""
+    print(
+        f"warning: {recordings.where}: its times are {kind}, too coarse for bins of {bins.dt_ms:g} ms: about "
+        f"{100 * moved:.0f} % of the events lie in another bin than that of their time{none}; take a larger "
+        "data.dt_ms, or times in float32",
+        file=sys.stderr,
     )
-    if share == 0:
-        raise InputError(message)
-    if share < 0.5:
-        print(f"warning: {message}", file=sys.stderr)
+
+
+def check_first_times(
+    recordings: AnyRecordings, end_ticks: float, window: str, fields: str, strict: bool
+) -> np.ndarray:
+    """(n,) bool: which recordings have no event before `end_ticks`. Say how many of which class.
+
+    InputError if all have none, or if `strict` and one has none. `window` is in words, set by `fields`.
+    """
+    first = recordings.first_times
+    is_lost, is_empty = first >= end_ticks, np.isinf(first)
+    if not is_lost.any():
+        return is_lost
+    remedy = f"look at {fields} and the unit of the times"
+    if is_lost.all():
+        begin = "" if is_empty.all() else f"; its times begin at {first.min() / recordings.ticks_per_second:g} s"
+        raise InputError(f"{recordings.where}: 0 % of the events fall into {window}{begin}; {remedy}")
+    lost, of = (np.bincount(labels) for labels in (recordings.labels[is_lost], recordings.labels))
+    classes = [
+        f"{'all ' if lost[k] == of[k] else f'{lost[k]} of '}{of[k]} of {_name_of(recordings, k)}"
+        for k in np.flatnonzero(lost)
+    ]
+    classes.sort(key=lambda words: not words.startswith("all"))
+    numbers = np.flatnonzero(is_lost)
+    message = (
+        f"{recordings.where}: recordings without an event in {window}: {len(numbers)} of {len(first)} "
+        f"({np.count_nonzero(is_empty)} empty, {np.count_nonzero(is_lost & ~is_empty)} that begin later), "
+        f"{_some(classes)}; by number {_some(numbers)}; {remedy}, or leave them out"
+    )
+    if strict:
+        raise InputError(f"{message}; data.strict=false lets potentials alone decide on them")
+    print(f"warning: {message}. Potentials alone decide on them; data.strict=true refuses them", file=sys.stderr)
+    return is_lost
+
+
+def _name_of(recordings: AnyRecordings, label: int) -> str:
+    """A class by its number and, where it has one, its name."""
+    names = recordings.class_names or ()
+    return f"class {label}" + (f" ({names[label]})" if label < len(names) else "")
+
+
+def _some(values: Sequence) -> str:
+    """The first of these, in words."""
+    return ", ".join(map(str, values[:MOST_SAID])) + (", ..." if len(values) > MOST_SAID else "")
+
+
+def grain(times: np.ndarray) -> np.ndarray:
+    """(events,) float64: how far the times that the file could hold lie apart; 0 where too little to matter.
+
+    That of whole numbers is 1, and that of halves depends on the time. Halves are known by their values: a file may
+    hold in float32 what was rounded before.
+    """
+    if times.dtype.kind != "f":
+        return np.ones(len(times))
+    with np.errstate(over="ignore"):
+        halves = times.astype(np.float16)
+    is_half = len(times) > 0 and (halves == times).all()
+    return np.spacing(halves).astype(np.float64) if is_half else np.zeros(len(times))
 
 
 def batches(
@@ -280,6 +413,13 @@ def hold_out(
             of_class = random.permutation(np.flatnonzero(recordings.labels == label))
             held[of_class[: min(len(of_class) - 1, max(1, round(share * len(of_class))))]] = True
     missing = np.setdiff1d(recordings.labels, recordings.labels[~held])
+    unseen = np.setdiff1d(recordings.labels, recordings.labels[held])
+    if held.any() and len(unseen):
+        print(
+            f"warning: {recordings.where}: nothing of {_some([_name_of(recordings, k) for k in unseen])} is held out, "
+            "so that validation does not see it",
+            file=sys.stderr,
+        )
     if len(missing) or not held.any():
         raise InputError(
             f"{recordings.where}: with data.validation_share = {share} held out by {by}, "

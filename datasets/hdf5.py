@@ -71,7 +71,10 @@ class File:
 
     def is_group(self, name: str) -> bool:
         with border(self.path):
-            return isinstance(self._file.get(name), h5py.Group)
+            found = self._file.get(name)
+            if found is None:
+                self._check_links(name)
+            return isinstance(found, h5py.Group)
 
     def is_dataset(self, name: str) -> bool:
         with border(self.path):
@@ -86,15 +89,50 @@ class File:
         with border(self.path):
             dataset = self._file.get(name)
             if not isinstance(dataset, h5py.Dataset):
+                self._check_links(name)
                 raise InputError(f"{self.path}: wrong layout, it has no data set /{name}")
+            if dataset.file.filename != self._file.filename or dataset.external:
+                raise self._elsewhere(name)
             if dataset.shape is None:
                 raise InputError(f"{self.path}: wrong layout, /{name} has no place for values")
             if kinds and dataset.dtype.kind not in kinds:
                 raise InputError(f"{self.path}: wrong layout, /{name} holds {dataset.dtype}, not numbers")
-            _check_size(dataset, self.path)
+            if dataset.is_virtual:
+                self._check_sources(dataset)
+            else:
+                _check_size(dataset, self.path)
             if dataset.dtype.kind == "O":  # of lists, or of strings of any length
                 self._check_heaps()
             return dataset
+
+    def _elsewhere(self, name: str) -> InputError:
+        return InputError(
+            f"{self.path}: /{name} lies in another file, and external links are not read; copy it into this one (by "
+            "h5py's File.copy with expand_external=True)"
+        )
+
+    def _check_links(self, name: str) -> None:
+        """InputError if the way to what is not there is an external link."""
+        parts = name.split("/")
+        for k in range(1, len(parts) + 1):
+            if isinstance(self._file.get("/".join(parts[:k]), getlink=True), h5py.ExternalLink):
+                raise self._elsewhere(name)
+
+    def _check_sources(self, dataset: h5py.Dataset) -> None:
+        """InputError if a virtual data set has parts that are not there, in whose place the C library gives zeros."""
+        size = 0
+        for source in dataset.virtual_sources():
+            beside, given = self.path.parent / source.file_name, Path(source.file_name)
+            path = beside if beside.is_file() else given
+            if source.file_name != "." and not path.is_file():
+                raise InputError(f"{self.path}: {dataset.name} is virtual, and its part {path} is not there")
+            file = self if source.file_name == "." else File(path)
+            size += file.dataset(source.dset_name.strip("/")).size
+        if dataset.size > size:
+            raise InputError(
+                f"{self.path}: {dataset.name} is virtual and has {dataset.size:,} values, but what it is made of has "
+                f"{size:,}; write it anew"
+            )
 
     def attribute(self, name: str) -> str | None:
         """A text at the file itself; None if there is none."""
@@ -125,11 +163,8 @@ class File:
             values = dataset[()]
         return [value.decode(errors="replace") if isinstance(value, bytes) else str(value) for value in values]
 
-    def lengths_of_lists(self, name: str, kinds: str, what: str) -> np.ndarray:
-        """The length of each list in a data set of variable-length lists.
-
-        `kinds` are numpy's kinds of values, `what` says them in words.
-        """
+    def check_lists(self, name: str, kinds: str, what: str) -> None:
+        """InputError if a data set is not of variable-length lists of `kinds`, in words `what`."""
         dataset = self.dataset(name)
         item = h5py.check_vlen_dtype(dataset.dtype)
         if dataset.ndim != 1 or not isinstance(item, np.dtype) or item.kind not in kinds:
@@ -141,13 +176,18 @@ class File:
                 f"{self.path}: /{name} holds lists in another order of bytes than this machine's, which h5py reads "
                 "wrongly; write them anew"
             )
+
+    def lengths_of_lists(self, name: str) -> np.ndarray:
+        """The length of each list in a data set of variable-length lists."""
+        dataset = self.dataset(name)
         with border(self.path):
             references = _references(dataset, self.path)
             if references is None:  # the lists themselves must be read
                 parts = (dataset[start : start + LISTS_AT_ONCE] for start in range(0, len(dataset), LISTS_AT_ONCE))
                 return np.array([len(values) for part in parts for values in part], np.int64)
         lengths = references["length"].astype(np.int64)
-        if lengths.sum() * item.itemsize > self.path.stat().st_size:
+        size = h5py.check_vlen_dtype(dataset.dtype).itemsize
+        if lengths.sum() * size > self.path.stat().st_size:
             raise InputError(
                 f"{self.path}: /{name} claims {lengths.sum():,} values, more than the file can hold; fetch it again"
             )
@@ -159,6 +199,11 @@ def whole(values: np.ndarray, name: str, path: Path) -> np.ndarray:
     if not (np.isfinite(values) & (values == np.floor(values)) & (np.abs(values.astype(np.float64)) < 2.0**63)).all():
         raise InputError(f"{path}: {name} must hold whole numbers")
     return values.astype(np.int64)
+
+
+def largest(kind: np.dtype) -> int:
+    """The largest number up to which a type of numbers holds all whole ones."""
+    return np.iinfo(kind).max if kind.kind in "iu" else 2 ** (np.finfo(kind).nmant + 1)
 
 
 def native(values: np.ndarray) -> np.ndarray:

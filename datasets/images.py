@@ -3,9 +3,11 @@
 Pixels are kept as they are stored and become numbers in [0, 1] batch by batch.
 """
 
+import math
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -15,8 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from datasets import readers
-from datasets.events import AnyRecordings, Recordings
+from datasets.events import AnyRecordings, Recordings, check_first_times
+from datasets.labels import as_named, check_labels, check_type
 from datasets.readers import RECORDINGS_AT_ONCE, Split
+from snn.classes import Named, tidied
 from snn.errors import InputError
 from snn.ops.compiled import kernel
 
@@ -31,6 +35,7 @@ class Images:
     pixels: np.ndarray  # (n, C, H, W) uint8, or float32 in [0, 1]
     labels: np.ndarray  # (n,) int64
     where: str  # the file or folder, for messages
+    class_names: tuple[str, ...] | None = None  # where the file has them
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -50,30 +55,61 @@ def read(
     shape: tuple[int, int, int],
     num_classes: int,
     window_ms: float | None = None,
+    classes: Named | None = None,
+    strict: bool = False,
 ) -> Images:
-    """Read the images of one split, of this shape (C, H, W) and with labels in 0..num_classes-1."""
+    """Read the images of one split, of this shape (C, H, W) and with labels in 0..num_classes-1.
+
+    A training set must have an image of every class. `classes` as in `readers.read`; `strict` refuses recordings of
+    events that leave no event in an image.
+    """
+    if layout in readers.LAYOUTS:
+        window_ms = _window(layout, window_ms)
+        path = folder / f"{name}_{split}.h5"
+        recordings = readers.read(layout, path, split, int(np.prod(shape)), num_classes, classes=classes)
+        return first_events(recordings, shape, window_ms, strict)
     if layout == "torchvision":
         images = _read_torchvision(folder, name, split)
-    elif layout == "npz":
-        images = _read_npz(folder / f"{name}.npz", split, shape)
     else:
-        if window_ms is None:
-            raise InputError(f"data.layout = {layout}: data.window_ms is missing, the span that becomes the window T")
+        images = _read_npz(folder / f"{name}.npz", split, shape, num_classes)
+    _check_shape(images.pixels.shape, shape, images.where)
+    labels = as_named(images.labels, Named(images.class_names, images.where), classes)
+    check_labels(labels, num_classes, images.where, split == "train", "image")
+    names = images.class_names if classes is None or classes.names is None else classes.names
+    return replace(images, labels=labels, class_names=names)
+
+
+def look(
+    layout: str,
+    folder: Path,
+    name: str,
+    split: Split,
+    shape: tuple[int, int, int],
+    num_classes: int,
+    window_ms: float | None = None,
+    classes: Named | None = None,
+    strict: bool = False,
+) -> None:
+    """InputError as `read`, as far as the layout of the files tells; no pixel, label or event is read."""
+    if layout in readers.LAYOUTS:
+        _window(layout, window_ms)
         path = folder / f"{name}_{split}.h5"
-        recordings = readers.read(layout, path, split, int(np.prod(shape)), num_classes)
-        images = first_events(recordings, shape, window_ms)
-    if images.pixels.shape[1:] != tuple(shape):
-        raise InputError(
-            f"{images.where}: the images have shape {images.pixels.shape[1:]}, data.shape says {tuple(shape)}"
-        )
-    wrong = (images.labels < 0) | (images.labels >= num_classes)
-    if wrong.any():
-        r = int(wrong.argmax())
-        raise InputError(
-            f"{images.where}: image {r} has the label {images.labels[r]}, outside 0..{num_classes - 1}; set "
-            "data.num_classes (--num_classes) to the set's number"
-        )
-    return images
+        readers.look(layout, path, split, int(np.prod(shape)), num_classes, None, classes, strict)
+    elif layout == "npz":
+        path = folder / f"{name}.npz"
+        with _npz_border(path):
+            _check_heads(_heads(path), path, split, shape, num_classes)
+
+
+def _window(layout: str, window_ms: float | None) -> float:
+    if window_ms is None:
+        raise InputError(f"data.layout = {layout}: data.window_ms is missing, the span that becomes the window T")
+    return window_ms
+
+
+def _check_shape(found: tuple[int, ...], shape: tuple[int, int, int], where: str) -> None:
+    if found[1:] != tuple(shape):
+        raise InputError(f"{where}: the images have shape {found[1:]}, data.shape says {tuple(shape)}")
 
 
 def _torchvision(folder: Path, name: str, train: bool, download: bool):
@@ -96,17 +132,38 @@ def _read_torchvision(folder: Path, name: str, split: Split) -> Images:
     images = _torchvision(folder, name, train=split == "train", download=False)
     pixels = np.asarray(images.data)
     pixels = pixels[:, None] if pixels.ndim == 3 else pixels.transpose(0, 3, 1, 2)
-    return Images(np.ascontiguousarray(pixels), np.asarray(images.targets, np.int64), f"{folder}, {TORCHVISION[name]}")
+    where = f"{folder}, {TORCHVISION[name]}"
+    return Images(np.ascontiguousarray(pixels), np.asarray(images.targets, np.int64), where, tidied(images.classes))
 
 
-def _read_npz(path: Path, split: Split, shape: tuple[int, int, int]) -> Images:
-    """x_train, y_train, x_test, y_test; images (n, H, W), (n, H, W, C) or (n, C, H, W), uint8 or in [0, 1]."""
+def _read_npz(path: Path, split: Split, shape: tuple[int, int, int], num_classes: int) -> Images:
+    """x_train, y_train, x_test, y_test; images (n, H, W), (n, H, W, C) or (n, C, H, W), uint8 or in [0, 1].
+
+    class_names, if it is there: the names of the classes, texts in the order of their numbers.
+    """
+    with _npz_border(path), np.load(path) as file:
+        _check_heads(_heads(path), path, split, shape, num_classes)
+        pixels, labels = file[f"x_{split}"], file[f"y_{split}"].reshape(-1)
+        names = tidied(file["class_names"].tolist()) if "class_names" in file else None
+    if pixels.ndim == 3:
+        pixels = pixels[:, None]
+    elif pixels.shape[1:] != tuple(shape):
+        pixels = pixels.transpose(0, 3, 1, 2)
+    if pixels.dtype != np.uint8:
+        low, high = pixels.min(), pixels.max()
+        if not (low >= 0 and high <= 1):  # NaN fails this
+            raise InputError(
+                f"{path}: x_{split} goes from {low:g} to {high:g}; pixels must be uint8, or numbers in 0 to 1"
+            )
+        pixels = pixels.astype(np.float32)
+    return Images(np.ascontiguousarray(pixels), labels.astype(np.int64), str(path), names)
+
+
+@contextmanager
+def _npz_border(path: Path) -> Iterator[None]:
+    """What NumPy raises for a file that is missing or damaged, here as one InputError."""
     try:
-        with np.load(path) as file:
-            missing = [key for key in (f"x_{split}", f"y_{split}") if key not in file]
-            if missing:
-                raise InputError(f"{path}: has no array {missing[0]}; it has {', '.join(map(repr, file.files)):.120}")
-            pixels, labels = file[f"x_{split}"], file[f"y_{split}"].reshape(-1)
+        yield
     except FileNotFoundError:
         raise InputError(
             f"{path}: not found; name its folder by data.path (--path_to_dataset), or fetch the set from torchvision "
@@ -116,28 +173,48 @@ def _read_npz(path: Path, split: Split, shape: tuple[int, int, int]) -> Images:
         raise
     except Exception as error:  # zipfile, zlib and NumPy each have their own for a damaged file
         raise InputError(f"{path}: no readable .npz file ({' '.join(str(error).split()):.120})") from None
-    if pixels.ndim not in (3, 4) or 0 in pixels.shape[1:]:
-        raise InputError(
-            f"{path}: x_{split} has shape {pixels.shape}, not (images, height, width) with or without channels"
-        )
-    if len(pixels) != len(labels) or not len(labels):
-        raise InputError(f"{path}: x_{split} holds {len(pixels)} images and y_{split} {len(labels)} labels")
-    if labels.dtype.kind not in "iu":
-        raise InputError(f"{path}: y_{split} holds {labels.dtype}, not whole numbers")
-    if pixels.ndim == 3:
-        pixels = pixels[:, None]
-    elif pixels.ndim == 4 and pixels.shape[1:] != tuple(shape):
-        pixels = pixels.transpose(0, 3, 1, 2)
-    if pixels.dtype != np.uint8:
-        if pixels.dtype.kind not in "iuf":
-            raise InputError(f"{path}: x_{split} holds {pixels.dtype}, not numbers")
-        low, high = pixels.min(), pixels.max()
-        if not (low >= 0 and high <= 1):  # NaN fails this
-            raise InputError(
-                f"{path}: x_{split} goes from {low:g} to {high:g}; pixels must be uint8, or numbers in 0 to 1"
-            )
-        pixels = pixels.astype(np.float32)
-    return Images(np.ascontiguousarray(pixels), labels.astype(np.int64), str(path))
+
+
+def _heads(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Shape and type of each array of an .npz file, which is not read further."""
+    heads = {}
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.namelist():
+            with archive.open(member) as file:
+                read = {(1, 0): np.lib.format.read_array_header_1_0}.get(
+                    np.lib.format.read_magic(file), np.lib.format.read_array_header_2_0
+                )
+                shape, _, kind = read(file)
+                heads[member.removesuffix(".npy")] = shape, kind
+    return heads
+
+
+def _check_heads(
+    heads: dict[str, tuple[tuple[int, ...], np.dtype]],
+    path: Path,
+    split: Split,
+    shape: tuple[int, int, int],
+    num_classes: int,
+) -> None:
+    """InputError if the shapes and types of a file's arrays are not those of images with labels."""
+    if missing := [key for key in (f"x_{split}", f"y_{split}") if key not in heads]:
+        raise InputError(f"{path}: has no array {missing[0]}; it has {', '.join(map(repr, heads)):.120}")
+    (pixels, pixel_type), (labels, label_type) = heads[f"x_{split}"], heads[f"y_{split}"]
+    if len(pixels) not in (3, 4) or 0 in pixels[1:]:
+        raise InputError(f"{path}: x_{split} has shape {pixels}, not (images, height, width) with or without channels")
+    if pixels[0] != math.prod(labels) or not pixels[0]:
+        raise InputError(f"{path}: x_{split} holds {pixels[0]} images and y_{split} {math.prod(labels)} labels")
+    if label_type.kind not in "iu":
+        raise InputError(f"{path}: y_{split} holds {label_type}, not whole numbers")
+    if pixel_type.kind not in "iuf":
+        raise InputError(f"{path}: x_{split} holds {pixel_type}, not numbers")
+    names, kind = heads.get("class_names", ((0,), np.dtype(str)))
+    if len(names) != 1 or kind.kind != "U":
+        raise InputError(f"{path}: class_names holds {kind} {names}, not a list of texts")
+    check_type(label_type, num_classes, str(path), f"labels y_{split}", "data.num_classes")
+    if len(pixels) == 4 and pixels[1:] != tuple(shape):
+        pixels = pixels[0], pixels[3], *pixels[1:3]
+    _check_shape((pixels[0], 1, *pixels[1:]) if len(pixels) == 3 else pixels, shape, str(path))
 
 
 @kernel
@@ -148,21 +225,19 @@ def _find_first(offsets, times, channels, first):
                 first[r, channels[e]] = times[e]
 
 
-def first_events(recordings: AnyRecordings, shape: tuple[int, int, int], window_ms: float) -> Images:
+def first_events(
+    recordings: AnyRecordings, shape: tuple[int, int, int], window_ms: float, strict: bool = False
+) -> Images:
     """Pixels whose spike, at (1 - x) of a window, is their first event at that share of window_ms; 0 without one."""
     ticks = window_ms / 1000 * recordings.ticks_per_second
+    check_first_times(recordings, ticks, f"the first {window_ms:g} ms", "data.window_ms", strict)
     first = np.full((len(recordings), int(np.prod(shape))), ticks)
     at_once = len(recordings) if isinstance(recordings, Recordings) else RECORDINGS_AT_ONCE
     for start in range(0, len(recordings), at_once):
         loaded, _ = recordings.load(np.arange(start, min(start + at_once, len(recordings))))
         _find_first(loaded.offsets, loaded.times, loaded.channels, first[start : start + at_once])
-    if (first == ticks).all():
-        raise InputError(
-            f"{recordings.where}: no event falls into the first {window_ms:g} ms; look at data.window_ms and the unit "
-            "of the times"
-        )
     pixels = (1 - first / ticks).astype(np.float32)
-    return Images(pixels.reshape(-1, *shape), recordings.labels, recordings.where)
+    return Images(pixels.reshape(-1, *shape), recordings.labels, recordings.where, recordings.class_names)
 
 
 def batches(

@@ -5,6 +5,7 @@ To add a layout, write its reader and enter it in LAYOUTS. Files are read piece 
 Nothing in a file is trusted: datasets/hdf5.py opens it.
 """
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,8 +17,10 @@ import numpy as np
 from tqdm import tqdm
 
 from datasets import hdf5
-from datasets.events import AnyRecordings, Recordings, StoredRecordings
+from datasets.events import AnyRecordings, Recordings, StoredRecordings, earliest
+from datasets.labels import as_named, check_labels, check_type
 from snn import config
+from snn.classes import Named, numbers_in, tidied
 from snn.errors import InputError
 from snn.memory import available_bytes
 from snn.ops.compiled import kernel
@@ -32,14 +35,16 @@ WINDOW = 2**16  # events of a long recording that are read at a time where its e
 
 @dataclass(frozen=True)
 class Found:
-    """What a reader finds in a file: all but the events, and how to read these."""
+    """What a reader finds in a file's layout, and how to read the rest."""
 
-    lengths: np.ndarray  # (n,) int64, events of each recording
-    labels: np.ndarray  # (n,) int64
+    number: int  # of recordings, n
+    lengths: Callable[[], np.ndarray]  # (n,) int64, events of each recording
+    labels: Callable[[], np.ndarray]  # (n,) int64
     ticks_per_second: float
-    types: tuple[np.dtype, np.dtype]  # of times and channels
+    types: tuple[np.dtype, np.dtype]  # of times and channels, as they are read
+    stored_types: tuple[np.dtype, np.dtype]  # of channels and labels, as they lie in the file
     events: EventReader
-    speakers: np.ndarray | None = None
+    speakers: Callable[[], np.ndarray] | None = None
     class_names: tuple[str, ...] | None = None
 
 
@@ -51,41 +56,98 @@ def read(
     num_classes: int,
     origin: str | None = None,
     in_memory: bool | None = None,
+    classes: Named | None = None,
 ) -> AnyRecordings:
     """Read the recordings of one split. Channels must lie in 0..num_channels-1 and labels in 0..num_classes-1.
 
     A training file must have a recording of every class. `origin` says where this very set comes from, if the layout's
     own word does not do. `in_memory`: hold the events, or leave them in the file once they are checked; None: hold them
-    if they take less than half of the memory there is.
+    if they take less than half of the memory there is. `classes`: what the labels shall mean; where the file names the
+    same classes in another order, its labels are renumbered.
+    """
+    file, found = look(layout, path, split, num_channels, num_classes, origin, classes)
+    own = Named(found.class_names, str(path))
+    lengths, labels = found.lengths(), as_named(found.labels(), own, classes)
+    check_labels(labels, num_classes, str(path), split == "train", "recording")
+
+    names = found.class_names if classes is None or classes.names is None else classes.names
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    pieces = partial(_events, file, path, found, num_channels)
+    about = labels, None if found.speakers is None else found.speakers(), str(path), names
+    if in_memory is None:
+        in_memory = offsets[-1] * sum(kind.itemsize for kind in found.types) < available_bytes() / 2
+    held = _room(offsets[-1], found.types, path) if in_memory else None
+    first, ran_over = np.empty(found.number), []
+    bar = tqdm(
+        total=found.number, desc=f"checking {path.name}", unit="recording", leave=False, disable=in_memory or None
+    )
+    with bar:
+        for part in _parts(offsets):
+            _, times, channels = pieces(part, np.inf)
+            within = offsets[part[0] : part[-1] + 2] - offsets[part[0]]
+            first[part] = earliest(within, times)
+            ran_over += [(part[r], *fall) for r, fall in _falls(within, times)]
+            if held:
+                events = slice(offsets[part[0]], offsets[part[-1] + 1])
+                held[0][events], held[1][events] = times, channels
+            bar.update(len(part))
+    if ran_over:
+        r, before, after = ran_over[0]
+        print(
+            f"warning: {path}: in {len(ran_over)} of {found.number} recordings time falls as that of a counter which "
+            f"has run over (recording {r}: from {before:g} to {after:g}); if so, unwrap it before the file is written. "
+            "The order of the events alone does not matter",
+            file=sys.stderr,
+        )
+    if held:
+        return Recordings(offsets, held[0], found.ticks_per_second, held[1], *about)
+    return StoredRecordings(offsets, found.ticks_per_second, *about, pieces, first)
+
+
+def look(
+    layout: str,
+    path: Path,
+    split: Split,
+    num_channels: int,
+    num_classes: int,
+    origin: str | None = None,
+    classes: Named | None = None,
+    strict: bool = False,
+) -> tuple[hdf5.File, Found]:
+    """A file and what its layout says, which is checked: InputError as `read`. No label and no event is read.
+
+    `strict` refuses empty recordings as well.
     """
     reader, origin_of_layout = LAYOUTS[layout]
     if not path.is_file():
         raise InputError(f"{path}: not found. {origin or origin_of_layout}")
     file = hdf5.File(path)
     found = reader(file, path, split)
-    if len(found.lengths) == 0:
+    if found.number == 0:
         raise InputError(f"{path}: holds no recording")
-    if not found.lengths.all():
-        raise InputError(f"{path}: recording {int(found.lengths.argmin())} does not have events; it is empty")
-    _check_labels(found.labels, num_classes, path, split)
+    channel_type, label_type = found.stored_types
+    check_type(channel_type, num_channels, str(path), "units", "data.channels, data.sensor or data.shape")
+    check_type(label_type, num_classes, str(path), "labels", "data.num_classes")
+    if found.class_names is not None and classes is not None and classes.names is not None:
+        numbers_in(classes, Named(found.class_names, str(path)))
+    if strict and not (lengths := found.lengths()).all():
+        raise InputError(f"{path}: recording {lengths.argmin()} is empty, and data.strict is on")
+    return file, found
 
-    offsets = np.concatenate([[0], np.cumsum(found.lengths)])
-    pieces = partial(_events, file, path, found, num_channels)
-    about = found.labels, found.speakers, str(path), found.class_names
-    if in_memory is None:
-        in_memory = offsets[-1] * sum(kind.itemsize for kind in found.types) < available_bytes() / 2
-    if in_memory:
-        times, channels = _room(offsets[-1], found.types, path)
-        for part in _parts(offsets):
-            events = slice(offsets[part[0]], offsets[part[-1] + 1])
-            _, times[events], channels[events] = pieces(part, np.inf)
-        return Recordings(offsets, times, found.ticks_per_second, channels, *about)
-    bar = tqdm(total=len(found.labels), desc=f"checking {path.name}", unit="recording", leave=False, disable=None)
-    with bar:
-        for part in _parts(offsets):
-            pieces(part, np.inf)
-            bar.update(len(part))
-    return StoredRecordings(offsets, found.ticks_per_second, *about, pieces)
+
+def _falls(offsets: np.ndarray, times: np.ndarray) -> Iterator[tuple[int, tuple[float, float]]]:
+    """Recordings whose time runs like a counter that runs over, each with its first fall (from, to).
+
+    Such a time rises but for few falls, each over more than half of what the recording spans.
+    """
+    falls = np.flatnonzero(times[1:] < times[:-1]) + 1
+    falls = falls[~np.isin(falls, offsets)]  # where the next recording begins
+    recordings, begin = np.unique(np.searchsorted(offsets, falls, side="right") - 1, return_index=True)
+    for r, own in zip(recordings, np.split(falls, begin[1:]), strict=False):  # one empty part where there are none
+        events = times[offsets[r] : offsets[r + 1]].astype(np.float64)
+        drops = times[own - 1].astype(np.float64) - times[own]
+        if len(own) <= len(events) / 4 and (drops > np.ptp(events) / 2).all():
+            yield int(r), (float(times[own[0] - 1]), float(times[own[0]]))
 
 
 def _parts(offsets: np.ndarray) -> Iterator[np.ndarray]:
@@ -142,40 +204,40 @@ def _events(
     return lengths, flat[0], flat[1].astype(found.types[1], copy=False)
 
 
-def _check_labels(labels: np.ndarray, num_classes: int, path: Path, split: Split) -> None:
-    outside = (labels < 0) | (labels >= num_classes)
-    if outside.any():
-        r = int(outside.argmax())
-        raise InputError(
-            f"{path}: recording {r} has the label {labels[r]}, outside 0..{num_classes - 1}; set data.num_classes "
-            "(--num_classes) to the set's number"
-        )
-    missing = np.setdiff1d(np.arange(num_classes), labels)
-    if split == "train" and len(missing):
-        raise InputError(
-            f"{path}: class {missing[0]} has no recording; set data.num_classes (--num_classes) to the set's number"
-        )
-
-
 def _read_shd(file: hdf5.File, path: Path, split: Split) -> Found:
     """SHD (Cramer et al. 2022): /spikes/times in s, /spikes/units, /labels; /extra/speaker and /extra/keys if there."""
-    stored = file.dataset("spikes/times"), file.dataset("spikes/units")
-    labels = file.whole_numbers("labels")
-    speakers = file.whole_numbers("extra/speaker") if file.has("extra/speaker") else None
-    names = tuple(file.names("extra/keys")) if file.has("extra/keys") else None
-    lengths = file.lengths_of_lists("spikes/times", "iuf", "numbers")
-    others = file.lengths_of_lists("spikes/units", "iu", "whole numbers")
-    for name, values in (("spikes/units", others), ("labels", labels), ("extra/speaker", speakers)):
-        if values is not None and values.shape != lengths.shape:
-            raise InputError(f"{path}: {name} has shape {values.shape}, but spikes/times has {lengths.shape}")
-    types = tuple(hdf5.plain(h5py.check_vlen_dtype(dataset.dtype)) for dataset in stored)
+    file.check_lists("spikes/times", "iuf", "numbers")
+    file.check_lists("spikes/units", "iu", "whole numbers")
+    has_speakers = file.has("extra/speaker")
+    names = tidied(file.names("extra/keys")) if file.has("extra/keys") else None
+    shape = file.dataset("spikes/times").shape
+    for name in ("spikes/units", "labels", *(["extra/speaker"] if has_speakers else [])):
+        if (other := file.dataset(name, None if name == "spikes/units" else "iuf").shape) != shape:
+            raise InputError(f"{path}: {name} has shape {other}, but spikes/times has {shape}")
+    times_type, units_type = (
+        h5py.check_vlen_dtype(file.dataset(f"spikes/{name}").dtype) for name in ("times", "units")
+    )
+
+    def lengths() -> np.ndarray:
+        file.lengths_of_lists("spikes/units")  # its claims are checked; that the two agree, when the events are read
+        return file.lengths_of_lists("spikes/times")
 
     def events(opened: h5py.File, numbers: np.ndarray, until: float) -> tuple[Sequence, Sequence]:
         # a list is read whole, whatever `until` says; neighbours are read faster as a slice
         together = slice(numbers[0], numbers[-1] + 1) if numbers[-1] - numbers[0] == len(numbers) - 1 else numbers
         return opened["spikes/times"][together], opened["spikes/units"][together]
 
-    return Found(lengths, labels, 1.0, types, events, speakers, names)
+    return Found(
+        shape[0],
+        lengths,
+        partial(file.whole_numbers, "labels"),
+        1.0,
+        (hdf5.plain(times_type), hdf5.plain(units_type)),
+        (units_type, file.dataset("labels").dtype),
+        events,
+        partial(file.whole_numbers, "extra/speaker") if has_speakers else None,
+        names,
+    )
 
 
 def _read_ntidigits(file: hdf5.File, path: Path, split: Split) -> Found:
@@ -192,12 +254,12 @@ def _read_ntidigits(file: hdf5.File, path: Path, split: Split) -> Found:
             raise InputError(
                 f"{path}: wrong layout, extra/{split}_keys names {key!r:.80} but there is no group of it in /data"
             )
-    lengths, labels = np.empty(len(keys), np.int64), np.empty(len(keys), np.int64)
-    floats = False
+    lengths, types = np.empty(len(keys), np.int64), {"times": set(), "addrs": set(), "labels": set()}
     for r, key in enumerate(keys):
-        lengths[r], labels[r] = file.dataset(f"data/{key}/times", "iuf").size, _label(file, f"data/{key}", path)
-        floats |= file.dataset(f"data/{key}/times").dtype.kind == "f"
-        file.dataset(f"data/{key}/addrs", "iuf")
+        for name, found in types.items():
+            found.add(file.dataset(f"data/{key}/{name}", "iuf").dtype)
+        lengths[r] = file.dataset(f"data/{key}/times").size
+    times_type = np.float64 if any(kind.kind == "f" for kind in types["times"]) else np.uint32
 
     def events(opened: h5py.File, numbers: np.ndarray, until: float) -> tuple[Sequence, Sequence]:
         times, channels = [], []
@@ -207,8 +269,15 @@ def _read_ntidigits(file: hdf5.File, path: Path, split: Split) -> Found:
             channels.append(hdf5.whole(opened[f"data/{keys[r]}/addrs"][()].reshape(-1), f"/data/{keys[r]}/addrs", path))
         return times, channels
 
-    types = np.dtype(np.float64 if floats else np.uint32), np.dtype(np.int64)
-    return Found(lengths, labels, 1e6, types, events)
+    return Found(
+        len(keys),
+        lambda: lengths,
+        lambda: np.array([_label(file, f"data/{key}", path) for key in keys], np.int64),
+        1e6,
+        (np.dtype(times_type), np.dtype(np.int64)),
+        tuple(min(types[name], key=hdf5.largest) for name in ("addrs", "labels")),
+        events,
+    )
 
 
 def _label(file: hdf5.File, group: str, path: Path) -> int:
@@ -237,7 +306,7 @@ def _read_camera(file: hdf5.File, where: str, path: Path, height: int, width: in
     Channels are polarity · H · W + y · W + x; time starts at the first event of each recording.
     """
     n = file.number_of_members(f"/{where}")
-    lengths, labels = [], []
+    lengths, label_types = [], {np.dtype(np.int64)}
     for r in range(n):
         name = f"{where}{r}"
         if not file.is_group(name):
@@ -245,7 +314,7 @@ def _read_camera(file: hdf5.File, where: str, path: Path, height: int, width: in
                 f"{path}: wrong layout, /{where.rstrip('/')} must hold the recordings 0 to {n - 1} and nothing else, "
                 f"but it has no group '{r}'"
             )
-        labels.append(_label(file, name, path))
+        label_types.add(file.dataset(f"{name}/labels", "iuf").dtype)
         time, data = file.dataset(f"{name}/time"), file.dataset(f"{name}/data")
         if time.dtype.kind not in "iu" or time.ndim != 1 or data.dtype.kind not in "iu" or data.shape[1:] != (3,):
             raise InputError(
@@ -257,6 +326,7 @@ def _read_camera(file: hdf5.File, where: str, path: Path, height: int, width: in
                 f"{path}: recording {r} does not have as many times as channels ({len(time)} times, {len(data)} "
                 "channels)"
             )
+        check_type(data.dtype, max(height, width), str(path), f"pixels /{name}/data", "its sensor")
         lengths.append(len(time))
     channel_type = np.min_scalar_type(2 * height * width - 1)
 
@@ -276,13 +346,20 @@ def _read_camera(file: hdf5.File, where: str, path: Path, height: int, width: in
                 )
         return times, channels
 
-    types = np.dtype(np.uint32), channel_type
-    return Found(np.array(lengths, np.int64), np.array(labels, np.int64), 1e6, types, events)
+    return Found(
+        n,
+        lambda: np.array(lengths, np.int64),
+        lambda: np.array([_label(file, f"{where}{r}", path) for r in range(n)], np.int64),
+        1e6,
+        (np.dtype(np.uint32), channel_type),
+        (channel_type, min(label_types, key=hdf5.largest)),
+        events,
+    )
 
 
 def _until(time: h5py.Dataset, until: float) -> np.ndarray:
     """The ascending ticks of a recording, window by window up to `until` after the first."""
-    if until == np.inf:
+    if until == np.inf or not len(time):
         return time[()]
     windows = [time[:WINDOW]]
     while int(windows[-1][-1]) - int(windows[0][0]) < until and sum(map(len, windows)) < len(time):
@@ -293,12 +370,15 @@ def _until(time: h5py.Dataset, until: float) -> np.ndarray:
 
 def _from_first(ticks: np.ndarray, r: int, path: Path) -> np.ndarray:
     """Times in µs from the first event on; InputError if they go back or take more than a counter of 32 bits."""
+    if not len(ticks):
+        return ticks.astype(np.float64 if ticks.dtype.kind == "f" else np.uint32)
     on = ticks[1:] >= ticks[:-1]
     if not on.all():  # NaN is no step on either
         e = int(on.argmin())
+        bits = "16 bits: 65.5 ms" if ticks.dtype.itemsize == 2 else "32 bits: 71.6 min"
         raise InputError(
             f"{path}: recording {r} goes back in time, from {ticks[e]} to {ticks[e + 1]} µs at event {e + 1}; sort its "
-            "events, or if its counter has run over (32 bits: 71.6 min), unwrap it"
+            f"events, or if its counter has run over ({bits}), unwrap it"
         )
     if ticks.dtype.kind == "f":
         with np.errstate(invalid="ignore"):  # infinity gives NaN, which is found where all times are checked

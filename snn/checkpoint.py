@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from snn.classes import tidied
 from snn.config import AnyConfig, build
 from snn.errors import InputError
 from snn.network import Network
@@ -33,8 +34,13 @@ class Damaged(InputError):
 def save(path: Path, config: AnyConfig, network: Network | TTFSNetwork, keep: bool = False, **more: Any) -> None:
     """Write configuration, weights and `more` to path, by way of a file beside it that is read back first.
 
-    What path held before goes, or if told to `keep` it becomes `previous(path)`.
+    What path held before goes, or if told to `keep` it becomes `previous(path)`. InputError if `load_weights` would
+    refuse the weights.
     """
+    try:
+        network.check_values(f"{path}: not written, as it could not be loaded")
+    except InputError as error:
+        raise InputError(f"{error}; try a smaller train.lr") from None
     content = {
         "format": FORMAT,
         "version": VERSION,
@@ -84,7 +90,10 @@ def sync_folder(folder: Path) -> None:
 
 
 def load(path: Path, for_resume: bool = False) -> tuple[AnyConfig, dict[str, Any]]:
-    """(configuration, content) of a checkpoint; with what a run needs to go on, if it is `for_resume`."""
+    """(configuration, content) of a checkpoint; with what a run needs to go on, if it is `for_resume`.
+
+    content["class_names"] are the names of the classes, or None where the training file has none.
+    """
     try:
         content = torch.load(io.BytesIO(_checked(path.read_bytes())), map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -108,6 +117,10 @@ def load(path: Path, for_resume: bool = False) -> tuple[AnyConfig, dict[str, Any
             hint = f"; only last.pt of a run (version {VERSION}) can be resumed"
             hint = hint if name in FOR_RESUME else ", it is damaged"
             raise InputError(f"{path}: the checkpoint has no {name}{hint}")
+    names = content.get("class_names")
+    if not isinstance(names, list | tuple | None) or not all(isinstance(name, str) for name in names or ()):
+        raise InputError(f"{path}: the checkpoint's class_names are no names, it is damaged")
+    content["class_names"] = None if names is None else tidied(names)
     return build(content["config"], f"{path}, configuration"), content
 
 

@@ -142,12 +142,16 @@ def find_yaml(path: Path) -> Path:
 
 
 def find_checkpoint(path: Path) -> Path:
-    """A checkpoint by its path; or best.pt of a run, by its folder, its name or its published name <run>.pt."""
-    if path.is_file():
+    """A checkpoint by its path; or best.pt of a run, by its folder, its name or its published name <run>.pt.
+
+    A folder or file of another kind, such as one of data, does not hide a run of its name.
+    """
+    run = Path("runs") / path.name.removesuffix(".pt")
+    folders = sorted(filter(Path.is_dir, (path, run)), key=lambda folder: not any(folder.glob("*.pt")))
+    if path.is_file() and (path.suffix == ".pt" or not folders):
         return path
-    run = path if path.is_dir() else Path("runs") / path.name.removesuffix(".pt")
-    if run.is_dir():
-        return run / "best.pt"
+    if folders:
+        return folders[0] / "best.pt"
     raise InputError(f"{path}: no such checkpoint, and there is no run {run}; train one with train.py")
 
 
@@ -160,7 +164,7 @@ def device(name: str) -> "torch.device":
     try:
         chosen = torch.device(name)
         if chosen.type != "cpu":
-            torch.empty(0, device=chosen)
+            torch.zeros(1, device=chosen).item()  # meta makes tensors, but they hold no numbers
             # else convolutions keep 10 bits of a float32 and a network decides otherwise than on the CPU
             torch.backends.cudnn.allow_tf32 = False
     except (RuntimeError, AssertionError) as error:

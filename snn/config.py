@@ -78,7 +78,9 @@ class Data(Section):
     layout: Literal["shd", "ntidigits", "dvsgesture", "dvsplane"] = Field("shd", description="layout of the HDF5 files")
     path: str | None = Field(None, description="folder of the files; default data/<dataset_name>")
     train_file: str | None = Field(None, description="default <dataset_name>_train.h5")
-    test_file: str | None = Field(None, description="default <dataset_name>_test.h5; opened by test.py alone")
+    test_file: str | None = Field(
+        None, description="default <dataset_name>_test.h5; its labels and events are read by test.py alone"
+    )
     channels: PositiveInt | None = Field(None, description="input channels, where there is no sensor")
     sensor: Sensor | None = Field(None, description="event camera, in place of channels")
     num_classes: PositiveInt = Field(description="classes; labels are 0..num_classes-1")
@@ -98,6 +100,9 @@ class Data(Section):
         None,
         description="hold all events in memory, or read those of each batch from the file, where they may be more than "
         "fits; default: hold them if they take less than half of what is available",
+    )
+    strict: bool = Field(
+        False, description="refuse a file with a recording that has no event in the window; else they are counted"
     )
     prepare: str | None = Field(
         None, description="options of `python -m datasets.prepare <dataset_name>`, run when the files are missing"
@@ -282,8 +287,8 @@ class Images(Section):
     dataset_name: str = Field(min_length=1, description="name of the set; names its files and the run")
     layout: Literal["torchvision", "npz", "shd", "ntidigits"] = Field(
         "torchvision",
-        description="torchvision: mnist, fmnist, cifar10 or cifar100; npz: x_train, y_train, x_test, y_test in "
-        "<dataset_name>.npz; the layouts of events: the first event of each pixel counts",
+        description="torchvision: mnist, fmnist, cifar10 or cifar100; npz: x_train, y_train, x_test, y_test and, if "
+        "wanted, class_names in <dataset_name>.npz; the layouts of events: the first event of each pixel counts",
     )
     path: str | None = Field(None, description="folder of the files; default data/<dataset_name>")
     shape: Annotated[tuple[PositiveInt, PositiveInt, PositiveInt], Field(strict=False)] = Field(
@@ -291,6 +296,9 @@ class Images(Section):
     )
     num_classes: PositiveInt = Field(description="classes; labels are 0..num_classes-1")
     window_ms: PositiveFloat | None = Field(None, description="events: the span that becomes the window T (ms)")
+    strict: bool = Field(
+        False, description="refuse a file with a recording that has no event in the window; else they are counted"
+    )
     augment: Annotated[tuple[Literal["crop", "flip", "autoaugment", "cutout"], ...], Field(strict=False)] = Field(
         (),
         description="of training images, in this order: crop after padding, flip, AutoAugment's policy for CIFAR-10, "
@@ -404,7 +412,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Fields and their values from a JSON file of the T2FSNN framework."""
     try:
         words = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read as JSON: {getattr(error, 'strerror', None) or error}") from None
     if not isinstance(words, dict):
         raise InputError(f"{path}: must hold an object of words such as {', '.join(_JSON_WORDS)}")

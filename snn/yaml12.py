@@ -34,5 +34,7 @@ def parse(text: str, where: str) -> Any:
     """A YAML text to plain values; an InputError names `where`."""
     try:
         return yaml.load(text, _Loader)
+    except RecursionError:
+        raise InputError(f"{where}: not valid YAML: values lie within values too deep") from None
     except (yaml.YAMLError, ValueError) as error:
         raise InputError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None

@@ -60,7 +60,6 @@ BAD = {
     "polarity": "with polarity -1; the sensor has x in 0..127, y in 0..127 and polarities 0 and 1",
     "unsigned polarity": "with polarity 255",
     "back": "recording 3 goes back in time, from 4294967295 to 4 µs at event 2",
-    "empty": "recording 1 does not have events; it is empty",
     "lengths": "recording 1 does not have as many times as channels (49 times, 50 channels)",
     "no events": "it has no data set /train/4/time",
     "no label": "it has no data set /train/4/labels",
@@ -85,8 +84,6 @@ def test_camera_files_that_are_refused(tmp_path, kind):
         data[2][30] = row
     elif kind == "back":
         events["times"][3] = np.array([2**32 - 9, 2**32 - 1, *range(4, 52)])
-    elif kind == "empty":
-        events["times"][1], data[1] = [], np.zeros((0, 3))
     elif kind == "lengths":
         events["times"][1] = events["times"][1][:-1]
     elif kind == "label":

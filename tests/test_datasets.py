@@ -227,8 +227,6 @@ def broken(path: Path, kind: str) -> None:
         events["times"][2] = np.array([math.nan] * 60)
     elif kind == "negative time":
         events["times"][2] = np.array([-0.1] * 60)
-    elif kind == "empty":
-        events["times"][1], events["units"][1] = [], []
     elif kind == "lengths":
         events["times"][1] = events["times"][1][:-1]
     elif kind == "counts":
@@ -264,7 +262,6 @@ def broken(path: Path, kind: str) -> None:
         ("channel", "recording 5 has an event on channel 40, outside 0..39"),
         ("nan", "recording 2 has an event at the time nan"),
         ("negative time", "recording 2 has an event at the time -0.1"),
-        ("empty", "recording 1 does not have events; it is empty"),
         ("lengths", "recording 1 does not have as many times as channels (59 times, 60 channels)"),
         ("counts", "labels has shape (5,), but spikes/times has (6,)"),
         ("class", "class 1 has no recording"),

@@ -152,7 +152,7 @@ def test_aedat_is_read_as_spikingjelly_reads_it(gestures):
     """Other packets are skipped; the clock goes on past 31 bits."""
     write_recording(gestures, "user1_long", [1, 2], 7, start_us=2**31 - 15_000)
     for path in gestures.glob("*.aedat"):
-        times_us, data = dvsgesture.read_aedat(path)
+        times_us, data, _ = dvsgesture.read_aedat(path)
         known = load_aedat_v3(path)
         assert len(times_us) == 33 * (2 if path.stem == "user1_long" else 12)
         assert np.array_equal(times_us, known["t"])

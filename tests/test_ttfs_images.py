@@ -133,7 +133,7 @@ def test_first_events(tmp_path):
     with pytest.raises(InputError, match=r"data\.window_ms is missing"):
         images.read("shd", tmp_path, "toy", "train", shape, 2)
     write_shd(tmp_path / "late_train.h5", [[0.5]], [[0]], [0])
-    with pytest.raises(InputError, match="no event falls into the first 100 ms"):
+    with pytest.raises(InputError, match="0 % of the events fall into the first 100 ms"):
         images.read("shd", tmp_path, "late", "train", shape, 1, window_ms=100)
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,6 +13,11 @@ from datasets import hdf5
 PROVENANCE = "provenance"  # HDF5 attribute: a JSON object of the parameters the file was made with
 MAKEABLE = ("digits", "planes")  # sets that need no files of the user's
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
+
+
+def visible(paths: Iterable[Path]) -> list[Path]:
+    """The paths in order, without hidden ones: macOS writes a file ._NAME of its own beside a NAME."""
+    return sorted(path for path in paths if not path.name.startswith("."))
 
 
 def make_if_missing(path: Path, dataset_name: str, options: str | None) -> None:

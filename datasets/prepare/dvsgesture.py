@@ -9,12 +9,14 @@ import argparse
 import csv
 import re
 import struct
-from itertools import chain, islice
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from datasets.prepare import visible
 from datasets.prepare.parallel import map_in_order
 from datasets.prepare.writer import write_camera
 from snn.errors import InputError
@@ -28,7 +30,7 @@ LAST_TRAINING_USER, LAST_USER = 23, 29
 # Of each packet: type, source, size of an event, offset of its time, overflows of the clock, capacity, number, valid
 PACKET_HEADER = struct.Struct("<HHIIIIII")
 POLARITY = 1  # the type of packet that holds changes of brightness
-POLARITY_SIZE = 8  # bytes: x in bits 17-31, y in 2-16, polarity in 1; then the time, of 31 bits
+POLARITY_SIZE = 8  # bytes: x in bits 17-31, y in 2-16, polarity in 1, valid in 0; then the time, of 31 bits
 
 
 class Gesture(NamedTuple):
@@ -40,10 +42,11 @@ class Gesture(NamedTuple):
 
 
 class Events(NamedTuple):
-    """The events of a recording, in the order of the file."""
+    """The valid events of a recording, in the order of the file."""
 
     times_us: np.ndarray  # [events] int64
     data: np.ndarray  # [events, 3] uint16: x, y, polarity
+    invalid: int  # events that the camera's software marked so, left out
 
 
 def convert_dvsgesture(folder: Path, out_dir: Path, processes: int | None) -> None:
@@ -61,16 +64,18 @@ def convert_dvsgesture(folder: Path, out_dir: Path, processes: int | None) -> No
     converted = map_in_order(_cut, splits["train"] + splits["test"], processes, "dvsgesture")
     for split, recordings in splits.items():
         path = out_dir / f"DVS-Gesture-{split}10.hdf5"
-        gestures = chain.from_iterable(islice(converted, len(recordings)))
+        invalid = []
+        gestures = _gestures(islice(converted, len(recordings)), invalid)
         number = write_camera(path, split, gestures, np.uint8, {"made_by": "dvsgesture", "folder": folder.name})
-        print(f"{number} gestures of {len(recordings)} recordings in {path}")
+        left_out = f"; {sum(invalid):,} events marked invalid are left out" if any(invalid) else ""
+        print(f"{number} gestures of {len(recordings)} recordings in {path}{left_out}")
 
 
 def read_aedat(path: Path) -> Events:
-    """The brightness changes in an AEDAT 3.1 file. InputError if it is none or breaks off.
+    """The valid brightness changes in an AEDAT 3.1 file. InputError if it is none or breaks off.
 
-    SpikingJelly's load_aedat_v3 reads the same (a test compares them), but event by event, and takes what is missing at
-    the end of a truncated file for read.
+    SpikingJelly's load_aedat_v3 reads the same (a test compares them), but event by event and invalid ones too, and
+    takes what is missing at the end of a truncated file for read.
     """
     try:
         content = path.read_bytes()
@@ -100,12 +105,15 @@ def read_aedat(path: Path) -> Events:
     if not any(map(len, pieces)):
         raise InputError(f"{path}: holds no event of brightness")
     words, clock = np.concatenate(pieces).T
-    times_us = clock + (np.concatenate(overflows) << 31)
+    is_valid = (words & 1).astype(bool)
+    if not is_valid.any():
+        raise InputError(f"{path}: all of its {len(words):,} events are marked invalid (bit 0); leave the file out")
+    words, times_us = words[is_valid], (clock + (np.concatenate(overflows) << 31))[is_valid]
     data = np.stack([(words >> 17) & 0x7FFF, (words >> 2) & 0x7FFF, (words >> 1) & 1], axis=1).astype(np.uint16)
     if data[:, :2].max() >= SIZE:
         x, y, _ = data[int((data[:, :2] >= SIZE).any(axis=1).argmax())].tolist()
         raise InputError(f"{path}: an event at x = {x}, y = {y} is outside the sensor of {SIZE} x {SIZE} pixels")
-    return Events(times_us, data)
+    return Events(times_us, data, int((~is_valid).sum()))
 
 
 def read_labels(recording: Path) -> list[Gesture]:
@@ -130,8 +138,17 @@ def _labels_of(recording: Path) -> Path:
     return recording.with_name(f"{recording.stem}_labels.csv")
 
 
-def _cut(task: tuple[Path, list[Gesture]]) -> list[tuple[np.ndarray, np.ndarray, int]]:
-    """The gestures of a recording: times from the first event, x y polarity, label."""
+def _gestures(
+    converted: Iterable[tuple[list[tuple[np.ndarray, np.ndarray, int]], int]], invalid: list[int]
+) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+    """The gestures of these recordings in turn; what each left out goes into `invalid`."""
+    for parts, left_out in converted:
+        invalid.append(left_out)
+        yield from parts
+
+
+def _cut(task: tuple[Path, list[Gesture]]) -> tuple[list[tuple[np.ndarray, np.ndarray, int]], int]:
+    """The gestures of a recording, each times from the first event, x y polarity, label; and its invalid events."""
     path, gestures = task
     events = read_aedat(path)
     parts = []
@@ -147,15 +164,15 @@ def _cut(task: tuple[Path, list[Gesture]]) -> list[tuple[np.ndarray, np.ndarray,
         if times_us[-1] - times_us[0] >= 2**32:
             raise InputError(f"{where} is longer than 71 min, what a counter of 32 bits holds")
         parts.append(((times_us - times_us[0]).astype(np.uint32), data.astype(np.uint8), label))
-    return parts
+    return parts, events.invalid
 
 
 def _splits(folder: Path) -> dict[str, list[Path]]:
     """The recordings for training and for testing."""
-    recordings = sorted(folder.glob("*.aedat"))
+    recordings = visible(folder.glob("*.aedat"))
     if not recordings:
         raise InputError(f"{folder} holds no recordings: give the folder of user01_fluorescent.aedat and the rest")
-    for table in sorted(folder.glob("*_labels.csv")):
+    for table in visible(folder.glob("*_labels.csv")):
         if not (recording := table.with_name(f"{table.name.removesuffix('_labels.csv')}.aedat")).is_file():
             raise InputError(f"{table}: there is no recording {recording.name} to it; fetch it, or remove the table")
     lists = {split: folder / name for split, name in TRIALS.items()}

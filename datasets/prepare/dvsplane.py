@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from scipy.io import loadmat
 
+from datasets.prepare import visible
 from datasets.prepare.parallel import map_in_order
 from datasets.prepare.writer import write_camera
 from snn.errors import InputError
@@ -103,7 +104,7 @@ def _convert(task: tuple[Path, int]) -> tuple[np.ndarray, np.ndarray, int]:
 def _splits(folder: Path) -> dict[str, list[tuple[Path, int]]]:
     """(file, label) of each recording for training and for testing, by number."""
     numbered = {}
-    for path in sorted(folder.rglob("*.mat")):
+    for path in visible(folder.rglob("*.mat")):
         found = re.fullmatch(rf"({'|'.join(CLASSES)})\D.*?(\d+)\D*", path.stem, re.IGNORECASE)
         if found is None:
             raise InputError(f"{path}: its name is not like F117_1.mat: one of {', '.join(CLASSES)}, and a number")

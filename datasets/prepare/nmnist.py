@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from datasets.prepare import visible
 from datasets.prepare.writer import write_events
 from snn.errors import InputError
 
@@ -61,7 +62,7 @@ def read_bin(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def _list_recordings(folder: Path) -> list[tuple[Path, int]]:
     """Every recording of a split with its label."""
-    recordings = [(path, digit) for digit in range(10) for path in sorted((folder / str(digit)).glob("*.bin"))]
+    recordings = [(path, digit) for digit in range(10) for path in visible((folder / str(digit)).glob("*.bin"))]
     missing = sorted(set(range(10)) - {digit for _, digit in recordings})
     if missing:
         raise InputError(f"{folder / str(missing[0])} holds no .bin files: give the folder of N-MNIST's Train and Test")

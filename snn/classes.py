@@ -1,0 +1,43 @@
+"""Classes by name: where files name their classes, the names decide and not the numbers."""
+
+import unicodedata
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from snn.errors import InputError
+
+MOST_SAID = 5  # names in a message
+
+
+class Named(NamedTuple):
+    """The classes 0, 1, ... of a network or a file, and where their names come from, for messages."""
+
+    names: tuple[str, ...] | None  # None: it names none
+    where: str
+
+
+def tidied(names: Iterable[str]) -> tuple[str, ...]:
+    """Names without what cannot be seen: blanks around them, and the two ways of writing an accent."""
+    return tuple(unicodedata.normalize("NFC", name).strip() for name in names)
+
+
+def numbers_in(wanted: Named, own: Named) -> np.ndarray:
+    """(classes,) int64: the number in `wanted` of each class of `own`. InputError if they are not the same classes."""
+    if own.names == wanted.names:
+        return np.arange(len(own.names))
+    if alone := " and ".join(filter(None, (_only(own, wanted), _only(wanted, own)))):
+        raise InputError(f"{own.where}: its classes are not those of {wanted.where}: {alone}; take a set that has them")
+    for named in (own, wanted):
+        if len(set(named.names)) < len(named.names):
+            twice = next(name for name in named.names if named.names.count(name) > 1)
+            raise InputError(f"{named.where}: two classes have the name {twice!r:.40}; give each its own")
+    return np.array([wanted.names.index(name) for name in own.names])
+
+
+def _only(one: Named, other: Named) -> str:
+    """The names that one has and the other has not, in words."""
+    names = sorted(set(one.names) - set(other.names))
+    said = ", ".join(f"{name!r:.40}" for name in names[:MOST_SAID]) + (", ..." if len(names) > MOST_SAID else "")
+    return f"only {one.where} has {said}" if names else ""

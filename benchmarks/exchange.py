@@ -215,7 +215,7 @@ def first_difference(
         apart = (s_TN[: len(ours_TN), : ours_TN.shape[1]] != ours_TN).nonzero()
         if len(apart):
             n, j = apart[0].tolist()
-            theta = neurons_of(network)[k].dynamics.theta
+            theta = neurons_of(network)[k].threshold
             # graph time puts cause before effect: a layer's spike is in the same step as what it does to the next layer
             found.append((n, k, Difference(n + latencies[k], k, j, in_ulp(float(h_TN[n, j]) - theta, theta))))
     return min(found)[2] if found else None
@@ -232,7 +232,7 @@ def in_words(network: Network, recordings: AnyRecordings, r: int, bins: Bins, aw
     first = first_difference(network, ran, spikes, [0] * len(away))
     if first is None:
         return "equal where the potentials are asked for, which changes how onnxruntime rounds"
-    theta, (_, h_TN), theirs_TN = dynamics[first.layer].theta, ran[first.layer], away[first.layer][:, b]
+    theta, (_, h_TN), theirs_TN = thresholds[first.layer], ran[first.layer], away[first.layer][:, b]
     theirs = in_ulp(float(theirs_TN[first.step, first.neuron]), theta)
     until = slice(first.step + 1)  # all other spikes of this layer are equal till then: only rounding sets them apart
     apart_TN = (h_TN[until] - theta - theirs_TN[until]).abs()

@@ -149,7 +149,7 @@ def nir_graph(network: Network, shape: tuple[int, ...], dt_s: float) -> nir.NIRG
             stages = 1 + latency_of(layer.neurons)
             lam_m, lam_s = (lam.expand(layer.after).repeat(stages) for lam in (lam_m, lam_s))
             start = Beginning(*(F.pad(state, (0, copies)) for state in start))
-        graph.neurons(f"{layer.name}_neurons", size, lam_m, lam_s, torch.tensor(layer.neurons.theta), start)
+        graph.neurons(f"{layer.name}_neurons", size, lam_m, lam_s, torch.tensor(layer.neurons.threshold), start)
         if layer.neurons.V is not None:
             graph.recurrent(f"{layer.name}_recurrent", _repeating(layer.neurons, gain_N))
     return graph.finished({"latency_steps": latency, "dt": dt_s, "discretisation": "forward Euler"})
@@ -209,7 +209,7 @@ def _repeating(neurons: SpikingNeuron, gain_N: Tensor) -> Tensor:
     step later, so that it repeats the spike once. The last copy has V's weights to the neurons.
     """
     N, stages = len(neurons.V), latency_of(neurons)
-    push = 2.0 ** math.ceil(math.log2(2 * neurons.theta))
+    push = 2.0 ** math.ceil(math.log2(2 * neurons.threshold))
     lam_s = _decays(neurons)[1].expand(N)
     weight = torch.zeros(((1 + stages) * N, (1 + stages) * N), dtype=torch.float64)
     weight[:N, stages * N :] = neurons.V * gain_N.view(-1, 1)

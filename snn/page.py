@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jinja2
-import numpy as np
 
 from snn.neurons.module import Learned
 

@@ -211,7 +211,7 @@ def first_difference(network: Network, other: Network, x_T1C: Events) -> str:
         apart = (y.cpu() != y_other.cpu()).nonzero()
         if len(apart) and (first is None or apart[0, 0] < first[0]):
             n, b, j = apart[0].tolist()
-            first = n, layer, j, float(h[n, b, j]), float(h_other[n, b, j]), pair[0].theta
+            first = n, layer, j, float(h[n, b, j]), float(h_other[n, b, j]), pair[0].threshold
     if first is None:
         return "no spike differs"
     n, layer, j, h_here, h_there, theta = first

@@ -191,7 +191,7 @@ def test_the_first_difference_is_found():
         theirs[k][n, j] = 1 - theirs[k][n, j]
     first = simulators.first_difference(network, ran, theirs, latencies)
     assert first[:3] == (8 + 2, 1, 2)
-    h, theta = float(ran[1][1][10, 2]), network.output.dynamics.theta
+    h, theta = float(ran[1][1][10, 2]), network.output.threshold
     assert first.away == pytest.approx((h - theta) / (2**-25))  # the last place of .3 as float32
 
 
@@ -211,7 +211,7 @@ def test_onnx_gives_the_same_spikes(program, tmp_path):
     potentials = simulators.potentials_in_onnxruntime(tmp_path / "net.onnx", exchange.Step(network, cfg.data.shape))
     ours = simulators.spikes_and_potentials(network.folded(), x_TBC[:, :1])
     for away_TBN, (_, h_TN), module in zip(potentials(x_TBC), ours, simulators.neurons_of(network), strict=True):
-        torch.testing.assert_close(away_TBN[:, 0], h_TN - module.dynamics.theta, atol=1e-5, rtol=0)
+        torch.testing.assert_close(away_TBN[:, 0], h_TN - module.threshold, atol=1e-5, rtol=0)
 
 
 def test_program_writes_a_graph_or_one_line(program, tmp_path):

@@ -195,9 +195,9 @@ def test_constants_of_fully_connected_layers():
     cfg = small_conv()
     one, two = cfg.network.neuron1.theta, cfg.network.neuron2.theta
     network = build(cfg)
-    assert [block.neurons.dynamics.theta for block in network.blocks] == [one, one, one, two, two]
-    assert network.output.dynamics.theta == two
-    assert [block.neurons.dynamics.theta for block in build(small()).blocks] == [one, one]
+    assert [block.neurons.threshold for block in network.blocks] == [one, one, one, two, two]
+    assert network.output.threshold == two
+    assert [block.neurons.threshold for block in build(small()).blocks] == [one, one]
 
 
 @pytest.mark.parametrize(

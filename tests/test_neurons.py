@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
+from snn import ops
 from snn.errors import InputError
-from snn.neurons import NEURONS, RAW_DECAY_RANGE, AdLIF, CuLIF, PCuLIF
+from snn.neurons import NEURONS, AdLIF, CuLIF, PCuLIF
 
 CONSTANTS = {"tau_mem_steps": 5.0, "tau_syn_steps": 4.0, "theta": 0.3}
 
@@ -17,7 +18,7 @@ def make(name: str, N: int = 6, **more):
 
 
 def inputs(T: int = 30, B: int = 4, N: int = 6):
-    return torch.randn(T, B, N, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return 3 * torch.randn(T, B, N, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
 VARIANTS = [
@@ -27,33 +28,101 @@ VARIANTS = [
     {"recurrent": True},
     {"spike_first": True, "decay": "raw"},
     {"spike_first": True, "recurrent": True, "reset": "soft"},
+    {"recurrent": True, "max_delay_steps": 4},
 ]
 
 
-def test_golden_culif():
-    neuron = CuLIF(1, tau_mem_steps=5, tau_syn_steps=5, theta=0.25, return_potential=True, backend="torch")
-    x_TBN = torch.zeros(6, 1, 1)
-    x_TBN[0] = 1
-    s, h = neuron(x_TBN)
-    expected = [0, 0.181269, 0.296821, 0.121508, 0.198965, 0.244349]
-    torch.testing.assert_close(h.flatten(), torch.tensor(expected), atol=1e-6, rtol=0)
-    assert s.flatten().tolist() == [0, 0, 1, 0, 0, 0]
+E5, E60, E100 = (math.exp(-1 / tau) for tau in (5, 60, 100))
+# Six steps by hand, in plain floats: neuron -> (values, firing, input, h, step of the only spike, states after each step)
+GOLDEN = {
+    "CuLIF": (
+        {"lam_m": E5, "lam_s": E5, "theta": 0.25},
+        {},
+        [1, 0, 0, 0, 0, 0],
+        [0, 0.181269, 0.296821, 0.121508, 0.198965, 0.244349],
+        3,
+        {},
+    ),
+    "AdLIF": (
+        {"lam_m": E5, "lam_w": E100, "a": 0.5, "b": 0.5, "theta": 0.25},
+        {},
+        [1, 1, 1, 0, 0, 0],
+        [0.181269, 0.329680, 0.164840, -0.001821, -0.151851, -0.273024],
+        2,
+        {"w": [0, 0.090635, 0.754573, 0.829485, 0.820320, 0.736233]},
+    ),
+    "CuAdLIF": (
+        {"lam_m": E5, "lam_s": E5, "lam_w": E100, "a": 0.5, "b": 0.5, "theta": 0.3},
+        {},
+        [1, 1, 0, 0, 0, 0],
+        [0, 0.181269247, 0.478090661, 0.253489847, 0.278299029, 0.237072058],
+        3,
+        {
+            "i": [1, 1.818730753, 1.489050799, 1.219131682, 0.998140600, 0.817208405],
+            "w": [0, 0, 0.090634623, 0.828778124, 0.947276568, 1.077000523],
+        },
+    ),
+    "LIF": (
+        {"lam_m": E5, "theta": 0.5},
+        {},
+        [1.0, 1.2, 0.9, 0.8, -0.5, 1.0],
+        [0.181269247, 0.365933803, 0.462743581, 0.523877798, -0.090634623, 0.107063893],
+        4,
+        {},
+    ),
+    "PLIF": (
+        {"lam_m": 1 / (1 + math.exp(-0.5)), "theta": 0.7},
+        {},
+        [1.0, 0.8, 1.1, 0.9, -0.4, 0.6],
+        [0.377540669, 0.537036247, 0.749577959, 0.339786602, 0.060487073, 0.264175145],
+        3,
+        {},
+    ),
+    "SEAdLIF": (
+        {"lam_m": E5, "lam_w": E60, "a": 0.5, "b": 1.0, "q": 120.0, "theta": 1.0},
+        {},
+        [3.0, 4.0, 5.0, 6.0, 1.0, 2.0],
+        [0.543807741, 1.072550408, 0.450669289, 0.927431541, 0.253449871, -0.151294971],
+        2,
+        {},
+    ),
+    "SiLIF": (
+        {"lam_m": math.exp(-0.4), "lam_w": math.exp(-0.02), "a": 0.5, "b": 1.0, "theta": 1.0},
+        {"reset": "soft"},
+        [1.5, 1.9, 2.5, 1.0, 0.5, 1.0],
+        [0.494519931, 0.876361881, 1.187280833, -0.290092572, -0.712348520, -0.699612624],
+        3,
+        {},
+    ),
+    "BRF": (
+        {"omega": 25.0, "b": 2.0, "delta": 0.01, "gamma": 0.9, "p_omega": (-1 + 0.9375**0.5) / 0.01, "theta": 1.0},
+        {},
+        [40.0, 50.0, 45.0, 10.0, -20.0, 30.0],
+        [0.4, 0.879298335, 1.258790985, 1.202393109, 0.776863717, 0.812000350],
+        3,
+        {},
+    ),
+}
 
 
-def test_golden_adlif():
-    neuron = AdLIF(1, tau_mem_steps=5, tau_syn_steps=5, theta=0.25, return_potential=True, backend="torch")
-    with torch.no_grad():
-        neuron.a.fill_(0.5)
-        neuron.b.fill_(0.5)
-    potentials, spikes, adaptation = [], [], []
-    for n in range(6):  # step by step, to see w
-        s, h = neuron(torch.full((1, 1, 1), float(n < 3)))
-        potentials.append(h.item())
-        spikes.append(s.item())
-        adaptation.append(neuron.w.item())
-    assert potentials == pytest.approx([0.181269, 0.329680, 0.164840, -0.001821, -0.151851, -0.273024], abs=1e-6)
-    assert adaptation == pytest.approx([0, 0.090635, 0.754573, 0.829485, 0.820320, 0.736233], abs=1e-6)
-    assert spikes == [0, 1, 0, 0, 0, 0]
+@pytest.mark.parametrize("name", NEURONS)
+def test_golden_values(name):
+    if name == "PCuLIF":
+        assert NEURONS[name].step is NEURONS["CuLIF"].step
+        return
+    values, firing, inputs, potentials, spike, states = GOLDEN[name]
+    dynamics = NEURONS[name].dynamics_of(**firing)
+    values = {key: torch.tensor([value], dtype=torch.float64) for key, value in values.items()}
+    state, found = {}, {key: [] for key in ("s", "h", *dynamics.states)}
+    for x in inputs:  # step by step, to see the states
+        x_TBN = torch.tensor([[[float(x)]]], dtype=torch.float64)
+        s, h, state = ops.multi_step(x_TBN, values, state, dynamics, backend="torch")
+        for key, tensor in {"s": s, "h": h, **state}.items():
+            found[key].append(tensor.item())
+    assert found["s"] == [float(n == spike) for n in range(1, 7)]
+    assert found["h"] == pytest.approx(potentials, abs=1e-6)
+    for key, expected in states.items():
+        assert found[key] == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
@@ -125,23 +194,64 @@ def test_superspike_equals_the_published_loop():
 
 @pytest.mark.parametrize("name", NEURONS)
 @pytest.mark.parametrize("decay", ["sigmoid", "raw"])
-def test_initial_decays_and_ranges(name, decay):
-    neuron = make(name, decay=decay)
+def test_initial_values_and_ranges(name, decay):
+    """Time constants as given or within what they are drawn from; no optimiser leaves the range that is loaded again."""
+    neuron = make(name, N=200, decay=decay).float()
+    given = {"lam_m": 5, "lam_s": 4, "lam_w": 100} if name not in ("SEAdLIF", "SiLIF") else {}
+    for key, value in neuron.values().items():
+        if key in given:
+            torch.testing.assert_close(value, torch.full_like(value, math.exp(-1 / given[key])), atol=1e-6, rtol=0)
+    for learned in neuron.learned(dt_ms=10.0).values():
+        low, high = learned.began
+        assert low * 0.999 <= learned.value.min() <= learned.value.max() <= high * 1.001
+        assert low == high or learned.value.max() > learned.value.min()
+    for sign in (-1, 1):
+        with torch.no_grad():
+            for p in neuron.parameters():
+                p.fill_(sign * 1e9)
+        neuron.clamp_values()
+        neuron.check_values("here")
+    if decay == "raw" and name in ("PCuLIF", "AdLIF", "CuAdLIF", "PLIF"):
+        assert neuron.lam_m.max().item() == pytest.approx(0.995)
+
+
+def test_initial_values_of_ones_own():
+    neuron = NEURONS["SEAdLIF"](4, theta=1, initial={"q": 60, "a": 0.25, "lam_m": 15, "lam_w": 60})
     values = neuron.values()
-    expected = {"lam_m": 5, "lam_s": 4 if neuron.current else None, "lam_w": 100 if neuron.adaptation else None}
-    for field, tau in expected.items():
-        value = getattr(values, field)
-        assert (value is None) == (tau is None)
-        if tau is not None:
-            torch.testing.assert_close(value, torch.full_like(value, math.exp(-1 / tau)), atol=1e-6, rtol=0)
+    assert (values["q"].item(), values["a"][0].item()) == (60, 0.25)
+    torch.testing.assert_close(-1 / values["lam_m"].log(), torch.full((4,), 15.0))
+    with pytest.raises(InputError, match="tau is not a value of SEAdLIF; it has theta, lam_m, lam_w, a, b, q"):
+        NEURONS["SEAdLIF"](4, theta=1, initial={"tau": 3})
+    with pytest.raises(InputError, match="the value lam_m needs tau_mem_steps"):
+        CuLIF(4, theta=1)
+
+
+def test_delays_of_a_recurrent_layer():
+    """Real in training, whole in evaluation, within their bounds, and drawn from the range that is asked for."""
+    neuron = make("AdLIF", recurrent=True, max_delay_steps=5, delay_steps=(1, 3))
+    assert neuron.delay_N.min() >= 1
+    assert neuron.delay_N.max() <= 3
+    x_TBN = inputs()
+    real, _ = neuron(x_TBN)
+    real.sum().backward()
+    assert neuron.delay_N.grad.abs().sum() > 0
+    neuron.reset()
+    neuron.eval()
+    whole, _ = neuron(x_TBN)
+    assert not torch.equal(real, whole)
     with torch.no_grad():
-        for p in neuron.parameters():
-            p.fill_(7.0)
+        neuron.delay_N.round_()
+    neuron.train()
+    neuron.reset()
+    assert torch.equal(neuron(x_TBN)[0], whole)
+    with torch.no_grad():
+        neuron.delay_N.fill_(7)
+    with pytest.raises(InputError, match="here: the learned value delay is 7, outside its range"):
+        neuron.check_values("here")
     neuron.clamp_values()
-    if neuron.adaptation:
-        assert neuron.a.max() == neuron.b.max() == 1
-    if neuron.learned_decays and decay == "raw":
-        assert neuron.lam_m.max().item() == pytest.approx(RAW_DECAY_RANGE[1])
+    assert neuron.delay_N.max() == 5
+    with pytest.raises(InputError, match="delays of 2 to 9 steps do not lie within 0 to 5"):
+        make("AdLIF", recurrent=True, max_delay_steps=5, delay_steps=(2, 9))
 
 
 def test_conv_shapes_with_values_per_layer():

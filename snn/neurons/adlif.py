@@ -11,8 +11,8 @@ class AdLIF(SpikingNeuron):
         s_n = [h_n >= θ],   v_n = h_n after the reset
         w_n = λ_w w_{n-1} + z_{n-1},   z_n = a h_n + b s_n
 
-    Source: Liu, Leung, Dragotti 2023, doi 10.3389/fnins.2023.1266003. z, what joins w one step later, is a state so that
-    a sequence may come in chunks.
+    Source: Liu, Leung, Dragotti 2023, doi 10.3389/fnins.2023.1266003. What joins w one step later, z, is a state so
+    that a sequence may come in chunks.
     """
 
     CUBA = CubaLIF(zeroed=("a", "b"))

@@ -148,7 +148,7 @@ class SpikingNeuron(MemoryModule):
         )
 
     @property
-    def theta(self) -> float:
+    def threshold(self) -> float:
         """The threshold; the mean one where neurons differ."""
         return float(self.values()["theta"].mean())
 
@@ -232,6 +232,11 @@ class SpikingNeuron(MemoryModule):
         """One step on explicit states: T = 1."""
         outputs, states = self.multi_step_functional_forward((inputs[0].unsqueeze(0),), states)
         return tuple(out.squeeze(0) for out in outputs), states
+
+    def __getstate__(self) -> dict:
+        """For copies: the state, without the graph that led to it, which torch does not copy."""
+        memories = {k: v.detach() if isinstance(v, Tensor) else v for k, v in self._memories.items()}
+        return {**self.__dict__, "_memories": memories}
 
     def extra_repr(self) -> str:
         return f"{self.dynamics}, recurrent={self.V is not None}, backend={self.backend}, {super().extra_repr()}"

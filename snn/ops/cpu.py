@@ -1,7 +1,7 @@
 """Neurons compiled for the CPU by numba, equal to `snn.ops.reference` in every bit of spikes, potentials and states.
 
-The kernels are printed from the neuron's definition (`snn.ops.printer`) with the frame of `kernels/neuron.py`. The order
-of operations and the absence of fast-math keep the bits.
+The kernels are printed from the neuron's definition (`snn.ops.printer`) with the frame of `kernels/neuron.py`. The
+order of operations and the absence of fast-math keep the bits.
 """
 
 from functools import cache
@@ -15,7 +15,6 @@ from snn.ops import printer
 from snn.ops.compiled import in_parts, inlined, printed
 from snn.ops.fused import Call
 from snn.ops.lanes import CACHE_LINE_BYTES, LINE
-from snn.ops.printer import segment
 from snn.ops.reference import Dynamics
 
 TILE = 512  # columns, a multiple of LINE

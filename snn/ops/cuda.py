@@ -1,4 +1,4 @@
-"""Neurons on a CUDA device, printed from their definition with the frame of `kernels/neuron.cu`. The only importer of cupy.
+"""Neurons on a CUDA device, printed from their definition with the frame of `kernels/neuron.cu`; alone imports cupy.
 
 Kernels run on torch's tensors where they lie, on torch's current stream of that device. A recurrent layer launches them
 for one step at a time, with a dense product in between: its loop over the steps is in Python, and in training is

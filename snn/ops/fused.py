@@ -28,9 +28,9 @@ class Call(NamedTuple):
 class Backend(Protocol):
     """Two launches on contiguous tensors of one device and dtype.
 
-    forward   reads x and, for a recurrent layer, past (D outputs that come before s_1); writes s and, where they are not
-              None, h, total (x plus what was fed back), and marks[c], the states after `segment` · (c + 1) steps; turns
-              the initial state into the final one, in place.
+    forward   reads x and, for a recurrent layer, past (D outputs that come before s_1); writes s and, where they are
+              not None, h, total (x plus what was fed back), and marks[c], the states after `segment` · (c + 1) steps;
+              turns the initial state into the final one, in place.
     backward  reads the gradients of s and h, the input that forward had (of a recurrent layer: total), marks and the
               initial state; writes the gradient of the input, and those of the learned values before they are summed
               over samples; turns the gradient of the final state into that of the initial one, in place.
@@ -79,8 +79,10 @@ class _Fused(torch.autograd.Function):
         gx_TBN = torch.empty_like(kept_TBN)
         gvalues_QBN = kept_TBN.new_empty(len(learned), *kept_TBN.shape[1:])
         # A copy in rows: kernels work in place, and autograd may need what it handed over.
-        gstate_SBN = torch.zeros_like(state_SBN) if gfinal_SBN is None else gfinal_SBN.clone(
-            memory_format=torch.contiguous_format
+        gstate_SBN = (
+            torch.zeros_like(state_SBN)
+            if gfinal_SBN is None
+            else gfinal_SBN.clone(memory_format=torch.contiguous_format)
         )
         call.backend.backward(
             call, gs_TBN, gh_TBN, kept_TBN, gx_TBN, marks_CSBN, state_SBN, gstate_SBN, gvalues_QBN, values_PN

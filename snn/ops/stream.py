@@ -4,7 +4,6 @@ The sums and the neurons are those of the batched kernels, in their order, so th
 bits. A step costs what its events and spikes cost, and one update of each neuron.
 """
 
-import sys
 from functools import cache
 from types import ModuleType
 from typing import Literal, NamedTuple

@@ -19,8 +19,8 @@ from snn.errors import InputError
 from snn.ops.reference import Dynamics, Parameters
 
 ALLOWED = (
-    "+, -, *, /, comparisons, torch.where, abs, minimum, maximum, square, .detach(), p.spike, p.fire; any other function "
-    "of values alone makes a Derived value"
+    "+, -, *, /, comparisons, torch.where, abs, minimum, maximum, square, .detach(), p.spike, p.fire; any other "
+    "function of values alone makes a Derived value"
 )
 
 
@@ -58,7 +58,9 @@ class Symbol:
 
     def __truediv__(self, other: Any) -> "Symbol":
         if not isinstance(other, Symbol):  # GPUs multiply by the inverse, CPUs divide
-            self.trace.fail("a division by a number rounds differently from machine to machine; multiply by its inverse")
+            self.trace.fail(
+                "a division by a number rounds differently from machine to machine; multiply by its inverse"
+            )
         return self._new("/", self, other)
 
     def __rtruediv__(self, other: Any) -> "Symbol":
@@ -189,6 +191,7 @@ def trace(neuron: Dynamics, learned: frozenset[str] = frozenset()) -> Step:
     x = given("x", "x")
     states = {name: given("state", name) for name in neuron.states}
     values = {name: given("value", name) for name in neuron.values}
+
     def spike_of(u: Symbol) -> Symbol:
         u.name = u.name or "u"
         return u._new("spike", u)

@@ -1,9 +1,9 @@
 # The frame around the printed functions of a neuron: tiles of columns walk through the steps.
 #
 # Layout: samples and neurons are one axis of M = B·N columns, m = b·N + n. A tile of columns walks through all steps
-# while its values and states lie in scratch, a row each, in the caches next to the core, and for a few steps at a time a
-# line of them in registers; only x, the spikes and gradients stream through memory. Arguments that a call does not have
-# are None, and numba compiles a variant without them.
+# while its values and states lie in scratch, a row each, in the caches next to the core, and for a few steps at a time
+# a line of them in registers; only x, the spikes and gradients stream through memory. Arguments that a call does not
+# have are None, and numba compiles a variant without them.
 #
 # Forward leaves a mark every SEGMENT steps: the states that the next segment begins with. Backward computes a segment
 # again from its mark, keeps in scratch what the derivative reads, and walks back.
@@ -77,7 +77,11 @@ def backward_steps(gs_TM, gs_fed, gh_TM, gx_TM, r, at, m, width, first, begin, e
         for t in range(end - 1, begin - 1, -1):
             k = t * M + m + j
             recalled = recall(r, at + (KEPT + (t - first) * (1 + R)) * STRIDE + j)
-            gs = load_part(gs_TM, k, left, LINE) if gs_fed is None else load_part(gs_fed, m % len(gs_fed) + j, left, LINE)
+            gs = (
+                load_part(gs_TM, k, left, LINE)
+                if gs_fed is None
+                else load_part(gs_fed, m % len(gs_fed) + j, left, LINE)
+            )
             gh = zeros(r, LINE) if gh_TM is None else load_part(gh_TM, k, left, LINE)
             gx, gstate, gvalues = backward_step(r, recalled, values, gs, gh, gstate, gvalues)
             if past:

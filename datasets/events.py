@@ -5,9 +5,9 @@ and each batch reads its own.
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NoReturn
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from snn.events import Events, step_of
 from snn.ops.compiled import in_parts, kernel
 
 LOOKED_AT = 64
+WHOLE = tuple(np.dtype(f"{kind}{size}") for kind in "iu" for size in (1, 2, 4, 8))  # in this machine's order of bytes
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,10 @@ class Recordings:
 
     def __post_init__(self) -> None:
         checks.number("ticks_per_second", self.ticks_per_second, above=0)
-        check_array("labels", self.labels, "iu")
-        check_array("offsets", self.offsets, "i", 8)
-        check_array("times", self.times, "iuf", 4)
-        check_array("channels", self.channels, "iu")
+        check_array("labels", self.labels, WHOLE)
+        check_array("offsets", self.offsets, (np.dtype(np.int64),))
+        check_array("times", self.times, (*WHOLE, np.dtype(np.float32), np.dtype(np.float64)))
+        check_array("channels", self.channels, WHOLE)
         events, n = len(self.times), len(self.labels)
         if len(self.channels) != events:
             raise InputError(f"{self.where}: there are {events} times but {len(self.channels)} channels")
@@ -104,19 +105,19 @@ class StoredRecordings:
         return loaded, places
 
 
-def check_array(name: str, values: np.ndarray, kinds: str, least_bytes: int = 1) -> None:
-    """InputError unless values is one row of numbers of numpy's `kinds`, of a size that compiled code takes."""
+def check_array(name: str, values: np.ndarray, dtypes: Sequence[np.dtype]) -> None:
+    """InputError unless values is a row of numbers of one of these types."""
     if not isinstance(values, np.ndarray) or values.ndim != 1:
         kind = f"array of shape {values.shape}" if isinstance(values, np.ndarray) else type(values).__name__
         raise InputError(f"{name} must be a numpy array with one axis, but is a {kind}")
-    fits = values.dtype.kind in kinds and values.dtype.isnative and values.dtype.itemsize <= 8
-    if not fits or (values.dtype.kind == "f" and values.dtype.itemsize < least_bytes) or (kinds == "i" and values.dtype.itemsize < least_bytes):
-        raise InputError(f"{name} is {values.dtype}")
+    if values.dtype not in dtypes:
+        names = ", ".join(map(str, dtypes))
+        raise InputError(f"{name} must hold {names}, but holds {values.dtype.str}; convert it with .astype()")
 
 
 def check_index(index: np.ndarray, recordings: "AnyRecordings") -> np.ndarray:
     """The index; InputError unless it holds numbers of recordings."""
-    check_array("the index", index, "iu")
+    check_array("the index", index, WHOLE)
     if len(index) and (index.min() < 0 or index.max() >= len(recordings)):
         raise InputError(
             f"{recordings.where}: the index goes from {index.min()} to {index.max()}, but the recordings are 0 to "
@@ -245,7 +246,7 @@ def counts(recordings: Recordings, index: np.ndarray, bins: Bins) -> Events:
     The bin of an event is `snn.events.step_of`; events past T are dropped. InputError if an event of these recordings
     has a time that is negative or not finite, or a channel that is not among those of `bins`.
     """
-    check_index(index, recordings)
+    _check_binning(recordings, index, bins)
     T, B, C = bins.T + bins.T_empty, len(index), bins.channels
     starts = np.concatenate([[0], np.cumsum(recordings.offsets[index + 1] - recordings.offsets[index])])
     bin_of_event, rank_of_event = np.empty((2, starts[-1]), np.int32)
@@ -255,7 +256,7 @@ def counts(recordings: Recordings, index: np.ndarray, bins: Bins) -> Events:
     first = *events, bins.dt_ms, bins.T, C, starts, bin_of_event, rank_of_event, numbers_R, are_wrong
     in_parts(lambda begin, end: _count_entries(*first, begin, end), B, torch.get_num_threads())
     if are_wrong.any():
-        _check_events(recordings, index[are_wrong.argmax()], C)
+        _refuse(recordings, index[are_wrong], C)
     offsets = np.concatenate([[0], np.cumsum(numbers_R)])
     entries = np.empty(offsets[-1], np.int32), np.zeros(offsets[-1], np.float32)
     events = recordings.offsets, recordings.channels, index
@@ -264,28 +265,40 @@ def counts(recordings: Recordings, index: np.ndarray, bins: Bins) -> Events:
     return Events(torch.from_numpy(offsets), *map(torch.from_numpy, entries), (T, B, C))
 
 
-def _check_events(recordings: Recordings, r: int, num_channels: int) -> None:
-    """InputError if an event of recording r has no place among bins and channels."""
-    events = slice(*recordings.offsets[r : r + 2])
-    times, channels = recordings.times[events], recordings.channels[events]
-    if len(times) == 0:
-        return
-    here = f"{recordings.where}: an event of recording {r} has the"
-    if not (times.min() >= 0 and times.max() < np.inf):  # NaN fails this
-        wrong = times[~((times >= 0) & (times < np.inf))][0]
-        raise InputError(f"{here} time {wrong}; times must be finite and not negative")
-    if channels.min() < 0 or channels.max() >= num_channels:
-        wrong = channels[(channels < 0) | (channels >= num_channels)][0]
-        raise InputError(f"{here} channel {wrong}, but there are the channels 0 to {num_channels - 1}")
+def _check_binning(recordings: Recordings, index: np.ndarray, bins: Bins) -> None:
+    """InputError unless there are such recordings, and steps whose length in ticks is a number."""
+    check_index(index, recordings)
+    checks.whole("the number of recordings in a batch", len(index), 1)
+    checks.number("a step in thousandths of a tick", bins.dt_ms * recordings.ticks_per_second, above=0)
+
+
+def _have_places(times: np.ndarray, channels: np.ndarray, num_channels: int) -> bool:
+    """Whether each of some events can be binned."""
+    least = 0 if channels.dtype.kind == "u" else channels.min()
+    return bool(times.min() >= 0 and times.max() < np.inf and least >= 0 and channels.max() < num_channels)
+
+
+def _refuse(recordings: Recordings, index: np.ndarray, num_channels: int) -> NoReturn:
+    """Say which of these recordings has an event without a place."""
+    for r in index:
+        for e in range(*recordings.offsets[r : r + 2]):
+            time, channel = recordings.times[e], recordings.channels[e]
+            if not (0 <= time < np.inf and 0 <= channel < num_channels):
+                raise InputError(
+                    f"{recordings.where}: event {e} (of recording {r}) has the time {time} and the channel {channel}; "
+                    f"times must be finite and not negative, channels 0 to {num_channels - 1}"
+                )
+    raise AssertionError
 
 
 def frames(recordings: Recordings, index: np.ndarray, bins: Bins, device: torch.device) -> torch.Tensor:
     """`counts`, dense and made on a GPU: the events travel there as they are."""
-    for r in check_index(index, recordings):
-        _check_events(recordings, r, bins.channels)
+    _check_binning(recordings, index, bins)
     T, B, C = bins.T + bins.T_empty, len(index), bins.channels
     events = [slice(*recordings.offsets[r : r + 2]) for r in index]
     times, channels = (np.concatenate([of[e] for e in events]) for of in (recordings.times, recordings.channels))
+    if len(times) and not _have_places(times, channels, C):
+        _refuse(recordings, index, C)
     times = times.astype(np.int64) if times.dtype.kind == "u" else times  # torch computes with few unsigned numbers
     ticks, channels = (torch.from_numpy(array).to(device) for array in (times, channels.astype(np.int32)))
     lengths = torch.tensor([e.stop - e.start for e in events]).to(device)

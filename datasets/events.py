@@ -351,6 +351,7 @@ def batches(
     each batch's recordings. `change` gives those at the places in some recordings changed, in that order; it is told
     their numbers in the whole set.
     """
+    checks.whole("batch_size", batch_size, 1)
     for start in range(0, len(index), batch_size):
         part = share(index[start : start + batch_size])
         # a changed event may come into the window from behind it
@@ -366,6 +367,7 @@ def hold_out(
     recordings: AnyRecordings, share: float, by: Literal["recording", "speaker"], seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Indices (kept, held out): the share of the recordings of every class, or of the speakers."""
+    checks.number("the share held out", share, least=0)
     random = np.random.default_rng(seed)
     if by == "speaker":
         if recordings.speakers is None:

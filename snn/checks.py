@@ -15,7 +15,8 @@ from snn.errors import InputError
 
 FLOATS = (torch.float32, torch.float64)
 WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-NUMBERS = (torch.bool, *WHOLE, torch.uint16, torch.uint32, torch.uint64, torch.float16, torch.bfloat16, *FLOATS)
+NUMBERS = (torch.bool, *WHOLE, torch.float16, torch.bfloat16, *FLOATS)
+STORED = (*NUMBERS, torch.uint16, torch.uint32, torch.uint64)  # torch computes with few of these
 
 
 def tensor(
@@ -46,6 +47,13 @@ def tensor(
         raise InputError(f"{name} has no values: it is on the device 'meta'")
 
 
+def kind(name: str, value: object, *types: type) -> None:
+    """InputError unless value is of one of these types."""
+    if not isinstance(value, types):
+        names = " or a ".join(f"{of.__module__}.{of.__name__}" for of in types)
+        raise InputError(f"{name} must be a {names}, but is a {_kind(value)}")
+
+
 def weights(name: str, W: Tensor) -> None:
     """InputError unless a layer computes with such weights: no half precision, in which no threshold can be met."""
     if W.dtype not in FLOATS:
@@ -58,12 +66,17 @@ def weights(name: str, W: Tensor) -> None:
 def like_weights(name: str, x: Tensor, shape: Sequence[int | str], W: Tensor) -> Tensor:
     """x as the weights it meets have it: any real numbers, taken as their type, on their device."""
     weights("the layer's weight", W)
-    tensor(name, x, shape, device=W.device)
+    tensor(name, x, shape, STORED, W.device)
     return x.to(W.dtype)
 
 
 def finite(name: str, x: Tensor, entries: Tensor | None = None) -> None:
-    """InputError if a number on the CPU is NaN or infinite. Only `entries`, if given, can be neither 0 nor 1."""
+    """InputError if a number on the CPU is NaN or infinite. Only `entries`, if given, can be neither 0 nor 1.
+
+    torch.compile does not see it: its graph would break here.
+    """
+    if torch.compiler.is_compiling():
+        return
     x, entries = x.detach(), (x if entries is None else entries).detach()
     if x.device.type == "cpu" and not entries.sum().isfinite() and not x.isfinite().all():  # a large sum may overflow
         place = (~x.isfinite()).nonzero()[0].tolist()

@@ -139,7 +139,7 @@ class Pooling(nn.Module):
         self.height, self.width, self.kernel, self.is_average = height, width, kernel, is_average
 
     def forward(self, x_TPC: Tensor) -> Tensor:
-        checks.tensor("x", x_TPC, ("steps", "pixels", "channels"))
+        checks.tensor("x", x_TPC, ("steps", "pixels", "channels"), checks.STORED)
         check_pixels(x_TPC, self.height, self.width)
         x_TPC = x_TPC if x_TPC.dtype in checks.FLOATS else x_TPC.float()
         checks.finite("x", x_TPC)

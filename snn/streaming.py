@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from snn import ops
+from snn import checks, ops
 from snn.errors import InputError
 from snn.events import Events
 from snn.network import Network
@@ -63,8 +63,16 @@ class Stream:
         ticks_per_second: float = 1.0,
         stops: bool = True,
     ):
+        checks.kind("the network", network, Network)
+        checks.number("dt_ms", dt_ms, above=0)
+        checks.number("ticks_per_second", ticks_per_second, above=0)
+        checks.number("a step in thousandths of a tick", dt_ms * ticks_per_second, above=0)
+        checks.whole("T", T, 1)
+        checks.whole("T_empty", T_empty, 0)
         if network.image is not None:
             raise InputError("streaming takes fully connected networks; this one has convolutions or pools")
+        checks.weights("the network", network.readout.weight)
+        network.check_values("the network")
         network = network.folded()
         self.dt_ms, self.T, self.T_end = float(dt_ms), T, T + T_empty
         self.ticks_per_second, self.stops = float(ticks_per_second), stops
@@ -101,9 +109,13 @@ class Stream:
         after it arrives. Events past the T bins are dropped, as in training. Raises InputError before any event of a
         call is taken.
         """
-        times, channels = np.asarray(times), np.asarray(channels)
+        try:
+            times, channels = np.asarray(times), np.asarray(channels)
+        except (RuntimeError, TypeError, ValueError) as error:  # lists of lists of any length, tensors on a GPU
+            raise InputError(f"times and channels must be arrays of numbers: {error}") from None
         self._check(times, channels)
         if len(times):
+            times = times.astype(np.float64)  # as they are binned anyway; compiled code knows not every type
             steps = np.empty(len(times), np.int64)
             kernels.steps_of(times, self.ticks_per_second, self.dt_ms, self.T, steps)
             self._last_time = float(times[-1])

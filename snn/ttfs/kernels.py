@@ -11,9 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from snn import ops
+from snn import checks, ops
+from snn.errors import InputError
 from snn.ops.compiled import in_parts, kernel
 
+ROUNDING = 1e-4  # of T; an average of leads may pass T by it
 SERIAL_BELOW = 1 << 15  # neurons: less is done before a second thread has woken up
 
 
@@ -73,6 +75,17 @@ def _by_time(g, t, begin, end):
 
 
 @kernel
+def _find_outside(found, t, low, high, begin, end):
+    t = t[begin:end]
+    inf = t.dtype.type(np.inf)
+    is_outside = False
+    for k in range(t.size):
+        is_outside |= (t[k] < low) | ((t[k] > high) & (t[k] != inf))
+    if is_outside:
+        found[0] = 1
+
+
+@kernel
 def _earliest(t, out, places, begin, end):
     """The lines begin ... end of `out`, counted over all maps (of F, H, W). Of equals the first; NaN before all."""
     _, height, width = out.shape
@@ -112,8 +125,25 @@ def fits(*tensors: Tensor) -> bool:
     )
 
 
+def _check(**tensors: Tensor) -> None:
+    """InputError unless the kernels take these, all of one shape, type and device."""
+    first = next(iter(tensors.values()))
+    for name, x in tensors.items():
+        checks.tensor(name, x, first.shape if isinstance(first, Tensor) else (), (first.dtype,), first.device)
+    if not (fits(first) and first.numel()):
+        raise InputError(f"kernels take float32 or float64 on a CPU or GPU, not {first.dtype} on {first.device}")
+
+
+def are_outside(t: Tensor, T: float) -> bool:
+    """Whether a time is neither in [0, T], give or take rounding, nor inf, nor NaN, which stays none."""
+    found = torch.zeros(1, dtype=t.dtype)
+    _run(_find_outside, (found, t.contiguous()), -ROUNDING * T, (1 + ROUNDING) * T)
+    return bool(found)
+
+
 def split(t: Tensor, T: float) -> Tensor:
     """[m; a] of the times t, along the first axis."""
+    _check(t=t)
     x = t.new_empty((2 * t.shape[0], *t.shape[1:]))
     _run(_split, (x, t.contiguous()), T)
     return x
@@ -121,6 +151,9 @@ def split(t: Tensor, T: float) -> Tensor:
 
 def fire(x: Tensor, T: float, zero_drive_fires: bool) -> tuple[Tensor, Tensor]:
     """(times, 1 / (1 + S) of the neurons that have a slope and 0 of the others) from [S; A]."""
+    _check(x=x)
+    if len(x) % 2:
+        raise InputError(f"[S; A] are two halves, but there are {len(x)} rows")
     x = x.contiguous()
     t = x.new_empty((x.shape[0] // 2, *x.shape[1:]))
     r = torch.empty_like(t)
@@ -130,13 +163,15 @@ def fire(x: Tensor, T: float, zero_drive_fires: bool) -> tuple[Tensor, Tensor]:
 
 def spread(g: Tensor, t: Tensor, r: Tensor, T: float, clip: float) -> Tensor:
     """The gradient of [S; A] from that of the times."""
+    _check(g=g, t=t, r=r)
     gx = g.new_empty((2 * g.shape[0], *g.shape[1:]))
-    _run(_spread, (g.contiguous(), t, r, gx), T, clip)
+    _run(_spread, (g.contiguous(), t.contiguous(), r.contiguous(), gx), T, clip)
     return gx
 
 
 def by_time(g: Tensor, t: Tensor) -> Tensor:
     """-g, and 0 where t is silent; written over g."""
+    _check(g=g, t=t)
     g = g.contiguous()
     _run(_by_time, (g, t.contiguous()))
     return g
@@ -144,7 +179,10 @@ def by_time(g: Tensor, t: Tensor) -> Tensor:
 
 def earliest(t_BCHW: Tensor) -> tuple[Tensor, Tensor]:
     """The earliest spike of each 2 x 2 patch, and the place 0 ... 3 in it that it came from (uint8)."""
+    checks.tensor("t", t_BCHW, ("images", "channels", "height", "width"), checks.FLOATS, torch.device("cpu"))
     B, C, H, W = t_BCHW.shape
+    if min(H, W) < 2:
+        raise InputError(f"no patch of 2 x 2 fits into {H} x {W}")
     out_BCHW = t_BCHW.new_empty((B, C, H // 2, W // 2))
     places_BCHW = torch.empty(out_BCHW.shape, dtype=torch.uint8)
     _run_over(_earliest, (t_BCHW, out_BCHW, places_BCHW), B * C * (H // 2), out_BCHW.numel())
@@ -153,7 +191,12 @@ def earliest(t_BCHW: Tensor) -> tuple[Tensor, Tensor]:
 
 def to_earliest(g_BCHW: Tensor, places_BCHW: Tensor, shape: torch.Size) -> Tensor:
     """The gradient of times of this shape from that of their earliest ones."""
-    gt_BCHW = g_BCHW.new_empty(shape)
+    B, C, H, W = shape
+    checks.tensor("g", g_BCHW, (B, C, H // 2, W // 2), checks.FLOATS, torch.device("cpu"))
+    checks.tensor("places", places_BCHW, g_BCHW.shape, (torch.uint8,), g_BCHW.device)
+    if places_BCHW.numel() and places_BCHW.max() > 3:
+        raise InputError(f"places in a patch of 2 x 2 are 0 to 3, but go to {places_BCHW.max()}")
+    gt_BCHW = g_BCHW.new_empty((B, C, H, W))
     _run_over(_to_earliest, (g_BCHW, places_BCHW, gt_BCHW), shape[0] * shape[1], g_BCHW.numel())
     return gt_BCHW
 

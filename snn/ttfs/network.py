@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from snn import architecture, config
+from snn import architecture, checks, config
 from snn.architecture import Conv, Full, Pool, parse
 from snn.errors import InputError
 from snn.ttfs import layers
@@ -45,6 +45,9 @@ class Network(nn.Module):
 
     def __init__(self, ttfs: config.TTFS, input_shape: tuple[int, int, int], num_classes: int):
         super().__init__()
+        for size in (*input_shape, num_classes):
+            checks.whole("a size of the input, or the number of classes,", size, 1)
+        self.input_shape = tuple(input_shape)
         words = re.split(r"[\s,-]+", NAMED.get(ttfs.layers, ttfs.layers).strip())
         shapes = [input_shape, *architecture.shapes(words, input_shape)]
         options = {
@@ -66,6 +69,12 @@ class Network(nn.Module):
         self.readout = layers.Readout(math.prod(shapes[-1]), num_classes, ttfs.T)
 
     def forward(self, x_BCHW: Tensor) -> Activity:
+        """Of pixels of any type of number, taken in that of the weights. InputError where they do not fit."""
+        x_BCHW = checks.like_weights("the pixels", x_BCHW, ("images", *self.input_shape), self.readout.weight)
+        with torch.autocast(x_BCHW.device.type, enabled=False):
+            return self._forward(x_BCHW)
+
+    def _forward(self, x_BCHW: Tensor) -> Activity:
         t = self.encoder(x_BCHW)
         passages = []
         for module in self.layers:

@@ -7,6 +7,7 @@ Shapes, types and devices cost nothing to look at. Values do: on a GPU the CPU w
 import math
 from collections.abc import Sequence
 from numbers import Integral, Real
+from types import EllipsisType
 
 import torch
 from torch import Tensor
@@ -22,16 +23,19 @@ STORED = (*NUMBERS, torch.uint16, torch.uint32, torch.uint64)  # torch computes 
 def tensor(
     name: str,
     x: Tensor,
-    shape: Sequence[int | str],
+    shape: Sequence[int | str | EllipsisType],
     dtypes: Sequence[torch.dtype] = NUMBERS,
     device: torch.device | None = None,
 ) -> None:
     """InputError unless x is a tensor of this shape, of one of these types, on this device.
 
-    A size that may be anything but 0 is a word, which says what it counts.
+    A size that may be anything but 0 is a word, which says what it counts; an ellipsis is any number of more sizes.
     """
     if not isinstance(x, Tensor) or x.layout != torch.strided:
         raise InputError(f"{name} must be a dense torch tensor, but is a {_kind(x)}")
+    if ... in shape:
+        place, more = shape.index(...), ["more"] * (x.dim() - len(shape) + 1)
+        shape = (*shape[:place], *more, *shape[place + 1 :])
     fits = len(shape) == x.dim() and all(
         size > 0 if isinstance(wanted, str) else size == wanted for size, wanted in zip(x.shape, shape, strict=True)
     )

@@ -93,7 +93,7 @@ def first_times(s_TBN: Tensor, h_TBN: Tensor, window: Window | None = None) -> T
 
 def fs_decision(t_BN: Tensor) -> Tensor:
     """The class whose neuron fires first, argmin t^F; equal times go to the lower class number. (B,) int64."""
-    checks.tensor("t", t_BN, (*t_BN.shape[:-1], "neurons"))
+    checks.tensor("t", t_BN, (..., "neurons"))
     checks.finite("t", t_BN)
     N = t_BN.shape[-1]
     return (t_BN.to(torch.int64) * N + torch.arange(N, device=t_BN.device)).argmin(-1)
@@ -101,6 +101,6 @@ def fs_decision(t_BN: Tensor) -> Tensor:
 
 def fr_decision(counts_BN: Tensor) -> Tensor:
     """The class whose neuron fires most; equal counts go to the lower class number. Any leading shape; int64."""
-    checks.tensor("counts", counts_BN, (*counts_BN.shape[:-1], "neurons"))
+    checks.tensor("counts", counts_BN, (..., "neurons"))
     N = counts_BN.shape[-1]
     return (counts_BN.to(torch.int64) * N + torch.arange(N - 1, -1, -1, device=counts_BN.device)).argmax(-1)

@@ -99,6 +99,7 @@ class Dropped:
     def __post_init__(self) -> None:
         checks.tensor("spikes", self.s_TBN, ("steps", "samples", "neurons"))
         checks.tensor("the mask of a dropout", self.mask_BN, self.s_TBN.shape[1:], device=self.s_TBN.device)
+        checks.finite("the mask of a dropout", self.mask_BN)
 
     def dense(self) -> Tensor:
         """(T, B, N)."""

@@ -65,7 +65,7 @@ class EventLinear(layer.Linear):
             self.active_share = found.number / s_RC.numel()
             entries = sparse.compress(s_RC, found) if self.is_event_driven else None
             if not found.only_ones:
-                checks.finite("x", s_TBC, entries and entries[2])
+                checks.finite("x", s_TBC, entries[2] if entries and mask_BC is None else None)
             if entries:
                 y_RN = _EventProduct.apply(s_RC, mask_BC, *entries, self.weight)
                 return self._add_bias(y_RN).view(*s_TBC.shape[:2], -1)

@@ -50,9 +50,10 @@ def spikes_per_neuron(layers: Sequence[Tensor]) -> Tensor:
     """N_s: spikes per sample and neuron, over all the layers, each (T, B, ...)."""
     if not layers:
         raise InputError("there are no layers whose spikes could be counted")
+    checks.tensor("spikes", layers[0], ("steps", "samples", "neurons", ...))
+    T, B = layers[0].shape[:2]
     for s in layers:
-        checks.tensor("spikes", s, (*layers[0].shape[:2], *["neurons"] * (s.dim() - 2)))
-    B = layers[0].shape[1]
+        checks.tensor("spikes", s, (T, B, "neurons", ...))
     neurons = sum(s[0, 0].numel() for s in layers)
     return sum(s.sum() for s in layers) / (B * neurons)
 

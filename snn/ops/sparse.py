@@ -198,7 +198,7 @@ def weight_gradient(offsets: Tensor, channels: Tensor, counts: Tensor, gy_RN: Te
     entries = checked_entries(offsets, channels, counts, num_inputs, gy_RN.dtype, R)
     K, S = -(-R // SECTION), -(-N // LANES)  # whatever the number of threads, so that the bits do not go by it
     gW_KSCL = torch.empty(K, S, num_inputs, LANES, dtype=gy_RN.dtype)
-    arguments = (*entries, gy_RN.contiguous().numpy(), gW_KSCL.numpy())
+    arguments = (*entries, gy_RN.detach().contiguous().numpy(), gW_KSCL.numpy())
     in_parts(lambda begin, end: _weight_gradient(*arguments, begin, end), K * S, torch.get_num_threads())
     gW_SCL = gW_KSCL[0] if K == 1 else gW_KSCL.sum(0)
     return gW_SCL.transpose(1, 2).reshape(-1, num_inputs)[:N]

@@ -198,7 +198,7 @@ def weight_gradient(
     starts, rows, values = _sort_by_channel(*entries, num_inputs, shape.height * shape.width)
     gWT = torch.empty(shape.kernel, shape.kernel, num_inputs, gy_RN.shape[1], dtype=gy_RN.dtype)
     most = int(np.diff(starts).max())
-    sums = (starts, rows, values, most, gy_RN.contiguous().numpy(), gWT.numpy(), *shape[:2], shape.stride)
+    sums = (starts, rows, values, most, gy_RN.detach().contiguous().numpy(), gWT.numpy(), *shape[:2], shape.stride)
     # a thread sums whole channels, in the order of the rows: the same bits for any number of threads
     in_parts(lambda begin, end: _weight_gradient(*sums, begin, end), num_inputs, torch.get_num_threads())
     return gWT.permute(3, 2, 0, 1)

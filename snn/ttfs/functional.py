@@ -123,7 +123,7 @@ def readout(t_BN: Tensor, W_ON: Tensor, T: float) -> Tensor:
 def unit_encode(x: Tensor, T: float) -> Tensor:
     """Pixels in [0, 1] to times: t = (1 - x) T, so that bright comes first; 0 is silent."""
     check_window(T)
-    checks.tensor("the pixels", x, x.shape if isinstance(x, Tensor) else ())
+    checks.tensor("the pixels", x, (...,))
     x = x if x.is_floating_point() else x.float()
     if not torch.compiler.is_compiling() and x.numel():  # a compiled graph would break here
         low, high = (bound.item() for bound in x.aminmax())
@@ -137,7 +137,7 @@ def unit_encode(x: Tensor, T: float) -> Tensor:
 def direct_encode(y: Tensor, T: float) -> Tensor:
     """Values of a layer of real numbers to times: clamped to [0, 1], then as pixels."""
     check_window(T)
-    checks.tensor("the values", y, y.shape if isinstance(y, Tensor) else ())
+    checks.tensor("the values", y, (...,))
     y = (y if y.is_floating_point() else y.float()).clamp(0, 1)
     return torch.where(y == 0, math.inf, (1 - y) * T)
 

@@ -127,11 +127,10 @@ def fits(*tensors: Tensor) -> bool:
 
 def _check(**tensors: Tensor) -> None:
     """InputError unless the kernels take these, all of one shape, type and device."""
-    first = next(iter(tensors.values()))
-    for name, x in tensors.items():
-        checks.tensor(name, x, first.shape if isinstance(first, Tensor) else (), (first.dtype,), first.device)
-    if not (fits(first) and first.numel()):
-        raise InputError(f"kernels take float32 or float64 on a CPU or GPU, not {first.dtype} on {first.device}")
+    (name, first), *others = tensors.items()
+    checks.tensor(name, first, (..., "neurons"), checks.FLOATS)
+    for name, x in others:
+        checks.tensor(name, x, first.shape, (first.dtype,), first.device)
 
 
 def are_outside(t: Tensor, T: float) -> bool:

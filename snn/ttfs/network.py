@@ -65,6 +65,11 @@ class Network(nn.Module):
             self.encoder = layers.DirectEncoder(modules.pop(0))
         else:
             self.encoder = layers.UnitEncoder(ttfs.T)
+        if not any(isinstance(module, layers.SpikingLayer) for module in modules):
+            raise InputError(
+                f"ttfs.layers = {ttfs.layers}: the network needs a layer of neurons that spike, as 400F or 16C3, besides "
+                "pools and the layer that a direct encoder makes its own"
+            )
         self.layers = nn.ModuleList(modules)
         self.readout = layers.Readout(math.prod(shapes[-1]), num_classes, ttfs.T)
 

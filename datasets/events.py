@@ -50,7 +50,7 @@ class Recordings:
         if self.speakers is not None and np.shape(self.speakers) != (n,):
             raise InputError(f"{self.where}: there are {n} labels but {np.shape(self.speakers)} speakers")
         first, last = self.offsets[[0, -1]] if len(self.offsets) else (0, 0)
-        if len(self.offsets) != n + 1 or first < 0 or last > events or (np.diff(self.offsets) < 0).any():
+        if len(self.offsets) != n + 1 or first < 0 or last > events or (self.offsets[1:] < self.offsets[:-1]).any():
             raise InputError(
                 f"{self.where}: the offsets of {n} recordings must be {n + 1} numbers that rise from 0 to no more than "
                 f"the {events} events; they are {len(self.offsets)}, from {first} to {last}"
@@ -351,6 +351,7 @@ def batches(
     each batch's recordings. `change` gives those at the places in some recordings changed, in that order; it is told
     their numbers in the whole set.
     """
+    check_index(index, recordings)
     checks.whole("batch_size", batch_size, 1)
     for start in range(0, len(index), batch_size):
         part = share(index[start : start + batch_size])

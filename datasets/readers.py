@@ -58,7 +58,10 @@ def read(
     own word does not do. `in_memory`: hold the events, or leave them in the file once they are checked; None: hold them
     if they take less than half of the memory there is.
     """
+    if layout not in LAYOUTS:
+        raise InputError(f"layout '{layout}' is not known; known are {', '.join(LAYOUTS)}")
     reader, origin_of_layout = LAYOUTS[layout]
+    path = Path(path)  # a notebook writes a string
     if not path.is_file():
         raise InputError(f"{path}: not found. {origin or origin_of_layout}")
     file = hdf5.File(path)

@@ -109,6 +109,14 @@ def whole(name: str, value: int, least: int, most: int = 2**31 - 1) -> None:
         raise InputError(f"{name} must be a whole number, {least} to {most}, but is {value!r}")
 
 
+def sizes(name: str, shape: tuple[int, ...]) -> None:
+    """InputError unless shape is a tuple of sizes of at least 1."""
+    if not isinstance(shape, tuple | list) or not len(shape):
+        raise InputError(f"{name} must be a tuple of sizes, as (700,) or (2, 34, 34), but is {shape!r}")
+    for size in shape:
+        whole(f"a size in {name}", size, 1)
+
+
 def is_number(value: object) -> bool:
     """Whether value is a plain real number, not a truth value."""
     return isinstance(value, Real) and not isinstance(value, bool)

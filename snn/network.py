@@ -73,8 +73,9 @@ class Network(nn.Module):
 
     def __init__(self, network: config.Network, shape: tuple[int, ...], num_classes: int, backend: str = "auto"):
         super().__init__()
-        for size in (*shape, num_classes):
-            checks.whole("a size of the input, or the number of classes,", size, 1)
+        checks.kind("network", network, config.Network)
+        checks.sizes("the shape of the input", shape)
+        checks.whole("the number of classes", num_classes, 1)
         layers = architecture.parse(network.layers)
         shapes = [shape, *architecture.shapes(network.layers, shape)]
         self.num_channels = math.prod(shape)

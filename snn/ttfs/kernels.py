@@ -5,7 +5,7 @@ of `snn.ttfs.functional` in every bit. Arrays of a layer are flat; x and g hold 
 pool are maps.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -178,10 +178,8 @@ def by_time(g: Tensor, t: Tensor) -> Tensor:
 
 def earliest(t_BCHW: Tensor) -> tuple[Tensor, Tensor]:
     """The earliest spike of each 2 x 2 patch, and the place 0 ... 3 in it that it came from (uint8)."""
-    checks.tensor("t", t_BCHW, ("images", "channels", "height", "width"), checks.FLOATS, torch.device("cpu"))
-    B, C, H, W = t_BCHW.shape
-    if min(H, W) < 2:
-        raise InputError(f"no patch of 2 x 2 fits into {H} x {W}")
+    checks.tensor("t", t_BCHW, (...,), checks.FLOATS, torch.device("cpu"))
+    B, C, H, W = _check_maps(t_BCHW.shape)
     out_BCHW = t_BCHW.new_empty((B, C, H // 2, W // 2))
     places_BCHW = torch.empty(out_BCHW.shape, dtype=torch.uint8)
     _run_over(_earliest, (t_BCHW, out_BCHW, places_BCHW), B * C * (H // 2), out_BCHW.numel())
@@ -190,14 +188,22 @@ def earliest(t_BCHW: Tensor) -> tuple[Tensor, Tensor]:
 
 def to_earliest(g_BCHW: Tensor, places_BCHW: Tensor, shape: torch.Size) -> Tensor:
     """The gradient of times of this shape from that of their earliest ones."""
-    B, C, H, W = shape
+    B, C, H, W = _check_maps(shape)
     checks.tensor("g", g_BCHW, (B, C, H // 2, W // 2), checks.FLOATS, torch.device("cpu"))
     checks.tensor("places", places_BCHW, g_BCHW.shape, (torch.uint8,), g_BCHW.device)
-    if places_BCHW.numel() and places_BCHW.max() > 3:
+    if places_BCHW.max() > 3:
         raise InputError(f"places in a patch of 2 x 2 are 0 to 3, but go to {places_BCHW.max()}")
     gt_BCHW = g_BCHW.new_empty((B, C, H, W))
     _run_over(_to_earliest, (g_BCHW, places_BCHW, gt_BCHW), shape[0] * shape[1], g_BCHW.numel())
     return gt_BCHW
+
+
+def _check_maps(shape: Sequence[int]) -> tuple[int, int, int, int]:
+    """The shape; InputError unless it is that of maps with room for a patch."""
+    checks.sizes("the shape of the times", shape)
+    if len(shape) != 4 or min(shape[2:]) < 2:
+        raise InputError(f"times must be (images, channels, height, width), of 2 x 2 or more, but are {tuple(shape)}")
+    return tuple(shape)
 
 
 def _run_over(work: Callable, tensors: tuple[Tensor, ...], size: int, neurons: int) -> None:

@@ -45,8 +45,9 @@ class Network(nn.Module):
 
     def __init__(self, ttfs: config.TTFS, input_shape: tuple[int, int, int], num_classes: int):
         super().__init__()
-        for size in (*input_shape, num_classes):
-            checks.whole("a size of the input, or the number of classes,", size, 1)
+        checks.kind("ttfs", ttfs, config.TTFS)
+        checks.sizes("the shape of the input", input_shape)
+        checks.whole("the number of classes", num_classes, 1)
         self.input_shape = tuple(input_shape)
         words = re.split(r"[\s,-]+", NAMED.get(ttfs.layers, ttfs.layers).strip())
         shapes = [input_shape, *architecture.shapes(words, input_shape)]
@@ -67,8 +68,8 @@ class Network(nn.Module):
             self.encoder = layers.UnitEncoder(ttfs.T)
         if not any(isinstance(module, layers.SpikingLayer) for module in modules):
             raise InputError(
-                f"ttfs.layers = {ttfs.layers}: the network needs a layer of neurons that spike, as 400F or 16C3, besides "
-                "pools and the layer that a direct encoder makes its own"
+                f"ttfs.layers = {ttfs.layers}: the network needs a layer of neurons that spike, as 400F or 16C3, "
+                "besides pools and the layer that a direct encoder makes its own"
             )
         self.layers = nn.ModuleList(modules)
         self.readout = layers.Readout(math.prod(shapes[-1]), num_classes, ttfs.T)

@@ -541,9 +541,13 @@ def outcome_of(seed: int, k: int) -> tuple[str, str]:
 
 
 class Guard:
-    """Memory of its own for each array that a kernel takes, between pages that nothing may touch."""
+    """Memory of its own for each array that a kernel takes, between pages that nothing may touch.
 
-    def __init__(self):
+    `at_end` is the share of arrays that end at such a page; the others begin at one.
+    """
+
+    def __init__(self, at_end: float = 0.8):
+        self.at_end = at_end
         self.free: dict[int, list[mmap.mmap]] = {}
         self.random = np.random.default_rng(0)
         self.arrays = 0
@@ -579,7 +583,7 @@ class Guard:
             return argument
         memory = self.memory(argument.nbytes)
         end = len(memory) - mmap.PAGESIZE
-        start = end - argument.nbytes if self.random.random() < 0.8 else mmap.PAGESIZE
+        start = end - argument.nbytes if self.random.random() < self.at_end else mmap.PAGESIZE
         copied = np.ndarray(argument.shape, argument.dtype, memory, start)
         copied[...] = argument
         copied.flags.writeable = argument.flags.writeable

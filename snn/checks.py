@@ -6,6 +6,7 @@ Shapes, types and devices cost nothing to look at. Values do: on a GPU the CPU w
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from numbers import Integral, Real
 from types import EllipsisType
 
@@ -36,10 +37,7 @@ def tensor(
     if ... in shape:
         place, more = shape.index(...), ["more"] * (x.dim() - len(shape) + 1)
         shape = (*shape[:place], *more, *shape[place + 1 :])
-    fits = len(shape) == x.dim() and all(
-        size > 0 if isinstance(wanted, str) else size == wanted for size, wanted in zip(x.shape, shape, strict=True)
-    )
-    if not fits:
+    if not _fits(x.shape, shape):
         wanted = f"({', '.join(map(str, shape))}{',' * (len(shape) == 1)})"
         raise InputError(f"{name} must have the shape {wanted}, no size 0, but has {tuple(x.shape)}")
     if x.dtype not in dtypes:
@@ -67,6 +65,12 @@ def weights(name: str, W: Tensor) -> None:
         raise InputError(f"{name} has no values: it is on the device 'meta'")
 
 
+def without_autocast(device: torch.device) -> AbstractContextManager:
+    """In which operations keep the type of what they take."""
+    on = torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, enabled=False) if on else nullcontext()
+
+
 def like_weights(name: str, x: Tensor, shape: Sequence[int | str], W: Tensor) -> Tensor:
     """x as the weights it meets have it: any real numbers, taken as their type, on their device."""
     weights("the layer's weight", W)
@@ -82,7 +86,9 @@ def finite(name: str, x: Tensor, entries: Tensor | None = None) -> None:
     if torch.compiler.is_compiling():
         return
     x, entries = x.detach(), (x if entries is None else entries).detach()
-    if x.device.type == "cpu" and not entries.sum().isfinite() and not x.isfinite().all():  # a large sum may overflow
+    if x.device.type != "cpu" or math.isfinite(entries.sum().item()):
+        return
+    if not x.isfinite().all():  # a sum of large numbers may be none
         place = (~x.isfinite()).nonzero()[0].tolist()
         raise InputError(f"{name} holds {x[tuple(place)].item()} at {place}; every number must be finite")
 
@@ -120,6 +126,12 @@ def sizes(name: str, shape: tuple[int, ...]) -> None:
 def is_number(value: object) -> bool:
     """Whether value is a plain real number, not a truth value."""
     return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _fits(sizes: tuple[int, ...], shape: Sequence[int | str]) -> bool:
+    return len(sizes) == len(shape) and all(
+        size > 0 if isinstance(wanted, str) else size == wanted for size, wanted in zip(sizes, shape, strict=True)
+    )
 
 
 def _kind(x: object) -> str:

@@ -62,7 +62,7 @@ class EventConv(nn.Module):
     def forward(self, x_TPC: Tensor) -> Tensor:
         x_TPC = checks.like_weights("x", x_TPC, ("steps", "pixels", self.weight.shape[1]), self.weight)
         check_pixels(x_TPC, self.shape.height, self.shape.width)
-        with torch.autocast(self.weight.device.type, enabled=False):
+        with checks.without_autocast(self.weight.device):
             y_TPN = self._product(x_TPC)
         return y_TPN if self.bias is None else y_TPN + self.bias
 
@@ -91,7 +91,7 @@ class _EventConvolution(torch.autograd.Function):
     def forward(ctx, x_RC, offsets, channels, counts, W_NCKK, shape: Geometry):
         ctx.save_for_backward(offsets, channels, counts, W_NCKK)
         ctx.shape = shape
-        return sparse_conv.product(offsets, channels, counts, W_NCKK.detach(), shape)
+        return sparse_conv.product(offsets, channels, counts, W_NCKK.detach(), shape, True)
 
     @staticmethod
     def backward(ctx, gy_RN):
@@ -101,7 +101,7 @@ class _EventConvolution(torch.autograd.Function):
         if ctx.needs_input_grad[0]:  # that of a dense input: silent neurons have a gradient too
             gx_RC = _input_gradient(gy_RN, W_NCKK, shape)
         if ctx.needs_input_grad[4]:
-            gW_NCKK = sparse_conv.weight_gradient(offsets, channels, counts, gy_RN, C, shape)
+            gW_NCKK = sparse_conv.weight_gradient(offsets, channels, counts, gy_RN, C, shape, True)
         return gx_RC, None, None, None, gW_NCKK, None
 
 

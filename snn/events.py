@@ -80,8 +80,9 @@ def check_entries(
     entries = channels.numel() if isinstance(channels, Tensor) else 0
     checks.tensor("channels", channels, (entries,), (torch.int32, torch.int64), offsets.device)
     checks.tensor("counts", counts, (entries,), (*checks.WHOLE, *checks.FLOATS), offsets.device)
-    first, last = offsets[0].item(), offsets[-1].item()
-    if first != 0 or last != entries or not (offsets[1:] >= offsets[:-1]).all():
+    begins = offsets.cpu().numpy()  # numpy's small operations are the cheaper ones
+    first, last = begins[0], begins[-1]
+    if first != 0 or last != entries or (begins[1:] < begins[:-1]).any():
         raise InputError(f"offsets must rise from 0 to the {entries} entries, but go from {first} to {last} or fall")
     if entries:
         low, high = (bound.item() for bound in channels.aminmax())

@@ -39,7 +39,7 @@ class EventLinear(layer.Linear):
 
     def forward(self, x_TBC: Tensor | Events | Dropped) -> Tensor:
         checks.weights("the layer's weight", self.weight)
-        with torch.autocast(self.weight.device.type, enabled=False):
+        with checks.without_autocast(self.weight.device):
             return self._product(x_TBC)
 
     def _product(self, x_TBC: Tensor | Events | Dropped) -> Tensor:
@@ -81,7 +81,7 @@ class _EventProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx, s_RC, mask_BC, offsets, channels, counts, W_NC):
         ctx.save_for_backward(mask_BC, offsets, channels, counts, W_NC)
-        return sparse.product(offsets, channels, counts, W_NC.detach())
+        return sparse.product(offsets, channels, counts, W_NC.detach(), True)
 
     @staticmethod
     def backward(ctx, gy_RN):
@@ -92,7 +92,7 @@ class _EventProduct(torch.autograd.Function):
             if mask_BC is not None:
                 gs_RC.view(-1, *mask_BC.shape).mul_(mask_BC)
         if ctx.needs_input_grad[5]:
-            gW_NC = sparse.weight_gradient(offsets, channels, counts, gy_RN, W_NC.shape[1])
+            gW_NC = sparse.weight_gradient(offsets, channels, counts, gy_RN, W_NC.shape[1], True)
         return gs_RC, None, None, None, None, gW_NC
 
 

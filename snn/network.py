@@ -95,7 +95,7 @@ class Network(nn.Module):
         All is computed in that type, under `torch.autocast` too: half a precision cannot tell a potential from a
         threshold. InputError where x does not fit, or holds a number on the CPU that is not finite.
         """
-        with torch.autocast(self.readout.weight.device.type, enabled=False):
+        with checks.without_autocast(self.readout.weight.device):
             return self._forward(x_TBC)
 
     def _forward(self, x_TBC: Tensor | Events) -> Activity:

@@ -157,7 +157,6 @@ def compress(x_RC: Tensor, found: Found) -> tuple[Tensor, Tensor, Tensor]:
 
 def slices(W_NC: Tensor) -> Tensor:
     """Weights as W_SCL."""
-    check_matrix("W", W_NC, ("outputs", "inputs"))
     W_NC = W_NC.detach()
     N, C = W_NC.shape
     S = -(-N // LANES)
@@ -169,35 +168,45 @@ def check_matrix(name: str, x: Tensor, shape: Sequence[int | str]) -> None:
     checks.tensor(name, x, shape, checks.FLOATS, torch.device("cpu"))
 
 
-def checked_entries(
-    offsets: Tensor, channels: Tensor, counts: Tensor, num_channels: int, dtype: torch.dtype, rows: int | None = None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """As the kernels take them: channels without a sign, of which numba would ask each time whether it is negative."""
+def check_on_cpu(offsets: Tensor, channels: Tensor, counts: Tensor, num_channels: int, rows: int | None = None) -> None:
+    """InputError unless these are entries as in `snn.events.Events`, on the CPU."""
     check_entries(offsets, channels, counts, num_channels, rows)
     if offsets.device.type != "cpu":
         raise InputError(f"the entries are on {offsets.device}; move them with .to('cpu')")
-    channels, counts = channels.to(torch.int32), counts.detach().to(dtype)
-    return tuple(array.contiguous().numpy() for array in (offsets, channels.view(torch.uint32), counts))
 
 
-def product(offsets: Tensor, channels: Tensor, counts: Tensor, W_NC: Tensor) -> Tensor:
-    """counts @ W^T: (R, N)."""
-    W_SCL = slices(W_NC)
-    entries, R = checked_entries(offsets, channels, counts, W_NC.shape[1], W_NC.dtype), len(offsets) - 1
+def arrays(
+    offsets: Tensor, channels: Tensor, counts: Tensor, dtype: torch.dtype
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """As the kernels take them: channels without a sign, of which numba would ask each time whether it is negative."""
+    channels, counts = channels.to(torch.int32).contiguous(), counts.detach().to(dtype).contiguous()
+    return offsets.contiguous().numpy(), channels.numpy().view(np.uint32), counts.numpy()
+
+
+def product(offsets: Tensor, channels: Tensor, counts: Tensor, W_NC: Tensor, are_checked: bool = False) -> Tensor:
+    """counts @ W^T: (R, N). `are_checked`: `snn.events.Events` holds these entries, or `compress` made them."""
+    if not are_checked:
+        check_matrix("W", W_NC, ("outputs", "inputs"))
+        check_on_cpu(offsets, channels, counts, W_NC.shape[1])
+    R = len(offsets) - 1
     out_RN = torch.empty(R, len(W_NC), dtype=W_NC.dtype)
-    arguments = (*entries, W_SCL.numpy(), out_RN.numpy())
+    arguments = (*arrays(offsets, channels, counts, W_NC.dtype), slices(W_NC).numpy(), out_RN.numpy())
     in_parts(lambda begin, end: product_rows(*arguments, begin, end), R, torch.get_num_threads())
     return out_RN
 
 
-def weight_gradient(offsets: Tensor, channels: Tensor, counts: Tensor, gy_RN: Tensor, num_inputs: int) -> Tensor:
-    """gy^T @ counts: (N, C)."""
-    checks.whole("the number of inputs", num_inputs, 1)
-    check_matrix("gy", gy_RN, ("rows", "outputs"))
+def weight_gradient(
+    offsets: Tensor, channels: Tensor, counts: Tensor, gy_RN: Tensor, num_inputs: int, are_checked: bool = False
+) -> Tensor:
+    """gy^T @ counts: (N, C). `are_checked` as in `product`."""
+    if not are_checked:
+        checks.whole("the number of inputs", num_inputs, 1)
+        check_matrix("gy", gy_RN, ("rows", "outputs"))
+        check_on_cpu(offsets, channels, counts, num_inputs, len(gy_RN))
     R, N = gy_RN.shape
-    entries = checked_entries(offsets, channels, counts, num_inputs, gy_RN.dtype, R)
     K, S = -(-R // SECTION), -(-N // LANES)  # whatever the number of threads, so that the bits do not go by it
     gW_KSCL = torch.empty(K, S, num_inputs, LANES, dtype=gy_RN.dtype)
+    entries = arrays(offsets, channels, counts, gy_RN.dtype)
     arguments = (*entries, gy_RN.detach().contiguous().numpy(), gW_KSCL.numpy())
     in_parts(lambda begin, end: _weight_gradient(*arguments, begin, end), K * S, torch.get_num_threads())
     gW_SCL = gW_KSCL[0] if K == 1 else gW_KSCL.sum(0)

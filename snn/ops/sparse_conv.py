@@ -14,7 +14,7 @@ from torch import Tensor
 from snn import checks
 from snn.errors import InputError
 from snn.ops.compiled import in_parts, inlined, kernel
-from snn.ops.sparse import check_matrix, checked_entries
+from snn.ops.sparse import arrays, check_matrix, check_on_cpu
 
 
 class Geometry(NamedTuple):
@@ -167,34 +167,49 @@ def _sort_by_channel(
 def _frames(offsets: Tensor, shape: Geometry) -> int:
     """How many frames the rows are; InputError if no whole number."""
     frames, left = divmod(len(offsets) - 1, shape.height * shape.width)
-    if left:
+    if left or not frames:
         raise InputError(f"{len(offsets) - 1} rows are no whole frames of {shape.height} x {shape.width} pixels")
     return frames
 
 
-def product(offsets: Tensor, channels: Tensor, counts: Tensor, W_NCKK: Tensor, shape: Geometry) -> Tensor:
-    """The convolution: (output rows, N)."""
-    shape.check()
-    check_matrix("W", W_NCKK, ("outputs", "inputs", shape.kernel, shape.kernel))
-    N, C = W_NCKK.shape[:2]
-    entries = checked_entries(offsets, channels, counts, C, W_NCKK.dtype)
-    frames = _frames(offsets, shape)
+def product(
+    offsets: Tensor,
+    channels: Tensor,
+    counts: Tensor,
+    W_NCKK: Tensor,
+    shape: Geometry,
+    are_checked: bool = False,
+) -> Tensor:
+    """The convolution: (output rows, N). `are_checked` as in `snn.ops.sparse.product`."""
+    if not are_checked:
+        shape.check()
+        check_matrix("W", W_NCKK, ("outputs", "inputs", shape.kernel, shape.kernel))
+        check_on_cpu(offsets, channels, counts, W_NCKK.shape[1])
+    N = len(W_NCKK)
     weights = W_NCKK.detach().permute(2, 3, 1, 0).reshape(-1, N).contiguous().numpy()
-    out_RN = torch.empty(frames * shape.out_height * shape.out_width, N, dtype=W_NCKK.dtype)
-    arguments = (*entries, weights, out_RN.numpy(), *shape)
-    in_parts(lambda begin, end: _product(*arguments, begin, end), frames * shape.out_height, torch.get_num_threads())
+    lines = _frames(offsets, shape) * shape.out_height
+    out_RN = torch.empty(lines * shape.out_width, N, dtype=W_NCKK.dtype)
+    arguments = (*arrays(offsets, channels, counts, W_NCKK.dtype), weights, out_RN.numpy(), *shape)
+    in_parts(lambda begin, end: _product(*arguments, begin, end), lines, torch.get_num_threads())
     return out_RN
 
 
 def weight_gradient(
-    offsets: Tensor, channels: Tensor, counts: Tensor, gy_RN: Tensor, num_inputs: int, shape: Geometry
+    offsets: Tensor,
+    channels: Tensor,
+    counts: Tensor,
+    gy_RN: Tensor,
+    num_inputs: int,
+    shape: Geometry,
+    are_checked: bool = False,
 ) -> Tensor:
-    """The gradient of the weights, (N, C, K, K), given that of the output rows."""
-    checks.whole("the number of inputs", num_inputs, 1)
-    shape.check()
-    check_matrix("gy", gy_RN, ("rows", "outputs"))
-    entries = checked_entries(offsets, channels, counts, num_inputs, gy_RN.dtype)
-    check_matrix("gy", gy_RN, (_frames(offsets, shape) * shape.out_height * shape.out_width, "outputs"))
+    """The gradient of the weights, (N, C, K, K), given that of the output rows. `are_checked` as in `product`."""
+    if not are_checked:
+        checks.whole("the number of inputs", num_inputs, 1)
+        shape.check()
+        check_on_cpu(offsets, channels, counts, num_inputs)
+        check_matrix("gy", gy_RN, (_frames(offsets, shape) * shape.out_height * shape.out_width, "outputs"))
+    entries = arrays(offsets, channels, counts, gy_RN.dtype)
     starts, rows, values = _sort_by_channel(*entries, num_inputs, shape.height * shape.width)
     gWT = torch.empty(shape.kernel, shape.kernel, num_inputs, gy_RN.shape[1], dtype=gy_RN.dtype)
     most = int(np.diff(starts).max())

@@ -23,13 +23,18 @@ SERIAL_BELOW = 1 << 15  # neurons: less is done before a second thread has woken
 
 
 @kernel
-def _split(x, t, T, begin, end):
+def _split(x, t, outside, T, low, high, begin, end):
+    """outside[0] = 1 if a time is neither in low ... high nor inf. NaN is not, which stays none."""
     m, a, t = x[begin:end], x[t.size + begin : t.size + end], t[begin:end]
     one, zero = t.dtype.type(1), t.dtype.type(0)
+    is_outside = False
     for k in range(t.size):
         is_silent = t[k] == np.inf
+        is_outside |= (t[k] < low) | ((t[k] > high) & (not is_silent))
         m[k] = zero if is_silent else one
         a[k] = zero if is_silent else T - t[k]
+    if is_outside:
+        outside[0] = 1
 
 
 @kernel
@@ -72,17 +77,6 @@ def _by_time(g, t, begin, end):
     zero = t.dtype.type(0)
     for k in range(t.size):
         g[k] = zero if t[k] == np.inf else -g[k]
-
-
-@kernel
-def _find_outside(found, t, low, high, begin, end):
-    t = t[begin:end]
-    inf = t.dtype.type(np.inf)
-    is_outside = False
-    for k in range(t.size):
-        is_outside |= (t[k] < low) | ((t[k] > high) & (t[k] != inf))
-    if is_outside:
-        found[0] = 1
 
 
 @kernel
@@ -133,18 +127,23 @@ def _check(**tensors: Tensor) -> None:
         checks.tensor(name, x, first.shape, (first.dtype,), first.device)
 
 
-def are_outside(t: Tensor, T: float) -> bool:
-    """Whether a time is neither in [0, T], give or take rounding, nor inf, nor NaN, which stays none."""
-    found = torch.zeros(1, dtype=t.dtype)
-    _run(_find_outside, (found, t.contiguous()), -ROUNDING * T, (1 + ROUNDING) * T)
-    return bool(found)
+def check_times(t: Tensor, T: float) -> None:
+    """InputError if a time on the CPU is neither in [0, T], give or take rounding, nor inf. NaN passes, and stays."""
+    split(t, T)
 
 
 def split(t: Tensor, T: float) -> Tensor:
-    """[m; a] of the times t, along the first axis."""
+    """[m; a] of the times t, along the first axis; one on the CPU that is no time (`check_times`) is an InputError."""
     _check(t=t)
     x = t.new_empty((2 * t.shape[0], *t.shape[1:]))
-    _run(_split, (x, t.contiguous()), T)
+    if t.is_cuda:
+        _run(_split, (x, t.contiguous()), T)
+        return x
+    outside = torch.zeros(1, dtype=t.dtype)
+    _run(_split, (x, t.contiguous(), outside), T, -ROUNDING * T, (1 + ROUNDING) * T)
+    if outside.item():
+        wrong = t[(t < 0) | ((t > T) & (t != np.inf))][0].item()
+        raise InputError(f"a spike time is {wrong:g}; times lie in 0 to T = {T:g}, or are inf where there is no spike")
     return x
 
 

@@ -77,7 +77,7 @@ class Network(nn.Module):
     def forward(self, x_BCHW: Tensor) -> Activity:
         """Of pixels of any type of number, taken in that of the weights. InputError where they do not fit."""
         x_BCHW = checks.like_weights("the pixels", x_BCHW, ("images", *self.input_shape), self.readout.weight)
-        with torch.autocast(x_BCHW.device.type, enabled=False):
+        with checks.without_autocast(x_BCHW.device):
             return self._forward(x_BCHW)
 
     def _forward(self, x_BCHW: Tensor) -> Activity:

@@ -7,15 +7,12 @@ from torch import Tensor, nn
 from torch.nn import grad
 
 from snn import checks
-from snn.errors import InputError
 from snn.ttfs import functional
 
 
 def _flat(t: Tensor) -> Tensor:
     """(B, ...) as (B, N)."""
-    checks.kind("t", t, Tensor)
-    if t.dim() < 2:
-        raise InputError(f"t must have the shape (samples, ...), but has {tuple(t.shape)}")
+    checks.tensor("t", t, ("samples", "inputs", ...), checks.STORED)
     return t.flatten(1)
 
 

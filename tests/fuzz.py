@@ -412,7 +412,8 @@ def streaming(draw: Draw) -> None:
                 [np.array(["a"]), [[1], [1, 2]], times.astype(np.float16), times.astype(np.longdouble), "x"]
             )
         stream.push(
-            draw.array(times) if isinstance(times, np.ndarray) else times, draw.array(draw.random.integers(0, C, n))
+            draw.array(times) if getattr(times, "dtype", None) in (np.float32, np.float64) else times,
+            draw.array(draw.random.integers(0, C, n)),
         )
     stream.finish()
     stream.reset()

@@ -278,7 +278,7 @@ def neurons(draw: Draw) -> None:
 def events(draw: Draw) -> None:
     T, B, C = draw.size(), draw.size(), draw.size(20)
     x = draw.events(T, B, C)
-    if x.counts.numel() and x.counts.abs().max() < 1e6:
+    if x.counts.numel() and x.counts.double().abs().max() < 1e6:
         same(x.dense().sum(2), x.per_step())
     same(x.entries_per_step(torch.ones(C)), x.entries_per_step())
     x.to(CPU)

@@ -232,7 +232,7 @@ def in_words(network: Network, recordings: AnyRecordings, r: int, bins: Bins, aw
     first = first_difference(network, ran, spikes, [0] * len(away))
     if first is None:
         return "equal where the potentials are asked for, which changes how onnxruntime rounds"
-    theta, (_, h_TN), theirs_TN = thresholds[first.layer], ran[first.layer], away[first.layer][:, b]
+    theta, (_, h_TN), theirs_TN = neurons_of(network)[first.layer].threshold, ran[first.layer], away[first.layer][:, b]
     theirs = in_ulp(float(theirs_TN[first.step, first.neuron]), theta)
     until = slice(first.step + 1)  # all other spikes of this layer are equal till then: only rounding sets them apart
     apart_TN = (h_TN[until] - theta - theirs_TN[until]).abs()

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from datasets.events import Recordings
+from datasets.events import WHOLE, Recordings, check_array, check_index
+from snn import checks
+from snn.errors import InputError
 from snn.ops.compiled import inlined, kernel
 
 # splitmix64 (Steele, Lea, Flood, OOPSLA 2014): state += GOLDEN, then the bits are mixed
@@ -32,6 +34,12 @@ class Augmentation:
     width: int
     height: int
 
+    def __post_init__(self) -> None:
+        for name in ("stretch", "time_jitter_ms", "drop"):
+            checks.number(name, getattr(self, name), least=0)
+        for name, least in (("shift", 0), ("unit_jitter", 0), ("width", 1), ("height", 1)):
+            checks.whole(name, getattr(self, name), least)
+
     @property
     def is_off(self) -> bool:
         return not (self.stretch or self.time_jitter_ms or self.drop or self.shift or self.unit_jitter)
@@ -43,6 +51,11 @@ def augment(recordings: Recordings, index: np.ndarray, numbers: np.ndarray, how:
     A time that would come before 0 becomes 0; one that comes after the window is dropped where events are binned. An
     event that leaves the sensor is lost. So events are lost by `drop` and at the edges of the sensor only.
     """
+    check_index(index, recordings)
+    check_array("numbers", numbers, WHOLE)
+    checks.whole("key", key, 0, 2**64 - 1)
+    if len(numbers) != len(index):
+        raise InputError(f"there are {len(index)} recordings to change, but {len(numbers)} numbers of them")
     lengths = recordings.offsets[index + 1] - recordings.offsets[index]
     times = np.empty(lengths.sum(), recordings.times.dtype)
     channels = np.empty(lengths.sum(), recordings.channels.dtype)

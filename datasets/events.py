@@ -8,12 +8,12 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Literal, NoReturn
 
 import numpy as np
 import torch
 
-from snn import config
+from snn import checks, config
 from snn.errors import InputError
 from snn.events import Events, step_of
 from snn.ops.compiled import in_parts, kernel
@@ -23,6 +23,7 @@ SAMPLE = 2**18  # events
 MOST_SAID = 8  # classes or recordings in a message
 MOVED = 0.05  # share of the events in another bin from which on it is said
 HALVES = np.arange(np.float16(np.inf).view(np.uint16), dtype=np.uint16).view(np.float16).astype(np.float64)
+WHOLE = tuple(np.dtype(f"{kind}{size}") for kind in "iu" for size in (1, 2, 4, 8))  # in this machine's order of bytes
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Recordings:
     """n recordings; recording r has the events offsets[r] to offsets[r + 1] - 1.
 
     times are in units of 1 / ticks_per_second s, in the number type of the file, so that bins come out as published.
+    InputError if these do not fit each other. Times and channels are looked at where they are binned.
     """
 
     offsets: np.ndarray  # (n + 1,) int64
@@ -41,6 +43,24 @@ class Recordings:
     where: str  # the file, for messages
     class_names: tuple[str, ...] | None = None  # where the file has them
 
+    def __post_init__(self) -> None:
+        checks.number("ticks_per_second", self.ticks_per_second, above=0)
+        check_array("labels", self.labels, WHOLE)
+        check_array("offsets", self.offsets, (np.dtype(np.int64),))
+        check_array("times", self.times, (*WHOLE, np.dtype(np.float32), np.dtype(np.float64)))
+        check_array("channels", self.channels, WHOLE)
+        events, n = len(self.times), len(self.labels)
+        if len(self.channels) != events:
+            raise InputError(f"{self.where}: there are {events} times but {len(self.channels)} channels")
+        if self.speakers is not None and np.shape(self.speakers) != (n,):
+            raise InputError(f"{self.where}: there are {n} labels but {np.shape(self.speakers)} speakers")
+        first, last = self.offsets[[0, -1]] if len(self.offsets) else (0, 0)
+        if len(self.offsets) != n + 1 or first < 0 or last > events or (self.offsets[1:] < self.offsets[:-1]).any():
+            raise InputError(
+                f"{self.where}: the offsets of {n} recordings must be {n + 1} numbers that rise from 0 to no more than "
+                f"the {events} events; they are {len(self.offsets)}, from {first} to {last}"
+            )
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -51,7 +71,7 @@ class Recordings:
 
     def load(self, index: np.ndarray, bins: "Bins | None" = None) -> tuple["Recordings", np.ndarray]:
         """Recordings with their events in memory, and the places in them of those in `index`. These are there."""
-        return self, index
+        return self, check_index(index, self)
 
 
 @dataclass(frozen=True)
@@ -81,19 +101,50 @@ class StoredRecordings:
         With `bins`, events past the last bin may be left out.
         """
         until = np.inf if bins is None else bins.end_ticks(self.ticks_per_second)
-        numbers, places = np.unique(index, return_inverse=True)  # a file is read in its own order
+        numbers, places = np.unique(check_index(index, self), return_inverse=True)  # a file is read in its own order
         lengths, times, channels = self.events(numbers, until)
         loaded = Recordings(
             np.concatenate([[0], np.cumsum(lengths)]),
             times,
             self.ticks_per_second,
-            channels if self.channel_of_unit is None else self.channel_of_unit[channels],
+            channels if self.channel_of_unit is None else _look_up(self.channel_of_unit, channels, self.where),
             self.labels[numbers],
             None if self.speakers is None else self.speakers[numbers],
             self.where,
             self.class_names,
         )
         return loaded, places
+
+
+def check_array(name: str, values: np.ndarray, dtypes: Sequence[np.dtype]) -> None:
+    """InputError unless values is a row of numbers of one of these types."""
+    if not isinstance(values, np.ndarray) or values.ndim != 1:
+        kind = f"array of shape {values.shape}" if isinstance(values, np.ndarray) else type(values).__name__
+        raise InputError(f"{name} must be a numpy array with one axis, but is a {kind}")
+    if values.dtype not in dtypes:
+        names = ", ".join(map(str, dtypes))
+        raise InputError(f"{name} must hold {names}, but holds {values.dtype.str}; convert it with .astype()")
+
+
+def check_index(index: np.ndarray, recordings: "AnyRecordings") -> np.ndarray:
+    """The index; InputError unless it holds numbers of recordings."""
+    check_array("the index", index, WHOLE)
+    if len(index) and (index.min() < 0 or index.max() >= len(recordings)):
+        raise InputError(
+            f"{recordings.where}: the index goes from {index.min()} to {index.max()}, but the recordings are 0 to "
+            f"{len(recordings) - 1}"
+        )
+    return index
+
+
+def _look_up(channel_of_unit: np.ndarray, units: np.ndarray, where: str) -> np.ndarray:
+    """The channel of each unit of a camera."""
+    if len(units) and (units.min() < 0 or units.max() >= len(channel_of_unit)):
+        raise InputError(
+            f"{where}: units go from {units.min()} to {units.max()}, but those of the sensor are 0 to "
+            f"{len(channel_of_unit) - 1}; look at data.sensor"
+        )
+    return channel_of_unit[units]
 
 
 AnyRecordings = Recordings | StoredRecordings
@@ -142,6 +193,11 @@ class Bins:
     T_empty: int
     channels: int
 
+    def __post_init__(self) -> None:
+        checks.number("dt_ms", self.dt_ms, above=0)
+        for name, value, least in (("T", self.T, 1), ("T_empty", self.T_empty, 0), ("channels", self.channels, 1)):
+            checks.whole(name, value, least)
+
     def end_ticks(self, ticks_per_second: float) -> float:
         """When the last of the T bins ends."""
         return self.T * self.dt_ms * ticks_per_second / 1000
@@ -161,17 +217,18 @@ def as_seen(recordings: AnyRecordings, sensor: config.Sensor) -> AnyRecordings:
     channel_of_unit = channel_of_unit.ravel().astype(smallest)
     if isinstance(recordings, StoredRecordings):
         return replace(recordings, channel_of_unit=channel_of_unit)
-    return replace(recordings, channels=channel_of_unit[recordings.channels])
+    return replace(recordings, channels=_look_up(channel_of_unit, recordings.channels, recordings.where))
 
 
 @kernel
 def _count_entries(
     offsets, times, event_channels, index, ticks_per_second, dt_ms, T, num_channels, starts, bins, ranks, numbers_R,
-    begin, end,
+    are_wrong, begin, end,
 ):  # fmt: skip
     """How many entries each row t·B + b gets; and of each event its bin, T past the window, and its entry's rank there.
 
-    For samples begin ... end; the events of sample b have theirs at starts[b]...
+    For samples begin ... end; the events of sample b have theirs at starts[b]... A sample in which a time is negative
+    or not finite, or a channel not there, goes no further than to are_wrong[b] = True.
     """
     B = len(index)
     seen = np.full(num_channels, -1, np.int64)  # the last row in which a channel stood
@@ -181,6 +238,13 @@ def _count_entries(
         size = offsets[index[b] + 1] - first
         sample_bins, sample_ranks = bins[starts[b] :], ranks[starts[b] :]
         sample_times, sample_channels = times[first:], event_channels[first:]
+        is_wrong = False
+        for k in range(size):
+            time, c = sample_times[k], sample_channels[k]
+            is_wrong |= not ((time >= 0) & (time < np.inf) & (c >= 0) & (c < num_channels))
+        are_wrong[b] = is_wrong
+        if is_wrong:
+            continue
         for k in range(size):
             sample_bins[k] = step_of(sample_times[k], ticks_per_second, dt_ms, T)
         r, number = b, 0  # of the row at hand, as events mostly stay in it
@@ -224,15 +288,20 @@ def _lay_entries(offsets, event_channels, index, T, starts, bins, ranks, offsets
 def counts(recordings: Recordings, index: np.ndarray, bins: Bins) -> Events:
     """Events per bin and channel of the recordings in `index`: (T + T_empty, B, channels) float32, zeros left out.
 
-    The bin of an event is `snn.events.step_of`; events past T are dropped.
+    The bin of an event is `snn.events.step_of`; events past T are dropped. InputError if an event of these recordings
+    has a time that is negative or not finite, or a channel that is not among those of `bins`.
     """
+    _check_binning(recordings, index, bins)
     T, B, C = bins.T + bins.T_empty, len(index), bins.channels
     starts = np.concatenate([[0], np.cumsum(recordings.offsets[index + 1] - recordings.offsets[index])])
     bin_of_event, rank_of_event = np.empty((2, starts[-1]), np.int32)
     numbers_R = np.zeros(T * B, np.int64)
     events = recordings.offsets, recordings.times, recordings.channels, index, recordings.ticks_per_second
-    first = *events, bins.dt_ms, bins.T, C, starts, bin_of_event, rank_of_event, numbers_R
+    are_wrong = np.zeros(B, bool)
+    first = *events, bins.dt_ms, bins.T, C, starts, bin_of_event, rank_of_event, numbers_R, are_wrong
     in_parts(lambda begin, end: _count_entries(*first, begin, end), B, torch.get_num_threads())
+    if are_wrong.any():
+        _refuse(recordings, index[are_wrong], C)
     offsets = np.concatenate([[0], np.cumsum(numbers_R)])
     entries = np.empty(offsets[-1], np.int32), np.zeros(offsets[-1], np.float32)
     events = recordings.offsets, recordings.channels, index
@@ -241,11 +310,40 @@ def counts(recordings: Recordings, index: np.ndarray, bins: Bins) -> Events:
     return Events(torch.from_numpy(offsets), *map(torch.from_numpy, entries), (T, B, C))
 
 
+def _check_binning(recordings: Recordings, index: np.ndarray, bins: Bins) -> None:
+    """InputError unless there are such recordings, and steps whose length in ticks is a number."""
+    check_index(index, recordings)
+    checks.whole("the number of recordings in a batch", len(index), 1)
+    checks.number("a step in thousandths of a tick", bins.dt_ms * recordings.ticks_per_second, above=0)
+
+
+def _have_places(times: np.ndarray, channels: np.ndarray, num_channels: int) -> bool:
+    """Whether each of some events can be binned."""
+    least = 0 if channels.dtype.kind == "u" else channels.min()
+    return bool(times.min() >= 0 and times.max() < np.inf and least >= 0 and channels.max() < num_channels)
+
+
+def _refuse(recordings: Recordings, index: np.ndarray, num_channels: int) -> NoReturn:
+    """Say which of these recordings has an event without a place."""
+    for r in index:
+        for e in range(*recordings.offsets[r : r + 2]):
+            time, channel = recordings.times[e], recordings.channels[e]
+            if not (0 <= time < np.inf and 0 <= channel < num_channels):
+                raise InputError(
+                    f"{recordings.where}: event {e} (of recording {r}) has the time {time} and the channel {channel}; "
+                    f"times must be finite and not negative, channels 0 to {num_channels - 1}"
+                )
+    raise AssertionError
+
+
 def frames(recordings: Recordings, index: np.ndarray, bins: Bins, device: torch.device) -> torch.Tensor:
     """`counts`, dense and made on a GPU: the events travel there as they are."""
+    _check_binning(recordings, index, bins)
     T, B, C = bins.T + bins.T_empty, len(index), bins.channels
     events = [slice(*recordings.offsets[r : r + 2]) for r in index]
     times, channels = (np.concatenate([of[e] for e in events]) for of in (recordings.times, recordings.channels))
+    if len(times) and not _have_places(times, channels, C):
+        _refuse(recordings, index, C)
     times = times.astype(np.int64) if times.dtype.kind == "u" else times  # torch computes with few unsigned numbers
     ticks, channels = (torch.from_numpy(array).to(device) for array in (times, channels.astype(np.int32)))
     lengths = torch.tensor([e.stop - e.start for e in events]).to(device)
@@ -386,6 +484,8 @@ def batches(
     each batch's recordings. `change` gives those at the places in some recordings changed, in that order; it is told
     their numbers in the whole set.
     """
+    check_index(index, recordings)
+    checks.whole("batch_size", batch_size, 1)
     for start in range(0, len(index), batch_size):
         part = share(index[start : start + batch_size])
         # a changed event may come into the window from behind it
@@ -401,6 +501,7 @@ def hold_out(
     recordings: AnyRecordings, share: float, by: Literal["recording", "speaker"], seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Indices (kept, held out): the share of the recordings of every class, or of the speakers."""
+    checks.number("the share held out", share, least=0)
     random = np.random.default_rng(seed)
     if by == "speaker":
         if recordings.speakers is None:

@@ -118,7 +118,10 @@ def look(
 
     `strict` refuses empty recordings as well.
     """
+    if layout not in LAYOUTS:
+        raise InputError(f"layout '{layout}' is not known; known are {', '.join(LAYOUTS)}")
     reader, origin_of_layout = LAYOUTS[layout]
+    path = Path(path)  # a notebook writes a string
     if not path.is_file():
         raise InputError(f"{path}: not found. {origin or origin_of_layout}")
     file = hdf5.File(path)

@@ -12,6 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from snn import checks
+
 
 @dataclass(frozen=True)
 class Window:
@@ -21,9 +23,16 @@ class Window:
     half_width_steps: int
     gain: float
 
+    def __post_init__(self) -> None:
+        checks.whole("sigma_steps", self.sigma_steps, 1)
+        checks.whole("half_width_steps", self.half_width_steps, 0)
+        checks.number("gain", self.gain)
+
     @classmethod
     def of(cls, T: int, D: float, A: float, norm: Literal["peak", "paper"] = "peak") -> "Window":
         """σ = max(1, floor(T/D)); 2W + 1 = min(6σ + 1, 2 floor(T/2) + 1); amplitude A, or A / (2πσ) as in the paper."""
+        checks.whole("T", T, 1)
+        checks.number("D", D, above=0)
         sigma = max(1, math.floor(T / D))
         half_width = min(3 * sigma, T // 2)
         return cls(sigma, half_width, A if norm == "peak" else A / (2 * math.pi * sigma))
@@ -77,16 +86,21 @@ def first_times(s_TBN: Tensor, h_TBN: Tensor, window: Window | None = None) -> T
     Gradient (none reaches h): dL/ds_n = -A Σ_m G(m - n) g_m, where a firing neuron's g stands at its first spike and a
     silent one's at every step. Both sums are rows of a table, so nothing is convolved.
     """
+    checks.tensor("s", s_TBN, ("steps", "samples", "neurons"))
+    checks.tensor("h", h_TBN, s_TBN.shape, device=s_TBN.device)
     return _FirstTimes.apply(s_TBN.detach() if window is None else s_TBN, h_TBN.detach().amax(0), window)
 
 
 def fs_decision(t_BN: Tensor) -> Tensor:
     """The class whose neuron fires first, argmin t^F; equal times go to the lower class number. (B,) int64."""
+    checks.tensor("t", t_BN, (..., "neurons"))
+    checks.finite("t", t_BN)
     N = t_BN.shape[-1]
     return (t_BN.to(torch.int64) * N + torch.arange(N, device=t_BN.device)).argmin(-1)
 
 
 def fr_decision(counts_BN: Tensor) -> Tensor:
     """The class whose neuron fires most; equal counts go to the lower class number. Any leading shape; int64."""
+    checks.tensor("counts", counts_BN, (..., "neurons"))
     N = counts_BN.shape[-1]
     return (counts_BN.to(torch.int64) * N + torch.arange(N - 1, -1, -1, device=counts_BN.device)).argmax(-1)

@@ -387,7 +387,7 @@ def differences(one: Section, other: Section, prefix: str = "") -> Iterator[str]
 def read_yaml(path: Path) -> dict:
     """The mapping in a YAML file."""
     try:
-        text = path.read_text(encoding="utf-8-sig")  # Windows editors begin it with a mark
+        text = Path(path).read_text(encoding="utf-8-sig")  # Windows editors begin it with a mark
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as YAML: {getattr(error, 'strerror', None) or error}") from None
     values = yaml12.parse(text, str(path))

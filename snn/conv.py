@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from snn import checks
+from snn.errors import InputError
 from snn.ops import pool, sparse, sparse_conv
 from snn.ops.sparse_conv import Geometry
 
@@ -27,16 +29,26 @@ def as_pixels(x_FCHW: Tensor, T: int) -> Tensor:
     return x_FCHW.permute(0, 2, 3, 1).reshape(T, -1, x_FCHW.shape[1])
 
 
+def check_pixels(x_TPC: Tensor, height: int, width: int) -> None:
+    """InputError unless the pixels are whole images."""
+    if x_TPC.shape[1] % (height * width):
+        raise InputError(f"x has {x_TPC.shape[1]} pixels a step, no whole images of {height} x {width}")
+
+
 class EventConv(nn.Module):
     """A convolution, padded by kernel // 2: (T, P, C) to (T, P', N). It has no bias until one is set.
 
     On the CPU an input with few active entries takes the event-driven product, equal to the dense one up to rounding.
-    Elsewhere, and where activity is dense, it is torch's. `active_share` is what the last input had.
+    Elsewhere, and where activity is dense, it is torch's. `active_share` is what the last input had. Types of numbers
+    are as in `snn.linear.EventLinear`.
     """
 
     def __init__(self, inputs: int, outputs: int, height: int, width: int, kernel: int, stride: int):
         super().__init__()
+        checks.whole("the number of inputs", inputs, 1)
+        checks.whole("the number of outputs", outputs, 1)
         self.shape = Geometry(height, width, kernel, stride)
+        self.shape.check()
         self.weight = nn.Parameter(nn.init.xavier_uniform_(torch.empty(outputs, inputs, kernel, kernel)))
         self.bias: nn.Parameter | None = None
         self.dense_above = DENSE_ABOVE
@@ -48,18 +60,23 @@ class EventConv(nn.Module):
         return self.weight.device.type == "cpu" and self.active_share <= self.dense_above
 
     def forward(self, x_TPC: Tensor) -> Tensor:
-        y_TPN = self._product(x_TPC)
+        x_TPC = checks.like_weights("x", x_TPC, ("steps", "pixels", self.weight.shape[1]), self.weight)
+        check_pixels(x_TPC, self.shape.height, self.shape.width)
+        with checks.without_autocast(self.weight.device):
+            y_TPN = self._product(x_TPC)
         return y_TPN if self.bias is None else y_TPN + self.bias
 
     def _product(self, x_TPC: Tensor) -> Tensor:
         T = len(x_TPC)
         if x_TPC.device.type == "cpu":
             x_RC = x_TPC.flatten(0, 1).contiguous()
-            found = sparse.find(x_RC.detach())
+            found = sparse.find(x_RC)
             self.active_share = found.number / x_RC.numel()
-            if self.is_event_driven:
-                events = sparse.compress(x_RC.detach(), found)
-                return _EventConvolution.apply(x_RC, *events, self.weight, self.shape).view(T, -1, len(self.weight))
+            entries = sparse.compress(x_RC, found) if self.is_event_driven else None
+            if not found.only_ones:
+                checks.finite("x", x_TPC, entries and entries[2])
+            if entries:
+                return _EventConvolution.apply(x_RC, *entries, self.weight, self.shape).view(T, -1, len(self.weight))
         x_FCHW = as_frames(x_TPC, self.shape.height, self.shape.width)
         return as_pixels(F.conv2d(x_FCHW, self.weight, None, self.shape.stride, self.shape.kernel // 2), T)
 
@@ -74,7 +91,7 @@ class _EventConvolution(torch.autograd.Function):
     def forward(ctx, x_RC, offsets, channels, counts, W_NCKK, shape: Geometry):
         ctx.save_for_backward(offsets, channels, counts, W_NCKK)
         ctx.shape = shape
-        return sparse_conv.product(offsets, channels, counts, W_NCKK.detach(), shape)
+        return sparse_conv.product(offsets, channels, counts, W_NCKK.detach(), shape, True)
 
     @staticmethod
     def backward(ctx, gy_RN):
@@ -84,7 +101,7 @@ class _EventConvolution(torch.autograd.Function):
         if ctx.needs_input_grad[0]:  # that of a dense input: silent neurons have a gradient too
             gx_RC = _input_gradient(gy_RN, W_NCKK, shape)
         if ctx.needs_input_grad[4]:
-            gW_NCKK = sparse_conv.weight_gradient(offsets, channels, counts, gy_RN, C, shape)
+            gW_NCKK = sparse_conv.weight_gradient(offsets, channels, counts, gy_RN, C, shape, True)
         return gx_RC, None, None, None, gW_NCKK, None
 
 
@@ -109,13 +126,23 @@ def _input_gradient(gy_RN: Tensor, W_NCKK: Tensor, shape: Geometry) -> Tensor:
 
 
 class Pooling(nn.Module):
-    """Maximum or average of windows that do not overlap: (T, P, C) to (T, P', C). What fills no window is left out."""
+    """Maximum or average of windows that do not overlap: (T, P, C) to (T, P', C). What fills no window is left out.
+
+    Numbers that are neither float32 nor float64 are taken as float32.
+    """
 
     def __init__(self, height: int, width: int, kernel: int, is_average: bool):
         super().__init__()
+        checks.whole("the height", height, 1)
+        checks.whole("the width", width, 1)
+        checks.whole("the kernel of a pool", kernel, 1, min(height, width))
         self.height, self.width, self.kernel, self.is_average = height, width, kernel, is_average
 
     def forward(self, x_TPC: Tensor) -> Tensor:
+        checks.tensor("x", x_TPC, ("steps", "pixels", "channels"), checks.STORED)
+        check_pixels(x_TPC, self.height, self.width)
+        x_TPC = x_TPC if x_TPC.dtype in checks.FLOATS else x_TPC.float()
+        checks.finite("x", x_TPC)
         if not self.is_average and x_TPC.device.type == "cpu" and self.kernel <= pool.LARGEST_KERNEL:
             x_FHWC = x_TPC.reshape(-1, self.height, self.width, x_TPC.shape[-1])
             return pool.max_pool(x_FHWC, self.kernel).view(len(x_TPC), -1, x_TPC.shape[-1])

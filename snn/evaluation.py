@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from snn import statistics
+from snn import checks, statistics
 from snn.coding import first_times, fr_decision, fs_decision
+from snn.errors import InputError
 from snn.events import Events
 from snn.network import Activity, Network
 
@@ -52,6 +53,7 @@ class Evaluation:
         """Take one batch."""
         s_TBN, h_TBN, layers = activity
         T = len(s_TBN)
+        checks.labels(target_B, *s_TBN.shape[1:], s_TBN.device)
         t_BN = first_times(s_TBN, h_TBN).long()
         fs_label_B = fs_decision(t_BN)
         first_B, target_step_B = t_BN.amin(-1), t_BN.gather(1, target_B.unsqueeze(1)).squeeze(1)
@@ -86,6 +88,8 @@ class Evaluation:
 
     def samples(self) -> Samples:
         """All samples, in their order."""
+        if not self.batches:
+            raise InputError("there is not one sample: nothing was evaluated")
         return Samples(*(torch.cat(parts) for parts in zip(*self.batches, strict=True)))
 
     def __add__(self, other: "Evaluation") -> "Evaluation":
@@ -228,11 +232,14 @@ def examine(
 
     `objective` is the mean loss of a batch.
     """
+    checks.kind("a batch", x_TBC, Tensor, Events)
     network.eval()
     network.reset()
-    x_TBC, target_B = x_TBC.to(device), target_B.to(device)
+    x_TBC = x_TBC.to(device)
     activity = network(x_TBC)
     network.reset()
+    checks.labels(target_B, *activity.s_TBN.shape[1:])
+    target_B = target_B.to(device)
     result.neurons = [math.prod(s.shape[2:]) for s in activity.layers]
     events_TB = x_TBC.per_step() if isinstance(x_TBC, Events) else x_TBC.flatten(2).sum(2)
     result.add(activity, target_B, events_TB, operations(network, x_TBC, activity.layers))

@@ -1,12 +1,13 @@
 """A batch of events: counts per step, sample and channel, without the zeros."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from snn import checks
+from snn.errors import InputError
 from snn.ops.compiled import inlined
 
 
@@ -23,13 +24,23 @@ def step_of(time, ticks_per_second, dt_ms, T):
 class Events:
     """Row r = t·B + b (step t, sample b) has the entries offsets[r] to offsets[r + 1] - 1: channel and count of each.
 
-    A channel may stand twice in a row; its counts add up.
+    A channel may stand twice in a row; its counts add up. InputError if these do not fit each other, or a count is not
+    finite.
     """
 
     offsets: Tensor  # (T·B + 1,) int64
-    channels: Tensor  # (entries,) int32
-    counts: Tensor  # (entries,) float
+    channels: Tensor  # (entries,) int32 or int64
+    counts: Tensor  # (entries,) float, or whole numbers
     shape: tuple[int, int, int]  # T, B, channels
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.shape, tuple) or len(self.shape) != 3:
+            raise InputError(f"the shape of events must be (steps, samples, channels), but is {self.shape!r}")
+        for name, size in zip(("steps", "samples", "channels"), self.shape, strict=True):
+            checks.whole(f"the number of {name}", size, 1)
+        T, B, C = self.shape
+        check_entries(self.offsets, self.channels, self.counts, C, T * B)
+        checks.finite("counts", self.counts)
 
     def to(self, device: torch.device) -> "Events":
         """The same on another device: the entries travel, not the zeros."""
@@ -58,11 +69,38 @@ class Events:
         return out
 
 
-class Dropped(NamedTuple):
+def check_entries(
+    offsets: Tensor, channels: Tensor, counts: Tensor, num_channels: int, rows: int | None = None
+) -> None:
+    """InputError unless these are the entries of so many rows (None: of any), as in `Events`: kernels go by them.
+
+    On a GPU, too, values are looked at.
+    """
+    checks.tensor("offsets", offsets, ("rows + 1" if rows is None else rows + 1,), (torch.int64,))
+    entries = channels.numel() if isinstance(channels, Tensor) else 0
+    checks.tensor("channels", channels, (entries,), (torch.int32, torch.int64), offsets.device)
+    checks.tensor("counts", counts, (entries,), (*checks.WHOLE, *checks.FLOATS), offsets.device)
+    begins = offsets.cpu().numpy()  # numpy's small operations are the cheaper ones
+    first, last = begins[0], begins[-1]
+    if first != 0 or last != entries or (begins[1:] < begins[:-1]).any():
+        raise InputError(f"offsets must rise from 0 to the {entries} entries, but go from {first} to {last} or fall")
+    if entries:
+        low, high = (bound.item() for bound in channels.aminmax())
+        if low < 0 or high >= num_channels:
+            raise InputError(f"channels must be 0 to {num_channels - 1}, but go from {low} to {high}")
+
+
+@dataclass(frozen=True)
+class Dropped:
     """Spikes and the mask of a dropout, one for all steps: their product, left to the layer that takes it in."""
 
     s_TBN: Tensor
     mask_BN: Tensor
+
+    def __post_init__(self) -> None:
+        checks.tensor("spikes", self.s_TBN, ("steps", "samples", "neurons"))
+        checks.tensor("the mask of a dropout", self.mask_BN, self.s_TBN.shape[1:], device=self.s_TBN.device)
+        checks.finite("the mask of a dropout", self.mask_BN)
 
     def dense(self) -> Tensor:
         """(T, B, N)."""

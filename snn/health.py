@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from snn.events import Events
+from snn.events import Dropped, Events
 from snn.network import Network
 from snn.ttfs.network import Network as TTFSNetwork
 
@@ -25,7 +25,8 @@ def blame(network: Network | TTFSNetwork, x: Tensor | Events, loss: Tensor) -> s
     faults: list[str] = []
 
     def inspect(module: nn.Module, inputs: tuple, outputs: Tensor | tuple) -> None:
-        for out in [outputs] if isinstance(outputs, Tensor) else outputs:
+        for out in outputs if isinstance(outputs, tuple) else (outputs,):
+            out = out.dense() if isinstance(out, Dropped) else out
             is_fine = out.isfinite()
             if is_ttfs and module is not network.readout:
                 is_fine |= out == math.inf

@@ -5,6 +5,8 @@ from spikingjelly.activation_based import layer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from snn import checks
+from snn.errors import InputError
 from snn.events import Dropped, Events
 from snn.ops import sparse
 
@@ -16,6 +18,9 @@ DENSE_ABOVE = 0.2
 
 class EventLinear(layer.Linear):
     """SpikingJelly's Linear, for dense input (T, B, C), `Events` or `Dropped`; the output is (T, B, N).
+
+    The weights are float32 or float64. Input of any real numbers, truth values included, is taken as their type, and so
+    is all that is computed, under `torch.autocast` too. On the CPU an input that is not finite is an InputError.
 
     On the CPU an input with few active entries takes the event-driven product, equal to the dense one up to rounding.
     Elsewhere, and where activity is dense, it is the dense product. `active_share` is what the last input had.
@@ -33,23 +38,38 @@ class EventLinear(layer.Linear):
         return self.weight.device.type == "cpu" and self.active_share <= self.dense_above
 
     def forward(self, x_TBC: Tensor | Events | Dropped) -> Tensor:
+        checks.weights("the layer's weight", self.weight)
+        with checks.without_autocast(self.weight.device):
+            return self._product(x_TBC)
+
+    def _product(self, x_TBC: Tensor | Events | Dropped) -> Tensor:
         if isinstance(x_TBC, Events):
             T, B, C = x_TBC.shape
-            self.active_share = len(x_TBC.counts) / (T * B * C)
-            if not self.is_event_driven:
-                return F.linear(x_TBC.dense(), self.weight, self.bias)
+            if self.in_features != C or x_TBC.counts.device != self.weight.device:
+                raise InputError(
+                    f"events of {C} channels on {x_TBC.counts.device} do not fit a layer of {self.in_features} inputs "
+                    f"on {self.weight.device}"
+                )
             counts = x_TBC.counts.to(self.weight.dtype)
+            self.active_share = len(counts) / (T * B * C)
+            if not self.is_event_driven:
+                return F.linear(x_TBC.dense().to(counts.dtype), self.weight, self.bias)
             y_RN = _EventProduct.apply(None, None, x_TBC.offsets, x_TBC.channels, counts, self.weight)
             return self._add_bias(y_RN).view(T, B, -1)
+        s_TBC, mask_BC = (x_TBC.s_TBN, x_TBC.mask_BN) if isinstance(x_TBC, Dropped) else (x_TBC, None)
+        s_TBC = checks.like_weights("x", s_TBC, ("steps", "samples", self.in_features), self.weight)
+        mask_BC = None if mask_BC is None else mask_BC.to(s_TBC.dtype)
         if self.weight.device.type == "cpu":
-            s_TBC, mask_BC = (x_TBC.s_TBN, x_TBC.mask_BN) if isinstance(x_TBC, Dropped) else (x_TBC, None)
-            s_RC = s_TBC.flatten(0, -2).contiguous()
-            found = sparse.find(s_RC.detach(), mask_BC)
+            s_RC = s_TBC.flatten(0, 1).contiguous()
+            found = sparse.find(s_RC, mask_BC)
             self.active_share = found.number / s_RC.numel()
-            if self.is_event_driven:
-                y_RN = _EventProduct.apply(s_RC, mask_BC, *sparse.compress(s_RC.detach(), found), self.weight)
-                return self._add_bias(y_RN).view(*s_TBC.shape[:-1], -1)
-        return F.linear(x_TBC if isinstance(x_TBC, Tensor) else x_TBC.dense(), self.weight, self.bias)
+            entries = sparse.compress(s_RC, found) if self.is_event_driven else None
+            if not found.only_ones:
+                checks.finite("x", s_TBC, entries[2] if entries and mask_BC is None else None)
+            if entries:
+                y_RN = _EventProduct.apply(s_RC, mask_BC, *entries, self.weight)
+                return self._add_bias(y_RN).view(*s_TBC.shape[:2], -1)
+        return F.linear(s_TBC if mask_BC is None else s_TBC * mask_BC, self.weight, self.bias)
 
     def _add_bias(self, y_RN: Tensor) -> Tensor:
         return y_RN if self.bias is None else y_RN + self.bias
@@ -61,7 +81,7 @@ class _EventProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx, s_RC, mask_BC, offsets, channels, counts, W_NC):
         ctx.save_for_backward(mask_BC, offsets, channels, counts, W_NC)
-        return sparse.product(offsets, channels, counts, W_NC.detach())
+        return sparse.product(offsets, channels, counts, W_NC.detach(), True)
 
     @staticmethod
     def backward(ctx, gy_RN):
@@ -72,7 +92,7 @@ class _EventProduct(torch.autograd.Function):
             if mask_BC is not None:
                 gs_RC.view(-1, *mask_BC.shape).mul_(mask_BC)
         if ctx.needs_input_grad[5]:
-            gW_NC = sparse.weight_gradient(offsets, channels, counts, gy_RN, W_NC.shape[1])
+            gW_NC = sparse.weight_gradient(offsets, channels, counts, gy_RN, W_NC.shape[1], True)
         return gs_RC, None, None, None, None, gW_NC
 
 

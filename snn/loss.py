@@ -1,4 +1,7 @@
-"""The losses of Liu et al. 2023 (doi 10.3389/fnins.2023.1266003), each a mean over the B samples of a batch."""
+"""The losses of Liu et al. 2023 (doi 10.3389/fnins.2023.1266003), each a mean over the B samples of a batch.
+
+Labels are int64, 0 to classes - 1; others are an InputError on the CPU (on a GPU their values are not looked at).
+"""
 
 from collections.abc import Callable, Sequence
 
@@ -6,13 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from snn import config
+from snn import checks, config
 from snn.coding import Window, first_times
+from snn.errors import InputError
 from snn.network import Activity
 
 
 def first_time(t_BN: Tensor, target_B: Tensor, alpha: float) -> Tensor:
     """Cross-entropy of softmax(-α t^F). α per step."""
+    _check(t_BN, target_B, alpha=alpha)
     return F.cross_entropy(-alpha * t_BN, target_B)
 
 
@@ -21,6 +26,7 @@ def silent_target(t_BN: Tensor, target_B: Tensor, T: int, weight: float, beta: f
 
     Training only. `weight` is λ; β per step.
     """
+    _check(t_BN, target_B, T=T, weight=weight, beta=beta)
     t_B = t_BN.gather(1, target_B.unsqueeze(1)).squeeze(1)
     tau_B = torch.where(t_B > T, t_B, 0)
     return weight * torch.expm1(beta * tau_B).mean()
@@ -28,12 +34,26 @@ def silent_target(t_BN: Tensor, target_B: Tensor, T: int, weight: float, beta: f
 
 def firing_rate(s_TBN: Tensor, target_B: Tensor, alpha: float) -> Tensor:
     """Cross-entropy of softmax(α_FR rate), rate in spikes per step."""
+    checks.tensor("spikes", s_TBN, ("steps", "samples", "classes"), checks.FLOATS)
+    _check(s_TBN[0], target_B, alpha=alpha)
     return F.cross_entropy(alpha * s_TBN.mean(0), target_B)
+
+
+def _check(x_BN: Tensor, target_B: Tensor, **constants: float) -> None:
+    checks.tensor("times", x_BN, ("samples", "classes"), checks.FLOATS)
+    checks.labels(target_B, *x_BN.shape, x_BN.device)
+    for name, value in constants.items():
+        checks.number(name, value)
 
 
 def spikes_per_neuron(layers: Sequence[Tensor]) -> Tensor:
     """N_s: spikes per sample and neuron, over all the layers, each (T, B, ...)."""
-    B = layers[0].shape[1]
+    if not layers:
+        raise InputError("there are no layers whose spikes could be counted")
+    checks.tensor("spikes", layers[0], ("steps", "samples", "neurons", ...))
+    T, B = layers[0].shape[:2]
+    for s in layers:
+        checks.tensor("spikes", s, (T, B, "neurons", ...))
     neurons = sum(s[0, 0].numel() for s in layers)
     return sum(s.sum() for s in layers) / (B * neurons)
 

@@ -10,9 +10,10 @@ from spikingjelly.activation_based.base import MemoryModule
 from spikingjelly.activation_based.layer import BatchNorm1d, Dropout
 from torch import Tensor, nn
 
-from snn import architecture, config
+from snn import architecture, checks, config
 from snn.architecture import Conv, Full, Pool
 from snn.conv import EventConv, Pooling
+from snn.errors import InputError
 from snn.events import Dropped, Events
 from snn.linear import EventLinear
 from snn.neurons import NEURONS, SpikingNeuron
@@ -57,6 +58,8 @@ class Block(nn.Module):
         """(spikes after dropout for the next layer, spikes as they were fired)."""
         x_TBN = self.linear(x_TBC)
         if self.norm is not None:
+            if self.training and x_TBN.shape[0] * x_TBN.shape[1] == 1:
+                raise InputError("BatchNorm cannot train on one step of one sample: give more steps or a larger batch")
             x_TBN = self.norm(x_TBN)
         s_TBN = self.neurons(x_TBN)
         return (s_TBN if self.dropout is None else self.dropout(s_TBN)), s_TBN
@@ -71,8 +74,12 @@ class Network(nn.Module):
 
     def __init__(self, network: config.Network, shape: tuple[int, ...], num_classes: int, backend: str = "auto"):
         super().__init__()
+        checks.kind("network", network, config.Network)
+        checks.sizes("the shape of the input", shape)
+        checks.whole("the number of classes", num_classes, 1)
         layers = architecture.parse(network.layers)
         shapes = [shape, *architecture.shapes(network.layers, shape)]
+        self.num_channels = math.prod(shape)
         self.image = shape if layers and not isinstance(layers[0], Full) else None
         self.blocks = nn.ModuleList(
             _block(network, layer, before, after, self.image is not None, backend)
@@ -81,12 +88,26 @@ class Network(nn.Module):
         self.readout = EventLinear(math.prod(shapes[-1]), num_classes)
         self.output = _neurons(network, network.output_neuron, network.neuron2, num_classes, False, True, backend)
 
+    @torch.compiler.disable  # torch.compile cannot look into compiled kernels: it runs the network as it is
     def forward(self, x_TBC: Tensor | Events) -> Activity:
-        """Run all steps of x from the state as it stands. An image's layer is (T, B, H·W·C), its channels last."""
+        """Run all steps of x from the state as it stands. An image's layer is (T, B, H·W·C), its channels last.
+
+        x holds any real numbers, which are taken as those of the weights are (float32, or float64), on their device.
+        All is computed in that type, under `torch.autocast` too: half a precision cannot tell a potential from a
+        threshold. InputError where x does not fit, or holds a number on the CPU that is not finite.
+        """
+        with checks.without_autocast(self.readout.weight.device):
+            return self._forward(x_TBC)
+
+    def _forward(self, x_TBC: Tensor | Events) -> Activity:
+        if self.image and isinstance(x_TBC, Events):
+            x_TBC = x_TBC.dense()
+        if not isinstance(x_TBC, Events):
+            sizes = ("steps", "samples", self.num_channels)
+            x_TBC = checks.like_weights("the network's input", x_TBC, sizes, self.readout.weight)
         T, B, _ = x_TBC.shape
         layers = []
         if self.image:
-            x_TBC = x_TBC.dense() if isinstance(x_TBC, Events) else x_TBC
             x_TBC = x_TBC.reshape(T, B, *self.image).movedim(2, -1).reshape(T, -1, self.image[0])
         for block in self.blocks:
             if isinstance(block.linear, EventLinear) and self.image:  # the pixels of an image side by side

@@ -14,13 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from snn import ops
+from snn import checks, ops
 from snn.errors import InputError
 from snn.events import Events
 from snn.network import Network
 from snn.neurons import SpikingNeuron
 from snn.ops import sparse
 from snn.ops import stream as kernels
+from snn.ops.compiled import kernel
 
 
 class Decision(NamedTuple):
@@ -63,8 +64,16 @@ class Stream:
         ticks_per_second: float = 1.0,
         stops: bool = True,
     ):
+        checks.kind("the network", network, Network)
+        checks.number("dt_ms", dt_ms, above=0)
+        checks.number("ticks_per_second", ticks_per_second, above=0)
+        checks.number("a step in thousandths of a tick", dt_ms * ticks_per_second, above=0)
+        checks.whole("T", T, 1)
+        checks.whole("T_empty", T_empty, 0)
         if network.image is not None:
             raise InputError("streaming takes fully connected networks; this one has convolutions or pools")
+        checks.weights("the network", network.readout.weight)
+        network.check_values("the network")
         network = network.folded()
         self.dt_ms, self.T, self.T_end = float(dt_ms), T, T + T_empty
         self.ticks_per_second, self.stops = float(ticks_per_second), stops
@@ -103,13 +112,31 @@ class Stream:
         after it arrives. Events past the T bins are dropped, as in training. Raises InputError before any event of a
         call is taken.
         """
-        times, channels = np.asarray(times), np.asarray(channels)
-        self._check(times, channels)
+        try:
+            times, channels = np.asarray(times), np.asarray(channels)
+        except (RuntimeError, TypeError, ValueError) as error:  # lists of lists of any length, tensors on a GPU
+            raise InputError(f"times and channels must be arrays of numbers: {error}") from None
+        if times.ndim != 1 or times.shape != channels.shape:
+            raise InputError(f"events need as many times as channels, but have {times.shape} and {channels.shape}")
+        if times.dtype.kind not in "iuf" or channels.dtype.kind not in "iu":
+            raise InputError(f"times must be numbers and channels whole ones, not {times.dtype} and {channels.dtype}")
         if len(times):
+            # as they are binned anyway; compiled code knows not every type. A channel beyond int64 becomes negative
+            times, channels = times.astype(np.float64), channels.astype(np.int64)
+            e = _first_wrong(times, channels, self._last_time, self.num_channels)
+            if e < len(times):
+                if not 0 <= channels[e] < self.num_channels:
+                    there = f"0..{self.num_channels - 1} of this network"
+                    raise InputError(f"event {e} of this call: channel {channels[e]} is outside {there}")
+                before = times[e - 1] if e else self._last_time
+                raise InputError(
+                    f"event {e} of this call has the time {times[e]:.12g}, after {before:.12g}: times must be numbers "
+                    "that rise"
+                )
             steps = np.empty(len(times), np.int64)
             kernels.steps_of(times, self.ticks_per_second, self.dt_ms, self.T, steps)
             self._last_time = float(times[-1])
-            self._advance(steps, channels.astype(np.int32, copy=False), 0)
+            self._advance(steps, channels.astype(np.int32), 0)
         return self._decision()
 
     def finish(self) -> Decision | None:
@@ -138,24 +165,15 @@ class Stream:
             return None
         return Decision(int(self._tally[kernels.LABEL]), step, step * self.dt_ms)
 
-    def _check(self, times: np.ndarray, channels: np.ndarray) -> None:
-        if times.ndim != 1 or times.shape != channels.shape:
-            raise InputError(f"events need as many times as channels, but have {times.shape} and {channels.shape}")
-        if times.dtype.kind not in "iuf" or channels.dtype.kind not in "iu":
-            raise InputError(f"times must be numbers and channels whole ones, not {times.dtype} and {channels.dtype}")
-        if len(times) == 0:
-            return
-        before = np.concatenate([[self._last_time], times[:-1]])
-        if not (ordered := (times >= before) & (times < np.inf)).all():
-            e = int((~ordered).argmax())
-            raise InputError(
-                f"event {e} of this call has the time {times[e]}, after {before[e]}: times must be numbers that rise"
-            )
-        if channels.min() < 0 or channels.max() >= self.num_channels:
-            e = int(((channels < 0) | (channels >= self.num_channels)).argmax())
-            raise InputError(
-                f"event {e} of this call: channel {channels[e]} is outside 0..{self.num_channels - 1} of this network"
-            )
+
+@kernel
+def _first_wrong(times, channels, before, num_channels):
+    """The first event whose time falls or is not finite, or whose channel is not there; how many there are if none."""
+    for e in range(len(times)):
+        if not (before <= times[e] < np.inf and 0 <= channels[e] < num_channels):
+            return e
+        before = times[e]
+    return len(times)
 
 
 def _layer(weight_NC: Tensor, bias_N: Tensor | None, neurons: SpikingNeuron, is_output: bool) -> kernels.Layer:

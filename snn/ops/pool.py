@@ -7,6 +7,8 @@ entries the first in its window counts, line by line, as in torch.
 import torch
 from torch import Tensor
 
+from snn import checks
+from snn.errors import InputError
 from snn.ops.compiled import in_parts, kernel
 
 LARGEST_KERNEL = 16  # K·K places in a byte
@@ -69,5 +71,9 @@ class _MaxPool(torch.autograd.Function):
 
 
 def max_pool(x_FHWC: Tensor, kernel: int) -> Tensor:
-    """The largest entry of each window: (F, H // K, W // K, C). Any K up to LARGEST_KERNEL."""
+    """The largest entry of each window: (F, H // K, W // K, C). float32 or float64; any K up to LARGEST_KERNEL."""
+    checks.tensor("x", x_FHWC, ("frames", "height", "width", "channels"), checks.FLOATS, torch.device("cpu"))
+    checks.whole("the kernel of a pool", kernel, 1, LARGEST_KERNEL)
+    if kernel > min(x_FHWC.shape[1:3]):
+        raise InputError(f"no window of {kernel} x {kernel} fits into {x_FHWC.shape[1]} x {x_FHWC.shape[2]} pixels")
     return _MaxPool.apply(x_FHWC, kernel)

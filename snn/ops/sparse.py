@@ -6,6 +6,7 @@ of W_SCL, what it is added to stays in registers, and the weights of a slice sta
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from snn import checks
+from snn.errors import InputError
+from snn.events import check_entries
 from snn.ops.compiled import in_parts, kernel
 from snn.ops.lanes import LANES, add_product, load, load_part, lowest, ones, prefetch, store, store_part, unlike, zeros
 
@@ -107,6 +111,7 @@ class Found(NamedTuple):
     mask: Tensor | None  # whole words long, and again from its first entry after its last
     words: np.ndarray  # (W,) uint64, a bit for an entry
     only_ones: bool  # as spikes are: x holds no other number but zeros
+    shape: torch.Size  # of x
     firsts: np.ndarray  # (W + 1,) how many there are before each word, and in all
 
     @property
@@ -115,24 +120,32 @@ class Found(NamedTuple):
 
 
 def find(x_RC: Tensor, mask_BC: Tensor | None = None) -> Found:
-    """The entries that are not zero of a contiguous matrix of rows t·B + b, those of a sample b times its mask."""
-    x, kept = x_RC.view(-1), None
+    """The entries that are not zero of a matrix of rows t·B + b, those of a sample b times its mask.
+
+    float32 or float64, on the CPU, as everywhere in this module.
+    """
+    check_matrix("x", x_RC, ("rows", "channels"))
+    x, kept = x_RC.detach().contiguous().view(-1), None
     if mask_BC is not None:
-        mask_BC = mask_BC.contiguous().view(-1)
+        checks.tensor("the mask", mask_BC, ("samples", x_RC.shape[1]), (x_RC.dtype,), x_RC.device)
+        if len(x_RC) % len(mask_BC):
+            raise InputError(f"{len(x_RC)} rows are not whole steps of the mask's {len(mask_BC)} samples")
+        mask_BC = mask_BC.detach().contiguous().view(-1)
         mask_BC = mask_BC.repeat(LANES // math.gcd(LANES, len(mask_BC)))
-        kept = find(mask_BC).words
+        kept = find(mask_BC[None]).words
     words = np.empty(-(-len(x) // LANES), np.uint64)
     firsts = np.zeros(len(words) + 1, np.int64)
     others = np.zeros(1, np.int8)
     arguments = (x.numpy(), kept, words, firsts[1:], others)
     threads = torch.get_num_threads() if len(words) > SERIAL_BELOW else 1
     in_parts(lambda begin, end: _find(*arguments, begin, end), len(words), threads)
-    return Found(mask_BC, words, not others[0], np.cumsum(firsts, out=firsts))
+    return Found(mask_BC, words, not others[0], x_RC.shape, np.cumsum(firsts, out=firsts))
 
 
 def compress(x_RC: Tensor, found: Found) -> tuple[Tensor, Tensor, Tensor]:
     """(offsets, channels, counts) of what `find` found there."""
-    (R, C), x = x_RC.shape, x_RC.view(-1).numpy()
+    check_matrix("x", x_RC, found.shape)
+    (R, C), x = x_RC.shape, x_RC.detach().contiguous().view(-1).numpy()
     offsets, channels = np.empty(R + 1, np.int64), np.empty(found.number, np.int32)
     counts = np.empty(found.number, x.dtype)
     mask = None if found.mask is None else found.mask.numpy()
@@ -144,31 +157,57 @@ def compress(x_RC: Tensor, found: Found) -> tuple[Tensor, Tensor, Tensor]:
 
 def slices(W_NC: Tensor) -> Tensor:
     """Weights as W_SCL."""
+    W_NC = W_NC.detach()
     N, C = W_NC.shape
     S = -(-N // LANES)
     return F.pad(W_NC, (0, 0, 0, S * LANES - N)).view(S, LANES, C).transpose(1, 2).contiguous()
 
 
-def _arrays(offsets: Tensor, channels: Tensor, counts: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def check_matrix(name: str, x: Tensor, shape: Sequence[int | str]) -> None:
+    """InputError unless kernels for the CPU can take x."""
+    checks.tensor(name, x, shape, checks.FLOATS, torch.device("cpu"))
+
+
+def check_on_cpu(offsets: Tensor, channels: Tensor, counts: Tensor, num_channels: int, rows: int | None = None) -> None:
+    """InputError unless these are entries as in `snn.events.Events`, on the CPU."""
+    check_entries(offsets, channels, counts, num_channels, rows)
+    if offsets.device.type != "cpu":
+        raise InputError(f"the entries are on {offsets.device}; move them with .to('cpu')")
+
+
+def arrays(
+    offsets: Tensor, channels: Tensor, counts: Tensor, dtype: torch.dtype
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """As the kernels take them: channels without a sign, of which numba would ask each time whether it is negative."""
-    return offsets.numpy(), channels.to(torch.int32).numpy().view(np.uint32), counts.numpy()
+    channels, counts = channels.to(torch.int32).contiguous(), counts.detach().to(dtype).contiguous()
+    return offsets.contiguous().numpy(), channels.numpy().view(np.uint32), counts.numpy()
 
 
-def product(offsets: Tensor, channels: Tensor, counts: Tensor, W_NC: Tensor) -> Tensor:
-    """counts @ W^T: (R, N)."""
+def product(offsets: Tensor, channels: Tensor, counts: Tensor, W_NC: Tensor, are_checked: bool = False) -> Tensor:
+    """counts @ W^T: (R, N). `are_checked`: `snn.events.Events` holds these entries, or `compress` made them."""
+    if not are_checked:
+        check_matrix("W", W_NC, ("outputs", "inputs"))
+        check_on_cpu(offsets, channels, counts, W_NC.shape[1])
     R = len(offsets) - 1
     out_RN = torch.empty(R, len(W_NC), dtype=W_NC.dtype)
-    arguments = (*_arrays(offsets, channels, counts), slices(W_NC).numpy(), out_RN.numpy())
+    arguments = (*arrays(offsets, channels, counts, W_NC.dtype), slices(W_NC).numpy(), out_RN.numpy())
     in_parts(lambda begin, end: product_rows(*arguments, begin, end), R, torch.get_num_threads())
     return out_RN
 
 
-def weight_gradient(offsets: Tensor, channels: Tensor, counts: Tensor, gy_RN: Tensor, num_inputs: int) -> Tensor:
-    """gy^T @ counts: (N, C)."""
+def weight_gradient(
+    offsets: Tensor, channels: Tensor, counts: Tensor, gy_RN: Tensor, num_inputs: int, are_checked: bool = False
+) -> Tensor:
+    """gy^T @ counts: (N, C). `are_checked` as in `product`."""
+    if not are_checked:
+        checks.whole("the number of inputs", num_inputs, 1)
+        check_matrix("gy", gy_RN, ("rows", "outputs"))
+        check_on_cpu(offsets, channels, counts, num_inputs, len(gy_RN))
     R, N = gy_RN.shape
     K, S = -(-R // SECTION), -(-N // LANES)  # whatever the number of threads, so that the bits do not go by it
     gW_KSCL = torch.empty(K, S, num_inputs, LANES, dtype=gy_RN.dtype)
-    arguments = (*_arrays(offsets, channels, counts), gy_RN.contiguous().numpy(), gW_KSCL.numpy())
+    entries = arrays(offsets, channels, counts, gy_RN.dtype)
+    arguments = (*entries, gy_RN.detach().contiguous().numpy(), gW_KSCL.numpy())
     in_parts(lambda begin, end: _weight_gradient(*arguments, begin, end), K * S, torch.get_num_threads())
     gW_SCL = gW_KSCL[0] if K == 1 else gW_KSCL.sum(0)
     return gW_SCL.transpose(1, 2).reshape(-1, num_inputs)[:N]

@@ -11,7 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from snn import checks
+from snn.errors import InputError
 from snn.ops.compiled import in_parts, inlined, kernel
+from snn.ops.sparse import arrays, check_matrix, check_on_cpu
 
 
 class Geometry(NamedTuple):
@@ -21,6 +24,13 @@ class Geometry(NamedTuple):
     width: int
     kernel: int  # K, odd; the padding is K // 2
     stride: int
+
+    def check(self) -> None:
+        """InputError unless an image can have this size and such a kernel can slide over it."""
+        for name, value in self._asdict().items():
+            checks.whole(name, value, 1)
+        if self.kernel % 2 == 0:
+            raise InputError(f"the kernel of a convolution must be odd, but is {self.kernel}")
 
     @property
     def out_height(self) -> int:
@@ -93,25 +103,31 @@ def _product(offsets, channels, counts, weights, out, height, width, K, stride, 
         for column in range(out_width):
             left = column * stride - K // 2
             n_picked = 0
+            target = out[line * out_width + column]
+            target[:] = 0
             for dy in range(max(0, -top), min(K, height - top)):
                 for dx in range(max(0, -left), min(K, width - left)):
                     r = (frame * height + top + dy) * width + left + dx
                     for e in range(offsets[r], offsets[r + 1]):
+                        if n_picked == picked.size:  # only where a channel stands several times in a row
+                            _add_rows(target, weights, picked, values, n_picked)
+                            n_picked = 0
                         picked[n_picked] = (dy * K + dx) * C + channels[e]
                         values[n_picked] = counts[e]
                         n_picked += 1
-            target = out[line * out_width + column]
-            target[:] = 0
             _add_rows(target, weights, picked, values, n_picked)
 
 
 @kernel
-def _weight_gradient(starts, rows, values, gy, gWT, height, width, stride, begin, end):
-    """gWT[dy, dx, c] = Σ values · gy[the output row that sees the entry there], for the channels c = begin ... end."""
+def _weight_gradient(starts, rows, values, most, gy, gWT, height, width, stride, begin, end):
+    """gWT[dy, dx, c] = Σ values · gy[the output row that sees the entry there], for the channels c = begin ... end.
+
+    most: entries of a channel in a frame.
+    """
     K = gWT.shape[0]
     out_height, out_width = -(-height // stride), -(-width // stride)
-    below, right = np.empty(height * width, np.int64), np.empty(height * width, np.int64)
-    picked, scales = np.empty(height * width, np.int64), np.empty(height * width, gy.dtype)
+    below, right = np.empty(most, np.int64), np.empty(most, np.int64)
+    picked, scales = np.empty(most, np.int64), np.empty(most, gy.dtype)
     gWT[:, :, begin:end] = 0
     for frame in range(starts.shape[0]):
         for c in range(begin, end):
@@ -137,35 +153,67 @@ def _weight_gradient(starts, rows, values, gy, gWT, height, width, stride, begin
 
 
 def _sort_by_channel(
-    offsets: Tensor, channels: Tensor, counts: Tensor, num_channels: int, pixels: int
+    offsets: np.ndarray, channels: np.ndarray, counts: np.ndarray, num_channels: int, pixels: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(starts, rows, counts) of the entries, ordered by channel within each frame; see `_sort_frames`."""
     frames = (len(offsets) - 1) // pixels
     starts = np.empty((frames, num_channels + 1), np.int64)
-    rows, values = np.empty(len(channels), np.int32), np.empty(len(channels), counts.numpy().dtype)
-    arguments = (offsets.numpy(), channels.numpy(), counts.numpy(), starts, rows, values)
+    rows, values = np.empty(len(channels), np.int32), np.empty(len(channels), counts.dtype)
+    arguments = (offsets, channels, counts, starts, rows, values)
     in_parts(lambda begin, end: _sort_frames(*arguments, begin, end), frames, torch.get_num_threads())
     return starts, rows, values
 
 
-def product(offsets: Tensor, channels: Tensor, counts: Tensor, W_NCKK: Tensor, shape: Geometry) -> Tensor:
-    """The convolution: (output rows, N)."""
+def _frames(offsets: Tensor, shape: Geometry) -> int:
+    """How many frames the rows are; InputError if no whole number."""
+    frames, left = divmod(len(offsets) - 1, shape.height * shape.width)
+    if left or not frames:
+        raise InputError(f"{len(offsets) - 1} rows are no whole frames of {shape.height} x {shape.width} pixels")
+    return frames
+
+
+def product(
+    offsets: Tensor,
+    channels: Tensor,
+    counts: Tensor,
+    W_NCKK: Tensor,
+    shape: Geometry,
+    are_checked: bool = False,
+) -> Tensor:
+    """The convolution: (output rows, N). `are_checked` as in `snn.ops.sparse.product`."""
+    if not are_checked:
+        shape.check()
+        check_matrix("W", W_NCKK, ("outputs", "inputs", shape.kernel, shape.kernel))
+        check_on_cpu(offsets, channels, counts, W_NCKK.shape[1])
     N = len(W_NCKK)
-    weights = W_NCKK.permute(2, 3, 1, 0).reshape(-1, N).contiguous().numpy()
-    frames = (len(offsets) - 1) // (shape.height * shape.width)
-    out_RN = torch.empty(frames * shape.out_height * shape.out_width, N, dtype=W_NCKK.dtype)
-    arguments = (offsets.numpy(), channels.numpy(), counts.numpy(), weights, out_RN.numpy(), *shape)
-    in_parts(lambda begin, end: _product(*arguments, begin, end), frames * shape.out_height, torch.get_num_threads())
+    weights = W_NCKK.detach().permute(2, 3, 1, 0).reshape(-1, N).contiguous().numpy()
+    lines = _frames(offsets, shape) * shape.out_height
+    out_RN = torch.empty(lines * shape.out_width, N, dtype=W_NCKK.dtype)
+    arguments = (*arrays(offsets, channels, counts, W_NCKK.dtype), weights, out_RN.numpy(), *shape)
+    in_parts(lambda begin, end: _product(*arguments, begin, end), lines, torch.get_num_threads())
     return out_RN
 
 
 def weight_gradient(
-    offsets: Tensor, channels: Tensor, counts: Tensor, gy_RN: Tensor, num_inputs: int, shape: Geometry
+    offsets: Tensor,
+    channels: Tensor,
+    counts: Tensor,
+    gy_RN: Tensor,
+    num_inputs: int,
+    shape: Geometry,
+    are_checked: bool = False,
 ) -> Tensor:
-    """The gradient of the weights, (N, C, K, K), given that of the output rows."""
-    by_channel = _sort_by_channel(offsets, channels, counts, num_inputs, shape.height * shape.width)
+    """The gradient of the weights, (N, C, K, K), given that of the output rows. `are_checked` as in `product`."""
+    if not are_checked:
+        checks.whole("the number of inputs", num_inputs, 1)
+        shape.check()
+        check_on_cpu(offsets, channels, counts, num_inputs)
+        check_matrix("gy", gy_RN, (_frames(offsets, shape) * shape.out_height * shape.out_width, "outputs"))
+    entries = arrays(offsets, channels, counts, gy_RN.dtype)
+    starts, rows, values = _sort_by_channel(*entries, num_inputs, shape.height * shape.width)
     gWT = torch.empty(shape.kernel, shape.kernel, num_inputs, gy_RN.shape[1], dtype=gy_RN.dtype)
-    sums = (*by_channel, gy_RN.contiguous().numpy(), gWT.numpy(), shape.height, shape.width, shape.stride)
+    most = int(np.diff(starts).max())
+    sums = (starts, rows, values, most, gy_RN.detach().contiguous().numpy(), gWT.numpy(), *shape[:2], shape.stride)
     # a thread sums whole channels, in the order of the rows: the same bits for any number of threads
     in_parts(lambda begin, end: _weight_gradient(*sums, begin, end), num_inputs, torch.get_num_threads())
     return gWT.permute(3, 2, 0, 1)

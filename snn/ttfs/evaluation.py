@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from snn import statistics
+from snn import checks, statistics
+from snn.errors import InputError
 from snn.ttfs.layers import DirectEncoder
 from snn.ttfs.network import Network
 
@@ -39,6 +40,8 @@ class Evaluation:
 
     def decisions(self) -> tuple[np.ndarray, np.ndarray]:
         """(n,) true classes and (n,) decisions, in the order of the images."""
+        if not self.targets:
+            raise InputError("there is not one image: nothing was evaluated")
         return torch.cat(self.targets).numpy(), torch.cat(self.labels).numpy()
 
     def details(self) -> dict:
@@ -91,9 +94,12 @@ def examine(
 
     `simulate` runs the same images another way; the images it decides otherwise are counted.
     """
+    checks.kind("a batch", x_BCHW, Tensor)
     network.eval()
-    x_BCHW, target_B = x_BCHW.to(device), target_B.to(device)
+    x_BCHW = x_BCHW.to(device)
     V_BN, passages, t_out = network(x_BCHW)
+    checks.labels(target_B, *V_BN.shape)
+    target_B = target_B.to(device)
     decision_B = V_BN.argmax(1)
     result.targets.append(target_B.cpu())
     result.labels.append(decision_B.cpu())

@@ -13,7 +13,8 @@ stacked [m; a] gives [S; A]. Gradients: dt/dA = -1 / (1 + S), dt/dS = -t / (1 + 
 Without any drive, S = A = 0, V and the threshold meet at 2T: such a neuron is silent here, and fires at T with
 `zero_drive_fires`, as in the authors' framework.
 
-Shapes: B samples, N inputs, O outputs; C channels, H, W. Everything follows the dtype and the device of its input.
+Shapes: B samples, N inputs, O outputs; C channels, H, W. Times are taken in the type of the weights they meet, float32
+or float64, under `torch.autocast` too. InputError if a shape does not fit, or a time on the CPU is outside [0, T].
 """
 
 import math
@@ -24,6 +25,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import grad
 
+from snn import checks
 from snn.errors import InputError
 from snn.ttfs import kernels
 
@@ -51,7 +53,9 @@ def linear(
 ) -> Tensor:
     """Spike times (B, O) of a fully connected layer. Its product runs once forward and twice backward."""
     check_window(T)
-    return _Layer.apply(t_BN, W_ON, T, None, zero_drive_fires, grad_clip)
+    checks.tensor("W", W_ON, ("outputs", "inputs"))
+    t_BN = checks.like_weights("t", t_BN, ("samples", W_ON.shape[1]), W_ON)
+    return _apply(t_BN, W_ON, T, None, zero_drive_fires, grad_clip)
 
 
 def conv2d(
@@ -66,17 +70,39 @@ def conv2d(
 ) -> Tensor:
     """Spike times of a convolutional layer; what the padding adds is silent."""
     check_window(T)
-    return _Layer.apply(t_BCHW, W_OCKK, T, (stride, padding), zero_drive_fires, grad_clip)
+    checks.tensor("W", W_OCKK, ("outputs", "channels", "kernel", "kernel"))
+    checks.whole("stride", stride, 1)
+    checks.whole("padding", padding, 0)
+    t_BCHW = checks.like_weights("t", t_BCHW, ("samples", W_OCKK.shape[1], "height", "width"), W_OCKK)
+    _check_fit(t_BCHW, max(W_OCKK.shape[2:]), padding)
+    return _apply(t_BCHW, W_OCKK, T, (stride, padding), zero_drive_fires, grad_clip)
+
+
+def _apply(
+    t: Tensor,
+    W: Tensor,
+    T: float,
+    stride_padding: tuple[int, int] | None,
+    zero_drive_fires: bool,
+    grad_clip: float | None,
+) -> Tensor:
+    if grad_clip is not None:
+        checks.number("grad_clip", grad_clip, above=0)
+    with checks.without_autocast(t.device):
+        return _Layer.apply(t, W, T, stride_padding, zero_drive_fires, grad_clip)
 
 
 def max_pool2d(t_BCHW: Tensor, kernel: int, stride: int | None = None, padding: int = 0) -> Tensor:
     """The earliest spike of each patch; patches may overlap."""
+    _check_pool(t_BCHW, kernel, stride, padding)
     return _EarliestSpike.apply(t_BCHW, kernel, stride or kernel, padding)
 
 
 def avg_pool2d(t_BCHW: Tensor, kernel: int, T: float, stride: int | None = None, padding: int = 0) -> Tensor:
     """Patches averaged as leads a = T - t, a silent input counting as 0; silent where the whole patch is."""
     check_window(T)
+    _check_pool(t_BCHW, kernel, stride, padding)
+    check_times(t_BCHW, T)
     m_BCHW, a_BCHW = masks_and_leads(t_BCHW, T)
     a_BCHW = F.avg_pool2d(a_BCHW, kernel, stride, padding)
     return torch.where(F.max_pool2d(m_BCHW, kernel, stride, padding) == 0, math.inf, T - a_BCHW)
@@ -85,12 +111,18 @@ def avg_pool2d(t_BCHW: Tensor, kernel: int, T: float, stride: int | None = None,
 def readout(t_BN: Tensor, W_ON: Tensor, T: float) -> Tensor:
     """The potentials V(2T) = Σ w m (2T - t) of neurons that do not fire: (B, O). The largest decides."""
     check_window(T)
-    return F.linear(torch.where(t_BN == math.inf, 0, 2 * T - t_BN), W_ON)
+    checks.tensor("W", W_ON, ("outputs", "inputs"))
+    t_BN = checks.like_weights("t", t_BN, ("samples", W_ON.shape[1]), W_ON)
+    check_times(t_BN, T)
+    with checks.without_autocast(t_BN.device):
+        return F.linear(torch.where(t_BN == math.inf, 0, 2 * T - t_BN), W_ON)
 
 
 def unit_encode(x: Tensor, T: float) -> Tensor:
     """Pixels in [0, 1] to times: t = (1 - x) T, so that bright comes first; 0 is silent."""
     check_window(T)
+    checks.tensor("the pixels", x, (...,))
+    x = x if x.is_floating_point() else x.float()
     if not torch.compiler.is_compiling() and x.numel():  # a compiled graph would break here
         low, high = (bound.item() for bound in x.aminmax())
         if not (low >= 0 and high <= 1):  # NaN fails this
@@ -103,14 +135,34 @@ def unit_encode(x: Tensor, T: float) -> Tensor:
 def direct_encode(y: Tensor, T: float) -> Tensor:
     """Values of a layer of real numbers to times: clamped to [0, 1], then as pixels."""
     check_window(T)
-    y = y.clamp(0, 1)
+    checks.tensor("the values", y, (...,))
+    y = (y if y.is_floating_point() else y.float()).clamp(0, 1)
     return torch.where(y == 0, math.inf, (1 - y) * T)
 
 
 def check_window(T: float) -> None:
     """InputError unless T is a length of time."""
-    if not (T > 0 and math.isfinite(T)):
+    if not (checks.is_number(T) and T > 0 and math.isfinite(T)):
         raise InputError(f"the window T = {T} must be a positive number")
+
+
+def check_times(t: Tensor, T: float) -> None:
+    """InputError if a time on the CPU is neither in [0, T] nor inf. NaN passes: it stays NaN, which the loss shows."""
+    if t.device.type == "cpu" and kernels.fits(t):
+        kernels.check_times(t, T)
+
+
+def _check_pool(t_BCHW: Tensor, kernel: int, stride: int | None, padding: int) -> None:
+    checks.tensor("t", t_BCHW, ("samples", "channels", "height", "width"), checks.FLOATS)
+    checks.whole("kernel", kernel, 1)
+    checks.whole("stride", kernel if stride is None else stride, 1)
+    checks.whole("padding", padding, 0, kernel // 2)
+    _check_fit(t_BCHW, kernel, padding)
+
+
+def _check_fit(t_BCHW: Tensor, kernel: int, padding: int) -> None:
+    if kernel > min(t_BCHW.shape[2:]) + 2 * padding:
+        raise InputError(f"a kernel of {kernel} does not fit into {tuple(t_BCHW.shape[2:])}, padded by {padding}")
 
 
 class _Layer(torch.autograd.Function):

@@ -5,15 +5,17 @@ of `snn.ttfs.functional` in every bit. Arrays of a layer are flat; x and g hold 
 pool are maps.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from snn import ops
+from snn import checks, ops
+from snn.errors import InputError
 from snn.ops.compiled import in_parts, kernel
 
+ROUNDING = 1e-4  # of T; an average of leads may pass T by it
 SERIAL_BELOW = 1 << 15  # neurons: less is done before a second thread has woken up
 
 
@@ -21,13 +23,18 @@ SERIAL_BELOW = 1 << 15  # neurons: less is done before a second thread has woken
 
 
 @kernel
-def _split(x, t, T, begin, end):
+def _split(x, t, outside, T, low, high, begin, end):
+    """outside[0] = 1 if a time is neither in low ... high nor inf. NaN is not, which stays none."""
     m, a, t = x[begin:end], x[t.size + begin : t.size + end], t[begin:end]
     one, zero = t.dtype.type(1), t.dtype.type(0)
+    is_outside = False
     for k in range(t.size):
         is_silent = t[k] == np.inf
+        is_outside |= (t[k] < low) | ((t[k] > high) & (not is_silent))
         m[k] = zero if is_silent else one
         a[k] = zero if is_silent else T - t[k]
+    if is_outside:
+        outside[0] = 1
 
 
 @kernel
@@ -112,15 +119,39 @@ def fits(*tensors: Tensor) -> bool:
     )
 
 
+def _check(**tensors: Tensor) -> None:
+    """InputError unless the kernels take these, all of one shape, type and device."""
+    (name, first), *others = tensors.items()
+    checks.tensor(name, first, (..., "neurons"), checks.FLOATS)
+    for name, x in others:
+        checks.tensor(name, x, first.shape, (first.dtype,), first.device)
+
+
+def check_times(t: Tensor, T: float) -> None:
+    """InputError if a time on the CPU is neither in [0, T], give or take rounding, nor inf. NaN passes, and stays."""
+    split(t, T)
+
+
 def split(t: Tensor, T: float) -> Tensor:
-    """[m; a] of the times t, along the first axis."""
+    """[m; a] of the times t, along the first axis; one on the CPU that is no time (`check_times`) is an InputError."""
+    _check(t=t)
     x = t.new_empty((2 * t.shape[0], *t.shape[1:]))
-    _run(_split, (x, t.contiguous()), T)
+    if t.is_cuda:
+        _run(_split, (x, t.contiguous()), T)
+        return x
+    outside = torch.zeros(1, dtype=t.dtype)
+    _run(_split, (x, t.contiguous(), outside), T, -ROUNDING * T, (1 + ROUNDING) * T)
+    if outside.item():
+        wrong = t[(t < 0) | ((t > T) & (t != np.inf))][0].item()
+        raise InputError(f"a spike time is {wrong:g}; times lie in 0 to T = {T:g}, or are inf where there is no spike")
     return x
 
 
 def fire(x: Tensor, T: float, zero_drive_fires: bool) -> tuple[Tensor, Tensor]:
     """(times, 1 / (1 + S) of the neurons that have a slope and 0 of the others) from [S; A]."""
+    _check(x=x)
+    if len(x) % 2:
+        raise InputError(f"[S; A] are two halves, but there are {len(x)} rows")
     x = x.contiguous()
     t = x.new_empty((x.shape[0] // 2, *x.shape[1:]))
     r = torch.empty_like(t)
@@ -130,13 +161,15 @@ def fire(x: Tensor, T: float, zero_drive_fires: bool) -> tuple[Tensor, Tensor]:
 
 def spread(g: Tensor, t: Tensor, r: Tensor, T: float, clip: float) -> Tensor:
     """The gradient of [S; A] from that of the times."""
+    _check(g=g, t=t, r=r)
     gx = g.new_empty((2 * g.shape[0], *g.shape[1:]))
-    _run(_spread, (g.contiguous(), t, r, gx), T, clip)
+    _run(_spread, (g.contiguous(), t.contiguous(), r.contiguous(), gx), T, clip)
     return gx
 
 
 def by_time(g: Tensor, t: Tensor) -> Tensor:
     """-g, and 0 where t is silent; written over g."""
+    _check(g=g, t=t)
     g = g.contiguous()
     _run(_by_time, (g, t.contiguous()))
     return g
@@ -144,7 +177,8 @@ def by_time(g: Tensor, t: Tensor) -> Tensor:
 
 def earliest(t_BCHW: Tensor) -> tuple[Tensor, Tensor]:
     """The earliest spike of each 2 x 2 patch, and the place 0 ... 3 in it that it came from (uint8)."""
-    B, C, H, W = t_BCHW.shape
+    checks.tensor("t", t_BCHW, (...,), checks.FLOATS, torch.device("cpu"))
+    B, C, H, W = _check_maps(t_BCHW.shape)
     out_BCHW = t_BCHW.new_empty((B, C, H // 2, W // 2))
     places_BCHW = torch.empty(out_BCHW.shape, dtype=torch.uint8)
     _run_over(_earliest, (t_BCHW, out_BCHW, places_BCHW), B * C * (H // 2), out_BCHW.numel())
@@ -153,9 +187,22 @@ def earliest(t_BCHW: Tensor) -> tuple[Tensor, Tensor]:
 
 def to_earliest(g_BCHW: Tensor, places_BCHW: Tensor, shape: torch.Size) -> Tensor:
     """The gradient of times of this shape from that of their earliest ones."""
-    gt_BCHW = g_BCHW.new_empty(shape)
+    B, C, H, W = _check_maps(shape)
+    checks.tensor("g", g_BCHW, (B, C, H // 2, W // 2), checks.FLOATS, torch.device("cpu"))
+    checks.tensor("places", places_BCHW, g_BCHW.shape, (torch.uint8,), g_BCHW.device)
+    if places_BCHW.max() > 3:
+        raise InputError(f"places in a patch of 2 x 2 are 0 to 3, but go to {places_BCHW.max()}")
+    gt_BCHW = g_BCHW.new_empty((B, C, H, W))
     _run_over(_to_earliest, (g_BCHW, places_BCHW, gt_BCHW), shape[0] * shape[1], g_BCHW.numel())
     return gt_BCHW
+
+
+def _check_maps(shape: Sequence[int]) -> tuple[int, int, int, int]:
+    """The shape; InputError unless it is that of maps with room for a patch."""
+    checks.sizes("the shape of the times", shape)
+    if len(shape) != 4 or min(shape[2:]) < 2:
+        raise InputError(f"times must be (images, channels, height, width), of 2 x 2 or more, but are {tuple(shape)}")
+    return tuple(shape)
 
 
 def _run_over(work: Callable, tensors: tuple[Tensor, ...], size: int, neurons: int) -> None:

@@ -6,7 +6,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import grad
 
+from snn import checks
 from snn.ttfs import functional
+
+
+def _flat(t: Tensor) -> Tensor:
+    """(B, ...) as (B, N)."""
+    checks.tensor("t", t, ("samples", "inputs", ...), checks.STORED)
+    return t.flatten(1)
 
 
 class SpikingLayer(nn.Module):
@@ -31,6 +38,8 @@ class SpikingLayer(nn.Module):
     ):
         super().__init__()
         functional.check_window(T)
+        for size in weight_shape:
+            checks.whole("a size of the layer", size, 1)
         self.T = T
         self.options = {"zero_drive_fires": zero_drive_fires, "grad_clip": grad_clip}
         # Normal(0, sqrt(2 / fan_in)), as in the authors' framework
@@ -73,7 +82,7 @@ class Linear(SpikingLayer):
         super().__init__((outputs, inputs), T, **options)
 
     def forward(self, t: Tensor) -> Tensor:
-        return functional.linear(t.flatten(1), self.synapses(), self.T, **self.options)
+        return functional.linear(_flat(t), self.synapses(), self.T, **self.options)
 
     def sums(self, x: Tensor, W: Tensor) -> Tensor:
         return nn.functional.linear(x.flatten(1), W)
@@ -89,6 +98,7 @@ class Conv2d(SpikingLayer):
         self, inputs: int, outputs: int, kernel: int, T: float, stride: int = 1, **options: bool | float | None
     ):
         super().__init__((outputs, inputs, kernel, kernel), T, **options)
+        checks.whole("stride", stride, 1)
         self.stride, self.padding = stride, kernel // 2
 
     def forward(self, t_BCHW: Tensor) -> Tensor:
@@ -133,11 +143,13 @@ class Readout(nn.Module):
     def __init__(self, inputs: int, outputs: int, T: float):
         super().__init__()
         functional.check_window(T)
+        for size in (inputs, outputs):
+            checks.whole("a size of the layer", size, 1)
         self.T = T
         self.weight = nn.Parameter(torch.randn(outputs, inputs) * math.sqrt(2 / inputs))
 
     def forward(self, t: Tensor) -> Tensor:
-        return functional.readout(t.flatten(1), self.weight, self.T)
+        return functional.readout(_flat(t), self.weight, self.T)
 
 
 class UnitEncoder(nn.Module):
@@ -160,4 +172,6 @@ class DirectEncoder(nn.Module):
         self.layer = layer
 
     def forward(self, x: Tensor) -> Tensor:
+        checks.kind("the pixels", x, Tensor)
+        checks.finite("the pixels", x)
         return functional.direct_encode(self.layer.sums(x, self.layer.synapses()), self.layer.T)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from snn import architecture, config
+from snn import architecture, checks, config
 from snn.architecture import Conv, Full, Pool, parse
 from snn.errors import InputError
 from snn.ttfs import layers
@@ -45,6 +45,10 @@ class Network(nn.Module):
 
     def __init__(self, ttfs: config.TTFS, input_shape: tuple[int, int, int], num_classes: int):
         super().__init__()
+        checks.kind("ttfs", ttfs, config.TTFS)
+        checks.sizes("the shape of the input", input_shape)
+        checks.whole("the number of classes", num_classes, 1)
+        self.input_shape = tuple(input_shape)
         words = re.split(r"[\s,-]+", NAMED.get(ttfs.layers, ttfs.layers).strip())
         shapes = [input_shape, *architecture.shapes(words, input_shape)]
         options = {
@@ -62,6 +66,11 @@ class Network(nn.Module):
             self.encoder = layers.DirectEncoder(modules.pop(0))
         else:
             self.encoder = layers.UnitEncoder(ttfs.T)
+        if not any(isinstance(module, layers.SpikingLayer) for module in modules):
+            raise InputError(
+                f"ttfs.layers = {ttfs.layers}: the network needs a layer of neurons that spike, as 400F or 16C3, "
+                "besides pools and the layer that a direct encoder makes its own"
+            )
         self.layers = nn.ModuleList(modules)
         if not any(isinstance(module, layers.SpikingLayer) for module in modules):
             beside = " beside that of the direct encoder" if ttfs.encoder == "direct" else ""
@@ -69,6 +78,12 @@ class Network(nn.Module):
         self.readout = layers.Readout(math.prod(shapes[-1]), num_classes, ttfs.T)
 
     def forward(self, x_BCHW: Tensor) -> Activity:
+        """Of pixels of any type of number, taken in that of the weights. InputError where they do not fit."""
+        x_BCHW = checks.like_weights("the pixels", x_BCHW, ("images", *self.input_shape), self.readout.weight)
+        with checks.without_autocast(x_BCHW.device):
+            return self._forward(x_BCHW)
+
+    def _forward(self, x_BCHW: Tensor) -> Activity:
         t = self.encoder(x_BCHW)
         passages = []
         for module in self.layers:

@@ -10,7 +10,8 @@ import math
 import torch
 from torch import Tensor
 
-from snn.ttfs.layers import AverageLead, DirectEncoder, EarliestSpike, SpikingLayer
+from snn import checks
+from snn.ttfs.layers import AverageLead, EarliestSpike, SpikingLayer
 from snn.ttfs.network import Network
 
 
@@ -18,6 +19,8 @@ class Simulation:
     """A network's copy in float64, run in `steps` steps a window."""
 
     def __init__(self, network: Network, steps: int = 8):
+        checks.kind("the network", network, Network)
+        checks.whole("steps", steps, 1)
         self.network = copy.deepcopy(network).double().eval()
         self.network.fold()
         self.steps = steps
@@ -25,14 +28,9 @@ class Simulation:
     @torch.inference_mode()
     def run(self, x_BCHW: Tensor) -> tuple[Tensor, list[Tensor]]:
         """(output potentials (B, N) at the end, spike times of each layer of neurons), for pixels."""
-        x_BCHW = x_BCHW.double()
-        encoder = self.network.encoder
-        if isinstance(encoder, DirectEncoder):
-            x_BCHW = encoder.layer.sums(x_BCHW, encoder.layer.weight).clamp(0, 1)
-            T = encoder.layer.T
-        else:
-            T = encoder.T
-        t = torch.where(x_BCHW == 0, math.inf, T * (1 - x_BCHW))
+        network = self.network
+        x_BCHW = checks.like_weights("the pixels", x_BCHW, ("images", *network.input_shape), network.readout.weight)
+        T, t = network.readout.T, network.encoder(x_BCHW)
         spikes = []
         for module in self.network.layers:
             if isinstance(module, SpikingLayer):

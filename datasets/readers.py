@@ -65,6 +65,7 @@ def read(
     if they take less than half of the memory there is. `classes`: what the labels shall mean; where the file names the
     same classes in another order, its labels are renumbered.
     """
+    path = Path(path)
     file, found = look(layout, path, split, num_channels, num_classes, origin, classes)
     own = Named(found.class_names, str(path))
     lengths, labels = found.lengths(), as_named(found.labels(), own, classes)

@@ -264,7 +264,6 @@ def test_reference_lists_every_field():
         "train.backend",
     ):
         assert field in lines
-    assert "CuLIF | PCuLIF | AdLIF | CuAdLIF" in lines
 
 
 def test_device_that_is_not_there():

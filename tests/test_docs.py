@@ -1,6 +1,9 @@
 """What docs/ says is so: its paths and links lead somewhere, its programs run, its reference is up to date."""
 
+import os
 import re
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,7 +15,7 @@ from datasets.prepare import wav
 from datasets.prepare.recordings import LISTS
 from snn import checkpoint, config, exchange
 from snn.network import Network
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, TINY
 from tests.test_recordings import save as save_sound
 
 PAGES = sorted((REPOSITORY / "docs").glob("*.md"))
@@ -103,19 +106,39 @@ def test_recordings_of_the_page_come_to_a_test_result(program, tmp_path, monkeyp
         assert re.search(r"accuracy +[\d.]+ %", result.stdout)
 
 
-def test_the_neuron_of_the_page_is_one_of_the_family():
-    """Its class runs; that the page's file names and edits are those of the repository is seen in its text."""
+@pytest.fixture(scope="module")
+def neuron_folder(tmp_path_factory):
+    """The neuron of the page, two coupled states, as the only file of a folder of one's own."""
+    folder = tmp_path_factory.mktemp("neurons")
     (snippet,) = blocks("adding_a_neuron.md", "python")
-    source = (REPOSITORY / "snn" / "neurons.py").read_text()
-    entered = re.search(r"^NEURONS.*$", source, re.MULTILINE)[0]
-    assert entered.replace("CuAdLIF)}", "CuAdLIF, PLIF)}").replace("CuAdLIF)", "CuAdLIF, PLIF)") in snippet
-    names: dict = {}
-    exec("from snn.neurons import *\nfrom snn.neurons import SpikingNeuron, NEURONS\n" + snippet, names)
-    neuron = names["NEURONS"]["PLIF"](4, tau_mem_steps=5, tau_syn_steps=5, theta=0.2, backend="torch")
-    spikes = neuron(torch.ones(10, 2, 4))
-    spikes.sum().backward()
-    assert spikes.sum() > 0
-    assert neuron.p_lam_m.grad.abs().sum() > 0
+    (folder / "coupled.py").write_text(snippet, encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("backend", ["torch", "cpu"])
+@pytest.mark.usefixtures("shd_folder")
+def test_the_neuron_of_the_page_needs_no_other_change(neuron_folder, backend, tmp_path):
+    """Training, resume, test with report, streaming, and the sources that are shown."""
+
+    def run(command: str) -> str:
+        environment = os.environ | {"FIRST_SPIKE_NEURONS": str(neuron_folder), "PYTHONPATH": str(REPOSITORY)}
+        words = [sys.executable, *command.split()]
+        done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    train = (
+        f"{REPOSITORY}/train.py --path_to_yaml {REPOSITORY}/configs/adlif_shd.yaml --path_to_dataset shd {TINY} "
+        f"--dataset_name shd --set network.neuron=Coupled --set train.backend={backend} --save_name run"
+    )
+    run(f"{train} --epochs 1")
+    run(f"{train} --epochs 2 --resume")
+    run(f"{REPOSITORY}/test.py --load_pt_file run --streaming")
+    page = (tmp_path / "runs" / "run" / "test" / "report.html").read_text(encoding="utf-8")
+    assert "coupling to the potential, c" in page
+    assert "recovery time constant (ms)" in page
+    for shown in ("cpu", "cuda"):
+        assert "r_next = " in run(f"-m snn.ops.printer Coupled --backend {shown}")
 
 
 @torch.no_grad()

@@ -111,7 +111,7 @@ def test_decays_come_back_bit_by_bit():
     network = make_network("PCuLIF", ["20F"], (30,))
     node = exchange.nir_graph(network, (30,), 1e-4).nodes["layer_1_neurons"]
     values = network.blocks[0].neurons.values()
-    for tau, lam in ((node.tau_mem, values.lam_m), (node.tau_syn, values.lam_s)):
+    for tau, lam in ((node.tau_mem, values["lam_m"]), (node.tau_syn, values["lam_s"])):
         assert torch.equal(torch.from_numpy(1 - 1e-4 / tau).float(), lam)
 
 
@@ -238,7 +238,7 @@ def test_an_approximation_counts_the_decisions_that_differ(program, tmp_path):
     result = program("export.py --load_pt_file adlif.pt --format nir --approximate --path_to_dataset shd")
     assert result.returncode == 0, result.stderr
     assert "of 6 held-out decisions differ" in result.stdout
-    assert nir.read(tmp_path / "adlif.nir").metadata["left_out"].startswith("adaptation")
+    assert nir.read(tmp_path / "adlif.nir").metadata["left_out"].startswith("the adaptation of AdLIF")
     without_data = "export.py --load_pt_file adlif.pt --format nir --approximate --path_to_dataset nowhere --out a.nir"
     assert_one_line(program(without_data), "nowhere")
     assert not (tmp_path / "a.nir").exists()

@@ -136,7 +136,6 @@ def test_batch_norm_on_one_number():
     network_of()(torch.ones(1, 1, CHANNELS))
 
 
-@pytest.mark.xfail(raises=RuntimeError, strict=True, reason="snn.neurons holds its state with the graph behind it")
 @pytest.mark.parametrize("training", [False, True])
 def test_a_copy_after_a_forward_pass(training):
     network, x_TBC = network_of().train(training), frames_of(0.3, 20, 5, CHANNELS)

@@ -11,8 +11,8 @@ class SEAdLIF(SpikingNeuron):
         s_n = [h_n >= θ],   v_n = h_n after the reset
         w_n = λ_w w_{n-1} + (1 - λ_w) q (a v_n + b s_n)
 
-    λ = exp(-1/τ) with τ_m learned within 5 to 25 steps, τ_w within 60 to 300; q = 120. Source: Baronig et al. 2025, with
-    the surrogate "slayer", θ = 1 and a hard reset whose spike carries no gradient.
+    λ = exp(-1/τ) with τ_m learned within 5 to 25 steps, τ_w within 60 to 300; q = 120. Source: Baronig et al. 2025,
+    arXiv 2408.07517, with the surrogate "slayer", θ = 1 and a hard reset whose spike carries no gradient.
     """
 
     STATES = ("v", "w")

@@ -11,9 +11,9 @@ class SiLIF(SpikingNeuron):
         s_n = [h_n >= θ],   v_n = h_n after the reset
         w_n = λ_w w_{n-1} + a h_n + b s_n
 
-    Rates are drawn from 10 to 250 (λ_m) and 2.5 to 10 per second (λ_w) at steps of 4 ms. Source: Fabre et al. 2025, arXiv
-    2506.06374. Their code has the soft reset with a spike that carries gradient (here reset="soft", it carries none), the
-    surrogate "boxcar", random initial states (here 0), and w written one step later, the same from zero states.
+    Rates are drawn from 10 to 250 (λ_m) and 2.5 to 10 per second (λ_w) at steps of 4 ms. Source: Fabre et al. 2025,
+    arXiv 2506.06374. Their code has the soft reset with a spike that carries gradient (here reset="soft", it carries
+    none), the surrogate "boxcar", random initial states (here 0), and w one step later, the same from zero states.
     """
 
     STATES = ("v", "w")

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from snn.ops import reference
+from snn.ops.printer import segment
 from snn.ops.reference import Dynamics, Feedback, State
 
 
@@ -36,8 +37,6 @@ class Backend(Protocol):
               over samples; turns the gradient of the final state into that of the initial one, in place.
     """
 
-    def segment(self, neuron: Dynamics) -> int: ...
-
     def forward(self, call, x_TBN, s_TBN, h_TBN, total_TBN, marks_CSBN, state_SBN, past_DBN, values_PN) -> None: ...
 
     def backward(
@@ -50,7 +49,7 @@ def _run_forward(call: Call, x_TBN, past_DBN, state_SBN, values_PN):
     s_TBN = torch.empty_like(x_TBN)
     h_TBN = torch.empty_like(x_TBN) if call.want_h else None
     total_TBN = torch.empty_like(x_TBN) if call.records and call.feedback else None
-    marks = (len(x_TBN) - 1) // call.backend.segment(call.neuron)
+    marks = (len(x_TBN) - 1) // segment(call.neuron)
     marks_CSBN = x_TBN.new_empty(marks, *state_SBN.shape) if call.records else None
     final_SBN = state_SBN.clone()
     call.backend.forward(call, x_TBN, s_TBN, h_TBN, total_TBN, marks_CSBN, final_SBN, past_DBN, values_PN)

@@ -32,6 +32,8 @@ from snn.ttfs.evaluation import evaluate as evaluate_ttfs
 from snn.ttfs.network import Network as TTFSNetwork
 from snn.ttfs.network import silent_neurons_drive
 
+NARROWS_BY = 0.01  # over a training, the triangle of a delay
+
 
 class EventTask:
     """A first-spike network on recordings of events."""
@@ -52,16 +54,16 @@ class EventTask:
         height, width = data.shape[1:] if data.sensor else (1, data.channels)
         self.augmentation = Augmentation(**data.augment.model_dump(), width=width, height=height)
         torch.manual_seed(train.seed)
-        self.network = Network(cfg.network, data.shape, data.num_classes, train.backend).to(team.device)
+        self.network = Network(cfg.network, data.shape, data.num_classes, train.backend, data.dt_ms).to(team.device)
         if train.sync_batch_norm:
             team.synchronise(self.network)
-        self.optimizer = torch.optim.Adam(
-            self.network.parameters(), train.lr, weight_decay=train.weight_decay, amsgrad=True, fused=True
-        )
+        groups = parameter_groups(self.network, train.delay_lr)
+        self.optimizer = torch.optim.Adam(groups, train.lr, weight_decay=train.weight_decay, amsgrad=True, fused=True)
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.loss = team.parallel(self.network, self._loss)
         if team.device.type == "cuda" and team.size == 1 and train.cuda_graphs:
             self.loss = Replayed(self.network, self._loss)
-        self.window: Window | None = None
+        self.course: tuple[Window, float] | None = None  # what a recorded step holds
 
     def begin_epoch(self, epoch: int, random: np.random.Generator) -> dict[str, float]:
         """Set what changes from epoch to epoch, and say it for the log."""
@@ -70,12 +72,16 @@ class EventTask:
             self.change = partial(augment, how=self.augmentation, key=int(random.integers(2**63)))
         train, data, fs = self.cfg.train, self.cfg.data, self.cfg.loss.fs
         if train.lr_decay:
-            self.optimizer.param_groups[0]["lr"] = train.lr * (1 + math.cos(math.pi * epoch / train.epochs)) / 2
+            for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+                group["lr"] = rate * (1 + math.cos(math.pi * epoch / train.epochs)) / 2
+        left = NARROWS_BY ** (epoch / max(1, train.epochs - 1))
+        sigma_steps = self.cfg.network.delay_sigma_steps * (left - NARROWS_BY) / (1 - NARROWS_BY)
         D = narrowed_D(fs.D, fs.D_final, epoch / train.epochs) if fs.D_final else fs.D
         window = Window.of(data.T + data.T_empty, D, fs.A, fs.window)
-        if window != self.window and isinstance(self.loss, Replayed):
+        if (window, sigma_steps) != self.course and isinstance(self.loss, Replayed):
             self.loss.forget()
-        self.window = window
+        self.course = window, sigma_steps
+        self.network.narrow_delays(sigma_steps)
         self.goal = partial(objective, loss=self.cfg.loss, window=window)
         return {"lr": self.optimizer.param_groups[0]["lr"], "D": D}
 
@@ -209,6 +215,14 @@ def read_images(data: config.Images, split: readers.Split) -> images.Images:
     """The images of one split."""
     where = (data.layout, data.folder, data.dataset_name)
     return images.read(*where, split, data.shape, data.num_classes, data.window_ms)
+
+
+def parameter_groups(network: Network, delay_lr: float) -> list[dict]:
+    """For an optimiser: delays, if there are any, have their own learning rate and do not decay."""
+    delays = [module.steps for module in network.delays().values()]
+    others = [parameter for parameter in network.parameters() if all(parameter is not one for one in delays)]
+    groups = [{"params": others}]
+    return [*groups, {"params": delays, "lr": delay_lr, "weight_decay": 0.0}] if delays else groups
 
 
 Task = EventTask | ImageTask

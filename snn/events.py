@@ -64,6 +64,15 @@ class Dropped(NamedTuple):
     s_TBN: Tensor
     mask_BN: Tensor
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.s_TBN.shape)
+
     def dense(self) -> Tensor:
         """(T, B, N)."""
         return self.s_TBN * self.mask_BN
+
+
+def as_tensor(x: Tensor | Events | Dropped) -> Tensor:
+    """A layer's input with its zeros."""
+    return x if isinstance(x, Tensor) else x.dense()

@@ -1,11 +1,13 @@
 """A linear layer whose work follows the events: where its input is mostly zero, only what is not zero is multiplied."""
 
+import math
+
 import torch
 from spikingjelly.activation_based import layer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from snn.events import Dropped, Events
+from snn.events import Dropped, Events, as_tensor
 from snn.ops import sparse
 
 # The share of active inputs up to which the event-driven product, forward and weight gradient together, is not slower.
@@ -33,23 +35,27 @@ class EventLinear(layer.Linear):
         return self.weight.device.type == "cpu" and self.active_share <= self.dense_above
 
     def forward(self, x_TBC: Tensor | Events | Dropped) -> Tensor:
+        if (entries := self._entries(x_TBC)) is None:
+            return F.linear(as_tensor(x_TBC), self.weight, self.bias)
+        y_RN = _EventProduct.apply(*entries, self.weight)
+        return self._add_bias(y_RN).view(*x_TBC.shape[:-1], -1)
+
+    def _entries(self, x_TBC: Tensor | Events | Dropped) -> tuple[Tensor | None, ...] | None:
+        """(s_RC, mask_BC, offsets, channels, counts) of an input that takes the event-driven product, else None.
+
+        s_RC · mask_BC is that input, None where it is `Events`.
+        """
         if isinstance(x_TBC, Events):
-            T, B, C = x_TBC.shape
-            self.active_share = len(x_TBC.counts) / (T * B * C)
-            if not self.is_event_driven:
-                return F.linear(x_TBC.dense(), self.weight, self.bias)
+            self.active_share = len(x_TBC.counts) / math.prod(x_TBC.shape)
             counts = x_TBC.counts.to(self.weight.dtype)
-            y_RN = _EventProduct.apply(None, None, x_TBC.offsets, x_TBC.channels, counts, self.weight)
-            return self._add_bias(y_RN).view(T, B, -1)
-        if self.weight.device.type == "cpu":
-            s_TBC, mask_BC = (x_TBC.s_TBN, x_TBC.mask_BN) if isinstance(x_TBC, Dropped) else (x_TBC, None)
-            s_RC = s_TBC.flatten(0, -2).contiguous()
-            found = sparse.find(s_RC.detach(), mask_BC)
-            self.active_share = found.number / s_RC.numel()
-            if self.is_event_driven:
-                y_RN = _EventProduct.apply(s_RC, mask_BC, *sparse.compress(s_RC.detach(), found), self.weight)
-                return self._add_bias(y_RN).view(*s_TBC.shape[:-1], -1)
-        return F.linear(x_TBC if isinstance(x_TBC, Tensor) else x_TBC.dense(), self.weight, self.bias)
+            return (None, None, x_TBC.offsets, x_TBC.channels, counts) if self.is_event_driven else None
+        if self.weight.device.type != "cpu":
+            return None
+        s_TBC, mask_BC = (x_TBC.s_TBN, x_TBC.mask_BN) if isinstance(x_TBC, Dropped) else (x_TBC, None)
+        s_RC = s_TBC.flatten(0, -2).contiguous()
+        found = sparse.find(s_RC.detach(), mask_BC)
+        self.active_share = found.number / s_RC.numel()
+        return (s_RC, mask_BC, *sparse.compress(s_RC.detach(), found)) if self.is_event_driven else None
 
     def _add_bias(self, y_RN: Tensor) -> Tensor:
         return y_RN if self.bias is None else y_RN + self.bias
@@ -68,7 +74,7 @@ class _EventProduct(torch.autograd.Function):
         mask_BC, offsets, channels, counts, W_NC = ctx.saved_tensors
         gs_RC = gW_NC = None
         if ctx.needs_input_grad[0]:
-            gs_RC = _input_gradient(gy_RN, W_NC)
+            gs_RC = input_gradient(gy_RN, W_NC)
             if mask_BC is not None:
                 gs_RC.view(-1, *mask_BC.shape).mul_(mask_BC)
         if ctx.needs_input_grad[5]:
@@ -76,7 +82,7 @@ class _EventProduct(torch.autograd.Function):
         return gs_RC, None, None, None, None, gW_NC
 
 
-def _input_gradient(gy_RN: Tensor, W_NC: Tensor) -> Tensor:
+def input_gradient(gy_RN: Tensor, W_NC: Tensor) -> Tensor:
     """gy @ W, of which nothing is sparse.
 
     In float32 as a 1×1 convolution of channels-last pixels: torch has oneDNN compute those, with AVX-512 on any

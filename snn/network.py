@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from snn import architecture, config
 from snn.architecture import Conv, Full, Pool
 from snn.conv import EventConv, Pooling
+from snn.delays import DelayedLinear, Delays
+from snn.errors import InputError
 from snn.events import Dropped, Events
 from snn.linear import EventLinear
 from snn.neurons import NEURONS, SpikingNeuron
@@ -65,19 +67,28 @@ class Network(nn.Module):
     """Hidden blocks and an output layer of one neuron a class. No bias; Xavier uniform weights.
 
     The input is (T, B, channels), dense or as `Events`; that of a convolution holds an image of `shape`, its channels
-    counted as (channel·H + y)·W + x. The state stays until `reset()`: a long sequence may come in chunks.
+    counted as (channel·H + y)·W + x. The state stays until `reset()`: a long sequence may come in chunks. A step has
+    dt_ms, by which the delays begin that `network.delay_init_ms` asks for.
     """
 
-    def __init__(self, network: config.Network, shape: tuple[int, ...], num_classes: int, backend: str = "auto"):
+    def __init__(
+        self,
+        network: config.Network,
+        shape: tuple[int, ...],
+        num_classes: int,
+        backend: str = "auto",
+        dt_ms: float = 1.0,
+    ):
         super().__init__()
         layers = architecture.parse(network.layers)
         shapes = [shape, *architecture.shapes(network.layers, shape)]
         self.image = shape if layers and not isinstance(layers[0], Full) else None
         self.blocks = nn.ModuleList(
-            _block(network, layer, before, after, self.image is not None, backend)
+            _block(network, layer, before, after, self.image is not None, backend, dt_ms)
             for layer, (before, after) in zip(layers, pairwise(shapes), strict=True)
         )
-        self.readout = EventLinear(math.prod(shapes[-1]), num_classes)
+        delay = network.output_delay and architecture.parse_delay(network.output_delay)
+        self.readout = _linear(network, math.prod(shapes[-1]), num_classes, delay, dt_ms)
         self.output = _neurons(network, network.output_neuron, network.neuron2, num_classes, False, True, backend)
 
     def forward(self, x_TBC: Tensor | Events) -> Activity:
@@ -122,6 +133,8 @@ class Network(nn.Module):
                 module.dense_above = 1.0
             if isinstance(module, SpikingNeuron):
                 module.backend = "cpu"
+            if isinstance(module, Delays):
+                module.round()
         return folded
 
     def fan_outs(self) -> list[Tensor]:
@@ -143,16 +156,25 @@ class Network(nn.Module):
                 result.append(torch.tensor([0 if isinstance(linear, Pooling) else linear.out_features]))
         return [*result, torch.tensor([self.readout.out_features])]
 
+    def delays(self) -> dict[str, Delays]:
+        """The learned delays by their module's name."""
+        return {name: module for name, module in self.named_modules() if isinstance(module, Delays)}
+
+    def narrow_delays(self, sigma_steps: float) -> None:
+        """Give the triangle of all delays this σ, in training."""
+        for delays in self.delays().values():
+            delays.sigma_steps = sigma_steps
+
     def clamp_values(self) -> None:
-        """Bring the neurons' learned values back into their ranges; call it after each step of the optimiser."""
+        """Bring all learned values that have a range back into it; call it after each step of the optimiser."""
         for module in self.modules():
-            if isinstance(module, SpikingNeuron):
+            if isinstance(module, Delays | SpikingNeuron):
                 module.clamp_values()
 
     def check_values(self, where: str) -> None:
-        """InputError if a neuron's learned value is outside its range."""
+        """InputError if a learned value is outside its range."""
         for name, module in self.named_modules():
-            if isinstance(module, SpikingNeuron):
+            if isinstance(module, Delays | SpikingNeuron):
                 module.check_values(f"{where}, {name}")
 
     def num_trainable(self) -> int:
@@ -172,11 +194,14 @@ def _block(
     after: tuple[int, ...],
     in_conv_net: bool,
     backend: str,
+    dt_ms: float,
 ) -> Block:
     """A hidden layer between two shapes."""
     is_full, is_pool = isinstance(layer, Full), isinstance(layer, Pool)
     if is_full:
-        linear = EventLinear(math.prod(before), layer.size)
+        if layer.recurrent_delay_max_steps:
+            raise InputError(f"{layer.size}R: delays of a layer's own spikes (DR) are not there yet")
+        linear = _linear(network, math.prod(before), layer.size, layer.delay, dt_ms)
     elif is_pool:
         linear = Pooling(*before[1:], layer.kernel, layer.is_average)
     else:
@@ -190,6 +215,16 @@ def _block(
     if network.dropout:  # an image's pixels are still to be laid side by side, or seen by a convolution
         dropout = (Dropout if in_conv_net else LazyDropout)(network.dropout, step_mode="m")
     return Block(linear, neurons, norm_size, dropout)
+
+
+def _linear(
+    network: config.Network, inputs: int, outputs: int, delay: architecture.Delay | None, dt_ms: float
+) -> EventLinear:
+    """A fully connected layer's map."""
+    if delay is None:
+        return EventLinear(inputs, outputs)
+    initial_steps = network.delay_init_ms and tuple(ms / dt_ms for ms in network.delay_init_ms)
+    return DelayedLinear(inputs, outputs, *delay, initial_steps)
 
 
 def _neurons(

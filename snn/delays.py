@@ -1,0 +1,159 @@
+"""Linear layers whose inputs arrive late, each by a learned delay: one an input (axonal), or one a synapse.
+
+Delays are real numbers of steps in training, and whole steps, rounded, in evaluation, in `Network.folded()` and in
+streams. See `snn.ops.taps` for the equations. What is still on its way at the end of a call is a memory of the layer
+like the state of neurons, so that a long sequence may come in chunks.
+"""
+
+from typing import Literal
+
+import torch
+from spikingjelly.activation_based.base import MemoryModule
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from snn.errors import InputError
+from snn.events import Dropped, Events, as_tensor
+from snn.linear import EventLinear, input_gradient
+from snn.ops import delays, taps
+
+Per = Literal["input", "synapse"]
+
+
+class Delays(nn.Module):
+    """Learned delays of any shape, in steps from 0 to max_steps.
+
+    Args:
+        shape: of the delays.
+        max_steps: the longest.
+        initial_steps: they begin at random between these two.
+        title: of what they delay, for reports.
+    """
+
+    def __init__(self, shape: tuple[int, ...], max_steps: int, initial_steps: tuple[float, float], title: str):
+        super().__init__()
+        self.max_steps, self.title = max_steps, title
+        self.sigma_steps = 0.0  # σ of the triangle, see `snn.ops.taps`
+        self.steps = nn.Parameter(torch.empty(shape).uniform_(*initial_steps))
+
+    @property
+    def reach(self) -> int:
+        """The largest number of steps by which an event may come late."""
+        return taps.reach(self.max_steps, self.sigma_steps if self.training else 0.0)
+
+    def taps(self) -> tuple[Tensor, Tensor]:
+        """(first, h_K), see `snn.ops.taps.taps`; in evaluation the rounded delay alone, K = 1."""
+        if self.training:
+            return taps.taps(self.steps, self.sigma_steps)
+        first = taps.rounded(self.steps).long()
+        return first, self.steps.new_ones(*first.shape, 1)
+
+    @torch.no_grad()
+    def round(self) -> None:
+        """Make them whole steps for good."""
+        self.steps.copy_(taps.rounded(self.steps))
+
+    @torch.no_grad()
+    def clamp_values(self) -> None:
+        """Bring delays back to between 0 and max_steps; call it after each step of the optimiser."""
+        self.steps.clamp_(0, self.max_steps)
+
+    def check_values(self, where: str) -> None:
+        """InputError if a delay lies outside 0 to max_steps, or is no number."""
+        fine = (self.steps >= 0) & (self.steps <= self.max_steps)
+        if not fine.all():
+            raise InputError(
+                f"{where}: a learned delay is {self.steps[~fine][0].item():g} steps, outside 0 to {self.max_steps}"
+            )
+
+    def learned(self) -> dict[str, tuple[str, str, Tensor]]:
+        """{symbol: (title, unit, values)}, values in steps where the unit is one of time."""
+        return {"d": (self.title, "ms", self.steps.detach())}
+
+    def extra_repr(self) -> str:
+        return f"{tuple(self.steps.shape)}, max_steps={self.max_steps}"
+
+
+class DelayedLinear(EventLinear, MemoryModule):
+    """An `EventLinear` whose inputs come late, one delay per input or per synapse; the output is (T, B, N).
+
+    On the CPU the work follows the events. Elsewhere, and where activity is dense, it is plain torch operations.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        per: Per,
+        max_steps: int,
+        initial_steps: tuple[float, float] | None = None,
+        bias: bool = False,
+    ):
+        super().__init__(inputs, outputs, bias)
+        shape = {"input": (inputs,), "synapse": (outputs, inputs)}[per]
+        self.delays = Delays(shape, max_steps, initial_steps or (0, max_steps), f"delay of each {per}")
+        self.register_memory("past", None)
+
+    def forward(self, x_TBC: Tensor | Events | Dropped) -> Tensor:
+        T, B, _ = x_TBC.shape
+        x_TBC = _joined(self.past, x_TBC)
+        past = x_TBC.shape[0] - T
+        self.past = _last(x_TBC, self.delays.reach)
+        first, h = self.delays.taps()
+        if (entries := self._entries(x_TBC)) is not None:
+            y_TBN = self._event_product(entries, first, h, B, past).view(T, B, -1)
+        else:
+            y_TBN = F.linear(taps.shifted(as_tensor(x_TBC), first, h)[past:], self.weight)
+        return self._add_bias(y_TBN)
+
+    def _event_product(self, entries: tuple, first: Tensor, h: Tensor, B: int, past: int) -> Tensor:
+        A_NCK = self.weight.unsqueeze(-1) * h
+        return _AxonalProduct.apply(*entries, first, h.detach(), self.weight.detach(), A_NCK, B, past)
+
+
+class _AxonalProduct(torch.autograd.Function):
+    """Σ_j w_nc h_cj x_{t - first_c - j} for entries of `EventLinear`. Gradients of w and h begin in A = w h."""
+
+    @staticmethod
+    def forward(ctx, s_RC, mask_BC, offsets, channels, counts, first_C, h_CK, W_NC, A_NCK, B, past):
+        ctx.save_for_backward(mask_BC, offsets, channels, counts, first_C, h_CK, W_NC)
+        ctx.B, ctx.past = B, past
+        events = delays.moved(offsets, channels, counts, first_C, h_CK.shape[1], B, past)
+        return delays.product(events, h_CK, W_NC, B)
+
+    @staticmethod
+    def backward(ctx, gy_RN):
+        mask_BC, *entries, first_C, h_CK, W_NC = ctx.saved_tensors
+        gs_RC = gA_NCK = None
+        if ctx.needs_input_grad[0]:
+            gs_RC = delays.moved_back(input_gradient(gy_RN, W_NC), first_C, h_CK, mask_BC, ctx.B, ctx.past)
+        if ctx.needs_input_grad[8]:
+            C, K = h_CK.shape
+            events = delays.by_channel(*entries, C, ctx.B)
+            gA_NCK = delays.gradient(events, first_C, gy_RN, K, ctx.B, ctx.past)
+        return gs_RC, *[None] * 7, gA_NCK, None, None
+
+
+def _joined(past: Tensor | Events | None, x_TBC: Tensor | Events | Dropped) -> Tensor | Events | Dropped:
+    """Steps that came before and those that come now."""
+    if past is None:
+        return x_TBC
+    if isinstance(x_TBC, Events) and isinstance(past, Events):
+        offsets = torch.cat([past.offsets, x_TBC.offsets[1:] + past.offsets[-1]])
+        entries = (torch.cat([getattr(past, name), getattr(x_TBC, name)]) for name in ("channels", "counts"))
+        return Events(offsets, *entries, (past.shape[0] + x_TBC.shape[0], *x_TBC.shape[1:]))
+    if isinstance(x_TBC, Dropped):
+        return Dropped(torch.cat([past, x_TBC.s_TBN]), x_TBC.mask_BN)
+    return torch.cat([as_tensor(past), as_tensor(x_TBC)])
+
+
+def _last(x_TBC: Tensor | Events | Dropped, steps: int) -> Tensor | Events:
+    """The last steps; of dropped spikes as they were fired."""
+    if isinstance(x_TBC, Events):
+        T, B, C = x_TBC.shape
+        steps = min(steps, T)
+        begin = x_TBC.offsets[(T - steps) * B :]
+        entries = (each[begin[0] :] for each in (x_TBC.channels, x_TBC.counts))
+        return Events(begin - begin[0], *entries, (steps, B, C))
+    s_TBC = x_TBC.s_TBN if isinstance(x_TBC, Dropped) else x_TBC
+    return s_TBC[max(0, len(s_TBC) - steps) :]

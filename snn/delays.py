@@ -116,21 +116,19 @@ class _AxonalProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, s_RC, mask_BC, offsets, channels, counts, first_C, h_CK, W_NC, A_NCK, B, past):
-        ctx.save_for_backward(mask_BC, offsets, channels, counts, first_C, h_CK, W_NC)
+        ctx.save_for_backward(mask_BC, first_C, h_CK, W_NC)
         ctx.B, ctx.past = B, past
-        events = delays.moved(offsets, channels, counts, first_C, h_CK.shape[1], B, past)
-        return delays.product(events, h_CK, W_NC, B)
+        ctx.events = delays.moved(offsets, channels, counts, first_C, h_CK.shape[1], B, past)
+        return delays.product(ctx.events, h_CK, W_NC, B)
 
     @staticmethod
     def backward(ctx, gy_RN):
-        mask_BC, *entries, first_C, h_CK, W_NC = ctx.saved_tensors
+        mask_BC, first_C, h_CK, W_NC = ctx.saved_tensors
         gs_RC = gA_NCK = None
         if ctx.needs_input_grad[0]:
             gs_RC = delays.moved_back(input_gradient(gy_RN, W_NC), first_C, h_CK, mask_BC, ctx.B, ctx.past)
         if ctx.needs_input_grad[8]:
-            C, K = h_CK.shape
-            events = delays.by_channel(*entries, C, ctx.B)
-            gA_NCK = delays.gradient(events, first_C, gy_RN, K, ctx.B, ctx.past)
+            gA_NCK = delays.gradient(ctx.events, gy_RN, *h_CK.shape, ctx.B)
         return gs_RC, *[None] * 7, gA_NCK, None, None
 
 

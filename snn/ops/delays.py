@@ -18,7 +18,6 @@ from snn.ops.lanes import LANES, add_product, load, load_part, prefetch, store, 
 from snn.ops.sparse import AHEAD, slices
 
 PAD = 16  # between scratch rows: even powers of two would crowd one cache set
-HALF = LANES // 2  # so that a sample's gradients of a slice lie in the first-level cache
 SECTION = 64  # samples, at most, whose share of the weight gradient is one sum
 
 
@@ -104,88 +103,45 @@ def product(events: Moved, h_CK: Tensor, W_NC: Tensor, B: int) -> Tensor:
     return out_TBN.flatten(0, 1)
 
 
-class ByChannel(NamedTuple):
-    """Events sorted: from offsets[b·C + c] on those of sample b and channel c."""
-
-    offsets: np.ndarray  # (B·C + 1,)
-    steps: np.ndarray  # (events,) uint32
-    counts: np.ndarray
-
-
 @kernel
-def _count_channels(offsets, channels, numbers_BC, begin, end):
-    """numbers[b, c]: how many events of channel c sample b has."""
-    B = len(numbers_BC)
-    for b in range(begin, end):
-        for t in range((len(offsets) - 1) // B):
-            for e in range(offsets[t * B + b], offsets[t * B + b + 1]):
-                numbers_BC[b, channels[e]] += 1
-
-
-@kernel
-def _sort(offsets, channels, counts, firsts_BC, steps, sorted_counts, begin, end):
-    """Lay the events of samples begin ... end down by their channel."""
-    B, C = firsts_BC.shape
-    place_C = np.empty(C, np.int64)
-    for b in range(begin, end):
-        place_C[:] = firsts_BC[b]
-        for t in range((len(offsets) - 1) // B):
-            for e in range(offsets[t * B + b], offsets[t * B + b + 1]):
-                place = place_C[channels[e]]
-                steps[place] = t
-                sorted_counts[place] = counts[e]
-                place_C[channels[e]] = place + 1
-
-
-def by_channel(offsets: Tensor, channels: Tensor, counts: Tensor, C: int, B: int) -> ByChannel:
-    """Sort events."""
-    arrays = offsets.numpy(), channels.to(torch.int32).numpy().view(np.uint32)
-    ends, threads = np.zeros(B * C + 1, np.int64), torch.get_num_threads()
-    numbers_BC, firsts_BC = (part.reshape(B, C) for part in (ends[1:], ends[:-1]))
-    in_parts(lambda begin, end: _count_channels(*arrays, numbers_BC, begin, end), B, threads)
-    np.cumsum(ends, out=ends)
-    results = np.empty(ends[-1], np.uint32), np.empty(ends[-1], counts.numpy().dtype)
-    in_parts(lambda begin, end: _sort(*arrays, counts.numpy(), firsts_BC, *results, begin, end), B, threads)
-    return ByChannel(ends, *results)
-
-
-@kernel
-def _gradient(offsets, steps, counts, first, gy_TBN, past, rows, gA_ISCKL, begin, end):
+def _gradient(offsets, channels, counts, gy_TBN, room, gA_ISCKL, begin, end):
     """gA[i, s, c, j] = Σ counts · gy over section i of the samples, for begin <= i·S + s < end; K is even.
 
-    A sample's gy of a slice lies in `rows` of scratch, with zeros before and after it, in the first-level cache.
+    room: for a sample's gy of a slice, side by side, and zeros before and after it.
     """
     (T, B, N), (I, S, C, K, _) = gy_TBN.shape, gA_ISCKL.shape
-    room = np.zeros(rows * HALF, gy_TBN.dtype)
+    U = (len(offsets) - 1) // B
     for part in range(begin, end):
         i, s = part // S, part % S
         gA_ISCKL[i, s] = 0
         for b in range(i * B // I, (i + 1) * B // I):
             for t in range(T):
-                prefetch(gy_TBN, (min(t + AHEAD, T - 1) * B + b) * N + s * HALF)
-                gy_L = load_part(gy_TBN, (t * B + b) * N + s * HALF, N - s * HALF, HALF)
-                store(room, (past + t) * HALF, gy_L)
-            for c in range(C):
+                prefetch(gy_TBN, (min(t + AHEAD, T - 1) * B + b) * N + s * LANES)
+                gy_L = load_part(gy_TBN, (t * B + b) * N + s * LANES, N - s * LANES, LANES)
+                store(room, (U - T + t) * LANES, gy_L)
+            for u in range(U):
                 for j in range(0, K, 2):
-                    at, lag = ((part * C + c) * K + j) * HALF, first[c] + j
-                    low_L, high_L = load(gA_ISCKL, at, HALF), load(gA_ISCKL, at + HALF, HALF)
-                    for e in range(offsets[b * C + c], offsets[b * C + c + 1]):
-                        row = (steps[e] + lag) * HALF
-                        low_L = add_product(low_L, counts[e], load(room, row, HALF))
-                        high_L = add_product(high_L, counts[e], load(room, row + HALF, HALF))
-                    store(gA_ISCKL, at, low_L)
-                    store(gA_ISCKL, at + HALF, high_L)
+                    gy_L, next_L = load(room, (u + j) * LANES, LANES), load(room, (u + j + 1) * LANES, LANES)
+                    for e in range(offsets[b * U + u], offsets[b * U + u + 1]):
+                        at = ((part * C + channels[e]) * K + j) * LANES
+                        store(gA_ISCKL, at, add_product(load(gA_ISCKL, at, LANES), counts[e], gy_L))
+                        at += LANES
+                        store(gA_ISCKL, at, add_product(load(gA_ISCKL, at, LANES), counts[e], next_L))
 
 
-def gradient(events: ByChannel, first_C: Tensor, gy_RN: Tensor, K: int, B: int, past: int) -> Tensor:
+def gradient(events: Moved, gy_RN: Tensor, C: int, K: int, B: int) -> Tensor:
     """(N, C, K): the gradient of the products w h."""
-    C, N, even = len(first_C), gy_RN.shape[1], K + K % 2
+    N, even = gy_RN.shape[1], K + K % 2
     gy_TBN = gy_RN.contiguous().view(-1, B, N)
-    rows = past + len(gy_TBN) + int(first_C.max()) + even
-    sections, S = -(-B // SECTION), -(-N // HALF)  # whatever the number of threads: the bits do not go by it
-    gA_ISCKL = torch.empty(sections, S, C, even, HALF, dtype=gy_RN.dtype)
-    arguments = (*events, first_C.numpy(), gy_TBN.numpy(), past, rows, gA_ISCKL.numpy())
-    in_parts(lambda begin, end: _gradient(*arguments, begin, end), sections * S, torch.get_num_threads())
+    sections, S = -(-B // SECTION), -(-N // LANES)  # whatever the number of threads: the bits do not go by it
+    gA_ISCKL = torch.empty(sections, S, C, even, LANES, dtype=gy_RN.dtype)
+    rows = len(gy_TBN) + 2 * even
+
+    def work(begin: int, end: int) -> None:
+        room = gy_RN.new_zeros(rows * LANES).numpy()  # torch begins it on a cache line
+        _gradient(*events, gy_TBN.numpy(), room, gA_ISCKL.numpy(), begin, end)
+
+    in_parts(work, sections * S, torch.get_num_threads())
     gA_SCKL = gA_ISCKL[0] if sections == 1 else gA_ISCKL.sum(0)
     return gA_SCKL.permute(0, 3, 1, 2).reshape(-1, C, even)[:N, :, :K]
 

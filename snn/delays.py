@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from snn.errors import InputError
 from snn.events import Dropped, Events, as_tensor
 from snn.linear import EventLinear, input_gradient
-from snn.ops import delays, taps
+from snn.ops import delays, synaptic, taps
 
 Per = Literal["input", "synapse"]
 
@@ -47,6 +47,12 @@ class Delays(nn.Module):
             return taps.taps(self.steps, self.sigma_steps)
         first = taps.rounded(self.steps).long()
         return first, self.steps.new_ones(*first.shape, 1)
+
+    def as_said(self) -> tuple[Tensor, int, float]:
+        """(delays, the longest, σ) as they stand, for `snn.ops.taps.product`."""
+        if self.training:
+            return self.steps, self.max_steps, self.sigma_steps
+        return taps.rounded(self.steps), self.max_steps, 0.0
 
     @torch.no_grad()
     def round(self) -> None:
@@ -92,30 +98,36 @@ class DelayedLinear(EventLinear, MemoryModule):
         super().__init__(inputs, outputs, bias)
         shape = {"input": (inputs,), "synapse": (outputs, inputs)}[per]
         self.delays = Delays(shape, max_steps, initial_steps or (0, max_steps), f"delay of each {per}")
+        self.per = per
         self.register_memory("past", None)
+        if per == "synapse":
+            self.dense_above = 1.0  # dense products are one for each step of delay
 
     def forward(self, x_TBC: Tensor | Events | Dropped) -> Tensor:
         T, B, _ = x_TBC.shape
         x_TBC = _joined(self.past, x_TBC)
         past = x_TBC.shape[0] - T
         self.past = _last(x_TBC, self.delays.reach)
-        first, h = self.delays.taps()
         if (entries := self._entries(x_TBC)) is not None:
-            y_TBN = self._event_product(entries, first, h, B, past).view(T, B, -1)
-        else:
-            y_TBN = F.linear(taps.shifted(as_tensor(x_TBC), first, h)[past:], self.weight)
-        return self._add_bias(y_TBN)
+            first, h = self.delays.taps()
+            product = _AxonalProduct if self.per == "input" else _SynapticProduct
+            A_NCK = self.weight.unsqueeze(-1) * h
+            y_RN = product.apply(*entries, A_NCK, first, h.detach(), self.weight.detach(), B, past)
+            return self._add_bias(y_RN).view(T, B, -1)
+        y_TBN = self._dense_product(as_tensor(x_TBC))[past:]
+        return y_TBN if self.bias is None else y_TBN + self.bias
 
-    def _event_product(self, entries: tuple, first: Tensor, h: Tensor, B: int, past: int) -> Tensor:
-        A_NCK = self.weight.unsqueeze(-1) * h
-        return _AxonalProduct.apply(*entries, first, h.detach(), self.weight.detach(), A_NCK, B, past)
+    def _dense_product(self, x_TBC: Tensor) -> Tensor:
+        if self.per == "input":
+            return F.linear(taps.shifted(x_TBC, *self.delays.taps()), self.weight)
+        return taps.product(x_TBC, self.weight, *self.delays.as_said())
 
 
 class _AxonalProduct(torch.autograd.Function):
     """Σ_j w_nc h_cj x_{t - first_c - j} for entries of `EventLinear`. Gradients of w and h begin in A = w h."""
 
     @staticmethod
-    def forward(ctx, s_RC, mask_BC, offsets, channels, counts, first_C, h_CK, W_NC, A_NCK, B, past):
+    def forward(ctx, s_RC, mask_BC, offsets, channels, counts, A_NCK, first_C, h_CK, W_NC, B, past):
         ctx.save_for_backward(mask_BC, first_C, h_CK, W_NC)
         ctx.B, ctx.past = B, past
         ctx.events = delays.moved(offsets, channels, counts, first_C, h_CK.shape[1], B, past)
@@ -127,9 +139,33 @@ class _AxonalProduct(torch.autograd.Function):
         gs_RC = gA_NCK = None
         if ctx.needs_input_grad[0]:
             gs_RC = delays.moved_back(input_gradient(gy_RN, W_NC), first_C, h_CK, mask_BC, ctx.B, ctx.past)
-        if ctx.needs_input_grad[8]:
+        if ctx.needs_input_grad[5]:
             gA_NCK = delays.gradient(ctx.events, gy_RN, *h_CK.shape, ctx.B)
-        return gs_RC, *[None] * 7, gA_NCK, None, None
+        return gs_RC, *[None] * 4, gA_NCK, *[None] * 5
+
+
+class _SynapticProduct(torch.autograd.Function):
+    """Σ_j A[n, c, j] x_{t - first_nc - j} for entries of `EventLinear`, A = w h; h and w themselves are not needed."""
+
+    @staticmethod
+    def forward(ctx, s_RC, mask_BC, offsets, channels, counts, A_NCK, first_NC, h_NCK, W_NC, B, past):
+        N, C = first_NC.shape
+        steps = (len(offsets) - 1) // B
+        of = synaptic.synapses(first_NC, A_NCK.detach(), steps)
+        ctx.save_for_backward(mask_BC, offsets, channels, counts)
+        ctx.of, ctx.past, ctx.sizes = of, past, (*A_NCK.shape, B, steps)
+        return synaptic.product(synaptic.blocks(offsets, channels, counts, C, B, by_channel=False), of, N, B, past)
+
+    @staticmethod
+    def backward(ctx, gy_RN):
+        (mask_BC, *entries), (N, C, K, B, steps) = ctx.saved_tensors, ctx.sizes
+        gs_RC = gA_NCK = None
+        rows_INWL = synaptic.laid_out(gy_RN, ctx.of, B, ctx.past)
+        if ctx.needs_input_grad[0]:
+            gs_RC = synaptic.input_gradient(rows_INWL, ctx.of, mask_BC, B, steps)
+        if ctx.needs_input_grad[5]:
+            gA_NCK = synaptic.gradient(synaptic.blocks(*entries, C, B, by_channel=True), rows_INWL, ctx.of, N, K)
+        return gs_RC, *[None] * 4, gA_NCK, *[None] * 5
 
 
 def _joined(past: Tensor | Events | None, x_TBC: Tensor | Events | Dropped) -> Tensor | Events | Dropped:

@@ -79,6 +79,11 @@ def unsaid_by_nir(network: Network) -> list[str]:
     return [word for word, is_there in words.items() if is_there]
 
 
+def _refuse_delays(network: Network) -> None:
+    if network.delays():
+        raise InputError("a network with learned delays cannot be exported: a step of it needs the steps before")
+
+
 def approximated(network: Network) -> Network:
     """A folded copy that NIR can say: couplings of adaptation 0, resets hard."""
     network = network.folded()
@@ -97,6 +102,7 @@ def nir_graph(network: Network, shape: tuple[int, ...], dt_s: float) -> nir.NIRG
 
     Metadata of the graph: `latency_steps`; of its layers: `i_initial` and `v_initial`, the state to begin with.
     """
+    _refuse_delays(network)
     network = network.folded()
     if unsaid := unsaid_by_nir(network):
         raise InputError(f"NIR cannot say {' and '.join(unsaid)}; --approximate leaves it out")
@@ -295,6 +301,7 @@ class Step(nn.Module):
 
     def __init__(self, network: Network, shape: tuple[int, ...]):
         super().__init__()
+        _refuse_delays(network)
         self.network = copy.deepcopy(network.folded())
         self.layers = layers_of(self.network, shape)
         self.state_names, self.state_shapes = [], []

@@ -65,6 +65,8 @@ class Stream:
     ):
         if network.image is not None:
             raise InputError("streaming takes fully connected networks; this one has convolutions or pools")
+        if network.delays():
+            raise InputError("streaming takes networks without delays so far; this one has learned delays")
         network = network.folded()
         self.dt_ms, self.T, self.T_end = float(dt_ms), T, T + T_empty
         self.ticks_per_second, self.stops = float(ticks_per_second), stops

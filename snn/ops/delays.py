@@ -60,9 +60,7 @@ def _move(offsets, channels, counts, lags, firsts_BU, moved_channels, moved_coun
                     place_U[u] += 1
 
 
-def moved(
-    offsets: Tensor, channels: Tensor, counts: Tensor, first_C: Tensor, K: int, B: int, past: int
-) -> Moved:
+def moved(offsets: Tensor, channels: Tensor, counts: Tensor, first_C: Tensor, K: int, B: int, past: int) -> Moved:
     """Delay events."""
     U, threads = (len(offsets) - 1) // B - past + K - 1, torch.get_num_threads()
     arrays = offsets.numpy(), channels.to(torch.int32).numpy().view(np.uint32)

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from snn.ops.compiled import in_parts, kernel
 from snn.ops.lanes import LINE, add_product, load, store, total, zeros
 
-TILE = 8  # neurons
+TILE = 4  # neurons
 STEPS = 8  # whose input gradient is summed in registers at a time
 SECTION = 4  # groups, at most, whose share of the weight gradient is one sum
 
@@ -84,7 +84,7 @@ def blocks(offsets: Tensor, channels: Tensor, counts: Tensor, C: int, B: int, by
 
 
 class Synapses(NamedTuple):
-    """Delays and weights, tile after tile, and for how many steps a neuron has rows: in all that a sum may reach."""
+    """Delays and weights, tile after tile, and how many rows a neuron has: as many steps as its sums may reach."""
 
     firsts_SCN: np.ndarray  # uint32, (tiles, C, TILE)
     A_SCNK: np.ndarray
@@ -93,7 +93,8 @@ class Synapses(NamedTuple):
 
 def synapses(first_NC: Tensor, A_NCK: Tensor, steps: int) -> Synapses:
     """For an input of so many steps; neurons that fill up the last tile have weights of 0."""
-    N, C, K = A_NCK.shape
+    A_NCK = F.pad(A_NCK, (0, A_NCK.shape[2] % 2))  # kernels take two taps at a time
+    N, _, K = A_NCK.shape
     S = -(-N // TILE)
     filled = F.pad(first_NC, (0, 0, 0, S * TILE - N)).to(torch.int32), F.pad(A_NCK, (0, 0, 0, 0, 0, S * TILE - N))
     first_SCN, A_SCNK = (each.unflatten(0, (S, TILE)).transpose(1, 2).contiguous() for each in filled)
@@ -115,9 +116,12 @@ def _product(firsts, others, x, firsts_SCN, A_SCNK, width, out_TBN, past, tile, 
                 at = np.uint64((s * C + others[k]) * TILE)
                 for n in range(TILE):
                     to = (n * width + t + lags[at]) * LINE
-                    for j in range(K):
-                        store(tile, to, add_product(load(tile, to, LINE), A[at * np.uint64(K) + np.uint64(j)], x_L))
-                        to += LINE
+                    for j in range(0, K, 2):
+                        w = at * np.uint64(K) + np.uint64(j)
+                        sum_L, next_L = load(tile, to, LINE), load(tile, to + LINE, LINE)
+                        store(tile, to, add_product(sum_L, A[w], x_L))
+                        store(tile, to + LINE, add_product(next_L, A[w + np.uint64(1)], x_L))
+                        to += 2 * LINE
                     at += np.uint64(1)
         for t in range(T):
             for b in range(i * LINE, min(B, (i + 1) * LINE)):
@@ -186,15 +190,15 @@ def _gradient(firsts, others, x, firsts_SCN, rows, groups, width, gA_ISCNK, begi
                         gA_ISCNK[section, s, c, n, j + 1] += total(next_L)
 
 
-def gradient(events: Blocks, rows_INWL: Tensor, of: Synapses, N: int) -> Tensor:
-    """(N, C, K): the gradient of A."""
+def gradient(events: Blocks, rows_INWL: Tensor, of: Synapses, N: int, num_taps: int) -> Tensor:
+    """(N, C, num_taps): the gradient of A."""
     (S, C, _, K), groups = of.A_SCNK.shape, len(rows_INWL)
     sections = -(-groups // SECTION)  # whatever the number of threads: the bits do not go by it
-    gA_ISCNK = rows_INWL.new_empty(sections, S, C, TILE, K + K % 2)
+    gA_ISCNK = rows_INWL.new_empty(sections, S, C, TILE, K)
     arguments = (*events, of.firsts_SCN, rows_INWL.numpy(), groups, of.width, gA_ISCNK.numpy())
     in_parts(lambda begin, end: _gradient(*arguments, begin, end), sections * S, torch.get_num_threads())
     gA_SCNK = gA_ISCNK[0] if sections == 1 else gA_ISCNK.sum(0)
-    return gA_SCNK.transpose(1, 2).flatten(0, 1)[:N, :, :K]
+    return gA_SCNK.transpose(1, 2).flatten(0, 1)[:N, :, :num_taps]
 
 
 @kernel

@@ -1,0 +1,178 @@
+"""Learned delays: layers against the equation, gradients by every input, chunks, threads, rounding, bad input."""
+
+import numpy as np
+import pytest
+import torch
+
+from snn import architecture
+from snn.delays import DelayedLinear
+from snn.errors import InputError
+from snn.events import Dropped
+from snn.ops import taps
+from tests.test_events import TOLERANCE, assert_close, as_events, random_counts
+
+SHAPES = [(1, 1, 1), (7, 3, 5), (33, 18, 40)]  # of inputs (T, B, C): groups of samples are filled, or are not
+OUTPUTS = {1: 1, 5: 4, 40: 70}  # of C
+MAX_STEPS = 9  # more than some windows have
+
+
+def make_layer(per: str, C: int, dtype: torch.dtype, sigma_steps: float = 0.0, bias: bool = False) -> DelayedLinear:
+    torch.manual_seed(1)
+    layer = DelayedLinear(C, OUTPUTS[C], per, MAX_STEPS, bias=bias).to(dtype)
+    layer.dense_above = 1.0
+    layer.delays.sigma_steps = sigma_steps
+    with torch.no_grad():  # the shortest, a whole number and the longest among them
+        for place, steps in zip((0, 1, -1), (0.0, 3.0, float(MAX_STEPS)), strict=True):
+            layer.delays.steps.view(-1)[place % layer.delays.steps.numel()] = steps
+    return layer
+
+
+def expected(layer: DelayedLinear, x_TBC: torch.Tensor) -> torch.Tensor:
+    y_TBN = taps.product(x_TBC, layer.weight, layer.delays.steps, MAX_STEPS, layer.delays.sigma_steps)
+    return y_TBN if layer.bias is None else y_TBN + layer.bias
+
+
+def by_hand(x_TBC: np.ndarray, W_NC: np.ndarray, d_NC: np.ndarray, sigma_steps: float) -> np.ndarray:
+    """Event by event, step by step, as the equation is written."""
+    T, B, C = x_TBC.shape
+    y_TBN = np.zeros((T, B, len(W_NC)))
+    s = 1 + sigma_steps
+    for t, b, c in zip(*np.nonzero(x_TBC), strict=True):
+        for n in range(len(W_NC)):
+            for k in range(T - t):
+                y_TBN[t + k, b, n] += max(0, s - abs(k - d_NC[n, c])) / s**2 * W_NC[n, c] * x_TBC[t, b, c]
+    return y_TBN
+
+
+@pytest.mark.parametrize("per", ["input", "synapse"])
+@pytest.mark.parametrize("sigma_steps", [0.0, 1.6])
+def test_the_definition_says_what_the_equation_says(per, sigma_steps):
+    x_TBC, layer = random_counts((7, 3, 5), 0.3, torch.float64), make_layer(per, 5, torch.float64, sigma_steps)
+    d_NC = layer.delays.steps.detach().expand(4, 5).numpy()
+    hand = by_hand(x_TBC.numpy(), layer.weight.detach().numpy(), d_NC, sigma_steps)
+    np.testing.assert_allclose(expected(layer, x_TBC).detach().numpy(), hand, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=["f32", "f64"])
+@pytest.mark.parametrize("per", ["input", "synapse"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("as_what", ["events", "spikes", "dropped", "dense product"])
+@pytest.mark.parametrize("sigma_steps", [0.0, 1.6])
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_equals_the_definition(dtype, per, shape, as_what, sigma_steps, share):
+    """Output and all gradients, under random upstream gradients; a share of 0 is silent."""
+    x_TBC = random_counts(shape, share, dtype)
+    layer = make_layer(per, shape[-1], dtype, sigma_steps, bias=True)
+    if as_what == "dense product":
+        layer.dense_above = -1.0
+    mask_BC = (torch.rand(shape[1:]) < 0.7).to(dtype) / 0.7 if as_what == "dropped" else torch.ones(shape[1:]).to(dtype)
+    s_TBC = x_TBC.clone().requires_grad_()
+    y_TBN = expected(layer, s_TBC * mask_BC)
+    upstream = torch.randn_like(y_TBN)
+    values = [*layer.parameters(), s_TBC]
+    grads = torch.autograd.grad(y_TBN, values, upstream)
+
+    given = x_TBC.clone().requires_grad_()
+    actual = layer({"events": as_events(x_TBC), "dropped": Dropped(given, mask_BC)}.get(as_what, given))
+    assert layer.is_event_driven == (as_what != "dense product")
+    assert_close(actual, y_TBN)
+    of = [*layer.parameters(), given][: -1 if as_what == "events" else None]
+    for grad, other in zip(torch.autograd.grad(actual, of, upstream), grads, strict=False):
+        assert_close(grad, other)
+
+
+@pytest.mark.parametrize("per", ["input", "synapse"])
+@pytest.mark.parametrize("event_driven", [True, False], ids=["events", "dense"])
+def test_the_derivative_of_a_whole_delay_is_that_from_the_right(per, event_driven):
+    layer = DelayedLinear(1, 1, per, 5, (2.0, 2.0)).double()
+    layer.dense_above = 1.0 if event_driven else -1.0
+    x_T11 = torch.tensor([1.0, 0, 0, 0, 0]).double().view(-1, 1, 1)
+    upstream = torch.tensor([0.0, 0, 10, 3, 0]).double().view(-1, 1, 1)
+    (grad,) = torch.autograd.grad(layer(x_T11), layer.delays.steps, upstream)
+    assert grad.item() == pytest.approx((3 - 10) * layer.weight.item())
+
+
+@pytest.mark.parametrize("per", ["input", "synapse"])
+@pytest.mark.parametrize("is_training", [True, False], ids=["real", "rounded"])
+@pytest.mark.parametrize("as_what", ["events", "spikes", "dropped"])
+@pytest.mark.parametrize("lengths", [(20, 13), (1,) * 33, (2, 1, 30)], ids=str)
+def test_chunks_are_one_call(per, is_training, as_what, lengths):
+    """Every bit, also where chunks are shorter than delays; and the gradients that lead from chunk to chunk."""
+    x_TBC = random_counts((33, 3, 40), 0.1, torch.float32)
+    mask_BC = (torch.rand(3, 40) < 0.7) / 0.7
+    layer = make_layer(per, 40, torch.float32).train(is_training)
+
+    def run(lengths: tuple[int, ...]) -> list[torch.Tensor]:
+        layer.reset()
+        given = x_TBC.clone().requires_grad_()
+        out = []
+        for x in given.split(lengths):
+            out.append(layer({"events": as_events(x.detach()), "dropped": Dropped(x, mask_BC)}.get(as_what, x)))
+        y_TBN = torch.cat(out)
+        of = [layer.weight] if as_what == "events" else [layer.weight, given]
+        return [y_TBN, *torch.autograd.grad(y_TBN, of, torch.ones_like(y_TBN))]
+
+    whole, chunks = run((33,)), run(lengths)
+    assert torch.equal(whole[0], chunks[0])
+    for one, other in zip(whole[1:], chunks[1:], strict=True):
+        assert_close(other, one)
+
+
+@pytest.mark.parametrize("per", ["input", "synapse"])
+def test_results_depend_neither_on_threads_nor_on_old_memory(per):
+    x_TBC = random_counts((25, 40, 40), 0.1, torch.float32)
+    layer = make_layer(per, 40, torch.float32)
+
+    def run(threads: int) -> list[torch.Tensor]:
+        layer.reset()
+        torch.set_num_threads(threads)
+        given = x_TBC.clone().requires_grad_()
+        y_TBN = layer(given)
+        return [y_TBN, *torch.autograd.grad(y_TBN, [given, *layer.parameters()], torch.cos(y_TBN.detach()))]
+
+    before = torch.get_num_threads()
+    try:
+        one = run(1)
+        torch.use_deterministic_algorithms(True)  # `torch.empty` holds NaN
+        two = run(3)
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+def test_evaluation_and_folding_round():
+    layer = make_layer("input", 5, torch.float32)
+    with torch.no_grad():
+        layer.delays.steps.copy_(torch.tensor([0.0, 0.49, 0.5, 1.5, 8.6]))
+    x_TBC = random_counts((12, 2, 5), 0.5, torch.float32)
+    rounded = layer.eval()(x_TBC)
+    layer.reset()
+    layer.delays.round()
+    assert layer.delays.steps.tolist() == [0, 0, 1, 2, 9]
+    assert torch.equal(layer(x_TBC), rounded)
+    layer.reset()
+    assert_close(layer.train()(x_TBC), rounded)
+
+
+def test_clamped_and_checked():
+    layer = make_layer("synapse", 5, torch.float32)
+    with torch.no_grad():
+        layer.delays.steps[0, :2] = torch.tensor([-1.0, 50.0])
+    with pytest.raises(InputError, match="here, delays: a learned delay is -1 steps, outside 0 to 9"):
+        layer.delays.check_values("here, delays")
+    layer.delays.clamp_values()
+    assert layer.delays.steps[0, :2].tolist() == [0, MAX_STEPS]
+    layer.delays.check_values("here")
+
+
+def test_words():
+    parsed = architecture.parse(["16FD25", "16FDS3", "16RDR4", "16RDS3DR4"])
+    assert [layer.delay for layer in parsed] == [("input", 25), ("synapse", 3), None, ("synapse", 3)]
+    assert [layer.recurrent_delay_max_steps for layer in parsed] == [None, None, 4, 4]
+    assert architecture.resized(["16FD25", "8RDS3DR4"], [5, 6, 7]) == ["5FD25", "6RDS3DR4", "7RDS3DR4"]
+    for word in ("16FD", "16FD0", "16FSD3", "16D25F", "8C3D2", "16RDR4D2"):
+        with pytest.raises(InputError, match=f"layer '{word}' is not known"):
+            architecture.parse([word])
+    with pytest.raises(InputError, match="'16FDR4': DR4 delays the spikes of a recurrent layer; write 16R"):
+        architecture.parse(["16FDR4"])

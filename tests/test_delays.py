@@ -4,12 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from snn import architecture
+from snn import architecture, config, exchange
 from snn.delays import DelayedLinear
 from snn.errors import InputError
 from snn.events import Dropped
+from snn.network import Network
 from snn.ops import taps
-from tests.test_events import TOLERANCE, assert_close, as_events, random_counts
+from snn.streaming import Stream
+from tests.test_events import TOLERANCE, as_events, assert_close, random_counts
+from tests.test_network import build, small
 
 SHAPES = [(1, 1, 1), (7, 3, 5), (33, 18, 40)]  # of inputs (T, B, C): groups of samples are filled, or are not
 OUTPUTS = {1: 1, 5: 4, 40: 70}  # of C
@@ -34,7 +37,7 @@ def expected(layer: DelayedLinear, x_TBC: torch.Tensor) -> torch.Tensor:
 
 def by_hand(x_TBC: np.ndarray, W_NC: np.ndarray, d_NC: np.ndarray, sigma_steps: float) -> np.ndarray:
     """Event by event, step by step, as the equation is written."""
-    T, B, C = x_TBC.shape
+    T, B, _ = x_TBC.shape
     y_TBN = np.zeros((T, B, len(W_NC)))
     s = 1 + sigma_steps
     for t, b, c in zip(*np.nonzero(x_TBC), strict=True):
@@ -105,10 +108,8 @@ def test_chunks_are_one_call(per, is_training, as_what, lengths):
     def run(lengths: tuple[int, ...]) -> list[torch.Tensor]:
         layer.reset()
         given = x_TBC.clone().requires_grad_()
-        out = []
-        for x in given.split(lengths):
-            out.append(layer({"events": as_events(x.detach()), "dropped": Dropped(x, mask_BC)}.get(as_what, x)))
-        y_TBN = torch.cat(out)
+        whats = {"events": lambda x: as_events(x.detach()), "dropped": lambda x: Dropped(x, mask_BC)}
+        y_TBN = torch.cat([layer(whats.get(as_what, lambda x: x)(x)) for x in given.split(lengths)])
         of = [layer.weight] if as_what == "events" else [layer.weight, given]
         return [y_TBN, *torch.autograd.grad(y_TBN, of, torch.ones_like(y_TBN))]
 
@@ -176,3 +177,86 @@ def test_words():
             architecture.parse([word])
     with pytest.raises(InputError, match="'16FDR4': DR4 delays the spikes of a recurrent layer; write 16R"):
         architecture.parse(["16FDR4"])
+
+
+def delayed(**changes) -> config.Config:
+    return small(**({"layers": ("16FD9", "12FDS4"), "output_delay": "D3"} | changes))
+
+
+def test_a_network_with_delays_learns_all_of_them_and_folds():
+    network, x_TBC = build(delayed()), random_counts((25, 6, 30), 0.2, torch.float32)
+    assert {name: module.steps.shape for name, module in network.delays().items()} == {
+        "blocks.0.linear.delays": (30,),
+        "blocks.1.linear.delays": (12, 16),
+        "readout.delays": (12,),
+    }
+    activity = network.train()(as_events(x_TBC))
+    activity.h_TBN.sum().backward()
+    for delays in network.delays().values():
+        assert delays.steps.grad.isfinite().all()
+        assert delays.steps.grad.any()
+    network.reset()
+    network.eval()
+    with torch.no_grad():
+        folded = network.folded()
+        assert all(torch.equal(delays.steps, delays.steps.round()) for delays in folded.delays().values())
+        assert_close(folded(x_TBC).h_TBN, network(x_TBC).h_TBN)
+
+
+def test_the_same_network_without_delays_is_that_with_delays_of_zero():
+    plain, delayed_ = build(small()), build(delayed(delay_init_ms=(0.0, 0.0)))
+    missing = delayed_.load_state_dict(plain.state_dict(), strict=False).missing_keys
+    assert {name.rpartition(".")[2] for name in missing} == {"steps"}
+    x_TBC = as_events(random_counts((25, 6, 30), 0.2, torch.float32))
+    with torch.no_grad():
+        assert torch.equal(plain.eval()(x_TBC).h_TBN, delayed_.eval()(x_TBC).h_TBN)
+
+
+def test_initial_delays_are_drawn_from_a_range_in_ms():
+    cfg = delayed(delay_init_ms=(10.0, 30.0))
+    torch.manual_seed(0)
+    network = Network(cfg.network, (30,), 4, dt_ms=10.0)
+    for delays in network.delays().values():
+        assert 1 <= delays.steps.min() < 1.5
+        assert 2.5 < delays.steps.max() <= 3
+
+
+def values(**network) -> dict:
+    plain = small().model_dump(mode="json")
+    plain["network"] |= {"layers": ["16FD9"]} | network
+    return plain
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"layers": ["16FD100"]},
+            "network.layers: layer '16FD100': a delay of 100 steps leads out of the window of 100",
+        ),
+        ({"output_delay": "DS200"}, "network.output_delay: a delay of 200 steps leads out of the window of 100"),
+        ({"output_delay": "25"}, "network.output_delay: '25' is no delay; write D25"),
+        ({"delay_init_ms": [30.0, 10.0]}, "delay_init_ms: .* is no range"),
+        ({"delay_init_ms": [-1.0, 10.0]}, "delay_init_ms.* = -1.0: input should be greater than or equal to 0"),
+        (
+            {"delay_init_ms": [0.0, 91.0]},
+            "network.delay_init_ms: 91 ms is beyond the 90 ms of network.layers: layer '16F",
+        ),
+        ({"delay_sigma_steps": -1.0}, "network.delay_sigma_steps = -1.0"),
+    ],
+)
+def test_bad_fields_are_named(changes, message):
+    with pytest.raises(InputError, match=message) as error:
+        config.build(values(**changes), "x.yaml")
+    assert "\n" not in str(error.value)
+
+
+def test_what_cannot_carry_delays_refuses():
+    network = build(delayed()).eval()
+    with pytest.raises(InputError, match="streaming takes networks without delays"):
+        Stream(network, 10.0, 25)
+    for export in (lambda: exchange.nir_graph(network, (30,), 0.01), lambda: exchange.Step(network, (30,))):
+        with pytest.raises(InputError, match="learned delays cannot be exported"):
+            export()
+    with pytest.raises(InputError, match="delays of a layer's own spikes"):
+        build(delayed(layers=("16RDR4",)))

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from snn.delays import Delays
 from snn.events import Events
 from snn.network import Network
 from snn.neurons import SpikingNeuron
@@ -87,9 +88,12 @@ def gradient_norms(network: nn.Module, clipped_from: float, clip_norm: float) ->
 
 @torch.no_grad()
 def learned_constants(network: nn.Module) -> dict[str, Tensor]:
-    """What neurons have learned, by module: time constants in steps (tau_m, tau_s, tau_w) and couplings (a, b)."""
+    """What was learned, by module: of neurons time constants in steps (tau_m, tau_s, tau_w) and couplings (a, b), and
+    delays in steps (d)."""
     found = {}
     for name, module in network.named_modules():
+        if isinstance(module, Delays):
+            found |= {f"{name}/{symbol}": value for symbol, (_, _, value) in module.learned().items()}
         if not isinstance(module, SpikingNeuron):
             continue
         for symbol, value in module.values()._asdict().items():

@@ -242,6 +242,21 @@ def learned_table(
     return Table(("value", "layer", "before training", "mean ± std", "range", "neurons"), rows)
 
 
+def delay_table(delays_ms: dict[str, np.ndarray], dt_ms: float) -> Table:
+    """Mean, spread and range of the learned delays of each layer, in ms, and how many round to 0 steps."""
+    rows = [
+        (
+            layer,
+            f"{short(array.mean())} ± {short(array.std())}",
+            f"{short(array.min())} to {short(array.max())}",
+            percent(100 * float((array < dt_ms / 2).mean())),
+            str(array.size),
+        )
+        for layer, array in delays_ms.items()
+    ]
+    return Table(("delays into (ms)", "mean ± std", "range", "none (below half a step)", "number"), rows)
+
+
 def energy_table(energy: dict[str, dict]) -> Table:
     """What `metrics["energy"]` holds, name -> value, unit, source; a `baseline_` stands beside what it is one of."""
 

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from snn.coding import first_times, fs_decision
+from snn.delays import DelayedLinear
 from snn.evaluation import NOTHING, Evaluation, Samples
 from snn.events import Events
 from snn.network import Network
@@ -288,6 +289,32 @@ def learned_values(network: Network, dt_ms: float) -> dict[str, dict[str, np.nda
             array = (-dt_ms / value.log() if is_time else value).numpy()
             result.setdefault(name, {})[layer_name(k, len(modules))] = array
     return result
+
+
+@torch.no_grad()
+def learned_delays(network: Network, dt_ms: float) -> dict[str, np.ndarray]:
+    """Layer -> its learned delays (ms)."""
+    linears = [*(block.linear for block in network.blocks), network.readout]
+    return {
+        layer_name(k, len(linears)): dt_ms * linear.delays.steps.double().cpu().numpy().ravel()
+        for k, linear in enumerate(linears)
+        if isinstance(linear, DelayedLinear)
+    }
+
+
+@plt.rc_context(STYLE)
+def draw_delays(delays: dict[str, np.ndarray], initial: dict[str, np.ndarray]) -> Figure:
+    """A histogram of each layer's delays, and dotted that of before training."""
+    figure, axes = plt.subplots(len(delays), sharex=True, squeeze=False, figsize=(WIDTH, 0.8 + 1.5 * len(delays)))
+    longest = max(float(np.concatenate([delays[layer], initial[layer]]).max()) for layer in delays) or 1.0
+    edges = np.linspace(0, longest, BINS + 1)
+    for k, (axis, (layer, array)) in enumerate(zip(axes[:, 0], delays.items(), strict=True)):
+        axis.hist(array, edges, color=LAYERS[k % len(LAYERS)])
+        axis.hist(initial[layer], edges, histtype="step", color=BLACK, lw=1, ls=":")
+        axis.set_title(layer, loc="right", fontsize=9)
+        axis.set_ylabel("delays")
+    axes[-1, 0].set(xlabel="delay (ms)", xlim=(0, longest))
+    return figure
 
 
 @plt.rc_context(STYLE)

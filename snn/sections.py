@@ -46,7 +46,7 @@ def of_events(
     """The page of a first-spike network."""
     out, dt_ms, names = subject.out, subject.cfg.data.dt_ms, metrics["class_names"]
     samples = evaluation.samples()
-    untrained = Network(subject.cfg.network, subject.cfg.data.shape, subject.cfg.data.num_classes)
+    untrained = Network(subject.cfg.network, subject.cfg.data.shape, subject.cfg.data.num_classes, dt_ms=dt_ms)
     learned, initial = (report.learned_values(of, dt_ms) for of in (network, untrained))
     delays = [
         keep(
@@ -80,6 +80,15 @@ def of_events(
             "Dotted: before training, one time constant for all, a and b at random from 0 to 1, so that bars are level"
         )
         learned_pictures.append(keep(report.draw_learned(learned, initial), out, "learned.png", words))
+    learned_tables = [page.learned_table(learned, initial, report.VALUES)] if learned else []
+    if network.delays():
+        delays_ms, initial_ms = (report.learned_delays(of, dt_ms) for of in (network, untrained))
+        words = (
+            "Learned delays of what comes into a layer, before they are rounded to steps. Dotted: drawn anew as before "
+        )
+        figure = report.draw_delays(delays_ms, initial_ms)
+        learned_pictures.append(keep(figure, out, "delays.png", words + "training"))
+        learned_tables.append(page.delay_table(delays_ms, dt_ms))
     return [
         Section(
             "Results",
@@ -100,7 +109,7 @@ def of_events(
         Section(
             "Learned neurons",
             "Time constants come from the learned decays, τ = -dt / ln λ.",
-            [page.learned_table(learned, initial, report.VALUES)] if learned else [],
+            learned_tables,
             learned_pictures,
         ),
         *common(subject, metrics),

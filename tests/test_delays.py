@@ -1,5 +1,7 @@
 """Learned delays: layers against the equation, gradients by every input, chunks, threads, rounding, bad input."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -11,8 +13,10 @@ from snn.events import Dropped
 from snn.network import Network
 from snn.ops import taps
 from snn.streaming import Stream
+from tests.conftest import assert_one_line
 from tests.test_events import TOLERANCE, as_events, assert_close, random_counts
 from tests.test_network import build, small
+from tests.test_programs import TRAIN
 
 SHAPES = [(1, 1, 1), (7, 3, 5), (33, 18, 40)]  # of inputs (T, B, C): groups of samples are filled, or are not
 OUTPUTS = {1: 1, 5: 4, 40: 70}  # of C
@@ -260,3 +264,38 @@ def test_what_cannot_carry_delays_refuses():
             export()
     with pytest.raises(InputError, match="delays of a layer's own spikes"):
         build(delayed(layers=("16RDR4",)))
+
+
+@pytest.mark.usefixtures("shd_folder")
+def test_train_resume_and_test(program, tmp_path):
+    """Delays move within their range at their own rate; a run resumes to the same bits; rounding is counted."""
+    fields = ("layers=[16FD8,16FDS8]", "output_delay=D4", "delay_init_ms=[0.0,30.0]")
+    train = " ".join([TRAIN.replace("--hidden_size 16 16 ", ""), *(f"--set network.{field}" for field in fields)])
+    for words in ("2 --save_name whole", "1 --save_name halves", "2 --save_name halves --resume"):
+        done = program(f"{train} --epochs {words}")
+        assert done.returncode == 0, done.stderr
+    contents = [torch.load(tmp_path / "runs" / name / "last.pt", weights_only=True) for name in ("whole", "halves")]
+    assert all(torch.equal(contents[0]["network"][name], value) for name, value in contents[1]["network"].items())
+
+    narrows = "--epochs 3 --save_name narrows --lr_decay --set network.delay_sigma_steps=2.0"
+    assert program(f"{train} {narrows}").returncode == 0
+    groups = torch.load(tmp_path / "runs/narrows/last.pt", weights_only=True)["optimizer"]["param_groups"]
+    assert groups[1]["lr"] == pytest.approx(100 * groups[0]["lr"])
+    assert groups[0]["lr"] < 1e-3
+    assert groups[1]["weight_decay"] == 0
+    for name, value in contents[0]["network"].items():
+        if name.endswith("delays.steps"):
+            assert value.min() >= 0
+            assert value.max() <= 8
+            assert 0.05 < (value.max() - 3.0).abs() < 1.5  # from 0 to 3 at first, by 0.1 a step of the optimiser
+
+    tested = program("test.py --load_pt_file runs/whole/best.pt --energy")
+    assert tested.returncode == 0, tested.stderr
+    metrics = json.loads((tmp_path / "runs/whole/test/metrics.json").read_text())
+    assert 0 <= metrics["moved_by_rounding"] <= metrics["samples"]
+    assert "moved by rounding" in tested.stdout
+    page = (tmp_path / "runs/whole/test/report.html").read_text()
+    assert "delays into (ms)" in page
+    row = json.loads((tmp_path / "runs/whole/metrics.jsonl").read_text().splitlines()[-1])
+    assert "learned/blocks.1.linear.delays/d" in row
+    assert_one_line(program("test.py --load_pt_file runs/whole/best.pt --streaming"), "without delays")

@@ -149,12 +149,14 @@ class _SynapticProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, s_RC, mask_BC, offsets, channels, counts, A_NCK, first_NC, h_NCK, W_NC, B, past):
-        N, C = first_NC.shape
-        steps = (len(offsets) - 1) // B
-        of = synaptic.synapses(first_NC, A_NCK.detach(), steps)
-        ctx.save_for_backward(mask_BC, offsets, channels, counts)
-        ctx.of, ctx.past, ctx.sizes = of, past, (*A_NCK.shape, B, steps)
-        return synaptic.product(synaptic.blocks(offsets, channels, counts, C, B, by_channel=False), of, N, B, past)
+        (N, C, K), steps = A_NCK.shape, (len(offsets) - 1) // B
+        entries, of = (offsets, channels, counts), synaptic.synapses(first_NC, A_NCK.detach(), steps)
+        ctx.save_for_backward(mask_BC, *entries)
+        ctx.of, ctx.past, ctx.sizes, ctx.runs = of, past, (N, C, K, B, steps), None
+        if K == 1:
+            return synaptic.whole_product(*entries, of, N, B, past)
+        ctx.runs = synaptic.runs(*entries, C, B)
+        return synaptic.product(ctx.runs, of, N, B, past, steps)
 
     @staticmethod
     def backward(ctx, gy_RN):
@@ -164,7 +166,7 @@ class _SynapticProduct(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             gs_RC = synaptic.input_gradient(rows_INWL, ctx.of, mask_BC, B, steps)
         if ctx.needs_input_grad[5]:
-            gA_NCK = synaptic.gradient(synaptic.blocks(*entries, C, B, by_channel=True), rows_INWL, ctx.of, N, K)
+            gA_NCK = synaptic.gradient(ctx.runs or synaptic.runs(*entries, C, B), rows_INWL, ctx.of, N, K)
         return gs_RC, *[None] * 4, gA_NCK, *[None] * 5
 
 

@@ -4,8 +4,8 @@ Rows r = t·B + b, inputs C, outputs N; taps (`first`, K of them) as in `snn.ops
 `snn.ops.delays`. A_NCK are the weights times the shares of their taps.
 
 Each synapse adds the same events at another place in time, but at the same one for all samples. So LINE samples, a
-group, lie side by side as lanes, in rows (neuron, step). What a channel has in a step for a group is one block; it adds
-to K rows of a neuron that follow each other. A tile of neurons is worked on at a time, for the caches.
+group, lie side by side as lanes, in rows (neuron, step). What a channel has in a run of steps adds to a run of rows
+of a neuron, two taps at a time. A tile of neurons is worked on at a time, for the caches.
 """
 
 from typing import NamedTuple
@@ -15,72 +15,95 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from snn.ops.compiled import in_parts, kernel
+from snn.ops.compiled import in_parts, inlined, kernel
 from snn.ops.lanes import LINE, add_product, load, store, total, zeros
 
-TILE = 4  # neurons
+TILE = 16  # neurons, an even number
 STEPS = 8  # whose input gradient is summed in registers at a time
 SECTION = 4  # groups, at most, whose share of the weight gradient is one sum
 
 
-class Blocks(NamedTuple):
-    """The events of the input, sorted by group and by a key: their step, or their channel."""
+class Runs(NamedTuple):
+    """The events of the input: for a group and channel the runs of steps that have any, not two without in between.
 
-    firsts: np.ndarray  # (groups·keys + 1,) from which block on are those of a group and key
-    others: np.ndarray  # (blocks,) their channels, or their steps
-    x: np.ndarray  # (blocks·LINE,)
+    Those of group i and channel c are runs firsts[i·C + c] to firsts[i·C + c + 1] - 1. A run has a row of x for each of
+    its steps, and a row of zeros lies before and after it.
+    """
 
-
-@kernel
-def _count(offsets, channels, B, C, by_channel, numbers_IK, begin, end):
-    """numbers[i, k]: how many blocks group i has of key k."""
-    T = (len(offsets) - 1) // B
-    for i in range(begin, end):
-        is_there = np.zeros(T * C, np.bool_)
-        for t in range(T):
-            for e in range(offsets[t * B + i * LINE], offsets[t * B + min(B, (i + 1) * LINE)]):
-                is_there[t * C + channels[e]] = True
-        for t in range(T):
-            for c in range(C):
-                numbers_IK[i, c if by_channel else t] += is_there[t * C + c]
+    firsts: np.ndarray  # (groups·C + 1,)
+    begins: np.ndarray  # (runs,) steps
+    lengths: np.ndarray  # (runs,)
+    rows: np.ndarray  # (runs,) of x, the first of the run
+    x: np.ndarray  # (rows·LINE,)
 
 
 @kernel
-def _fill(offsets, channels, counts, B, C, by_channel, firsts_IK, others, x, begin, end):
-    """Lay the blocks of groups begin ... end down."""
+def _mark(offsets, channels, B, T, i, is_there):
+    """is_there[c·T + t]: whether group i has an event there."""
+    is_there[:] = False
+    for t in range(T):
+        for e in range(offsets[t * B + i * LINE], offsets[t * B + min(B, (i + 1) * LINE)]):
+            is_there[channels[e] * T + t] = True
+
+
+@kernel
+def _count_runs(offsets, channels, B, C, numbers_IC, rows_IC, begin, end):
+    """How many runs group i has of channel c, and how many rows with that behind each."""
     T = (len(offsets) - 1) // B
+    is_there = np.empty(T * C, np.bool_)
     for i in range(begin, end):
-        block = np.full(T * C, -1)
-        for t in range(T):
-            for e in range(offsets[t * B + i * LINE], offsets[t * B + min(B, (i + 1) * LINE)]):
-                block[t * C + channels[e]] = 0
-        place_K = firsts_IK[i].copy()
-        for t in range(T):
-            for c in range(C):
-                if block[t * C + c] == 0:
-                    key = c if by_channel else t
-                    block[t * C + c] = place_K[key]
-                    others[place_K[key]] = t if by_channel else c
-                    place_K[key] += 1
+        _mark(offsets, channels, B, T, i, is_there)
+        for c in range(C):
+            last = -3
+            for t in range(T):
+                if is_there[c * T + t]:
+                    begins = t - last > 2
+                    numbers_IC[i, c] += begins
+                    rows_IC[i, c] += 2 if begins else t - last
+                    last = t
+
+
+@kernel
+def _fill_runs(offsets, channels, counts, B, C, firsts_IC, rows_IC, begins, lengths, rows, x, begin, end):
+    """Lay the runs of groups begin ... end down."""
+    T = (len(offsets) - 1) // B
+    is_there, row_of = np.empty(T * C, np.bool_), np.empty(T * C, np.int64)
+    for i in range(begin, end):
+        _mark(offsets, channels, B, T, i, is_there)
+        for c in range(C):
+            k, row, last = firsts_IC[i, c] - 1, rows_IC[i, c], -3
+            for t in range(T):
+                if is_there[c * T + t]:
+                    if t - last > 2:
+                        k, row = k + 1, row + 1  # behind the zeros
+                        begins[k], rows[k] = t, row
+                    else:
+                        row += t - last - 1
+                    lengths[k] = t - begins[k] + 1
+                    row_of[c * T + t] = row
+                    row, last = row + 1, t
         for t in range(T):
             for b in range(i * LINE, min(B, (i + 1) * LINE)):
                 for e in range(offsets[t * B + b], offsets[t * B + b + 1]):
-                    x[block[t * C + channels[e]] * LINE + b - i * LINE] += counts[e]
+                    x[row_of[channels[e] * T + t] * LINE + b - i * LINE] += counts[e]
 
 
-def blocks(offsets: Tensor, channels: Tensor, counts: Tensor, C: int, B: int, by_channel: bool) -> Blocks:
-    """Sort events into blocks."""
+def runs(offsets: Tensor, channels: Tensor, counts: Tensor, C: int, B: int) -> Runs:
+    """Sort events into runs."""
     arrays = offsets.numpy(), channels.to(torch.int32).numpy().view(np.uint32)
     groups, threads = -(-B // LINE), torch.get_num_threads()
-    keys = C if by_channel else (len(offsets) - 1) // B
-    ends = np.zeros(groups * keys + 1, np.int64)
-    numbers_IK = ends[1:].reshape(groups, keys)
-    in_parts(lambda begin, end: _count(*arrays, B, C, by_channel, numbers_IK, begin, end), groups, threads)
-    np.cumsum(ends, out=ends)
-    others, x = np.empty(ends[-1], np.uint32), counts.new_zeros(ends[-1] * LINE).numpy()
-    arguments = (*arrays, counts.numpy(), B, C, by_channel, ends[:-1].reshape(groups, keys), others, x)
-    in_parts(lambda begin, end: _fill(*arguments, begin, end), groups, threads)
-    return Blocks(ends, others, x)
+    ends, ends_of_rows = (np.zeros(groups * C + 1, np.int64) for _ in range(2))
+    totals = [each[1:].reshape(groups, C) for each in (ends, ends_of_rows)]
+    in_parts(lambda begin, end: _count_runs(*arrays, B, C, *totals, begin, end), groups, threads)
+    for each in (ends, ends_of_rows):
+        np.cumsum(each, out=each)
+    x = counts.new_zeros((ends_of_rows[-1] + 1) * LINE).numpy()
+    results = *(np.empty(ends[-1], np.int64) for _ in range(3)), x
+    firsts = [each[:-1].reshape(groups, C) for each in (ends, ends_of_rows)]
+    in_parts(
+        lambda begin, end: _fill_runs(*arrays, counts.numpy(), B, C, *firsts, *results, begin, end), groups, threads
+    )
+    return Runs(ends, *results)
 
 
 class Synapses(NamedTuple):
@@ -103,43 +126,86 @@ def synapses(first_NC: Tensor, A_NCK: Tensor, steps: int) -> Synapses:
 
 
 @kernel
-def _product(firsts, others, x, firsts_SCN, A_SCNK, width, out_TBN, past, tile, begin, end):
-    """out of group i and tile s, for begin <= i·S + s < end, by blocks sorted by step."""
-    (S, C, _, K), (T, B, N) = A_SCNK.shape, out_TBN.shape
+def _product(firsts, begins, lengths, rows, x, firsts_SCN, A_SCNK, width, out_TBN, past, tile, begin, end):
+    """out of group i and tile s, for begin <= i·S + s < end."""
+    S, C, _, K = A_SCNK.shape
     lags, A = firsts_SCN.reshape(-1), A_SCNK.reshape(-1)
     for part in range(begin, end):
         i, s = part // S, part % S
         tile[:] = 0
-        for t in range(past + T):
-            for k in range(firsts[i * (past + T) + t], firsts[i * (past + T) + t + 1]):
-                x_L = load(x, k * LINE, LINE)
-                at = np.uint64((s * C + others[k]) * TILE)
-                for n in range(TILE):
-                    to = (n * width + t + lags[at]) * LINE
-                    for j in range(0, K, 2):
-                        w = at * np.uint64(K) + np.uint64(j)
-                        sum_L, next_L = load(tile, to, LINE), load(tile, to + LINE, LINE)
-                        store(tile, to, add_product(sum_L, A[w], x_L))
-                        store(tile, to + LINE, add_product(next_L, A[w + np.uint64(1)], x_L))
-                        to += 2 * LINE
-                    at += np.uint64(1)
-        for t in range(T):
-            for b in range(i * LINE, min(B, (i + 1) * LINE)):
-                for n in range(min(TILE, N - s * TILE)):
-                    out_TBN[t, b, s * TILE + n] = tile[(n * width + past + t) * LINE + b - i * LINE]
+        for c in range(C):
+            for n in range(0, TILE, 2):  # two at a time, so that one's sums need not wait for the other's
+                at = np.uint64((s * C + c) * TILE + n)
+                for j in range(0, K, 2):
+                    w, v = at * np.uint64(K) + np.uint64(j), (at + np.uint64(1)) * np.uint64(K) + np.uint64(j)
+                    w_0, w_1, v_0, v_1 = A[w], A[w + np.uint64(1)], A[v], A[v + np.uint64(1)]
+                    lag, other_lag = n * width + lags[at] + j, (n + 1) * width + lags[at + np.uint64(1)] + j
+                    for k in range(firsts[i * C + c], firsts[i * C + c + 1]):
+                        to, other_to = (lag + begins[k]) * LINE, (other_lag + begins[k]) * LINE
+                        row, before_L = rows[k] * LINE, zeros(x, LINE)
+                        for _ in range(lengths[k] + 1):
+                            x_L = load(x, row, LINE)
+                            sum_L = add_product(load(tile, to, LINE), w_0, x_L)
+                            store(tile, to, add_product(sum_L, w_1, before_L))
+                            sum_L = add_product(load(tile, other_to, LINE), v_0, x_L)
+                            store(tile, other_to, add_product(sum_L, v_1, before_L))
+                            to, other_to, row, before_L = to + LINE, other_to + LINE, row + LINE, x_L
+        _hand_out(tile, i, s, width, past, out_TBN)
 
 
-def product(events: Blocks, of: Synapses, N: int, B: int, past: int) -> Tensor:
+@inlined
+def _hand_out(tile, i, s, width, past, out_TBN):
+    """What a tile holds for group i to where it belongs."""
+    T, B, N = out_TBN.shape
+    for t in range(T):
+        for b in range(i * LINE, min(B, (i + 1) * LINE)):
+            for n in range(min(TILE, N - s * TILE)):
+                out_TBN[t, b, s * TILE + n] = tile[(n * width + past + t) * LINE + b - i * LINE]
+
+
+def product(events: Runs, of: Synapses, N: int, B: int, past: int, steps: int) -> Tensor:
     """(R, N): what the delayed events add."""
     S, groups = len(of.A_SCNK), -(-B // LINE)
-    T = (len(events.firsts) - 1) // groups - past
-    out_TBN = torch.empty(T, B, N, dtype=torch.from_numpy(of.A_SCNK).dtype)
+    out_TBN = torch.empty(steps - past, B, N, dtype=torch.from_numpy(of.A_SCNK).dtype)
 
     def work(begin: int, end: int) -> None:
         tile = out_TBN.new_empty(TILE * of.width * LINE).numpy()
         _product(*events, *of, out_TBN.numpy(), past, tile, begin, end)
 
     in_parts(work, groups * S, torch.get_num_threads())
+    return out_TBN.flatten(0, 1)
+
+
+@kernel
+def _whole_product(offsets, channels, counts, firsts_SCN, A_SCNK, width, out_TBN, past, room, begin, end):
+    """out of samples begin ... end where delays are whole steps: one tap a synapse."""
+    (S, C, _, K), (T, B, N) = A_SCNK.shape, out_TBN.shape
+    lags, A = firsts_SCN.reshape(-1), A_SCNK.reshape(-1)
+    for b in range(begin, end):
+        for s in range(S):
+            room[:] = 0
+            for t in range(past + T):
+                for e in range(offsets[t * B + b], offsets[t * B + b + 1]):
+                    at = np.uint64((s * C + channels[e]) * TILE)
+                    for n in range(TILE):
+                        to = np.uint64(n * width + t) + lags[at]
+                        room[to] += counts[e] * A[at * np.uint64(K)]
+                        at += np.uint64(1)
+            for t in range(T):
+                for n in range(min(TILE, N - s * TILE)):
+                    out_TBN[t, b, s * TILE + n] = room[n * width + past + t]
+
+
+def whole_product(offsets: Tensor, channels: Tensor, counts: Tensor, of: Synapses, N: int, B: int, past: int) -> Tensor:
+    """As `product`, of whole delays: each sum takes its events as they come, step by step, as a stream does."""
+    arrays = offsets.numpy(), channels.to(torch.int32).numpy().view(np.uint32), counts.numpy()
+    out_TBN = counts.new_empty((len(offsets) - 1) // B - past, B, N)
+
+    def work(begin: int, end: int) -> None:
+        room = out_TBN.new_empty(TILE * of.width).numpy()
+        _whole_product(*arrays, *of, out_TBN.numpy(), past, room, begin, end)
+
+    in_parts(work, B, torch.get_num_threads())
     return out_TBN.flatten(0, 1)
 
 
@@ -166,8 +232,8 @@ def laid_out(gy_RN: Tensor, of: Synapses, B: int, past: int) -> Tensor:
 
 
 @kernel
-def _gradient(firsts, others, x, firsts_SCN, rows, groups, width, gA_ISCNK, begin, end):
-    """gA[section, s] = Σ x gy over its groups, for begin <= section·S + s < end, by blocks sorted by channel."""
+def _gradient(firsts, begins, lengths, rows, x, firsts_SCN, gy, groups, width, gA_ISCNK, begin, end):
+    """gA[section, s] = Σ x gy over its groups, for begin <= section·S + s < end."""
     I, S, C, _, K = gA_ISCNK.shape
     lags = firsts_SCN.reshape(-1)
     for part in range(begin, end):
@@ -175,22 +241,28 @@ def _gradient(firsts, others, x, firsts_SCN, rows, groups, width, gA_ISCNK, begi
         gA_ISCNK[section, s] = 0
         for i in range(section * groups // I, (section + 1) * groups // I):
             for c in range(C):
-                k_begin, k_end = firsts[i * C + c], firsts[i * C + c + 1]
-                if k_begin == k_end:
+                if firsts[i * C + c] == firsts[i * C + c + 1]:
                     continue
-                for n in range(TILE):
-                    lag = ((i * S + s) * TILE + n) * width + lags[np.uint64((s * C + c) * TILE + n)]
+                for n in range(0, TILE, 2):
+                    m, neuron = np.uint64((s * C + c) * TILE + n), (i * S + s) * TILE + n
+                    lag, other_lag = neuron * width + lags[m], (neuron + 1) * width + lags[m + np.uint64(1)]
                     for j in range(0, K, 2):
-                        sum_L, next_L = zeros(rows, LINE), zeros(rows, LINE)
-                        for k in range(k_begin, k_end):
-                            x_L, row = load(x, k * LINE, LINE), (lag + j + others[k]) * LINE
-                            sum_L = add_product(sum_L, x_L, load(rows, row, LINE))
-                            next_L = add_product(next_L, x_L, load(rows, row + LINE, LINE))
-                        gA_ISCNK[section, s, c, n, j] += total(sum_L)
-                        gA_ISCNK[section, s, c, n, j + 1] += total(next_L)
+                        w_0, w_1, v_0, v_1 = zeros(x, LINE), zeros(x, LINE), zeros(x, LINE), zeros(x, LINE)
+                        for k in range(firsts[i * C + c], firsts[i * C + c + 1]):
+                            at, other_at = (lag + j + begins[k]) * LINE, (other_lag + j + begins[k]) * LINE
+                            row, before_L = rows[k] * LINE, zeros(x, LINE)
+                            for _ in range(lengths[k] + 1):
+                                x_L, gy_L, other_L = load(x, row, LINE), load(gy, at, LINE), load(gy, other_at, LINE)
+                                w_0, w_1 = add_product(w_0, x_L, gy_L), add_product(w_1, before_L, gy_L)
+                                v_0, v_1 = add_product(v_0, x_L, other_L), add_product(v_1, before_L, other_L)
+                                at, other_at, row, before_L = at + LINE, other_at + LINE, row + LINE, x_L
+                        gA_ISCNK[section, s, c, n, j] += total(w_0)
+                        gA_ISCNK[section, s, c, n, j + 1] += total(w_1)
+                        gA_ISCNK[section, s, c, n + 1, j] += total(v_0)
+                        gA_ISCNK[section, s, c, n + 1, j + 1] += total(v_1)
 
 
-def gradient(events: Blocks, rows_INWL: Tensor, of: Synapses, N: int, num_taps: int) -> Tensor:
+def gradient(events: Runs, rows_INWL: Tensor, of: Synapses, N: int, num_taps: int) -> Tensor:
     """(N, C, num_taps): the gradient of A."""
     (S, C, _, K), groups = of.A_SCNK.shape, len(rows_INWL)
     sections = -(-groups // SECTION)  # whatever the number of threads: the bits do not go by it

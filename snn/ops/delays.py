@@ -158,11 +158,11 @@ def _move_back(gx_TBC, places, h_KC, mask_BC, past, steps, gs_TBC, begin, end):
                 room[(past + t) * width + c] = gx_TBC[t, b, c]
         for t in range(T):
             for c in range(C):
-                total = gs_TBC.dtype.type(0)
                 at = np.uint64(t * width) + places[c]
-                for j in range(len(h_KC)):
-                    total += h_KC[j, c] * room[at]
+                total = h_KC[0, c] * room[at]
+                for j in range(1, len(h_KC)):
                     at += np.uint64(width)
+                    total += h_KC[j, c] * room[at]
                 gs_TBC[t, b, c] = total if mask_BC is None else total * mask_BC[b, c]
 
 

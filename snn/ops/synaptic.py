@@ -157,10 +157,13 @@ def _product(firsts, begins, lengths, rows, x, firsts_SCN, A_SCNK, width, out_TB
 def _hand_out(tile, i, s, width, past, out_TBN):
     """What a tile holds for group i to where it belongs."""
     T, B, N = out_TBN.shape
+    step, out = np.uint64(width * LINE), out_TBN.reshape(-1)
     for t in range(T):
         for b in range(i * LINE, min(B, (i + 1) * LINE)):
-            for n in range(min(TILE, N - s * TILE)):
-                out_TBN[t, b, s * TILE + n] = tile[(n * width + past + t) * LINE + b - i * LINE]
+            at, to = np.uint64((past + t) * LINE + b - i * LINE), np.uint64((t * B + b) * N + s * TILE)
+            for _ in range(min(TILE, N - s * TILE)):
+                out[to] = tile[at]
+                at, to = at + step, to + np.uint64(1)
 
 
 def product(events: Runs, of: Synapses, N: int, B: int, past: int, steps: int) -> Tensor:
@@ -210,23 +213,30 @@ def whole_product(offsets: Tensor, channels: Tensor, counts: Tensor, of: Synapse
 
 
 @kernel
-def _lay_out(gy_TBN, past, rows_INWL, begin, end):
-    """rows[i, n, past + t, lane]: gy of groups begin ... end."""
+def _lay_out(gy_TBN, past, width, rows, begin, end):
+    """rows[((i·M + n)·width + past + t)·LINE + lane] = gy, of groups begin ... end and M neurons; elsewhere zeros."""
     T, B, N = gy_TBN.shape
+    step = np.uint64(width * LINE)
+    size = len(rows) // -(-B // LINE)
+    gy = gy_TBN.reshape(-1)
     for i in range(begin, end):
+        rows[i * size : (i + 1) * size] = 0
         for n in range(0, N, LINE):
             for t in range(T):
                 for b in range(i * LINE, min(B, (i + 1) * LINE)):
-                    for m in range(n, min(N, n + LINE)):
-                        rows_INWL[i, m, past + t, b - i * LINE] = gy_TBN[t, b, m]
+                    to = np.uint64(i * size + (n * width + past + t) * LINE + b - i * LINE)
+                    at = np.uint64((t * B + b) * N + n)
+                    for _ in range(min(LINE, N - n)):
+                        rows[to] = gy[at]
+                        to, at = to + step, at + np.uint64(1)
 
 
 def laid_out(gy_RN: Tensor, of: Synapses, B: int, past: int) -> Tensor:
     """The gradient of a product in rows of groups, for all neurons of all tiles, zeros before and after it."""
     gy_TBN = gy_RN.contiguous().view(-1, B, gy_RN.shape[1])
     groups = -(-B // LINE)
-    rows_INWL = gy_RN.new_zeros(groups, len(of.A_SCNK) * TILE, of.width, LINE)
-    arguments = gy_TBN.numpy(), past, rows_INWL.numpy()
+    rows_INWL = gy_RN.new_empty(groups, len(of.A_SCNK) * TILE, of.width, LINE)
+    arguments = gy_TBN.numpy(), past, of.width, rows_INWL.view(-1).numpy()
     in_parts(lambda begin, end: _lay_out(*arguments, begin, end), groups, torch.get_num_threads())
     return rows_INWL
 
@@ -278,7 +288,7 @@ def _input_gradient(firsts_SCN, A_SCNK, rows, width, mask_BC, gs_TBC, room, begi
     """gs of group i and STEPS steps from q·STEPS on, for begin <= i·Q + q < end: Σ A gy over neurons and taps."""
     (S, C, _, K), (T, B, _) = A_SCNK.shape, gs_TBC.shape
     Q, size = -(-T // STEPS), STEPS * LINE
-    lags, A = firsts_SCN.reshape(-1), A_SCNK.reshape(-1)
+    lags, A, gs = firsts_SCN.reshape(-1), A_SCNK.reshape(-1), gs_TBC.reshape(-1)
     for part in range(begin, end):
         i, q = part // Q, part % Q
         room[:] = 0
@@ -295,9 +305,10 @@ def _input_gradient(firsts_SCN, A_SCNK, rows, width, mask_BC, gs_TBC, room, begi
                 store(room, c * size, sum_L)
         for t in range(q * STEPS, min(T, (q + 1) * STEPS)):
             for b in range(i * LINE, min(B, (i + 1) * LINE)):
+                at, to = np.uint64((t - q * STEPS) * LINE + b - i * LINE), np.uint64((t * B + b) * C)
                 for c in range(C):
-                    value = room[c * size + (t - q * STEPS) * LINE + b - i * LINE]
-                    gs_TBC[t, b, c] = value if mask_BC is None else value * mask_BC[b, c]
+                    gs[to] = room[at] if mask_BC is None else room[at] * mask_BC[b, c]
+                    at, to = at + np.uint64(STEPS * LINE), to + np.uint64(1)
 
 
 def input_gradient(rows_INWL: Tensor, of: Synapses, mask_BC: Tensor | None, B: int, steps: int) -> Tensor:

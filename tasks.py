@@ -36,6 +36,8 @@ from snn.ttfs.evaluation import evaluate as evaluate_ttfs
 from snn.ttfs.network import Network as TTFSNetwork
 from snn.ttfs.network import silent_neurons_drive
 
+NARROWS_BY = 0.01  # over a training, the triangle of a delay
+
 
 class EventTask:
     """A first-spike network on recordings of events."""
@@ -59,16 +61,16 @@ class EventTask:
         height, width = data.shape[1:] if data.sensor else (1, data.channels)
         self.augmentation = Augmentation(**data.augment.model_dump(), width=width, height=height)
         torch.manual_seed(train.seed)
-        self.network = Network(cfg.network, data.shape, data.num_classes, train.backend).to(team.device)
+        self.network = Network(cfg.network, data.shape, data.num_classes, train.backend, data.dt_ms).to(team.device)
         if train.sync_batch_norm:
             team.synchronise(self.network)
-        self.optimizer = torch.optim.Adam(
-            self.network.parameters(), train.lr, weight_decay=train.weight_decay, amsgrad=True, fused=True
-        )
+        groups = parameter_groups(self.network, train.delay_lr)
+        self.optimizer = torch.optim.Adam(groups, train.lr, weight_decay=train.weight_decay, amsgrad=True, fused=True)
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.loss = team.parallel(self.network, self._loss)
         if team.device.type == "cuda" and team.size == 1 and train.cuda_graphs:
             self.loss = Replayed(self.network, self._loss)
-        self.window: Window | None = None
+        self.course: tuple[Window, float] | None = None  # what a recorded step holds
 
     def begin_epoch(self, epoch: int, random: np.random.Generator) -> dict[str, float]:
         """Set what changes from epoch to epoch, and say it for the log."""
@@ -76,11 +78,15 @@ class EventTask:
         if not self.augmentation.is_off:
             self.change = partial(augment, how=self.augmentation, key=int(random.integers(2**63)))
         data, fs, now = self.cfg.data, self.cfg.loss.fs, schedule(self.cfg, epoch)
-        self.optimizer.param_groups[0]["lr"] = now["lr"]
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * now["lr"] / self.cfg.train.lr
+        left = NARROWS_BY ** (epoch / max(1, self.cfg.train.epochs - 1))
+        sigma_steps = self.cfg.network.delay_sigma_steps * (left - NARROWS_BY) / (1 - NARROWS_BY)
         window = Window.of(data.T + data.T_empty, now["D"], fs.A, fs.window)
-        if window != self.window and isinstance(self.loss, Replayed):
+        if (window, sigma_steps) != self.course and isinstance(self.loss, Replayed):
             self.loss.forget()
-        self.window = window
+        self.course = window, sigma_steps
+        self.network.narrow_delays(sigma_steps)
         self.goal = partial(objective, loss=self.cfg.loss, window=window)
         return now
 
@@ -261,6 +267,14 @@ def look_at_test_data(cfg: config.AnyConfig, classes: Named) -> None:
             readers.look(data.layout, data.test_path, "test", *numbers, data.origin, classes, data.strict)
     except InputError as error:
         print(f"warning: test.py will refuse the test data: {error}", file=sys.stderr)
+
+
+def parameter_groups(network: Network, delay_lr: float) -> list[dict]:
+    """For an optimiser: delays, if there are any, have their own learning rate and do not decay."""
+    delays = [module.steps for module in network.delays().values()]
+    others = [parameter for parameter in network.parameters() if all(parameter is not one for one in delays)]
+    groups = [{"params": others}]
+    return [*groups, {"params": delays, "lr": delay_lr, "weight_decay": 0.0}] if delays else groups
 
 
 Task = EventTask | ImageTask

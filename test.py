@@ -132,6 +132,8 @@ def test_recordings(args: argparse.Namespace, subjects: Sequence[Subject]) -> di
         metrics = evaluation.metrics(data.dt_ms) | evaluation.details(data.dt_ms)
         if args.energy:
             metrics["energy"] = meters[k].result()
+        if network.delays():
+            metrics |= rounding(network, recordings, bins, size, evaluation.samples())
         if args.streaming:
             metrics["streaming"] = stream(network, recordings, bins, size)
         metrics |= provenance(subject) | about | {"anytime": evaluation.anytime(data.dt_ms)}
@@ -380,6 +382,21 @@ def stream(network: Network, recordings: AnyRecordings, bins: Bins, batch_size: 
     }
 
 
+def rounding(
+    network: Network, recordings: AnyRecordings, bins: Bins, batch_size: int, samples: Samples
+) -> dict[str, float]:
+    """How many FS decisions rounding the delays moves, and the accuracy of delays as they were trained."""
+    for delays in network.delays().values():
+        delays.train()  # where they are not rounded
+    everything = batches(recordings, np.arange(len(recordings)), bins, batch_size)
+    label_n = np.concatenate([decide(network, x_TBC)[:, 0] for x_TBC, _ in everything])
+    network.eval()
+    return {
+        "moved_by_rounding": int((label_n != samples.fs_label.numpy()).sum()),
+        "fs_accuracy_before_rounding": 100 * float((label_n == samples.target.numpy()).mean()),
+    }
+
+
 @torch.inference_mode()
 def decide(network: Network, x_TBC: Events) -> np.ndarray:
     """(B, 2): decision under FS, and the step of the first output spike, NOTHING where there is none."""
@@ -418,6 +435,7 @@ def print_table(metrics: dict) -> None:
             ("t_d90", page.delay(metrics, "t_d90"), page.delay(metrics, "fr_t_d90")),
             spikes,
             ("silent samples", str(metrics["silent_samples"]), f"silent targets: {metrics['silent_targets']}"),
+            *rounded_rows(metrics),
             ("", "", ""),
             ("cost of a decision", "to the first spike", "whole window"),
             *((what, *(page.number(part[what]) for part in cost.values())) for what in cost["to_decision"]),
@@ -433,6 +451,14 @@ def print_table(metrics: dict) -> None:
         ]
     for name, left, right in rows:
         print(f"{name:<20}{left:<22}{right}".rstrip())
+
+
+def rounded_rows(metrics: dict) -> list[tuple[str, str, str]]:
+    """What rounding the delays did, where there are any."""
+    if "moved_by_rounding" not in metrics:
+        return []
+    before = f"FS accuracy before it: {metrics['fs_accuracy_before_rounding']:.2f} %"
+    return [("moved by rounding", f"{metrics['moved_by_rounding']} of {metrics['samples']} decisions", before)]
 
 
 def print_energy(table: page.Table) -> None:

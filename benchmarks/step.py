@@ -1,11 +1,12 @@
 """How long is a whole training step, and where does it go? The network of configs/adlif_shd.yaml, B = 128.
 
-    python -m benchmarks.step [--json FILE] [--rounds 11] [--device cpu]
+    python -m benchmarks.step [--json FILE] [--rounds 11] [--device cpu] [--delays]
 
 Contenders take turns within each round; medians. The same network on the torch reference (its loop over time in
 Python), and SpikingJelly's network of the same size with its plainest neuron, LIFNode, and its own layers. Recordings
 are made up: as many events, on as many channels, as a spoken digit has (5,800 in .45 s on 700 channels). With `--device
-cuda` events are sent and binned there, for all alike; times are CUDA events', the profile is that of the GPU.
+cuda` events are sent and binned there, for all alike; times are CUDA events', the profile is that of the GPU. With
+`--delays` the contenders are the same network with learned delays of up to 25 steps in its hidden layers.
 """
 
 import argparse
@@ -34,6 +35,7 @@ from snn.replay import Replayed
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "adlif_shd.yaml"
 EVENTS, LENGTH_S = 5800, 0.45
+DELAYS = {"delays of inputs": "D25", "delays of synapses": "DS25"}
 
 
 def make_recordings(n: int, channels: int, classes: int) -> Recordings:
@@ -96,6 +98,12 @@ def our_step(
     return step
 
 
+def delayed(cfg: config.Config, word: str) -> config.Config:
+    """The same with delays, D25 or DS25, in all hidden layers."""
+    layers = tuple(layer + word for layer in cfg.network.layers)
+    return cfg.model_copy(update={"network": cfg.network.model_copy(update={"layers": layers})})
+
+
 def where_time_goes(step: Callable[[], None], rounds: int, device: str) -> dict[str, float]:
     """Milliseconds a step in each operation itself, by torch's name for it (on a GPU the kernel's), the ten largest."""
     on_gpu = device == "cuda"
@@ -143,17 +151,22 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the numbers here")
     parser.add_argument("--rounds", type=int, default=11, help="timed rounds (11)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to measure (cpu)")
+    parser.add_argument("--delays", action="store_true", help="measure networks with delays")
     arguments = parser.parse_args()
     device = arguments.device
     cfg = config.build(config.read_yaml(CONFIG), str(CONFIG))
     recordings = make_recordings(cfg.train.batch_size, cfg.data.channels, cfg.data.num_classes)
-    steps = {
-        "ours": our_step(cfg, "auto", recordings, device=device, replays=device == "cuda"),
-        "ours on the torch reference": our_step(cfg, "torch", recordings, device=device),
-        "SpikingJelly, LIFNode": spikingjelly_step(cfg, recordings, device),
-    }
+    ours = partial(our_step, recordings=recordings, device=device)
+    steps = {"ours": ours(cfg, "auto", replays=device == "cuda")}
+    if arguments.delays:
+        steps |= {f"ours, {what}": ours(delayed(cfg, word), "auto") for what, word in DELAYS.items()}
+    else:
+        steps |= {
+            "ours on the torch reference": ours(cfg, "torch"),
+            "SpikingJelly, LIFNode": spikingjelly_step(cfg, recordings, device),
+        }
     if device == "cuda":
-        steps["ours, not replayed"] = our_step(cfg, "auto", recordings, device=device)
+        steps["ours, not replayed"] = ours(cfg, "auto")
     median = medians(steps, arguments.rounds, device)
     parts = where_time_goes(steps["ours"], arguments.rounds, device)
     where = f"{torch.cuda.get_device_name() if device == 'cuda' else processor()}, {torch.get_num_threads()} threads"

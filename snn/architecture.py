@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from snn.errors import InputError
 
 WORDS = (
     "64C3 (64 channels, 3x3 kernel, same padding), 32C5S2 (stride 2), P2 (2x2 maximum pool), A2 (2x2 average pool), "
-    "512F (fully connected), 256R (fully connected, recurrent)"
+    "512F (fully connected), 256R (fully connected, recurrent); behind F or R learned delays of up to so many steps: "
+    "D25 (one for each input), DS25 (one for each synapse), DR25 (one for each neuron's spikes on their way back), as "
+    "in 256FD25 or 256RDS25DR10"
 )
 
 
@@ -29,11 +31,27 @@ class Pool(NamedTuple):
     is_average: bool
 
 
+class Delay(NamedTuple):
+    """Learned delays of what comes in, each between 0 and max_steps."""
+
+    per: Literal["input", "synapse"]
+    max_steps: int
+
+
 class Full(NamedTuple):
     """A fully connected layer."""
 
     size: int
     is_recurrent: bool
+    delay: Delay | None = None
+    recurrent_delay_max_steps: int | None = None  # of its own spikes on their way back
+
+
+def parse_delay(word: str) -> Delay:
+    """D25 or DS25. Raises InputError for anything else."""
+    if not (found := re.fullmatch(r"D(S?)([1-9]\d*)", word)):
+        raise InputError(f"'{word}' is no delay; write D25 (one for each input, up to 25 steps) or DS25 (each synapse)")
+    return Delay("synapse" if found[1] else "input", int(found[2]))
 
 
 def parse(words: Iterable[str]) -> tuple[Conv | Pool | Full, ...]:
@@ -47,8 +65,11 @@ def parse(words: Iterable[str]) -> tuple[Conv | Pool | Full, ...]:
             layer = Conv(channels, kernel, stride)
         elif found := re.fullmatch(r"([PA])([1-9]\d*)", word):
             layer = Pool(int(found[2]), is_average=found[1] == "A")
-        elif found := re.fullmatch(r"([1-9]\d*)([FR])", word):
-            layer = Full(int(found[1]), is_recurrent=found[2] == "R")
+        elif found := re.fullmatch(r"([1-9]\d*)([FR])(DS?[1-9]\d*)?(?:DR([1-9]\d*))?", word):
+            size, kind, delay, own = found.groups()
+            if own and kind == "F":
+                raise InputError(f"layer '{word}': DR{own} delays the spikes of a recurrent layer; write {size}R")
+            layer = Full(int(size), kind == "R", delay and parse_delay(delay), own and int(own))
         else:
             raise InputError(f"layer '{word}' is not known; known are words like {WORDS}")
         if layers and isinstance(layers[-1], Full) and not isinstance(layer, Full):
@@ -81,8 +102,8 @@ def shapes(words: Sequence[str], shape: tuple[int, ...]) -> list[tuple[int, ...]
 
 
 def resized(words: Sequence[str], sizes: Sequence[int]) -> list[str]:
-    """The same convolutions and pools, then fully connected layers of these sizes, recurrent where those were."""
-    full = [layer for layer in parse(words) if isinstance(layer, Full)]
-    kinds = ["R" if layer.is_recurrent else "F" for layer in full] or ["F"]
+    """The same convolutions and pools, then fully connected layers of these sizes, recurrent or delayed as those."""
+    full = [word for word, layer in zip(words, parse(words), strict=True) if isinstance(layer, Full)]
+    kinds = [word.lstrip("0123456789") for word in full] or ["F"]
     kinds += kinds[-1:] * len(sizes)
     return [*words[: len(words) - len(full)], *(f"{size}{kind}" for size, kind in zip(sizes, kinds, strict=False))]

@@ -197,6 +197,40 @@ class Network(Section):
         True, description="BatchNorm over T·B (and an image's pixels) after each hidden linear map"
     )
     dropout: Share = Field(0.25, description="dropout after each hidden layer, one mask a sequence")
+    output_delay: str | None = Field(
+        None, description="learned delays of the output layer's inputs, D25 or DS25 as behind the words of layers"
+    )
+    delay_init_ms: Annotated[tuple[NonNegativeFloat, NonNegativeFloat], Field(strict=False)] | None = Field(
+        None, description="delays begin at random between these two; default 0 to the longest (ms)"
+    )
+    delay_sigma_steps: NonNegativeFloat = Field(
+        0.0,
+        description="σ of the first epoch: step k has the share max(0, s - |k - d|) / s² of a delay d, where s = 1 + σ "
+        "and σ falls exponentially to 0 over the epochs; 0 is linear interpolation from the first (steps)",
+    )
+
+    @property
+    def delays(self) -> dict[str, architecture.Delay]:
+        """The learned delays of what comes into layers, by the field and word that ask for them."""
+        layers = zip(self.layers, architecture.parse(self.layers), strict=True)
+        delays = {f"layers: layer '{word}'": getattr(layer, "delay", None) for word, layer in layers}
+        if self.output_delay is not None:
+            delays["output_delay"] = architecture.parse_delay(self.output_delay)
+        return {name: delay for name, delay in delays.items() if delay is not None}
+
+    @field_validator("output_delay")
+    @classmethod
+    def _known_delay(cls, word: str | None) -> str | None:
+        if word is not None:
+            architecture.parse_delay(word)
+        return word
+
+    @field_validator("delay_init_ms")
+    @classmethod
+    def _rising(cls, span: tuple[float, float] | None) -> tuple[float, float] | None:
+        if span is not None and span[0] > span[1]:
+            raise ValueError(f"{list(span)} is no range: the first must not be above the second")
+        return span
 
     @field_validator("layers")
     @classmethod
@@ -243,6 +277,7 @@ class Train(Section):
     test_batch_size: PositiveInt = Field(256, description="recordings a step in validation and test")
     lr: PositiveFloat = Field(1e-3, description="learning rate of Adam (amsgrad)")
     lr_decay: bool = Field(False, description="let the learning rate fall to 0 along a cosine")
+    delay_lr: PositiveFloat = Field(0.1, description="learning rate of Adam for delays, which do not decay (steps)")
     weight_decay: NonNegativeFloat = Field(1e-4, description="weight decay of Adam")
     clip_norm: NonNegativeFloat = Field(10.0, description="largest norm of the gradient; 0 does not clip")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
@@ -273,6 +308,22 @@ class Config(Section):
             architecture.shapes(self.network.layers, self.data.shape)
         except InputError as error:
             raise InputError(f"network.layers: {error}") from None
+        return self
+
+    @model_validator(mode="after")
+    def _delays_fit_the_window(self) -> "Config":
+        data, (_, highest_ms) = self.data, self.network.delay_init_ms or (0, 0)
+        for name, delay in self.network.delays.items():
+            if delay.max_steps >= data.T + data.T_empty:
+                raise InputError(
+                    f"network.{name}: a delay of {delay.max_steps} steps leads out of the window of "
+                    f"{data.T + data.T_empty} (data.T + data.T_empty)"
+                )
+            if highest_ms > delay.max_steps * data.dt_ms:
+                raise InputError(
+                    f"network.delay_init_ms: {highest_ms:g} ms is beyond the {delay.max_steps * data.dt_ms:g} ms of "
+                    f"network.{name}"
+                )
         return self
 
     @property

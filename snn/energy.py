@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from snn import hardware
 from snn.conv import EventConv, Pooling, as_frames
-from snn.events import Dropped, Events
+from snn.events import as_tensor
 from snn.linear import EventLinear
 from snn.network import Network
 from snn.neurons import SpikingNeuron
@@ -70,10 +70,10 @@ class Meter:
         T, self.batch, _ = x_TBC.shape
         self.samples += self.batch
         self.steps = T
-        self.counts |= bool((_dense_input(x_TBC) > 1).any())
+        self.counts |= bool((as_tensor(x_TBC) > 1).any())
 
     def _linear(self, module: nn.Module, inputs: tuple) -> None:
-        x = _dense_input(inputs[0])
+        x = as_tensor(inputs[0])
         height, width, _ = _geometry(module)
         active = (x != 0).reshape(-1, height * width, x.shape[-1])
         of_inputs = active.sum(0) if isinstance(module, EventConv) else active.sum((0, 1))
@@ -196,10 +196,6 @@ class Meter:
 def _geometry(module: nn.Module) -> tuple[int, int, int]:
     """(height, width, stride) of what a linear map slides over; one pixel where it slides over nothing."""
     return (*module.shape[:2], module.shape.stride) if isinstance(module, EventConv) else (1, 1, 1)
-
-
-def _dense_input(x: Tensor | Events | Dropped) -> Tensor:
-    return x if isinstance(x, Tensor) else x.dense()
 
 
 def _effective(module: EventConv | EventLinear, active: Tensor) -> float:

@@ -102,6 +102,15 @@ class Dropped:
         checks.tensor("the mask of a dropout", self.mask_BN, self.s_TBN.shape[1:], device=self.s_TBN.device)
         checks.finite("the mask of a dropout", self.mask_BN)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.s_TBN.shape)
+
     def dense(self) -> Tensor:
         """(T, B, N)."""
         return self.s_TBN * self.mask_BN
+
+
+def as_tensor(x: Tensor | Events | Dropped) -> Tensor:
+    """A layer's input with its zeros."""
+    return x if isinstance(x, Tensor) else x.dense()

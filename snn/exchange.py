@@ -80,13 +80,18 @@ def unsaid_by_nir(network: Network) -> list[str]:
             found[f"the adaptation of {kind} ({', '.join(neurons.CUBA.zeroed)})"] = None
         if neurons.dynamics.reset == "soft":
             found["the soft reset"] = None
-        if neurons.delay_N is not None:
+        if neurons.delays is not None:
             found["the delays of a recurrent layer"] = None
     return list(found)
 
 
 def _neurons(network: Network) -> list[SpikingNeuron]:
     return [module for module in network.modules() if isinstance(module, SpikingNeuron)]
+
+
+def _refuse_delays(network: Network) -> None:
+    if network.delays():
+        raise InputError("a network with learned delays cannot be exported: a step of it needs the steps before")
 
 
 def approximated(network: Network) -> Network:
@@ -105,6 +110,7 @@ def nir_graph(network: Network, shape: tuple[int, ...], dt_s: float) -> nir.NIRG
 
     Metadata of the graph: `latency_steps`; of its layers: `i_initial` and `v_initial`, the state to begin with.
     """
+    _refuse_delays(network)
     network = network.folded()
     if unsaid := unsaid_by_nir(network):
         raise InputError(f"NIR cannot say {' and '.join(unsaid)}; --approximate leaves it out")
@@ -308,6 +314,7 @@ class Step(nn.Module):
 
     def __init__(self, network: Network, shape: tuple[int, ...]):
         super().__init__()
+        _refuse_delays(network)
         self.network = copy.deepcopy(network.folded())
         self.layers = layers_of(self.network, shape)
         self.state_names, self.state_shapes = [], []
@@ -315,7 +322,7 @@ class Step(nn.Module):
             for name in layer.neurons.dynamics.carried(layer.neurons.V is not None):
                 self.state_names.append(f"{layer.name}_{name}")
                 self.state_shapes.append(layer.after)
-            if layer.neurons.delay_N is not None:
+            if layer.neurons.delays is not None:
                 raise InputError(f"{layer.name} has delays, which a single step for ONNX cannot carry")
 
     def forward(self, x_BC: Tensor, *states: Tensor) -> tuple[Tensor, ...]:

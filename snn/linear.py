@@ -1,5 +1,7 @@
 """A linear layer whose work follows the events: where its input is mostly zero, only what is not zero is multiplied."""
 
+import math
+
 import torch
 from spikingjelly.activation_based import layer
 from torch import Tensor, nn
@@ -7,7 +9,7 @@ from torch.nn import functional as F
 
 from snn import checks
 from snn.errors import InputError
-from snn.events import Dropped, Events
+from snn.events import Dropped, Events, as_tensor
 from snn.ops import sparse
 
 # The share of active inputs up to which the event-driven product, forward and weight gradient together, is not slower.
@@ -40,36 +42,49 @@ class EventLinear(layer.Linear):
     def forward(self, x_TBC: Tensor | Events | Dropped) -> Tensor:
         checks.weights("the layer's weight", self.weight)
         with checks.without_autocast(self.weight.device):
-            return self._product(x_TBC)
+            return self._product(self._checked(x_TBC))
 
-    def _product(self, x_TBC: Tensor | Events | Dropped) -> Tensor:
+    def _checked(self, x_TBC: Tensor | Events | Dropped) -> Tensor | Events | Dropped:
+        """The input, if it fits: of the weights' dtype and on their device."""
         if isinstance(x_TBC, Events):
-            T, B, C = x_TBC.shape
+            C = x_TBC.shape[2]
             if self.in_features != C or x_TBC.counts.device != self.weight.device:
                 raise InputError(
                     f"events of {C} channels on {x_TBC.counts.device} do not fit a layer of {self.in_features} inputs "
                     f"on {self.weight.device}"
                 )
+            return x_TBC
+        sizes = ("steps", "samples", self.in_features)
+        if isinstance(x_TBC, Dropped):
+            s_TBC = checks.like_weights("x", x_TBC.s_TBN, sizes, self.weight)
+            return Dropped(s_TBC, x_TBC.mask_BN.to(s_TBC.dtype))
+        return checks.like_weights("x", x_TBC, sizes, self.weight)
+
+    def _product(self, x_TBC: Tensor | Events | Dropped) -> Tensor:
+        if (entries := self._entries(x_TBC)) is None:
+            return F.linear(as_tensor(x_TBC).to(self.weight.dtype), self.weight, self.bias)
+        y_RN = _EventProduct.apply(*entries, self.weight)
+        return self._add_bias(y_RN).view(*x_TBC.shape[:2], -1)
+
+    def _entries(self, x_TBC: Tensor | Events | Dropped) -> tuple[Tensor | None, ...] | None:
+        """(s_RC, mask_BC, offsets, channels, counts) of an input that takes the event-driven product, otherwise None.
+
+        s_RC · mask_BC is that input, None where it is `Events`.
+        """
+        if isinstance(x_TBC, Events):
+            self.active_share = len(x_TBC.counts) / math.prod(x_TBC.shape)
             counts = x_TBC.counts.to(self.weight.dtype)
-            self.active_share = len(counts) / (T * B * C)
-            if not self.is_event_driven:
-                return F.linear(x_TBC.dense().to(counts.dtype), self.weight, self.bias)
-            y_RN = _EventProduct.apply(None, None, x_TBC.offsets, x_TBC.channels, counts, self.weight)
-            return self._add_bias(y_RN).view(T, B, -1)
+            return (None, None, x_TBC.offsets, x_TBC.channels, counts) if self.is_event_driven else None
+        if self.weight.device.type != "cpu":
+            return None
         s_TBC, mask_BC = (x_TBC.s_TBN, x_TBC.mask_BN) if isinstance(x_TBC, Dropped) else (x_TBC, None)
-        s_TBC = checks.like_weights("x", s_TBC, ("steps", "samples", self.in_features), self.weight)
-        mask_BC = None if mask_BC is None else mask_BC.to(s_TBC.dtype)
-        if self.weight.device.type == "cpu":
-            s_RC = s_TBC.flatten(0, 1).contiguous()
-            found = sparse.find(s_RC, mask_BC)
-            self.active_share = found.number / s_RC.numel()
-            entries = sparse.compress(s_RC, found) if self.is_event_driven else None
-            if not found.only_ones:
-                checks.finite("x", s_TBC, entries[2] if entries and mask_BC is None else None)
-            if entries:
-                y_RN = _EventProduct.apply(s_RC, mask_BC, *entries, self.weight)
-                return self._add_bias(y_RN).view(*s_TBC.shape[:2], -1)
-        return F.linear(s_TBC if mask_BC is None else s_TBC * mask_BC, self.weight, self.bias)
+        s_RC = s_TBC.flatten(0, -2).contiguous()
+        found = sparse.find(s_RC, mask_BC)
+        self.active_share = found.number / s_RC.numel()
+        entries = sparse.compress(s_RC, found) if self.is_event_driven else None
+        if not found.only_ones:
+            checks.finite("x", s_TBC, entries[2] if entries and mask_BC is None else None)
+        return (s_RC, mask_BC, *entries) if entries else None
 
     def _add_bias(self, y_RN: Tensor) -> Tensor:
         return y_RN if self.bias is None else y_RN + self.bias
@@ -88,7 +103,7 @@ class _EventProduct(torch.autograd.Function):
         mask_BC, offsets, channels, counts, W_NC = ctx.saved_tensors
         gs_RC = gW_NC = None
         if ctx.needs_input_grad[0]:
-            gs_RC = _input_gradient(gy_RN, W_NC)
+            gs_RC = input_gradient(gy_RN, W_NC)
             if mask_BC is not None:
                 gs_RC.view(-1, *mask_BC.shape).mul_(mask_BC)
         if ctx.needs_input_grad[5]:
@@ -96,7 +111,7 @@ class _EventProduct(torch.autograd.Function):
         return gs_RC, None, None, None, None, gW_NC
 
 
-def _input_gradient(gy_RN: Tensor, W_NC: Tensor) -> Tensor:
+def input_gradient(gy_RN: Tensor, W_NC: Tensor) -> Tensor:
     """gy @ W, of which nothing is sparse.
 
     In float32 as a 1×1 convolution of channels-last pixels: torch has oneDNN compute those, with AVX-512 on any

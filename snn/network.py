@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from snn import architecture, checks, config
 from snn.architecture import Conv, Full, Pool
 from snn.conv import EventConv, Pooling
+from snn.delays import DelayedLinear
 from snn.errors import InputError
 from snn.events import Dropped, Events
+from snn.learned import Delays, Learned
 from snn.linear import EventLinear
 from snn.neurons import NEURONS, SpikingNeuron
-from snn.neurons.module import Learned
 
 
 class Activity(NamedTuple):
@@ -69,10 +70,18 @@ class Network(nn.Module):
     """Hidden blocks and an output layer of one neuron a class. No bias; Xavier uniform weights.
 
     The input is (T, B, channels), dense or as `Events`; that of a convolution holds an image of `shape`, its channels
-    counted as (channel·H + y)·W + x. The state stays until `reset()`: a long sequence may come in chunks.
+    counted as (channel·H + y)·W + x. The state stays until `reset()`: a long sequence may come in chunks. A step has
+    dt_ms, by which the delays begin that `network.delay_init_ms` asks for.
     """
 
-    def __init__(self, network: config.Network, shape: tuple[int, ...], num_classes: int, backend: str = "auto"):
+    def __init__(
+        self,
+        network: config.Network,
+        shape: tuple[int, ...],
+        num_classes: int,
+        backend: str = "auto",
+        dt_ms: float = 1.0,
+    ):
         super().__init__()
         checks.kind("network", network, config.Network)
         checks.sizes("the shape of the input", shape)
@@ -82,11 +91,12 @@ class Network(nn.Module):
         self.num_channels = math.prod(shape)
         self.image = shape if layers and not isinstance(layers[0], Full) else None
         self.blocks = nn.ModuleList(
-            _block(network, layer, before, after, self.image is not None, backend)
+            _block(network, layer, before, after, self.image is not None, backend, dt_ms)
             for layer, (before, after) in zip(layers, pairwise(shapes), strict=True)
         )
-        self.readout = EventLinear(math.prod(shapes[-1]), num_classes)
-        self.output = _neurons(network, network.output_neuron, network.neuron2, num_classes, False, True, backend)
+        delay = network.output_delay and architecture.parse_delay(network.output_delay)
+        self.readout = _linear(network, math.prod(shapes[-1]), num_classes, delay, dt_ms)
+        self.output = _neurons(network, network.output_neuron, network.neuron2, num_classes, None, True, backend, dt_ms)
 
     @torch.compiler.disable  # torch.compile cannot look into compiled kernels: it runs the network as it is
     def forward(self, x_TBC: Tensor | Events) -> Activity:
@@ -144,6 +154,8 @@ class Network(nn.Module):
                 module.dense_above = 1.0
             if isinstance(module, SpikingNeuron):
                 module.backend = "cpu"
+            if isinstance(module, Delays):
+                module.round()
         return folded
 
     def fan_outs(self) -> list[Tensor]:
@@ -165,22 +177,35 @@ class Network(nn.Module):
                 result.append(torch.tensor([0 if isinstance(linear, Pooling) else linear.out_features]))
         return [*result, torch.tensor([self.readout.out_features])]
 
+    def delays(self) -> dict[str, Delays]:
+        """The learned delays by their module's name."""
+        return {name: module for name, module in self.named_modules() if isinstance(module, Delays)}
+
+    def narrow_delays(self, sigma_steps: float) -> None:
+        """Give the triangle of all delays this σ, in training."""
+        for delays in self.delays().values():
+            delays.sigma_steps = sigma_steps
+
     def clamp_values(self) -> None:
-        """Bring the neurons' learned values back into their ranges; call it after each step of the optimiser."""
+        """Bring all learned values that have a range back into it; call it after each step of the optimiser."""
         for module in self.modules():
-            if isinstance(module, SpikingNeuron):
+            if isinstance(module, Delays | SpikingNeuron):
                 module.clamp_values()
 
     def check_values(self, where: str) -> None:
-        """InputError if a neuron's learned value is outside its range."""
+        """InputError if a learned value is outside its range."""
         for name, module in self.named_modules():
-            if isinstance(module, SpikingNeuron):
+            if isinstance(module, Delays | SpikingNeuron):
                 module.check_values(f"{where}, {name}")
 
     def learned(self, dt_ms: float) -> dict[str, dict[str, Learned]]:
         """Layer after layer, the output last: what its modules learned beside weights, by name."""
-        modules = {f"blocks.{k}.neurons": block.neurons for k, block in enumerate(self.blocks)}
-        return {name: module.learned(dt_ms) for name, module in (modules | {"output": self.output}).items()}
+        pairs = {f"blocks.{k}": (block.linear, block.neurons) for k, block in enumerate(self.blocks)}
+        pairs["output"] = self.readout, self.output
+        return {
+            name: (linear.learned(dt_ms) if isinstance(linear, DelayedLinear) else {}) | neurons.learned(dt_ms)
+            for name, (linear, neurons) in pairs.items()
+        }
 
     def num_trainable(self) -> int:
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
@@ -199,19 +224,19 @@ def _block(
     after: tuple[int, ...],
     in_conv_net: bool,
     backend: str,
+    dt_ms: float,
 ) -> Block:
     """A hidden layer between two shapes."""
     is_full, is_pool = isinstance(layer, Full), isinstance(layer, Pool)
     if is_full:
-        linear = EventLinear(math.prod(before), layer.size)
+        linear = _linear(network, math.prod(before), layer.size, layer.delay, dt_ms)
     elif is_pool:
         linear = Pooling(*before[1:], layer.kernel, layer.is_average)
     else:
         linear = EventConv(before[0], layer.channels, *before[1:], layer.kernel, layer.stride)
     # in the published convolutional networks both fully connected layers are of the second kind
     params = network.neuron2 if is_full and in_conv_net else network.neuron1
-    recurrent = is_full and layer.is_recurrent
-    neurons = _neurons(network, network.neuron, params, after[0], recurrent, False, backend)
+    neurons = _neurons(network, network.neuron, params, after[0], layer if is_full else None, False, backend, dt_ms)
     norm_size = after[0] if network.batch_norm and not is_pool else None
     dropout = None
     if network.dropout:  # an image's pixels are still to be laid side by side, or seen by a convolution
@@ -219,14 +244,28 @@ def _block(
     return Block(linear, neurons, norm_size, dropout)
 
 
+def _linear(
+    network: config.Network, inputs: int, outputs: int, delay: architecture.Delay | None, dt_ms: float
+) -> EventLinear:
+    """A fully connected layer's map."""
+    if delay is None:
+        return EventLinear(inputs, outputs)
+    return DelayedLinear(inputs, outputs, *delay, _initial_steps(network, dt_ms))
+
+
+def _initial_steps(network: config.Network, dt_ms: float) -> tuple[float, float] | None:
+    return network.delay_init_ms and tuple(ms / dt_ms for ms in network.delay_init_ms)
+
+
 def _neurons(
     network: config.Network,
     name: str,
     params: config.NeuronParams,
     size: int,
-    recurrent: bool,
+    layer: Full | None,
     return_potential: bool,
     backend: str,
+    dt_ms: float,
 ) -> SpikingNeuron:
     superspike = network.variant == "superspike"
     return NEURONS[name](
@@ -239,7 +278,9 @@ def _neurons(
         decay="raw" if superspike else "sigmoid",
         surrogate=network.surrogate,
         surrogate_slope=network.surrogate_slope or 0.0,
-        recurrent=recurrent,
+        recurrent=layer is not None and layer.is_recurrent,
+        max_delay_steps=(layer and layer.recurrent_delay_max_steps) or 0,
+        delay_steps=_initial_steps(network, dt_ms),
         return_potential=return_potential,
         backend=backend,
     )

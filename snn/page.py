@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import jinja2
 
-from snn.neurons.module import Learned
+from snn.learned import Learned
 
 TEMPLATE = Path(__file__).with_name("page.html")
 DASH = "–"

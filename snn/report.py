@@ -17,9 +17,9 @@ from torch import Tensor
 from snn.coding import first_times, fs_decision
 from snn.evaluation import NOTHING, Evaluation, Samples
 from snn.events import Events
+from snn.learned import Learned
 from snn.lettering import LONGEST, columns, lettering
 from snn.network import Network
-from snn.neurons.module import Learned
 
 # colour-blind safe (Okabe & Ito); two more greys
 BLACK, ORANGE, BLUE, GREY, DARK = "#000000", "#D55E00", "#0072B2", "#BBBBBB", "#555555"

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from snn import checks, ops
+from snn.delays import DelayedLinear
 from snn.errors import InputError
 from snn.events import Events
 from snn.network import Network
@@ -74,6 +75,8 @@ class Stream:
             raise InputError("streaming takes fully connected networks; this one has convolutions or pools")
         checks.weights("the network", network.readout.weight)
         network.check_values("the network")
+        if any(isinstance(module, DelayedLinear) for module in network.modules()):
+            raise InputError("streaming takes networks without delays of inputs so far; this one has them")
         network = network.folded()
         self.dt_ms, self.T, self.T_end = float(dt_ms), T, T + T_empty
         self.ticks_per_second, self.stops = float(ticks_per_second), stops

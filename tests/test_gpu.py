@@ -14,6 +14,7 @@ from torch import Tensor
 from snn import config, ops
 from snn.coding import Window
 from snn.conv import EventConv, Pooling
+from snn.delays import DelayedLinear
 from snn.events import Events
 from snn.linear import EventLinear
 from snn.loss import objective
@@ -205,6 +206,18 @@ def test_linear_layers():
     assert_same_on_both(EventLinear(30, 9).double(), events(20, 5, 30), lambda layer, x: layer(x).square().sum())
 
 
+@pytest.mark.parametrize("per", ["input", "synapse"])
+def test_delays(per):
+    torch.manual_seed(0)
+    layer = DelayedLinear(30, 20, per, 9).double()
+
+    def value(layer, x):
+        layer.reset()
+        return layer(x).square().sum()
+
+    assert_same_on_both(layer, events(25, 6, 30), value)
+
+
 def test_convolutions_and_pools():
     torch.manual_seed(0)
     layers = torch.nn.Sequential(EventConv(3, 6, 8, 10, 3, 2), Pooling(4, 5, 2, False), Pooling(2, 2, 2, True))
@@ -257,7 +270,7 @@ def batch(seed: int, B: int) -> tuple[Events, Tensor]:
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-@pytest.mark.parametrize("layers", [("16F", "12F"), ("16R",)], ids=str)
+@pytest.mark.parametrize("layers", [("16F", "12F"), ("16R",), ("16FD9", "12FDS4")], ids=str)
 def test_replayed_steps_are_those_of_python(layers, dropout):
     """Losses, weights and statistics after batches of several sizes, the same draws of dropout; then another loss."""
     cfg = small(dropout=dropout, layers=layers)

@@ -18,6 +18,7 @@ from snn.ops.lanes import (
     store,
     store_part,
     store_past,
+    total,
     unlike,
     where,
     zeros,
@@ -137,3 +138,18 @@ def test_every_place_of_a_bit():
         x = np.zeros(LANES, np.float32)
         x[place] = 1e-45  # the smallest number that is not zero
         assert ones_and_lowest(np.uint64(bits_of(x, 0))) == (1, place)
+
+
+@kernel
+def sums(x, y, out_2):
+    a, b = load(x, 0, LINE), load(y, 0, LINE)
+    out_2[0] = total(a)
+    out_2[1] = total(add_product(a, a, b))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_sums_of_lanes_and_products_of_lanes(dtype):
+    x, y = np.random.default_rng(0).integers(-99, 99, (2, LINE)).astype(dtype)  # whole, so that all sums are exact
+    out_2 = np.empty(2, dtype)
+    sums(x, y, out_2)
+    assert out_2.tolist() == [x.sum(), (x + x * y).sum()]

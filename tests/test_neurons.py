@@ -229,29 +229,27 @@ def test_initial_values_of_ones_own():
 def test_delays_of_a_recurrent_layer():
     """Real in training, whole in evaluation, within their bounds, and drawn from the range that is asked for."""
     neuron = make("AdLIF", recurrent=True, max_delay_steps=5, delay_steps=(1, 3))
-    assert neuron.delay_N.min() >= 1
-    assert neuron.delay_N.max() <= 3
+    assert neuron.delays.steps.min() >= 1
+    assert neuron.delays.steps.max() <= 3
     x_TBN = inputs()
     real, _ = neuron(x_TBN)
     real.sum().backward()
-    assert neuron.delay_N.grad.abs().sum() > 0
+    assert neuron.delays.steps.grad.abs().sum() > 0
     neuron.reset()
     neuron.eval()
     whole, _ = neuron(x_TBN)
     assert not torch.equal(real, whole)
     with torch.no_grad():
-        neuron.delay_N.round_()
+        neuron.delays.steps.round_()
     neuron.train()
     neuron.reset()
     assert torch.equal(neuron(x_TBN)[0], whole)
     with torch.no_grad():
-        neuron.delay_N.fill_(7)
-    with pytest.raises(InputError, match="here: the learned value delay is 7, outside its range"):
-        neuron.check_values("here")
-    neuron.clamp_values()
-    assert neuron.delay_N.max() == 5
-    with pytest.raises(InputError, match="delays of 2 to 9 steps do not lie within 0 to 5"):
-        make("AdLIF", recurrent=True, max_delay_steps=5, delay_steps=(2, 9))
+        neuron.delays.steps.fill_(7)
+    with pytest.raises(InputError, match="here: a learned delay is 7 steps, outside 0 to 5"):
+        neuron.delays.check_values("here")
+    neuron.delays.clamp_values()
+    assert neuron.delays.steps.max() == 5
 
 
 def test_conv_shapes_with_values_per_layer():

@@ -10,16 +10,8 @@ from torch import Tensor, nn
 
 from snn import ops
 from snn.errors import InputError
+from snn.learned import Delays, Learned
 from snn.neurons.values import Decay, Derived, Value
-
-
-class Learned(NamedTuple):
-    """A value that a layer learned, as a report shows it."""
-
-    title: str
-    unit: str  # "ms", or "1" for a plain number
-    value: Tensor  # one a neuron or one for the layer
-    began: tuple[float, float]  # bounds of the initial values
 
 
 class CubaLIF(NamedTuple):
@@ -116,13 +108,10 @@ class SpikingNeuron(MemoryModule):
         for name, value in self._values.items():
             value.add_to(self, name, shape, self._initial[name])
         self.V = nn.Parameter(nn.init.xavier_uniform_(torch.empty(num_neurons, num_neurons))) if recurrent else None
-        self.max_delay_steps, self.delay_N = max_delay_steps, None
+        self.delays = None
         if max_delay_steps and recurrent:
-            low, high = delay_steps or (0.0, float(max_delay_steps))
-            if not 0 <= low <= high <= max_delay_steps:
-                raise InputError(f"delays of {low:g} to {high:g} steps do not lie within 0 to {max_delay_steps}")
-            self.delay_N = nn.Parameter(torch.rand(num_neurons) * (high - low) + low)
-            self._initial["delay"] = (low, high)
+            initial_steps = delay_steps or (0.0, float(max_delay_steps))
+            self.delays = Delays((num_neurons,), max_delay_steps, initial_steps, "delay of a neuron's own spikes")
         for name in self.dynamics.carried(recurrent):
             self.register_memory(name, None)
 
@@ -157,10 +146,10 @@ class SpikingNeuron(MemoryModule):
         """What a recurrent layer feeds back to itself; delays are whole steps in evaluation."""
         if self.V is None:
             return None
-        delay_N = self.delay_N
-        if delay_N is not None and not self.training:
-            delay_N = delay_N.detach().round()
-        return ops.Feedback(self.V, delay_N, self.max_delay_steps if delay_N is not None else 0)
+        if self.delays is None:
+            return ops.Feedback(self.V)
+        delay_N, longest, _ = self.delays.as_said()
+        return ops.Feedback(self.V, delay_N, longest)
 
     def _stored(self, name: str) -> Tensor | None:
         return self._parameters.get(self._values[name].stored_as(name))
@@ -184,10 +173,8 @@ class SpikingNeuron(MemoryModule):
             if (value := self._values[name]).learned:
                 began = value.began(self._initial[name], dt_ms)
                 found[value.word(name)] = Learned(value.title, value.unit, value.shown(tensor, dt_ms), began)
-        if self.delay_N is not None:
-            low, high = self._initial["delay"]
-            began = (dt_ms * low, dt_ms * high)
-            found["delay"] = Learned("delay of a neuron's own spikes", "ms", dt_ms * self.delay_N.detach(), began)
+        if self.delays is not None:
+            found["delay_recurrent"] = self.delays.learned(dt_ms)
         return found
 
     @torch.no_grad()
@@ -196,16 +183,11 @@ class SpikingNeuron(MemoryModule):
         for name, value in self._values.items():
             if (stored := self._stored(name)) is not None:
                 value.clamp_(stored)
-        if self.delay_N is not None:
-            self.delay_N.clamp_(0, self.max_delay_steps)
 
     def check_values(self, where: str) -> None:
         """InputError if a learned value lies outside its range, or is no number."""
-        checked = {name: (value, self._values[name].holds(value)) for name, value in self.values().items()}
-        if self.delay_N is not None:
-            checked["delay"] = (self.delay_N, (self.delay_N >= 0) & (self.delay_N <= self.max_delay_steps))
-        for name, (value, fine) in checked.items():
-            if not fine.all():
+        for name, value in self.values().items():
+            if not (fine := self._values[name].holds(value)).all():
                 raise InputError(f"{where}: the learned value {name} is {value[~fine][0].item():g}, outside its range")
 
     def multi_step_functional_forward(
@@ -243,4 +225,4 @@ class SpikingNeuron(MemoryModule):
 
 
 # The frame's own states, names that a step or a module has for something else, and the keywords of C.
-RESERVED = {*ops.reference.FRAME, "x", "s", "p", "V", "delay_N", "real", "state", "values", "kept", "training"}
+RESERVED = {*ops.reference.FRAME, "x", "s", "p", "V", "delays", "real", "state", "values", "kept", "training"}

@@ -230,14 +230,28 @@ def where(_, truths, a, b):
 
 @intrinsic
 def add_product(_, lanes, number, others):
-    """lanes + number · others; where the machine can, rounded once."""
+    """lanes + number · others, the number one for all or lanes too; where the machine can, rounded once."""
 
     def code(context, builder, signature, arguments):
         to, number, others = arguments
         product = builder.fmul(_in_lanes(builder, number, to.type), others, flags=("contract",))
         return builder.fadd(to, product, flags=("contract",))
 
-    return lanes(lanes, lanes.number, lanes), code
+    return lanes(lanes, _operand(number, lanes), lanes), code
+
+
+@intrinsic
+def total(_, lanes):
+    """The sum of the lanes, halves of them added to one another again and again; their number is a power of two."""
+
+    def code(context, builder, signature, arguments):
+        (value,) = arguments
+        while (half := value.type.count // 2) > 0:
+            places = [ir.Constant(ir.VectorType(ir.IntType(32), half), list(range(k, k + half))) for k in (0, half)]
+            value = builder.fadd(*(builder.shuffle_vector(value, value, place) for place in places))
+        return builder.extract_element(value, ir.IntType(32)(0))
+
+    return lanes.number(lanes), code
 
 
 @intrinsic

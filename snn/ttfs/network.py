@@ -124,6 +124,8 @@ def _layer(
         raise InputError(
             f"layer '{layer.size}R': a neuron that spikes once has no recurrent layer; write {layer.size}F"
         )
+    if layer.delay:
+        raise InputError(f"layer '{layer.size}F': delays are for first-spike networks; write {layer.size}F alone")
     return layers.Linear(math.prod(before), *after, T, **options)
 
 

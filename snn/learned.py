@@ -1,0 +1,80 @@
+"""What layers learn beside weights, as reports show it; and learned delays, which several kinds of layers have."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from snn.errors import InputError
+from snn.ops import taps
+
+
+class Learned(NamedTuple):
+    """A value that a layer learned, in the unit of a report."""
+
+    title: str
+    unit: str  # "ms", or "1" for a plain number
+    value: Tensor  # one a neuron, an input or a synapse, or one for the layer
+    began: tuple[float, float]  # bounds of the initial values
+
+
+class Delays(nn.Module):
+    """Learned delays of any shape, in steps from 0 to max_steps.
+
+    Args:
+        shape: of the delays.
+        max_steps: the longest.
+        initial_steps: they begin at random between these two.
+        title: of what they delay, for reports.
+    """
+
+    def __init__(self, shape: tuple[int, ...], max_steps: int, initial_steps: tuple[float, float], title: str):
+        super().__init__()
+        self.max_steps, self.title = max_steps, title
+        self.sigma_steps = 0.0  # σ of the triangle, see `snn.ops.taps`
+        self.initial_steps = initial_steps
+        self.steps = nn.Parameter(torch.empty(shape).uniform_(*initial_steps))
+
+    @property
+    def reach(self) -> int:
+        """The largest number of steps by which an event may come late."""
+        return taps.reach(self.max_steps, self.sigma_steps if self.training else 0.0)
+
+    def taps(self) -> tuple[Tensor, Tensor]:
+        """(first, h_K), see `snn.ops.taps.taps`; in evaluation the rounded delay alone, K = 1."""
+        if self.training:
+            return taps.taps(self.steps, self.sigma_steps)
+        first = taps.rounded(self.steps).long()
+        return first, self.steps.new_ones(*first.shape, 1)
+
+    def as_said(self) -> tuple[Tensor, int, float]:
+        """(delays, the longest, σ) as they stand, for `snn.ops.taps.product`."""
+        if self.training:
+            return self.steps, self.max_steps, self.sigma_steps
+        return taps.rounded(self.steps), self.max_steps, 0.0
+
+    @torch.no_grad()
+    def round(self) -> None:
+        """Make them whole steps for good."""
+        self.steps.copy_(taps.rounded(self.steps))
+
+    @torch.no_grad()
+    def clamp_values(self) -> None:
+        """Bring delays back to between 0 and max_steps; call it after each step of the optimiser."""
+        self.steps.clamp_(0, self.max_steps)
+
+    def check_values(self, where: str) -> None:
+        """InputError if a delay lies outside 0 to max_steps, or is no number."""
+        fine = (self.steps >= 0) & (self.steps <= self.max_steps)
+        if not fine.all():
+            raise InputError(
+                f"{where}: a learned delay is {self.steps[~fine][0].item():g} steps, outside 0 to {self.max_steps}"
+            )
+
+    def learned(self, dt_ms: float) -> Learned:
+        """What was learned, for a report."""
+        low, high = self.initial_steps
+        return Learned(self.title, "ms", dt_ms * self.steps.detach().flatten(), (dt_ms * low, dt_ms * high))
+
+    def extra_repr(self) -> str:
+        return f"{tuple(self.steps.shape)}, max_steps={self.max_steps}"

@@ -1,0 +1,179 @@
+"""Products with delayed inputs on the CPU: an event adds to the rows it reaches, forward and backward.
+
+Rows r = t·B + b, slices and LANES as in `snn.ops.sparse`; taps (`first`, K of them) as in `snn.ops.taps`. The first
+`past` steps of an input came in before: they are still on their way, and no row of the result is theirs.
+
+A delay of each input moves its events to the row that its first tap reaches, sample by sample; from there they reach
+K rows. The gradient of the products A_NCK = w_nc h_ck, each a sum over events, is that of weights and shares in one.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from snn.ops.compiled import in_parts, kernel
+from snn.ops.lanes import LANES, add_product, load, load_part, prefetch, store, store_part, zeros
+from snn.ops.sparse import AHEAD, slices
+
+PAD = 16  # between scratch rows: even powers of two would crowd one cache set
+SECTION = 64  # samples, at most, whose share of the weight gradient is one sum
+
+
+class Moved(NamedTuple):
+    """Delayed events. Row b·U + u, u = 0 ... U - 1, holds those of sample b whose taps reach steps u - K + 1 to u."""
+
+    offsets: np.ndarray  # (B·U + 1,)
+    channels: np.ndarray  # (events,) uint32
+    counts: np.ndarray
+
+
+@kernel
+def _count(offsets, channels, lags, U, numbers_BU, begin, end):
+    """numbers[b, u]: how many events of sample b the rows have."""
+    B = len(numbers_BU)
+    number_U = np.empty(U, np.int64)  # side by side, unlike rows of offsets
+    for b in range(begin, end):
+        number_U[:] = 0
+        for t in range((len(offsets) - 1) // B):
+            for e in range(offsets[t * B + b], offsets[t * B + b + 1]):
+                u = t + lags[channels[e]]
+                if 0 <= u < U:
+                    number_U[u] += 1
+        numbers_BU[b] = number_U
+
+
+@kernel
+def _move(offsets, channels, counts, lags, firsts_BU, moved_channels, moved_counts, begin, end):
+    """Lay the events of samples begin ... end down in the rows that they reach, in the order of their steps."""
+    B, U = firsts_BU.shape
+    place_U = np.empty(U, np.int64)
+    for b in range(begin, end):
+        place_U[:] = firsts_BU[b]
+        for t in range((len(offsets) - 1) // B):
+            for e in range(offsets[t * B + b], offsets[t * B + b + 1]):
+                u = t + lags[channels[e]]
+                if 0 <= u < U:
+                    moved_channels[place_U[u]] = channels[e]
+                    moved_counts[place_U[u]] = counts[e]
+                    place_U[u] += 1
+
+
+def moved(offsets: Tensor, channels: Tensor, counts: Tensor, first_C: Tensor, K: int, B: int, past: int) -> Moved:
+    """Delay events."""
+    U, threads = (len(offsets) - 1) // B - past + K - 1, torch.get_num_threads()
+    arrays = offsets.numpy(), channels.to(torch.int32).numpy().view(np.uint32)
+    lags = first_C.numpy() - past + K - 1
+    ends = np.zeros(B * U + 1, np.int64)
+    rows_BU = ends[1:].reshape(B, U)
+    in_parts(lambda begin, end: _count(*arrays, lags, U, rows_BU, begin, end), B, threads)
+    np.cumsum(ends, out=ends)
+    results = np.empty(ends[-1], np.uint32), np.empty(ends[-1], counts.numpy().dtype)
+    rows_BU = ends[:-1].reshape(B, U)
+    in_parts(lambda begin, end: _move(*arrays, counts.numpy(), lags, rows_BU, *results, begin, end), B, threads)
+    return Moved(ends, *results)
+
+
+@kernel
+def _product(offsets, channels, counts, h_CK, W_SCL, out_TBN, begin, end):
+    """out = Σ_j h[c, j] W x over samples begin ... end."""
+    (S, C, _), (T, B, N), K = W_SCL.shape, out_TBN.shape, h_CK.shape[1]
+    for b in range(begin, end):
+        for s in range(S):
+            for t in range(T):
+                prefetch(out_TBN, (min(t + AHEAD, T - 1) * B + b) * N + s * LANES)
+                total_L = zeros(out_TBN, LANES)
+                for j in range(K - 1, -1, -1):  # in the order of the events' steps
+                    row = b * (T + K - 1) + t + K - 1 - j
+                    for e in range(offsets[row], offsets[row + 1]):
+                        c = channels[e]
+                        total_L = add_product(total_L, counts[e] * h_CK[c, j], load(W_SCL, (s * C + c) * LANES, LANES))
+                store_part(out_TBN, (t * B + b) * N + s * LANES, N - s * LANES, total_L)
+
+
+def product(events: Moved, h_CK: Tensor, W_NC: Tensor, B: int) -> Tensor:
+    """(R, N): what the delayed events add."""
+    T = (len(events.offsets) - 1) // B - h_CK.shape[1] + 1
+    out_TBN = torch.empty(T, B, len(W_NC), dtype=W_NC.dtype)
+    arguments = (*events, h_CK.contiguous().numpy(), slices(W_NC).numpy(), out_TBN.numpy())
+    in_parts(lambda begin, end: _product(*arguments, begin, end), B, torch.get_num_threads())
+    return out_TBN.flatten(0, 1)
+
+
+@kernel
+def _gradient(offsets, channels, counts, gy_TBN, room, gA_ISCKL, begin, end):
+    """gA[i, s, c, j] = Σ counts · gy over section i of the samples, for begin <= i·S + s < end; K is even.
+
+    room: for a sample's gy of a slice, side by side, and zeros before and after it.
+    """
+    (T, B, N), (I, S, C, K, _) = gy_TBN.shape, gA_ISCKL.shape
+    U = (len(offsets) - 1) // B
+    for part in range(begin, end):
+        i, s = part // S, part % S
+        gA_ISCKL[i, s] = 0
+        for b in range(i * B // I, (i + 1) * B // I):
+            for t in range(T):
+                prefetch(gy_TBN, (min(t + AHEAD, T - 1) * B + b) * N + s * LANES)
+                gy_L = load_part(gy_TBN, (t * B + b) * N + s * LANES, N - s * LANES, LANES)
+                store(room, (U - T + t) * LANES, gy_L)
+            for u in range(U):
+                for j in range(0, K, 2):
+                    gy_L, next_L = load(room, (u + j) * LANES, LANES), load(room, (u + j + 1) * LANES, LANES)
+                    for e in range(offsets[b * U + u], offsets[b * U + u + 1]):
+                        at = ((part * C + channels[e]) * K + j) * LANES
+                        store(gA_ISCKL, at, add_product(load(gA_ISCKL, at, LANES), counts[e], gy_L))
+                        at += LANES
+                        store(gA_ISCKL, at, add_product(load(gA_ISCKL, at, LANES), counts[e], next_L))
+
+
+def gradient(events: Moved, gy_RN: Tensor, C: int, K: int, B: int) -> Tensor:
+    """(N, C, K): the gradient of the products w h."""
+    N, even = gy_RN.shape[1], K + K % 2
+    gy_TBN = gy_RN.contiguous().view(-1, B, N)
+    sections, S = -(-B // SECTION), -(-N // LANES)  # whatever the number of threads: the bits do not go by it
+    gA_ISCKL = torch.empty(sections, S, C, even, LANES, dtype=gy_RN.dtype)
+    rows = len(gy_TBN) + 2 * even
+
+    def work(begin: int, end: int) -> None:
+        room = gy_RN.new_zeros(rows * LANES).numpy()  # torch begins it on a cache line
+        _gradient(*events, gy_TBN.numpy(), room, gA_ISCKL.numpy(), begin, end)
+
+    in_parts(work, sections * S, torch.get_num_threads())
+    gA_SCKL = gA_ISCKL[0] if sections == 1 else gA_ISCKL.sum(0)
+    return gA_SCKL.permute(0, 3, 1, 2).reshape(-1, C, even)[:N, :, :K]
+
+
+@kernel
+def _move_back(gx_TBC, places, h_KC, mask_BC, past, steps, gs_TBC, begin, end):
+    """gs[t, b, c] = Σ_j h[j, c] gx[t + first[c] + j - past, b, c], times the mask, of samples begin ... end.
+
+    places[c]: of gx[past + first[c], b, c] in the scratch, whose steps before and after those of gx are zeros.
+    """
+    (T, _, C), width = gs_TBC.shape, gs_TBC.shape[2] + PAD
+    room = np.zeros(steps * width, gs_TBC.dtype)
+    for b in range(begin, end):
+        for t in range(len(gx_TBC)):
+            for c in range(C):
+                room[(past + t) * width + c] = gx_TBC[t, b, c]
+        for t in range(T):
+            for c in range(C):
+                at = np.uint64(t * width) + places[c]
+                total = h_KC[0, c] * room[at]
+                for j in range(1, len(h_KC)):
+                    at += np.uint64(width)
+                    total += h_KC[j, c] * room[at]
+                gs_TBC[t, b, c] = total if mask_BC is None else total * mask_BC[b, c]
+
+
+def moved_back(gx_RC: Tensor, first_C: Tensor, h_CK: Tensor, mask_BC: Tensor | None, B: int, past: int) -> Tensor:
+    """The gradient of an input from that of its delayed self: ((past + T)·B, C)."""
+    C, K = h_CK.shape
+    gx_TBC = gx_RC.contiguous().view(-1, B, C)
+    gs_TBC = gx_TBC.new_empty(past + len(gx_TBC), B, C)
+    places = (first_C.numpy() * (C + PAD) + np.arange(C)).astype(np.uint64)
+    mask = None if mask_BC is None else mask_BC.contiguous().numpy()
+    steps = len(gs_TBC) + int(first_C.max()) + K
+    arguments = (gx_TBC.numpy(), places, h_CK.T.contiguous().numpy(), mask, past, steps, gs_TBC.numpy())
+    in_parts(lambda begin, end: _move_back(*arguments, begin, end), B, torch.get_num_threads())
+    return gs_TBC.flatten(0, 1)

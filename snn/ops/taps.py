@@ -1,0 +1,69 @@
+"""A real-valued delay as shares of whole steps, and the product with delayed inputs as its equation says.
+
+An event of size x that reaches a synapse of weight w and delay d (steps) at step t adds w h(k) x to step t + k, where
+
+    h(k) = max(0, s - |k - d|) / s²,  s = 1 + σ,  k = 0, 1, 2, ...
+
+σ = 0 is linear interpolation between the two steps next to d. A larger σ spreads the event over more steps (the
+triangle of DelRec), so that the gradient of d looks further; the training lets it fall to 0. h has a corner at each
+whole |k - d| and s: there the derivative by d is that from the right, which says what a longer delay would do.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def share(k: Tensor | int, d_steps: Tensor, sigma_steps: float = 0.0) -> Tensor:
+    """h(k) for delays d_steps, with the derivative from the right."""
+    s, past = 1 + sigma_steps, k - d_steps
+    height = torch.where(past > 0, s - past, s + past) / s**2
+    return torch.where((past > -s) & (past <= s), height, 0)
+
+
+def num_taps(sigma_steps: float) -> int:
+    """K, how many whole steps next to one another hold all that is not zero of h."""
+    return 2 * math.ceil(1 + sigma_steps)
+
+
+def taps(d_steps: Tensor, sigma_steps: float = 0.0) -> tuple[Tensor, Tensor]:
+    """(first, h_K): whole delays first, first + 1, ... first + K - 1 (int64) and their shares, on a new last axis."""
+    K = num_taps(sigma_steps)
+    first = (d_steps.detach().floor() - (K // 2 - 1)).clamp(min=0)
+    k = first.unsqueeze(-1) + torch.arange(K, device=d_steps.device)
+    return first.long(), share(k, d_steps.unsqueeze(-1), sigma_steps)
+
+
+def rounded(d_steps: Tensor) -> Tensor:
+    """The nearest whole steps, half a step counting as a whole one; without a gradient."""
+    return (d_steps.detach() + 0.5).floor()
+
+
+def reach(max_steps: int, sigma_steps: float = 0.0) -> int:
+    """The largest k at which h may not be zero, of delays up to max_steps."""
+    return max_steps + num_taps(sigma_steps) // 2
+
+
+def product(x_TBC: Tensor, W_NC: Tensor, d_steps: Tensor, max_steps: int, sigma_steps: float = 0.0) -> Tensor:
+    """Σ_k h(k) W x_{t-k}: (T, B, N), for a delay of each input, (C,), or of each synapse, (N, C). The definition.
+
+    Differentiable in all three; its time goes by the longest delay, max_steps.
+    """
+    T = len(x_TBC)
+    y_TBN = x_TBC.new_zeros(*x_TBC.shape[:2], len(W_NC))
+    for k in range(min(reach(max_steps, sigma_steps), T - 1) + 1):
+        y_TBN = y_TBN + F.pad(F.linear(x_TBC[: T - k], W_NC * share(k, d_steps, sigma_steps)), (0, 0, 0, 0, k, 0))
+    return y_TBN
+
+
+def shifted(x_TBC: Tensor, first_C: Tensor, h_CK: Tensor) -> Tensor:
+    """x_TBC with each input delayed by its taps, (T, B, C): what an ordinary product takes then."""
+    t_T1 = torch.arange(len(x_TBC), device=x_TBC.device)[:, None]
+    z_TBC = torch.zeros_like(x_TBC)
+    for j in range(h_CK.shape[-1]):
+        source_T1C = (t_T1 - (first_C + j)).unsqueeze(1)
+        moved = x_TBC.gather(0, source_T1C.clamp(min=0).expand_as(x_TBC))
+        z_TBC = z_TBC + torch.where(source_T1C >= 0, moved, 0) * h_CK[:, j]
+    return z_TBC

@@ -80,8 +80,6 @@ def unsaid_by_nir(network: Network) -> list[str]:
             found[f"the adaptation of {kind} ({', '.join(neurons.CUBA.zeroed)})"] = None
         if neurons.dynamics.reset == "soft":
             found["the soft reset"] = None
-        if neurons.delays is not None:
-            found["the delays of a recurrent layer"] = None
     return list(found)
 
 
@@ -322,8 +320,6 @@ class Step(nn.Module):
             for name in layer.neurons.dynamics.carried(layer.neurons.V is not None):
                 self.state_names.append(f"{layer.name}_{name}")
                 self.state_shapes.append(layer.after)
-            if layer.neurons.delays is not None:
-                raise InputError(f"{layer.name} has delays, which a single step for ONNX cannot carry")
 
     def forward(self, x_BC: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
         x, left, after = x_BC.unflatten(1, self.layers[0].before), list(states), []

@@ -199,8 +199,8 @@ class Network(nn.Module):
                 module.check_values(f"{where}, {name}")
 
     def learned(self, dt_ms: float) -> dict[str, dict[str, Learned]]:
-        """Layer after layer, the output last: what its modules learned beside weights, by name."""
-        pairs = {f"blocks.{k}": (block.linear, block.neurons) for k, block in enumerate(self.blocks)}
+        """Neurons of layer after layer, the output last: what the layer learned beside weights, by name."""
+        pairs = {f"blocks.{k}.neurons": (block.linear, block.neurons) for k, block in enumerate(self.blocks)}
         pairs["output"] = self.readout, self.output
         return {
             name: (linear.learned(dt_ms) if isinstance(linear, DelayedLinear) else {}) | neurons.learned(dt_ms)

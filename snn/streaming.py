@@ -18,6 +18,7 @@ from snn import checks, ops
 from snn.delays import DelayedLinear
 from snn.errors import InputError
 from snn.events import Events
+from snn.linear import EventLinear
 from snn.network import Network
 from snn.neurons import SpikingNeuron
 from snn.ops import sparse
@@ -75,16 +76,13 @@ class Stream:
             raise InputError("streaming takes fully connected networks; this one has convolutions or pools")
         checks.weights("the network", network.readout.weight)
         network.check_values("the network")
-        if any(isinstance(module, DelayedLinear) for module in network.modules()):
-            raise InputError("streaming takes networks without delays of inputs so far; this one has them")
         network = network.folded()
         self.dt_ms, self.T, self.T_end = float(dt_ms), T, T + T_empty
         self.ticks_per_second, self.stops = float(ticks_per_second), stops
         linears = [block.linear for block in network.blocks] + [network.readout]
         neurons = [block.neurons for block in network.blocks] + [network.output]
         self._layers = tuple(
-            _layer(linear.weight, linear.bias, module, module is network.output)
-            for linear, module in zip(linears, neurons, strict=True)
+            _layer(linear, module, module is network.output) for linear, module in zip(linears, neurons, strict=True)
         )
         self._state_rows = [len(module.dynamics.values) for module in neurons]
         self._kernels = kernels.kernels(tuple(module.dynamics for module in neurons))
@@ -179,26 +177,37 @@ def _first_wrong(times, channels, before, num_channels):
     return len(times)
 
 
-def _layer(weight_NC: Tensor, bias_N: Tensor | None, neurons: SpikingNeuron, is_output: bool) -> kernels.Layer:
+def _layer(linear: EventLinear, neurons: SpikingNeuron, is_output: bool) -> kernels.Layer:
     """A layer as arrays."""
-    N, neuron = len(weight_NC), neurons.dynamics
+    weight_NC, neuron = linear.weight.detach(), neurons.dynamics
+    N, C = weight_NC.shape
 
     def array(tensor: Tensor | None) -> np.ndarray | None:
         return None if tensor is None else np.array(tensor.detach())
 
     values_PN = np.stack([array(value.expand(N)) for value in neurons.values().values()])
+    late_inputs = late_synapses = None
+    if isinstance(linear, DelayedLinear):
+        whole, kind = linear.delays.taps()[0].numpy(), values_PN.dtype
+        D = int(whole.max()) + 1
+        if linear.per == "input":
+            late_inputs = whole, np.empty((D, C), np.int32), np.empty((D, C), kind), np.zeros(D, np.int64)
+        else:
+            late_synapses = whole.T.copy(), weight_NC.T.contiguous().numpy(), np.zeros((D, N), kind)
     feedback = neurons.feedback
     is_delayed = feedback is not None and feedback.delay_N is not None
     return kernels.Layer(
         kernels.new_scratch(neuron, values_PN),
         np.empty((kernels.ROWS, 1, N), values_PN.dtype),
-        sparse.slices(weight_NC.detach()).numpy(),
-        array(bias_N),
+        sparse.slices(weight_NC).numpy(),
+        array(linear.bias),
         None if feedback is None else np.ascontiguousarray(array(feedback.V_NN).T),
         array(feedback.delay_N).astype(np.int64) if is_delayed else None,
         np.empty((feedback.D, N), values_PN.dtype) if is_delayed else None,
         np.empty(N, np.int64),
         np.zeros(2, np.int64),
+        late_inputs,
+        late_synapses,
         neuron.spike_first,
         is_output or None,
     )

@@ -19,31 +19,24 @@ from snn.events import Events
 from snn.linear import EventLinear
 from snn.loss import objective
 from snn.network import Network
-from snn.ops import State, Values, reference, sparse
+from snn.ops import reference, sparse
 from snn.replay import Replayed
 from snn.ttfs import functional, kernels
 from snn.ttfs.network import Network as TTFSNetwork
 from snn.ttfs.network import silent_neurons_drive
 from snn.ttfs.simulation import Simulation
 from tests import test_ops, test_ttfs
-from tests.test_network import read, small
-from tests.test_ops import (
-    ADLIF,
-    FAMILY,
-    THETA,
-    Dynamics,
+from tests.make import (
     assert_close_gradients,
-    in_chunks,
     leaves,
     make_call,
-    name,
-    over_dtypes,
-    over_family,
-    poisoned,  # noqa: F401
     quiet_call,
+    rebuilt,
     run,
     tie_call,
 )
+from tests.test_network import read, small
+from tests.test_ops import ADLIF, LATE_SOFT, in_chunks, over_dtypes, over_neurons, over_recurrent
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -60,11 +53,7 @@ def deterministic_products(monkeypatch):
 def to_gpu(call: tuple) -> tuple:
     """The same call, every tensor a leaf of its own on the GPU."""
 
-    def move(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor.detach().to(GPU).requires_grad_(tensor.requires_grad)
-
-    x_TBN, values, state, neuron, V_NN = call
-    return move(x_TBN), Values(*map(move, values)), State(*map(move, state)), neuron, move(V_NN)
+    return rebuilt(call, [leaf.detach().to(GPU).requires_grad_(leaf.requires_grad) for leaf in leaves(call)])
 
 
 def on_cpu(tensors: list[Tensor]) -> list[Tensor]:
@@ -88,16 +77,17 @@ def run_on_gpu(multi_step, call: tuple) -> tuple[list[Tensor], list[Tensor]]:
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (7, 3, 5), (33, 5, 700), (100, 32, 129)], ids=str)
 @over_dtypes
-@over_family
-def test_equals_reference(neuron, dtype, shape, poisoned):  # noqa: F811
+@over_neurons
+def test_equals_reference(neuron, dtype, shape, poisoned):
     assert_equal_on_both(make_call(neuron, shape, dtype))
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 3), (33, 5, 130)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-@over_family
-def test_recurrent_equals_reference(neuron, dtype, shape, poisoned):  # noqa: F811
-    call = make_call(neuron, shape, dtype, recurrent=True)
+@pytest.mark.parametrize("longest", [0, 3], ids=["", "delayed"])
+@over_recurrent
+def test_recurrent_equals_reference(neuron, longest, dtype, shape, poisoned):
+    call = make_call(neuron, shape, dtype, True, longest)
     outputs, gradients = run_on_gpu(on_gpu, call)
     expected_outputs, expected_gradients = run(reference.multi_step, call)
     assert torch.equal(outputs[0], expected_outputs[0])
@@ -105,14 +95,14 @@ def test_recurrent_equals_reference(neuron, dtype, shape, poisoned):  # noqa: F8
 
 
 @pytest.mark.parametrize("recurrent", [False, True], ids=["feedforward", "recurrent"])
-@pytest.mark.parametrize("neuron", FAMILY[::3], ids=name)
+@over_recurrent
 def test_exact_ties(neuron, recurrent):
     assert_equal_on_both(tie_call(neuron, recurrent))
 
 
 @pytest.mark.parametrize("recurrent", [False, True], ids=["feedforward", "recurrent"])
-def test_each_input_alone(recurrent, poisoned):  # noqa: F811
-    neuron = Dynamics(not recurrent, recurrent, THETA, "soft", True)
+def test_each_input_alone(recurrent, poisoned):
+    neuron = ADLIF if recurrent else LATE_SOFT
     for alone in range(len(leaves(make_call(neuron, (7, 3, 5), torch.float64, recurrent)))):
         call = make_call(neuron, (7, 3, 5), torch.float64, recurrent)
         for index, leaf in enumerate(leaves(call)):

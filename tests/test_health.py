@@ -70,14 +70,16 @@ def test_gradient_norms_are_those_before_clipping():
     )
 
 
-def test_learned_constants_are_time_constants():
+def test_learned_values_are_time_constants_and_couplings():
     constants = config.NeuronParams(tau_mem_steps=5, tau_syn_steps=7, theta=0.1)
     section = config.Network(layers=["6F"], neuron="CuAdLIF", neuron1=constants, neuron2=constants, tau_ada_steps=50)
-    found = health.learned_constants(Network(section, (5,), 3))
-    assert {name.partition("/")[2] for name in found} == {"tau_m", "tau_s", "tau_w", "a", "b"}
-    assert all(name.startswith("blocks.0.neurons/") for name in found)  # a CuLIF output learns none
+    found = Network(section, (5,), 3).learned(dt_ms=1.0)
+    assert found["blocks.0.neurons"].keys() == {"tau_m", "tau_s", "tau_w", "a", "b"}
+    assert found["output"] == {}  # a CuLIF output learns none
     for symbol, tau in (("tau_m", 5), ("tau_s", 7), ("tau_w", 50)):
-        torch.testing.assert_close(found[f"blocks.0.neurons/{symbol}"], torch.full((6,), float(tau)), rtol=1e-4, atol=0)
+        learned = found["blocks.0.neurons"][symbol]
+        torch.testing.assert_close(learned.value, torch.full((6,), float(tau)).double(), rtol=1e-4, atol=0)
+        assert learned.began == (tau, tau)
 
 
 @pytest.mark.usefixtures("shd_folder")

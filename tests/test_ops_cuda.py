@@ -14,40 +14,38 @@ from pathlib import Path
 import pytest
 import torch
 
-from snn.ops import fused
+from snn.ops import fused, reference
 from snn.ttfs import functional, kernels
-from tests.test_ops import (
-    CUADLIF,
-    FAMILY,
+from tests.make import (
+    DYNAMICS,
+    NEURONS,
     assert_close_gradients,
     assert_equal_to_reference,
+    assert_recurrent_equals_reference,
     make_call,
-    name,
-    over_dtypes,
-    over_family,
-    poisoned,  # noqa: F401
-    reference,
     run,
 )
 
 cuda = pytest.importorskip("snn.ops.cuda", reason="needs cupy")
 
 SHIM = Path(__file__).with_name("host_shim.h")
-REGISTERS = {torch.float32: 64, torch.float64: 96}
-# Four blocks, the last one of three threads.
-RAGGED = (9, 3, 129)
+REGISTERS = {torch.float32: 64, torch.float64: 128}
+# More than three blocks, the last one ragged.
+RAGGED = (19, 3, 129)
+over_dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
 
 
 @pytest.fixture(scope="module")
 def build(tmp_path_factory):
-    """The kernels of one variant of a file as a library on the CPU: no contraction, as on the GPU."""
+    """The kernels of one source text as a library on the CPU: no contraction, as on the GPU."""
 
     @cache
     def compiled(source: str, options: tuple[str, ...]) -> ctypes.CDLL:
-        library = tmp_path_factory.mktemp("kernels") / "kernels.so"
+        folder = tmp_path_factory.mktemp("kernels")
+        (folder / "kernels.cu").write_text(source, encoding="utf-8")
         command = ["g++", "-x", "c++", "-shared", "-fPIC", "-O1", "-ffp-contract=off", "-include", SHIM]
-        subprocess.run([*command, *options, cuda.KERNELS / source, "-o", library], check=True)
-        return ctypes.CDLL(str(library))
+        subprocess.run([*command, *options, folder / "kernels.cu", "-o", folder / "kernels.so"], check=True)
+        return ctypes.CDLL(str(folder / "kernels.so"))
 
     return compiled
 
@@ -57,13 +55,14 @@ def on_host(build, monkeypatch):
     """The launch replaced by a loop over blocks and threads; gives the names of the kernels that ran."""
     launched = []
 
-    def launch(source, kernel, options, tensors, scalars, threads):
+    def launch(source, kernel, tensors, scalars, threads):
         launched.append(kernel)
-        library = build(source, options)
+        dtype = tensors[0].dtype
+        library, block_size = build(source, cuda.options_of(dtype)), cuda.threads_of(dtype)
         pointers = [ctypes.c_void_p(None if tensor is None else tensor.data_ptr()) for tensor in tensors]
         scalars = [(ctypes.c_double if isinstance(scalar, float) else ctypes.c_longlong)(scalar) for scalar in scalars]
-        for block, thread in itertools.product(range(-(-threads // cuda.THREADS)), range(cuda.THREADS)):
-            library.place(block, thread, cuda.THREADS)
+        for block, thread in itertools.product(range(-(-threads // block_size)), range(block_size)):
+            library.place(block, thread, block_size)
             getattr(library, kernel)(*pointers, *scalars)
 
     monkeypatch.setattr(cuda, "launch", launch)
@@ -78,25 +77,22 @@ def multi_step(on_host):
 
 
 @over_dtypes
-@over_family
-def test_equals_reference(neuron, dtype, multi_step, poisoned):  # noqa: F811
+@pytest.mark.parametrize("neuron", DYNAMICS.values(), ids=DYNAMICS)
+def test_equals_reference(neuron, dtype, multi_step, poisoned):
     assert_equal_to_reference(multi_step, make_call(neuron, RAGGED, dtype))
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1), (9, 3, 129)], ids=str)
-@pytest.mark.parametrize("neuron", [n for n in FAMILY if n.reset == "hard"], ids=name)
-def test_recurrent_equals_reference(neuron, shape, multi_step, poisoned):  # noqa: F811
-    call = make_call(neuron, shape, torch.float64, recurrent=True)
-    outputs, gradients = run(multi_step, call)
-    expected_outputs, expected_gradients = run(reference.multi_step, call)
-    assert torch.equal(outputs[0], expected_outputs[0])
-    assert_close_gradients([*outputs, *gradients], [*expected_outputs, *expected_gradients])
+@pytest.mark.parametrize("longest", [0, 3], ids=["", "delayed"])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (19, 3, 129)], ids=str)
+@pytest.mark.parametrize("name", ["AdLIF", "CuLIF-soft-True", "SEAdLIF"])
+def test_recurrent_equals_reference(name, shape, longest, multi_step, poisoned):
+    assert_recurrent_equals_reference(multi_step, make_call(DYNAMICS[name], shape, torch.float64, True, longest))
 
 
 @pytest.mark.parametrize("recurrent", [False, True], ids=["feedforward", "recurrent"])
-def test_values_that_are_not_learned(recurrent, multi_step, poisoned):  # noqa: F811
-    call = make_call(CUADLIF, RAGGED, torch.float64, recurrent)
-    for value in call[1]:
+def test_values_that_are_not_learned(recurrent, multi_step, poisoned):
+    call = make_call(DYNAMICS["CuAdLIF"], RAGGED, torch.float64, recurrent)
+    for value in call[1].values():
         value.requires_grad_(False)
     assert_close_gradients(run(multi_step, call)[1], run(reference.multi_step, call)[1])
 
@@ -117,7 +113,7 @@ def test_ttfs_equals_plain_torch(dtype, T, clip, zero_drive_fires, on_host, monk
     S, A = torch.cat([S, last]), torch.cat([A, -T * last])
     t = torch.cat([T * TIMES, T * torch.rand(len(S) - len(TIMES), dtype=torch.float64)])
     x, t, g = torch.stack([S, A]).to(dtype), t.to(dtype)[None], torch.randn(1, len(S)).to(dtype)
-    assert len(S) % cuda.THREADS
+    assert len(S) % cuda.threads_of(dtype)
     steps = {
         "split": lambda: [functional._split(t, T)],
         "fire": lambda: functional._fire(x, T, zero_drive_fires),
@@ -135,28 +131,37 @@ def test_ttfs_equals_plain_torch(dtype, T, clip, zero_drive_fires, on_host, monk
     assert set(on_host) == set(steps)
 
 
+def learned_of(name: str) -> frozenset[str]:
+    return frozenset(value for value, declared in NEURONS[name].values_of().items() if declared.learned)
+
+
 @pytest.mark.parametrize(
     "architecture",
     ["90", "120", *(pytest.param(sm, marks=pytest.mark.slow) for sm in ("70", "75", "80", "86", "89", "100"))],
 )
 def test_every_variant_fits_the_registers(architecture):
+    def compile_for(source: str, dtype: torch.dtype) -> str:
+        return cuda.machine_code(source, architecture, cuda.options_of(dtype))[1]
+
     try:
-        _, report = cuda.machine_code("neuron.cu", architecture, cuda.defines(CUADLIF, torch.float32, True))
+        report = compile_for(cuda.file("ttfs.cu"), torch.float32)
     except cuda.CannotCompile as error:
         if "invalid value for --gpu-architecture" not in str(error):
             raise
         pytest.skip(f"this NVRTC does not know sm_{architecture}")
-    if "registers" not in report:
-        pytest.skip("this NVRTC (that of CUDA 13.0, for one) does not say how many registers it took")
-    variants = [
-        ("neuron.cu", dtype, cuda.defines(neuron, dtype, learned), 2)
-        for neuron, dtype, learned in itertools.product(FAMILY, REGISTERS, (False, True))
-    ]
-    variants += [("ttfs.cu", dtype, (cuda.real(dtype),), 4) for dtype in REGISTERS]
-    for source, dtype, options, number in variants:
-        _, report = cuda.machine_code(source, architecture, options)
-        registers = [int(number) for number in re.findall(r"Used (\d+) registers", report)]
-        spills = re.findall(r"(\d+) bytes spill", report)
-        assert len(registers) == number, report
-        assert max(registers) <= REGISTERS[dtype], report
-        assert set(spills) == {"0"}, report
+    says_registers = "registers" in report
+    sources = {
+        f"{name}, {sorted(learned)}": (cuda.source(neuron, learned), 2)
+        for name, neuron in DYNAMICS.items()
+        for learned in {frozenset(), learned_of(neuron.name)}
+    } | {"ttfs": (cuda.file("ttfs.cu"), 4)}
+    for (name, (source, number)), dtype in itertools.product(sources.items(), REGISTERS):
+        report = compile_for(source, dtype)
+        if says_registers:
+            registers = [int(found) for found in re.findall(r"Used (\d+) registers", report)]
+            spills = re.findall(r"(\d+) bytes spill", report)
+            assert len(registers) == number, report
+            assert max(registers) <= REGISTERS[dtype], f"{name}, {dtype}: {registers}"
+            assert set(spills) == {"0"}, f"{name}, {dtype}: {report}"
+    if not says_registers:
+        pytest.skip("all compiled; this NVRTC (that of CUDA 13.0, for one) does not say how many registers it took")

@@ -309,30 +309,30 @@ def test_learned_values_are_those_of_the_neurons():
     values = report.learned_values(network, dt_ms=10.0)
     assert set(values) == {"tau_m", "tau_w", "a", "b"}
     assert set(values["tau_m"]) == {"hidden 1", "hidden 2"}
-    assert values["tau_m"]["hidden 1"] == pytest.approx(50.0)  # 5 steps
-    assert values["tau_w"]["hidden 2"] == pytest.approx(1000.0, rel=1e-4)
-    assert values["a"]["hidden 1"] == pytest.approx(network.blocks[0].neurons.a.detach().numpy())
+    assert values["tau_m"]["hidden 1"].value.numpy() == pytest.approx(50.0)  # 5 steps
+    assert values["tau_w"]["hidden 2"].value.numpy() == pytest.approx(1000.0, rel=1e-4)
+    assert values["a"]["hidden 1"].value.numpy() == pytest.approx(network.blocks[0].neurons.a.detach().numpy())
 
 
-def test_learned_values_stand_beside_those_before_training():
-    """A vertical line at a time constant's only value; for a and b the height of a bar were all 40 equal."""
-    untrained = Network(small_config().network, (40,), 3)
-    initial = report.learned_values(untrained, dt_ms=10.0)
-    learned = {name: {layer: 0.5 * array for layer, array in layers.items()} for name, layers in initial.items()}
-    figure = report.draw_learned(learned, initial)
+def test_learned_values_stand_beside_where_they_began():
+    """A dotted line at a time constant's only value, and at the bounds of what a and b are drawn from."""
+    values = report.learned_values(Network(small_config().network, (40,), 3), dt_ms=10.0)
+    learned = {
+        name: {layer: one._replace(value=0.5 * one.value) for layer, one in layers.items()}
+        for name, layers in values.items()
+    }
+    figure = report.draw_learned(learned)
     lines = {
-        axis.get_xlabel(): [line for line in axis.lines if line.get_label() == "before training"]
+        axis.get_xlabel(): [line.get_xdata()[0] for line in axis.lines if line.get_label() == "before training"]
         for axis in figure.axes
     }
-    (tau,) = lines["membrane time constant (ms)"]
-    assert set(tau.get_xdata()) == {50.0}
+    assert lines["membrane time constant (ms)"] == [50.0]
     low, high = figure.axes[0].get_xlim()
     assert low < 25 < 50 < high
-    heights = {line.get_ydata()[0] for line in lines["adaptation to spikes, b"]}
-    assert heights == {array.size / 40 for array in initial["b"].values()}
+    assert lines["adaptation to spikes, b"] == [0.0, 1.0]
     assert "before training" in [text.get_text() for text in figure.legends[0].get_texts()]
     plt.close(figure)
-    rows = page.learned_table(learned, initial, report.VALUES).rows
+    rows = page.learned_table(learned).rows
     assert {row[:3] for row in rows} >= {("membrane time constant (ms)", "hidden 1", "50")}
     assert {row[2] for row in rows if row[0].endswith(", a")} == {"0 to 1"}
 

@@ -19,6 +19,8 @@ VARIANTS = [
     {},
     {"layers": ("16R", "12R"), "variant": "superspike", "neuron": "PCuLIF", "output_neuron": "CuLIF"},
     {"neuron": "CuAdLIF", "reset": "soft", "batch_norm": False, "layers": ("16R", "12F")},
+    {"neuron": "SEAdLIF", "layers": ("16FD5", "12RDR4"), "output_delay": "D3"},
+    {"layers": ("16FDS6", "12RDS3DR2"), "variant": "superspike", "output_delay": "DS4"},
 ]
 
 
@@ -182,8 +184,7 @@ def test_where_two_networks_part():
 def test_an_output_that_never_fires_leaves_it_to_the_potential(changes):
     network = trained(**changes)
     silent = copy.deepcopy(network)
-    silent.output.dynamics = copy.copy(network.output.dynamics)
-    object.__setattr__(silent.output.dynamics, "theta", 1e6)
+    silent.output.theta.fill_(1e6)
     s_TBN, h_TBN, _ = activity(silent.folded())
     assert not s_TBN.any()
     assert (h_TBN.amax(0).amax(-1) > 0).any()
@@ -194,7 +195,7 @@ def test_an_output_that_never_fires_leaves_it_to_the_potential(changes):
 
 def test_the_highest_of_negative_potentials():
     network = trained(neuron="AdLIF", output_neuron="AdLIF")
-    object.__setattr__(network.output.dynamics, "theta", 1e6)
+    network.output.theta.fill_(1e6)
     with torch.no_grad():
         network.readout.weight.copy_(-1 - torch.arange(4.0).flip(0).view(-1, 1).expand(4, 12))
         for block in network.blocks:

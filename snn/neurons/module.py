@@ -172,7 +172,7 @@ class SpikingNeuron(MemoryModule):
         for name, tensor in self.values().items():
             if (value := self._values[name]).learned:
                 began = value.began(self._initial[name], dt_ms)
-                found[value.word(name)] = Learned(value.title, value.unit, value.shown(tensor, dt_ms), began)
+                found[value.word(name)] = Learned(value.title, value.unit, value.shown(tensor.detach(), dt_ms), began)
         if self.delays is not None:
             found["delay_recurrent"] = self.delays.learned(dt_ms)
         return found

@@ -6,6 +6,7 @@ same for all neurons stands in a frame around it: `kernels/neuron.py` and `kerne
 
 import argparse
 import keyword
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -276,8 +277,10 @@ def cuda(neuron: Dynamics, learned: frozenset[str]) -> str:
         fields = list(fields)
         return f"struct {title} {{ {'real ' + ', '.join(fields) + ';' if fields else ''} }};"
 
-    def opened(symbols: Iterable[Symbol], source: str) -> list[str]:
-        return [f"const real {text.names[s]} = {source}.{text.names[s]};" for s in symbols]
+    def opened(symbols: Iterable[Symbol], source: str, lines: Iterable[str]) -> list[str]:
+        """Those of the fields that the lines read."""
+        read = set(re.findall(r"\w+", " ".join(lines)))
+        return [f"const real {text.names[s]} = {source}.{text.names[s]};" for s in symbols if text.names[s] in read]
 
     def named(symbol: Symbol | None) -> str:
         return "real(0)" if symbol is None else text.operand(symbol, False)
@@ -294,6 +297,8 @@ def cuda(neuron: Dynamics, learned: frozenset[str]) -> str:
     after = [f"state.{name} = {named(s)};" for name, s in zip(state_names, step.after, strict=True)]
     summed = [f"sums[{k}] += {named(step.g_values[name])};" for k, name in enumerate(order)]
     g_after = [f"gstate.{name} = {named(g)};" for name, g in zip(state_names, step.g_states, strict=True)]
+
+    read = [*forward, *after, named(step.potential), named(step.spike)]
 
     def each(what: str) -> str:
         return "\n".join(f"    {what.format(k=k, name=name)}" for k, name in enumerate(state_names))
@@ -331,7 +336,8 @@ __device__ inline void remember(real* kept, long long stride, const State& state
 
 // One step: the spike; potential and states are written.
 __device__ inline real step(real {x}, State& state, const Values& values, real& potential) {{
-{body([*opened(states, "state"), *opened(values, "values"), *forward, *after, f"potential = {named(step.potential)};"])}
+{body([*opened(states, "state", read), *opened(values, "values", read), *forward, *after])}
+    potential = {named(step.potential)};
     return {named(step.spike)};
 }}
 
@@ -339,7 +345,7 @@ __device__ inline real step(real {x}, State& state, const Values& values, real& 
 __device__ inline real backward_step(
     real {x}, const real* kept, long long stride, const Values& values, real gs, real gh, State& gstate, real* sums) {{
 {body(f"const real {text.names[s]} = kept[{k} * stride];" for k, s in enumerate(recalled))}
-{body(opened(values, "values"))}
+{body(opened(values, "values", [*backward, *summed, *g_after]))}
 {body(f"const real {g} = gstate.{name};" for g, name in zip(gradients[2:], state_names, strict=True))}
 {body([*backward, *summed, *g_after])}
     return {named(step.g_x)};

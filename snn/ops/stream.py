@@ -12,11 +12,20 @@ import numpy as np
 
 from snn.events import step_of
 from snn.ops import cpu
-from snn.ops.compiled import inlined, kernel, printed
-from snn.ops.cpu import STRIDE, TILE, add_rows
-from snn.ops.lanes import LANES, load_part, lowest, unlike
+from snn.ops.compiled import kernel, printed
+from snn.ops.cpu import STRIDE, TILE
 from snn.ops.reference import Dynamics
+
+IMPORTS = """import numpy as np
+
+from snn.ops.compiled import inlined, kernel
+from snn.ops.cpu import TILE, add_rows
+from snn.ops.lanes import LANES, load_part, lowest, unlike
 from snn.ops.sparse import product_rows
+from snn.ops.stream import (
+    DECIDED, DUE, ENTRIES, EVENTS, FED, H, LABEL, PEAK, PEAK_DUE, S, STEP, SYNAPTIC, X
+)
+"""
 
 # What is counted along the way, places in `tally`.
 STEP, ENTRIES, EVENTS, SYNAPTIC, DECIDED, LABEL, COUNTERS = range(7)
@@ -41,6 +50,10 @@ class Layer(NamedTuple):
     past_DN: np.ndarray | None  # its last outputs, that of step t in row t mod D
     picked: np.ndarray  # (N,) room
     offsets: np.ndarray  # (2,): one row of entries
+    late_inputs: (
+        tuple | None
+    )  # delays of inputs in steps, (C,); entries due in the next D steps: channels, counts, number
+    late_synapses: tuple | None  # delays and weights of synapses, (C, N); sums due in the next D steps, (D, N)
     spike_first: bool
     is_output: Literal[True] | None
 
@@ -50,8 +63,13 @@ class Layer(NamedTuple):
         self.scratch.reshape(tiles, -1, STRIDE)[:, first_state_row:] = 0
         self.rows[:] = 0
         self.rows[PEAK] = -np.inf
-        if self.past_DN is not None:
-            self.past_DN[:] = 0
+        for waiting in (
+            self.past_DN,
+            self.late_inputs and self.late_inputs[-1],
+            self.late_synapses and self.late_synapses[-1],
+        ):
+            if waiting is not None:
+                waiting[:] = 0
 
 
 def new_scratch(neuron: Dynamics, values_PN: np.ndarray) -> np.ndarray:
@@ -68,15 +86,14 @@ def new_scratch(neuron: Dynamics, values_PN: np.ndarray) -> np.ndarray:
 @cache
 def kernels(neurons: tuple[Dynamics, ...]) -> ModuleType:
     """The compiled loop over the steps of a network with layers of these neurons."""
-    modules = [cpu.kernels(neuron).__name__ for neuron in neurons]
-    steps = "\n".join(f'steps_{k} = sys.modules["{module}"].forward_steps' for k, module in enumerate(modules))
-    layers = "\n".join(
-        f"    number = run_layer(steps_{k}, tally, channels, counts, number, *layers[{k}])\n    spikes[{k}] += number"
-        for k in range(len(neurons))
-    )
-    frame = (cpu.printer.KERNELS / "stream.py").read_text(encoding="utf-8")
-    imports = "import sys\n\nfrom snn.ops.compiled import inlined, kernel\nfrom snn.ops.stream import *\n"
-    return printed("stream", f"{imports}\n{steps}\n\n{frame.replace('    # LAYERS', layers)}")
+    layer, rest = (cpu.printer.KERNELS / "stream.py").read_text(encoding="utf-8").split("# ALL LAYERS\n")
+    text = "import sys\n\n" + IMPORTS
+    calls = []
+    for k, neuron in enumerate(neurons):
+        text += f'\nsteps_{k} = sys.modules["{cpu.kernels(neuron).__name__}"].forward_steps\n'
+        text += layer.replace("_K(", f"_{k}(")
+        calls += [f"number = run_layer_{k}(tally, channels, counts, number, *layers[{k}])", f"spikes[{k}] += number"]
+    return printed("stream", text + rest.replace("# EACH LAYER", "\n    ".join(calls)))
 
 
 @kernel
@@ -84,55 +101,3 @@ def steps_of(times, ticks_per_second, dt_ms, T, steps):
     """steps[e] = the step of event e, counted from 0; T for one past the window."""
     for e in range(len(times)):
         steps[e] = step_of(times[e], ticks_per_second, dt_ms, T)
-
-
-@inlined
-def run_layer(
-    steps, tally, channels, counts, number, scratch, rows, W_SCL, bias_N, VT_NN, whole_N, past_DN, picked, offsets,
-    spike_first, is_output,
-):  # fmt: skip
-    """One step of a `Layer`. Its entries come in and its spikes go out in `channels` and `counts`: how many."""
-    x, s, h = rows[X, 0], rows[S, 0], rows[H, 0]
-    N = len(x)
-    offsets[1] = number
-    product_rows(offsets, channels, counts, W_SCL, rows[X], 0, 1)
-    tally[SYNAPTIC] += number * N
-    if bias_N is not None:
-        for j in range(N):
-            x[j] += bias_N[j]
-    if VT_NN is not None:  # s still holds the spikes of the step before
-        fed = rows[FED, 0]
-        fed[:] = 0
-        if whole_N is not None:
-            for n in range(N):
-                s[n] = past_DN[(tally[STEP] - 1 - whole_N[n]) % len(past_DN), n]
-        tally[SYNAPTIC] += N * add_rows(fed, s, VT_NN, picked)
-        for j in range(N):
-            x[j] += fed[j]
-    size_of_tile = len(scratch) // -(-N // TILE)
-    for k in range(0, N, TILE):
-        at, width = k // TILE * size_of_tile, min(TILE, N - k)
-        steps(rows[X], None, rows[S], rows[H], None, scratch, at, k, width, 0, 1, False)
-    if spike_first:
-        due, peak_due = rows[DUE, 0], rows[PEAK_DUE, 0]
-        for j in range(N):
-            s[j], due[j] = due[j], s[j]
-            h[j], peak_due[j] = peak_due[j], h[j]
-    if whole_N is not None:
-        past_DN[tally[STEP] % len(past_DN)] = s
-    if is_output is not None:
-        peak = rows[PEAK, 0]
-        for j in range(N):
-            peak[j] = max(peak[j], h[j])
-    number = 0
-    for first in range(0, N, LANES):
-        fired = unlike(load_part(s, first, N - first, LANES), 0)
-        while fired:
-            channels[number] = first + lowest(fired)
-            counts[number] = s[channels[number]]
-            number += 1
-            fired &= fired - np.uint64(1)
-    return number
-
-
-__all__ = ["DECIDED", "ENTRIES", "EVENTS", "LABEL", "STEP", "run_layer"]

@@ -1,4 +1,79 @@
-# The loop over the steps of a stream. In place of LAYERS, snn/ops/stream.py writes a line for each layer of a network.
+# The loop over the steps of a stream: this function once for each layer K, with its neuron's steps, then the rest.
+
+
+@inlined
+def run_layer_K(
+    tally, channels, counts, number, scratch, rows, W_SCL, bias_N, VT_NN, whole_N, past_DN, picked, offsets,
+    late_inputs, late_synapses, spike_first, is_output,
+):  # fmt: skip
+    """One step of a `Layer`. Its entries come in and its spikes go out in `channels` and `counts`: how many."""
+    x, s, h = rows[X, 0], rows[S, 0], rows[H, 0]
+    N = len(x)
+    if late_inputs is not None:  # those of this step leave for later ones, and those that are due come in
+        whole_C, channels_DC, counts_DC, numbers_D = late_inputs
+        D = len(numbers_D)
+        for e in range(number):
+            due = (tally[STEP] + whole_C[channels[e]]) % D
+            channels_DC[due, numbers_D[due]] = channels[e]
+            counts_DC[due, numbers_D[due]] = counts[e]
+            numbers_D[due] += 1
+        now = tally[STEP] % D
+        number = numbers_D[now]
+        channels[:number] = channels_DC[now, :number]
+        counts[:number] = counts_DC[now, :number]
+        numbers_D[now] = 0
+    if late_synapses is not None:
+        whole_CN, W_CN, sums_DN = late_synapses
+        D = len(sums_DN)
+        for e in range(number):
+            c = channels[e]
+            for n in range(N):
+                sums_DN[(tally[STEP] + whole_CN[c, n]) % D, n] += counts[e] * W_CN[c, n]
+        x[:] = sums_DN[tally[STEP] % D]
+        sums_DN[tally[STEP] % D] = 0
+    else:
+        offsets[1] = number
+        product_rows(offsets, channels, counts, W_SCL, rows[X], 0, 1)
+    tally[SYNAPTIC] += number * N
+    if bias_N is not None:
+        for j in range(N):
+            x[j] += bias_N[j]
+    if VT_NN is not None:  # s still holds the spikes of the step before
+        fed = rows[FED, 0]
+        fed[:] = 0
+        if whole_N is not None:
+            for n in range(N):
+                s[n] = past_DN[(tally[STEP] - 1 - whole_N[n]) % len(past_DN), n]
+        tally[SYNAPTIC] += N * add_rows(fed, s, VT_NN, picked)
+        for j in range(N):
+            x[j] += fed[j]
+    size_of_tile = len(scratch) // -(-N // TILE)
+    for k in range(0, N, TILE):
+        at, width = k // TILE * size_of_tile, min(TILE, N - k)
+        steps_K(rows[X], None, rows[S], rows[H], None, scratch, at, k, width, 0, 1, False)
+    if spike_first:
+        s_due, peak_due = rows[DUE, 0], rows[PEAK_DUE, 0]
+        for j in range(N):
+            s[j], s_due[j] = s_due[j], s[j]
+            h[j], peak_due[j] = peak_due[j], h[j]
+    if whole_N is not None:
+        past_DN[tally[STEP] % len(past_DN)] = s
+    if is_output is not None:
+        peak = rows[PEAK, 0]
+        for j in range(N):
+            peak[j] = max(peak[j], h[j])
+    number = 0
+    for first in range(0, N, LANES):
+        fired = unlike(load_part(s, first, N - first, LANES), 0)
+        while fired:
+            channels[number] = first + lowest(fired)
+            counts[number] = s[channels[number]]
+            number += 1
+            fired &= fired - np.uint64(1)
+    return number
+
+
+# ALL LAYERS
 
 
 @inlined
@@ -9,7 +84,7 @@ def run_step(layers, channels, counts, entry_of_channel, tally, spikes, output_c
         entry_of_channel[channels[k]] = -1
     tally[ENTRIES] = 0
     tally[STEP] += 1
-    # LAYERS
+    # EACH LAYER
     for k in range(number):
         output_counts[channels[k]] += 1
     if number > 0 and tally[DECIDED] == 0:

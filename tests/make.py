@@ -10,13 +10,11 @@ from snn.ops import Dynamics, Feedback, reference
 # Largest difference of a gradient, relative to its largest entry. Spikes, h and states must be equal.
 TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-12}
 THETA = 0.25
-FIRING = ({}, {"reset": "soft"}, {"spike_first": True}, {"reset": "soft", "spike_first": True})
-# All neurons as they are, and the paper's in all ways to fire. Neurons that only differ in what is learned are one.
+# All neurons as they are, and the paper's in other ways to fire. Neurons that only differ in what is learned are one.
 DYNAMICS = {name: neuron.dynamics_of() for name, neuron in NEURONS.items() if name not in ("PCuLIF", "PLIF")}
 DYNAMICS |= {
-    "-".join((name, *(str(value) for value in firing.values()))): NEURONS[name].dynamics_of(**firing)
-    for name in ("CuLIF", "CuAdLIF")
-    for firing in FIRING[1:]
+    "-".join((name, *firing)): NEURONS[name].dynamics_of("soft" if "soft" in firing else "hard", "late" in firing)
+    for name, firing in (("CuLIF", ("soft", "late")), ("AdLIF", ("late",)), ("CuAdLIF", ("soft",)))
 }
 
 

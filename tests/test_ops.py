@@ -34,12 +34,12 @@ from tests.make import (
 
 TIE = 1e-5  # recurrent sums differ in order: so close to the threshold a spike may flip
 ADLIF, CULIF, CUADLIF, LIF = (DYNAMICS[name] for name in ("AdLIF", "CuLIF", "CuAdLIF", "LIF"))
-LATE_SOFT = DYNAMICS["CuLIF-soft-True"]
+LATE_SOFT = DYNAMICS["CuLIF-soft-late"]
 
 over_neurons = pytest.mark.parametrize("neuron", DYNAMICS.values(), ids=DYNAMICS)
 over_dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
 # What is fed back is the same code for all; each variant is compiled, so a few stand for them.
-over_recurrent = pytest.mark.parametrize("neuron", [ADLIF, LATE_SOFT], ids=["AdLIF", "CuLIF-soft-first"])
+over_recurrent = pytest.mark.parametrize("neuron", [ADLIF, LATE_SOFT], ids=["AdLIF", "CuLIF-soft-late"])
 on_cpu = partial(ops.multi_step, backend="cpu")
 
 
@@ -156,7 +156,8 @@ def test_recurrent_gradients_in_float32(poisoned):
 
 def test_a_delay_of_whole_steps_is_a_later_output():
     """Of all outputs alike: the layer sees at step n what it gave at step n - 3."""
-    x_TBN, values, _, neuron, feedback = make_call(LIF, (9, 2, 4), torch.float64, recurrent=True)
+    x_TBN, values, _, neuron, feedback = make_call(LIF, (30, 2, 4), torch.float64, recurrent=True)
+    x_TBN = 3 * x_TBN
     late = Feedback(feedback.V_NN, torch.full((4,), 2.0, dtype=torch.float64), 4)
     y_TBN, _, _ = on_cpu(x_TBN, values, {}, neuron, late)
     outputs, state = [], {}
@@ -382,7 +383,7 @@ def bad_calls():
     yield "steps, samples, neurons", (x_TBN[0], values, state, neuron, feedback), {}
     yield "none of them zero", (x_TBN[:0], values, state, neuron, feedback), {}
     yield "float32 or float64", (x_TBN.half(), values, state, neuron, feedback), {}
-    yield "lam_s is missing", (x_TBN, {"lam_m": values["lam_m"]}, state, neuron, feedback), {}
+    yield "lam_s is missing", (x_TBN, {name: values[name] for name in ("theta", "lam_m")}, state, neuron, feedback), {}
     yield "a is not a value", (x_TBN, values | {"a": values["lam_m"]}, state, neuron, feedback), {}
     yield "w is not a state", (x_TBN, values, state | {"w": state["v"]}, neuron, feedback), {}
     yield "lam_m must be", (x_TBN, values | {"lam_m": torch.ones(2)}, state, neuron, feedback), {}

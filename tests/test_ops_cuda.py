@@ -84,7 +84,7 @@ def test_equals_reference(neuron, dtype, multi_step, poisoned):
 
 @pytest.mark.parametrize("longest", [0, 3], ids=["", "delayed"])
 @pytest.mark.parametrize("shape", [(1, 1, 1), (19, 3, 129)], ids=str)
-@pytest.mark.parametrize("name", ["AdLIF", "CuLIF-soft-True", "SEAdLIF"])
+@pytest.mark.parametrize("name", ["AdLIF", "CuLIF-soft-late", "SEAdLIF"])
 def test_recurrent_equals_reference(name, shape, longest, multi_step, poisoned):
     assert_recurrent_equals_reference(multi_step, make_call(DYNAMICS[name], shape, torch.float64, True, longest))
 

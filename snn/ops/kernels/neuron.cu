@@ -7,13 +7,13 @@
 // Tensors are (T, M), states and marks (S, M), values (P, N). A load takes hundreds of cycles, a step of the neuron a few
 // dozen, and few columns hide little of it from each other. So what the next steps need is loaded together.
 
-// So many blocks at once on a multiprocessor, which bounds the registers of a thread.
-#define BLOCKS(of_float, of_double) __launch_bounds__(THREADS, sizeof(real) == 4 ? of_float : of_double)
+// Eight blocks at once on a multiprocessor leave a thread 64 registers; in double precision, with half the threads, 128.
+#define BLOCKS __launch_bounds__(THREADS, 8)
 
-constexpr int AHEAD = 32 / sizeof(real), BACK_AHEAD = 16 / sizeof(real);  // steps; more would cost registers
+constexpr int AHEAD = 32 / sizeof(real), BACK_AHEAD = (R < 3 ? 16 : 8) / sizeof(real);  // steps; more cost registers
 
 // h may be null, and marks: the states after each SEGMENT steps, (C, S, M). States are updated in place.
-extern "C" __global__ void BLOCKS(8, 8) forward(
+extern "C" __global__ void BLOCKS forward(
     const real* __restrict__ x, real* __restrict__ s, real* __restrict__ h, real* __restrict__ marks,
     real* __restrict__ states, const real* __restrict__ values_PN,
     long long T, long long begin, long long end, long long M, long long N)
@@ -50,7 +50,7 @@ extern "C" __global__ void BLOCKS(8, 8) forward(
 // Steps end - 1 ... begin. gh may be null. gstates are updated in place, from those after step `end` to those before
 // `begin`; sums: (Q, M), added to where end is not T. kept: null, or (SEGMENT, R, M) for a recurrent layer, whose launches
 // take one step each: what the steps of a segment read is computed by the first of them.
-extern "C" __global__ void BLOCKS(8, 8) backward(
+extern "C" __global__ void BLOCKS backward(
     const real* __restrict__ gs, const real* __restrict__ gh, const real* __restrict__ x, real* __restrict__ gx,
     const real* __restrict__ marks, const real* __restrict__ states, real* __restrict__ gstates,
     real* __restrict__ sums_QM, real* kept, const real* __restrict__ values_PN,

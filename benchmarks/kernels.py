@@ -4,8 +4,9 @@
 
 All contenders take turns within each round; the table shows medians. A turn is one call that is not timed and one that
 is, so that nobody pays for what the one before left behind: cold caches, and threads that look for work for a while
-before they sleep (JAX's do). The floor is a copy that moves as many bytes as the layer must: x, y, h forward and gy, h,
-x, gx backward, once each. Peers are optional (benchmarks/requirements.txt).
+before they sleep (JAX's do). The floor is a copy that moves as many bytes as the layer must: x and y forward, x, gy and
+gx backward, once each, and the marks of states twice. Peers are optional (benchmarks/requirements.txt). `--before FOLDER`
+takes turns with the kernels of another checkout, in a process of its own, for instance of the commit before a change.
 
 `--device cuda` measures the cupy backend with CUDA events, the calls from Python included, as a training loop sees it,
 and beside it how long the GPU itself is at work. That is what counts where it, not Python, takes the time: in large
@@ -31,8 +32,8 @@ from torch.profiler import ProfilerActivity, profile
 from snn import ops
 from snn.machine import processor
 from snn.memory import keep_freed_memory
-from snn.ops import Dynamics, State, Values
-from snn.ops.reference import SURROGATE_SLOPE
+from snn.neurons import NEURONS
+from snn.ops.printer import segment
 
 try:
     import jax
@@ -43,71 +44,108 @@ except ModuleNotFoundError:
 THETA = 0.25
 SHAPE = (100, 128, 256)  # T, B, N
 LARGE_SHAPE = (100, 1024, 512)
-KINDS = {  # AdLIF and CuAdLIF learn their values, as in configs/; so does CuLIF here, to be comparable
-    "CuLIF": Dynamics(current=True, adaptation=False, theta=THETA),
-    "AdLIF": Dynamics(current=False, adaptation=True, theta=THETA),
-    "CuAdLIF": Dynamics(current=True, adaptation=True, theta=THETA),
-}
-MOVED_TENSORS = 7
+PEERS = ("CuLIF", "AdLIF", "CuAdLIF")  # neurons that peers are compared with
+KINDS = {name: neuron.dynamics_of() for name, neuron in NEURONS.items() if name not in ("PCuLIF", "PLIF")}
+VALUES = {"theta": THETA, "lam_m": 0.85, "lam_s": 0.85, "lam_w": 0.98, "omega": 7.0, "b": 0.3, "a": 0.3, "delta": 0.01}
 DECADES = range(3, 9)  # neuron-steps of the scaling curves: 1 k to 100 M
 
 Step = Callable[[], object]  # one forward and backward
 
 
-def make_values(neuron: Dynamics, N: int, device: str) -> Values:
-    def full(value: float) -> Tensor:
-        return torch.full((N,), value, device=device, requires_grad=True)
+def make_values(name: str, N: int, device: str) -> dict[str, Tensor]:
+    """All but θ are learned, as in configs/; so are those of CuLIF and LIF here, to be comparable."""
+    names = KINDS[name].values
+    fixed = {value for value, declared in NEURONS[name].values_of().items() if declared.initial in ("theta", 0.01, 0.9)}
+    return {
+        value: torch.full((N,), VALUES.get(value, 0.5), device=device, requires_grad=value not in fixed)
+        for value in names
+    }
 
-    lam_s = full(0.85) if neuron.current else None
-    return Values(full(0.85), lam_s, *((full(0.98), full(0.3), full(0.3)) if neuron.adaptation else ()))
 
-
-def ours(neuron: Dynamics, shape: tuple, device: str, backend: str) -> Step:
+def ours(name: str, shape: tuple, device: str, backend: str) -> Step:
     x_TBN, gy_TBN = torch.randn(shape, device=device, requires_grad=True), torch.randn(shape, device=device)
-    values = make_values(neuron, shape[-1], device)
-    inputs = [x_TBN, *(value for value in values if value is not None)]
+    values = make_values(name, shape[-1], device)
+    inputs = [x_TBN, *(value for value in values.values() if value.requires_grad)]
 
     def step() -> None:
-        y_TBN, _, _ = ops.multi_step(x_TBN, values, State(), neuron, backend=backend, want_h=False)
+        y_TBN, _, _ = ops.multi_step(x_TBN, values, {}, KINDS[name], backend=backend, want_h=False)
         torch.autograd.grad(y_TBN, inputs, gy_TBN)
 
     return step
 
 
-def copy_of_as_many_bytes(shape: tuple, device: str) -> Step:
-    source = torch.zeros(MOVED_TENSORS * torch.Size(shape).numel() // 2, device=device)
+def moved_numbers(name: str, shape: tuple) -> float:
+    """Numbers that a forward and backward must move."""
+    neuron = KINDS[name]
+    return (5 + 2 * len(neuron.states) / segment(neuron)) * torch.Size(shape).numel()
+
+
+BEFORE = """
+import sys, time
+from benchmarks.kernels import KINDS, ours
+from snn.memory import keep_freed_memory
+keep_freed_memory()
+try:
+    step = ours(KINDS[sys.argv[1]], eval(sys.argv[2]), "cpu", "cpu")
+except (AttributeError, KeyError, TypeError):
+    step = ours(sys.argv[1], eval(sys.argv[2]), "cpu", "cpu")
+for line in sys.stdin:
+    step()
+    begin = time.perf_counter()
+    step()
+    print(time.perf_counter() - begin, flush=True)
+"""
+
+
+def before(folder: Path, name: str, shape: tuple) -> Step:
+    """The same step in another checkout; its call gives the milliseconds that it took there."""
+    command = [sys.executable, "-c", BEFORE, name, repr(tuple(shape))]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    child = subprocess.Popen(command, cwd=folder, env=os.environ | {"PYTHONPATH": str(folder)}, **pipes)
+
+    def step() -> float:
+        child.stdin.write("\n")
+        child.stdin.flush()
+        return 1e3 * float(child.stdout.readline())
+
+    return step
+
+
+def copy_of_as_many_bytes(name: str, shape: tuple, device: str) -> Step:
+    source = torch.zeros(int(moved_numbers(name, shape) / 2), device=device)
     target = torch.zeros_like(source)
     return lambda: target.copy_(source)
 
 
-def jax_scan(neuron: Dynamics, shape: tuple) -> Step:
-    """The equations of `snn.ops.reference` as a jitted scan; gradients of x and of every value."""
+def jax_scan(name: str, shape: tuple) -> Step:
+    """The equations of the neuron as a jitted scan; gradients of x and of every value."""
+    has_current, adapts = name.startswith("Cu"), "Ad" in name
 
     @jax.custom_vjp
     def spike(u):
         return (u >= 0).astype(u.dtype)
 
-    spike.defvjp(lambda u: (spike(u), u), lambda u, g: (g / (1 + SURROGATE_SLOPE * jnp.abs(u)) ** 2,))
+    spike.defvjp(lambda u: (spike(u), u), lambda u, g: (g / (1 + 5 * jnp.abs(u)) ** 2,))
 
     def run(x_TBN, values):
         def single_step(state, x_BN):
             v, i, w, z = state
-            drive = i if neuron.current else x_BN
-            if neuron.adaptation:
+            drive = i if has_current else x_BN
+            if adapts:
                 drive = drive - w
             h = values["lam_m"] * v + (1 - values["lam_m"]) * drive
             s = spike(h - THETA)
             v = (1 - jax.lax.stop_gradient(s)) * h
-            if neuron.current:
+            if has_current:
                 i = values["lam_s"] * i + x_BN
-            if neuron.adaptation:
+            if adapts:
                 w, z = values["lam_w"] * w + z, values["a"] * h + values["b"] * s
             return (v, i, w, z), s
 
         return jax.lax.scan(single_step, (jnp.zeros(shape[1:]),) * 4, x_TBN)[1]
 
-    values = make_values(neuron, shape[-1], "cpu")._asdict()
-    values = {name: jnp.asarray(value.detach().numpy()) for name, value in values.items() if value is not None}
+    values = make_values(name, shape[-1], "cpu")
+    values = {name: jnp.asarray(value.detach().numpy()) for name, value in values.items()}
     x_TBN, gy_TBN = (jnp.asarray(torch.randn(shape).numpy()) for _ in range(2))
     gradient = jax.jit(jax.grad(lambda *inputs: (run(*inputs) * gy_TBN).sum(), argnums=(0, 1)))
     return lambda: jax.block_until_ready(gradient(x_TBN, values))
@@ -128,17 +166,18 @@ def spikingjelly_node(node: str, shape: tuple, device: str) -> Step:
     return step
 
 
-def contenders(neuron: Dynamics, shape: tuple, device: str) -> dict[str, Step]:
+def contenders(name: str, shape: tuple, device: str, earlier: Path | None) -> dict[str, Step]:
     fused = "cupy" if device == "cuda" else "cpu"
-    steps = {
-        fused: ours(neuron, shape, device, fused),
-        "torch reference": ours(neuron, shape, device, "torch"),
-        "copy": copy_of_as_many_bytes(shape, device),
-    }
+    steps = {fused: ours(name, shape, device, fused), "copy": copy_of_as_many_bytes(name, shape, device)}
+    if name not in PEERS:
+        return steps
+    if earlier:
+        steps["before"] = before(earlier, name, shape)
+    steps["torch reference"] = ours(name, shape, device, "torch")
     for node in ("LIFNode", "CUBALIFNode"):
         steps[f"SpikingJelly {node}"] = spikingjelly_node(node, shape, device)
     if jax:
-        steps["JAX scan"] = jax_scan(neuron, shape)
+        steps["JAX scan"] = jax_scan(name, shape)
     return steps
 
 
@@ -159,7 +198,8 @@ def medians(steps: dict[str, Step], rounds: int, device: str) -> dict[str, float
     """Milliseconds; the first round warms up, the others count."""
 
     def turn(step: Step) -> float:
-        step()
+        if isinstance(elsewhere := step(), float):  # of another process, which has measured it
+            return elsewhere
         return milliseconds(step, device)
 
     times = [{name: turn(step) for name, step in steps.items()} for _ in range(rounds + 1)]
@@ -185,11 +225,21 @@ def scaling(device: str) -> list[dict]:
         for decade in DECADES:
             shape = [10, 10, 10]
             shape[axis] = 10 ** (decade - 2)
-            step = ours(KINDS["AdLIF"], tuple(shape), device, backend)
+            step = ours("AdLIF", tuple(shape), device, backend)
             step()
             rounds = 20 if decade < 7 else 3
             ms = statistics.median(milliseconds(step, device) for _ in range(rounds))
             rows.append({"grows": letter, "neuron_steps": 10**decade, "ms": ms})
+    return rows
+
+
+def narrow(rounds: int = 3) -> list[dict]:
+    """Long recordings of a thousand columns beside as many neuron-steps in a wide array, in turns."""
+    rows = []
+    for T in (10_000, 100_000):
+        shapes = {"narrow": (T, 10, 100), "wide": (100, T // 100 * 10, 100)}
+        steps = {name: ours("AdLIF", shape, "cpu", "cpu") for name, shape in shapes.items()}
+        rows.append({"T": T, **medians(steps, rounds, "cpu")})
     return rows
 
 
@@ -201,8 +251,8 @@ def high_water_megabytes() -> float:
 
 def peak_megabytes(backend: str) -> float:
     """Memory that a forward and backward adds to a process that has run a small one."""
-    ours(KINDS["AdLIF"], (10, 2, 8), "cpu", backend)()
-    step = ours(KINDS["AdLIF"], SHAPE, "cpu", backend)
+    ours("AdLIF", (10, 2, 8), "cpu", backend)()
+    step = ours("AdLIF", SHAPE, "cpu", backend)
     before = high_water_megabytes()
     step()
     return high_water_megabytes() - before
@@ -231,6 +281,9 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="draw the scaling curves here")
     parser.add_argument("--rounds", type=int, default=15, help="timed rounds (15)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to measure (cpu)")
+    parser.add_argument(
+        "--before", type=Path, metavar="FOLDER", help="a checkout of an earlier commit to take turns with"
+    )
     parser.add_argument("--peak", choices=("cpu", "torch"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     keep_freed_memory()  # as train.py does; it helps every contender
@@ -248,9 +301,9 @@ def main() -> None:
     }
     fused = "cupy" if on_gpu else "cpu"
     print(f"forward + backward, T·B·N = {SHAPE}, float32, {result['device']}, {result['threads']} threads")
-    moved = MOVED_TENSORS * torch.Size(SHAPE).numel() * 4
-    for kind, neuron in KINDS.items():
-        steps = contenders(neuron, SHAPE, device)
+    for kind in KINDS:
+        moved = 4 * moved_numbers(kind, SHAPE)
+        steps = contenders(kind, SHAPE, device, arguments.before)
         times = medians(steps, arguments.rounds, device)
         result["milliseconds"][kind] = times
         print(f"{kind}: {moved / times[fused] / 1e6:.1f} GB/s, a copy {moved / times['copy'] / 1e6:.1f} GB/s")
@@ -263,12 +316,12 @@ def main() -> None:
             large = {
                 name: busy_milliseconds(step)
                 for name, step in (
-                    (fused, ours(neuron, LARGE_SHAPE, device, fused)),
-                    ("copy", copy_of_as_many_bytes(LARGE_SHAPE, device)),
+                    (fused, ours(kind, LARGE_SHAPE, device, fused)),
+                    ("copy", copy_of_as_many_bytes(kind, LARGE_SHAPE, device)),
                 )
             }
             result.setdefault("busy_milliseconds_large", {})[kind] = large
-            gigabytes = MOVED_TENSORS * torch.Size(LARGE_SHAPE).numel() * 4 / 1e9
+            gigabytes = 4 * moved_numbers(kind, LARGE_SHAPE) / 1e9
             rates = ", ".join(f"{name} {ms:.3f} ms, {1e3 * gigabytes / ms:.0f} GB/s" for name, ms in large.items())
             print(f"  {LARGE_SHAPE}, the GPU at work: {rates}")
     result["scaling"] = scaling(device)
@@ -276,6 +329,10 @@ def main() -> None:
         nanoseconds = row["ms"] * 1e6 / row["neuron_steps"]
         print(f"{row['grows']} grows: {row['neuron_steps']:>11,} neuron-steps {nanoseconds:8.2f} ns each")
     if not on_gpu:
+        result["narrow"] = narrow()
+        for row in result["narrow"]:
+            ratio = row["narrow"] / row["wide"]
+            print(f"T = {row['T']:,}, B·N = 1,000: {row['narrow']:.1f} ms, {ratio:.2f} x as many in a wide array")
         result["peak_megabytes"] = {backend: peak_in_subprocess(backend) for backend in ("cpu", "torch")}
         print(
             "peak memory of one AdLIF step: {cpu:.0f} MB, reference {torch:.0f} MB".format(**result["peak_megabytes"])

@@ -158,7 +158,10 @@ def _check_labels(labels: np.ndarray, num_classes: int, path: Path, split: Split
 
 
 def _read_shd(file: hdf5.File, path: Path, split: Split) -> Found:
-    """SHD (Cramer et al. 2022): /spikes/times in s, /spikes/units, /labels; /extra/speaker and /extra/keys if there."""
+    """SHD (Cramer et al. 2022): /spikes/times in s, /spikes/units, /labels; /extra/speaker and /extra/keys if there.
+
+    Files that we make of cameras' recordings count time in whole ticks (datasets/prepare/store.py).
+    """
     stored = file.dataset("spikes/times"), file.dataset("spikes/units")
     labels = file.whole_numbers("labels")
     speakers = file.whole_numbers("extra/speaker") if file.has("extra/speaker") else None
@@ -175,7 +178,14 @@ def _read_shd(file: hdf5.File, path: Path, split: Split) -> Found:
         together = slice(numbers[0], numbers[-1] + 1) if numbers[-1] - numbers[0] == len(numbers) - 1 else numbers
         return opened["spikes/times"][together], opened["spikes/units"][together]
 
-    return Found(lengths, labels, 1.0, types, events, speakers, names)
+    return Found(lengths, labels, _ticks_per_second(file, path), types, events, speakers, names)
+
+
+def _ticks_per_second(file: hdf5.File, path: Path) -> float:
+    said = file.attribute("ticks_per_second") or "1"
+    if not said.isdecimal() or not 0 < int(said) <= 10**12:
+        raise InputError(f"{path}: says {said!r:.40} for its ticks a second; it must be a whole number")
+    return float(said)
 
 
 def _read_ntidigits(file: hdf5.File, path: Path, split: Split) -> Found:

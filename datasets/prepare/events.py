@@ -286,6 +286,8 @@ class Unfinished:
     def __init__(self, folder: Path, settings: dict, sources: Sequence[Source]):
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
+        for path in folder.glob("*.h5*"):  # of a run that was killed
+            path.unlink()
         self.lines: list[dict] = []
         head = json.dumps(settings, sort_keys=True)
         index = folder / "index.jsonl"
@@ -350,15 +352,12 @@ class Made:
     """The files of the splits and the picture while they are filled."""
 
     def __init__(
-        self, stack: ExitStack, sources: Sequence[Source], out_dir: Path, sensor: tuple[int, int], provenance: dict
+        self, stack: ExitStack, sources: Sequence[Source], folder: Path, sensor: tuple[int, int], provenance: dict
     ):
         self.sources, self.labels = sources, sorted_names(source.label for source in sources)
         self.picture = Picture(self.labels, sensor)
-        name = out_dir.resolve().name
         self.stores = {
-            split: Store(
-                stack.enter_context(new_file(out_dir / f"{name}_{split}.h5", provenance)), 2 * sensor[0] * sensor[1]
-            )
+            split: Store(stack.enter_context(new_file(folder / f"{split}.h5", provenance)), 2 * sensor[0] * sensor[1])
             for split in SPLITS
             if any(source.split == split for source in sources)
         }
@@ -407,10 +406,12 @@ def convert_events(
     try:
         unfinished = Unfinished(out_dir / f".{name}.unfinished", settings, sources)
         with ExitStack() as stack:
-            made = Made(stack, sources, out_dir, sensor, provenance)
+            made = Made(stack, sources, unfinished.folder, sensor, provenance)
             _fill(made, unfinished, sources, partial(_recordings_of, said=said, size=size, shape=shape), threads, name)
             made.finish(out_dir)
         made.picture.save(out_dir / f"{name}.png")
+        for split in made.stores:
+            os.replace(unfinished.folder / f"{split}.h5", out_dir / f"{name}_{split}.h5")
         shutil.rmtree(unfinished.folder)
     except OSError as error:
         raise InputError(f"{out_dir} cannot be written ({error}): choose another --out") from error
@@ -420,7 +421,7 @@ def convert_events(
         f"classes ({', '.join(made.labels):.200}) in {out_dir}, and what they look like in {out_dir / name}.png; to "
         "train "
         f"on them: --dataset_name {name} --path_to_dataset {out_dir} --num_classes {len(made.labels)} --set "
-        f"data.channels=null --set data.sensor={{height:{sensor[0]},width:{sensor[1]}}}"
+        f"data.channels=null --set data.sensor.height={sensor[0]} --set data.sensor.width={sensor[1]}"
     )
 
 

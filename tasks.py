@@ -8,6 +8,7 @@ process's share of a training batch, and the methods of `EventTask`.
 import math
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from tqdm import tqdm
 
 from datasets import events, images, prepare, readers
 from datasets.augment import Augmentation, augment
-from datasets.events import AnyRecordings, Bins, as_seen, check_window, hold_out
+from datasets.events import AnyRecordings, Bins, as_seen, check_window, chosen, hold_out
 from snn import config
 from snn.coding import Window, narrowed_D
 from snn.conv import EventConv
@@ -31,6 +32,8 @@ from snn.team import Team
 from snn.ttfs.evaluation import evaluate as evaluate_ttfs
 from snn.ttfs.network import Network as TTFSNetwork
 from snn.ttfs.network import silent_neurons_drive
+
+NO_STANDING = (-math.inf, -math.inf)  # (accuracy, -loss) of no epoch
 
 
 class EventTask:
@@ -48,7 +51,7 @@ class EventTask:
         self.bins = Bins(data.dt_ms, data.T, data.T_empty, math.prod(data.shape))
         self.recordings = read_recordings(data, "train", self.bins)
         self.class_names = self.recordings.class_names
-        self.kept, self.held_out = hold_out(self.recordings, data.validation_share, data.validation_by, train.seed)
+        self.kept, self.validation, self.held_out = for_validation(self.recordings, data, self.bins, train.seed)
         height, width = data.shape[1:] if data.sensor else (1, data.channels)
         self.augmentation = Augmentation(**data.augment.model_dump(), width=width, height=height)
         torch.manual_seed(train.seed)
@@ -94,21 +97,27 @@ class EventTask:
         self.network.clamp_values()
 
     def validate(self) -> dict:
-        """Metrics on what is held out, of which each process sees a part."""
+        """Metrics on what is held out, of which each process sees a part; none where nothing is held out."""
         self.team.agree(self.network)
+        if not len(self.held_out):
+            return {}
         held_out = self.team.part(self.held_out)
         size = self.cfg.train.test_batch_size
-        batches = events.batches(self.recordings, held_out, self.bins, size, device=self.team.device)
+        batches = events.batches(self.validation, held_out, self.bins, size, device=self.team.device)
         goal = partial(self.goal, training=False)
         return self.team.total(evaluate(self.network, batches, goal, self.team.device)).metrics(self.cfg.data.dt_ms)
 
     def standing(self, validation: dict) -> tuple[float, float]:
         """The larger, the better: the accuracy in the code that is trained; of equals, the lower loss."""
+        if not validation:
+            return NO_STANDING
         code = "fs_accuracy" if self.cfg.loss.mode == "first_time" else "fr_accuracy"
         return validation[code], -validation["loss"]
 
     def describe(self, validation: dict) -> str:
         """An epoch's validation for the screen."""
+        if not validation:
+            return "nothing is held out"
         return (
             f"FS {validation['fs_accuracy']:6.2f} %  FR {validation['fr_accuracy']:6.2f} %  "
             f"{validation['spikes_per_neuron']:.2f} spikes/neuron  {validation['silent_samples']} silent"
@@ -116,6 +125,8 @@ class EventTask:
 
     def conclude(self, validation: dict) -> str:
         """The best epoch's accuracy in a sentence."""
+        if not validation:
+            return "the last, as nothing was held out to choose by (data.validation_share is 0)"
         return (
             f"validation FS accuracy {validation['fs_accuracy']:.2f} %, FR accuracy {validation['fr_accuracy']:.2f} %"
         )
@@ -194,9 +205,42 @@ class ImageTask:
             tqdm.write(f"  layer {k + 1}: {100 * share:.1f} % of its neurons fire")
 
 
+TEST_SEED = 0  # draws what data.test_by sets apart: the same recordings whatever the run's seed
+
+
 def read_recordings(data: config.Data, split: readers.Split, bins: Bins) -> AnyRecordings:
-    """The recordings of one split, as the network sees them; those of a camera are down-sampled."""
-    path = data.train_path if split == "train" else data.test_path
+    """The recordings of one split, as the network sees them; those of a camera are down-sampled.
+
+    With data.test_by those to test are a part of the training file, where they stay: see `for_validation`.
+    """
+    if split == "test" and data.test_by:
+        recordings = _read(data, data.train_path, "train", bins)
+        return chosen(recordings, _apart(recordings, data)[1])
+    return _read(data, data.train_path if split == "train" else data.test_path, split, bins)
+
+
+def for_validation(
+    recordings: AnyRecordings, data: config.Data, bins: Bins, seed: int
+) -> tuple[np.ndarray, AnyRecordings, np.ndarray]:
+    """(indices to train on, recordings to choose the best model by, their indices), of the training recordings.
+
+    What is held out comes from the validation file where there is one, else from the training recordings.
+    """
+    rest, _ = _apart(recordings, data)
+    if data.validation_path:
+        validation = _read(data, data.validation_path, "test", bins)
+        return rest, validation, np.arange(len(validation))
+    kept, held_out = hold_out(recordings, data.validation_share, data.validation_by, seed, rest)
+    return kept, recordings, held_out
+
+
+def _apart(recordings: AnyRecordings, data: config.Data) -> tuple[np.ndarray, np.ndarray]:
+    """Indices (to train on and validate, to test) of a training file."""
+    share = data.test_share if data.test_by else 0
+    return hold_out(recordings, share, data.test_by or "recording", TEST_SEED, name="test")
+
+
+def _read(data: config.Data, path: Path, split: readers.Split, bins: Bins) -> AnyRecordings:
     numbers = data.num_units, data.num_classes
     recordings = readers.read(data.layout, path, split, *numbers, data.origin, data.in_memory)
     if data.sensor:

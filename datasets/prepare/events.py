@@ -380,7 +380,7 @@ class Made:
         subjects = {name: k for k, name in enumerate(names)}
         for split, store in self.stores.items():
             members = self.members[split]
-            store.finish([s.label for s in members], self.labels, [subjects.get(s.subject) for s in members])
+            store.finish([s.label for s in members], self.labels, [subjects.get(s.subject) for s in members], where)
 
 
 def convert_events(

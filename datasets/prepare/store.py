@@ -7,6 +7,7 @@ and without it, as in the published files, they are seconds.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -44,12 +45,12 @@ class Store:
         labels: Sequence[int | str],
         class_names: Sequence[str] | None,
         subjects: Sequence[int | str | None],
+        where: Path,
     ) -> None:
         """Labels are names, which are numbered in sorted order, or numbers from 0; so are subjects, or all None.
 
-        With `class_names` a name's number is its place there.
+        With `class_names` a name's number is its place there. `where` is the file, for messages.
         """
-        where = self.file.filename
         if not self.number:
             raise InputError(f"{where}: there is no recording to write")
         self._resize(self.number)

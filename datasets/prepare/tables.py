@@ -153,7 +153,7 @@ def open_csv(path: Path, said: Said) -> tuple[None, Iterator[Piece]]:
 
 
 def _from_text(path: Path, line: int, delimiter: str | None, places: Sequence[int], unit: float) -> Iterator[Piece]:
-    polarity = _Polarity(path)
+    polarity = Polarity(path)
     done = 0
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         for _ in range(line):
@@ -170,7 +170,7 @@ def _from_text(path: Path, line: int, delimiter: str | None, places: Sequence[in
                     f"{path}: the rows of events {done} to {done + len(rows) - 1} are no numbers throughout "
                     f"({reason:.100}); mend them, or fetch the file again"
                 ) from None
-            yield _piece(path, done, values.T, unit, polarity)
+            yield as_piece(path, done, values.T, unit, polarity)
             done += len(values)
 
 
@@ -248,8 +248,10 @@ def _from_array(path: Path, array: np.ndarray, said: Said) -> Iterator[Piece]:
 def _rows(path: Path, number: int, unit: float, split, array: np.ndarray) -> Iterator[Piece]:
     if number < 0:
         raise InputError(f"{path}: holds structures of shape {array.shape}, no list of events")
-    polarity = _Polarity(path)
-    return (_piece(path, start, split(array[start : start + ROWS]), unit, polarity) for start in range(0, number, ROWS))
+    polarity = Polarity(path)
+    return (
+        as_piece(path, start, split(array[start : start + ROWS]), unit, polarity) for start in range(0, number, ROWS)
+    )
 
 
 def _from_columns(path: Path, columns: Sequence[np.ndarray], unit: float) -> Iterator[Piece]:
@@ -260,15 +262,15 @@ def _from_columns(path: Path, columns: Sequence[np.ndarray], unit: float) -> Ite
         )
     if any(column.dtype.kind not in "iufb" for column in columns):
         raise InputError(f"{path}: its t, x, y and p hold {', '.join(str(c.dtype) for c in columns)}, not numbers")
-    polarity = _Polarity(path)
+    polarity = Polarity(path)
     number = len(columns[0])
     return (
-        _piece(path, start, [column[start : start + ROWS] for column in columns], unit, polarity)
+        as_piece(path, start, [column[start : start + ROWS] for column in columns], unit, polarity)
         for start in range(0, number, ROWS)
     )
 
 
-def _piece(path: Path, start: int, columns: Sequence[np.ndarray], unit: float, polarity: _Polarity) -> Piece:
+def as_piece(path: Path | str, start: int, columns: Sequence[np.ndarray], unit: float, polarity: Polarity) -> Piece:
     """Events from number `start` on, from columns of any type. InputError for what is no whole number, or no time."""
     t, x, y, p = (np.asarray(column) for column in columns)
 
@@ -290,10 +292,10 @@ def _piece(path: Path, start: int, columns: Sequence[np.ndarray], unit: float, p
     return Piece(times, x.astype(np.uint16), y.astype(np.uint16), polarity(p, start))
 
 
-class _Polarity:
+class Polarity:
     """0 and 1, or -1 and 1, as 0 and 1. A file that has both 0 and -1 is refused."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path | str):
         self.path, self.seen = path, set()
 
     def __call__(self, values: np.ndarray, start: int) -> np.ndarray:

@@ -152,7 +152,7 @@ def test_what_is_said_about_arrays_is_checked(tmp_path):
         arrays.in_memory([(([1], [1]), "x")], time_unit="us", channels=3, class_names=["a", "b"])
     with pytest.raises(InputError, match="recording 1 names no subject, and others do"):
         arrays.write(tmp_path / "a.h5", [(([1], [1]), 0, 4), (([1], [1]), 0)], time_unit="us", channels=3)
-    with pytest.raises(InputError, match="event 0 is at channel 3, and there are channels 0..2"):
+    with pytest.raises(InputError, match=r"event 0 is at channel 3, and there are channels 0..2"):
         arrays.in_memory([(([1], [3]), 0)], time_unit="us", channels=3)
     with pytest.raises(InputError, match="there is no recording"):
         arrays.in_memory([], time_unit="us", channels=3)

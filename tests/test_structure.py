@@ -63,7 +63,7 @@ ALLOWED = {
     "snn.memory": set(),
     "snn.ttfs": {"snn.errors", "snn.config", "snn.architecture", "snn.ops", "snn.statistics", "snn.ttfs"},
     "datasets": {"snn.config", "snn.errors", "snn.events", "snn.memory", "snn.ops.compiled", "datasets"},
-    "datasets.prepare": {"snn.errors", "snn.memory", "snn.ops.compiled", "datasets.hdf5", "datasets.prepare"},
+    "datasets.prepare": {"snn.errors", "snn.memory", "datasets.hdf5", "datasets.prepare"},
     "datasets.prepare.__main__": {"snn.errors", "snn.cli", "datasets.prepare"},
 }
 

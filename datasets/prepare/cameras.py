@@ -23,9 +23,9 @@ from typing import NamedTuple
 import numpy as np
 
 from datasets.prepare import foreign, tables
+from datasets.prepare.compiled import inlined, kernel
 from datasets.prepare.tables import Piece, Said
 from snn.errors import InputError
-from snn.ops.compiled import inlined, kernel
 
 BLOCK = 2**18  # bytes that are read at once
 LONGEST_HEADER = 2**18  # bytes

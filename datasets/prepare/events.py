@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from datasets.prepare import cameras
 from datasets.prepare.cameras import Opened
+from datasets.prepare.compiled import kernel
 from datasets.prepare.picture import Picture
 from datasets.prepare.sources import SPLITS, Source, draw_splits, list_sources
 from datasets.prepare.store import LONGEST_US, Store, sorted_names
@@ -34,7 +35,6 @@ from datasets.prepare.tables import COLUMNS, TICKS, Piece, Said
 from datasets.prepare.writer import new_file
 from snn.errors import InputError
 from snn.memory import available_bytes
-from snn.ops.compiled import kernel
 
 AHEAD = 4  # recordings that a thread holds ready
 BYTES_PER_EVENT = 12  # of a recording in the making: a time in 64 bits and a unit in 32

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from snn.ops.compiled import kernel
+from datasets.prepare.compiled import kernel
 
 COARSE = 160  # pixels at most, of a class's image
 SLICES = 60  # of time

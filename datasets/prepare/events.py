@@ -379,6 +379,10 @@ class Made:
         names = sorted_names(source.subject for source in self.sources if source.subject is not None)
         subjects = {name: k for k, name in enumerate(names)}
         for split, store in self.stores.items():
+            if not store.number:
+                raise InputError(
+                    f"{where}: nothing is left for the {split} file; look at --noise-us and --hot-pixel-hz"
+                )
             members = self.members[split]
             store.finish([s.label for s in members], self.labels, [subjects.get(s.subject) for s in members], where)
 

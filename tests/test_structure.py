@@ -118,7 +118,14 @@ def test_readme_names_what_is_there():
 def readme_commands() -> list[str]:
     blocks = re.findall(r"```bash\n(.*?)```", readme(), re.DOTALL)
     lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
-    return [line for line in lines if line] + re.findall(r"`(python -m datasets\.prepare [^`]*)`", readme())
+    return [line for line in lines if line]
+
+
+def test_the_commands_of_the_table_of_sets_are_those_of_the_page_that_is_run():
+    commands = re.findall(r"`(python -m datasets\.prepare [^`]*)`", readme())
+    page = (REPOSITORY / "docs" / "my_data.md").read_text().splitlines()
+    assert len(commands) >= 8
+    assert set(commands) <= set(page)  # tests/test_docs.py runs each
 
 
 def smoke_form(command: str) -> str:
@@ -139,7 +146,6 @@ def smoke_form(command: str) -> str:
             "configs/ttfs_mnist_mlp.yaml --epochs 1 --set data.layout=npz --path_to_dataset images --save_name images",
         ),
         (r"prepare planes", "prepare planes --recordings 20"),
-        (r"prepare (shd|ssc) downloads", r"prepare \1 downloads --partial"),
     ]
     for pattern, small in forms:
         command = re.sub(pattern, small, command)

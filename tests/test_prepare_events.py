@@ -167,6 +167,13 @@ def test_trees_that_are_refused(program, tmp_path, kind):
     assert not list(tmp_path.glob("data/mine/*.h5"))
 
 
+def test_a_split_left_from_before_is_not_taken_for_one_of_this_set(program, tmp_path):
+    write_tree(tmp_path / "in", 5)
+    assert program(f"-m datasets.prepare events in --out mine {SENSOR} --validation-share 0.2").returncode == 0
+    result = program(f"-m datasets.prepare events in --out mine {SENSOR}")
+    assert_one_line(result, "mine_validation.h5: is there from before", "remove it")
+
+
 # ---- windows, filters
 
 

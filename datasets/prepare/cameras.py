@@ -115,8 +115,7 @@ def _blocks(path: Path, start: int, dtype: str, what: str) -> Iterator[np.ndarra
             if whole < len(content):
                 raise InputError(
                     f"{path}: breaks off at byte {place}, within {what} of {size} bytes; fetch it again, or keep what "
-                    "is "
-                    f"whole by: truncate -s {place} {path}"
+                    f"is whole by: truncate -s {place} {path}"
                 )
 
 
@@ -471,8 +470,7 @@ def _aedat3_pieces(path: Path, start: int) -> Iterator[Piece]:
             ):
                 raise InputError(
                     f"{path}: damaged, the packet at byte {start} is of type {kind} and has {number} of {capacity} "
-                    "events "
-                    f"of {size} bytes; fetch it again"
+                    f"events of {size} bytes; fetch it again"
                 )
             start += PACKET_HEADER.size + number * size
             if start > size_of_file:

@@ -68,8 +68,7 @@ def recordings_of(
     if (opened.height, opened.width) != size:
         raise InputError(
             f"{path}: its sensor has {opened.height}x{opened.width} pixels, the first file's {size[0]}x{size[1]}; "
-            "convert "
-            "them apart"
+            "convert them apart"
         )
     pieces = _checked(opened, shape.sort)
     if shape.window_ms is None:
@@ -115,15 +114,12 @@ def _checked(opened: Opened, sort: bool) -> Iterator[tuple[np.ndarray, np.ndarra
             if t[e] < before:
                 raise InputError(
                     f"{opened.path}: goes back in time at event {done + e}, from {before} to {t[e]} µs; put its events "
-                    "in "
-                    "order by --sort, or fetch it again"
+                    "in order by --sort, or fetch it again"
                 )
             raise InputError(
                 f"{opened.path}: event {done + e} is at x = {x[e]}, y = {y[e]} with polarity {p[e]}; the sensor has x "
-                "in "
-                f"0..{opened.width - 1}, y in 0..{opened.height - 1} and polarities 0 and 1: correct --sensor, or "
-                "fetch "
-                "the file again"
+                f"in 0..{opened.width - 1}, y in 0..{opened.height - 1} and polarities 0 and 1: correct --sensor, or "
+                "fetch the file again"
             )
         last = t[-1]
         done += len(t)
@@ -251,6 +247,10 @@ def in_order(
             for part in make(source):
                 if not put(part):
                     return
+        except MemoryError:
+            put(InputError(f"{source.path}: does not fit into memory; cut it by --window-ms, and do without --sort"))
+        except OSError as error:
+            put(InputError(f"{source.path} cannot be read ({error.strerror}); fetch it again"))
         except BaseException as error:
             put(error)
         else:
@@ -401,6 +401,9 @@ def convert_events(
     """
     if not any(source.split == "train" for source in sources):
         raise InputError(f"{folder}: no recording is to train on; change the split")
+    for split in set(SPLITS) - {source.split for source in sources}:
+        if (left := out_dir / f"{out_dir.resolve().name}_{split}.h5").exists():
+            raise InputError(f"{left}: is there from before, and would be taken for a part of this set; remove it")
     first = cameras.open_recording(sources[0].path, said)
     size = first.height, first.width
     name = out_dir.resolve().name
@@ -423,8 +426,7 @@ def convert_events(
     print(
         f"{', '.join(f'{store.number:,} {words[split]}' for split, store in made.stores.items())}; {len(made.labels)} "
         f"classes ({', '.join(made.labels):.200}) in {out_dir}, and what they look like in {out_dir / name}.png; to "
-        "train "
-        f"on them: --dataset_name {name} --path_to_dataset {out_dir} --num_classes {len(made.labels)} --set "
+        f"train on them: --dataset_name {name} --path_to_dataset {out_dir} --num_classes {len(made.labels)} --set "
         f"data.channels=null --set data.sensor.height={sensor[0]} --set data.sensor.width={sensor[1]}"
     )
 
@@ -535,7 +537,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     classes.add_argument("--validation-share", type=float, default=0.0, help="drawn to validate on (default: 0)")
     classes.add_argument("--seed", type=int, default=0, help="draws the shares (default: 0)")
     made = parser.add_argument_group("what is made of a recording")
-    made.add_argument("--window-ms", type=partial(_positive, float), help="cut it into windows (ms)")
+    made.add_argument(
+        "--window-ms", type=partial(_positive, float), help="cut it into windows; a rest is left out (ms)"
+    )
     made.add_argument(
         "--stride-ms", type=partial(_positive, float), help="from window to window (default: --window-ms)"
     )

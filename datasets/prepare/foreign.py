@@ -57,8 +57,7 @@ def _pieces(library: str, path: Path) -> Iterator[tuple[bytes, bytes]]:
     def failed(reason: str) -> InputError:
         return InputError(
             f"{path}: {library} cannot read it ({' '.join(reason.split()):.160}); perhaps it is truncated or damaged: "
-            "fetch "
-            "it again, or leave it out"
+            "fetch it again, or leave it out"
         )
 
     with tempfile.TemporaryFile() as said:

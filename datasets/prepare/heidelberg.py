@@ -132,8 +132,7 @@ def _split(name: str, path: Path, unpacked: Path, is_of_folder: bool, partial_fi
     counts = ", ".join(f"{count:,} ({split})" for split, count in NUMBERS[name].items())
     raise InputError(
         f"{path}: has {number:,} recordings, the official files of {name} {counts}; fetch it again, or say --partial "
-        "for "
-        "a part of one"
+        "for a part of one"
     )
 
 

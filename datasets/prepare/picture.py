@@ -62,8 +62,7 @@ class Picture:
             axes.set_title(f"{self.labels[k]:.16} ({self.recordings[k]:,})", fontsize=8)
         above.suptitle(
             f"events over the sensor of {self.sensor[0]} rows x {self.sensor[1]} columns, brighter (red) and darker "
-            "(blue); "
-            "y grows downwards",
+            "(blue); y grows downwards",
             fontsize=8,
         )
         axes = below.subplots()

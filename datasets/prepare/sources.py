@@ -52,8 +52,7 @@ def _found(folder: Path, glob: str | None, beside: set[Path]) -> list[Path]:
     if not paths:
         raise InputError(
             f"{folder} holds no recording that is known by its name; choose the files by --glob, such as '**/*.txt', "
-            "and "
-            "--format"
+            "and --format"
         )
     return sorted(paths)
 

@@ -214,8 +214,7 @@ def _from_array(path: Path, array: np.ndarray, said: Said) -> Iterator[Piece]:
     if array.ndim != 2 or array.dtype.kind not in "iufb":
         raise InputError(
             f"{path}: holds {array.dtype} {array.shape}, no list of events: neither structures of t, x, y, p nor "
-            "numbers "
-            "(events, columns)"
+            "numbers (events, columns)"
         )
     columns = _by_words(path, array.shape[1], said)
     return _rows(path, len(array), columns.unit, lambda rows: [rows[:, k] for k in columns.places], array)

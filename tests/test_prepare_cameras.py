@@ -520,6 +520,7 @@ BAD = {
     "polarity": ("event 7 has the polarity 2; it must be 0 or 1, or -1 or 1", {"time_unit": "us"}),
     "polarities": ("has the polarities 0 and -1", {"time_unit": "us"}),
     "nan": ("event 5 has the time nan", {"time_unit": "s"}),
+    "before all time": ("event 0 has the time -9223372036854775808", {"time_unit": "us"}),
     "late": ("lasts longer than 71.6 min, what 32 bits of µs hold; cut it by --window-ms", {"time_unit": "s"}),
     "fraction": ("event 4 has x = 1.5", {"time_unit": "us"}),
     "names": ("none is named p (or pol, polarity, on)", {"time_unit": "us"}),
@@ -543,6 +544,9 @@ def test_tables_that_are_refused(tmp_path, kind):
         rows["p"][9] = -1
     elif kind == "nan":
         rows["t"][5] = np.nan
+    elif kind == "before all time":
+        rows = structured(e)
+        rows["t"][0] = -(2**63)
     elif kind == "fraction":
         rows["x"][4] = 1.5
     elif kind == "names":

@@ -255,7 +255,7 @@ def as_piece(path: Path | str, start: int, columns: Sequence[np.ndarray], unit: 
             raise InputError(f"{path}: event {start + e} has {what} {values[e]}; correct it, or see --columns")
 
     if t.dtype.kind in "iu" and unit >= 1:
-        fault(t.astype(np.float64) * unit >= 2.0**62, "the time", t)
+        fault(~(np.abs(t.astype(np.float64) * unit) < 2.0**62), "the time", t)
         times = t.astype(np.int64) * int(unit)
     else:
         us = t.astype(np.float64) * unit

@@ -1,11 +1,11 @@
 """Recordings as event cameras and other tools write them, read piece by piece: `open_recording`.
 
-Prophesee's EVT2, EVT2.1, EVT3 and DAT, AEDAT 2 and 3.1 and N-MNIST's .bin are decoded here, because no library had all
-of them right when they were compared (November 2026): of a repeated EVT3 TIME_HIGH evt3 0.4.1 forgets the low bits,
-faery 0.7.1 takes the largest time so far for the time and misses the counter's overflow, expelliarmus 1.1.12 takes a
-low part that steps back for an overflow; faery refuses N-CARS' DAT. AEDAT 4, .es (faery) and Metavision's compressed
-HDF5 (evlib) are read by these libraries, in a process of their own (datasets/prepare/foreign.py). ROS bags are left
-out: their readers build an object for every event; convert them to .npz.
+Most formats are decoded here, because no library had all of them right when they were compared (November 2026): of a
+repeated EVT3 TIME_HIGH evt3 0.4.1 forgets the low bits; faery 0.7.1 takes the largest time so far for the time, misses
+the counter's overflow, and gives what is whole of a truncated file without a word; expelliarmus 1.1.12 takes a low part
+that steps back for an overflow; faery refuses N-CARS' DAT, evlib 0.13.2 reads it as text. AEDAT 4, and .es of an ATIS,
+are faery's, in a process of its own (datasets/prepare/foreign.py). ROS bags are left out: their readers build an object
+for every event; convert them to .npz.
 
 Definitions: https://docs.prophesee.ai/stable/data/encoding_formats (and, where the text is silent, OpenEB's decoders),
 https://docs.inivation.com/software/software-advanced-usage/file-formats, for the addresses of AEDAT 2 jAER's classes.
@@ -506,6 +506,68 @@ def _open_bin(path: Path, said: Said) -> tuple[Size | None, Iterator[Piece]]:
     return None, pieces()
 
 
+# ---- Event Stream
+
+
+ES_HEAD = struct.Struct("<12s4BHH")  # "Event Stream", version, type of events, width, height
+ES_DVS, ES_AT_ONCE = 1, 2**16
+
+
+def _open_es(path: Path, said: Said) -> tuple[Size | None, Iterator[Piece]]:
+    """A byte of time since the last event (7 bits) and of polarity; 255 is no event, but 127 µs. Then x and y.
+
+    The origin, at the lower left, becomes the upper left.
+    """
+    with path.open("rb") as file:
+        head = file.read(ES_HEAD.size)
+    if len(head) < ES_HEAD.size:
+        raise InputError(f"{path}: breaks off at byte {len(head)}, within its header; fetch it again")
+    _, major, _, _, kind, width, height = ES_HEAD.unpack(head)
+    if major == 2 and kind != ES_DVS:
+        return foreign.open_with("faery", path)
+    if major != 2 or not height or not width:
+        raise InputError(f"{path}: says version {major} and {height}x{width} pixels; Event Stream of version 2 is read")
+
+    def pieces() -> Iterator[Piece]:
+        content = np.asarray(np.memmap(path, np.uint8, "r"))
+        state = np.array([ES_HEAD.size, 0], np.int64)  # place, time
+        while state[0] < len(content):
+            piece = Piece(*(np.empty(ES_AT_ONCE, kind) for kind in (np.int64, np.uint16, np.uint16, np.uint8)))
+            n = _decode_es(content, state, height, *piece)
+            if n < 0:
+                raise InputError(
+                    f"{path}: breaks off, or is damaged, at byte {state[0]}; fetch it again, or keep what is whole by: "
+                    f"truncate -s {state[0]} {path}"
+                )
+            yield Piece(*(column[:n] for column in piece))
+
+    return (height, width), pieces()
+
+
+@kernel
+def _decode_es(content, state, height, t, x, y, p):
+    """Write up to len(t) events from state[0] on; how many, or -1 where one is not whole."""
+    place, time, n = state[0], state[1], 0
+    while place < len(content) and n < len(t):
+        byte = np.int64(content[place])
+        if byte == 255:
+            time += 127
+            place += 1
+            continue
+        if byte == 254 or place + 5 > len(content):
+            state[0] = place
+            return -1
+        time += byte >> 1
+        row = np.int64(content[place + 3]) | np.int64(content[place + 4]) << 8
+        t[n], p[n] = time, byte & 1
+        x[n] = np.int64(content[place + 1]) | np.int64(content[place + 2]) << 8
+        y[n] = height - 1 - row if row < height else 65535
+        n += 1
+        place += 5
+    state[0], state[1] = place, time
+    return n
+
+
 def _by_library(name: str) -> Callable[[Path, Said], tuple[Size | None, Iterator[Piece]]]:
     return lambda path, said: foreign.open_with(name, path)
 
@@ -524,7 +586,7 @@ FORMATS = {
     "aedat2-dvs128": Format((), re.compile(rb"#"), _open_aedat2, "AEDAT 2"),
     "aedat2-davis": Format((), re.compile(rb"#"), _open_aedat2, "AEDAT 2"),
     "aedat4": Format((".aedat4",), re.compile(rb"#!AER-DAT4\.0"), _by_library("faery"), "AEDAT 4"),
-    "es": Format((".es",), re.compile(rb"Event Stream"), _by_library("faery"), "Event Stream"),
+    "es": Format((".es",), re.compile(rb"Event Stream"), _open_es, "Event Stream"),
     "metavision": Format((".hdf5", ".h5"), HDF5, tables.open_hdf5, "HDF5"),
     "nmnist": Format((".bin",), None, _open_bin, "N-MNIST"),
     "npy": Format((".npy",), re.compile(rb"\x93NUMPY"), tables.open_npy, "numpy .npy"),

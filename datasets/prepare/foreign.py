@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-LIBRARIES = {"faery": "faery", "evlib": "evlib"}  # module -> what pip calls it
+LIBRARIES = {"faery": "faery"}  # module -> what pip calls it
 MOST_MEMORY = 8 * 2**30  # bytes of address space, of which a library maps much more than it uses
 LONGEST_S = 60  # without a piece
 HEAD = struct.Struct("<cq")  # what follows, and its length: (S)ize, (E)vents, (F)ailure, the end (Z)
@@ -102,16 +102,6 @@ def _read_faery(path: str) -> Iterator:
         yield events["t"], events["x"], events["y"], events["on"]
 
 
-def _read_evlib(path: str) -> Iterator:
-    import evlib
-
-    yield 0, 0
-    events = evlib.load_events(path).collect()
-    times = events["t"]
-    times = times.dt.total_microseconds() if "Duration" in str(times.dtype) else times
-    yield times.to_numpy(), events["x"].to_numpy(), events["y"].to_numpy(), events["polarity"].to_numpy() > 0
-
-
 def main(library: str, path: str) -> None:
     """Send the size, the events and the end, or what went wrong."""
     # what a library prints must not come between the events
@@ -124,7 +114,7 @@ def main(library: str, path: str) -> None:
         out.write(HEAD.pack(kind, len(content)) + content)
 
     try:
-        read = {"faery": _read_faery, "evlib": _read_evlib}[library](path)
+        read = {"faery": _read_faery}[library](path)
         send(b"S", struct.pack("<qq", *next(read)))
         for columns in read:
             for start in range(0, len(columns[0]), 2**18):

@@ -75,7 +75,7 @@ def open_npz(path: Path, said: Said) -> tuple[None, Iterator[Piece]]:
 
 def open_hdf5(path: Path, said: Said) -> tuple[tuple[int, int] | None, Iterator[Piece]]:
     """Metavision's /CD/events, or a group /events of t, x, y and p as DSEC has it."""
-    from datasets.prepare import foreign
+    from datasets.prepare import metavision
 
     file = hdf5.File(path)
     if file.is_group("events"):
@@ -87,21 +87,16 @@ def open_hdf5(path: Path, said: Said) -> tuple[tuple[int, int] | None, Iterator[
         raise InputError(f"{path}: has neither /CD/events (Metavision) nor /events/t, x, y and p; convert it to .npz")
     with hdf5.border(path):
         opened = file.open()
-        plist = opened["CD/events"].id.get_create_plist()
-        filters = [plist.get_filter(k)[0] for k in range(plist.get_nfilters())]
+        events, is_compressed = opened["CD/events"], metavision.is_compressed(opened["CD/events"])
         width, height, geometry = (str(opened.attrs.get(name)) for name in ("width", "height", "geometry"))
     match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", geometry) or re.fullmatch(r"(\d{1,5})x(\d{1,5})", f"{width}x{height}")
     size = (int(match[2]), int(match[1])) if match else None
-    if ECF in filters:
-        found, pieces = foreign.open_with("evlib", path)
-        return size or found, pieces
+    if is_compressed:
+        return size, _guarded(path, metavision.pieces(path, events))
     events = file.dataset("CD/events")
     if set(COLUMNS) - set(events.dtype.names or ()):
         raise InputError(f"{path}: wrong layout, /CD/events must have the fields x, y, p and t")
     return size, _guarded(path, _from_array(path, events, Said(time_unit="us")))
-
-
-ECF = 0x8ECF  # the filter that Metavision compresses events with
 
 
 def _guarded(path: Path, pieces: Iterator[Piece]) -> Iterator[Piece]:

@@ -164,4 +164,4 @@ def test_the_snippets_of_my_data_run(tmp_path, monkeypatch):
     write_nmnist(tmp_path / "data" / "NMNIST", 1, 0)
     monkeypatch.setattr(tonic.datasets.NMNIST, "_check_exists", lambda self: True)
     exec(of_tonic, {})
-    assert len(readers.read("shd", tmp_path / "data/nmnist/nmnist_train.h5", "train", 2 * 34 * 34, 10)) == 10
+    assert len(readers.read("shd", tmp_path / "nmnist_train.h5", "train", 2 * 34 * 34, 10)) == 10

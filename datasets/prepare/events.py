@@ -230,7 +230,7 @@ def in_order(
 ) -> Iterator[tuple[int, object]]:
     """(number of the source, what `make` yields of it) in order, then (number, None).
 
-    Each source is a few pieces ahead in a thread.
+    Each source is a few recordings ahead in a thread, threads + 1 of them at once.
     """
     stop = Event()
     end = object()
@@ -261,7 +261,7 @@ def in_order(
         active: deque[tuple[int, queue.Queue]] = deque()
 
         def fill() -> None:
-            while len(active) < 2 * threads and (following := next(waiting, None)):
+            while len(active) <= threads and (following := next(waiting, None)):
                 active.append((following[0], queue.Queue(AHEAD)))
                 pool.submit(work, following[1], active[-1][1])
 

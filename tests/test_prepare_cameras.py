@@ -625,6 +625,16 @@ def test_tables_that_are_refused(tmp_path, kind):
     assert message in refusal(path, **{"size": None if kind == "no size" else (100, 120), **said})
 
 
+def test_the_polarity_that_means_brighter_may_be_said(tmp_path):
+    e = some_events()
+    np.save(tmp_path / "x.npy", e * [1, 1, 1, -1] + [0, 0, 0, 2])  # 2 is darker and 1 brighter
+    said = {"time_unit": "us", "columns": tuple("txyp"), "size": (100, 120)}
+    assert "has the polarity 2; it must be 0 or 1, or -1 or 1; say which is brighter by --brighter" in refusal(
+        tmp_path / "x.npy", **said
+    )
+    assert np.array_equal(decoded(tmp_path / "x.npy", brighter=1.0, **said), e)
+
+
 def test_a_format_that_is_not_told_must_be_said(tmp_path):
     path, said, _ = write_any(tmp_path, "raw evt3 bare")
     assert "no Prophesee RAW file by its first bytes" in refusal(path, said["size"])

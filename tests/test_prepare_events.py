@@ -14,6 +14,7 @@ import pytest
 from datasets import readers
 from datasets.prepare import events, sources
 from datasets.prepare.events import Shape
+from datasets.prepare.picture import Picture
 from datasets.prepare.tables import Piece, Said
 from snn.errors import InputError
 from tests.conftest import REPOSITORY, assert_one_line, nmnist_bytes
@@ -131,6 +132,7 @@ BAD = {
     "shares": ("must be from 0 to below 1", "", "--test-share 0.6 --validation-share 0.5"),
     "subject": ("needs a subject for each file", "", "--split-by subject"),
     "sizes": ("its sensor has 100x120 pixels, the first file's 16x20", "convert them apart", ""),
+    "glob": ("--glob '/x/*.bin'", "give a pattern below", "--glob /x/*.bin"),
     "stride": ("--stride-ms needs --window-ms", "", "--stride-ms 5"),
     "sensor": ("is no size such as 128x128", "", "--sensor 5"),
 }
@@ -172,6 +174,23 @@ def test_a_split_left_from_before_is_not_taken_for_one_of_this_set(program, tmp_
     assert program(f"-m datasets.prepare events in --out mine {SENSOR} --validation-share 0.2").returncode == 0
     result = program(f"-m datasets.prepare events in --out mine {SENSOR}")
     assert_one_line(result, "mine_validation.h5: is there from before", "remove it")
+
+
+def test_the_picture_counts_where_and_when_events_of_a_class_are():
+    picture = Picture(["a", "b"], (HEIGHT, WIDTH))
+    random = np.random.default_rng(0)
+    units = random.integers(0, HEIGHT * WIDTH, 500)  # darker ones
+    times = np.sort(random.integers(0, 130_000, 500)).astype(np.uint32)
+    picture.see(1, times, units.astype(np.uint32))
+    assert picture.counts[0].sum() == 0
+    expected = np.bincount(units, minlength=HEIGHT * WIDTH).reshape(HEIGHT, WIDTH)
+    assert np.array_equal(picture.counts[1, 0], expected)
+    assert picture.counts[1, 1].sum() == 0
+    assert picture.slice_us * len(picture.rates[1]) > times[-1]
+    assert np.array_equal(picture.rates[1], np.bincount(times // picture.slice_us, minlength=60))
+    long = np.full(10 * 2**16, 7, np.uint32)  # of a long recording, evenly spread events stand for all
+    picture.see(0, np.arange(len(long), dtype=np.uint32), long)
+    assert picture.counts[0, 0, 0, 7] == len(long) == picture.rates[0].sum()
 
 
 # ---- windows, filters

@@ -428,6 +428,7 @@ def convert_events(
         f"classes ({', '.join(made.labels):.200}) in {out_dir}, and what they look like in {out_dir / name}.png; to "
         f"train on them: --dataset_name {name} --path_to_dataset {out_dir} --num_classes {len(made.labels)} --set "
         f"data.channels=null --set data.sensor.height={sensor[0]} --set data.sensor.width={sensor[1]}"
+        + ("" if "test" in made.stores else " --set data.test_by=recording")
     )
 
 
@@ -488,7 +489,7 @@ def _run(args: argparse.Namespace) -> None:
     lists = {split: path for split, path in lists.items() if path}
     sources = list_sources(args.folder, args.glob, args.label_pattern, args.labels, lists)
     sources = draw_splits(sources, args.test_share, args.validation_share, args.split_by, args.seed)
-    said = Said(args.format, args.sensor, args.time_unit, args.columns)
+    said = Said(args.format, args.sensor, args.time_unit, args.columns, args.brighter)
     if args.stride_ms and not args.window_ms:
         raise InputError("--stride-ms needs --window-ms")
     shape = Shape(args.window_ms, args.stride_ms, args.divide, args.hot_pixel_hz, args.noise_us, args.sort)
@@ -516,6 +517,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     about.add_argument("--sensor", type=_size, metavar="ROWSxCOLUMNS", help="size of the sensor, such as 128x128")
     about.add_argument("--time-unit", choices=list(TICKS), help="of .npy, .npz, CSV and plain HDF5")
     about.add_argument("--columns", type=_columns, help="of tables without names, such as t,x,y,p")
+    about.add_argument("--brighter", type=float, metavar="P", help="a table's polarity that means so (default: 1)")
     about.add_argument("--glob", help="which files, such as '**/*.txt' (default: those with a known ending)")
     classes = parser.add_argument_group("classes and splits")
     source = classes.add_mutually_exclusive_group()

@@ -46,7 +46,11 @@ def _is_hidden(path: Path, folder: Path) -> bool:
 
 
 def _found(folder: Path, glob: str | None, beside: set[Path]) -> list[Path]:
-    paths = [path for path in folder.glob(glob or "**/*") if path.is_file() and not _is_hidden(path, folder)]
+    try:
+        found = list(folder.glob(glob or "**/*"))
+    except (ValueError, NotImplementedError) as error:
+        raise InputError(f"--glob {glob!r}: {error}; give a pattern below {folder}, such as '**/*.txt'") from None
+    paths = [path for path in found if path.is_file() and not _is_hidden(path, folder)]
     if glob is None:
         paths = [path for path in paths if cameras.is_recording(path) and path not in beside]
     if not paths:

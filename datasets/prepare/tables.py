@@ -41,6 +41,7 @@ class Said:
     size: tuple[int, int] | None = None  # height, width
     time_unit: str | None = None
     columns: tuple[str, ...] | None = None
+    brighter: float | None = None  # the polarity that says so
 
 
 def open_npy(path: Path, said: Said) -> tuple[None, Iterator[Piece]]:
@@ -70,7 +71,7 @@ def open_npz(path: Path, said: Said) -> tuple[None, Iterator[Piece]]:
     if len(arrays) == 1:
         return None, _from_array(path, next(iter(arrays.values())), said)
     columns = _by_names(path, list(arrays), said)
-    return None, _from_columns(path, [arrays[name] for name in columns.names], columns.unit)
+    return None, _from_columns(path, [arrays[name] for name in columns.names], columns.unit, said.brighter)
 
 
 def open_hdf5(path: Path, said: Said) -> tuple[tuple[int, int] | None, Iterator[Piece]]:
@@ -82,7 +83,7 @@ def open_hdf5(path: Path, said: Said) -> tuple[tuple[int, int] | None, Iterator[
         if missing := [name for name in COLUMNS if not file.is_dataset(f"events/{name}")]:
             raise InputError(f"{path}: wrong layout, /events has no data set {missing[0]}")
         columns = [file.dataset(f"events/{name}", "iuf") for name in COLUMNS]
-        return None, _guarded(path, _from_columns(path, columns, _unit(path, "t", said)))
+        return None, _guarded(path, _from_columns(path, columns, _unit(path, "t", said), said.brighter))
     if not file.is_dataset("CD/events"):
         raise InputError(f"{path}: has neither /CD/events (Metavision) nor /events/t, x, y and p; convert it to .npz")
     with hdf5.border(path):
@@ -120,11 +121,13 @@ def open_csv(path: Path, said: Said) -> tuple[None, Iterator[Piece]]:
     has_names = not all(re.fullmatch(r"[-+]?[\d.]+([eE][-+]?\d+)?", word) for word in words)
     columns = _by_names(path, words, said) if has_names else _by_words(path, len(words), said)
     where = [words.index(name) for name in columns.names] if has_names else columns.places
-    return None, _from_text(path, skipped + has_names, delimiter, where, columns.unit)
+    return None, _from_text(path, skipped + has_names, delimiter, where, columns.unit, said.brighter)
 
 
-def _from_text(path: Path, line: int, delimiter: str | None, places: Sequence[int], unit: float) -> Iterator[Piece]:
-    polarity = Polarity(path)
+def _from_text(
+    path: Path, line: int, delimiter: str | None, places: Sequence[int], unit: float, brighter: float | None
+) -> Iterator[Piece]:
+    polarity = Polarity(path, brighter)
     done = 0
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         for _ in range(line):
@@ -205,6 +208,7 @@ def _from_array(path: Path, array: np.ndarray, said: Said) -> Iterator[Piece]:
             columns.unit,
             lambda rows: [rows[n] for n in columns.names],
             array,
+            said.brighter,
         )
     if array.ndim != 2 or array.dtype.kind not in "iufb":
         raise InputError(
@@ -212,19 +216,21 @@ def _from_array(path: Path, array: np.ndarray, said: Said) -> Iterator[Piece]:
             "numbers (events, columns)"
         )
     columns = _by_words(path, array.shape[1], said)
-    return _rows(path, len(array), columns.unit, lambda rows: [rows[:, k] for k in columns.places], array)
+    return _rows(
+        path, len(array), columns.unit, lambda rows: [rows[:, k] for k in columns.places], array, said.brighter
+    )
 
 
-def _rows(path: Path, number: int, unit: float, split, array: np.ndarray) -> Iterator[Piece]:
+def _rows(path: Path, number: int, unit: float, split, array: np.ndarray, brighter: float | None) -> Iterator[Piece]:
     if number < 0:
         raise InputError(f"{path}: holds structures of shape {array.shape}, no list of events")
-    polarity = Polarity(path)
+    polarity = Polarity(path, brighter)
     return (
         as_piece(path, start, split(array[start : start + ROWS]), unit, polarity) for start in range(0, number, ROWS)
     )
 
 
-def _from_columns(path: Path, columns: Sequence[np.ndarray], unit: float) -> Iterator[Piece]:
+def _from_columns(path: Path, columns: Sequence[np.ndarray], unit: float, brighter: float | None) -> Iterator[Piece]:
     shapes = {column.shape for column in columns}
     if len(shapes) != 1 or len(next(iter(shapes))) != 1:
         raise InputError(
@@ -232,7 +238,7 @@ def _from_columns(path: Path, columns: Sequence[np.ndarray], unit: float) -> Ite
         )
     if any(column.dtype.kind not in "iufb" for column in columns):
         raise InputError(f"{path}: its t, x, y and p hold {', '.join(str(c.dtype) for c in columns)}, not numbers")
-    polarity = Polarity(path)
+    polarity = Polarity(path, brighter)
     number = len(columns[0])
     return (
         as_piece(path, start, [column[start : start + ROWS] for column in columns], unit, polarity)
@@ -263,20 +269,22 @@ def as_piece(path: Path | str, start: int, columns: Sequence[np.ndarray], unit: 
 
 
 class Polarity:
-    """0 and 1, or -1 and 1, as 0 and 1. A file that has both 0 and -1 is refused."""
+    """0 and 1, or -1 and 1, as 0 and 1; or what is said to be brighter as 1. Both 0 and -1 in a file are refused."""
 
-    def __init__(self, path: Path | str):
-        self.path, self.seen = path, set()
+    def __init__(self, path: Path | str, brighter: float | None = None):
+        self.path, self.brighter, self.seen = path, brighter, set()
 
     def __call__(self, values: np.ndarray, start: int) -> np.ndarray:
+        if self.brighter is not None:
+            return (values == self.brighter).astype(np.uint8)
         if values.dtype.kind == "b":
             return values.astype(np.uint8)
         is_known = (values == 0) | (values == 1) | (values == -1)
         if not is_known.all():
             e = int((~is_known).argmax())
             raise InputError(
-                f"{self.path}: event {start + e} has the polarity {values[e]}; it must be 0 or 1, or -1 or 1, and see "
-                "--columns"
+                f"{self.path}: event {start + e} has the polarity {values[e]}; it must be 0 or 1, or -1 or 1; say "
+                "which is brighter by --brighter, or see --columns"
             )
         self.seen |= {value for value in (0, -1) if (values == value).any()}
         if len(self.seen) == 2:

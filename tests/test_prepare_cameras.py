@@ -657,9 +657,10 @@ def test_a_format_that_is_not_told_must_be_said(tmp_path):
 def test_a_library_that_is_missing_crashes_or_hangs_is_one_line(tmp_path, monkeypatch):
     path = tmp_path / "x.aedat4"
     path.write_bytes(b"#!AER-DAT4.0\r\n")
-    monkeypatch.setitem(foreign.LIBRARIES, "no_such_library", "no-such-library")
-    with pytest.raises(InputError, match="read by no_such_library; install it by: pip install no-such-library"):
-        foreign.open_with("no_such_library", path)
+    with monkeypatch.context() as patch:
+        patch.setattr(foreign, "find_spec", lambda name: None)
+        with pytest.raises(InputError, match="such files are read by faery; install it by: pip install faery"):
+            cameras.open_recording(path, Said())
     # a library that ends its process, and one that says nothing
     for name, body, words in (
         ("crashing", "import os; os.abort()", "its process ended with -6"),
@@ -672,6 +673,6 @@ def test_a_library_that_is_missing_crashes_or_hangs_is_one_line(tmp_path, monkey
         with monkeypatch.context() as patch:
             patch.syspath_prepend(tmp_path)
             with pytest.raises(InputError) as caught:
-                foreign.open_with("faery", path)
+                foreign.open_by_faery(path)
         assert words in str(caught.value), name
         assert "\n" not in str(caught.value)

@@ -524,7 +524,7 @@ def _open_es(path: Path, said: Said) -> tuple[Size | None, Iterator[Piece]]:
         raise InputError(f"{path}: breaks off at byte {len(head)}, within its header; fetch it again")
     _, major, _, _, kind, width, height = ES_HEAD.unpack(head)
     if major == 2 and kind != ES_DVS:
-        return foreign.open_with("faery", path)
+        return foreign.open_by_faery(path)
     if major != 2 or not height or not width:
         raise InputError(f"{path}: says version {major} and {height}x{width} pixels; Event Stream of version 2 is read")
 
@@ -568,10 +568,6 @@ def _decode_es(content, state, height, t, x, y, p):
     return n
 
 
-def _by_library(name: str) -> Callable[[Path, Said], tuple[Size | None, Iterator[Piece]]]:
-    return lambda path, said: foreign.open_with(name, path)
-
-
 RAW = re.compile(rb"% ")
 HDF5 = re.compile(rb"\x89HDF\r\n\x1a\n")
 TEXT = re.compile(rb"(\xef\xbb\xbf)?[\t\r\n\x20-\x7e\x80-\xff]*\Z")
@@ -585,7 +581,7 @@ FORMATS = {
     "aedat3": Format((".aedat", ".aedat3"), re.compile(rb"#!AER-DAT3\.1"), _open_aedat3, "AEDAT 3.1"),
     "aedat2-dvs128": Format((), re.compile(rb"#"), _open_aedat2, "AEDAT 2"),
     "aedat2-davis": Format((), re.compile(rb"#"), _open_aedat2, "AEDAT 2"),
-    "aedat4": Format((".aedat4",), re.compile(rb"#!AER-DAT4\.0"), _by_library("faery"), "AEDAT 4"),
+    "aedat4": Format((".aedat4",), re.compile(rb"#!AER-DAT4\.0"), foreign.open_by_faery, "AEDAT 4"),
     "es": Format((".es",), re.compile(rb"Event Stream"), _open_es, "Event Stream"),
     "metavision": Format((".hdf5", ".h5"), HDF5, tables.open_hdf5, "HDF5"),
     "nmnist": Format((".bin",), None, _open_bin, "N-MNIST"),

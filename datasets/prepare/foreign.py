@@ -1,21 +1,23 @@
-"""Recordings that a library of others reads, in a process of its own: it may crash, or want more memory than there is.
+"""Recordings that faery reads, in a process of its own: a library may crash, or want more memory than there is.
 
-As a script this file is that process: `python foreign.py LIBRARY PATH` writes the events to its standard output.
+As a script this file is that process: `python foreign.py PATH` writes the events to its standard output.
 """
 
 from __future__ import annotations
 
 import os
 import resource
+import select
 import struct
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
-LIBRARIES = {"faery": "faery"}  # module -> what pip calls it
 MOST_MEMORY = 8 * 2**30  # bytes of address space, of which a library maps much more than it uses
 LONGEST_S = 60  # without a piece
 HEAD = struct.Struct("<cq")  # what follows, and its length: (S)ize, (E)vents, (F)ailure, the end (Z)
@@ -23,18 +25,15 @@ COLUMNS = (("<i8", 8), ("<u2", 2), ("<u2", 2), ("u1", 1))
 BYTES = sum(size for _, size in COLUMNS)  # of an event
 
 
-def open_with(library: str, path: Path) -> tuple[tuple[int, int] | None, Iterator]:
-    """The sensor's size, if the library knows it, and the events of a file. InputError in place of whatever happens."""
-    from importlib.util import find_spec
+def open_by_faery(path: Path, said: object = None) -> tuple[tuple[int, int], Iterator]:
+    """The sensor's size and the events of a file. InputError in place of whatever happens to the process."""
+    from snn.errors import InputError  # not for the process itself
 
-    from snn.errors import InputError
-
-    if find_spec(library) is None:
-        raise InputError(f"{path}: such files are read by {library}; install it by: pip install {LIBRARIES[library]}")
-    pieces = _pieces(library, path)
-    kind, content = next(pieces)
-    height, width = struct.unpack("<qq", content) if kind == b"S" else (0, 0)
-    return (height, width) if height else None, (_piece(content) for kind, content in pieces if kind == b"E")
+    if find_spec("faery") is None:
+        raise InputError(f"{path}: such files are read by faery; install it by: pip install faery")
+    pieces = _pieces(path)
+    _, content = next(pieces)
+    return struct.unpack("<qq", content), (_piece(content) for _, content in pieces)
 
 
 def _piece(content: bytes):
@@ -47,21 +46,18 @@ def _piece(content: bytes):
     return Piece(*columns)
 
 
-def _pieces(library: str, path: Path) -> Iterator[tuple[bytes, bytes]]:
-    """What the other process sends, till its end."""
-    import select
-    import tempfile
-
+def _pieces(path: Path) -> Iterator[tuple[bytes, bytes]]:
+    """What the other process sends, the size first, till its end."""
     from snn.errors import InputError
 
     def failed(reason: str) -> InputError:
         return InputError(
-            f"{path}: {library} cannot read it ({' '.join(reason.split()):.160}); perhaps it is truncated or damaged: "
+            f"{path}: faery cannot read it ({' '.join(reason.split()):.160}); perhaps it is truncated or damaged: "
             "fetch it again, or leave it out"
         )
 
     with tempfile.TemporaryFile() as said:
-        command = [sys.executable, __file__, library, str(path)]
+        command = [sys.executable, __file__, str(path)]
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said)
 
         def read(size: int) -> bytes:
@@ -92,17 +88,7 @@ def _pieces(library: str, path: Path) -> Iterator[tuple[bytes, bytes]]:
             process.wait()
 
 
-def _read_faery(path: str) -> Iterator:
-    import faery
-
-    stream = faery.events_stream_from_file(path)
-    width, height = stream.dimensions()
-    yield height, width
-    for events in stream:
-        yield events["t"], events["x"], events["y"], events["on"]
-
-
-def main(library: str, path: str) -> None:
+def main(path: str) -> None:
     """Send the size, the events and the end, or what went wrong."""
     # what a library prints must not come between the events
     out = os.fdopen(os.dup(1), "wb")
@@ -114,12 +100,13 @@ def main(library: str, path: str) -> None:
         out.write(HEAD.pack(kind, len(content)) + content)
 
     try:
-        read = {"faery": _read_faery}[library](path)
-        send(b"S", struct.pack("<qq", *next(read)))
-        for columns in read:
-            for start in range(0, len(columns[0]), 2**18):
-                part = [np.asarray(column[start : start + 2**18]) for column in columns]
-                send(b"E", b"".join(c.astype(dtype).tobytes() for c, (dtype, _) in zip(part, COLUMNS, strict=True)))
+        import faery
+
+        stream = faery.events_stream_from_file(path)
+        send(b"S", struct.pack("<qq", *stream.dimensions()[::-1]))
+        for events in stream:
+            columns = zip(("t", "x", "y", "on"), COLUMNS, strict=True)
+            send(b"E", b"".join(events[name].astype(dtype).tobytes() for name, (dtype, _) in columns))
         send(b"Z", b"")
     except BaseException as error:  # a panic of Rust is none of Python's exceptions
         send(b"F", f"{type(error).__name__}: {error}".encode(errors="replace"))
@@ -128,4 +115,5 @@ def main(library: str, path: str) -> None:
 
 
 if __name__ == "__main__":
+    sys.path.pop(0)  # this folder, whose modules are none of the library's
     main(*sys.argv[1:])

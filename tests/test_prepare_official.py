@@ -65,6 +65,8 @@ def test_official_files_packed_or_not(program, tmp_path, name, packed):
     recordings = readers.read("shd", folder / f"{name}_train.h5", "train", 700, heidelberg.CLASSES[name])
     assert len(recordings) == SPLITS[name]["train"]
     words = result.stdout.split("bash run.sh ")[1].strip()
+    if not packed:  # once
+        return
     result = program(f"train.py --path_to_yaml {REPOSITORY}/{words} --epochs 1 --T 20 --hidden_size 16 16")
     assert result.returncode == 0, result.stderr
 

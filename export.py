@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 import tasks
-from datasets.events import Bins, batches, hold_out
+from datasets.events import Bins, batches
 from snn import checkpoint, cli, config, exchange
 from snn.classes import Named
 from snn.coding import first_times, fs_decision
@@ -123,10 +123,12 @@ def differing_decisions(
     data = cfg.data if folder is None else cfg.data.model_copy(update={"path": folder})
     bins = Bins(data.dt_ms, data.T, data.T_empty, math.prod(data.shape))
     recordings = tasks.read_recordings(data, "train", bins, Named(names, "the checkpoint"))
-    _, held_out = hold_out(recordings, data.validation_share, data.validation_by, cfg.train.seed)
+    _, validation, held_out = tasks.for_validation(recordings, data, bins, cfg.train.seed)
+    if not len(held_out):
+        raise InputError(f"{recordings.where}: nothing was held out (data.validation_share is 0) to compare on")
     size = cfg.train.test_batch_size
     bar = tqdm(
-        batches(recordings, held_out, bins, size), "compare", math.ceil(len(held_out) / size), leave=False, disable=None
+        batches(validation, held_out, bins, size), "compare", math.ceil(len(held_out) / size), leave=False, disable=None
     )
     different = 0
     for x_TBC, _ in bar:

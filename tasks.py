@@ -9,6 +9,7 @@ import math
 import sys
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from tqdm import tqdm
 import first_spike  # noqa: F401 - finds our datasets, beside Hugging Face's too
 from datasets import events, images, prepare, readers
 from datasets.augment import Augmentation, augment
-from datasets.events import AnyRecordings, Bins, as_seen, check_window, hold_out
+from datasets.events import AnyRecordings, Bins, as_seen, check_window, chosen, hold_out, say_unseen
 from snn import architecture, config
 from snn.classes import Named
 from snn.coding import Window, narrowed_D
@@ -37,6 +38,7 @@ from snn.ttfs.network import Network as TTFSNetwork
 from snn.ttfs.network import silent_neurons_drive
 
 NARROWS_BY = 0.01  # over a training, the triangle of a delay
+NO_STANDING = (-math.inf, -math.inf)  # (accuracy, -loss) of no epoch
 
 
 class EventTask:
@@ -56,7 +58,7 @@ class EventTask:
         self.class_names = self.recordings.class_names
         if team.leads:
             look_at_test_data(cfg, Named(self.class_names, self.recordings.where))
-        self.kept, self.held_out = hold_out(self.recordings, data.validation_share, data.validation_by, train.seed)
+        self.kept, self.validation, self.held_out = for_validation(self.recordings, data, self.bins, train.seed)
         check_batch_norm(cfg, len(self.kept), 1 if train.sync_batch_norm else team.size)
         height, width = data.shape[1:] if data.sensor else (1, data.channels)
         self.augmentation = Augmentation(**data.augment.model_dump(), width=width, height=height)
@@ -105,16 +107,20 @@ class EventTask:
         self.network.clamp_values()
 
     def validate(self) -> dict:
-        """Metrics on what is held out, of which each process sees a part."""
+        """Metrics on what is held out, of which each process sees a part; none where nothing is held out."""
         self.team.agree(self.network)
+        if not len(self.held_out):
+            return {}
         held_out = self.team.part(self.held_out)
         size = self.cfg.train.test_batch_size
-        batches = events.batches(self.recordings, held_out, self.bins, size, device=self.team.device)
+        batches = events.batches(self.validation, held_out, self.bins, size, device=self.team.device)
         goal = partial(self.goal, training=False)
         return self.team.total(evaluate(self.network, batches, goal, self.team.device)).metrics(self.cfg.data.dt_ms)
 
     def standing(self, validation: dict) -> tuple[float, float]:
         """The larger, the better: the accuracy in the code that is trained; of equals, the lower loss."""
+        if not validation:
+            return NO_STANDING
         code = "fs_accuracy" if self.cfg.loss.mode == "first_time" else "fr_accuracy"
         return validation[code], -validation["loss"]
 
@@ -125,6 +131,8 @@ class EventTask:
 
     def describe(self, validation: dict) -> str:
         """An epoch's validation for the screen."""
+        if not validation:
+            return "nothing is held out"
         return (
             f"FS {validation['fs_accuracy']:6.2f} %  FR {validation['fr_accuracy']:6.2f} %  "
             f"{validation['spikes_per_neuron']:.2f} spikes/neuron  {validation['silent_samples']} silent"
@@ -132,6 +140,8 @@ class EventTask:
 
     def conclude(self, validation: dict) -> str:
         """The best epoch's accuracy in a sentence."""
+        if not validation:
+            return "the last, as nothing was held out to choose by (data.validation_share is 0)"
         return (
             f"validation FS accuracy {validation['fs_accuracy']:.2f} %, FR accuracy {validation['fr_accuracy']:.2f} %"
         )
@@ -235,12 +245,45 @@ def check_batch_norm(cfg: config.Config, recordings: int, parts: int) -> None:
         )
 
 
+TEST_SEED = 0  # draws what data.test_by sets apart: the same recordings whatever the run's seed
+
+
 def read_recordings(data: config.Data, split: readers.Split, bins: Bins, classes: Named | None = None) -> AnyRecordings:
     """The recordings of one split, as the network sees them; those of a camera are down-sampled.
 
-    Where they and `classes` name the same classes, their labels are the numbers in `classes`.
+    Where they and `classes` name the same classes, their labels are the numbers in `classes`. With data.test_by those
+    to test are a part of the training file, where they stay: see `for_validation`.
     """
-    path = data.train_path if split == "train" else data.test_path
+    if split == "test" and data.test_by:
+        recordings = _read(data, data.train_path, "train", bins, classes)
+        return chosen(recordings, _apart(recordings, data)[1])
+    return _read(data, data.train_path if split == "train" else data.test_path, split, bins, classes)
+
+
+def for_validation(
+    recordings: AnyRecordings, data: config.Data, bins: Bins, seed: int
+) -> tuple[np.ndarray, AnyRecordings, np.ndarray]:
+    """(indices to train on, recordings to choose the best model by, their indices), of the training recordings.
+
+    What is held out comes from the validation file where there is one, else from the training recordings.
+    """
+    rest, _ = _apart(recordings, data)
+    if data.validation_path:
+        classes = Named(recordings.class_names, recordings.where)
+        validation = _read(data, data.validation_path, "test", bins, classes)
+        say_unseen(validation, recordings.labels[rest], validation.labels, "validation")
+        return rest, validation, np.arange(len(validation))
+    kept, held_out = hold_out(recordings, data.validation_share, data.validation_by, seed, rest)
+    return kept, recordings, held_out
+
+
+def _apart(recordings: AnyRecordings, data: config.Data) -> tuple[np.ndarray, np.ndarray]:
+    """Indices (to train on and validate, to test) of a training file."""
+    share = data.test_share if data.test_by else 0
+    return hold_out(recordings, share, data.test_by or "recording", TEST_SEED, name="test")
+
+
+def _read(data: config.Data, path: Path, split: readers.Split, bins: Bins, classes: Named | None) -> AnyRecordings:
     numbers = data.num_units, data.num_classes
     recordings = readers.read(data.layout, path, split, *numbers, data.origin, data.in_memory, classes)
     if data.sensor:
@@ -262,7 +305,7 @@ def look_at_test_data(cfg: config.AnyConfig, classes: Named) -> None:
         if isinstance(cfg, config.TTFSConfig):
             where = (data.layout, data.folder, data.dataset_name)
             images.look(*where, "test", data.shape, data.num_classes, data.window_ms, classes, data.strict)
-        elif data.test_path.exists() or data.prepare is None:
+        elif not data.test_by and (data.test_path.exists() or data.prepare is None):
             numbers = data.num_units, data.num_classes
             readers.look(data.layout, data.test_path, "test", *numbers, data.origin, classes, data.strict)
     except InputError as error:

@@ -58,7 +58,8 @@ from snn.ttfs.simulation import Simulation
 
 OF_THE_OTHER_KIND = {"ttfs": ("show", "streaming", "test_single_delay", "energy"), "network": ("simulate",)}  # words
 COSTS = ("events", "synaptic ops", "neuron updates", "time (ms)")
-NOT_OF_THE_TEST = {"augment", "validation_share", "validation_by", "train_file", "crop_pad"}  # fields of data
+# fields of data
+NOT_OF_THE_TEST = {"augment", "validation_file", "validation_share", "validation_by", "train_file", "crop_pad"}
 
 
 def main() -> None:
@@ -72,7 +73,8 @@ def main() -> None:
     for subject in subjects:
         data, train = subject.cfg.data.model_dump_json(exclude=NOT_OF_THE_TEST), subject.cfg.train
         names = subject.content["class_names"]
-        together[type(subject.cfg), data, train.test_batch_size, train.device, names].append(subject)
+        path = getattr(subject.cfg.data, "test_path", None)  # the training file, where data.test_by says so
+        together[type(subject.cfg), data, path, train.test_batch_size, train.device, names].append(subject)
     metrics = {}
     for group in together.values():
         test = test_images if isinstance(group[0].cfg, config.TTFSConfig) else test_recordings

@@ -49,7 +49,6 @@ MAY_CHANGE_ON_RESUME = {
     "data.in_memory",
     "data.strict",
 }
-NO_STANDING = (-math.inf, -math.inf)  # (accuracy, -loss) of the best epoch before the first
 
 
 @dataclass
@@ -62,7 +61,7 @@ class Position:
     seconds: float = 0.0  # that they took
     random: tuple[Tensor, ...] = ()  # states of torch's generators after these batches
     gradient_norm: float = 0.0  # of the last batch, before it was clipped
-    best: tuple[float, float] = NO_STANDING
+    best: tuple[float, float] = tasks.NO_STANDING  # (accuracy, -loss) of the best epoch
     best_epoch: int = 0
 
     def content(self, team: Team) -> dict[str, Any]:
@@ -128,7 +127,7 @@ def main() -> None:
                 loss = team.sum(position.loss_sum) / len(order)
                 validation = task.validate()
                 standing = task.standing(validation)
-                is_best = standing > position.best
+                is_best = standing > position.best or not validation
                 if is_best:
                     position.best, position.best_epoch = standing, epoch + 1
                 if team.leads:

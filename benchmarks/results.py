@@ -33,9 +33,10 @@ RESULTS = REPOSITORY / "results"
 FIGURE = REPOSITORY / "docs" / "results.png"
 BEGIN, END = "<!-- results: python -m benchmarks.results --readme -->", "<!-- end of results -->"
 
-# FS accuracy (%) of Liu et al. 2023, means of five runs
+# FS accuracy (%) of Liu et al. 2023, means of five runs; of Liu and Dragotti 2025 for SSC
 PUBLISHED = {
     "adlif_shd": "94.08 %",
+    "adlif_ssc": "77.1 %",
     "culif_shd": "87.6 %",
     "adlif_ntidigits": "92.25 %",
     "culif_ntidigits": "89.3 %",

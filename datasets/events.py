@@ -498,33 +498,68 @@ def batches(
 
 
 def hold_out(
-    recordings: AnyRecordings, share: float, by: Literal["recording", "speaker"], seed: int
+    recordings: AnyRecordings,
+    share: float,
+    by: Literal["recording", "speaker"],
+    seed: int,
+    among: np.ndarray | None = None,
+    name: str = "validation",
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Indices (kept, held out): the share of the recordings of every class, or of the speakers."""
+    """Indices (kept, held out): the share of the recordings of every class, or of the speakers; 0 holds out none.
+
+    `among`: only of these recordings. `name` says for messages which of the configuration's shares it is.
+    """
     checks.number("the share held out", share, least=0)
+    among = np.arange(len(recordings)) if among is None else check_index(among, recordings)
+    if share == 0:
+        return among, among[:0]
     random = np.random.default_rng(seed)
+    labels = recordings.labels[among]
     if by == "speaker":
         if recordings.speakers is None:
-            raise InputError(f"{recordings.where}: names no speakers (extra/speaker); set data.validation_by=recording")
-        speakers = random.permutation(np.unique(recordings.speakers))
-        held = np.isin(recordings.speakers, speakers[: max(1, round(share * len(speakers)))])
+            raise InputError(f"{recordings.where}: names no speakers (extra/speaker); set data.{name}_by=recording")
+        speakers = random.permutation(np.unique(recordings.speakers[among]))
+        held = np.isin(recordings.speakers[among], speakers[: max(1, round(share * len(speakers)))])
     else:
-        held = np.zeros(len(recordings), bool)
-        for label in np.unique(recordings.labels):
-            of_class = random.permutation(np.flatnonzero(recordings.labels == label))
+        held = np.zeros(len(among), bool)
+        for label in np.unique(labels):
+            of_class = random.permutation(np.flatnonzero(labels == label))
             held[of_class[: min(len(of_class) - 1, max(1, round(share * len(of_class))))]] = True
-    missing = np.setdiff1d(recordings.labels, recordings.labels[~held])
-    unseen = np.setdiff1d(recordings.labels, recordings.labels[held])
-    if held.any() and len(unseen):
-        print(
-            f"warning: {recordings.where}: nothing of {_some([_name_of(recordings, k) for k in unseen])} is held out, "
-            "so that validation does not see it",
-            file=sys.stderr,
-        )
+    missing = np.setdiff1d(labels, labels[~held])
+    if held.any():
+        say_unseen(recordings, labels, labels[held], name)
     if len(missing) or not held.any():
         raise InputError(
-            f"{recordings.where}: with data.validation_share = {share} held out by {by}, "
+            f"{recordings.where}: with data.{name}_share = {share} held out by {by}, "
             + (f"class {missing[0]} has nothing left to train on" if len(missing) else "nothing is held out")
             + "; it needs more recordings, or more speakers"
         )
-    return np.flatnonzero(~held), np.flatnonzero(held)
+    return among[~held], among[held]
+
+
+def say_unseen(recordings: AnyRecordings, labels: np.ndarray, seen: np.ndarray, name: str) -> None:
+    """Say so if classes among `labels` are not among those `seen` in the recordings held out for `name`."""
+    if len(unseen := np.setdiff1d(labels, seen)):
+        print(
+            f"warning: {recordings.where}: nothing of {_some([_name_of(recordings, k) for k in unseen])} is held out, "
+            f"so that {name} does not see it",
+            file=sys.stderr,
+        )
+
+
+def chosen(recordings: AnyRecordings, index: np.ndarray) -> AnyRecordings:
+    """The recordings of these numbers, ascending, as a set of their own."""
+    lengths = (recordings.offsets[1:] - recordings.offsets[:-1])[index]
+    speakers = None if recordings.speakers is None else recordings.speakers[index]
+    about = {"offsets": np.concatenate([[0], np.cumsum(lengths)]), "labels": recordings.labels[index]}
+    about |= {"speakers": speakers}
+    if isinstance(recordings, StoredRecordings):
+        about |= {"first_times": recordings.first_times[index]}
+        return replace(recordings, **about, events=partial(_events_of, recordings.events, index))
+    events = [slice(*recordings.offsets[r : r + 2]) for r in index]
+    times, channels = (np.concatenate([of[e] for e in events]) for of in (recordings.times, recordings.channels))
+    return replace(recordings, **about, times=times, channels=channels)
+
+
+def _events_of(events: Callable, index: np.ndarray, numbers: np.ndarray, until: float) -> tuple:
+    return events(index[numbers], until)

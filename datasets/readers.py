@@ -209,7 +209,10 @@ def _events(
 
 
 def _read_shd(file: hdf5.File, path: Path, split: Split) -> Found:
-    """SHD (Cramer et al. 2022): /spikes/times in s, /spikes/units, /labels; /extra/speaker and /extra/keys if there."""
+    """SHD (Cramer et al. 2022): /spikes/times in s, /spikes/units, /labels; /extra/speaker and /extra/keys if there.
+
+    Files that we make of cameras' recordings count time in whole ticks (datasets/prepare/store.py).
+    """
     file.check_lists("spikes/times", "iuf", "numbers")
     file.check_lists("spikes/units", "iu", "whole numbers")
     has_speakers = file.has("extra/speaker")
@@ -235,13 +238,20 @@ def _read_shd(file: hdf5.File, path: Path, split: Split) -> Found:
         shape[0],
         lengths,
         partial(file.whole_numbers, "labels"),
-        1.0,
+        _ticks_per_second(file, path),
         (hdf5.plain(times_type), hdf5.plain(units_type)),
         (units_type, file.dataset("labels").dtype),
         events,
         partial(file.whole_numbers, "extra/speaker") if has_speakers else None,
         names,
     )
+
+
+def _ticks_per_second(file: hdf5.File, path: Path) -> float:
+    said = file.attribute("ticks_per_second") or "1"
+    if not said.isdecimal() or not 0 < int(said) <= 10**12:
+        raise InputError(f"{path}: says {said!r:.40} for its ticks a second; it must be a whole number")
+    return float(said)
 
 
 def _read_ntidigits(file: hdf5.File, path: Path, split: Split) -> Found:

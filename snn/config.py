@@ -78,6 +78,11 @@ class Data(Section):
     layout: Literal["shd", "ntidigits", "dvsgesture", "dvsplane"] = Field("shd", description="layout of the HDF5 files")
     path: str | None = Field(None, description="folder of the files; default data/<dataset_name>")
     train_file: str | None = Field(None, description="default <dataset_name>_train.h5")
+    validation_file: str | None = Field(
+        None,
+        description="recordings to choose the best model by; default <dataset_name>_validation.h5 where it is there, "
+        "else a share of the training file",
+    )
     test_file: str | None = Field(
         None, description="default <dataset_name>_test.h5; its labels and events are read by test.py alone"
     )
@@ -89,12 +94,20 @@ class Data(Section):
     T_empty: NonNegativeInt = Field(0, description="empty steps after the bins, room for a late first spike (steps)")
     test_T: PositiveInt | None = Field(None, description="T at test; default T (steps)")
     test_T_empty: NonNegativeInt | None = Field(None, description="T_empty at test; default T_empty (steps)")
-    validation_share: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.1, description="share of the training recordings held out to choose the best model"
+    validation_share: Share = Field(
+        0.1,
+        description="share of the training recordings held out to choose the best model, where there is no validation "
+        "file; 0: none, and the last epoch counts",
     )
     validation_by: Literal["recording", "speaker"] = Field(
         "recording", description="hold out single recordings, or whole speakers (the file must name them)"
     )
+    test_by: Literal["recording", "speaker"] | None = Field(
+        None,
+        description="for a set without a test file: test on recordings, or whole speakers, of the training file that "
+        "are set apart, the same ones for every seed",
+    )
+    test_share: Annotated[float, Field(gt=0, lt=1)] = Field(0.2, description="share that test_by sets apart")
     augment: Augment = Field(Augment(), description="random changes of the events, in training only; 0 is off")
     in_memory: bool | None = Field(
         None,
@@ -120,6 +133,12 @@ class Data(Section):
             raise ValueError(f"the layout {self.layout} needs a sensor of height {height} and width {width}")
         return self
 
+    @model_validator(mode="after")
+    def _one_source_of_a_test(self) -> "Data":
+        if self.test_by and self.test_file:
+            raise ValueError("give test_file, or test_by for a set without one, and not both")
+        return self
+
     @property
     def shape(self) -> tuple[int, ...]:
         """What the network sees: (channels,), or (polarities, height, width)."""
@@ -139,7 +158,15 @@ class Data(Section):
         return self.folder / (self.train_file or f"{self.dataset_name}_train.h5")
 
     @property
+    def validation_path(self) -> Path | None:
+        """The validation file, if one is named or lies there."""
+        path = self.folder / (self.validation_file or f"{self.dataset_name}_validation.h5")
+        return path if self.validation_file or path.is_file() else None
+
+    @property
     def test_path(self) -> Path:
+        if self.test_by:
+            return self.train_path
         return self.folder / (self.test_file or f"{self.dataset_name}_test.h5")
 
 

@@ -86,7 +86,7 @@ def small_mat(path: Path) -> None:
 
 def small_aedat(path: Path) -> None:
     random = np.random.default_rng(0)
-    words = (random.integers(0, (128, 128, 2), (20, 3)) << (17, 2, 1)).sum(1) | 1
+    words = (random.integers(0, (128, 128, 2), (20, 3)) << (17, 2, 1)).sum(1) | 1  # valid
     events = np.stack([words, np.sort(random.integers(0, 9999, 20))], axis=1).astype("<u4").tobytes()
     packet = struct.pack("<HHIIIIII", 1, 1, 8, 4, 0, 20, 20, 20) + events
     path.write_bytes(b"#!AER-DAT3.1\r\n#!END-HEADER\r\n" + 2 * packet)

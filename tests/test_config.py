@@ -45,7 +45,7 @@ def test_numbers_with_exponents_are_numbers():
         ("train.lr", float("nan"), "train.lr = nan: input should be a finite number"),
         ("train.epochs", 2.5, "train.epochs = 2.5: input should be a valid integer"),
         ("train.epochs", True, "train.epochs = True: input should be a valid integer"),
-        ("network.neuron", "LIF", "network.neuron = 'LIF': input should be 'CuLIF', 'PCuLIF', 'AdLIF' or 'CuAdLIF'"),
+        ("network.neuron", "IF", "network.neuron: 'IF' is not known; known are AdLIF, BRF, CuAdLIF, CuLIF"),
         ("network.dropout", 1.0, "network.dropout = 1.0: input should be less than 1"),
         ("network.layers", ["256F", 256], "network.layers.1 = 256: input should be a valid string"),
         ("network.layers", ["256F", "12G"], "network.layers: layer '12G' is not known; known are words like 64C3"),

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -11,11 +12,15 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.prepare import wav
+from datasets import readers
+from datasets.prepare import dvsgesture, dvsplane, heidelberg, wav
+from datasets.prepare.__main__ import main
 from datasets.prepare.recordings import LISTS
 from snn import checkpoint, config, exchange
 from snn.network import Network
-from tests.conftest import REPOSITORY, TINY
+from tests.conftest import REPOSITORY, TINY, write_nmnist
+from tests.originals import write_originals
+from tests.test_prepare_official import SPLITS
 from tests.test_recordings import save as save_sound
 
 PAGES = sorted((REPOSITORY / "docs").glob("*.md"))
@@ -33,8 +38,8 @@ def blocks(page: str, language: str) -> list[str]:
 
 def test_pages_are_there():
     names = (
-        "adding_a_data_set adding_a_neuron configuration export method reading_the_report recordings several_processes "
-        "supported"
+        "adding_a_data_set adding_a_neuron configuration export method my_data reading_the_report recordings "
+        "several_processes supported"
     )
     assert [page.stem for page in PAGES] == names.split()
 
@@ -65,7 +70,7 @@ def test_words_of_commands_are_words_of_the_programs(page):
             path = path.with_suffix("") / "__main__.py"
         known = path.read_text() + (REPOSITORY / "snn" / "cli.py").read_text()
         known += "".join(p.read_text() for p in (REPOSITORY / "datasets" / "prepare").glob("*.py"))
-        for word in re.findall(r"--[\w-]+", words):
+        for word in re.findall(r"(?<!\S)--[\w-]+", words):
             assert f'"{word}"' in known, f"{program} {word}"
 
 
@@ -182,3 +187,33 @@ def test_no_page_is_long():
     for page in PAGES:
         if page.stem != "configuration":
             assert len(Path(page).read_text().splitlines()) <= 100, page
+
+
+def test_every_command_of_my_data_runs_on_small_files_of_the_true_layout(program, tmp_path, monkeypatch):
+    monkeypatch.setattr(heidelberg, "NUMBERS", SPLITS)
+    for module in (dvsgesture, dvsplane, wav):  # no processes
+        monkeypatch.setattr(module, "map_in_order", lambda function, tasks, *_: map(function, tasks))
+    write_originals(tmp_path)
+    commands = [line for block in blocks("my_data.md", "bash") for line in block.splitlines()]
+    assert len(commands) > 15
+    for command in commands:
+        words = shlex.split(command.removeprefix("python -m datasets.prepare "))
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["prepare", *words])
+        main()
+    assert (tmp_path / "data/table/table.png").is_file()
+    assert (tmp_path / "data/listed/listed_validation.h5").is_file()
+
+
+def test_the_snippets_of_my_data_run(tmp_path, monkeypatch):
+    own, of_tonic = blocks("my_data.md", "python")
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(own, names)
+    assert names["x_TBC"].dense().shape == (20, 8, 40)
+    assert len(readers.read("shd", tmp_path / "data/own/own_train.h5", "train", 40, 3)) == 30
+    tonic = pytest.importorskip("tonic")
+    write_nmnist(tmp_path / "data" / "NMNIST", 1, 0)
+    monkeypatch.setattr(tonic.datasets.NMNIST, "_check_exists", lambda self: True)
+    exec(of_tonic, {})
+    assert len(readers.read("shd", tmp_path / "nmnist_train.h5", "train", 2 * 34 * 34, 10)) == 10

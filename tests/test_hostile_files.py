@@ -52,7 +52,7 @@ def test_damaged_files(seed, cases):
     assert not wrong
     assert sum(outcomes.values()) == cases
     for layout in hostile.LAYOUTS:  # damage may lie where it does not matter, or give other events
-        if layout not in ("flac", "ogg"):  # whose checksums cover every byte
+        if layout not in ("npz", "flac", "ogg"):  # whose checksums cover nearly every byte
             assert outcomes[layout, "correct"] > 0
         assert outcomes[layout, "refused"] > cases / len(hostile.LAYOUTS) / 8
 

@@ -235,9 +235,12 @@ def test_json_that_is_nested_too_deep(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--set ttfs.layers=P2", "ttfs.layers = P2: needs a layer of neurons, such as 512F"),
-        ("--set ttfs.layers=P2-A2", "ttfs.layers = P2-A2: needs a layer of neurons"),
-        ("--set ttfs.layers=16C3-P2 --set ttfs.encoder=direct", "a layer of neurons beside that of the direct encoder"),
+        ("--set ttfs.layers=P2", "ttfs.layers = P2: the network needs a layer of neurons that spike, as 400F or 16C3"),
+        ("--set ttfs.layers=P2-A2", "ttfs.layers = P2-A2: the network needs a layer of neurons that spike"),
+        (
+            "--set ttfs.layers=16C3-P2 --set ttfs.encoder=direct",
+            "besides pools and the layer that a direct encoder makes its own",
+        ),
         ("--set train.device=meta", "train.device = meta: cannot be used here"),
     ],
 )
@@ -330,7 +333,7 @@ def test_nothing_is_saved_that_cannot_be_loaded(program, tmp_path, monkeypatch, 
 
     def spoil(self) -> None:
         steps.append(1)
-        if len(steps) > 4 and self.adaptation:
+        if len(steps) > 4 and hasattr(self, "a"):
             self.a.data.fill_(2.0)
 
     monkeypatch.setattr(SpikingNeuron, "clamp_values", spoil)

@@ -122,7 +122,9 @@ def polarity_packet(times_us: np.ndarray, data: np.ndarray) -> bytes:
     return packet(POLARITY, words.tobytes(), 8, int(times_us[0]) >> 31)
 
 
-def write_recording(folder: Path, name: str, labels: list[int], seed: int, start_us: int = 1000) -> list:
+def write_recording(
+    folder: Path, name: str, labels: list[int], seed: int, start_us: int = 1000, classes: int = 10
+) -> list:
     """A recording of gestures of 10 ms each, with a pause after each; returns (times_us, data, label) of each."""
     random = np.random.default_rng(seed)
     gestures, packets, rows = [], [HEADER], ["class,startTime_usec,endTime_usec"]
@@ -137,7 +139,7 @@ def write_recording(folder: Path, name: str, labels: list[int], seed: int, start
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.aedat").write_bytes(b"".join(packets))
     (folder / f"{name}_labels.csv").write_text("\n".join(rows) + "\n")
-    return [gesture for gesture in gestures if gesture[2] < 10]
+    return [gesture for gesture in gestures if gesture[2] < classes]
 
 
 @pytest.fixture
@@ -146,6 +148,20 @@ def gestures(tmp_path) -> Path:
     for user in (23, 24):
         write_recording(tmp_path / "in", f"user{user}_lab", [*range(1, 12), 8], user)
     return tmp_path / "in"
+
+
+def test_the_eleventh_class_on_request(tmp_path):
+    folder = tmp_path / "in"
+    made = {
+        n: write_recording(folder, n, list(range(1, 12)), k, classes=11) for k, n in enumerate(("user01", "user24"))
+    }
+    done = prepare("dvsgesture", folder, "--out", tmp_path / "out", "--processes", 1, "--classes", 11)
+    assert done.returncode == 0, done.stderr
+    for split, name in (("train", "user01"), ("test", "user24")):
+        path = tmp_path / "out" / f"DVS-Gesture-{split}11.hdf5"
+        read = readers.read("dvsgesture", path, split, 2 * 128 * 128, 11)
+        assert read.labels.tolist() == list(range(11))
+        assert np.array_equal(read.times, np.concatenate([times_us for times_us, _, _ in made[name]]))
 
 
 def test_aedat_is_read_as_spikingjelly_reads_it(gestures):
@@ -248,7 +264,7 @@ BAD_GESTURES = {
     "truncated header": "user23_lab.aedat: no AEDAT 3.1 file",
     "older": "user23_lab.aedat: no AEDAT 3.1 file",
     "no events": "user23_lab.aedat: holds no event",
-    "sizes": "user23_lab.aedat: damaged, the packet before byte .* has 2 of 2 events of 12 bytes",
+    "sizes": "user23_lab.aedat: damaged, the packet at byte .* is of type 1 and has 2 of 2 events of 12 bytes",
     "outside": "user23_lab.aedat: an event at x = 5, y = 128 is outside the sensor",
     "back": "user23_lab_labels.csv: gesture 1, 1000 to 40000 µs of user23_lab.aedat, goes back in time",
     "no table": "user23_lab_labels.csv: no table of class,startTime_usec,endTime_usec",

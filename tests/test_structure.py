@@ -10,11 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.io import wavfile
 
-from datasets.prepare import dvsplane
 from tests.conftest import REPOSITORY, make_events, write_shd
-from tests.test_prepare_published import write_drop, write_original_digits, write_recording
+from tests.originals import write_originals
 
 # module -> the modules of ours it may import (a name covers what lies below it); tasks.py, train.py and test.py may
 # import all
@@ -77,7 +75,16 @@ ALLOWED = {
     },
     "snn.evaluation": {"snn.checks", "snn.coding", "snn.errors", "snn.events", "snn.network", "snn.statistics"},
     "snn.health": {"snn.events", "snn.network", "snn.ttfs.network"},
-    "snn.streaming": {"snn.checks", "snn.delays", "snn.errors", "snn.events", "snn.network", "snn.neurons", "snn.ops"},
+    "snn.streaming": {
+        "snn.checks",
+        "snn.delays",
+        "snn.errors",
+        "snn.events",
+        "snn.linear",
+        "snn.network",
+        "snn.neurons",
+        "snn.ops",
+    },
     "snn.hardware": set(),
     "snn.energy": {"snn.conv", "snn.events", "snn.hardware", "snn.linear", "snn.network", "snn.neurons", "snn.ops"},
     "snn.exchange": {"snn.conv", "snn.errors", "snn.linear", "snn.network", "snn.neurons", "snn.ops"},
@@ -98,7 +105,7 @@ ALLOWED = {
         "snn.memory",
         "snn.ops.compiled",
     },
-    "datasets.prepare": {"datasets.hdf5", "datasets.prepare", "snn.compiling", "snn.errors"},
+    "datasets.prepare": {"datasets.hdf5", "datasets.prepare", "snn.compiling", "snn.errors", "snn.memory"},
     "datasets.prepare.__main__": {"snn.errors", "snn.cli", "datasets.prepare"},
 }
 
@@ -158,6 +165,13 @@ def readme_commands() -> list[str]:
     return [line for line in lines if line]
 
 
+def test_the_commands_of_the_table_of_sets_are_those_of_the_page_that_is_run():
+    commands = re.findall(r"`(python -m datasets\.prepare [^`]*)`", readme())
+    page = (REPOSITORY / "docs" / "my_data.md").read_text().splitlines()
+    assert len(commands) >= 8
+    assert set(commands) <= set(page)  # tests/test_docs.py runs each
+
+
 def smoke_form(command: str) -> str:
     """The same command on the smoke configuration, a small SHD pair, short WAV files and small originals."""
     forms = [
@@ -211,19 +225,10 @@ def test_readme_commands_run_in_their_smoke_form(program, tmp_path):
             shutil.copy2(REPOSITORY / name, tmp_path / name)
     for split in ("train", "test"):
         write_shd(tmp_path / "shd" / f"shd_{split}.h5", **make_events(30, 3, 700, 0))
-    (tmp_path / "my_recordings").mkdir()
-    for k in range(6):
-        tone = np.sin(np.arange(8000) * (0.2 + 0.1 * (k % 2) + 0.001 * k)).astype(np.float32)
-        wavfile.write(tmp_path / "my_recordings" / f"{'ab'[k % 2]}_{k}.wav", 16000, tone)
+    write_originals(tmp_path)
     (tmp_path / "images").mkdir()
     pixels, labels = np.random.default_rng(0).integers(0, 256, (60, 28, 28), np.uint8), np.arange(60) % 10
     np.savez(tmp_path / "images" / "mnist.npz", x_train=pixels, y_train=labels, x_test=pixels, y_test=labels)
-    write_original_digits(tmp_path / "n-tidigits.hdf5")
-    for user in (1, 24):
-        write_recording(tmp_path / "DvsGesture", f"user{user:02d}_lab", list(range(1, 12)), user)
-    for plane in dvsplane.CLASSES:
-        for number in (1, 161):
-            write_drop(tmp_path / "DVSPlane", f"{plane}_{number}", number)
     bin_folder = tmp_path / ".venv" / "bin"  # what `source .venv/bin/activate` would find after the first command
     bin_folder.mkdir(parents=True)
     (bin_folder / "activate").write_text(f"export PATH={Path(sys.executable).parent}:$PATH\n")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import csv
 import re
-import struct
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -17,20 +16,15 @@ from typing import NamedTuple
 import numpy as np
 
 from datasets.prepare import visible
+from datasets.prepare.cameras import aedat3_packets
 from datasets.prepare.parallel import map_in_order
 from datasets.prepare.writer import write_camera
 from snn.errors import InputError
 
-N_CLASSES = 10  # the originals number them from 1, and 11, "other", is left out
+N_CLASSES = 11  # the originals number them from 1; the last, "other", is left out unless asked for
 SIZE = 128
 TRIALS = {"train": "trials_to_train.txt", "test": "trials_to_test.txt"}
 LAST_TRAINING_USER, LAST_USER = 23, 29
-
-# AEDAT 3.1 (https://docs.inivation.com/software/software-advanced-usage/file-formats/aedat-3.1.html), little endian.
-# Of each packet: type, source, size of an event, offset of its time, overflows of the clock, capacity, number, valid
-PACKET_HEADER = struct.Struct("<HHIIIIII")
-POLARITY = 1  # the type of packet that holds changes of brightness
-POLARITY_SIZE = 8  # bytes: x in bits 17-31, y in 2-16, polarity in 1, valid in 0; then the time, of 31 bits
 
 
 class Gesture(NamedTuple):
@@ -49,21 +43,21 @@ class Events(NamedTuple):
     invalid: int  # events that the camera's software marked so, left out
 
 
-def convert_dvsgesture(folder: Path, out_dir: Path, processes: int | None) -> None:
-    """Write out_dir/DVS-Gesture-train10.hdf5 and out_dir/DVS-Gesture-test10.hdf5.
+def convert_dvsgesture(folder: Path, out_dir: Path, processes: int | None, classes: int = N_CLASSES - 1) -> None:
+    """Write out_dir/DVS-Gesture-train10.hdf5 and out_dir/DVS-Gesture-test10.hdf5; with all 11 classes, -train11 and so.
 
     Where `folder` holds trials_to_train.txt and trials_to_test.txt they name the recordings; else users 1 to 23 (of the
     file names) train and 24 to 29 test. A gesture's time counts from its first event.
     Raises InputError naming the file at fault and the remedy.
     """
-    splits = {split: [(path, read_labels(path)) for path in paths] for split, paths in _splits(folder).items()}
+    splits = {split: [(path, read_labels(path, classes)) for path in paths] for split, paths in _splits(folder).items()}
     for split, recordings in splits.items():
         labels = {gesture.label for _, gestures in recordings for gesture in gestures}
-        if missing := set(range(N_CLASSES)) - labels:
+        if missing := set(range(classes)) - labels:
             raise InputError(f"{folder}: no {split} recording has the gesture {min(missing) + 1}; is the folder whole?")
     converted = map_in_order(_cut, splits["train"] + splits["test"], processes, "dvsgesture")
     for split, recordings in splits.items():
-        path = out_dir / f"DVS-Gesture-{split}10.hdf5"
+        path = out_dir / f"DVS-Gesture-{split}{classes}.hdf5"
         invalid = []
         gestures = _gestures(islice(converted, len(recordings)), invalid)
         number = write_camera(path, split, gestures, np.uint8, {"made_by": "dvsgesture", "folder": folder.name})
@@ -77,47 +71,22 @@ def read_aedat(path: Path) -> Events:
     SpikingJelly's load_aedat_v3 reads the same (a test compares them), but event by event and invalid ones too, and
     takes what is missing at the end of a truncated file for read.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror})") from error
-    header = re.match(rb"#!AER-DAT3\.1\r?\n(#.*\n)*?#!END-HEADER\r?\n", content)
-    if header is None:
-        raise InputError(f"{path}: no AEDAT 3.1 file: it has no header from #!AER-DAT3.1 to #!END-HEADER")
-    pieces, overflows, start = [], [], header.end()
-    while start < len(content):
-        truncated = InputError(f"{path}: breaks off within the packet at byte {start}; fetch it again")
-        if len(content) - start < PACKET_HEADER.size:
-            raise truncated
-        kind, _, size, _, overflow, capacity, number, _ = PACKET_HEADER.unpack_from(content, start)
-        start += PACKET_HEADER.size
-        if number != capacity or (kind == POLARITY and size != POLARITY_SIZE):
-            raise InputError(
-                f"{path}: damaged, the packet before byte {start} has {number} of {capacity} events of {size} "
-                "bytes; fetch it again"
-            )
-        if len(content) - start < number * size:
-            raise truncated
-        if kind == POLARITY:
-            pieces.append(np.frombuffer(content, "<u4", 2 * number, start).reshape(-1, 2))
-            overflows.append(np.full(number, overflow, np.int64))
-        start += number * size
-    if not any(map(len, pieces)):
+    packets = list(aedat3_packets(path)[1])
+    valid, invalid = sum(len(piece.t) for piece, _ in packets), sum(number for _, number in packets)
+    if not valid and invalid:
+        raise InputError(f"{path}: all of its {invalid:,} events are marked invalid (bit 0); leave the file out")
+    if not valid:
         raise InputError(f"{path}: holds no event of brightness")
-    words, clock = np.concatenate(pieces).T
-    is_valid = (words & 1).astype(bool)
-    if not is_valid.any():
-        raise InputError(f"{path}: all of its {len(words):,} events are marked invalid (bit 0); leave the file out")
-    words, times_us = words[is_valid], (clock + (np.concatenate(overflows) << 31))[is_valid]
-    data = np.stack([(words >> 17) & 0x7FFF, (words >> 2) & 0x7FFF, (words >> 1) & 1], axis=1).astype(np.uint16)
+    times_us, *columns = (np.concatenate(parts) for parts in zip(*(piece for piece, _ in packets), strict=True))
+    data = np.stack([column.astype(np.uint16) for column in columns], axis=1)
     if data[:, :2].max() >= SIZE:
         x, y, _ = data[int((data[:, :2] >= SIZE).any(axis=1).argmax())].tolist()
         raise InputError(f"{path}: an event at x = {x}, y = {y} is outside the sensor of {SIZE} x {SIZE} pixels")
-    return Events(times_us, data, int((~is_valid).sum()))
+    return Events(times_us, data, invalid)
 
 
-def read_labels(recording: Path) -> list[Gesture]:
-    """The gestures of a recording, from its table of labels, without "other"."""
+def read_labels(recording: Path, classes: int) -> list[Gesture]:
+    """The gestures of a recording, from its table of labels: those of the first `classes` classes."""
     path = _labels_of(recording)
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -127,11 +96,11 @@ def read_labels(recording: Path) -> list[Gesture]:
     if not rows or any(len(row) != 3 for row in rows):
         raise InputError(f"{path}: needs the columns class,startTime_usec,endTime_usec and a row for each gesture")
     for line, (number, start_us, end_us) in enumerate(rows, start=2):
-        if not (1 <= number <= N_CLASSES + 1 and 0 <= start_us < end_us):
+        if not (1 <= number <= N_CLASSES and 0 <= start_us < end_us):
             raise InputError(
                 f"{path}, line {line}: {number},{start_us},{end_us} is not class 1 to 11, start, later end"
             )
-    return [Gesture(number - 1, start_us, end_us) for number, start_us, end_us in rows if number <= N_CLASSES]
+    return [Gesture(number - 1, start_us, end_us) for number, start_us, end_us in rows if number <= classes]
 
 
 def _labels_of(recording: Path) -> Path:
@@ -217,4 +186,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("data/dvsgesture"), help="folder (default: data/dvsgesture)")
     parser.add_argument("--processes", type=int, help="worker processes (default: one for each core)")
-    parser.set_defaults(run=lambda args: convert_dvsgesture(args.folder, args.out, args.processes))
+    parser.add_argument(
+        "--classes", type=int, choices=(10, 11), default=10, help='11: with "other", to DVS-Gesture-train11.hdf5 (10)'
+    )
+    parser.set_defaults(run=lambda args: convert_dvsgesture(args.folder, args.out, args.processes, args.classes))

@@ -1,0 +1,90 @@
+"""Speed of reading EVT3: `python -m benchmarks.cameras RECORDING.raw [--repeats 60]`.
+
+Prints the median over alternating runs, in millions of events a second, of our decoder and of those libraries that are
+installed (evt3, faery, expelliarmus), on the recording's words again and again as one long recording, whose clock goes
+on. The bare decoding, without our checks, is compared: the libraries make none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+
+from datasets.prepare import cameras
+from datasets.prepare.events import Shape, recordings_of
+from datasets.prepare.tables import Said
+
+RUNS = 7
+
+
+def write_long(recording: Path, path: Path, repeats: int) -> None:
+    """The same words so many times, TIME_HIGH counting on."""
+    _, start = cameras._header(recording, b"% ")
+    content = recording.read_bytes()
+    words = np.frombuffer(content, "<u2", (len(content) - start) // 2, start)
+    is_high = words >> 12 == 8
+    high = (words[is_high] & 0xFFF).astype(np.int64)
+    with path.open("wb") as file:
+        file.write(content[:start])
+        for k in range(repeats):
+            later = words.copy()
+            later[is_high] = 0x8000 | (high + k * (high.max() - high.min() + 1)) % 4096
+            file.write(later)
+
+
+def readers(path: Path) -> dict[str, Callable[[], int]]:
+    """Functions that read the file, piece by piece where they can, and give the number of events."""
+    said = Said()
+    found: dict[str, Callable[[], int]] = {
+        "here": lambda: sum(len(piece.t) for piece in cameras.open_recording(path, said).pieces),
+    }
+    opened = cameras.open_recording(path, said)
+    size = opened.height, opened.width
+    shape = Shape(window_ms=50)
+    found["here, checked and cut into windows"] = lambda: sum(
+        len(times) for times, _ in recordings_of(path, said, size, shape)
+    )
+    if find_spec("evt3"):
+        import evt3
+
+        found["evt3"] = lambda: sum(len(events) for events in evt3.decode_file_batches(str(path)))
+    if find_spec("faery"):
+        import faery
+
+        found["faery"] = lambda: sum(len(events) for events in faery.events_stream_from_file(str(path)))
+    if find_spec("expelliarmus"):
+        import expelliarmus
+
+        found["expelliarmus"] = lambda: len(expelliarmus.Wizard(encoding="evt3").read(str(path)))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("recording", type=Path)
+    parser.add_argument("--repeats", type=int, default=60)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "long.raw"
+        write_long(args.recording, path, args.repeats)
+        ways = readers(path)
+        rates = {name: [] for name in ways}
+        for run in range(RUNS + 1):  # the first compiles and warms up
+            for name, read in ways.items():
+                started = time.perf_counter()
+                number = read()
+                if run:
+                    rates[name].append(number / (time.perf_counter() - started) / 1e6)
+    for name, values in rates.items():
+        print(f"{name}: {statistics.median(values):.0f} million events/s ({min(values):.0f} to {max(values):.0f})")
+
+
+if __name__ == "__main__":
+    main()

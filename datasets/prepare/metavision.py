@@ -1,0 +1,174 @@
+"""Events as Metavision compresses them in HDF5 (its filter 0x8ECF), chunk by chunk.
+
+Decoded here, because the vendor's plugin must be built by hand and evlib 0.13.2 refuses, or misreads, whole files that
+follow the format (November 2026). A chunk has a word of flags and of its number of events, the first time in 64 bits,
+then times, rows, columns and polarities, each as the flags say: see `_decode`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from datasets.prepare.tables import Piece
+from snn.compiling import kernel
+from snn.errors import InputError
+
+FILTER = 0x8ECF
+HEAD = 12  # bytes
+MOST = 65535  # events of a chunk
+
+
+def is_compressed(dataset: h5py.Dataset) -> bool:
+    """Whether the filter is one of the data set's."""
+    plist = dataset.id.get_create_plist()
+    return FILTER in [plist.get_filter(k)[0] for k in range(plist.get_nfilters())]
+
+
+def pieces(path: Path, dataset: h5py.Dataset) -> Iterator[Piece]:
+    """The events in order, a piece a chunk."""
+    plist, total = dataset.id.get_create_plist(), len(dataset)
+    if plist.get_nfilters() != 1 or not dataset.chunks:
+        raise InputError(f"{path}: /CD/events has other filters beside Metavision's; write it anew with that one alone")
+    chunks = [dataset.id.get_chunk_info(k) for k in range(dataset.id.get_num_chunks())]
+    starts = {chunk.chunk_offset[0]: chunk for chunk in chunks if not chunk.filter_mask}
+    with path.open("rb") as file:
+        for start in range(0, total, dataset.chunks[0]):
+            wanted = min(dataset.chunks[0], total - start)
+            damaged = InputError(f"{path}: damaged, or truncated, at the chunk of event {start}; fetch it again")
+            if start not in starts:
+                raise damaged
+            content = os.pread(file.fileno(), min(starts[start].size, 16 * MOST), starts[start].byte_offset)
+            if len(content) < HEAD:
+                raise damaged
+            number = int.from_bytes(content[:4], "little")
+            if not wanted <= number >> 2 <= MOST:
+                raise damaged
+            n = number >> 2
+            piece = Piece(np.empty(n, np.int64), *np.empty((2, n), np.uint16), np.empty(n, np.uint8))
+            if not _decode(np.frombuffer(content, np.uint8), number & 3, *piece):
+                raise damaged
+            yield Piece(*(column[:wanted] for column in piece))  # the last chunk is filled up with zeros
+
+
+@kernel
+def _word(content, place):
+    return np.int64(content[place]) | np.int64(content[place + 1]) << 8
+
+
+@kernel
+def _decode(content, flags, t, x, y, p):
+    """Write the events of a chunk; whether it is whole.
+
+    Times: a byte of step and count; 15 as step puts four bits of a longer step before it, 15 as count 16 bits after it.
+    Flag 2: y, x and p in 11, 11 and 1 of 24 bits each, four in 12 bytes. Else rows, y in 11 bits and its count in 5, 31
+    puts 16 bits after it; then with flag 1 x and p in 12 bits each, four in 6 bytes; else columns, x in 11 bits and one
+    of 5 for each that follows at the next pixels; then polarities, one bit and its count in 7, 127 puts 16 after it.
+    """
+    n, end, place = len(t), len(content), HEAD
+    time = np.int64(0)
+    for k in range(8):
+        time |= np.int64(content[4 + k]) << (8 * k)
+    done, step, shift = 0, np.int64(0), 0
+    while done < n:
+        if place + 3 > end:
+            return False
+        high, count = np.int64(content[place] >> 4), np.int64(content[place] & 15)
+        place += 1
+        if high == 15:
+            if shift > 56:
+                return False
+            step |= count << shift
+            shift += 4
+            continue
+        if count == 15:
+            count = _word(content, place)
+            place += 2
+        if done + count > n:
+            return False
+        time += step + high
+        step, shift = np.int64(0), 0
+        t[done : done + count] = time
+        done += count
+    groups = (n + 3) // 4
+    if flags & 2:
+        if place + 12 * groups > end:
+            return False
+        for k in range(n):
+            at = place + 12 * (k // 4)
+            a = _word(content, at) | _word(content, at + 2) << 16
+            b = _word(content, at + 4) | _word(content, at + 6) << 16
+            c = _word(content, at + 8) | _word(content, at + 10) << 16
+            if k % 4 == 0:
+                bits = a >> 8
+            elif k % 4 == 1:
+                bits = (a & 0xFF) | (b >> 16) << 8
+            elif k % 4 == 2:
+                bits = (b & 0xFFFF) | (c >> 24) << 16
+            else:
+                bits = c & 0xFFFFFF
+            y[k], x[k], p[k] = bits >> 12 & 0x7FF, bits >> 1 & 0x7FF, bits & 1
+        return True
+    done = 0
+    while done < n:
+        if place + 4 > end:
+            return False
+        row, count = _word(content, place) >> 5, _word(content, place) & 31
+        place += 2
+        if count == 31:
+            count = _word(content, place)
+            place += 2
+        if done + count > n or count == 0:
+            return False
+        y[done : done + count] = row
+        done += count
+    if flags & 1:
+        if place + 6 * groups > end:
+            return False
+        for k in range(n):
+            at = place + 6 * (k // 4)
+            a, b, c = _word(content, at), _word(content, at + 2), _word(content, at + 4)
+            if k % 4 == 0:
+                bits = a >> 4
+            elif k % 4 == 1:
+                bits = (a & 0xF) | (b >> 8) << 4
+            elif k % 4 == 2:
+                bits = (b & 0xFF) | (c >> 12) << 8
+            else:
+                bits = c & 0xFFF
+            x[k], p[k] = bits >> 1, bits & 1
+        return True
+    done = 0
+    while done < n:
+        if place + 2 > end:
+            return False
+        column, mask = _word(content, place) >> 5, _word(content, place) & 31
+        place += 2
+        x[done] = column
+        done += 1
+        for k in range(1, 6):
+            if mask >> (5 - k) & 1:
+                if done == n:
+                    return False
+                x[done] = column + k
+                done += 1
+    done = 0
+    while done < n:
+        if place >= end:
+            return False
+        polarity, count = content[place] >> 7, np.int64(content[place] & 127)
+        place += 1
+        if count == 127:
+            if place + 2 > end:
+                return False
+            count = _word(content, place)
+            place += 2
+        if done + count > n or count == 0:
+            return False
+        p[done : done + count] = polarity
+        done += count
+    return True

@@ -1,0 +1,175 @@
+"""Which recordings a folder holds, of which class and subject each is, and whether it is to train on or to test."""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from datasets.prepare import cameras
+from datasets.prepare.recordings import SPLITS, sorted_names
+from snn.errors import InputError
+
+FOLDERS = {"train": ("train", "training"), "validation": ("val", "valid", "validation"), "test": ("test", "testing")}
+
+
+class Source(NamedTuple):
+    """A file and what is known about it."""
+
+    path: Path
+    label: str
+    subject: str | None
+    split: str | None
+
+
+def list_sources(
+    folder: Path, glob: str | None, label_pattern: str | None, label_csv: Path | None, lists: dict[str, Path]
+) -> list[Source]:
+    """The files below `folder`, sorted, with what their names, a table or lists say about them."""
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no folder: give the folder of the recordings")
+    if label_csv is not None:
+        sources = _from_table(folder, label_csv)
+    else:
+        sources = _from_names(folder, glob, label_pattern, set(lists.values()))
+    if lists:
+        sources = _by_lists(folder, sources, lists)
+    return sources
+
+
+def _is_hidden(path: Path, folder: Path) -> bool:
+    return any(part.startswith(".") or part == "__MACOSX" for part in path.relative_to(folder).parts)
+
+
+def _found(folder: Path, glob: str | None, beside: set[Path]) -> list[Path]:
+    try:
+        found = list(folder.glob(glob or "**/*"))
+    except (ValueError, NotImplementedError) as error:
+        raise InputError(f"--glob {glob!r}: {error}; give a pattern below {folder}, such as '**/*.txt'") from None
+    paths = [path for path in found if path.is_file() and not _is_hidden(path, folder)]
+    if glob is None:
+        paths = [path for path in paths if cameras.is_recording(path) and path not in beside]
+    if not paths:
+        raise InputError(
+            f"{folder} holds no recording that is known by its name; choose the files by --glob, such as '**/*.txt', "
+            "and --format"
+        )
+    return sorted(paths)
+
+
+def _from_names(folder: Path, glob: str | None, label_pattern: str | None, beside: set[Path]) -> list[Source]:
+    try:
+        pattern = re.compile(label_pattern or r"(.*/)?(?P<label>[^/]+)/[^/]+")
+    except re.error as error:
+        raise InputError(f"the label pattern {label_pattern!r} is no regular expression: {error}") from error
+    if "label" not in pattern.groupindex:
+        raise InputError(f"the label pattern {label_pattern!r} has no group (?P<label>...): add one")
+    sources = []
+    for path in _found(folder, glob, beside):
+        match = pattern.match(path.relative_to(folder).as_posix())
+        if match is None:
+            raise InputError(
+                f"{path} does not match the label pattern {label_pattern!r}: change either"
+                if label_pattern
+                else f"{path}: lies in no folder that would name its class; say it by --label-pattern or --labels"
+            )
+        sources.append(_source(path, match.groupdict(), str(path)))
+    if all(source.split is None for source in sources):
+        tops = [path.relative_to(folder).parts[0].lower() for path, *_ in sources]
+        splits = {name: split for split, names in FOLDERS.items() for name in names}
+        if all(top in splits for top in tops) and len({splits[top] for top in tops}) > 1:
+            return [source._replace(split=splits[top]) for source, top in zip(sources, tops, strict=True)]
+    return sources
+
+
+def _from_table(folder: Path, label_csv: Path) -> list[Source]:
+    try:
+        with label_csv.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file, skipinitialspace=True))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{label_csv} cannot be read as CSV: {error}") from error
+    if not rows or not {"file", "label"} <= set(rows[0]):
+        raise InputError(f"{label_csv} needs the header file,label[,subject][,split] and a row for each recording")
+    sources, lines = [], {}
+    for line, row in enumerate(rows, start=2):
+        path = folder / (row["file"] or "").strip()
+        where = f"{label_csv}, line {line}"
+        if not path.is_file():
+            raise InputError(f"{where}: {path} does not exist: correct the name or drop the line")
+        if path in lines:
+            raise InputError(f"{where}: {path} is in line {lines[path]} already; drop one of them")
+        lines[path] = line
+        sources.append(_source(path, row, where))
+    return sources
+
+
+def _source(path: Path, fields: dict[str, str | None], where: str) -> Source:
+    fields = {name: (value or "").strip() for name, value in fields.items() if isinstance(value, str | None) and name}
+    for name in ("label", "subject", "speaker", "split"):
+        if name in fields and not fields[name]:
+            raise InputError(f"{where}: the {name} is empty: fill it in or leave {name} out everywhere")
+    split = fields.get("split")
+    if split is not None:
+        split = next((name for name, names in FOLDERS.items() if split.lower() in names), split)
+        if split not in SPLITS:
+            raise InputError(f"{where}: the split is {split!r:.40}: write train, validation or test")
+    return Source(path, fields["label"], fields.get("subject", fields.get("speaker")), split)
+
+
+def _by_lists(folder: Path, sources: list[Source], lists: dict[str, Path]) -> list[Source]:
+    """As Speech Commands has them: lists of the files to test and to validate; the others are to train on."""
+    places = {source.path.relative_to(folder).as_posix(): k for k, source in enumerate(sources)}
+    split = dict.fromkeys(range(len(sources)), "train")
+    for name, path in lists.items():
+        try:
+            words = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{path} cannot be read: {error}") from error
+        for line, word in enumerate(words, start=1):
+            if word not in places:
+                raise InputError(
+                    f"{path}, line {line}: {folder / word} is no recording of the folder; correct the line"
+                )
+            if split[places[word]] != "train":
+                raise InputError(f"{path}, line {line}: {word} is listed already; drop one of the lines")
+            split[places[word]] = name
+    return [source._replace(split=split[k]) for k, source in enumerate(sources)]
+
+
+def draw_splits(sources: list[Source], test_share: float, validation_share: float, by: str, seed: int) -> list[Source]:
+    """Give those without a split one: shares of every class's files, or of the subjects."""
+    if all(source.split is not None for source in sources):
+        return sources
+    if any(source.split is not None for source in sources):
+        missing = next(source for source in sources if source.split is None)
+        raise InputError(f"{missing.path}: has no split, and others do; say it for all or for none")
+    if not (0 <= test_share < 1 and 0 <= validation_share < 1 and test_share + validation_share < 1):
+        raise InputError(f"the shares {test_share} and {validation_share} must be from 0 to below 1, together too")
+    if seed < 0:
+        raise InputError(f"seed is {seed}: choose 0 or more")
+    random = np.random.default_rng(seed)
+    if by == "subject":
+        if any(source.subject is None for source in sources):
+            raise InputError("the split by subject needs a subject for each file: (?P<subject>...) or a column subject")
+        names = sorted_names(source.subject for source in sources)
+        groups = [[[k for k, source in enumerate(sources) if source.subject == name] for name in names]]
+    else:
+        groups = [
+            [[k] for k, source in enumerate(sources) if source.label == label]
+            for label in sorted_names(source.label for source in sources)
+        ]
+    split = ["train"] * len(sources)
+    for group in groups:
+        order = random.permutation(len(group))
+        tests = min(len(group) - 1, max(1, round(test_share * len(group)))) if test_share else 0
+        others = min(len(group) - 1 - tests, max(1, round(validation_share * len(group)))) if validation_share else 0
+        for place, name in [
+            *((k, "test") for k in order[:tests]),
+            *((k, "validation") for k in order[tests : tests + others]),
+        ]:
+            for k in group[place]:
+                split[k] = name
+    return [source._replace(split=name) for source, name in zip(sources, split, strict=True)]

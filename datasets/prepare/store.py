@@ -1,0 +1,85 @@
+"""A file of recordings that grows one by one, in the layout of the Spiking Heidelberg Digits.
+
+Times are whole µs, so that an event at the edge of a bin falls where it should; the attribute ticks_per_second says so,
+and without it, as in the published files, they are seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from datasets.prepare.recordings import sorted_names
+from snn.errors import InputError
+
+TICKS_PER_SECOND = "ticks_per_second"  # HDF5 attribute: a number as text
+MICROSECONDS = "1000000"
+GROWTH = 1024  # recordings for which there is room at once
+LONGEST_US = 2**32 - 1
+
+
+class Store:
+    """The recordings of one file: `append` each, then `finish`."""
+
+    def __init__(self, file: h5py.File, num_units: int):
+        self.file, self.number = file, 0
+        self.types = np.uint32, np.uint16 if num_units <= 2**16 else np.uint32
+        self.lists = [
+            file.create_dataset(f"spikes/{name}", (0,), h5py.vlen_dtype(kind), maxshape=(None,), chunks=(GROWTH,))
+            for name, kind in zip(("times", "units"), self.types, strict=True)
+        ]
+        file.attrs[TICKS_PER_SECOND] = MICROSECONDS
+
+    def append(self, times_us: np.ndarray, units: np.ndarray) -> None:
+        """One more recording: times [events], whole µs, ascending from 0 or later, and units [events]."""
+        if self.number % GROWTH == 0:
+            self._resize(self.number + GROWTH)
+        for dataset, values, kind in zip(self.lists, (times_us, units), self.types, strict=True):
+            dataset[self.number] = values.astype(kind, copy=False)
+        self.number += 1
+
+    def finish(
+        self,
+        labels: Sequence[int | str],
+        class_names: Sequence[str] | None,
+        subjects: Sequence[int | str | None],
+        where: Path,
+    ) -> None:
+        """Labels are names, which are numbered in sorted order, or numbers from 0; so are subjects, or all None.
+
+        With `class_names` a name's number is its place there. `where` is the file, for messages.
+        """
+        if not self.number:
+            raise InputError(f"{where}: there is no recording to write")
+        self._resize(self.number)
+        numbers, names = numbered(labels, class_names, f"{where}: the label")
+        self.file["labels"] = numbers
+        if names is not None:
+            self.file.create_dataset("extra/keys", data=list(names), dtype=h5py.string_dtype())
+        if any(subject is not None for subject in subjects):
+            if None in subjects:
+                raise InputError(f"{where}: recording {subjects.index(None)} names no subject, and others do")
+            self.file["extra/speaker"] = numbered(subjects, None, f"{where}: the subject")[0]
+
+    def _resize(self, size: int) -> None:
+        for dataset in self.lists:
+            dataset.resize((size,))
+
+
+def numbered(
+    values: Sequence[int | str], names: Sequence[str] | None, what: str
+) -> tuple[np.ndarray, Sequence[str] | None]:
+    """Names as their numbers, and all names in order; numbers stay, and need no names."""
+    if all(isinstance(value, str) for value in values):
+        names = sorted_names(values) if names is None else list(names)
+        places = {name: k for k, name in enumerate(names)}
+        if unknown := [value for value in values if value not in places]:
+            raise InputError(f"{what} {unknown[0]!r:.40} is none of the classes {', '.join(names):.80}")
+        return np.array([places[value] for value in values], np.uint16), names
+    whole = [isinstance(value, int | np.integer) and 0 <= value < 2**16 for value in values]
+    if not all(whole):
+        raise InputError(f"{what} {values[whole.index(False)]!r:.40} is neither a name nor a number from 0 to 65535")
+    return np.array(values, np.uint16), names

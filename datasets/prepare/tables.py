@@ -1,0 +1,301 @@
+"""Events as columns: .npy, .npz, CSV and HDF5, with what the user says where a file does not.
+
+Nothing is guessed: which column is which comes from the names of fields, or from --columns; the unit of time from such
+a name as t_us, or from --time-unit. The polarity may be 0 and 1, or -1 and 1.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from datasets import hdf5
+from snn.errors import InputError
+
+ROWS = 2**18  # that are read at once
+TICKS = {"s": 1e6, "ms": 1e3, "us": 1.0, "ns": 1e-3}  # µs in a unit
+NAMES = {"t": ("t", "ts", "time", "times", "timestamp", "timestamps"), "x": ("x",), "y": ("y",)}
+NAMES["p"] = ("p", "pol", "polarity", "on")
+COLUMNS = tuple(NAMES)
+
+
+class Piece(NamedTuple):
+    """Some events in the order of the file."""
+
+    t: np.ndarray  # [events] int64, µs
+    x: np.ndarray  # [events] uint16
+    y: np.ndarray  # [events] uint16
+    p: np.ndarray  # [events] uint8
+
+
+@dataclass(frozen=True)
+class Said:
+    """What the user says about the files, None where nothing."""
+
+    format: str | None = None
+    size: tuple[int, int] | None = None  # height, width
+    time_unit: str | None = None
+    columns: tuple[str, ...] | None = None
+    brighter: float | None = None  # the polarity that says so
+
+
+def open_npy(path: Path, said: Said) -> tuple[None, Iterator[Piece]]:
+    """An array of structures, or one of columns."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # the ways in which numpy fails on a damaged file are many
+        raise _unreadable(path, ".npy", error) from None
+    return None, _from_array(path, array, said)
+
+
+def open_npz(path: Path, said: Said) -> tuple[None, Iterator[Piece]]:
+    """Arrays t, x, y and p, or a single array as in an .npy file."""
+    arrays = {}
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            largest = sum(member.file_size for member in file.zip.infolist())
+            if largest > hdf5.MOST_SHRUNK * path.stat().st_size:
+                raise InputError(f"{path}: claims {largest:,} bytes, more than it can hold; fetch it again")
+            for name in file.files:
+                if len(file.files) == 1 or _column_of(name):
+                    arrays[name] = file[name]
+    except InputError:
+        raise
+    except Exception as error:
+        raise _unreadable(path, ".npz", error) from None
+    if len(arrays) == 1:
+        return None, _from_array(path, next(iter(arrays.values())), said)
+    columns = _by_names(path, list(arrays), said)
+    return None, _from_columns(path, [arrays[name] for name in columns.names], columns.unit, said.brighter)
+
+
+def open_hdf5(path: Path, said: Said) -> tuple[tuple[int, int] | None, Iterator[Piece]]:
+    """Metavision's /CD/events, or a group /events of t, x, y and p as DSEC has it."""
+    from datasets.prepare import metavision
+
+    file = hdf5.File(path)
+    if file.is_group("events"):
+        if missing := [name for name in COLUMNS if not file.is_dataset(f"events/{name}")]:
+            raise InputError(f"{path}: wrong layout, /events has no data set {missing[0]}")
+        columns = [file.dataset(f"events/{name}", "iuf") for name in COLUMNS]
+        return None, _guarded(path, _from_columns(path, columns, _unit(path, "t", said), said.brighter))
+    if not file.is_dataset("CD/events"):
+        raise InputError(f"{path}: has neither /CD/events (Metavision) nor /events/t, x, y and p; convert it to .npz")
+    with hdf5.border(path):
+        opened = file.open()
+        events, is_compressed = opened["CD/events"], metavision.is_compressed(opened["CD/events"])
+        width, height, geometry = (str(opened.attrs.get(name)) for name in ("width", "height", "geometry"))
+    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", geometry) or re.fullmatch(r"(\d{1,5})x(\d{1,5})", f"{width}x{height}")
+    size = (int(match[2]), int(match[1])) if match else None
+    if is_compressed:
+        return size, _guarded(path, metavision.pieces(path, events))
+    events = file.dataset("CD/events")
+    if set(COLUMNS) - set(events.dtype.names or ()):
+        raise InputError(f"{path}: wrong layout, /CD/events must have the fields x, y, p and t")
+    return size, _guarded(path, _from_array(path, events, Said(time_unit="us")))
+
+
+def _guarded(path: Path, pieces: Iterator[Piece]) -> Iterator[Piece]:
+    with hdf5.border(path):
+        yield from pieces
+
+
+def open_csv(path: Path, said: Said) -> tuple[None, Iterator[Piece]]:
+    """Lines of t, x, y and p, with a line of names or --columns; lines that begin with # are left out."""
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            lines = [file.readline(4096) for _ in range(64)]
+    except (OSError, UnicodeDecodeError) as error:
+        raise _unreadable(path, "CSV", error) from None
+    skipped = next((k for k, line in enumerate(lines) if line.strip() and not line.startswith(("#", "%"))), None)
+    if skipped is None:
+        raise InputError(f"{path}: holds no line of events; fetch it again, or leave it out")
+    first = lines[skipped]
+    delimiter = next((mark for mark in (",", ";", "\t") if mark in first), None)
+    words = [word.strip().strip('"') for word in first.split(delimiter)]
+    has_names = not all(re.fullmatch(r"[-+]?[\d.]+([eE][-+]?\d+)?", word) for word in words)
+    columns = _by_names(path, words, said) if has_names else _by_words(path, len(words), said)
+    where = [words.index(name) for name in columns.names] if has_names else columns.places
+    return None, _from_text(path, skipped + has_names, delimiter, where, columns.unit, said.brighter)
+
+
+def _from_text(
+    path: Path, line: int, delimiter: str | None, places: Sequence[int], unit: float, brighter: float | None
+) -> Iterator[Piece]:
+    polarity = Polarity(path, brighter)
+    done = 0
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        for _ in range(line):
+            file.readline()
+        while True:
+            rows = [text for text in _some_lines(file) if text.strip() and not text.startswith(("#", "%"))]
+            if not rows:
+                return
+            try:
+                values = np.loadtxt(rows, np.float64, "#", delimiter, usecols=places, ndmin=2)
+            except (ValueError, IndexError) as error:
+                reason = " ".join(str(error).split())
+                raise InputError(
+                    f"{path}: the rows of events {done} to {done + len(rows) - 1} are no numbers throughout "
+                    f"({reason:.100}); mend them, or fetch the file again"
+                ) from None
+            yield as_piece(path, done, values.T, unit, polarity)
+            done += len(values)
+
+
+def _some_lines(file) -> list[str]:
+    return file.readlines(ROWS * 16)
+
+
+class Columns(NamedTuple):
+    names: tuple[str, ...]  # of t, x, y, p, as the file has them
+    places: tuple[int, ...]
+    unit: float  # of its time, µs
+
+
+def _column_of(name: str) -> tuple[str, str | None] | None:
+    """t, x, y or p, and the unit of time, if the name says it."""
+    lower = name.lower()
+    found = re.fullmatch(r"(.+?)(?:[_ (\[]*(us|µs|ms|ns|s)[)\]]?)", lower)
+    if found and found[1] in NAMES["t"] and lower not in NAMES["t"]:
+        return "t", found[2].replace("µ", "u")
+    return next(((column, None) for column, names in NAMES.items() if lower in names), None)
+
+
+def _by_names(path: Path, names: Sequence[str], said: Said) -> Columns:
+    if said.columns:
+        return _by_words(path, len(names), said)._replace(names=tuple(names[said.columns.index(c)] for c in COLUMNS))
+    found = {}
+    for place, name in enumerate(names):
+        if column := _column_of(name):
+            found.setdefault(column[0], (name, place, column[1]))
+    if missing := [column for column in COLUMNS if column not in found]:
+        raise InputError(
+            f"{path}: of its columns {', '.join(names):.80} none is named {missing[0]} (or "
+            f"{', '.join(NAMES[missing[0]][1:])}"
+            "); say what they are by --columns, such as --columns t,x,y,p"
+        )
+    unit = TICKS[found["t"][2]] if found["t"][2] else _unit(path, found["t"][0], said)
+    return Columns(tuple(found[c][0] for c in COLUMNS), tuple(found[c][1] for c in COLUMNS), unit)
+
+
+def _by_words(path: Path, number: int, said: Said) -> Columns:
+    if said.columns is None:
+        raise InputError(f"{path}: does not name its {number} columns; say what they are, such as --columns t,x,y,p")
+    if len(said.columns) != number:
+        raise InputError(f"{path}: has {number} columns, and --columns names {len(said.columns)}; correct it")
+    places = tuple(said.columns.index(column) for column in COLUMNS)
+    return Columns(COLUMNS, places, _unit(path, "its time", said))
+
+
+def _unit(path: Path, name: str, said: Said) -> float:
+    if said.time_unit is None:
+        raise InputError(f"{path}: does not say the unit of {name}; say it by --time-unit s, ms, us or ns")
+    return TICKS[said.time_unit]
+
+
+def _from_array(path: Path, array: np.ndarray, said: Said) -> Iterator[Piece]:
+    if array.dtype.names:
+        columns = _by_names(path, array.dtype.names, said)
+        return _rows(
+            path,
+            len(array) if array.ndim == 1 else -1,
+            columns.unit,
+            lambda rows: [rows[n] for n in columns.names],
+            array,
+            said.brighter,
+        )
+    if array.ndim != 2 or array.dtype.kind not in "iufb":
+        raise InputError(
+            f"{path}: holds {array.dtype} {array.shape}, no list of events: neither structures of t, x, y, p nor "
+            "numbers (events, columns)"
+        )
+    columns = _by_words(path, array.shape[1], said)
+    return _rows(
+        path, len(array), columns.unit, lambda rows: [rows[:, k] for k in columns.places], array, said.brighter
+    )
+
+
+def _rows(path: Path, number: int, unit: float, split, array: np.ndarray, brighter: float | None) -> Iterator[Piece]:
+    if number < 0:
+        raise InputError(f"{path}: holds structures of shape {array.shape}, no list of events")
+    polarity = Polarity(path, brighter)
+    return (
+        as_piece(path, start, split(array[start : start + ROWS]), unit, polarity) for start in range(0, number, ROWS)
+    )
+
+
+def _from_columns(path: Path, columns: Sequence[np.ndarray], unit: float, brighter: float | None) -> Iterator[Piece]:
+    shapes = {column.shape for column in columns}
+    if len(shapes) != 1 or len(next(iter(shapes))) != 1:
+        raise InputError(
+            f"{path}: its t, x, y and p have the shapes {', '.join(str(c.shape) for c in columns)}, not one"
+        )
+    if any(column.dtype.kind not in "iufb" for column in columns):
+        raise InputError(f"{path}: its t, x, y and p hold {', '.join(str(c.dtype) for c in columns)}, not numbers")
+    polarity = Polarity(path, brighter)
+    number = len(columns[0])
+    return (
+        as_piece(path, start, [column[start : start + ROWS] for column in columns], unit, polarity)
+        for start in range(0, number, ROWS)
+    )
+
+
+def as_piece(path: Path | str, start: int, columns: Sequence[np.ndarray], unit: float, polarity: Polarity) -> Piece:
+    """Events from number `start` on, from columns of any type. InputError for what is no whole number, or no time."""
+    t, x, y, p = (np.asarray(column) for column in columns)
+
+    def fault(is_bad: np.ndarray, what: str, values: np.ndarray) -> None:
+        if is_bad.any():
+            e = int(is_bad.argmax())
+            raise InputError(f"{path}: event {start + e} has {what} {values[e]}; correct it, or see --columns")
+
+    if t.dtype.kind in "iu" and unit >= 1:
+        fault(~(np.abs(t.astype(np.float64) * unit) < 2.0**62), "the time", t)
+        times = t.astype(np.int64) * int(unit)
+    else:
+        us = t.astype(np.float64) * unit
+        fault(~(np.abs(us) < 2.0**62), "the time", t)
+        times = np.rint(us).astype(np.int64)
+    for values, name in ((x, "x ="), (y, "y =")):
+        if values.dtype != np.uint16:
+            fault(~((values >= 0) & (values < 65536) & (values == np.floor(values))), name, values)
+    return Piece(times, x.astype(np.uint16), y.astype(np.uint16), polarity(p, start))
+
+
+class Polarity:
+    """0 and 1, or -1 and 1, as 0 and 1; or what is said to be brighter as 1. Both 0 and -1 in a file are refused."""
+
+    def __init__(self, path: Path | str, brighter: float | None = None):
+        self.path, self.brighter, self.seen = path, brighter, set()
+
+    def __call__(self, values: np.ndarray, start: int) -> np.ndarray:
+        if self.brighter is not None:
+            return (values == self.brighter).astype(np.uint8)
+        if values.dtype.kind == "b":
+            return values.astype(np.uint8)
+        is_known = (values == 0) | (values == 1) | (values == -1)
+        if not is_known.all():
+            e = int((~is_known).argmax())
+            raise InputError(
+                f"{self.path}: event {start + e} has the polarity {values[e]}; it must be 0 or 1, or -1 or 1; say "
+                "which is brighter by --brighter, or see --columns"
+            )
+        self.seen |= {value for value in (0, -1) if (values == value).any()}
+        if len(self.seen) == 2:
+            raise InputError(
+                f"{self.path}: has the polarities 0 and -1 (by event {start + len(values) - 1}); use 0 and 1"
+            )
+        return (values == 1).astype(np.uint8)
+
+
+def _unreadable(path: Path, what: str, error: Exception) -> InputError:
+    reason = " ".join(str(error).split())
+    return InputError(
+        f"{path}: no readable {what} file, perhaps truncated; fetch it again, or leave it out ({reason:.100})"
+    )

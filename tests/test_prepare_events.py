@@ -1,0 +1,328 @@
+"""`python -m datasets.prepare events`: from a tree of recordings to files that train."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from datasets import readers
+from datasets.prepare import events, sources
+from datasets.prepare.events import Shape
+from datasets.prepare.picture import Picture
+from datasets.prepare.tables import Piece, Said
+from snn.errors import InputError
+from tests.conftest import REPOSITORY, assert_one_line, nmnist_bytes
+
+HEIGHT, WIDTH = 16, 20
+
+
+def write_bin(path: Path, label: int, seed: int, n: int = 300) -> np.ndarray:
+    """A recording whose class shows in where its events are; [events, 4]: t, x, y, p."""
+    random = np.random.default_rng(seed)
+    x = np.clip(random.normal(5 + 10 * label, 2, n), 0, WIDTH - 1).astype(int)
+    y, p = random.integers(0, HEIGHT, n), random.integers(0, 2, n)
+    t = np.sort(random.integers(0, 200_000, n)) + 1000
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(nmnist_bytes(x, y, p, t))
+    return np.stack([t, x, y, p], 1)
+
+
+def write_tree(folder: Path, per_class: int = 6, seed: int = 0) -> dict[str, np.ndarray]:
+    """Files left/s0_0.bin, right/s1_1.bin, ... of three subjects, and what is in them."""
+    return {
+        f"{name}/s{k % 3}_{k}.bin": write_bin(folder / name / f"s{k % 3}_{k}.bin", label, 100 * label + k + seed)
+        for label, name in enumerate(("left", "right"))
+        for k in range(per_class)
+    }
+
+
+def read(path: Path, split: str = "train", classes: int = 2, height: int = HEIGHT, width: int = WIDTH):
+    return readers.read("shd", path, split, 2 * height * width, classes)
+
+
+SENSOR = f"--sensor {HEIGHT}x{WIDTH}"
+
+
+def test_a_tree_becomes_files_with_every_event(program, tmp_path):
+    written = write_tree(tmp_path / "recordings")
+    result = program(f"-m datasets.prepare events recordings --out data/mine {SENSOR} --processes 2")
+    assert result.returncode == 0, result.stderr
+    assert "10 to train on, 2 to test; 2 classes (left, right)" in result.stdout
+    assert (tmp_path / "data/mine/mine.png").stat().st_size > 1000
+    made = sorted(path.name for path in (tmp_path / "data/mine").iterdir())
+    assert made == ["mine.png", "mine_test.h5", "mine_train.h5"]
+    found = {}
+    for split in ("train", "test"):
+        recordings = read(tmp_path / f"data/mine/mine_{split}.h5", split)
+        assert recordings.ticks_per_second == 1e6
+        assert recordings.class_names == ("left", "right")
+        for r in range(len(recordings)):
+            part = slice(*recordings.offsets[r : r + 2])
+            key = recordings.times[part].tobytes(), recordings.channels[part].astype(np.int64).tobytes()
+            found[key] = int(recordings.labels[r])
+    assert len(found) == len(written)
+    for name, e in written.items():
+        t, x, y, p = e.T
+        key = (t - t[0]).astype(np.uint32).tobytes(), ((p * HEIGHT + y) * WIDTH + x).tobytes()
+        assert found[key] == name.startswith("right")
+
+
+def test_what_it_says_trains(program, tmp_path):
+    write_tree(tmp_path / "recordings", 12)
+    result = program(f"-m datasets.prepare events recordings --out data/mine {SENSOR} --divide 2")
+    words = result.stdout.split("to train on them: ")[1].strip().replace(str(tmp_path) + "/", "")
+    options = "--set network.layers=[16F] --set data.T=20 --epochs 1 --batch-size 8 --neuron2 20 20 1"
+    result = program(f"train.py --path_to_yaml {REPOSITORY}/configs/adlif_shd.yaml {words} {options}")
+    assert result.returncode == 0, result.stderr
+    result = program("test.py --load_pt_file runs/mine_fs0.2_tau20_adlif")
+    assert result.returncode == 0, result.stderr
+
+
+def test_splits_come_from_folders_lists_tables_and_subjects(tmp_path):
+    write_tree(tmp_path / "a", 3)
+    (tmp_path / "b").mkdir()
+    for name in ("Train", "Test", "Validation"):
+        write_tree(tmp_path / "b" / name, 2)
+
+    def of(folder: str, by: str = "file", share: float = 0.34, lists=None, **words) -> dict[str, str]:
+        words = {"glob": None, "label_pattern": None, "label_csv": None, **words}
+        found = sources.list_sources(tmp_path / folder, lists=lists or {}, **words)
+        found = sources.draw_splits(found, share, 0.0, by, 0)
+        return {s.path.relative_to(tmp_path / folder).as_posix(): (s.label, s.split) for s in found}
+
+    assert of("b")["Validation/left/s1_1.bin"] == ("left", "validation")
+    assert {split for _, split in of("b").values()} == {"train", "validation", "test"}
+    drawn = of("a")
+    assert sorted(drawn.values()) == [(c, s) for c in ("left", "right") for s in ("test", "train", "train")]
+    by_subject = of("a", "subject", label_pattern=r"(?P<label>\w+)/(?P<subject>s\d)")
+    assert {name.split("/")[1][:2] for name, (_, split) in by_subject.items() if split == "test"} == {"s0"} or len(
+        {name.split("/")[1][:2] for name, (_, split) in by_subject.items() if split == "test"}
+    ) == 1
+    assert set(of("a", share=0).values()) == {("left", "train"), ("right", "train")}
+    (tmp_path / "testing.txt").write_text("left/s0_0.bin\nright/s1_1.bin\n")
+    listed = of("a", lists={"test": tmp_path / "testing.txt"})
+    assert [name for name, (_, split) in listed.items() if split == "test"] == ["left/s0_0.bin", "right/s1_1.bin"]
+    rows = "left/s0_0.bin, low ,a,train", "right/s0_0.bin,high,b,Test", "right/s1_1.bin,high,b,valid"
+    (tmp_path / "table.csv").write_text("\n".join(["file,label,subject,split", *rows]))
+    assert of("a", label_csv=tmp_path / "table.csv") == {
+        "left/s0_0.bin": ("low", "train"),
+        "right/s0_0.bin": ("high", "test"),
+        "right/s1_1.bin": ("high", "validation"),
+    }
+    (tmp_path / "a" / "__MACOSX").mkdir()
+    (tmp_path / "a" / "left" / "._s0_0.bin").write_bytes(b"x")
+    assert of("a") == drawn
+
+
+BAD = {
+    "table twice": ("line 3: ", "is in line 2 already", "--labels table.csv"),
+    "table missing": ("line 2: ", "does not exist: correct the name", "--labels table.csv"),
+    "list": ("testing.txt, line 1: ", "is no recording of the folder", "--test-list testing.txt"),
+    "pattern": ("does not match the label pattern", "change either", r"--label-pattern (?P<label>\d+)"),
+    "flat": ("lies in no folder that would name its class", "--label-pattern or --labels", ""),
+    "none": ("holds no recording that is known by its name", "--glob", ""),
+    "no folder": ("is no folder", "", ""),
+    "only test": ("class 'right' has no recording to train on", "change the split", "--labels table.csv"),
+    "shares": ("must be from 0 to below 1", "", "--test-share 0.6 --validation-share 0.5"),
+    "subject": ("needs a subject for each file", "", "--split-by subject"),
+    "sizes": ("its sensor has 100x120 pixels, the first file's 16x20", "convert them apart", ""),
+    "glob": ("--glob '/x/*.bin'", "give a pattern below", "--glob /x/*.bin"),
+    "stride": ("--stride-ms needs --window-ms", "", "--stride-ms 5"),
+    "sensor": ("is no size such as 128x128", "", "--sensor 5"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_trees_that_are_refused(program, tmp_path, kind):
+    write_tree(tmp_path / "in", 3)
+    tables = {
+        "table twice": "file,label\nleft/s0_0.bin,a\nleft/s0_0.bin,b\n",
+        "table missing": "file,label\nleft/nothing.bin,a\n",
+        "only test": "file,label,split\nleft/s0_0.bin,left,train\nright/s0_0.bin,right,test\n",
+    }
+    (tmp_path / "table.csv").write_text(tables.get(kind, ""))
+    (tmp_path / "testing.txt").write_text("left/no.bin\n")
+    folder = "in"
+    if kind == "flat":
+        folder = "in/left"
+    elif kind == "none":
+        (tmp_path / "empty").mkdir()
+        folder = "empty"
+    elif kind == "no folder":
+        folder = "nowhere"
+    elif kind == "sizes":
+        (tmp_path / "in/left/z.raw").write_bytes(b"% evt 3.0\n% geometry 120x100\n" + bytes([0, 0x80]))
+    *parts, words = BAD[kind]
+    sensor = "" if kind == "sensor" else SENSOR
+    if kind == "sizes":  # each says its own
+        words_of_evt3 = np.array([0x8001, 1, 0x2001], "<u2").tobytes()
+        (tmp_path / "in/left/a.raw").write_bytes(b"% evt 3.0\n% geometry 20x16\n" + words_of_evt3)
+        sensor = "--glob **/*.raw"
+    result = program(f"-m datasets.prepare events {folder} --out data/mine {sensor} {words}")
+    assert_one_line(result, *parts)
+    assert not list(tmp_path.glob("data/mine/*.h5"))
+
+
+def test_a_split_left_from_before_is_not_taken_for_one_of_this_set(program, tmp_path):
+    write_tree(tmp_path / "in", 5)
+    assert program(f"-m datasets.prepare events in --out mine {SENSOR} --validation-share 0.2").returncode == 0
+    result = program(f"-m datasets.prepare events in --out mine {SENSOR}")
+    assert_one_line(result, "mine_validation.h5: is there from before", "remove it")
+
+
+def test_the_picture_counts_where_and_when_events_of_a_class_are():
+    picture = Picture(["a", "b"], (HEIGHT, WIDTH))
+    random = np.random.default_rng(0)
+    units = random.integers(0, HEIGHT * WIDTH, 500)  # darker ones
+    times = np.sort(random.integers(0, 130_000, 500)).astype(np.uint32)
+    picture.see(1, times, units.astype(np.uint32))
+    assert picture.counts[0].sum() == 0
+    expected = np.bincount(units, minlength=HEIGHT * WIDTH).reshape(HEIGHT, WIDTH)
+    assert np.array_equal(picture.counts[1, 0], expected)
+    assert picture.counts[1, 1].sum() == 0
+    assert picture.slice_us * len(picture.rates[1]) > times[-1]
+    assert np.array_equal(picture.rates[1], np.bincount(times // picture.slice_us, minlength=60))
+    long = np.full(10 * 2**16, 7, np.uint32)  # of a long recording, evenly spread events stand for all
+    picture.see(0, np.arange(len(long), dtype=np.uint32), long)
+    assert picture.counts[0, 0, 0, 7] == len(long) == picture.rates[0].sum()
+
+
+# ---- windows, filters
+
+
+def pieces_of(t: list[int], x: list[int] | None = None, sizes: int = 3):
+    x = x or [0] * len(t)
+    for k in range(0, len(t), sizes):
+        part = slice(k, k + sizes)
+        n = len(t[part])
+        yield Piece(np.array(t[part]), np.array(x[part], np.uint16), np.zeros(n, np.uint16), np.zeros(n, np.uint8))
+
+
+def windows(t: list[int], window: int, stride: int, sizes: int) -> list[tuple[list[int], list[int]]]:
+    opened = events.Opened(Path("x"), 1, 1000, pieces_of(t, list(range(len(t))), sizes))
+    made = events._windows(Path("x"), events._checked(opened, False), window, stride)
+    return [(times.tolist(), units.tolist()) for times, units in made]
+
+
+@pytest.mark.parametrize("sizes", [1, 2, 100])
+def test_windows_hold_what_falls_into_them(sizes):
+    t = [100, 105, 119, 120, 121, 159, 5_000_000_100, 5_000_000_119, 5_000_000_140]
+    assert windows(t, 20, 20, sizes) == [
+        ([0, 5, 19], [0, 1, 2]),
+        ([0, 1], [3, 4]),
+        ([19], [5]),
+        ([0, 19], [6, 7]),
+    ]
+    assert windows(t[:6], 20, 10, sizes) == [
+        ([0, 5, 19], [0, 1, 2]),
+        ([9, 10, 11], [2, 3, 4]),
+        ([0, 1], [3, 4]),
+    ]
+    assert windows(t[:3], 20, 20, sizes) == [([0, 5, 19], [0, 1, 2])]  # shorter than a window
+    random = np.random.default_rng(0)
+    t = np.sort(random.integers(0, 1000, 200)).tolist()
+    last = t[-1] - t[0]
+    expected = [
+        ([v - t[0] - a for v in t if a <= v - t[0] < a + 70], [k for k, v in enumerate(t) if a <= v - t[0] < a + 70])
+        for a in range(0, last - 70 + 1, 30)
+    ]
+    assert windows(t, 70, 30, sizes) == [pair for pair in expected if pair[0]]
+
+
+def test_hot_pixels_noise_and_divide(tmp_path):
+    height, width = 8, 10
+    random = np.random.default_rng(0)
+    n = 400
+    t, x, y = np.sort(random.integers(0, 100_000, n)), random.integers(0, width, n), random.integers(0, height, n)
+    p = random.integers(0, 2, n)
+    hot = np.arange(n) % 4 == 0
+    x[hot], y[hot] = 3, 5
+    units = ((p * height + y) * width + x).astype(np.uint32)
+    keep = events._cool(t, units, height, width, 500.0)
+    counts = np.array([((x == a) & (y == b)).sum() for a, b in zip(x, y, strict=True)])
+    seconds = (t[-1] - t[0]) / 1e6
+    assert np.array_equal(keep, counts <= 500 * seconds)
+    assert not keep[hot].any()
+    assert keep.any()
+    expected = [
+        any(t[e] - t[k] <= 900 and max(abs(x[e] - x[k]), abs(y[e] - y[k])) == 1 for k in range(e)) for e in range(n)
+    ]
+    # of a pixel only its latest event counts, which is the nearest in time
+    assert events._supported(t, units, height, width, 900).tolist() == expected
+    assert 0 < sum(expected) < n
+    assert np.array_equal(events._shrunk(units, height, width, 3), (p * 3 + y // 3) * 4 + x // 3)
+
+
+# ---- interruption
+
+
+def test_an_interrupted_run_goes_on_and_gives_the_same_files(tmp_path, monkeypatch):
+    folder = tmp_path / "in"
+    write_tree(folder, 6)
+    found = sources.draw_splits(sources.list_sources(folder, None, None, None, {}), 0.2, 0.0, "file", 0)
+    said = Said(size=(HEIGHT, WIDTH))
+
+    def convert(out: str) -> None:
+        events.convert_events(folder, tmp_path / out / "mine", found, said, Shape(window_ms=50), 2)
+
+    convert("whole")
+    bad = found[7].path
+    content = bad.read_bytes()
+    bad.write_bytes(content[:-1])
+    with pytest.raises(InputError, match="breaks off"):
+        convert("cut")
+    left = tmp_path / "cut/mine/.mine.unfinished"
+    assert [path.name for path in (tmp_path / "cut/mine").iterdir()] == [".mine.unfinished"]
+    lines = (left / "index.jsonl").read_text().splitlines()
+    assert len(lines) == 8
+    (left / "index.jsonl").write_text("\n".join(lines) + '\n{"source": ["torn')  # killed in the midst of a line
+    with (left / "times").open("ab") as file:
+        file.write(b"123")
+    bad.write_bytes(content)
+    made = []
+    of = events.recordings_of
+    monkeypatch.setattr(events, "recordings_of", lambda path, *rest: made.append(path) or of(path, *rest))
+    convert("cut")
+    assert len(made) == len(found) - 7
+    for name in ("mine_train.h5", "mine_test.h5"):
+        with h5py.File(tmp_path / "whole/mine" / name) as a, h5py.File(tmp_path / "cut/mine" / name) as b:
+            for key in ("spikes/times", "spikes/units"):
+                assert [v.tolist() for v in a[key][()]] == [v.tolist() for v in b[key][()]]
+            assert a["labels"][()].tolist() == b["labels"][()].tolist()
+            assert json.loads(a.attrs["provenance"])["shape"]["window_ms"] == 50
+    # other settings begin anew
+    bad.write_bytes(content[:-1])
+    with pytest.raises(InputError):
+        convert("third")
+    made.clear()
+    bad.write_bytes(content)
+    events.convert_events(folder, tmp_path / "third/mine", found, said, Shape(window_ms=20), 1)
+    assert len(made) == len(found)
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on(tmp_path):
+    write_tree(tmp_path / "in", 6)
+    (tmp_path / "in/right/s9_9.csv").write_text("t_us,x,y,p\n" + "".join(f"{k},1,1,1\n" for k in range(100_000)))
+    command = f"{sys.executable} -m datasets.prepare events in --out mine {SENSOR} --processes 1".split()
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment)
+    index = tmp_path / "mine/.mine.unfinished/index.jsonl"
+    while process.poll() is None and not (index.is_file() and index.read_text().count("\n") > 6):
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    done = index.read_text().count("\n") - 1
+    assert 6 <= done < 13
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert f"going on after {done} of 13 files" in result.stdout + result.stderr
+    with h5py.File(tmp_path / "mine/mine_train.h5") as file:
+        assert len(file["labels"]) == 10 or len(file["labels"]) == 11
+    assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == ["mine.png", "mine_test.h5", "mine_train.h5"]

@@ -1,0 +1,114 @@
+"""Thousands of damaged recordings: each is read or refused in one line, in bounded memory and time."""
+
+import resource
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from datasets.prepare import cameras, events
+from datasets.prepare.tables import Said
+from snn.errors import InputError
+from tests.test_prepare_cameras import OURS, RECORDINGS, write_any
+
+LONGEST_S, MOST_MB = 5.0, 600
+
+
+def mutated(content: bytes, random: np.random.Generator) -> bytes:
+    """Bits flipped, a piece cut out, doubled, overwritten or cut off; the head is hit as often as the rest."""
+    data = bytearray(content)
+    for _ in range(random.integers(1, 5)):
+        if not data:
+            break
+        end = len(data) if random.random() < 0.5 else min(len(data), 400)
+        start, size = int(random.integers(end)), int(random.integers(1, 64))
+        kind = random.integers(6)
+        if kind == 0:
+            data[start] ^= 1 << random.integers(8)
+        elif kind == 1:
+            data[start : start + size] = random.bytes(size)
+        elif kind == 2:
+            del data[start : start + size]
+        elif kind == 3:
+            data[start:start] = data[start : start + size]
+        elif kind == 4:
+            data[start : start + size] = bytes([random.choice([0, 255])]) * size
+        else:
+            del data[start:]
+    return bytes(data)
+
+
+def outcome(path: Path, said: Said, shape: events.Shape = events.Shape()) -> bool:  # noqa: B008
+    """Whether it is read. Whatever else than an InputError of one line comes out, fails the test."""
+    started, refusal = time.monotonic(), None
+    try:
+        opened = cameras.open_recording(path, said)
+        for times, units in events.recordings_of(path, said, (opened.height, opened.width), shape):
+            assert len(times) == len(units)
+            assert (np.diff(times.astype(np.int64)) >= 0).all()
+            assert units.max() < 2 * opened.height * opened.width
+    except InputError as error:
+        refusal = str(error)
+    assert refusal is None or (refusal.startswith(str(path)) and "\n" not in refusal)
+    assert time.monotonic() - started < LONGEST_S
+    return refusal is None
+
+
+def hammer(path: Path, said: Said, times: int, seed: int) -> int:
+    """How many of so many mutations are read."""
+    random = np.random.default_rng(seed)
+    content = path.read_bytes()
+    shapes = events.Shape(), events.Shape(sort=True), events.Shape(window_ms=1.0)
+    count = 0
+    for k in range(times):
+        path.write_bytes(mutated(content, random))
+        count += outcome(path, said, shapes[k % 3])
+    path.write_bytes(content)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 < MOST_MB + MEMORY_BEFORE
+    return count
+
+
+MEMORY_BEFORE = 0
+
+
+@pytest.fixture(autouse=True)
+def _memory():
+    global MEMORY_BEFORE
+    MEMORY_BEFORE = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_damaged_files_of_every_format(tmp_path, name):
+    path, said, _ = write_any(tmp_path, name)
+    assert hammer(path, Said(**said), 30, 0) < 30
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OURS)
+def test_thousands_of_damaged_files_of_every_format(tmp_path, name):
+    path, said, _ = write_any(tmp_path, name)
+    print(name, hammer(path, Said(**said), 1000, 1), "of 1000 read")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["evt2.raw", "evt3.raw", "ncars_loris.dat", "ncars_tonic.dat"])
+def test_thousands_of_damaged_recordings(tmp_path, name):
+    if not RECORDINGS.is_dir():
+        pytest.skip("the recordings lie outside the repository")
+    path = tmp_path / name
+    path.write_bytes((RECORDINGS / name).read_bytes())
+    said = Said(size=(100, 120)) if name.startswith("ncars") else Said()
+    print(name, hammer(path, said, 2000, 2), "of 2000 read")
+
+
+@pytest.mark.slow
+def test_damaged_recordings_of_a_library_in_a_process_of_its_own(tmp_path, monkeypatch):
+    pytest.importorskip("faery")
+    if not RECORDINGS.is_dir():
+        pytest.skip("the recordings lie outside the repository")
+    monkeypatch.setattr(sys.modules[__name__], "LONGEST_S", 30.0)  # a process each
+    path = tmp_path / "davis.aedat4"
+    path.write_bytes((RECORDINGS / "davis.aedat4").read_bytes())
+    print(path.name, hammer(path, Said(), 300, 3), "of 300 read")

@@ -352,7 +352,7 @@ def batching(draw: Draw) -> None:
             lengths = np.array([part.stop - part.start for part in parts])
             return lengths, *(np.concatenate([of[part] for part in parts]) for of in (held.times, held.channels))
 
-        recordings = StoredRecordings(held.offsets, 1.0, held.labels, None, "mine", None, read)
+        recordings = StoredRecordings(held.offsets, 1.0, held.labels, None, "mine", None, read, held.first_times)
     change = None
     if draw.chance(0.5):
         key = draw.number(7)

@@ -13,6 +13,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ from snn.events import Dropped, Events
 from snn.linear import EventLinear
 from snn.network import Network
 from snn.neurons import NEURONS
-from snn.ops import pool, sparse, sparse_conv
+from snn.ops import cpu, pool, sparse, sparse_conv, stream
 from snn.ops.sparse_conv import Geometry
 from snn.streaming import Stream
 from snn.ttfs import evaluation as ttfs_evaluation
@@ -552,6 +553,17 @@ class Guard:
         self.free: dict[int, list[mmap.mmap]] = {}
         self.random = np.random.default_rng(0)
         self.arrays = 0
+        self.wrapped: list[tuple[ModuleType, str, Callable]] = []
+        for module in (cpu, stream):  # modules printed from now on import the kernels themselves, and are guarded, too
+            module.printed = self.printed
+
+    def printed(self, name: str, source: str) -> ModuleType:
+        for module, attribute, kernel in self.wrapped:
+            setattr(module, attribute, kernel)
+        try:
+            return compiling.printed(name, source)
+        finally:
+            self.wrap()
 
     def wrap(self) -> None:
         """Put every kernel that Python calls behind this guard. What kernels call, they keep."""
@@ -560,6 +572,7 @@ class Guard:
             called = {name for function in jitted for name in function.py_func.__code__.co_names}
             for name, value in list(vars(module).items()):
                 if hasattr(value, "py_func") and value in compiling._place_of and name not in called:
+                    self.wrapped.append((module, name, value))
                     setattr(module, name, self.guarded(value))
 
     def guarded(self, kernel: Callable) -> Callable:
@@ -608,12 +621,12 @@ def main() -> None:
     seed, first, last = map(int, sys.argv[1:4])
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    guard = Guard()
-    if "--guard" in sys.argv:
+    guard = Guard() if "--guard" in sys.argv else None
+    if guard:
         guard.wrap()
     for k in range(first, last):
         print(f"{k}: {': '.join(outcome_of(seed, k))}", flush=True)
-    print(f"guarded arrays: {guard.arrays}", file=sys.stderr)
+    print(f"guarded arrays: {guard.arrays if guard else 0}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ ALLOWED = {
     "snn.ops": {"snn.errors", "snn.ops"},
     "snn.ops.compiled": {"snn.compiling"},
     "snn.ops.stream": {"snn.events", "snn.ops"},
-    "snn.neurons": {"snn.errors", "snn.learned", "snn.neurons", "snn.ops"},
+    "snn.neurons": {"snn.checks", "snn.errors", "snn.learned", "snn.neurons", "snn.ops"},
     "snn.conv": {"snn.checks", "snn.errors", "snn.ops"},
     "snn.network": {
         "snn.architecture",

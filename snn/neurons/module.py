@@ -8,7 +8,7 @@ import torch
 from spikingjelly.activation_based.base import MemoryModule
 from torch import Tensor, nn
 
-from snn import ops
+from snn import checks, ops
 from snn.errors import InputError
 from snn.learned import Delays, Learned
 from snn.neurons.values import Decay, Derived, Value
@@ -194,17 +194,19 @@ class SpikingNeuron(MemoryModule):
         self, inputs: tuple[Tensor], states: tuple[Tensor | None, ...]
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
         """Run all T steps on explicit states (in the order of `named_memories`)."""
-        (x,) = inputs
-        x_TBN = x.flatten(2) if x.dim() > 3 else x
-        y_TBN, h_TBN, state = ops.multi_step(
-            x_TBN,
-            self.values(),
-            dict(zip(self._memories, states, strict=True)),
-            self.dynamics,
-            self.feedback,
-            want_h=self.return_potential,
-            backend=self.backend,
-        )
+        (x,), values = inputs, self.values()
+        x_TBN = x.flatten(2) if isinstance(x, Tensor) and x.dim() > 3 else x
+        x_TBN = checks.like_weights("x", x_TBN, ("steps", "samples", "neurons"), values["theta"])
+        with checks.without_autocast(x_TBN.device):
+            y_TBN, h_TBN, state = ops.multi_step(
+                x_TBN,
+                values,
+                dict(zip(self._memories, states, strict=True)),
+                self.dynamics,
+                self.feedback,
+                want_h=self.return_potential,
+                backend=self.backend,
+            )
         outputs = (y_TBN, h_TBN) if self.return_potential else (y_TBN,)
         return tuple(out.view(x.shape) for out in outputs), tuple(state[name] for name in self._memories)
 
@@ -212,6 +214,7 @@ class SpikingNeuron(MemoryModule):
         self, inputs: tuple[Tensor], states: tuple[Tensor | None, ...]
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
         """One step on explicit states: T = 1."""
+        checks.kind("x", inputs[0], Tensor)
         outputs, states = self.multi_step_functional_forward((inputs[0].unsqueeze(0),), states)
         return tuple(out.squeeze(0) for out in outputs), states
 

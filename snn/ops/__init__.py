@@ -65,6 +65,10 @@ def _check(
     x_TBN: Tensor, values: Mapping[str, Tensor], state: State, neuron: Dynamics, feedback: Feedback | None
 ) -> None:
     """Shapes, dtypes and devices, in words; beyond here a mistake would be a wrong address in a kernel."""
+    if not isinstance(x_TBN, Tensor) or x_TBN.layout != torch.strided:
+        raise InputError(
+            f"x must be a tensor of all its numbers, but is {getattr(x_TBN, 'layout', type(x_TBN).__name__)}"
+        )
     if x_TBN.ndim != 3 or 0 in x_TBN.shape:
         raise InputError(f"x must be (steps, samples, neurons), none of them zero, but is {tuple(x_TBN.shape)}")
     if x_TBN.dtype not in (torch.float32, torch.float64):
@@ -89,7 +93,8 @@ def _check(
         if tensor is None:
             continue
         if tuple(tensor.shape) not in shapes:
-            raise InputError(f"{name} must be {' or '.join(map(str, shapes))}, but is {tuple(tensor.shape)}")
+            forget = "; call reset() before another batch size" if name.startswith("state.") else ""
+            raise InputError(f"{name} must be {' or '.join(map(str, shapes))}, but is {tuple(tensor.shape)}{forget}")
         if tensor.dtype != x_TBN.dtype or tensor.device != x_TBN.device:
             raise InputError(f"{name} is {tensor.dtype} on {tensor.device}, but x is {x_TBN.dtype} on {x_TBN.device}")
 

@@ -5,8 +5,8 @@
 All contenders take turns within each round; the table shows medians. A turn is one call that is not timed and one that
 is, so that nobody pays for what the one before left behind: cold caches, and threads that look for work for a while
 before they sleep (JAX's do). The floor is a copy that moves as many bytes as the layer must: x and y forward, x, gy and
-gx backward, once each, and the marks of states twice. Peers are optional (benchmarks/requirements.txt). `--before FOLDER`
-takes turns with the kernels of another checkout, in a process of its own, for instance of the commit before a change.
+gx backward, once each, and the marks of states twice. Peers are optional (benchmarks/requirements.txt). `--before F`
+takes turns with the kernels of the checkout in folder F, in a process of its own: the commit before a change.
 
 `--device cuda` measures the cupy backend with CUDA events, the calls from Python included, as a training loop sees it,
 and beside it how long the GPU itself is at work. That is what counts where it, not Python, takes the time: in large

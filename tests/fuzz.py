@@ -21,14 +21,14 @@ from torch.nn import functional as F
 
 from datasets.augment import Augmentation, augment
 from datasets.events import Bins, Recordings, StoredRecordings, as_seen, batches, counts, frames, hold_out
-from snn import coding, config, evaluation, loss
+from snn import coding, compiling, config, evaluation, loss
 from snn.conv import EventConv, Pooling
 from snn.errors import InputError
 from snn.events import Dropped, Events
 from snn.linear import EventLinear
 from snn.network import Network
 from snn.neurons import NEURONS
-from snn.ops import compiled, pool, sparse, sparse_conv
+from snn.ops import pool, sparse, sparse_conv
 from snn.ops.sparse_conv import Geometry
 from snn.streaming import Stream
 from snn.ttfs import evaluation as ttfs_evaluation
@@ -352,7 +352,7 @@ def batching(draw: Draw) -> None:
             lengths = np.array([part.stop - part.start for part in parts])
             return lengths, *(np.concatenate([of[part] for part in parts]) for of in (held.times, held.channels))
 
-        recordings = StoredRecordings(held.offsets, 1.0, held.labels, None, "mine", None, read)
+        recordings = StoredRecordings(held.offsets, 1.0, held.labels, None, "mine", None, read, held.first_times)
     change = None
     if draw.chance(0.5):
         key = draw.number(7)
@@ -559,7 +559,7 @@ class Guard:
             jitted = [value for value in vars(module).values() if hasattr(value, "py_func")]
             called = {name for function in jitted for name in function.py_func.__code__.co_names}
             for name, value in list(vars(module).items()):
-                if hasattr(value, "py_func") and value in compiled._kernels and name not in called:
+                if hasattr(value, "py_func") and value in compiling._place_of and name not in called:
                     setattr(module, name, self.guarded(value))
 
     def guarded(self, kernel: Callable) -> Callable:

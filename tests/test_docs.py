@@ -108,6 +108,8 @@ def test_recordings_of_the_page_come_to_a_test_result(program, tmp_path, monkeyp
             if "prepare" in command:
                 advised = re.search(r"to train on them: python (.*)", result.stdout)[1]
                 assert advised in walk.replace("--num_classes 35", "--num_classes 3")
+            elif "train.py" in command and "commands" in command:  # the file of validation_list.txt is validated on
+                assert "9 recordings to train on, 3 held out" in result.stdout
         assert re.search(r"accuracy +[\d.]+ %", result.stdout)
 
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -10,6 +11,7 @@ import tasks
 from datasets import events
 from datasets.events import Bins
 from snn import config
+from snn.errors import InputError
 from tests.conftest import REPOSITORY, TINY, assert_one_line, make_events, write_shd
 
 TRAIN = f"train.py --path_to_yaml {REPOSITORY}/configs/adlif_shd.yaml --path_to_dataset shd --dataset_name shd {TINY}"
@@ -41,6 +43,47 @@ def test_a_validation_file_that_is_named_must_be_there(program, shd_folder):
     assert_one_line(program(f"{TRAIN} --epochs 1 --set data.validation_file=none.h5"), "none.h5: not found")
 
 
+def name_classes(path: Path, names: list[str]) -> None:
+    with h5py.File(path, "a") as file:
+        file["extra/keys"] = names
+
+
+@pytest.fixture
+def named(shd_folder):
+    """The names of the classes are those of the training file; the validation file numbers them the other way round."""
+    name_classes(shd_folder / "shd_train.h5", ["a", "b", "c"])
+    made = make_events(9, 3, 40, 5)
+    made["labels"] = [2 - label for label in made["labels"]]
+    name_classes(write_shd(shd_folder / "shd_validation.h5", **made), ["c", "b", "a"])
+    return shd_folder
+
+
+def for_validation(folder: Path, **fields):
+    data = data_of(folder, **fields)
+    return tasks.for_validation(tasks.read_recordings(data, "train", BINS), data, BINS, 0)
+
+
+def test_names_decide_on_the_classes_of_a_validation_file(named):
+    _, validation, _ = for_validation(named)
+    assert validation.labels.tolist() == [r % 3 for r in range(9)]
+    assert validation.class_names == ("a", "b", "c")
+    name_classes(write_shd(named / "other.h5", **make_events(9, 3, 40, 5)), ["a", "b", "d"])
+    with pytest.raises(InputError, match=r"other.h5: its classes are not those of .*shd_train.h5: only .* has 'd'"):
+        for_validation(named, validation_file="other.h5")
+
+
+def test_recordings_and_classes_that_validation_does_not_see_are_said(named, capsys):
+    made = make_events(8, 2, 40, 5)
+    made["times"][3] = made["times"][3] + 1.0
+    name_classes(write_shd(named / "late.h5", **made), ["a", "b", "c"])
+    for_validation(named, validation_file="late.h5")
+    said = capsys.readouterr().err
+    assert "late.h5: recordings without an event in the 20 bins of 10 ms: 1 of 8" in said
+    assert "late.h5: nothing of class 2 (c) is held out, so that validation does not see it" in said
+    with pytest.raises(InputError, match=r"late.h5: recordings without an event"):
+        for_validation(named, validation_file="late.h5", strict=True)
+
+
 def test_with_nothing_held_out_the_last_epoch_counts_and_it_says_so(program, shd_folder, tmp_path):
     result = program(f"{TRAIN} --epochs 3 --set data.validation_share=0")
     assert result.returncode == 0, result.stderr
@@ -70,6 +113,7 @@ def test_a_set_without_a_test_file_sets_the_same_part_apart_for_every_seed(shd_f
     tested = np.setdiff1d(np.arange(60), rests[0])
     assert test.labels.tolist() == recordings.labels[tested].tolist()
     assert test.speakers.tolist() == recordings.speakers[tested].tolist()
+    assert test.first_times.tolist() == recordings.first_times[tested].tolist()
     if by == "speaker":
         assert not set(test.speakers) & set(recordings.speakers[rests[0]])
     for k, r in enumerate(tested):
@@ -91,6 +135,7 @@ def test_train_and_test_without_a_test_file(program, shd_folder):
     result = program(f"{TRAIN} --epochs 1 --set data.test_by=speaker")
     assert result.returncode == 0, result.stderr
     assert "60 recordings" not in result.stdout
+    assert "test.py will refuse" not in result.stderr
     result = program("test.py --load_pt_file runs/shd_fs0.2_tau20_adlif")
     assert result.returncode == 0, result.stderr
     assert "recordings" in result.stdout

@@ -10,6 +10,9 @@ import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
+import snn  # noqa: F401 - first, it says which packages are missing
+
+# isort: split
 import numpy as np
 
 from snn import cli, config, page, report, statistics

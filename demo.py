@@ -9,6 +9,9 @@ import argparse
 import sys
 from pathlib import Path
 
+import snn  # noqa: F401 - first, it says which packages are missing
+
+# isort: split
 import numpy as np
 
 from datasets.events import Bins, Recordings, counts

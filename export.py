@@ -14,6 +14,9 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
+import snn  # noqa: F401 - first, it says which packages are missing
+
+# isort: split
 import nir
 import torch
 from tqdm import tqdm

@@ -29,6 +29,9 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
+import snn  # noqa: F401 - first, it says which packages are missing
+
+# isort: split
 import numpy as np
 import torch
 from tqdm import tqdm

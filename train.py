@@ -25,6 +25,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import snn  # noqa: F401 - first, it says which packages are missing
+
+# isort: split
 import numpy as np
 import torch
 from torch import Tensor, nn

@@ -96,7 +96,8 @@ class File:
             if dataset.shape is None:
                 raise InputError(f"{self.path}: wrong layout, /{name} has no place for values")
             if kinds and dataset.dtype.kind not in kinds:
-                raise InputError(f"{self.path}: wrong layout, /{name} holds {dataset.dtype}, not numbers")
+                remedy = "" if dataset.dtype.kind in "biufc" else "; give each kind a number, from 0"
+                raise InputError(f"{self.path}: wrong layout, /{name} holds {dataset.dtype}, not numbers{remedy}")
             if dataset.is_virtual:
                 self._check_sources(dataset)
             else:

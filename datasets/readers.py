@@ -191,18 +191,21 @@ def _events(
         )
     flat = np.concatenate(times).astype(found.types[0], copy=False), np.concatenate(channels)
 
-    def fault(values: np.ndarray, most: float, what: str) -> None:
+    def fault(values: np.ndarray, most: float, what: str, wrapped: str = "") -> None:
         # the extremes first: a mask for each event would take as much memory as the events
         if not len(values) or (values.min() >= 0 and values.max() <= most):  # false for NaN
             return
         e = int((~((values >= 0) & (values <= most))).argmax())
         r = numbers[int(np.searchsorted(np.cumsum(lengths), e, side="right"))]
-        raise InputError(f"{path}: recording {r} has {what.format(values[e])}")
+        remedy = wrapped if wrapped and not 0 <= values[e] < 2**31 else what
+        raise InputError(f"{path}: recording {r} has {remedy.format(values[e])}")
 
+    outside = f"an event on channel {{}}, outside 0..{num_channels - 1}; "
     fault(
         flat[1],
         num_channels - 1,
-        f"an event on channel {{}}, outside 0..{num_channels - 1}; set data.channels, or data.sensor, to the set's",
+        outside + "set data.channels, or data.sensor, to the set's",
+        outside + "units below 0, or computed in a type that does not hold them, have wrapped: compute them in int64",
     )
     fault(flat[0], np.finfo(np.float32).max, "an event at the time {}; times must be finite and not negative")
     return lengths, flat[0], flat[1].astype(found.types[1], copy=False)
@@ -220,7 +223,8 @@ def _read_shd(file: hdf5.File, path: Path, split: Split) -> Found:
     shape = file.dataset("spikes/times").shape
     for name in ("spikes/units", "labels", *(["extra/speaker"] if has_speakers else [])):
         if (other := file.dataset(name, None if name == "spikes/units" else "iuf").shape) != shape:
-            raise InputError(f"{path}: {name} has shape {other}, but spikes/times has {shape}")
+            remedy = "; write one number a recording" if len(other) > 1 else ""
+            raise InputError(f"{path}: {name} has shape {other}, but spikes/times has {shape}{remedy}")
     times_type, units_type = (
         h5py.check_vlen_dtype(file.dataset(f"spikes/{name}").dtype) for name in ("times", "units")
     )

@@ -32,7 +32,7 @@ def tensor(
 
     A size that may be anything but 0 is a word, which says what it counts; an ellipsis is any number of more sizes.
     """
-    if not isinstance(x, Tensor) or x.layout != torch.strided:
+    if not isinstance(x, Tensor) or x.layout != torch.strided or x.is_nested:
         raise InputError(f"{name} must be a dense torch tensor, but is a {_kind(x)}")
     if ... in shape:
         place, more = shape.index(...), ["more"] * (x.dim() - len(shape) + 1)
@@ -135,4 +135,6 @@ def _fits(sizes: tuple[int, ...], shape: Sequence[int | str]) -> bool:
 
 
 def _kind(x: object) -> str:
-    return f"tensor with the layout {x.layout}" if isinstance(x, Tensor) else type(x).__name__
+    if not isinstance(x, Tensor):
+        return type(x).__name__
+    return "nested tensor" if x.is_nested else f"tensor with the layout {x.layout}"

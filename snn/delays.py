@@ -12,6 +12,7 @@ from spikingjelly.activation_based.base import MemoryModule
 from torch import Tensor
 from torch.nn import functional as F
 
+from snn.errors import InputError
 from snn.events import Dropped, Events, as_tensor
 from snn.learned import Delays, Learned
 from snn.linear import EventLinear, input_gradient
@@ -118,6 +119,11 @@ def _joined(past: Tensor | Events | None, x_TBC: Tensor | Events | Dropped) -> T
     """Steps that came before and those that come now."""
     if past is None:
         return x_TBC
+    if past.shape[1:] != x_TBC.shape[1:]:
+        raise InputError(
+            f"the layer remembers {past.shape[1]} samples and is given {x_TBC.shape[1]}: call reset() on the network "
+            "before other recordings"
+        )
     if isinstance(x_TBC, Events) and isinstance(past, Events):
         offsets = torch.cat([past.offsets, x_TBC.offsets[1:] + past.offsets[-1]])
         entries = (torch.cat([getattr(past, name), getattr(x_TBC, name)]) for name in ("channels", "counts"))

@@ -119,7 +119,7 @@ class Stream:
             raise InputError(f"times and channels must be arrays of numbers: {error}") from None
         if times.ndim != 1 or times.shape != channels.shape:
             raise InputError(f"events need as many times as channels, but have {times.shape} and {channels.shape}")
-        if times.dtype.kind not in "iuf" or channels.dtype.kind not in "iu":
+        if len(times) and (times.dtype.kind not in "iuf" or channels.dtype.kind not in "iu"):  # [] is of no type
             raise InputError(f"times must be numbers and channels whole ones, not {times.dtype} and {channels.dtype}")
         if len(times):
             # as they are binned anyway; compiled code knows not every type. A channel beyond int64 becomes negative

@@ -270,7 +270,7 @@ def broken(path: Path, kind: str) -> None:
         ("no units", "it has no data set /spikes/units"),
         ("dense", "/spikes/units must hold a variable-length list"),
         ("groups", "it has no data set /spikes/units"),
-        ("strings", "/labels holds |S3, not numbers"),
+        ("strings", "/labels holds |S3, not numbers; give each kind a number, from 0"),
         ("none", "holds no recording"),
     ],
 )
@@ -290,7 +290,7 @@ def test_files_that_are_refused(tmp_path, kind, message):
         ("labels", np.array([0.0, 1.0, 2.0, 0.0, 1.5, 2.0]), "/labels must hold whole numbers"),
         ("labels", np.array([0.0, 1.0, 2.0, 0.0, np.nan, 2.0]), "/labels must hold whole numbers"),
         ("labels", h5py.Empty("i8"), "/labels has no place for values"),
-        ("labels", np.zeros((6, 1), np.int64), "labels has shape (6, 1)"),
+        ("labels", np.zeros((6, 1), np.int64), "spikes/times has (6,); write one number a recording"),
         ("extra/speaker", np.array([b"x"] * 6), "/extra/speaker holds |S1, not numbers"),
         ("spikes/units", "<f4", "/spikes/units must hold a variable-length list of whole numbers"),
         ("spikes/units", ">u2", "/spikes/units holds lists in another order of bytes than this machine's"),

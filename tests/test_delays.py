@@ -295,3 +295,15 @@ def test_train_resume_and_test(program, tmp_path):
     streamed = program("test.py --load_pt_file runs/whole/best.pt --streaming")
     assert streamed.returncode == 0, streamed.stderr
     assert "0 of 24 decisions" in next(line for line in streamed.stdout.splitlines() if "unlike batches" in line)
+
+
+@pytest.mark.parametrize("per", ["input", "synapse"])
+@pytest.mark.parametrize("as_what", [as_events, torch.clone])
+def test_another_number_of_samples_asks_for_a_reset(per, as_what):
+    layer = DelayedLinear(6, 4, per, 3)
+    counts = random_counts((5, 4, 6), 0.3, torch.float32)
+    layer(as_what(counts))
+    with pytest.raises(InputError, match=r"remembers 4 samples and is given 2: call reset\(\)"):
+        layer(as_what(counts[:, :2]))
+    layer.reset()
+    layer(as_what(counts[:, :2]))

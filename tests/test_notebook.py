@@ -68,6 +68,13 @@ def test_another_shape(shape):
         network_of()(torch.zeros(shape))
 
 
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_a_nested_tensor(layout):
+    nested = torch.nested.nested_tensor([torch.zeros(20, 30), torch.zeros(10, 30)], layout=layout)
+    with pytest.raises(InputError, match="must be a dense torch tensor, but is a nested tensor"):
+        network_of()(nested)
+
+
 @pytest.mark.parametrize("shape", [(5, 2, 2 * 34 * 34), (5, 2, 2, 12, 12), (5, 2, 12 * 12)])
 def test_another_image(shape):
     with pytest.raises(InputError, match="288"):

@@ -185,3 +185,11 @@ def test_case_of_a_user():
     path = CASES / "d_tonic" / "in" / "cam_train.h5"
     with pytest.raises(InputError, match=r"uint16, which ends at 65,535, .* as uint32"):
         readers.read("shd", path, "train", Sensor(height=240, width=304, divide=16).num_units, 3)
+
+
+@pytest.mark.parametrize(("types", "unit"), [("f4 u4 i8", -5), ("f4 i2 i8", -5)])
+def test_units_below_zero_have_wrapped(tmp_path, types, unit):
+    units = [np.array([1, 2]), np.array([3, unit]), np.array([4, 5])]
+    path = write(tmp_path / "x.h5", [[0.1, 0.2]] * 3, units, [0, 1, 2], types)
+    with pytest.raises(InputError, match=r"recording 1 has .* outside 0\.\.39; .* have wrapped: compute them in int64"):
+        readers.read("shd", path, "train", 40, 3)

@@ -374,7 +374,7 @@ def test_one_sound_under_two_names(four, convert):
     split_of = set()
     for seed in range(6):
         said = convert(seed=seed)
-        assert "1 recordings are there under another name too: " in said
+        assert "1 recording is there under another name too: " in said
         split_of |= set(re.findall(r"\d train|\d test", said))
     assert split_of == {"2 test", "3 train", "3 test", "2 train"}
 

@@ -144,6 +144,15 @@ def test_a_system_that_is_not_supported_is_told_so_in_one_line(tmp_path, system)
     assert result.stderr == ("error: first-spike needs Python 3.11 or newer on Linux or macOS; on Windows, WSL 2\n")
 
 
+@pytest.mark.parametrize(
+    "words", [["train.py"], ["test.py"], ["compare.py"], ["export.py"], ["demo.py"], ["-m", "datasets.prepare"]]
+)
+def test_missing_packages_are_named_in_one_line(words):
+    result = subprocess.run([sys.executable, "-S", *words], cwd=REPOSITORY, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert re.fullmatch(r"error: \S+ does not have numpy, torch, .*: bash run.sh installs .*\n", result.stderr)
+
+
 # What run.sh finds on PATH in place of Python: a script that answers as told.
 OLD = 'case "$*" in --version) echo Python 3.10.13;; *) exit 1;; esac'
 NO_VENV = """case "$*" in

@@ -238,3 +238,9 @@ def test_wrong_events_are_named_and_nothing_is_taken(times, channels, message):
     assert stream.work == before
     stream.push(np.array([10_000]), np.array([5]))
     assert stream.work.events == 3
+
+
+def test_a_chunk_without_events_may_be_of_any_type():
+    stream = Stream(build(small()), dt_ms=10, T=20)
+    assert stream.push([], []) is None
+    assert stream.work.events == 0

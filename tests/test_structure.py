@@ -33,7 +33,7 @@ ALLOWED = {
     "snn.ops.reference": {"snn.ops.surrogate"},
     "snn.ops.trace": {"snn.errors", "snn.ops.reference"},
     "snn.ops.printer": {"snn.neurons", "snn.ops.reference", "snn.ops.trace"},
-    "snn.delays": {"snn.events", "snn.learned", "snn.linear", "snn.ops"},
+    "snn.delays": {"snn.errors", "snn.events", "snn.learned", "snn.linear", "snn.ops"},
     "snn.ops": {"snn.errors", "snn.ops"},
     "snn.ops.compiled": {"snn.compiling"},
     "snn.ops.stream": {"snn.events", "snn.ops"},

@@ -196,7 +196,8 @@ def twice(recordings: Sequence[Recording], sounds: Mapping[Path, str]) -> list[s
     if not copies:
         return []
     a, b, *_ = (recordings[i].path for i in copies[0])
-    return [f"{sum(map(len, copies)) - len(copies)} recordings are there under another name too: {a} is {b}, say"]
+    number = sum(map(len, copies)) - len(copies)
+    return [f"{number} recording{'s are' if number > 1 else ' is'} there under another name too: {a} is {b}, say"]
 
 
 def draw_split(recordings: list[Recording], groups: Sequence[str], test_share: float, seed: int) -> list[Recording]:

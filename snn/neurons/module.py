@@ -87,6 +87,10 @@ class SpikingNeuron(MemoryModule):
     ):
         super().__init__()
         kind = type(self).__name__
+        if num_neurons is not None:
+            checks.whole("the number of neurons", num_neurons, 1)
+        if backend not in ("auto", *ops.BACKENDS):
+            raise InputError(f"backend '{backend}' is not known; known are auto, {', '.join(ops.BACKENDS)}")
         self.dynamics = self.dynamics_of(reset, spike_first, ops.Surrogate(surrogate, surrogate_slope))
         self.return_potential = return_potential
         self.backend = backend
@@ -104,6 +108,9 @@ class SpikingNeuron(MemoryModule):
         if num_neurons is None and (recurrent or (per == "neuron" and has_own)):
             raise InputError(f"{kind} needs num_neurons: it is recurrent or has values per neuron")
         shape = (num_neurons,) if per == "neuron" and num_neurons is not None else (1,)
+        for name, value in settings.items():
+            if value is not None:
+                checks.number(name, value)
         self._initial = {name: value.start(name, settings) for name, value in self._values.items()}
         for name, value in self._values.items():
             value.add_to(self, name, shape, self._initial[name])
@@ -196,7 +203,8 @@ class SpikingNeuron(MemoryModule):
         """Run all T steps on explicit states (in the order of `named_memories`)."""
         (x,), values = inputs, self.values()
         x_TBN = x.flatten(2) if isinstance(x, Tensor) and x.dim() > 3 else x
-        x_TBN = checks.like_weights("x", x_TBN, ("steps", "samples", "neurons"), values["theta"])
+        own = max(value.numel() for value in values.values())  # 1 where the layer has one value for all
+        x_TBN = checks.like_weights("x", x_TBN, ("steps", "samples", own if own > 1 else "neurons"), values["theta"])
         with checks.without_autocast(x_TBN.device):
             y_TBN, h_TBN, state = ops.multi_step(
                 x_TBN,

@@ -106,3 +106,18 @@ def test_code_in_a_checkpoint_does_not_run(program, tmp_path):
     (tmp_path / "evil.pt").rename(tmp_path / "runs" / "x" / "last.pt")
     assert_one_line(program(f"{EVENTS} --save_name x --resume"), "runs/x/last.pt: not a checkpoint of ours")
     assert not (tmp_path / "code_has_run").exists()
+
+
+@pytest.mark.parametrize("name", ["recurrent", "superspike"])
+def test_checkpoints_of_earlier_versions_give_the_same_spikes(name):
+    """Written before a neuron was a file of its own, with what their networks answered then."""
+    folder = Path(__file__).with_name("earlier")
+    cfg, content = checkpoint.load(folder / f"{name}.pt")
+    network = Network(cfg.network, cfg.data.shape, cfg.data.num_classes)
+    checkpoint.load_weights(network, content["network"], folder / f"{name}.pt")
+    with np.load(folder / f"{name}.npz") as answers, torch.no_grad():
+        activity = network.eval()(torch.from_numpy(answers["x"]).float())
+        for k, s_TBN in enumerate(activity.layers):
+            assert np.array_equal(s_TBN.numpy(), answers[f"s{k}"])
+            assert s_TBN.any()
+        np.testing.assert_allclose(activity.h_TBN.numpy(), answers["h"], atol=1e-6)

@@ -32,9 +32,9 @@ class Pool(NamedTuple):
 
 
 class Delay(NamedTuple):
-    """Learned delays of what comes in, each between 0 and max_steps."""
+    """Learned delays of what comes in, or of a recurrent layer's own spikes, each between 0 and max_steps."""
 
-    per: Literal["input", "synapse"]
+    per: Literal["input", "synapse", "neuron"]
     max_steps: int
 
 

@@ -238,9 +238,12 @@ class Network(Section):
 
     @property
     def delays(self) -> dict[str, architecture.Delay]:
-        """The learned delays of what comes into layers, by the field and word that ask for them."""
-        layers = zip(self.layers, architecture.parse(self.layers), strict=True)
+        """The learned delays, by the field and word that ask for them."""
+        layers = list(zip(self.layers, architecture.parse(self.layers), strict=True))
         delays = {f"layers: layer '{word}'": getattr(layer, "delay", None) for word, layer in layers}
+        for word, layer in layers:
+            if own := getattr(layer, "recurrent_delay_max_steps", None):
+                delays[f"layers: layer '{word}', DR{own}"] = architecture.Delay("neuron", own)
         if self.output_delay is not None:
             delays["output_delay"] = architecture.parse_delay(self.output_delay)
         return {name: delay for name, delay in delays.items() if delay is not None}

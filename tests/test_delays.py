@@ -236,6 +236,7 @@ def values(**network) -> dict:
             {"layers": ["16FD100"]},
             "network.layers: layer '16FD100': a delay of 100 steps leads out of the window of 100",
         ),
+        ({"layers": ["16RDR100"]}, "network.layers: layer '16RDR100', DR100: a delay of 100 steps leads out"),
         ({"output_delay": "DS200"}, "network.output_delay: a delay of 200 steps leads out of the window of 100"),
         ({"output_delay": "25"}, "network.output_delay: '25' is no delay; write D25"),
         ({"delay_init_ms": [30.0, 10.0]}, "delay_init_ms: .* is no range"),

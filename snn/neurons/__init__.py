@@ -9,7 +9,6 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-from snn.errors import InputError
 from snn.neurons.module import SpikingNeuron
 
 __path__ += [folder for folder in os.environ.get("FIRST_SPIKE_NEURONS", "").split(os.pathsep) if folder]
@@ -20,7 +19,7 @@ def _found() -> dict[str, type[SpikingNeuron]]:
     neurons: dict[str, type[SpikingNeuron]] = {}
     for folder in __path__:
         if not Path(folder).is_dir():
-            raise InputError(f"FIRST_SPIKE_NEURONS names {folder}, which is not a folder")
+            print(f"warning: FIRST_SPIKE_NEURONS names {folder}, which is not a folder", file=sys.stderr)
         for path in sorted(Path(folder).glob("[!_]*.py")):
             module = import_module(f"{__name__}.{path.stem}")
             for name, value in vars(module).items():

@@ -99,7 +99,7 @@ class Text:
     def lines(self, outputs: Sequence[Symbol | None], known: Iterable[Symbol] | None = None) -> list[str]:
         """Statements after which all outputs have names."""
         known = {*self.values, *self.fixed} if known is None else set(known)
-        order = [s for s in self._below(outputs, known) if s not in known and s.arguments]
+        order = [s for s in self.step.needed(outputs, known) if s not in known and s.arguments]
         uses: dict[Symbol, int] = {}
         for symbol in order:
             for argument in symbol.arguments:
@@ -119,16 +119,6 @@ class Text:
                     assignment = assignment.replace("const real", "const bool")
                 result.append(assignment.format(self.names[symbol], self._written(symbol)))
         return result
-
-    def _below(self, outputs: Iterable[Symbol | None], known: set[Symbol]) -> list[Symbol]:
-        seen, left = set(), [s for s in outputs if s is not None]
-        while left:
-            symbol = left.pop()
-            if symbol not in seen:
-                seen.add(symbol)
-                if symbol not in known:
-                    left += [a for a in symbol.arguments if isinstance(a, Symbol)]
-        return [s for s in self.step.symbols if s in seen]
 
     def _written(self, symbol: Symbol) -> str:
         fires = ">" if self.step.neuron.spike_first else ">="

@@ -153,14 +153,15 @@ class Step:
     g_states: tuple[Symbol | None, ...]
     g_values: Mapping[str, Symbol | None]
 
-    def needed(self, outputs: Iterable[Any]) -> list[Symbol]:
-        """The symbols that these depend on, in order."""
-        seen, left = set(), [symbol for symbol in outputs if isinstance(symbol, Symbol)]
+    def needed(self, outputs: Iterable[Any], known: Iterable[Symbol] = ()) -> list[Symbol]:
+        """The symbols that these depend on, in order; not those behind what is known."""
+        seen, known, left = set(), set(known), [symbol for symbol in outputs if isinstance(symbol, Symbol)]
         while left:
             symbol = left.pop()
             if symbol not in seen:
                 seen.add(symbol)
-                left += [argument for argument in symbol.arguments if isinstance(argument, Symbol)]
+                if symbol not in known:
+                    left += [argument for argument in symbol.arguments if isinstance(argument, Symbol)]
         return [symbol for symbol in self.symbols if symbol in seen]
 
     @property

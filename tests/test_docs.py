@@ -145,7 +145,7 @@ def test_the_neuron_of_the_page_needs_no_other_change(neuron_folder, backend, tm
     assert "coupling to the potential, c" in page
     assert "recovery time constant (ms)" in page
     for shown in ("cpu", "cuda"):
-        assert "r_next = " in run(f"-m snn.ops.printer Coupled --backend {shown}")
+        assert "r_next = " in run(f"-m snn.ops.show Coupled --backend {shown}")
 
 
 @torch.no_grad()

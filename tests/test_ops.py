@@ -318,7 +318,7 @@ def test_the_printed_source_reads_like_the_definition():
 
 def test_one_command_shows_the_source():
     for backend in ("cpu", "cuda"):
-        command = [sys.executable, "-m", "snn.ops.printer", "AdLIF", "--backend", backend]
+        command = [sys.executable, "-m", "snn.ops.show", "AdLIF", "--backend", backend]
         result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=REPOSITORY)
         assert "printed from its definition" in result.stdout
 

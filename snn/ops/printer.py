@@ -1,10 +1,9 @@
-"""A neuron's step as source text: numba for the CPU, CUDA for GPUs. `python -m snn.ops.printer AdLIF` shows it.
+"""A neuron's step as source text: numba for the CPU, CUDA for GPUs. `python -m snn.ops.show AdLIF` shows it.
 
 The text of one neuron is short functions (a step, its derivative, loads and stores of states and values). What is the
 same for all neurons stands in a frame around it: `kernels/neuron.py` and `kernels/neuron.cu`.
 """
 
-import argparse
 import keyword
 import re
 from collections.abc import Iterable, Sequence
@@ -342,20 +341,3 @@ __device__ inline real backward_step(
 }}
 
 {(KERNELS / "neuron.cu").read_text(encoding="utf-8")}"""
-
-
-def main() -> None:
-    """Print what a neuron is compiled from."""
-    from snn.neurons import NEURONS
-
-    parser = argparse.ArgumentParser(description="Print the source that a neuron is compiled from.")
-    parser.add_argument("neuron", choices=NEURONS)
-    parser.add_argument("--backend", choices=("cpu", "cuda"), default="cpu")
-    arguments = parser.parse_args()
-    dynamics = NEURONS[arguments.neuron].dynamics_of()
-    learned = frozenset(name for name, value in NEURONS[arguments.neuron].values_of().items() if value.learned)
-    print((numba if arguments.backend == "cpu" else cuda)(dynamics, learned))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,20 @@
+"""Print the source that a neuron is compiled from: python -m snn.ops.show AdLIF [--backend cuda]."""
+
+import argparse
+
+from snn.neurons import NEURONS
+from snn.ops import printer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("neuron", choices=NEURONS)
+    parser.add_argument("--backend", choices=("cpu", "cuda"), default="cpu", help="whose source (cpu)")
+    arguments = parser.parse_args()
+    neuron = NEURONS[arguments.neuron]
+    learned = frozenset(name for name, value in neuron.values_of().items() if value.learned)
+    print((printer.numba if arguments.backend == "cpu" else printer.cuda)(neuron.dynamics_of(), learned))
+
+
+if __name__ == "__main__":
+    main()

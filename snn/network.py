@@ -268,7 +268,7 @@ def _neurons(
     dt_ms: float,
 ) -> SpikingNeuron:
     superspike = network.variant == "superspike"
-    return NEURONS[name](
+    neurons = NEURONS[name](
         size,
         **params.model_dump(),
         tau_ada_steps=network.tau_ada_steps,
@@ -284,3 +284,5 @@ def _neurons(
         return_potential=return_potential,
         backend=backend,
     )
+    neurons.checks_states = False
+    return neurons

@@ -23,7 +23,6 @@ from snn.network import Network
 from snn.neurons import SpikingNeuron
 from snn.ops import sparse
 from snn.ops import stream as kernels
-from snn.ops.compiled import kernel
 
 
 class Decision(NamedTuple):
@@ -124,7 +123,9 @@ class Stream:
         if len(times):
             # as they are binned anyway; compiled code knows not every type. A channel beyond int64 becomes negative
             times, channels = times.astype(np.float64), channels.astype(np.int64)
-            e = _first_wrong(times, channels, self._last_time, self.num_channels)
+            steps = np.empty(len(times), np.int64)
+            binning = (self.ticks_per_second, self.dt_ms, self.T, steps)
+            e = kernels.steps_of(times, channels, self._last_time, self.num_channels, *binning)
             if e < len(times):
                 if not 0 <= channels[e] < self.num_channels:
                     there = f"0..{self.num_channels - 1} of this network"
@@ -134,8 +135,6 @@ class Stream:
                     f"event {e} of this call has the time {times[e]:.12g}, after {before:.12g}: times must be numbers "
                     "that rise"
                 )
-            steps = np.empty(len(times), np.int64)
-            kernels.steps_of(times, self.ticks_per_second, self.dt_ms, self.T, steps)
             self._last_time = float(times[-1])
             self._advance(steps, channels.astype(np.int32), 0)
         return self._decision()
@@ -165,16 +164,6 @@ class Stream:
         if step == 0:
             return None
         return Decision(int(self._tally[kernels.LABEL]), step, step * self.dt_ms)
-
-
-@kernel
-def _first_wrong(times, channels, before, num_channels):
-    """The first event whose time falls or is not finite, or whose channel is not there; how many there are if none."""
-    for e in range(len(times)):
-        if not (before <= times[e] < np.inf and 0 <= channels[e] < num_channels):
-            return e
-        before = times[e]
-    return len(times)
 
 
 def _layer(linear: EventLinear, neurons: SpikingNeuron, is_output: bool) -> kernels.Layer:

@@ -93,6 +93,7 @@ class SpikingNeuron(MemoryModule):
             raise InputError(f"backend '{backend}' is not known; known are auto, {', '.join(ops.BACKENDS)}")
         self.dynamics = self.dynamics_of(reset, spike_first, ops.Surrogate(surrogate, surrogate_slope))
         self.return_potential = return_potential
+        self.checks_states = True  # not within a network, which says itself where a number is not finite
         self.backend = backend
         self.step_mode = step_mode
         is_raw = decay == "raw"
@@ -215,6 +216,9 @@ class SpikingNeuron(MemoryModule):
                 want_h=self.return_potential,
                 backend=self.backend,
             )
+        if self.checks_states:  # a number that is not finite stays in them
+            for name in self.dynamics.states:
+                checks.finite(f"after x, which must be finite, the state {name}", state[name])
         outputs = (y_TBN, h_TBN) if self.return_potential else (y_TBN,)
         return tuple(out.view(x.shape) for out in outputs), tuple(state[name] for name in self._memories)
 

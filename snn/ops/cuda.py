@@ -156,7 +156,7 @@ def backward(
     kept = x_TBN.new_empty(segment(call.neuron), max(1, len(call.neuron.states)), B, N)
     lag, D = 1 + call.neuron.spike_first, call.feedback.D
     # What each output gets back: those of step t, and of the steps before the first, in row t + D + lag - 1.
-    back_XBN = torch.cat([torch.zeros(D + lag - 1, *x_TBN.shape[1:]).to(gs_TBN), gs_TBN])
+    back_XBN = torch.cat([gs_TBN.new_zeros(D + lag - 1, *gs_TBN.shape[1:]), gs_TBN])
     whole_N = share_N = None
     if call.feedback.delay_N is not None:
         whole_N = call.feedback.delay_N.floor()

@@ -97,7 +97,14 @@ def kernels(neurons: tuple[Dynamics, ...]) -> ModuleType:
 
 
 @kernel
-def steps_of(times, ticks_per_second, dt_ms, T, steps):
-    """steps[e] = the step of event e, counted from 0; T for one past the window."""
+def steps_of(times, channels, before, num_channels, ticks_per_second, dt_ms, T, steps):
+    """steps[e] = the step of event e, counted from 0; T for one past the window.
+
+    Ends at the first event whose time falls, or is no number, or whose channel is not there: which, or how many.
+    """
     for e in range(len(times)):
+        if not (before <= times[e] < np.inf and 0 <= channels[e] < num_channels):
+            return e
+        before = times[e]
         steps[e] = step_of(times[e], ticks_per_second, dt_ms, T)
+    return len(times)

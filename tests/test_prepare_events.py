@@ -18,6 +18,7 @@ from datasets.prepare.picture import Picture
 from datasets.prepare.tables import Piece, Said
 from snn.errors import InputError
 from tests.conftest import REPOSITORY, assert_one_line, nmnist_bytes
+from tests.test_prepare_cameras import write_aedat3
 
 HEIGHT, WIDTH = 16, 20
 
@@ -259,7 +260,46 @@ def test_hot_pixels_noise_and_divide(tmp_path):
     assert np.array_equal(events._shrunk(units, height, width, 3), (p * 3 + y // 3) * 4 + x // 3)
 
 
+def write_partly_invalid(folder: Path) -> int:
+    """Recordings left/0.aedat, right/3.aedat, ... with events marked invalid; how many."""
+    invalid = 0
+    for k in range(6):
+        path = folder / f"{('left', 'right')[k // 3]}/{k}.aedat"
+        e, valid = write_bin(path, 0, k), np.random.default_rng(k).integers(0, 2, 300)
+        write_aedat3(path, e, valid)
+        invalid += (valid == 0).sum()
+    return invalid
+
+
+@pytest.mark.parametrize("more", ["", "--window-ms 50", "--sort"])
+def test_invalid_events_are_counted(program, tmp_path, more):
+    invalid = write_partly_invalid(tmp_path / "in")
+    result = program(f"-m datasets.prepare events in --out mine {more}")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.endswith(f"\n{invalid:,} events marked invalid are left out\n")
+    write_tree(tmp_path / "valid")
+    assert "invalid" not in program(f"-m datasets.prepare events valid --out other {SENSOR}").stdout
+
+
+def test_a_file_of_invalid_events_alone(program, tmp_path):
+    write_aedat3(tmp_path / "in/a/x.aedat", write_bin(tmp_path / "in/a/x.aedat", 0, 0), np.zeros(300, int))
+    result = program("-m datasets.prepare events in --out mine --test-share 0")
+    assert_one_line(result, "x.aedat: all of its 300 events are marked invalid; leave the file out")
+
+
 # ---- interruption
+
+
+def test_invalid_events_of_an_interrupted_run_are_counted_too(program, tmp_path):
+    invalid = write_partly_invalid(tmp_path / "in")
+    bad = tmp_path / "in/right/5.aedat"
+    content = bad.read_bytes()
+    bad.write_bytes(content[:-1])
+    assert_one_line(program("-m datasets.prepare events in --out mine --processes 1"), "breaks off")
+    bad.write_bytes(content)
+    result = program("-m datasets.prepare events in --out mine --processes 1")
+    assert "going on after 5 of 6 files" in result.stdout + result.stderr
+    assert f"\n{invalid:,} events marked invalid are left out" in result.stdout
 
 
 def test_an_interrupted_run_goes_on_and_gives_the_same_files(tmp_path, monkeypatch):

@@ -77,9 +77,9 @@ def test_a_tree_becomes_files_with_every_event(program, tmp_path):
 def test_what_it_says_trains(program, tmp_path):
     write_tree(tmp_path / "recordings", 12)
     result = program(f"-m datasets.prepare events recordings --out data/mine {SENSOR} --divide 2")
-    words = result.stdout.split("to train on them: ")[1].strip().replace(str(tmp_path) + "/", "")
+    words = result.stdout.split("to train on them: python train.py ")[1].strip().replace(str(tmp_path) + "/", "")
     options = "--set network.layers=[16F] --set data.T=20 --epochs 1 --batch-size 8 --neuron2 20 20 1"
-    result = program(f"train.py --path_to_yaml {REPOSITORY}/configs/adlif_shd.yaml {words} {options}")
+    result = program(f"train.py {words} {options}")
     assert result.returncode == 0, result.stderr
     result = program("test.py --load_pt_file runs/mine_fs0.2_tau20_adlif")
     assert result.returncode == 0, result.stderr
@@ -126,7 +126,11 @@ BAD = {
     "table missing": ("line 2: ", "does not exist: correct the name", "--labels table.csv"),
     "list": ("testing.txt, line 1: ", "is no recording of the folder", "--test-list testing.txt"),
     "pattern": ("does not match the label pattern", "change either", r"--label-pattern (?P<label>\d+)"),
-    "flat": ("lies in no folder that would name its class", "--label-pattern or --labels", ""),
+    "flat": (
+        "lies in no folder that would name its class; move it to in/left/CLASS/",
+        "--label-pattern or --labels",
+        "",
+    ),
     "none": ("holds no recording that is known by its name", "--glob", ""),
     "no folder": ("is no folder", "", ""),
     "only test": ("class 'right' has no recording to train on", "change the split", "--labels table.csv"),

@@ -12,6 +12,7 @@ import json
 import os
 import queue
 import re
+import shlex
 import shutil
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -70,7 +71,7 @@ def recordings_of(
     if (opened.height, opened.width) != size:
         raise InputError(
             f"{path}: its sensor has {opened.height}x{opened.width} pixels, the first file's {size[0]}x{size[1]}; "
-            "convert them apart"
+            "convert them apart, each size by a --glob and an --out of its own"
         )
     pieces = _checked(opened, shape.sort)
     if shape.window_ms is None:
@@ -427,12 +428,15 @@ def convert_events(
         shutil.rmtree(unfinished.folder)
     except OSError as error:
         raise InputError(f"{out_dir} cannot be written ({error}): choose another --out") from error
-    words = {"train": "to train on", "validation": "to validate", "test": "to test"}
+    kinds = {"train": "to train on", "validation": "to validate", "test": "to test"}
+    words = shlex.join(
+        ["--dataset_name", name, "--path_to_dataset", str(out_dir), "--num_classes", str(len(made.labels))]
+    )
     print(
-        f"{', '.join(f'{store.number:,} {words[split]}' for split, store in made.stores.items())}; {len(made.labels)} "
-        f"classes ({', '.join(made.labels):.200}) in {out_dir}, and what they look like in {out_dir / name}.png; to "
-        f"train on them: --dataset_name {name} --path_to_dataset {out_dir} --num_classes {len(made.labels)} --set "
-        f"data.channels=null --set data.sensor.height={sensor[0]} --set data.sensor.width={sensor[1]}"
+        f"{', '.join(f'{store.number:,} {kinds[split]}' for split, store in made.stores.items())}; {len(made.labels)} "
+        f"{'class' if len(made.labels) == 1 else 'classes'} ({', '.join(made.labels):.200}) in {out_dir}, and what "
+        f"they look like in {out_dir / name}.png; to train on them: python train.py {words} --set data.channels=null "
+        f"--set data.sensor.height={sensor[0]} --set data.sensor.width={sensor[1]}"
         + ("" if "test" in made.stores else " --set data.test_by=recording")
     )
     if invalid := sum(entry["invalid"] for entry in unfinished.lines):

@@ -39,6 +39,8 @@ from snn.ttfs.network import silent_neurons_drive
 
 NARROWS_BY = 0.01  # over a training, the triangle of a delay
 NO_STANDING = (-math.inf, -math.inf)  # (accuracy, -loss) of no epoch
+NOTHING_HELD_OUT = "nothing is held out"  # of an epoch, on the screen
+THE_LAST = "the last, as nothing was held out to choose by (data.validation_share is 0)"
 
 
 class EventTask:
@@ -132,7 +134,7 @@ class EventTask:
     def describe(self, validation: dict) -> str:
         """An epoch's validation for the screen."""
         if not validation:
-            return "nothing is held out"
+            return NOTHING_HELD_OUT
         return (
             f"FS {validation['fs_accuracy']:6.2f} %  FR {validation['fr_accuracy']:6.2f} %  "
             f"{validation['spikes_per_neuron']:.2f} spikes/neuron  {validation['silent_samples']} silent"
@@ -141,7 +143,7 @@ class EventTask:
     def conclude(self, validation: dict) -> str:
         """The best epoch's accuracy in a sentence."""
         if not validation:
-            return "the last, as nothing was held out to choose by (data.validation_share is 0)"
+            return THE_LAST
         return (
             f"validation FS accuracy {validation['fs_accuracy']:.2f} %, FR accuracy {validation['fr_accuracy']:.2f} %"
         )
@@ -172,6 +174,7 @@ class ImageTask:
             look_at_test_data(cfg, Named(self.class_names, self.images.where))
         self.kept, self.held_out = hold_out(self.images, data.validation_share, "recording", train.seed)
         self.augment = images.augmentations(data.augment, data.crop_pad)
+        self.spikes_by_layer: list[float] = []  # of the last validation
         torch.manual_seed(train.seed)
         self.network = TTFSNetwork(cfg.ttfs, data.shape, data.num_classes).to(team.device)
         self.optimizer = torch.optim.AdamW(
@@ -199,22 +202,26 @@ class ImageTask:
         """Nothing: no weight has a range."""
 
     def validate(self) -> dict:
+        if not len(self.held_out):
+            return {}
         batches = images.batches(self.images, self.team.part(self.held_out), self.cfg.train.test_batch_size)
         metrics = self.team.total(evaluate_ttfs(self.network, batches, self.team.device)).metrics()
         self.spikes_by_layer = metrics["spikes_per_neuron_by_layer"]
         return metrics
 
     def standing(self, validation: dict) -> tuple[float, float]:
-        return validation["accuracy"], -validation["loss"]
+        return (validation["accuracy"], -validation["loss"]) if validation else NO_STANDING
 
     def learned(self) -> dict[str, Tensor]:
         return {}
 
     def describe(self, validation: dict) -> str:
+        if not validation:
+            return NOTHING_HELD_OUT
         return f"{validation['accuracy']:6.2f} %  {validation['spikes_per_neuron']:.3f} spikes/neuron"
 
     def conclude(self, validation: dict) -> str:
-        return f"validation accuracy {validation['accuracy']:.2f} %"
+        return f"validation accuracy {validation['accuracy']:.2f} %" if validation else THE_LAST
 
     def log_activity(self) -> None:
         """The share of neurons of each layer that fired for a held-out image."""

@@ -136,11 +136,19 @@ class File:
             )
 
     def attribute(self, name: str) -> str | None:
-        """A text at the file itself; None if there is none."""
+        """A text at the file itself, or a whole number as text; None if there is none. InputError for anything else."""
         with border(self.path):
             self._check_heaps()
             value = self._file.attrs.get(name)
-            return value if isinstance(value, str) else None
+        if isinstance(value, np.ndarray | np.generic) and value.size == 1:  # MATLAB's numbers are lists of one
+            value = value.item()
+        if isinstance(value, bytes):
+            value = value.decode("utf-8", "replace")
+        if type(value) is int or (isinstance(value, float) and value.is_integer()):
+            value = str(int(value))
+        if value is None or isinstance(value, str):
+            return value
+        raise InputError(f"{self.path}: its attribute {name} is neither a text nor a whole number; write it anew")
 
     def _check_heaps(self) -> None:
         if not self._heaps_are_checked:

@@ -252,7 +252,9 @@ def _read_shd(file: hdf5.File, path: Path, split: Split) -> Found:
 
 
 def _ticks_per_second(file: hdf5.File, path: Path) -> float:
-    said = file.attribute("ticks_per_second") or "1"
+    said = file.attribute("ticks_per_second")
+    if said is None:
+        return 1.0
     if not said.isdecimal() or not 0 < int(said) <= 10**12:
         raise InputError(f"{path}: says {said!r:.40} for its ticks a second; it must be a whole number")
     return float(said)

@@ -100,12 +100,13 @@ class Data(Section):
         "file; 0: none, and the last epoch counts",
     )
     validation_by: Literal["recording", "speaker"] = Field(
-        "recording", description="hold out single recordings, or whole speakers (the file must name them)"
+        "recording",
+        description="validation_share holds out single recordings, or whole speakers (the file must name them)",
     )
     test_by: Literal["recording", "speaker"] | None = Field(
         None,
-        description="for a set without a test file: test on recordings, or whole speakers, of the training file that "
-        "are set apart, the same ones for every seed",
+        description="for a set without a test file: set test_share of the training file's recordings, or of its "
+        "speakers, apart for test.py, the same ones for every seed; they neither train nor validate",
     )
     test_share: Annotated[float, Field(gt=0, lt=1)] = Field(0.2, description="share that test_by sets apart")
     augment: Augment = Field(Augment(), description="random changes of the events, in training only; 0 is off")
@@ -386,8 +387,10 @@ class Images(Section):
         "a hole of half the height",
     )
     crop_pad: PositiveInt = Field(4, description="padding before the crop (pixels)")
-    validation_share: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.1, description="share of the training images held out to choose the best model"
+    validation_share: Share = Field(
+        0.1,
+        description="share of the training images held out to choose the best model; 0: none, and the last epoch "
+        "counts",
     )
 
     @property
@@ -422,7 +425,11 @@ class TTFSTrain(Section):
     silent_drive: NonNegativeFloat = Field(
         0.0, description="weight of the term that wakes neurons which no image of a batch made fire"
     )
-    patience: PositiveInt = Field(25, description="epochs without a better validation accuracy before training ends")
+    patience: PositiveInt = Field(
+        25,
+        description="epochs without a better validation accuracy before training ends; without effect where "
+        "data.validation_share is 0",
+    )
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
         0, description="seed of weights, order, augmentation, held-out share"
     )

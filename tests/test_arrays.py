@@ -1,5 +1,7 @@
 """Recordings from arrays, into a file and into memory, and from a Tonic data set."""
 
+from pathlib import Path
+
 import h5py
 import numpy as np
 import pytest
@@ -64,6 +66,28 @@ def test_channels_of_a_cochlea_and_numbers_as_labels(tmp_path):
     assert recordings.class_names == ("a", "b", "c")
     with h5py.File(tmp_path / "a.h5") as file:
         assert h5py.check_vlen_dtype(file["spikes/units"].dtype) == np.uint16
+
+
+def with_ticks(path: Path, ticks) -> Path:
+    arrays.write(
+        path, [((np.array([1000, 2000]), np.array([0, 1])), r % 2) for r in range(4)], time_unit="us", channels=2
+    )
+    with h5py.File(path, "r+") as file:
+        file.attrs["ticks_per_second"] = ticks
+    return path
+
+
+@pytest.mark.parametrize("ticks", ["1000", b"1000", 1000, np.uint64(1000), 1000.0, np.array([[1000.0]])])
+def test_ticks_a_second_as_text_or_a_whole_number(tmp_path, ticks):
+    assert readers.read("shd", with_ticks(tmp_path / "a.h5", ticks), "train", 2, 2).ticks_per_second == 1000
+
+
+@pytest.mark.parametrize(
+    "ticks", [0.5, float("nan"), np.array([1000, 1000]), True, h5py.Empty("i8"), "", "1e6", 0, -3, 1e300]
+)
+def test_ticks_a_second_that_are_no_whole_number(tmp_path, ticks):
+    with pytest.raises(InputError, match=r"a.h5: .*whole number"):
+        readers.read("shd", with_ticks(tmp_path / "a.h5", ticks), "train", 2, 2)
 
 
 def test_events_at_the_edge_of_a_bin_fall_into_the_later_one(tmp_path):

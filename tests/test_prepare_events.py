@@ -18,6 +18,7 @@ from datasets.prepare.picture import Picture
 from datasets.prepare.tables import Piece, Said
 from snn.errors import InputError
 from tests.conftest import REPOSITORY, assert_one_line, nmnist_bytes
+from tests.test_prepare_cameras import write_aedat3
 
 HEIGHT, WIDTH = 16, 20
 
@@ -76,9 +77,9 @@ def test_a_tree_becomes_files_with_every_event(program, tmp_path):
 def test_what_it_says_trains(program, tmp_path):
     write_tree(tmp_path / "recordings", 12)
     result = program(f"-m datasets.prepare events recordings --out data/mine {SENSOR} --divide 2")
-    words = result.stdout.split("to train on them: ")[1].strip().replace(str(tmp_path) + "/", "")
+    words = result.stdout.split("to train on them: python train.py ")[1].strip().replace(str(tmp_path) + "/", "")
     options = "--set network.layers=[16F] --set data.T=20 --epochs 1 --batch-size 8 --neuron2 20 20 1"
-    result = program(f"train.py --path_to_yaml {REPOSITORY}/configs/adlif_shd.yaml {words} {options}")
+    result = program(f"train.py {words} {options}")
     assert result.returncode == 0, result.stderr
     result = program("test.py --load_pt_file runs/mine_fs0.2_tau20_adlif")
     assert result.returncode == 0, result.stderr
@@ -125,7 +126,11 @@ BAD = {
     "table missing": ("line 2: ", "does not exist: correct the name", "--labels table.csv"),
     "list": ("testing.txt, line 1: ", "is no recording of the folder", "--test-list testing.txt"),
     "pattern": ("does not match the label pattern", "change either", r"--label-pattern (?P<label>\d+)"),
-    "flat": ("lies in no folder that would name its class", "--label-pattern or --labels", ""),
+    "flat": (
+        "lies in no folder that would name its class; move it to in/left/CLASS/",
+        "--label-pattern or --labels",
+        "",
+    ),
     "none": ("holds no recording that is known by its name", "--glob", ""),
     "no folder": ("is no folder", "", ""),
     "only test": ("class 'right' has no recording to train on", "change the split", "--labels table.csv"),
@@ -259,7 +264,46 @@ def test_hot_pixels_noise_and_divide(tmp_path):
     assert np.array_equal(events._shrunk(units, height, width, 3), (p * 3 + y // 3) * 4 + x // 3)
 
 
+def write_partly_invalid(folder: Path) -> int:
+    """Recordings left/0.aedat, right/3.aedat, ... with events marked invalid; how many."""
+    invalid = 0
+    for k in range(6):
+        path = folder / f"{('left', 'right')[k // 3]}/{k}.aedat"
+        e, valid = write_bin(path, 0, k), np.random.default_rng(k).integers(0, 2, 300)
+        write_aedat3(path, e, valid)
+        invalid += (valid == 0).sum()
+    return invalid
+
+
+@pytest.mark.parametrize("more", ["", "--window-ms 50", "--sort"])
+def test_invalid_events_are_counted(program, tmp_path, more):
+    invalid = write_partly_invalid(tmp_path / "in")
+    result = program(f"-m datasets.prepare events in --out mine {more}")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.endswith(f"\n{invalid:,} events marked invalid are left out\n")
+    write_tree(tmp_path / "valid")
+    assert "invalid" not in program(f"-m datasets.prepare events valid --out other {SENSOR}").stdout
+
+
+def test_a_file_of_invalid_events_alone(program, tmp_path):
+    write_aedat3(tmp_path / "in/a/x.aedat", write_bin(tmp_path / "in/a/x.aedat", 0, 0), np.zeros(300, int))
+    result = program("-m datasets.prepare events in --out mine --test-share 0")
+    assert_one_line(result, "x.aedat: all of its 300 events are marked invalid; leave the file out")
+
+
 # ---- interruption
+
+
+def test_invalid_events_of_an_interrupted_run_are_counted_too(program, tmp_path):
+    invalid = write_partly_invalid(tmp_path / "in")
+    bad = tmp_path / "in/right/5.aedat"
+    content = bad.read_bytes()
+    bad.write_bytes(content[:-1])
+    assert_one_line(program("-m datasets.prepare events in --out mine --processes 1"), "breaks off")
+    bad.write_bytes(content)
+    result = program("-m datasets.prepare events in --out mine --processes 1")
+    assert "going on after 5 of 6 files" in result.stdout + result.stderr
+    assert f"\n{invalid:,} events marked invalid are left out" in result.stdout
 
 
 def test_an_interrupted_run_goes_on_and_gives_the_same_files(tmp_path, monkeypatch):

@@ -115,6 +115,21 @@ def test_patience_and_schedule(program, tmp_path):
 
 
 @pytest.mark.usefixtures("toy")
+def test_with_nothing_held_out_the_last_epoch_counts_and_it_says_so(program, tmp_path):
+    words = f"{TRAIN} --set data.validation_share=0 --set train.patience=1 --save_name x --verbose"
+    result = program(f"{words} --epochs 3")
+    assert result.returncode == 0, result.stderr
+    assert "90 images to train on, 0 held out" in result.stdout
+    assert "best epoch 3: the last, as nothing was held out to choose by (data.validation_share is 0)" in result.stdout
+    best, last = (torch.load(tmp_path / "runs/x" / name, weights_only=True) for name in ("best.pt", "last.pt"))
+    assert best["epoch"] == 3
+    assert all(torch.equal(best["network"][key], last["network"][key]) for key in best["network"])
+    result = program(f"{words} --epochs 4 --resume")
+    assert "best epoch 4: the last" in result.stdout, result.stderr
+    assert program("test.py --load_pt_file x").returncode == 0
+
+
+@pytest.mark.usefixtures("toy")
 @pytest.mark.parametrize(
     "words",
     [

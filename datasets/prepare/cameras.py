@@ -41,6 +41,11 @@ class Opened:
     width: int
     pieces: Iterator[Piece]  # with the times of the file in µs; not checked yet
 
+    @property
+    def invalid(self) -> int:
+        """Events among those read so far that the camera's software marked invalid (AEDAT 3.1), left out."""
+        return getattr(self.pieces, "invalid", 0)
+
 
 class Format(NamedTuple):
     """What tells a format, and how it is read."""
@@ -448,7 +453,19 @@ AEDAT3_HEADER = re.compile(rb"#!AER-DAT3\.1\r?\n(#.*\n)*?#!END-HEADER\r?\n")
 
 def _open_aedat3(path: Path, said: Said) -> tuple[Size | None, Iterator[Piece]]:
     header, packets = aedat3_packets(path)
-    return _chip(header)[1], (piece for piece, _ in packets)
+    return _chip(header)[1], _Valid(packets)
+
+
+class _Valid(Iterator[Piece]):
+    """The valid events of packets; counts the others."""
+
+    def __init__(self, packets: Iterator[tuple[Piece, int]]):
+        self.packets, self.invalid = packets, 0
+
+    def __next__(self) -> Piece:
+        piece, others = next(self.packets)
+        self.invalid += others
+        return piece
 
 
 def aedat3_packets(path: Path) -> tuple[str, Iterator[tuple[Piece, int]]]:

@@ -12,9 +12,10 @@ import json
 import os
 import queue
 import re
+import shlex
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
@@ -58,18 +59,19 @@ class Shape:
 
 def recordings_of(
     path: Path, said: Said, size: tuple[int, int], shape: Shape
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+) -> Generator[tuple[np.ndarray, np.ndarray], None, int]:
     """The file's windows, or the whole as one: times in µs from its beginning, uint32, and units, uint32.
 
     A unit is p·H·W + y·W + x of the sensor after `divide`. A window's times begin at its beginning, a whole file's at
     its first event. What does not fill a window at the end is left out, but for a file shorter than one. Windows
-    without an event are left out. InputError names the file, the place and the remedy.
+    without an event are left out. The generator returns how many events were left out because they are marked invalid.
+    InputError names the file, the place and the remedy.
     """
     opened = cameras.open_recording(path, said)
     if (opened.height, opened.width) != size:
         raise InputError(
             f"{path}: its sensor has {opened.height}x{opened.width} pixels, the first file's {size[0]}x{size[1]}; "
-            "convert them apart"
+            "convert them apart, each size by a --glob and an --out of its own"
         )
     pieces = _checked(opened, shape.sort)
     if shape.window_ms is None:
@@ -90,8 +92,11 @@ def recordings_of(
             units = _shrunk(units, *size, shape.divide)
         if len(times):
             yield times.astype(np.uint32, copy=False), units
+    if is_empty and opened.invalid:
+        raise InputError(f"{path}: all of its {opened.invalid:,} events are marked invalid; leave the file out")
     if is_empty:
         raise InputError(f"{path}: holds no event; fetch it again, or leave it out")
+    return opened.invalid
 
 
 def _checked(opened: Opened, sort: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -299,7 +304,7 @@ class Unfinished:
                     entry = json.loads(line)
                 except ValueError:  # the run was killed while it wrote this line
                     break
-                if entry.get("source") != self._identity(source):
+                if entry.get("source") != self._identity(source) or "invalid" not in entry:
                     break
                 self.lines.append(entry)
         events = sum(sum(entry["lengths"]) for entry in self.lines)
@@ -328,11 +333,11 @@ class Unfinished:
         self.units.write(units)
         self.lengths.append(len(times))
 
-    def commit(self, source: Source) -> None:
-        """All of a source is there."""
+    def commit(self, source: Source, invalid: int) -> None:
+        """All of a source is there, but for so many events that are marked invalid."""
         for file in (self.times, self.units):
             file.flush()
-        self.lines.append({"source": self._identity(source), "lengths": self.lengths})
+        self.lines.append({"source": self._identity(source), "lengths": self.lengths, "invalid": invalid})
         self.index.write(json.dumps(self.lines[-1]) + "\n")
         self.index.flush()
         self.lengths = []
@@ -415,7 +420,7 @@ def convert_events(
         unfinished = Unfinished(out_dir / f".{name}.unfinished", settings, sources)
         with ExitStack() as stack:
             made = Made(stack, sources, unfinished.folder, sensor, provenance)
-            _fill(made, unfinished, sources, partial(_recordings_of, said=said, size=size, shape=shape), threads, name)
+            _fill(made, unfinished, sources, lambda path: recordings_of(path, said, size, shape), threads, name)
             made.finish(out_dir)
         made.picture.save(out_dir / f"{name}.png")
         for split in made.stores:
@@ -423,18 +428,19 @@ def convert_events(
         shutil.rmtree(unfinished.folder)
     except OSError as error:
         raise InputError(f"{out_dir} cannot be written ({error}): choose another --out") from error
-    words = {"train": "to train on", "validation": "to validate", "test": "to test"}
+    kinds = {"train": "to train on", "validation": "to validate", "test": "to test"}
+    words = shlex.join(
+        ["--dataset_name", name, "--path_to_dataset", str(out_dir), "--num_classes", str(len(made.labels))]
+    )
     print(
-        f"{', '.join(f'{store.number:,} {words[split]}' for split, store in made.stores.items())}; {len(made.labels)} "
-        f"classes ({', '.join(made.labels):.200}) in {out_dir}, and what they look like in {out_dir / name}.png; to "
-        f"train on them: --dataset_name {name} --path_to_dataset {out_dir} --num_classes {len(made.labels)} --set "
-        f"data.channels=null --set data.sensor.height={sensor[0]} --set data.sensor.width={sensor[1]}"
+        f"{', '.join(f'{store.number:,} {kinds[split]}' for split, store in made.stores.items())}; {len(made.labels)} "
+        f"{'class' if len(made.labels) == 1 else 'classes'} ({', '.join(made.labels):.200}) in {out_dir}, and what "
+        f"they look like in {out_dir / name}.png; to train on them: python train.py {words} --set data.channels=null "
+        f"--set data.sensor.height={sensor[0]} --set data.sensor.width={sensor[1]}"
         + ("" if "test" in made.stores else " --set data.test_by=recording")
     )
-
-
-def _recordings_of(source: Source, said: Said, size: tuple[int, int], shape: Shape) -> Iterator:
-    return recordings_of(source.path, said, size, shape)
+    if invalid := sum(entry["invalid"] for entry in unfinished.lines):
+        print(f"{invalid:,} events marked invalid are left out")
 
 
 def _fill(
@@ -442,6 +448,11 @@ def _fill(
 ) -> None:
     """What an earlier run has left, then the rest."""
     done, events = len(unfinished.lines), 0
+    invalid: dict[Path, int] = {}  # a file's is there before its end comes through the queue
+
+    def work(source: Source) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        invalid[source.path] = yield from make(source.path)
+
     sizes = [source.path.stat().st_size for source in sources]
     with tqdm(total=sum(sizes), desc=name, unit="B", unit_scale=True, disable=None) as bar:
         if done:
@@ -449,9 +460,10 @@ def _fill(
         for number, *recording in unfinished.recordings():
             made.append(number, *recording)
         bar.update(sum(sizes[:done]))
-        for number, recording in in_order(make, sources[done:], threads or os.cpu_count() or 1):
+        for number, recording in in_order(work, sources[done:], threads or os.cpu_count() or 1):
             if recording is None:
-                unfinished.commit(sources[done + number])
+                source = sources[done + number]
+                unfinished.commit(source, invalid.pop(source.path))
                 bar.update(sizes[done + number])
             else:
                 unfinished.append(*recording)

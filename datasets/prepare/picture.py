@@ -61,9 +61,9 @@ class Picture:
             )
             axes.set_title(f"{self.labels[k]:.16} ({self.recordings[k]:,})", fontsize=8)
         above.suptitle(
-            f"events over the sensor of {self.sensor[0]} rows x {self.sensor[1]} columns, brighter (red) and darker "
+            f"events over the sensor of {self.sensor[0]} rows x {self.sensor[1]} columns,\nbrighter (red) and darker "
             "(blue); y grows downwards",
-            fontsize=8,
+            fontsize=8 if columns > 1 else 6,
         )
         axes = below.subplots()
         middle_ms = (np.arange(SLICES) + 0.5) * self.slice_us / 1000

@@ -74,7 +74,8 @@ def _from_names(folder: Path, glob: str | None, label_pattern: str | None, besid
             raise InputError(
                 f"{path} does not match the label pattern {label_pattern!r}: change either"
                 if label_pattern
-                else f"{path}: lies in no folder that would name its class; say it by --label-pattern or --labels"
+                else f"{path}: lies in no folder that would name its class; move it to "
+                f"{folder / 'CLASS' / path.name}, or say the class by --label-pattern or --labels"
             )
         sources.append(_source(path, match.groupdict(), str(path)))
     if all(source.split is None for source in sources):

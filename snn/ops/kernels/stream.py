@@ -9,6 +9,7 @@ def run_layer_K(
     """One step of a `Layer`. Its entries come in and its spikes go out in `channels` and `counts`: how many."""
     x, s, h = rows[X, 0], rows[S, 0], rows[H, 0]
     N = len(x)
+    tally[SYNAPTIC] += number * N  # counted as the events come in, whenever a delay lets them arrive
     if late_inputs is not None:  # those of this step leave for later ones, and those that are due come in
         whole_C, channels_DC, counts_DC, numbers_D = late_inputs
         D = len(numbers_D)
@@ -34,17 +35,19 @@ def run_layer_K(
     else:
         offsets[1] = number
         product_rows(offsets, channels, counts, W_SCL, rows[X], 0, 1)
-    tally[SYNAPTIC] += number * N
     if bias_N is not None:
         for j in range(N):
             x[j] += bias_N[j]
     if VT_NN is not None:  # s still holds the spikes of the step before
         fed = rows[FED, 0]
         fed[:] = 0
-        if whole_N is not None:
+        tally[SYNAPTIC] += N * np.count_nonzero(s)
+        if whole_N is None:
+            add_rows(fed, s, VT_NN, picked)
+        else:
             for n in range(N):
-                s[n] = past_DN[(tally[STEP] - 1 - whole_N[n]) % len(past_DN), n]
-        tally[SYNAPTIC] += N * add_rows(fed, s, VT_NN, picked)
+                h[n] = past_DN[(tally[STEP] - 1 - whole_N[n]) % len(past_DN), n]
+            add_rows(fed, h, VT_NN, picked)
         for j in range(N):
             x[j] += fed[j]
     size_of_tile = len(scratch) // -(-N // TILE)

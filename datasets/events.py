@@ -447,7 +447,7 @@ def check_first_times(
 def _name_of(recordings: AnyRecordings, label: int) -> str:
     """A class by its number and, where it has one, its name."""
     names = recordings.class_names or ()
-    return f"class {label}" + (f" ({names[label]})" if label < len(names) else "")
+    return f"class {label}" + (f" ({names[label]})" if 0 <= label < len(names) else "")
 
 
 def _some(values: Sequence) -> str:

@@ -4,12 +4,13 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
 import pytest
 
-from datasets import images, readers
+from datasets import events, images, readers
 from datasets.events import Bins, Recordings, batches, check_first_times, check_window, hold_out
 from snn.errors import InputError
 from tests.conftest import REPOSITORY, TINY, assert_one_line, make_events, write_shd
@@ -257,3 +258,8 @@ def test_cases_of_users(program, tmp_path, case, said):
     assert trained.returncode == 0, trained.stderr
     assert said in trained.stderr
     assert program("test.py --load_pt_file x").returncode == 0
+
+
+def test_a_label_below_zero_has_no_name():
+    """Found by the fuzz of calls: a name was looked up from the end."""
+    assert events._name_of(SimpleNamespace(class_names=("low", "high")), -3) == "class -3"

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from snn.events import step_of
-from snn.ops import cpu
+from snn.ops import cpu, printer
 from snn.ops.compiled import kernel, printed
 from snn.ops.cpu import STRIDE, TILE
 from snn.ops.reference import Dynamics
@@ -86,7 +86,7 @@ def new_scratch(neuron: Dynamics, values_PN: np.ndarray) -> np.ndarray:
 @cache
 def kernels(neurons: tuple[Dynamics, ...]) -> ModuleType:
     """The compiled loop over the steps of a network with layers of these neurons."""
-    layer, rest = (cpu.printer.KERNELS / "stream.py").read_text(encoding="utf-8").split("# ALL LAYERS\n")
+    layer, rest = (printer.KERNELS / "stream.py").read_text(encoding="utf-8").split("# ALL LAYERS\n")
     text = "import sys\n\n" + IMPORTS
     calls = []
     for k, neuron in enumerate(neurons):

@@ -35,11 +35,6 @@ class Surrogate:
             raise InputError(f"the slope of a surrogate must be positive, not {self.slope}")
         object.__setattr__(self, "slope", float(self.slope or SLOPES[self.name]))
 
-    @property
-    def reach(self) -> float:
-        """The derivative is exactly 0 where |u| is greater."""
-        return 1 / self.slope if self.name in ("triangle", "boxcar") else math.inf
-
     def derivative(self, u: Tensor) -> Tensor:
         """ds/du."""
         k, away = self.slope, torch.abs(u)

@@ -89,7 +89,7 @@ def main() -> None:
 
 
 def read(path: Path) -> Tested:
-    """What test.py left of a run: by its folder, its name, its checkpoint, or the folder of the test itself."""
+    """Return what test.py left of a run: by its folder, its name, its checkpoint, or the folder of the test itself."""
     beside = [path.parent / "test"] if path.is_file() else []
     candidates = (path, path / "test", *beside, Path("runs") / path.name.removesuffix(".pt") / "test")
     folder = next((folder for folder in candidates if (folder / "metrics.json").is_file()), None)
@@ -203,7 +203,7 @@ def curves(one: Tested, other: Tested) -> list[Picture]:
 
 
 def pairs(one: Tested, other: Tested) -> list[Picture]:
-    """What both tests drew."""
+    """Return what both tests drew."""
     return [
         Picture((run.folder / name).read_bytes(), f"{run.name}: {name}")
         for name in PICTURES
@@ -228,7 +228,7 @@ def configurations(one: Tested, other: Tested) -> list[Table]:
 
 
 def provenance(one: Tested, other: Tested) -> Table:
-    """Where both tests come from."""
+    """Return where both tests come from."""
     known = ("checkpoint", "epoch", "seed", "data", "command", "tested", "machine", "versions")
     rows = [(name, *(str(run.metrics.get(name, page.DASH)) for run in (one, other))) for name in known]
     return Table(("", one.name, other.name), rows, is_words=True)

@@ -105,7 +105,7 @@ class EventTask:
         return self.goal(self.network(x_TBC), target_B, training=True, mean=mean)
 
     def after_step(self) -> None:
-        """What follows a step of the optimiser."""
+        """Do what follows a step of the optimiser."""
         self.network.clamp_values()
 
     def validate(self) -> dict:
@@ -127,7 +127,7 @@ class EventTask:
         return validation[code], -validation["loss"]
 
     def learned(self) -> dict[str, Tensor]:
-        """What modules learned beside weights, for the log; times in steps."""
+        """Return what modules learned beside weights, for the log; times in steps."""
         layers = self.network.learned(dt_ms=1.0)
         return {f"{layer}/{name}": value.value for layer, found in layers.items() for name, value in found.items()}
 
@@ -149,7 +149,7 @@ class EventTask:
         )
 
     def log_activity(self) -> None:
-        """How active each linear layer's last input was, and which product that made it take."""
+        """Return how active each linear layer's last input was, and which product that made it take."""
         for name, module in self.network.named_modules():
             if isinstance(module, EventConv | EventLinear):
                 share = "" if math.isnan(module.active_share) else f"{100 * module.active_share:.1f} % active, "

@@ -254,7 +254,7 @@ def open_folder(out: Path) -> None:
 
 
 def provenance(subject: Subject) -> dict:
-    """Where a test's numbers come from."""
+    """Return where a test's numbers come from."""
     return {
         "checkpoint": str(subject.path),
         "epoch": subject.content["epoch"],
@@ -275,7 +275,7 @@ def fingerprint(*arrays: np.ndarray) -> str:
 
 
 def classes_of(subject: Subject) -> Named:
-    """What the numbers of a network's classes mean."""
+    """Return what the numbers of a network's classes mean."""
     return Named(subject.content["class_names"], str(subject.path))
 
 
@@ -390,7 +390,7 @@ def stream(network: Network, recordings: AnyRecordings, bins: Bins, batch_size: 
 def rounding(
     network: Network, recordings: AnyRecordings, bins: Bins, batch_size: int, samples: Samples
 ) -> dict[str, float]:
-    """How many FS decisions rounding the delays moves, and the accuracy of delays as they were trained."""
+    """Return how many FS decisions rounding the delays moves, and the accuracy of delays as they were trained."""
     for delays in network.delays().values():
         delays.train()  # where they are not rounded
     everything = batches(recordings, np.arange(len(recordings)), bins, batch_size)
@@ -459,7 +459,7 @@ def print_table(metrics: dict) -> None:
 
 
 def rounded_rows(metrics: dict) -> list[tuple[str, str, str]]:
-    """What rounding the delays did, where there are any."""
+    """Return what rounding the delays did, where there are any."""
     if "moved_by_rounding" not in metrics:
         return []
     before = f"FS accuracy before it: {metrics['fs_accuracy_before_rounding']:.2f} %"
@@ -467,7 +467,7 @@ def rounded_rows(metrics: dict) -> list[tuple[str, str, str]]:
 
 
 def print_energy(table: page.Table) -> None:
-    """What a recording costs, each number with its source."""
+    """Return what a recording costs, each number with its source."""
     print()
     for name, value, baseline, source in (table.head, *table.rows):
         print(f"{name:<28}{value:<24}{baseline:<20}{source}")

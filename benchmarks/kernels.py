@@ -207,7 +207,7 @@ def medians(steps: dict[str, Step], rounds: int, device: str) -> dict[str, float
 
 
 def busy_milliseconds(step: Step, rounds: int = 10) -> float:
-    """How long the GPU is at work for one call."""
+    """Return how long the GPU is at work for one call."""
     step()
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:

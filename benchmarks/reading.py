@@ -74,7 +74,7 @@ def read_gestures(path: Path, in_memory: bool = True) -> AnyRecordings:
 
 
 def in_one_go(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """What h5py does by itself: an object for each recording, then one array."""
+    """Return what h5py does by itself: an object for each recording, then one array."""
     with h5py.File(path) as file:
         times, units = file["spikes/times"][()], file["spikes/units"][()]
     return np.concatenate(times).astype(np.float32), np.concatenate(units)

@@ -115,7 +115,7 @@ def run(*command: str) -> None:
 
 
 def processor_seconds() -> float:
-    """What our programs have taken so far, all cores together; a machine that is busy elsewhere takes longer."""
+    """Return what our programs have taken so far, all cores together; a machine that is busy elsewhere takes longer."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 

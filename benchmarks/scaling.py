@@ -155,7 +155,7 @@ def count_messages(step: Callable[[], None]) -> list[int]:
 
 
 def work(rounds: int) -> dict:
-    """What each of the two processes does; the first one's numbers count."""
+    """Run the part of one of the two processes; the first one's numbers count."""
     torch.set_num_threads(1)
     keep_freed_memory()
     team = gather(False, torch.device("cpu"))

@@ -168,7 +168,7 @@ def two_products(network: Network) -> Forward:
 
 
 def kept_megabytes(forward: Forward, x_BCHW: Tensor, weights: set[int]) -> float:
-    """What autograd keeps of a forward pass."""
+    """Return what autograd keeps of a forward pass."""
     storages = {}
 
     def note(x: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ BELL_SIGMA = 2 * 65536 / 12**0.5  # of the sum of four
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is done to each recording, in this order; 0 leaves a part out. `snn.config` says it in full.
+    """Say what is done to each recording, in this order; 0 leaves a part out. `snn.config` says it in full.
 
     Units are p · height · width + y · width + x; a cochlea's channels have height 1 and move along x only.
     """

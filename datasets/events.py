@@ -186,7 +186,7 @@ def _sorted(lengths: np.ndarray, times: np.ndarray, channels: np.ndarray) -> dic
 
 @dataclass(frozen=True)
 class Bins:
-    """How time is cut: T bins of dt_ms, then T_empty empty steps."""
+    """Cut time into T bins of dt_ms, then T_empty empty steps."""
 
     dt_ms: float
     T: int
@@ -318,7 +318,7 @@ def _check_binning(recordings: Recordings, index: np.ndarray, bins: Bins) -> Non
 
 
 def _have_places(times: np.ndarray, channels: np.ndarray, num_channels: int) -> bool:
-    """Whether each of some events can be binned."""
+    """Return whether each of some events can be binned."""
     least = 0 if channels.dtype.kind == "u" else channels.min()
     return bool(times.min() >= 0 and times.max() < np.inf and least >= 0 and channels.max() < num_channels)
 

@@ -32,7 +32,7 @@ REFERENCE = np.dtype([("length", "<u4"), ("address", "<u8"), ("index", "<u4")])
 
 @contextmanager
 def border(path: Path) -> Iterator[None]:
-    """What h5py raises for damage, here as one InputError."""
+    """Turn what h5py raises for damage into one InputError."""
     try:
         yield
     except InputError:
@@ -241,7 +241,7 @@ def _check_size(dataset: h5py.Dataset, path: Path) -> None:
 
 
 def _references(dataset: h5py.Dataset, path: Path) -> np.ndarray | None:
-    """What is stored of a data set of lists, or None where that is compressed or of another size of address."""
+    """Return what is stored of a data set of lists, or None where that is compressed or of another size of address."""
     number, plist = len(dataset), dataset.id.get_create_plist()
     if dataset.chunks is None:
         offset = dataset.id.get_offset()

@@ -42,7 +42,7 @@ class Images:
 
 
 def fetch_if_missing(layout: str, folder: Path, name: str) -> None:
-    """Where a set of torchvision's is missing, download it."""
+    """Download a set of torchvision's that is missing."""
     if layout == "torchvision":
         _torchvision(folder, name, train=True, download=True)
 
@@ -161,7 +161,7 @@ def _read_npz(path: Path, split: Split, shape: tuple[int, int, int], num_classes
 
 @contextmanager
 def _npz_border(path: Path) -> Iterator[None]:
-    """What NumPy raises for a file that is missing or damaged, here as one InputError."""
+    """Turn what NumPy raises for a file that is missing or damaged into one InputError."""
     try:
         yield
     except FileNotFoundError:

@@ -35,7 +35,7 @@ WINDOW = 2**16  # events of a long recording that are read at a time where its e
 
 @dataclass(frozen=True)
 class Found:
-    """What a reader finds in a file's layout, and how to read the rest."""
+    """Hold what a reader finds in a file's layout, and how to read the rest."""
 
     number: int  # of recordings, n
     lengths: Callable[[], np.ndarray]  # (n,) int64, events of each recording

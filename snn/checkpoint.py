@@ -71,12 +71,12 @@ def save(path: Path, config: AnyConfig, network: Network | TTFSNetwork, keep: bo
 
 
 def previous(path: Path) -> Path:
-    """Where the checkpoint before the one at path is kept."""
+    """Return where the checkpoint before the one at path is kept."""
     return path.with_suffix(f".previous{path.suffix}")
 
 
 def unfinished(path: Path) -> Path:
-    """Where a file is written that will stand at path when it is whole."""
+    """Return where a file is written that will stand at path when it is whole."""
     return path.with_name(f".{path.name}.part")
 
 
@@ -141,7 +141,7 @@ def load_newest(path: Path) -> tuple[Path, AnyConfig, dict[str, Any]]:
 
 
 def _checked(data: bytes) -> bytes:
-    """What torch.save wrote, of the bytes of a file; ValueError if they are not those that were written."""
+    """Return what torch.save wrote, of the bytes of a file; ValueError if they are not those that were written."""
     mark = len(data) - sha256().digest_size - len(MARK)
     if data[max(mark, 0) :].startswith(MARK):
         if sha256(memoryview(data)[:mark]).digest() != data[mark + len(MARK) :]:
@@ -154,7 +154,7 @@ def _checked(data: bytes) -> bytes:
 
 
 def _beside(path: Path) -> str:
-    """Which other checkpoints lie there."""
+    """Return which other checkpoints lie there."""
     others = sorted(other.name for other in path.parent.glob("*.pt") if other.name != path.name)
     return f"; beside it: {', '.join(others)}" if others else ""
 

@@ -124,7 +124,7 @@ def sizes(name: str, shape: tuple[int, ...]) -> None:
 
 
 def is_number(value: object) -> bool:
-    """Whether value is a plain real number, not a truth value."""
+    """Return whether value is a plain real number, not a truth value."""
     return isinstance(value, Real) and not isinstance(value, bool)
 
 

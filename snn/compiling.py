@@ -79,7 +79,7 @@ def _first_writable(beside: Path) -> Path | None:
 
 
 def _is_writable(folder: Path) -> bool:
-    """Whether files can be made there; makes the folder."""
+    """Return whether files can be made there; makes the folder."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()

@@ -142,7 +142,7 @@ class Data(Section):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """What the network sees: (channels,), or (polarities, height, width)."""
+        """Return what the network sees: (channels,), or (polarities, height, width)."""
         return (self.channels,) if self.sensor is None else self.sensor.shape
 
     @property
@@ -455,7 +455,7 @@ AnyTrain = Train | TTFSTrain
 
 
 def kind_of(values: dict) -> type[AnyConfig]:
-    """Which configuration plain values are: one with a section `ttfs` is that of a TTFS network."""
+    """Return which configuration plain values are: one with a section `ttfs` is that of a TTFS network."""
     return TTFSConfig if "ttfs" in values else Config
 
 
@@ -587,7 +587,7 @@ def _fields(section: type[Section], prefix: str = "") -> Iterator[tuple[str, str
 
 
 def _kind(annotation: Any) -> str:
-    """How a type reads in the reference: int, a | b | c, list of int."""
+    """Return how a type reads in the reference: int, a | b | c, list of int."""
     if get_origin(annotation) is Literal:
         return " | ".join(str(value) for value in get_args(annotation))
     if get_origin(annotation) is dict:

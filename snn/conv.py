@@ -56,7 +56,7 @@ class EventConv(nn.Module):
 
     @property
     def is_event_driven(self) -> bool:
-        """Whether the last input took the event-driven product."""
+        """Return whether the last input took the event-driven product."""
         return self.weight.device.type == "cpu" and self.active_share <= self.dense_above
 
     def forward(self, x_TPC: Tensor) -> Tensor:

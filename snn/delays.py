@@ -45,7 +45,7 @@ class DelayedLinear(EventLinear, MemoryModule):
             self.dense_above = 1.0  # dense products are one for each step of delay
 
     def learned(self, dt_ms: float) -> dict[str, Learned]:
-        """What the layer learned beside weights, by name, in the units of a report."""
+        """Return what the layer learned beside weights, by name, in the units of a report."""
         return {f"delay_{self.per}": self.delays.learned(dt_ms)}
 
     def _product(self, x_TBC: Tensor | Events | Dropped) -> Tensor:

@@ -169,7 +169,7 @@ class Meter:
         return {name: {"value": value, "unit": unit, "source": source} for name, value, unit, source in rows}
 
     def _for_models(self, begins_with_pool: bool) -> tuple[list[hardware.Synapses], list[hardware.Neurons]]:
-        """What came to the weights and what the neurons gave, means of a recording."""
+        """Return what came to the weights and what the neurons gave, means of a recording."""
         biased = {block.linear for block in self.network.blocks if block.norm is not None}
         synapses = []
         for module, conv in self.convs.items():

@@ -123,7 +123,7 @@ class Evaluation:
         return metrics
 
     def details(self, dt_ms: float) -> dict:
-        """What a test says beyond `metrics`: intervals, classes, distributions and the cost of a decision."""
+        """Return what a test says beyond `metrics`: intervals, classes, distributions and the cost of a decision."""
         seen = self.samples()
         n, classes = seen.output_spikes.shape
         T = seen.fs_right.shape[1]

@@ -70,7 +70,7 @@ def layers_of(network: Network, shape: tuple[int, ...]) -> list[Layer]:
 
 
 def unsaid_by_nir(network: Network) -> list[str]:
-    """What this network has and NIR's neurons have not, in words."""
+    """Return what this network has and NIR's neurons have not, in words."""
     found = {}  # in the order of the layers, each once
     for neurons in _neurons(network):
         kind, values = type(neurons).__name__, neurons.values()
@@ -172,7 +172,7 @@ def latency_of(neurons: SpikingNeuron) -> int:
 
 
 def _beginnings(network: Network, layers: list[Layer]) -> tuple[list[Beginning], int]:
-    """What each layer holds when the first input reaches it, and the steps until the output can answer."""
+    """Return what each layer holds when the first input reaches it, and the steps until the output can answer."""
     latency = sum(latency_of(layer.neurons) for layer in layers)
     network.reset()
     empty = torch.zeros(1, 1, math.prod(layers[0].before))

@@ -1,4 +1,4 @@
-"""What layers learn beside weights, as reports show it; and learned delays, which several kinds of layers have."""
+"""Layers learn more than weights: values as reports show them, and delays, which several kinds of layers have."""
 
 from typing import NamedTuple
 
@@ -72,7 +72,7 @@ class Delays(nn.Module):
             )
 
     def learned(self, dt_ms: float) -> Learned:
-        """What was learned, for a report."""
+        """Return what was learned, for a report."""
         low, high = self.initial_steps
         return Learned(self.title, "ms", dt_ms * self.steps.detach().flatten(), (dt_ms * low, dt_ms * high))
 

@@ -22,7 +22,7 @@ class Lettering(NamedTuple):
 
 
 def lettering(names: Sequence[str] | None, longest: int = LONGEST) -> Lettering:
-    """How to write these names in a picture.
+    """Return how to write these names in a picture.
 
     A name of more than `longest` columns loses its middle; names that are then alike get their number.
     """
@@ -50,7 +50,7 @@ def why_numbers(names: Sequence[str] | None) -> str:
 
 
 def columns(text: str) -> int:
-    """How wide a text is, in widths of a Latin letter."""
+    """Return how wide a text is, in widths of a Latin letter."""
     wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
     return len(text) + wide - sum(unicodedata.combining(c) > 0 for c in text)
 

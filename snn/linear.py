@@ -36,7 +36,7 @@ class EventLinear(layer.Linear):
 
     @property
     def is_event_driven(self) -> bool:
-        """Whether the last input took the event-driven product."""
+        """Return whether the last input took the event-driven product."""
         return self.weight.device.type == "cpu" and self.active_share <= self.dense_above
 
     def forward(self, x_TBC: Tensor | Events | Dropped) -> Tensor:

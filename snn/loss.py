@@ -73,7 +73,7 @@ def objective(
     training: bool,
     mean: Callable[[Tensor], Tensor] = lambda x: x,
 ) -> Tensor:
-    """What the configuration asks to minimise. The two regularising terms belong to training only.
+    """Return what the configuration asks to minimise. The two regularising terms belong to training only.
 
     Where the samples are a part of a batch, `mean` makes of a mean over them that over the batch.
     """

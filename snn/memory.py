@@ -27,7 +27,7 @@ def keep_freed_memory() -> None:
 
 
 def available_bytes() -> int:
-    """How much more memory this process may take: of the machine, of its control group, and of its own limit."""
+    """Return how much more memory this process may take: of the machine, of its control group, and of its own limit."""
     try:
         (kilobytes,) = re.findall(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(encoding="utf-8"))
         limits = [1024 * int(kilobytes)]

@@ -124,12 +124,12 @@ def draw_decision(
 
 
 def class_name(label: int, names: Sequence[str | None] | None) -> str:
-    """What to call a class: its name where it has one, else its number."""
+    """Return what to call a class: its name where it has one, else its number."""
     return f"class {label}" if names is None or label >= len(names) or names[label] is None else f"'{names[label]}'"
 
 
 def class_ticks(classes: int, names: Sequence[str] | None) -> dict[str, Any]:
-    """Where and what the ticks of an axis of classes are: names, or round numbers where names would not fit."""
+    """Return where and what the ticks of an axis of classes are: names, or round numbers where names would not fit."""
     if classes > MOST_NAMES:
         numbers = range(0, classes, 5 * -(-classes // 200))
         return {"ticks": numbers, "labels": list(map(str, numbers)), "fontsize": 7}
@@ -270,7 +270,7 @@ def draw_confusion(confusion: Sequence[Sequence[int]], code: str, names: Sequenc
 
 @plt.rc_context(STYLE)
 def draw_rates(evaluation: Evaluation) -> Figure:
-    """How much the neurons of each layer fire: a histogram of spikes per sample, the silent ones counted."""
+    """Return how much the neurons of each layer fire: a histogram of spikes per sample, the silent ones counted."""
     n = len(evaluation.samples().target)
     layers = evaluation.neuron_spikes
     highest = max(float(spikes_N.max()) / n for spikes_N in layers) or 1.0

@@ -142,7 +142,7 @@ def of_energy(metrics: dict) -> Section:
 
 
 def common(subject: Subject, metrics: dict) -> list[Section]:
-    """How the network was trained, and where the numbers come from."""
+    """Return how the network was trained, and where the numbers come from."""
     curves, log_path = [], subject.path.with_name("metrics.jsonl")
     if rows := read_log(log_path):
         figure = report.draw_learning(rows, metrics["epoch"])

@@ -41,7 +41,7 @@ def mcnemar(right_1_n: np.ndarray, right_2_n: np.ndarray) -> float:
 
 
 def paired_proportions(right_1_n: np.ndarray, right_2_n: np.ndarray) -> Difference:
-    """How much more often the second network is right on the same samples, as a share.
+    """Return how much more often the second network is right on the same samples, as a share.
 
     The interval is method 10 of Newcombe, Statistics in Medicine 17 (1998) 2635: Wilson's limits of both, and how
     strongly they go together.

@@ -151,7 +151,7 @@ class Stream:
 
     @property
     def work(self) -> Work:
-        """What was done since `reset`."""
+        """Return what was done since `reset`."""
         steps, events, synaptic = (int(self._tally[k]) for k in (kernels.STEP, kernels.EVENTS, kernels.SYNAPTIC))
         return Work(steps, events, synaptic, steps * self._neurons, tuple(self._spikes.tolist()))
 

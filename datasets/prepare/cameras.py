@@ -48,7 +48,7 @@ class Opened:
 
 
 class Format(NamedTuple):
-    """What tells a format, and how it is read."""
+    """Tell a format, and say how it is read."""
 
     suffixes: tuple[str, ...]
     begins: re.Pattern[bytes] | None  # its first bytes, where it has a header
@@ -106,7 +106,7 @@ def _by_name(path: Path, start: bytes) -> str:
 
 
 def is_recording(path: Path) -> bool:
-    """Whether a file's name is that of a recording."""
+    """Return whether a file's name is that of a recording."""
     return any(path.suffix.lower() in kind.suffixes for kind in FORMATS.values())
 
 
@@ -218,7 +218,7 @@ def _count(words: np.ndarray, dtype: str) -> int:
 
 @inlined
 def _ones(bits):
-    """How many of 32 bits are 1."""
+    """Return how many of 32 bits are 1."""
     bits = bits - (bits >> 1 & 0x55555555)
     bits = (bits & 0x33333333) + (bits >> 2 & 0x33333333)
     return ((bits + (bits >> 4) & 0x0F0F0F0F) * 0x01010101 & 0xFFFFFFFF) >> 24

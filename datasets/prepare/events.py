@@ -187,7 +187,7 @@ def _windows(
 
 
 def _cool(times: np.ndarray, units: np.ndarray, height: int, width: int, most_hz: float) -> np.ndarray:
-    """Which events come from pixels that fire at no more than `most_hz` over the recording."""
+    """Return which events come from pixels that fire at no more than `most_hz` over the recording."""
     pixels = units % (height * width)
     counts = np.bincount(pixels, minlength=height * width)
     seconds = max(times[-1] - times[0], 1) / 1e6
@@ -446,7 +446,7 @@ def convert_events(
 def _fill(
     made: Made, unfinished: Unfinished, sources: Sequence[Source], make: Callable, threads: int | None, name: str
 ) -> None:
-    """What an earlier run has left, then the rest."""
+    """Return what an earlier run has left, then the rest."""
     done, events = len(unfinished.lines), 0
     invalid: dict[Path, int] = {}  # a file's is there before its end comes through the queue
 

@@ -47,7 +47,7 @@ def _piece(content: bytes):
 
 
 def _pieces(path: Path) -> Iterator[tuple[bytes, bytes]]:
-    """What the other process sends, the size first, till its end."""
+    """Return what the other process sends, the size first, till its end."""
     from snn.errors import InputError
 
     def failed(reason: str) -> InputError:

@@ -24,7 +24,7 @@ MOST = 65535  # events of a chunk
 
 
 def is_compressed(dataset: h5py.Dataset) -> bool:
-    """Whether the filter is one of the data set's."""
+    """Return whether the filter is one of the data set's."""
     plist = dataset.id.get_create_plist()
     return FILTER in [plist.get_filter(k)[0] for k in range(plist.get_nfilters())]
 

@@ -61,5 +61,5 @@ def _end_with_parent() -> None:
 
 
 def _name(task: object) -> str:
-    """What a task is about: mostly it begins with its file."""
+    """Return what a task is about: mostly it begins with its file."""
     return f"{task[0] if isinstance(task, tuple) else task}"

@@ -148,7 +148,7 @@ def silhouette(name: str) -> np.ndarray:
 
 @kernel
 def _inside(outline, middles):
-    """Where a ray to the right crosses the outline an odd number of times. Row 0 has the largest `along`."""
+    """Return where a ray to the right crosses the outline an odd number of times. Row 0 has the largest `along`."""
     inside = np.zeros((len(middles), len(middles)), np.bool_)
     for row in range(len(middles)):
         y = -middles[row]

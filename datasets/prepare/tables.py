@@ -35,7 +35,7 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class Said:
-    """What the user says about the files, None where nothing."""
+    """Hold what the user says about the files, None where nothing."""
 
     format: str | None = None
     size: tuple[int, int] | None = None  # height, width

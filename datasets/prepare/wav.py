@@ -135,7 +135,7 @@ def read_audio(path: Path) -> tuple[np.ndarray, int]:
 
 
 def _breaks_off(log: str) -> bool:
-    """Whether the file is shorter than its header says; libsndfile reads such a file and notes it in its log."""
+    """Return whether the file is shorter than its header says; libsndfile reads such a file and notes it in its log."""
     sizes = [map(int, pair) for pair in re.findall(r": (\d+) \(should be (\d+)\)", log)]
     return any(there + PAD_BYTES < promised < UNKNOWN_BYTES for promised, there in sizes)
 

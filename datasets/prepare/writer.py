@@ -80,7 +80,7 @@ def write_camera(
 
 
 def is_made(path: Path, provenance: dict) -> bool:
-    """Whether `path` is a complete file that was made with this provenance."""
+    """Return whether `path` is a complete file that was made with this provenance."""
     if not path.exists():
         return False
     try:

@@ -135,7 +135,7 @@ class SpikingNeuron(MemoryModule):
         spike_first: bool = False,
         surrogate: ops.Surrogate | None = None,
     ) -> ops.Dynamics:
-        """What of the neuron is known before any tensor is: how it fires, and the names of states and values."""
+        """Return what is known of the neuron before any tensor is: how it fires, and the names of states and values."""
         for name in (*cls.STATES, *cls.values_of()):
             if name in RESERVED or not name.isidentifier():
                 raise InputError(f"neuron {cls.__name__}: a state or value cannot be called {name}")
@@ -151,7 +151,7 @@ class SpikingNeuron(MemoryModule):
 
     @property
     def feedback(self) -> ops.Feedback | None:
-        """What a recurrent layer feeds back to itself; delays are whole steps in evaluation."""
+        """Return what a recurrent layer feeds back to itself; delays are whole steps in evaluation."""
         if self.V is None:
             return None
         if self.delays is None:
@@ -175,7 +175,7 @@ class SpikingNeuron(MemoryModule):
 
     @torch.no_grad()
     def learned(self, dt_ms: float) -> dict[str, Learned]:
-        """What the layer learned, by name, in the units of a report."""
+        """Return what the layer learned, by name, in the units of a report."""
         found = {}
         for name, tensor in self.values().items():
             if (value := self._values[name]).learned:

@@ -51,7 +51,7 @@ class Value:
         return settings[initial]
 
     def tensor(self, initial: float | None, shape: tuple[int, ...]) -> Tensor:
-        """What is stored, at the start of training."""
+        """Return what is stored, at the start of training."""
         if initial is not None:
             return torch.full(shape, float(initial))
         low, high = self.draw or (self.low, self.high)
@@ -81,11 +81,11 @@ class Value:
         stored.clamp_(self.low, self.high)
 
     def holds(self, value: Tensor) -> Tensor:
-        """Where the value lies in its range."""
+        """Return where the value lies in its range."""
         return (value >= self.low) & (value <= self.high)
 
     def word(self, name: str) -> str:
-        """What it is called in reports and logs."""
+        """Return what it is called in reports and logs."""
         return name
 
     def shown(self, value: Tensor, dt_ms: float) -> Tensor:
@@ -144,7 +144,7 @@ class Decay(Value):
         return dt_ms * low, dt_ms * high
 
     def bounds_steps(self) -> tuple[float, float]:
-        """Of the time constants where they are drawn."""
+        """Return the bounds of the time constants where they are drawn."""
         return math.nan, math.nan
 
 

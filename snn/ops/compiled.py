@@ -1,4 +1,4 @@
-"""How kernels share torch's threads; `snn.compiling` compiles them."""
+"""Kernels share torch's threads; `snn.compiling` compiles them."""
 
 import ctypes
 import sys

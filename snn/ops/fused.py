@@ -1,4 +1,4 @@
-"""What the compiled backends have in common: what is allocated, what is kept, and the chain rule around the kernels.
+"""The compiled backends have this in common: what is allocated, what is kept, and the chain rule around the kernels.
 
 Forward keeps the input, and a mark every few steps: the states there. Backward computes the steps from a mark again.
 A recurrent layer keeps its spikes, too, and in place of the input the sum of it and of what was fed back.
@@ -16,7 +16,7 @@ from snn.ops.reference import Dynamics, Feedback, State
 
 
 class Call(NamedTuple):
-    """What a call of the kernels is about."""
+    """Say what a call of the kernels is about."""
 
     backend: "Backend"
     neuron: Dynamics

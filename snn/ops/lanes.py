@@ -268,7 +268,7 @@ def unlike(_, lanes, number):
 
 @intrinsic
 def ones(_, bits):
-    """How many bits are set."""
+    """Return how many bits are set."""
     return types.int64(types.uint64), lambda context, builder, _, arguments: builder.ctpop(arguments[0])
 
 

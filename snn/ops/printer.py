@@ -19,7 +19,7 @@ KERNELS = Path(__file__).parent / "kernels"
 
 @dataclass(frozen=True)
 class Language:
-    """How one language writes the operations; words for operands are put into braces."""
+    """Say how one language writes the operations; words for operands are put into braces."""
 
     operations: dict[str, str]
     number: str

@@ -31,7 +31,7 @@ FRAME = ("h", "y")  # carried around the neuron: the potential whose spike is st
 
 @dataclass(frozen=True)
 class Dynamics:
-    """Which neuron, and how it fires. Static: known before any tensor is."""
+    """Say which neuron it is, and how it fires. Static: known before any tensor is."""
 
     name: str
     step: Callable
@@ -47,7 +47,7 @@ class Dynamics:
 
 
 class Parameters(SimpleNamespace):
-    """What `step` reads as `p`. `spike_function` takes u = h - θ."""
+    """Hold what `step` reads as `p`. `spike_function` takes u = h - θ."""
 
     def __init__(self, neuron: Dynamics, values: Mapping[str, Any], spike_function: Callable[[Any], Any]):
         super().__init__(**values)
@@ -87,7 +87,7 @@ def smooth_spike(u: Tensor, neuron: Dynamics) -> Tensor:
 
 
 class Feedback(NamedTuple):
-    """What a recurrent layer feeds back to itself."""
+    """Hold what a recurrent layer feeds back to itself."""
 
     V_NN: Tensor  # V[to, from]
     delay_N: Tensor | None = None  # steps beyond the one that each output takes anyway, from 0 to `longest`
@@ -95,7 +95,7 @@ class Feedback(NamedTuple):
 
     @property
     def D(self) -> int:
-        """How many outputs before the first one are read."""
+        """Return how many outputs before the first one are read."""
         return 1 if self.delay_N is None else self.longest + 2
 
 
@@ -142,7 +142,7 @@ def multi_step(
 
 
 def delayed(past_XBN: Tensor, feedback: Feedback) -> Tensor:
-    """What comes back to a layer after each D of its outputs in a row: (X - D + 1, B, N).
+    """Return what comes back to a layer after each D of its outputs in a row: (X - D + 1, B, N).
 
     A delay that lies between two steps takes a share of each.
     """

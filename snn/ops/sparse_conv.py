@@ -165,7 +165,7 @@ def _sort_by_channel(
 
 
 def _frames(offsets: Tensor, shape: Geometry) -> int:
-    """How many frames the rows are; InputError if no whole number."""
+    """Return how many frames the rows are; InputError if no whole number."""
     frames, left = divmod(len(offsets) - 1, shape.height * shape.width)
     if left or not frames:
         raise InputError(f"{len(offsets) - 1} rows are no whole frames of {shape.height} x {shape.width} pixels")

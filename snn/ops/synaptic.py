@@ -48,7 +48,7 @@ def _mark(offsets, channels, B, T, i, is_there):
 
 @kernel
 def _count_runs(offsets, channels, B, C, numbers_IC, rows_IC, begin, end):
-    """How many runs group i has of channel c, and how many rows with that behind each."""
+    """Return how many runs group i has of channel c, and how many rows with that behind each."""
     T = (len(offsets) - 1) // B
     is_there = np.empty(T * C, np.bool_)
     for i in range(begin, end):
@@ -155,7 +155,7 @@ def _product(firsts, begins, lengths, rows, x, firsts_SCN, A_SCNK, width, out_TB
 
 @inlined
 def _hand_out(tile, i, s, width, past, out_TBN):
-    """What a tile holds for group i to where it belongs."""
+    """Return what a tile holds for group i to where it belongs."""
     T, B, N = out_TBN.shape
     step, out = np.uint64(width * LINE), out_TBN.reshape(-1)
     for t in range(T):

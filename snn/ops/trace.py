@@ -223,7 +223,7 @@ def trace(neuron: Dynamics, learned: frozenset[str] = frozenset()) -> Step:
 
 
 def _run(neuron: Dynamics, *arguments: Any) -> tuple[Any, dict[str, Any]]:
-    """What `step` returns, and what its local variables are called."""
+    """Return what `step` returns, and what its local variables are called."""
     local: dict[str, Any] = {}
 
     def watch(frame, event: str, _) -> None:
@@ -313,7 +313,7 @@ def _where_rule(add: Callable, g: Symbol, _: Symbol, condition: Symbol, a: Any, 
 
 
 def _extreme_rule(sign: int) -> Callable:
-    """Of a maximum (1) or minimum (-1): where both are equal each takes half, as in torch."""
+    """Return the rule of a maximum (1) or minimum (-1): where both are equal each takes half, as in torch."""
 
     def rule(add: Callable, g: Symbol, _: Symbol, a: Any, b: Any) -> None:
         larger, smaller = (a, b) if sign > 0 else (b, a)

@@ -45,7 +45,7 @@ class Evaluation:
         return torch.cat(self.targets).numpy(), torch.cat(self.labels).numpy()
 
     def details(self) -> dict:
-        """What a test says beyond `metrics`."""
+        """Return what a test says beyond `metrics`."""
         target_n, label_n = self.decisions()
         low, high = statistics.wilson(int((target_n == label_n).sum()), self.images)
         return {

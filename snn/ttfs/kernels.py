@@ -113,7 +113,7 @@ def _to_earliest(g, places, gt, begin, end):
 
 
 def fits(*tensors: Tensor) -> bool:
-    """Whether the kernels take these: CPU or GPU, float32 or float64, and not while torch.compile looks on."""
+    """Return whether the kernels take these: CPU or GPU, float32 or float64, and not while torch.compile looks on."""
     return not torch.compiler.is_compiling() and all(
         x.device.type in ("cpu", "cuda") and x.dtype in (torch.float32, torch.float64) for x in tensors
     )

@@ -63,7 +63,7 @@ class SpikingLayer(nn.Module):
         self.gain = None
 
     def sums(self, x: Tensor, W: Tensor) -> Tensor:
-        """What the synapses W make of one number per input."""
+        """Return what the synapses W make of one number per input."""
         raise NotImplementedError
 
     def fan_out(self, shape: torch.Size) -> Tensor:

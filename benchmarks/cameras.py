@@ -18,15 +18,15 @@ from pathlib import Path
 import numpy as np
 
 from datasets.prepare import cameras
+from datasets.prepare.cameras.pieces import Said, header_lines
 from datasets.prepare.events import Shape, recordings_of
-from datasets.prepare.tables import Said
 
 RUNS = 7
 
 
 def write_long(recording: Path, path: Path, repeats: int) -> None:
     """The same words so many times, TIME_HIGH counting on."""
-    _, start = cameras._header(recording, b"% ")
+    _, start = header_lines(recording, b"% ")
     content = recording.read_bytes()
     words = np.frombuffer(content, "<u2", (len(content) - start) // 2, start)
     is_high = words >> 12 == 8

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datasets.prepare import cameras, events, foreign
-from datasets.prepare.tables import Said
+from datasets.prepare import cameras, events
+from datasets.prepare.cameras import foreign, pieces
+from datasets.prepare.cameras.pieces import Said
 from snn.errors import InputError
 from tests.conftest import REPOSITORY, nmnist_bytes
 
@@ -138,7 +139,7 @@ def test_evt3_of_any_words_is_the_oracles_in_blocks_of_any_size(tmp_path, monkey
     words = kinds << 12 | random.integers(0, 4096, 20_000)
     words[0] = HIGH(3)
     path = write_words(tmp_path / "x.raw", words)
-    monkeypatch.setattr(cameras, "BLOCK", int(random.integers(1, 3000)))
+    monkeypatch.setattr(pieces, "BLOCK", int(random.integers(1, 3000)))
     expected = evt3_by_definition(words)
     expected[:, 1] = np.minimum(expected[:, 1], 65535)
     assert np.array_equal(decoded(path), expected)
@@ -482,7 +483,7 @@ def test_invalid_events_of_aedat_3_are_left_out_and_its_clock_overflows(tmp_path
 
 @pytest.mark.parametrize("name", ["evt2", "dat", "aedat2"])
 def test_counters_that_overflow_go_on(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(cameras, "BLOCK", 160)
+    monkeypatch.setattr(pieces, "BLOCK", 160)
     e = some_events()
     late = later(e, 2**32 - 200_000)
     if name == "evt2":

@@ -13,9 +13,9 @@ import pytest
 
 from datasets import readers
 from datasets.prepare import events, sources
+from datasets.prepare.cameras.pieces import Piece, Said
 from datasets.prepare.events import Shape
 from datasets.prepare.picture import Picture
-from datasets.prepare.tables import Piece, Said
 from snn.errors import InputError
 from tests.conftest import REPOSITORY, assert_one_line, nmnist_bytes
 from tests.test_prepare_cameras import write_aedat3

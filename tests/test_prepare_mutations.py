@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from datasets.prepare import cameras, events
-from datasets.prepare.tables import Said
+from datasets.prepare.cameras.pieces import Said
 from snn.errors import InputError
 from tests.test_prepare_cameras import OURS, RECORDINGS, write_any
 

@@ -28,11 +28,12 @@ from tqdm import tqdm
 
 from datasets.prepare import cameras
 from datasets.prepare.cameras import Opened
+from datasets.prepare.cameras.pieces import Piece, Said
+from datasets.prepare.cameras.tables import COLUMNS, TICKS
 from datasets.prepare.picture import Picture
 from datasets.prepare.recordings import SPLITS, sorted_names
 from datasets.prepare.sources import Source, draw_splits, list_sources
 from datasets.prepare.store import LONGEST_US, Store
-from datasets.prepare.tables import COLUMNS, TICKS, Piece, Said
 from datasets.prepare.writer import new_file
 from snn.compiling import kernel
 from snn.errors import InputError

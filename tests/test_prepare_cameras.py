@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datasets.prepare import cameras, events
+from datasets.prepare import cameras, cut
 from datasets.prepare.cameras import foreign, pieces
 from datasets.prepare.cameras.pieces import Said
 from snn.errors import InputError
@@ -17,6 +17,18 @@ from tests.conftest import REPOSITORY, nmnist_bytes
 
 RECORDINGS = REPOSITORY.parent / "shared" / "data" / "recordings"
 needs_recordings = pytest.mark.skipif(not RECORDINGS.is_dir(), reason="the recordings lie outside the repository")
+
+
+def recordings_of(path: Path, said: Said, size: tuple[int, int], shape: cut.Shape) -> list[tuple]:
+    """(times, units) of each recording, its parts together."""
+    made, parts = [], []
+    for part in cut.parts_of(path, said, size, shape):
+        parts.append((part.times, part.units))
+        if part.is_last:
+            made.append(tuple(map(np.concatenate, zip(*parts, strict=True))))
+            parts = []
+    assert not parts
+    return made
 
 
 def decoded(path: Path, **said) -> np.ndarray:
@@ -194,7 +206,7 @@ def test_recordings_have_the_events_that_several_libraries_find(name, said, numb
     assert tuple(found[-1]) == last
     if first and name != "ncars_loris.dat":
         assert tuple(found[0]) == first
-    ((times, units),) = events.recordings_of(RECORDINGS / name, Said(**said), size, events.Shape())
+    ((times, units),) = recordings_of(RECORDINGS / name, Said(**said), size, cut.Shape())
     assert np.array_equal(times, found[:, 0] - found[0, 0])
     assert np.array_equal(units, (found[:, 3] * size[0] + found[:, 2]) * size[1] + found[:, 1])
 
@@ -508,7 +520,7 @@ def test_nmnist_clock_moves_on_at_its_marks(tmp_path):
 def refusal(path: Path, size: tuple[int, int] | None = None, **said) -> str:
     def read() -> None:
         opened = cameras.open_recording(path, Said(size=size, **said))
-        list(events.recordings_of(path, Said(size=size, **said), (opened.height, opened.width), events.Shape()))
+        list(recordings_of(path, Said(size=size, **said), (opened.height, opened.width), cut.Shape()))
 
     with pytest.raises(InputError) as caught:
         read()
@@ -555,7 +567,7 @@ def test_pixels_beyond_the_sensor_are_refused(tmp_path, name):
     width = int(expected[:, 1].max())
     small = cameras.Opened(path, opened.height, width, opened.pieces)
     with pytest.raises(InputError) as caught:
-        list(events._checked(small, False))
+        list(cut._checked(small, False))
     assert f"event {e} is at x = {width}, y = {expected[e, 2]}" in str(caught.value)
     assert f"the sensor has x in 0..{width - 1}" in str(caught.value)
 
@@ -569,8 +581,8 @@ def test_times_that_fall_are_refused_or_sorted(tmp_path):
     message = refusal(tmp_path / "x.npy", **said)
     assert f"goes back in time at event {place}, from {e[place - 1, 0]} to {e[place, 0]} µs" in message
     assert "--sort" in message
-    shape = events.Shape(sort=True)
-    ((times, units),) = events.recordings_of(tmp_path / "x.npy", Said(**said), (100, 120), shape)
+    shape = cut.Shape(sort=True)
+    ((times, units),) = recordings_of(tmp_path / "x.npy", Said(**said), (100, 120), shape)
     order = np.argsort(e[:, 0], kind="stable")
     assert np.array_equal(times, e[order, 0] - e[:, 0].min())
     assert np.array_equal(units % 120, e[order, 1])

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import shlex
 import shutil
 from collections.abc import Callable, Generator, Sequence
@@ -22,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from datasets.prepare import cameras
-from datasets.prepare.cameras.pieces import Said
+from datasets.prepare.cameras.pieces import Said, rows_x_columns
 from datasets.prepare.cameras.tables import COLUMNS, TICKS
 from datasets.prepare.cut import Part, Shape, parts_of
 from datasets.prepare.parallel import Done, parts_in_order
@@ -165,13 +164,6 @@ def _fill(
 # ---- the command
 
 
-def _size(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d+)x(\d+)", text)
-    if match is None or not (0 < int(match[1]) <= 2**14 and 0 < int(match[2]) <= 2**14):
-        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 128x128: rows x columns")
-    return int(match[1]), int(match[2])
-
-
 def _columns(text: str) -> tuple[str, ...]:
     words = tuple(word.strip() for word in text.split(","))
     if not set(COLUMNS) <= set(words) or any(words.count(column) > 1 for column in COLUMNS):
@@ -216,7 +208,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     about.add_argument(
         "--format", choices=list(cameras.FORMATS), help="of all files (default: by name and first bytes)"
     )
-    about.add_argument("--sensor", type=_size, metavar="ROWSxCOLUMNS", help="size of the sensor, such as 128x128")
+    about.add_argument(
+        "--sensor", type=rows_x_columns, metavar="ROWSxCOLUMNS", help="size of the sensor, such as 128x128"
+    )
     about.add_argument("--time-unit", choices=list(TICKS), help="of .npy, .npz, CSV and plain HDF5")
     about.add_argument("--columns", type=_columns, help="of tables without names, such as t,x,y,p")
     about.add_argument("--brighter", type=float, metavar="P", help="a table's polarity that means so (default: 1)")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +36,14 @@ class Said:
     time_unit: str | None = None
     columns: tuple[str, ...] | None = None
     brighter: float | None = None  # the polarity that says so
+
+
+def rows_x_columns(text: str) -> Size:
+    """Return the size of a sensor from a word of the command line."""
+    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
+    if match is None or not (0 < int(match[1]) <= 2**14 and 0 < int(match[2]) <= 2**14):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 128x128: rows x columns")
+    return int(match[1]), int(match[2])
 
 
 def beginning(path: Path, size: int) -> bytes:

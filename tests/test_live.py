@@ -268,28 +268,34 @@ def test_the_demo_decides_on_what_the_sender_sends(program, tmp_path):
 
     with live.listen(0) as free:
         port = free.getsockname()[1]
-    words = {"cwd": tmp_path, "env": environment, "stdout": subprocess.PIPE, "text": True}
+    words = {"cwd": tmp_path, "env": environment, "stdout": subprocess.PIPE}
     process = subprocess.Popen([*demo, "--udp", str(port)], stderr=subprocess.STDOUT, **words)
     said = ""
+
+    def more() -> str:
+        assert select.select([process.stdout], [], [], 120)[0], said
+        content = os.read(process.stdout.fileno(), 2**16).decode()
+        assert content, said
+        return content
+
     try:
         while "waiting for events" not in said:
-            assert select.select([process.stdout], [], [], 120)[0]
-            said += process.stdout.readline()
-            assert process.poll() is None, said
+            said += more()
         result = program(f"-m datasets.send mine.h5 --udp {port}")
         assert result.returncode == 0, result.stderr
         assert "sending recording 2 (class 2)" in result.stderr
         while len(decisions(said)) < 3:
-            assert select.select([process.stdout], [], [], 60)[0], said
-            said += process.stdout.readline()
+            said += more()
     finally:
         process.send_signal(signal.SIGINT)
-        said += process.communicate()[0]
+        said += process.communicate()[0].decode()
     assert process.returncode == 130
     assert decisions(said) == expected
     assert "180 events, 0 lost, 0 late, 0 damaged" in said
     pipe = f"{sys.executable} -m datasets.send mine.h5 --stdout --speed 50 | {' '.join(demo)} --stdin"
-    done = subprocess.run(["bash", "-o", "pipefail", "-c", pipe], stderr=subprocess.PIPE, check=False, **words)
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", pipe], stderr=subprocess.PIPE, check=False, text=True, **words
+    )
     assert done.returncode == 0, done.stderr
     assert decisions(done.stdout) == expected
     assert_one_line(program("demo.py --load_pt_file best.pt --udp 70000"), "UDP port 70000: cannot be listened to")

@@ -154,7 +154,7 @@ def test_the_snippets_for_exported_files_run(tmp_path, monkeypatch):
     torch.manual_seed(0)
     constants = config.NeuronParams(tau_mem_steps=5, tau_syn_steps=5, theta=0.1)
     network = Network(config.Network(layers=["6F"], neuron="CuLIF", neuron1=constants, neuron2=constants), (5,), 3)
-    network.blocks[0].norm.bias += 1
+    network.layers[0].norm.bias += 1
     for_nir, for_onnx = blocks("export.md", "python")
     monkeypatch.chdir(tmp_path)
     if find_spec("snntorch"):

@@ -37,7 +37,7 @@ def make_network(neuron: str, layers: list[str], shape: tuple[int, ...], **more)
             value -= 0.2 * torch.rand_like(value)
         elif name.endswith("running_var"):
             value *= 0.3
-        elif name == "readout.weight":
+        elif name == "layers.2.linear.weight":
             value *= 4
     return network
 
@@ -110,7 +110,7 @@ def test_without_the_initial_states_the_spikes_differ(tmp_path):
 def test_decays_come_back_bit_by_bit():
     network = make_network("PCuLIF", ["20F"], (30,))
     node = exchange.nir_graph(network, (30,), 1e-4).nodes["layer_1_neurons"]
-    values = network.blocks[0].neurons.values()
+    values = network.layers[0].neurons.values()
     for tau, lam in ((node.tau_mem, values["lam_m"]), (node.tau_syn, values["lam_s"])):
         assert torch.equal(torch.from_numpy(1 - 1e-4 / tau).float(), lam)
 
@@ -191,7 +191,7 @@ def test_the_first_difference_is_found():
         theirs[k][n, j] = 1 - theirs[k][n, j]
     first = simulators.first_difference(network, ran, theirs, latencies)
     assert first[:3] == (8 + 2, 1, 2)
-    h, theta = float(ran[1][1][10, 2]), network.output.threshold
+    h, theta = float(ran[1][1][10, 2]), network.output.neurons.threshold
     assert first.away == pytest.approx((h - theta) / (2**-25))  # the last place of .3 as float32
 
 

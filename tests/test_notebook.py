@@ -337,7 +337,7 @@ def test_a_stream_that_is_none():
         with pytest.raises(InputError, match=next(iter(wrong))):
             Stream(network, **{"dt_ms": 10, "T": 100, **wrong})
     with pytest.raises(InputError, match="Network"):
-        Stream(network.readout, 10, 100)
+        Stream(network.output.linear, 10, 100)
     stream = Stream(network, 10, 100)
     for times in (np.zeros(1, np.float16), np.zeros(1, np.longdouble), np.zeros(1, ">f4"), [0], torch.zeros(1)):
         stream.push(times, [0])  # all numbers are taken

@@ -105,7 +105,7 @@ def test_same_seed_same_run_and_resume(program, tmp_path):
         torch.load(tmp_path / "runs" / name / "last.pt", weights_only=True) for name in ("whole", "parts", "other")
     )
     assert all(torch.equal(whole["network"][name], parts["network"][name]) for name in whole["network"])
-    assert not torch.equal(whole["network"]["readout.weight"], other["network"]["readout.weight"])
+    assert not torch.equal(whole["network"]["layers.2.linear.weight"], other["network"]["layers.2.linear.weight"])
     logs = [rows(tmp_path / "runs" / name / "metrics.jsonl") for name in ("whole", "parts")]
     assert without_times(logs[0]) == without_times(logs[1])
     refused = program(f"{TRAIN} --epochs 4 --save_name parts --resume --lr 1e-2")
@@ -250,7 +250,7 @@ def test_nmnist_from_its_original_files_to_a_test(program, tmp_path):
     yaml_path = REPOSITORY / "configs" / "nmnist.yaml"
     trained = program(f"train.py --path_to_yaml {yaml_path} {words} --set network.layers={layers} --T_empty 2")
     assert trained.returncode == 0, trained.stderr
-    assert "blocks.2.linear: " in trained.stderr + trained.stdout
+    assert "layers.2.linear: " in trained.stderr + trained.stdout
     log = rows(tmp_path / "runs" / "x" / "metrics.jsonl")
     assert log[-1]["train_loss"] < log[0]["train_loss"]
     tested = program("test.py --load_pt_file x --T 21 --T_empty 0 --show --test_single_delay --test-batch-size 7")
@@ -395,7 +395,7 @@ def test_continue_from_a_checkpoint(program, tmp_path, trained):
     weights = torch.load(tmp_path / "runs" / "x" / "last.pt", weights_only=True)["network"]
     assert program(f"{TRAIN} --epochs 1 --lr 1e-30 --weight_decay 0 --load_pt_file x --save_name y").returncode == 0
     moved = torch.load(tmp_path / "runs" / "y" / "last.pt", weights_only=True)["network"]
-    assert torch.allclose(moved["readout.weight"], weights["readout.weight"], atol=1e-12)
+    assert torch.allclose(moved["layers.2.linear.weight"], weights["layers.2.linear.weight"], atol=1e-12)
     assert_one_line(program(f"{TRAIN} --load_pt_file x --hidden_size 8"), "belongs to another network")
 
 

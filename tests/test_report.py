@@ -311,7 +311,7 @@ def test_learned_values_are_those_of_the_neurons():
     assert set(values["tau_m"]) == {"hidden 1", "hidden 2"}
     assert values["tau_m"]["hidden 1"].value.numpy() == pytest.approx(50.0)  # 5 steps
     assert values["tau_w"]["hidden 2"].value.numpy() == pytest.approx(1000.0, rel=1e-4)
-    assert values["a"]["hidden 1"].value.numpy() == pytest.approx(network.blocks[0].neurons.a.detach().numpy())
+    assert values["a"]["hidden 1"].value.numpy() == pytest.approx(network.layers[0].neurons.a.detach().numpy())
 
 
 def test_learned_values_stand_beside_where_they_began():

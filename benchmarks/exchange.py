@@ -28,7 +28,7 @@ from tqdm import tqdm
 import export
 import tasks
 from datasets.events import AnyRecordings, Bins, batches
-from snn import checkpoint, cli, exchange
+from snn import arguments, checkpoint, exchange
 from snn.errors import InputError
 from snn.events import Events
 from snn.network import Network
@@ -250,7 +250,7 @@ def main() -> None:
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
-    path = cli.find_checkpoint(args.load_pt_file)
+    path = arguments.find_checkpoint(args.load_pt_file)
     cfg, content = checkpoint.load(path)
     data = cfg.data.model_copy(update={"path": args.path_to_dataset or cfg.data.path})
     network = Network(cfg.network, data.shape, data.num_classes).eval()

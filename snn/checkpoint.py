@@ -15,9 +15,10 @@ from typing import Any
 import torch
 
 from snn.classes import tidied
-from snn.config import AnyConfig, Config, build
+from snn.config import AnyConfig, Config
 from snn.errors import InputError
 from snn.network import Network
+from snn.settings import build
 from snn.ttfs.network import Network as TTFSNetwork
 
 FORMAT = "first-spike checkpoint"

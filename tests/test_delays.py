@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from snn import architecture, config, exchange
+from snn import architecture, config, exchange, settings
 from snn.delays import DelayedLinear
 from snn.errors import InputError
 from snn.events import Dropped
@@ -250,7 +250,7 @@ def values(**network) -> dict:
 )
 def test_bad_fields_are_named(changes, message):
     with pytest.raises(InputError, match=message) as error:
-        config.build(values(**changes), "x.yaml")
+        settings.build(values(**changes), "x.yaml")
     assert "\n" not in str(error.value)
 
 

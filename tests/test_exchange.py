@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from snn import checkpoint, config, exchange
+from snn import checkpoint, config, exchange, settings
 from snn.errors import InputError
 from snn.network import Network
 from snn.ttfs.network import Network as TTFSNetwork
@@ -166,10 +166,10 @@ def test_a_step_is_a_step_of_the_network(neuron, layers, shape, more):
 
 def save(path: Path, network_section: dict, shape_section: dict) -> tuple[config.Config, Network]:
     """A checkpoint of an untrained network."""
-    values = config.read_yaml(REPOSITORY / "configs" / "adlif_shd.yaml")
+    values = settings.read_yaml(REPOSITORY / "configs" / "adlif_shd.yaml")
     values["network"] |= network_section
     values["data"] |= shape_section
-    cfg = config.build(values, "test")
+    cfg = settings.build(values, "test")
     torch.manual_seed(0)
     network = Network(cfg.network, cfg.data.shape, cfg.data.num_classes)
     checkpoint.save(path, cfg, network, epoch=1, validation={})
@@ -245,7 +245,7 @@ def test_an_approximation_counts_the_decisions_that_differ(program, tmp_path):
 
 
 def test_ttfs_networks_are_refused(program, tmp_path):
-    cfg = config.build(config.read_yaml(REPOSITORY / "configs" / "ttfs_mnist_mlp.yaml"), "test")
+    cfg = settings.load(REPOSITORY / "configs" / "ttfs_mnist_mlp.yaml")
     network = TTFSNetwork(cfg.ttfs, cfg.data.shape, cfg.data.num_classes)
     checkpoint.save(tmp_path / "ttfs.pt", cfg, network, epoch=1, validation={})
     assert_one_line(program("export.py --load_pt_file ttfs.pt --format nir"), "TTFS")

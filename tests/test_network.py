@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from snn import checkpoint, config, health
+from snn import checkpoint, config, health, settings
 from snn.errors import InputError
 from snn.events import Events
 from snn.linear import EventLinear
@@ -21,7 +21,7 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
 def read(name: str) -> config.Config:
-    return config.build(config.read_yaml(CONFIGS / f"{name}.yaml"), name)
+    return settings.load(CONFIGS / f"{name}.yaml")
 
 
 def build(cfg: config.Config) -> Network:
@@ -215,7 +215,7 @@ def test_layers_that_do_not_fit(layers, message):
     values["data"]["sensor"] = {"height": 7, "width": 5}
     values["network"]["layers"] = layers
     with pytest.raises(InputError) as refusal:
-        config.build(values, "x.yaml")
+        settings.build(values, "x.yaml")
     assert str(refusal.value).startswith(f"x.yaml: {message}")
 
 

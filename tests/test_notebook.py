@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from datasets.events import Bins, Recordings, counts, frames
-from snn import config, loss
+from snn import loss, settings
 from snn.conv import EventConv, Pooling
 from snn.errors import InputError
 from snn.evaluation import evaluate
@@ -32,7 +32,7 @@ CHANNELS = 30
 
 def network_of(layers: tuple[str, ...] = ("32F", "16R"), shape: tuple[int, ...] = (CHANNELS,)) -> Network:
     torch.manual_seed(0)
-    chosen = config.build(config.read_yaml(REPOSITORY / "configs" / "adlif_shd.yaml"), "test").network
+    chosen = settings.load(REPOSITORY / "configs" / "adlif_shd.yaml").network
     return Network(chosen.model_copy(update={"layers": layers}), shape, 4).eval()
 
 
@@ -373,7 +373,7 @@ from snn.loss import objective
 from snn.network import Network
 from snn.streaming import Stream
 
-cfg = config.build(config.read_yaml({repository!r} + "/configs/fsdd.yaml"), "fsdd")
+cfg = settings.load({repository!r} + "/configs/fsdd.yaml")
 recordings = readers.read("shd", "{name}_train.h5", "train", cfg.data.channels, {classes})
 network = Network(cfg.network, cfg.data.shape, {classes})
 optimizer = torch.optim.Adam(network.parameters())

@@ -19,7 +19,7 @@ from scipy.io import wavfile
 
 from datasets import readers
 from datasets.prepare import nmnist
-from snn import checkpoint, config
+from snn import checkpoint, config, settings
 from snn.network import Network
 from tests.conftest import REPOSITORY, TINY, assert_one_line, make_events, write_nmnist, write_shd
 from tests.test_cameras import make_pixels, write_camera
@@ -266,7 +266,7 @@ def test_nmnist_from_its_original_files_to_a_test(program, tmp_path):
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_missing_data_are_one_line(program, tmp_path, path):
     """Every configuration says where its data come from, or makes them."""
-    data = config.build(config.read_yaml(path), "").data
+    data = settings.load(path).data
     if data.layout not in readers.LAYOUTS:
         pytest.skip(f"no reader of the layout {data.layout} here")
     result = program(f"train.py --path_to_yaml {path} --path_to_dataset nowhere --set data.prepare=null")
@@ -401,9 +401,9 @@ def test_continue_from_a_checkpoint(program, tmp_path, trained):
 
 def test_demo(program, tmp_path):
     """A WAV file, and a word of our own, through a network that has learned nothing."""
-    values = config.read_yaml(REPOSITORY / "configs" / "adlif_digits.yaml")
+    values = settings.read_yaml(REPOSITORY / "configs" / "adlif_digits.yaml")
     values["network"] |= {"layers": ["8F"]}
-    cfg = config.build(values, "test")
+    cfg = settings.build(values, "test")
     (tmp_path / "runs" / "x").mkdir(parents=True)
     torch.manual_seed(0)
     network = Network(cfg.network, (700,), 20)

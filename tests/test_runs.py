@@ -24,7 +24,7 @@ import pytest
 import torch
 
 import tasks
-from snn import checkpoint, config, linear, runs
+from snn import checkpoint, linear, runs, settings
 from snn.events import Events
 from snn.network import Network
 from tests.conftest import ON_CPU, REPOSITORY, TINY, TORCHRUN, assert_one_line, make_events, write_shd
@@ -422,9 +422,9 @@ def test_what_stops_a_run_leaves_it_as_it_was(program, data, fault):
 def test_bits_of_our_kernels_do_not_go_by_threads(monkeypatch):
     """Torch's BatchNorm and oneDNN's convolutions sum in an order that goes by them."""
     monkeypatch.setattr(linear, "input_gradient", torch.matmul)
-    values = config.read_yaml(REPOSITORY / "configs" / "adlif_digits.yaml")
+    values = settings.read_yaml(REPOSITORY / "configs" / "adlif_digits.yaml")
     values["network"]["batch_norm"] = False
-    network = Network(config.build(values, "test").network, (700,), 20)
+    network = Network(settings.build(values, "test").network, (700,), 20)
     x_TBC = 8 * (torch.rand(30, 24, 700) < 0.1).float()
     threads, found = torch.get_num_threads(), []
     for number in (1, 2):

@@ -21,7 +21,7 @@ from datasets.events import Bins, Recordings, as_seen, counts
 from datasets.prepare import digits, speech
 from datasets.prepare.cochlea import N_PLACES, cochlea
 from datasets.prepare.wav import read_audio
-from snn import checkpoint, cli, config, report
+from snn import arguments, checkpoint, cli, config, report
 from snn.errors import InputError
 from snn.files import write_whole
 from snn.lettering import why_numbers
@@ -31,18 +31,19 @@ from snn.streaming import Stream
 
 def main() -> None:
     args = read_command_line()
-    path = cli.find_checkpoint(args.load_pt_file or newest_run())
+    path = arguments.find_checkpoint(args.load_pt_file or newest_run())
     cfg, content = checkpoint.load(path)
     data, names = cfg.data, content.get("class_names")
+    is_live = args.udp is not None or args.stdin
+    if isinstance(cfg, config.TTFSConfig) or (not is_live and data.shape != (N_PLACES,)):
+        shape, what = "x".join(map(str, data.shape)), "it takes events" if is_live else f"the cochlea has {N_PLACES}"
+        raise InputError(f"{path}: listens to {shape} channels, but {what}; take another")
     network = Network(cfg.network, data.shape, data.num_classes, "cpu")
     checkpoint.load_weights(network, content["network"], path)
     network = network.folded()
-    if args.udp is not None or args.stdin:
+    if is_live:
         follow(args, network, data, names)
         return
-    if data.shape != (N_PLACES,):
-        shape = "x".join(map(str, data.shape))
-        raise InputError(f"{path}: listens to {shape} channels, but the cochlea has {N_PLACES}; take another")
 
     if args.wav:
         audio, rate_hz = read_audio(args.wav)

@@ -15,7 +15,7 @@ import pytest
 
 from datasets import arrays, live, send
 from datasets.prepare.cameras.pieces import Piece
-from snn import checkpoint, config
+from snn import checkpoint, config, settings
 from snn.errors import InputError
 from snn.network import Network
 from snn.streaming import Stream
@@ -169,7 +169,7 @@ def test_recordings_end_by_their_length_by_a_gap_and_by_silence(pair):
 
 
 def small_network(channels: int) -> tuple[config.Config, Network]:
-    cfg = config.build(config.read_yaml(REPOSITORY / "configs" / "smoke.yaml"), "x")
+    cfg = settings.build(settings.read_yaml(REPOSITORY / "configs" / "smoke.yaml"), "x")
     constants = config.NeuronParams(tau_mem_steps=5, tau_syn_steps=5, theta=0.1)
     layers = {"layers": ["8F"], "neuron": "CuLIF", "neuron1": constants, "neuron2": constants}
     cfg = cfg.model_copy(

@@ -224,9 +224,6 @@ class Network(nn.Module):
         """Layer after layer, the output last: what it learned beside weights, by name."""
         return {f"layers.{k}": layer.learned(dt_ms) for k, layer in enumerate(self.layers)}
 
-    def num_trainable(self) -> int:
-        return sum(p.numel() for p in self.parameters() if p.requires_grad)
-
 
 def _reach(size: int, kernel: int, stride: int) -> Tensor:
     """(size,): how many outputs of a convolution, along one axis, see each input."""

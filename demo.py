@@ -18,7 +18,7 @@ from datasets.events import Bins, Recordings, counts
 from datasets.prepare import digits, speech
 from datasets.prepare.cochlea import N_PLACES, cochlea
 from datasets.prepare.wav import read_audio
-from snn import arguments, checkpoint, cli, report
+from snn import arguments, checkpoint, cli, pictures
 from snn.errors import InputError
 from snn.files import write_whole
 from snn.lettering import why_numbers
@@ -60,7 +60,7 @@ def main() -> None:
     work = stream.work
     if decision is None:
         raise InputError("nothing was heard within the window: no decision")
-    name = report.class_name(decision.label, names)
+    name = pictures.class_name(decision.label, names)
     if decision.step is None:
         print(f"no output spike in {data.dt_ms * (data.T + data.T_empty):g} ms: by the highest potential, {name}")
     else:
@@ -69,8 +69,8 @@ def main() -> None:
 
     heard = Recordings(np.array([0, len(times_s)]), times_s, 1.0, channels, np.zeros(1, np.int64), None, "demo")
     x_T1C = counts(heard, np.zeros(1, np.int64), Bins(data.dt_ms, data.T, data.T_empty, N_PLACES))
-    figure = report.draw_decision(network, x_T1C, data.dt_ms, names=names, audio=(audio, rate_hz))
-    write_whole(args.out, report.png(figure))
+    figure = pictures.draw_decision(network, x_T1C, data.dt_ms, names=names, audio=(audio, rate_hz))
+    write_whole(args.out, pictures.png(figure))
     print(f"drawn: {args.out}")
     if why := why_numbers(names):
         print(f"warning: {why}", file=sys.stderr)

@@ -20,7 +20,6 @@ import io
 import json
 import math
 import shlex
-import statistics
 import sys
 import time
 from collections import defaultdict
@@ -39,7 +38,7 @@ from tqdm import tqdm
 import tasks
 from datasets import images, prepare
 from datasets.events import AnyRecordings, Bins, batches, in_order
-from snn import arguments, checkpoint, cli, config, energy, page, report, sections, settings
+from snn import arguments, checkpoint, cli, config, energy, pictures, report, settings, tables
 from snn.classes import Named
 from snn.coding import Window, first_times, fs_decision
 from snn.config import Mark
@@ -52,9 +51,9 @@ from snn.loss import objective
 from snn.machine import find_device, machine, versions
 from snn.memory import keep_freed_memory
 from snn.network import Network
-from snn.page import Picture
-from snn.sections import Subject
+from snn.report import Picture, Subject
 from snn.streaming import Stream, first_difference
+from snn.ttfs import report as ttfs_report
 from snn.ttfs.evaluation import Evaluation as TTFSEvaluation
 from snn.ttfs.evaluation import examine as examine_ttfs
 from snn.ttfs.network import Network as TTFSNetwork
@@ -84,13 +83,17 @@ def main() -> None:
         metrics |= test(args, group)
     if len(subjects) == 1:
         (subject,) = subjects
-        print_table(metrics[subject.path])
-        if args.energy:
-            print_energy(page.energy_table(metrics[subject.path]["energy"]))
+        found, kind = metrics[subject.path], ttfs_report if isinstance(subject.cfg, config.TTFSConfig) else report
+        energies = [report.energy_table(found["energy"])] if args.energy else []
+        print(tables.text([*kind.result_tables(found), *energies]))
         print(f"read {subject.out / 'report.html'}; numbers in metrics.json, pictures and samples.npz beside it")
     else:
-        for kind in (config.Config, config.TTFSConfig):
-            print_rows([(s, metrics[s.path]) for s in subjects if isinstance(s.cfg, kind)])
+        kinds = {config.Config: report.COLUMNS, config.TTFSConfig: ttfs_report.COLUMNS}
+        rows = [
+            report.runs_table([(s, metrics[s.path]) for s in subjects if isinstance(s.cfg, kind)], columns)
+            for kind, columns in kinds.items()
+        ]
+        print(tables.text(rows))
         print("a report.html each in " + ", ".join(str(subject.out) for subject in subjects))
 
 
@@ -144,15 +147,15 @@ def test_recordings(args: argparse.Namespace, subjects: Sequence[Subject]) -> di
         metrics |= provenance(subject) | about | {"anytime": evaluation.anytime(data.dt_ms)}
         write_metrics(subject.out, metrics, evaluation.samples()._asdict())
         draw = partial(draw_recording, network, recordings, bins, subject.out)
-        pictures = decisions(draw, recordings, evaluation.samples(), data.dt_ms, args.show)
+        shown = decisions(draw, recordings, evaluation.samples(), data.dt_ms, args.show)
         if args.test_single_delay:
             classes, first_of_class = np.unique(recordings.labels, return_index=True)
             x_TBC, target_B = next(batches(recordings, first_of_class, bins, len(classes)))
-            figure = report.draw_single_delay(network, x_TBC.to(device), target_B, data.dt_ms, recordings.class_names)
-            pictures.append(
-                sections.keep(figure, subject.out, "single_delay.png", "Output spikes of one recording of each class")
+            figure = pictures.draw_single_delay(network, x_TBC.to(device), target_B, data.dt_ms, recordings.class_names)
+            shown.append(
+                report.keep(figure, subject.out, "single_delay.png", "Output spikes of one recording of each class")
             )
-        sections.write(subject, metrics, sections.of_events(subject, network, evaluation, metrics, pictures))
+        report.write(subject, metrics, network, evaluation, shown)
         result[subject.path] = metrics
     return result
 
@@ -187,7 +190,7 @@ def test_images(args: argparse.Namespace, subjects: Sequence[Subject]) -> dict[P
         metrics |= provenance(subject) | about | {"T": subject.cfg.ttfs.T}
         target_n, label_n = evaluation.decisions()
         write_metrics(subject.out, metrics, {"target": target_n, "label": label_n})
-        sections.write(subject, metrics, sections.of_images(subject, evaluation, metrics))
+        ttfs_report.write(subject, metrics, evaluation)
         result[subject.path] = metrics
     return result
 
@@ -315,8 +318,8 @@ def draw_recording(
     """Recording r from its events to its decision."""
     x_T1C, target_1 = next(batches(recordings, np.array([r]), bins, 1))
     x_T1C = x_T1C.to(next(network.parameters()).device)
-    figure = report.draw_decision(network, x_T1C, bins.dt_ms, names=recordings.class_names, target=int(target_1))
-    return sections.keep(figure, out, file, what)
+    figure = pictures.draw_decision(network, x_T1C, bins.dt_ms, names=recordings.class_names, target=int(target_1))
+    return report.keep(figure, out, file, what)
 
 
 def decisions(
@@ -327,19 +330,19 @@ def decisions(
     right = (samples.fs_label == samples.target).numpy()
     by_delay = np.argsort(samples.first_step.numpy(), kind="stable")
     right_by_delay = by_delay[(spoke & right)[by_delay]]
-    pictures = [draw(0, "decision.png", "The first recording of the file")]
+    shown = [draw(0, "decision.png", "The first recording of the file")]
     if len(right_by_delay):
         typical, late = right_by_delay[len(right_by_delay) // 2], right_by_delay[-1]
-        pictures.append(draw(typical, "decision_typical.png", f"Recording {typical}, right after the median delay"))
-        pictures.append(draw(late, "decision_late.png", f"Recording {late}, the latest of the right decisions"))
+        shown.append(draw(typical, "decision_typical.png", f"Recording {typical}, right after the median delay"))
+        shown.append(draw(late, "decision_late.png", f"Recording {late}, the latest of the right decisions"))
     if not right.all():
         wrong = int((~right).argmax())
-        pictures.append(draw(wrong, "decision_wrong.png", f"Recording {wrong}, the first that is decided wrongly"))
+        shown.append(draw(wrong, "decision_wrong.png", f"Recording {wrong}, the first that is decided wrongly"))
     if show:
         for label, r in zip(*np.unique(recordings.labels, return_index=True), strict=True):
-            name = report.class_name(label, recordings.class_names)
-            pictures.append(draw(r, f"decision_{label}.png", f"Recording {r}, the first of {name}"))
-    return pictures
+            name = pictures.class_name(label, recordings.class_names)
+            shown.append(draw(r, f"decision_{label}.png", f"Recording {r}, the first of {name}"))
+    return shown
 
 
 def stream(network: Network, recordings: AnyRecordings, bins: Bins, batch_size: int) -> dict:
@@ -411,120 +414,6 @@ def decide(network: Network, x_TBC: Events) -> np.ndarray:
     t_BN = first_times(s_TBN, h_TBN)
     first_B = t_BN.amin(-1).long()
     return torch.stack([fs_decision(t_BN), torch.where(first_B > len(s_TBN), NOTHING, first_B)], 1).cpu().numpy()
-
-
-def print_table(metrics: dict) -> None:
-    """The numbers for people. A delay that does not exist is a dash."""
-    layers = ", ".join(f"{spikes:.3f}" for spikes in metrics["spikes_per_neuron_by_layer"])
-    spikes = ("spikes/neuron", f"{metrics['spikes_per_neuron']:.3f}", f"by layer: {layers}")
-    if "images" in metrics:
-        operations = f"{metrics['synaptic_operations_per_image']:,.0f} an image, of {metrics['synapses']:,} synapses"
-        rows = [
-            ("images", str(metrics["images"]), ""),
-            ("accuracy", f"{metrics['accuracy']:.2f} %", ""),
-            ("95 % interval", page.interval(metrics["accuracy_interval"]), ""),
-            spikes,
-            ("synaptic ops", operations, ""),
-            ("latency", f"{metrics['latency_windows']} windows", ""),
-        ]
-        if "disagreements_with_simulation" in metrics:
-            rows.append(("simulation", f"{metrics['disagreements_with_simulation']} decisions differ", ""))
-    else:
-        cost = metrics["cost"]
-        rows = [
-            ("recordings", str(metrics["samples"]), ""),
-            ("code", "first spike (FS)", "firing rate (FR)"),
-            ("accuracy", f"{metrics['fs_accuracy']:.2f} %", f"{metrics['fr_accuracy']:.2f} %"),
-            ("95 % interval", *(page.interval(metrics[f"{code}_accuracy_interval"]) for code in ("fs", "fr"))),
-            ("t_d50", page.delay(metrics, "t_d50"), page.delay(metrics, "fr_t_d50")),
-            ("t_d90", page.delay(metrics, "t_d90"), page.delay(metrics, "fr_t_d90")),
-            spikes,
-            ("silent samples", str(metrics["silent_samples"]), f"silent targets: {metrics['silent_targets']}"),
-            *rounded_rows(metrics),
-            ("", "", ""),
-            ("cost of a decision", "to the first spike", "whole window"),
-            *((what, *(page.number(part[what]) for part in cost.values())) for what in cost["to_decision"]),
-        ]
-    if streaming := metrics.get("streaming"):
-        rows += [
-            ("", "", ""),
-            ("streaming", "to the decision", "whole window"),
-            *((what, *(f"{streaming[part][what]:,.4g}" for part in ("to_decision", "whole_window"))) for what in COSTS),
-            ("FS accuracy", f"{streaming['fs_accuracy']:.2f} %", ""),
-            ("unlike batches", f"{streaming['differ_from_batches']} of {metrics['samples']} decisions", ""),
-            ("moved by folding", f"{streaming['moved_by_folding']} of {metrics['samples']} decisions", ""),
-        ]
-    for name, left, right in rows:
-        print(f"{name:<20}{left:<22}{right}".rstrip())
-
-
-def rounded_rows(metrics: dict) -> list[tuple[str, str, str]]:
-    """Return what rounding the delays did, where there are any."""
-    if "moved_by_rounding" not in metrics:
-        return []
-    before = f"FS accuracy before it: {metrics['fs_accuracy_before_rounding']:.2f} %"
-    return [("moved by rounding", f"{metrics['moved_by_rounding']} of {metrics['samples']} decisions", before)]
-
-
-def print_energy(table: page.Table) -> None:
-    """Return what a recording costs, each number with its source."""
-    print()
-    for name, value, baseline, source in (table.head, *table.rows):
-        print(f"{name:<28}{value:<24}{baseline:<20}{source}")
-
-
-# of a table with a row each: heading, key, digits
-COLUMNS = {
-    config.Config: (
-        ("FS %", "fs_accuracy", 2),
-        ("FR %", "fr_accuracy", 2),
-        ("t_d50 ms", "t_d50_ms", 0),
-        ("t_d90 ms", "t_d90_ms", 0),
-        ("spikes/neuron", "spikes_per_neuron", 3),
-        ("silent", "silent_samples", 0),
-    ),
-    config.TTFSConfig: (
-        ("accuracy %", "accuracy", 2),
-        ("spikes/neuron", "spikes_per_neuron", 3),
-        ("synaptic ops", "synaptic_operations_per_image", 0),
-    ),
-}
-
-
-def print_rows(tested: Sequence[tuple[Subject, dict]]) -> None:
-    """A row for each network, then mean ± std of those whose configurations differ only in the seed."""
-    if not tested:
-        return
-    columns = COLUMNS[type(tested[0][0].cfg)]
-    rows = [["run", "seed", *(heading for heading, *_ in columns)]]
-    groups: list[list[tuple[Subject, dict]]] = []
-    for subject, metrics in tested:
-        values = (page.DASH if metrics[key] is None else f"{metrics[key]:.{digits}f}" for _, key, digits in columns)
-        rows.append([subject.run, str(subject.cfg.train.seed), *values])
-        for group in groups:
-            seeds = {other.cfg.train.seed for other, _ in group}
-            alike = set(settings.differences(group[0][0].cfg, subject.cfg)) <= {"train.seed"}
-            if alike and subject.cfg.train.seed not in seeds:
-                group.append((subject, metrics))
-                break
-        else:
-            groups.append([(subject, metrics)])
-    for group in groups:
-        if len(group) > 1:
-            rows.append([f"mean ± std, {group[0][0].cfg.run_name}", f"{len(group)} seeds"])
-            for _, key, digits in columns:
-                values = [metrics[key] for _, metrics in group]
-                rows[-1].append(page.DASH if None in values else mean_and_std(values, digits))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        first, *rest = (
-            cell.ljust(w) if k == 0 else cell.rjust(w) for k, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        print("  ".join([first, *rest]))
-
-
-def mean_and_std(values: Sequence[float], digits: int) -> str:
-    return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
 
 
 if __name__ == "__main__":

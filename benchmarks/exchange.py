@@ -282,9 +282,7 @@ def main() -> None:
             folded = exchange.approximated(network)
         graph = exchange.nir_graph(folded, data.shape, DT_S)
         nir.write(Path(folder) / "graph.nir", graph)
-        steps = np.cumsum(
-            [exchange.latency_of(layer.neurons) for layer in folded.layers]
-        )
+        steps = np.cumsum([exchange.latency_of(layer.neurons) for layer in folded.layers])
         for name, simulator in SIMULATORS.items():
             try:
                 run = simulator(Path(folder) / "graph.nir")

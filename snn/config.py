@@ -55,7 +55,8 @@ class DataSet(Section):
         description="share of the training file held out to choose the best model; 0: none, and the last epoch is kept",
     )
     strict: Annotated[bool, Mark.RESUME] = Field(
-        False, description="refuse a file with a recording that has no event in the window; by default these are counted"
+        False,
+        description="refuse a file with a recording that has no event in the window; by default these are counted",
     )
 
     @property

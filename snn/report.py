@@ -267,7 +267,7 @@ def result_tables(metrics: dict) -> list[Table]:
     ]
     if "moved_by_rounding" in metrics:
         counts += [
-            ("decisions moved by rounding the delays", f"{metrics['moved_by_rounding']:,}"),
+            ("decisions moved by rounding the delays", _of(metrics["moved_by_rounding"], metrics)),
             ("FS accuracy without that rounding", percent(metrics["fs_accuracy_before_rounding"])),
         ]
     rates, means = metrics["spikes_per_sample"], metrics["spikes_per_neuron_by_layer"]
@@ -291,11 +291,15 @@ def result_tables(metrics: dict) -> list[Table]:
     if streaming := metrics.get("streaming"):
         unlike = [
             ("FS accuracy", percent(streaming["fs_accuracy"])),
-            ("decisions unlike those of batches", f"{streaming['differ_from_batches']:,}"),
-            ("decisions moved by folding BatchNorm", f"{streaming['moved_by_folding']:,}"),
+            ("decisions unlike those of batches", _of(streaming["differ_from_batches"], metrics)),
+            ("decisions moved by folding BatchNorm", _of(streaming["moved_by_folding"], metrics)),
         ]
         result += [_cost_table("Cost of a decision on a stream of events", streaming), Table("As a stream", (), unlike)]
     return result
+
+
+def _of(count: int, metrics: dict) -> str:
+    return f"{count:,} of {metrics['samples']:,}"
 
 
 def _delay(metrics: dict, name: str) -> str:

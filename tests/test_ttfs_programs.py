@@ -146,7 +146,7 @@ def test_options_train(program, words):
     assert "best epoch 1" in result.stdout
     tested = program("test.py --load_pt_file x --simulate")
     assert tested.returncode == 0, tested.stderr
-    assert re.search(r"unlike the simulation over time +0\n", tested.stdout)
+    assert re.search(r"^decisions unlike the simulation over time +0 of \d+$", tested.stdout, re.MULTILINE)
 
 
 def test_train_on_first_events(program, tmp_path):

@@ -43,7 +43,8 @@ def result_tables(metrics: dict) -> list[Table]:
         ("latency", f"{metrics['latency_windows']} windows"),
     ]
     if "disagreements_with_simulation" in metrics:
-        rows.append(("decisions unlike the simulation over time", f"{metrics['disagreements_with_simulation']:,}"))
+        unlike = f"{metrics['disagreements_with_simulation']:,} of {metrics['images']:,}"
+        rows.append(("decisions unlike the simulation over time", unlike))
     # the last of the synaptic operations are those of the readout, which does not spike
     layers = [
         (str(k + 1), spikes(mean), number(operations))

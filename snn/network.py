@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from snn import architecture, checks, config
 from snn.architecture import Conv, Full, Pool
-from snn.conv import EventConv, Pooling
+from snn.conv import EventConv, Pooling, pixels_of
 from snn.delays import DelayedLinear
 from snn.errors import InputError
 from snn.events import Dropped, Events
@@ -110,15 +110,13 @@ class Network(nn.Module):
             return self._forward(x_TBC)
 
     def _forward(self, x_TBC: Tensor | Events) -> Activity:
-        if self.image and isinstance(x_TBC, Events):
-            x_TBC = x_TBC.dense()
         if not isinstance(x_TBC, Events):
             sizes = ("steps", "samples", self.num_channels)
             x_TBC = checks.like_weights("the network's input", x_TBC, sizes, self.readout.weight)
         T, B, _ = x_TBC.shape
         layers = []
         if self.image:
-            x_TBC = x_TBC.reshape(T, B, *self.image).movedim(2, -1).reshape(T, -1, self.image[0])
+            x_TBC = pixels_of(x_TBC, self.image)
         for block in self.blocks:
             if isinstance(block.linear, EventLinear) and self.image:  # the pixels of an image side by side
                 x_TBC = x_TBC.view(T, B, -1)

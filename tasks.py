@@ -18,9 +18,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 import first_spike  # noqa: F401 - finds our datasets, beside Hugging Face's too
-from datasets import events, images, prepare, readers
+from datasets import binning, images, layouts, prepare, readers
 from datasets.augment import Augmentation, augment
-from datasets.events import AnyRecordings, Bins, as_seen, check_window, chosen, hold_out, say_unseen
+from datasets.binning import Bins
+from datasets.recordings import AnyRecordings, downsampled, subset
+from datasets.splits import hold_out, say_unseen
 from snn import architecture, config
 from snn.classes import Named
 from snn.coding import Window, narrowed_D
@@ -97,7 +99,7 @@ class EventTask:
     def batches(self, order: np.ndarray) -> Iterator[tuple[Events | Tensor, Tensor]]:
         """The training batches of an epoch, this process's share of each."""
         size = self.cfg.train.batch_size
-        return events.batches(self.recordings, order, self.bins, size, self.team.share, self.change, self.team.device)
+        return binning.batches(self.recordings, order, self.bins, size, self.team.share, self.change, self.team.device)
 
     def _loss(self, x_TBC: Events, target_B: Tensor, weight: float) -> Tensor:
         self.network.reset()
@@ -115,7 +117,7 @@ class EventTask:
             return {}
         held_out = self.team.part(self.held_out)
         size = self.cfg.train.test_batch_size
-        batches = events.batches(self.validation, held_out, self.bins, size, device=self.team.device)
+        batches = binning.batches(self.validation, held_out, self.bins, size, device=self.team.device)
         goal = partial(self.goal, training=False)
         return self.team.total(evaluate(self.network, batches, goal, self.team.device)).metrics(self.cfg.data.dt_ms)
 
@@ -166,9 +168,9 @@ class ImageTask:
         self.cfg, self.team = cfg, team
         self.patience = train.patience
         if team.leads:
-            images.fetch_if_missing(data.layout, data.folder, data.dataset_name)
+            images.fetch_if_missing(data)
         team.wait()
-        self.images = read_images(data, "train", classes)
+        self.images = images.read(data, "train", classes)
         self.class_names = self.images.class_names
         if team.leads:
             look_at_test_data(cfg, Named(self.class_names, self.images.where))
@@ -255,7 +257,7 @@ def check_batch_norm(cfg: config.Config, recordings: int, parts: int) -> None:
 TEST_SEED = 0  # draws what data.test_by sets apart: the same recordings whatever the run's seed
 
 
-def read_recordings(data: config.Data, split: readers.Split, bins: Bins, classes: Named | None = None) -> AnyRecordings:
+def read_recordings(data: config.Data, split: layouts.Split, bins: Bins, classes: Named | None = None) -> AnyRecordings:
     """The recordings of one split, as the network sees them; those of a camera are down-sampled.
 
     Where they and `classes` name the same classes, their labels are the numbers in `classes`. With data.test_by those
@@ -263,7 +265,7 @@ def read_recordings(data: config.Data, split: readers.Split, bins: Bins, classes
     """
     if split == "test" and data.test_by:
         recordings = _read(data, data.train_path, "train", bins, classes)
-        return chosen(recordings, _apart(recordings, data)[1])
+        return subset(recordings, _apart(recordings, data)[1])
     return _read(data, data.train_path if split == "train" else data.test_path, split, bins, classes)
 
 
@@ -290,19 +292,13 @@ def _apart(recordings: AnyRecordings, data: config.Data) -> tuple[np.ndarray, np
     return hold_out(recordings, share, data.test_by or "recording", TEST_SEED, name="test")
 
 
-def _read(data: config.Data, path: Path, split: readers.Split, bins: Bins, classes: Named | None) -> AnyRecordings:
+def _read(data: config.Data, path: Path, split: layouts.Split, bins: Bins, classes: Named | None) -> AnyRecordings:
     numbers = data.num_units, data.num_classes
-    recordings = readers.read(data.layout, path, split, *numbers, data.origin, data.in_memory, classes)
-    if data.sensor:
-        recordings = as_seen(recordings, data.sensor)
-    check_window(recordings, bins, data.strict)
-    return recordings
-
-
-def read_images(data: config.Images, split: readers.Split, classes: Named | None = None) -> images.Images:
-    """The images of one split; `classes` as in `read_recordings`."""
-    where = (data.layout, data.folder, data.dataset_name)
-    return images.read(*where, split, data.shape, data.num_classes, data.window_ms, classes, data.strict)
+    options = data.prepare if data.dataset_name in prepare.MAKEABLE else None
+    recordings = readers.read(
+        data.layout, path, split, *numbers, data.origin, data.in_memory, classes, bins, data.strict, options
+    )
+    return downsampled(recordings, data.sensor) if data.sensor else recordings
 
 
 def look_at_test_data(cfg: config.AnyConfig, classes: Named) -> None:
@@ -310,8 +306,7 @@ def look_at_test_data(cfg: config.AnyConfig, classes: Named) -> None:
     data = cfg.data
     try:
         if isinstance(cfg, config.TTFSConfig):
-            where = (data.layout, data.folder, data.dataset_name)
-            images.look(*where, "test", data.shape, data.num_classes, data.window_ms, classes, data.strict)
+            images.look(data, "test", classes)
         elif not data.test_by and (data.test_path.exists() or data.prepare is None):
             numbers = data.num_units, data.num_classes
             readers.look(data.layout, data.test_path, "test", *numbers, data.origin, classes, data.strict)

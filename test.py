@@ -164,8 +164,8 @@ def test_images(args: argparse.Namespace, subjects: Sequence[Subject]) -> dict[P
     networks = [TTFSNetwork(subject.cfg.ttfs, data.shape, data.num_classes).to(device) for subject in subjects]
     for network, subject in zip(networks, subjects, strict=True):
         checkpoint.load_weights(network, subject.content["network"], subject.path)
-    images.fetch_if_missing(data.layout, data.folder, data.dataset_name)
-    test_set = tasks.read_images(data, "test", classes_of(subjects[0]))
+    images.fetch_if_missing(data)
+    test_set = images.read(data, "test", classes_of(subjects[0]))
     say_missing(test_set.labels, data.num_classes, test_set.where, "image")
 
     evaluations = [TTFSEvaluation() for _ in subjects]

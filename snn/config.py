@@ -75,7 +75,11 @@ class Augment(Section):
 
 class Data(Section):
     dataset_name: str = Field(min_length=1, description="name of the set; names its files and the run")
-    layout: Literal["shd", "ntidigits", "dvsgesture", "dvsplane"] = Field("shd", description="layout of the HDF5 files")
+    layout: str = Field(
+        "shd",
+        description="layout of the files: shd, ntidigits, dvsgesture, dvsplane, or one that was added to "
+        "datasets/layouts.py",
+    )
     path: str | None = Field(None, description="folder of the files; default data/<dataset_name>")
     train_file: str | None = Field(None, description="default <dataset_name>_train.h5")
     validation_file: str | None = Field(
@@ -367,10 +371,11 @@ class Config(Section):
 
 class Images(Section):
     dataset_name: str = Field(min_length=1, description="name of the set; names its files and the run")
-    layout: Literal["torchvision", "npz", "shd", "ntidigits"] = Field(
+    layout: str = Field(
         "torchvision",
         description="torchvision: mnist, fmnist, cifar10 or cifar100; npz: x_train, y_train, x_test, y_test and, if "
-        "wanted, class_names in <dataset_name>.npz; the layouts of events: the first event of each pixel counts",
+        "wanted, class_names in <dataset_name>.npz; a layout of events, such as shd: the first event of each pixel "
+        "counts",
     )
     path: str | None = Field(None, description="folder of the files; default data/<dataset_name>")
     shape: Annotated[tuple[PositiveInt, PositiveInt, PositiveInt], Field(strict=False)] = Field(

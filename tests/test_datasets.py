@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from datasets import readers
-from datasets.events import Bins, Recordings, as_seen, batches, check_window, counts, frames, hold_out
+from datasets.events import Bins, Recordings, as_seen, batches, counts, frames, hold_out
 from snn.config import Sensor
 from snn.errors import InputError
 from tests.conftest import make_events, write_shd
@@ -17,8 +17,8 @@ from tests.conftest import make_events, write_shd
 CPU = torch.device("cpu")
 
 
-def read(path: Path, channels: int = 40, classes: int = 3, layout: str = "shd", split: str = "train"):
-    return readers.read(layout, path, split, channels, classes)
+def read(path: Path, channels: int = 40, classes: int = 3, layout: str = "shd", split: str = "train", **more: object):
+    return readers.read(layout, path, split, channels, classes, **more)
 
 
 def slow_counts(times, units, dt_ms, T, T_empty, channels):
@@ -311,14 +311,14 @@ def test_values_of_the_wrong_kind(tmp_path, name, values, message):
 
 def test_times_in_another_unit_are_noticed(tmp_path, capsys):
     bins = Bins(10.0, 20, 0, 40)
-    check_window(read(write_shd(tmp_path / "s.h5", **GOOD)), bins)
+    read(write_shd(tmp_path / "s.h5", **GOOD), bins=bins)
     assert not capsys.readouterr().err
     half = GOOD | {"times": [np.linspace(0, 1, 60)] * 6}
-    check_window(read(write_shd(tmp_path / "half.h5", **half)), bins)
+    read(write_shd(tmp_path / "half.h5", **half), bins=bins)
     assert "20 % of the events fall into the 20 bins" in capsys.readouterr().err
     in_ms = GOOD | {"times": [1000 * times + 300 for times in GOOD["times"]]}
     with pytest.raises(InputError, match="0 % of the events fall into the 20 bins"):
-        check_window(read(write_shd(tmp_path / "ms.h5", **in_ms)), bins)
+        read(write_shd(tmp_path / "ms.h5", **in_ms), bins=bins)
 
 
 def test_missing_file_says_where_to_get_it(tmp_path):

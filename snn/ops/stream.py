@@ -10,8 +10,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from snn.events import step_of
 from snn.ops import cpu, printer
+from snn.ops.binning import step_of
 from snn.ops.compiled import kernel, printed
 from snn.ops.cpu import STRIDE, TILE
 from snn.ops.reference import Dynamics

@@ -179,24 +179,6 @@ class Network(nn.Module):
                 module.round()
         return folded
 
-    def fan_outs(self) -> list[Tensor]:
-        """At how many weights an event of each input of a layer is added, layer after layer, the output last.
-
-        (1,) where it is the same for all inputs, else (inputs,) in the order of the input or of `Activity.layers`.
-        A pool has no weights.
-        """
-        result = []
-        for linear in (layer.linear for layer in self.layers):
-            if isinstance(linear, EventConv):
-                shape, (outputs, inputs) = linear.shape, linear.weight.shape[:2]
-                reach_HW = torch.outer(*(_reach(size, shape.kernel, shape.stride) for size in shape[:2]))
-                fan_out_CHW = (outputs * reach_HW).expand(inputs, -1, -1)
-                is_first = not result  # an image that comes in has its channels first
-                result.append((fan_out_CHW if is_first else fan_out_CHW.movedim(0, -1)).flatten())
-            else:
-                result.append(torch.tensor([0 if isinstance(linear, Pooling) else linear.out_features]))
-        return result
-
     def delays(self) -> dict[str, Delays]:
         """The learned delays by their module's name."""
         return {name: module for name, module in self.named_modules() if isinstance(module, Delays)}
@@ -224,12 +206,6 @@ class Network(nn.Module):
 
     def num_trainable(self) -> int:
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
-
-
-def _reach(size: int, kernel: int, stride: int) -> Tensor:
-    """(size,): how many outputs of a convolution, along one axis, see each input."""
-    inputs, outputs = torch.arange(size), stride * torch.arange(-(-size // stride))
-    return ((inputs[:, None] - outputs).abs() <= kernel // 2).sum(1)
 
 
 def _hidden(

@@ -22,7 +22,7 @@ from datasets import binning, images, layouts, prepare, readers
 from datasets.augment import Augmentation, augment
 from datasets.binning import Bins
 from datasets.recordings import AnyRecordings, downsampled, subset
-from datasets.splits import hold_out, say_unseen
+from datasets.splits import groups_by, hold_out, say_unseen
 from snn import architecture, config
 from snn.classes import Named
 from snn.coding import Window, narrowed_D
@@ -174,7 +174,7 @@ class ImageTask:
         self.class_names = self.images.class_names
         if team.leads:
             look_at_test_data(cfg, Named(self.class_names, self.images.where))
-        self.kept, self.held_out = hold_out(self.images, data.validation_share, "recording", train.seed)
+        self.kept, self.held_out = hold_out(self.images, data.validation_share, train.seed)
         self.augment = images.augmentations(data.augment, data.crop_pad)
         self.spikes_by_layer: list[float] = []  # of the last validation
         torch.manual_seed(train.seed)
@@ -282,14 +282,16 @@ def for_validation(
         validation = _read(data, data.validation_path, "test", bins, classes)
         say_unseen(validation, recordings.labels[rest], validation.labels, "validation")
         return rest, validation, np.arange(len(validation))
-    kept, held_out = hold_out(recordings, data.validation_share, data.validation_by, seed, rest)
+    groups = groups_by(recordings, data.validation_by, "validation") if data.validation_share else None
+    kept, held_out = hold_out(recordings, data.validation_share, seed, groups, rest)
     return kept, recordings, held_out
 
 
 def _apart(recordings: AnyRecordings, data: config.Data) -> tuple[np.ndarray, np.ndarray]:
     """Indices (to train on and validate, to test) of a training file."""
-    share = data.test_share if data.test_by else 0
-    return hold_out(recordings, share, data.test_by or "recording", TEST_SEED, name="test")
+    if data.test_by is None:
+        return np.arange(len(recordings)), np.arange(0)
+    return hold_out(recordings, data.test_share, TEST_SEED, groups_by(recordings, data.test_by, "test"), name="test")
 
 
 def _read(data: config.Data, path: Path, split: layouts.Split, bins: Bins, classes: Named | None) -> AnyRecordings:

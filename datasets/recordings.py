@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 
@@ -112,13 +113,23 @@ def check_array(name: str, values: np.ndarray, dtypes: Sequence[np.dtype]) -> No
         raise InputError(f"{name} must hold {names}, but holds {values.dtype.str}; convert it with .astype()")
 
 
-def check_index(index: np.ndarray, recordings: "AnyRecordings") -> np.ndarray:
-    """The index; InputError unless it holds numbers of recordings."""
+class Samples(Protocol):
+    """Recordings or images."""
+
+    labels: np.ndarray  # (n,) int64
+    where: str  # the file, for messages
+    class_names: tuple[str, ...] | None
+
+    def __len__(self) -> int: ...
+
+
+def check_index(index: np.ndarray, samples: Samples) -> np.ndarray:
+    """The index; InputError unless it holds numbers of samples."""
     check_array("the index", index, WHOLE)
-    if len(index) and (index.min() < 0 or index.max() >= len(recordings)):
+    if len(index) and (index.min() < 0 or index.max() >= len(samples)):
         raise InputError(
-            f"{recordings.where}: the index goes from {index.min()} to {index.max()}, but the recordings are 0 to "
-            f"{len(recordings) - 1}"
+            f"{samples.where}: the index goes from {index.min()} to {index.max()}, but the recordings are 0 to "
+            f"{len(samples) - 1}"
         )
     return index
 

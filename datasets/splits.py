@@ -2,48 +2,39 @@
 
 import sys
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 
-from datasets.recordings import AnyRecordings, check_index
+from datasets.recordings import AnyRecordings, Samples, check_index
 from snn import checks
 from snn.errors import InputError
 
 MOST_SAID = 8  # classes or recordings in a message
 
 
-class Samples(Protocol):
-    """Recordings or images."""
-
-    labels: np.ndarray  # (n,) int64
-    where: str  # the file, for messages
-    class_names: tuple[str, ...] | None
-
-
 def hold_out(
-    recordings: AnyRecordings,
+    samples: Samples,
     share: float,
-    by: Literal["recording", "speaker"],
     seed: int,
+    groups: np.ndarray | None = None,
     among: np.ndarray | None = None,
     name: str = "validation",
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Indices (kept, held out): the share of the recordings of every class, or of the speakers; 0 holds out none.
+    """Indices (kept, held out): a share of the samples of every class or, with `groups`, of these; 0 holds out none.
 
-    `among`: only of these recordings. `name` says for messages which of the configuration's shares it is.
+    `groups`: (n,) the group of each sample, such as its speaker. `among`: only of these samples. `name` says for
+    messages which of the configuration's shares it is.
     """
     checks.number("the share held out", share, least=0)
-    among = np.arange(len(recordings)) if among is None else check_index(among, recordings)
+    among = np.arange(len(samples)) if among is None else check_index(among, samples)
     if share == 0:
         return among, among[:0]
     random = np.random.default_rng(seed)
-    labels = recordings.labels[among]
-    if by == "speaker":
-        if recordings.speakers is None:
-            raise InputError(f"{recordings.where}: names no speakers (extra/speaker); set data.{name}_by=recording")
-        speakers = random.permutation(np.unique(recordings.speakers[among]))
-        held = np.isin(recordings.speakers[among], speakers[: max(1, round(share * len(speakers)))])
+    labels = samples.labels[among]
+    if groups is not None:
+        drawn = random.permutation(np.unique(groups[among]))
+        held = np.isin(groups[among], drawn[: max(1, round(share * len(drawn)))])
     else:
         held = np.zeros(len(among), bool)
         for label in np.unique(labels):
@@ -51,21 +42,30 @@ def hold_out(
             held[of_class[: min(len(of_class) - 1, max(1, round(share * len(of_class))))]] = True
     missing = np.setdiff1d(labels, labels[~held])
     if held.any():
-        say_unseen(recordings, labels, labels[held], name)
+        say_unseen(samples, labels, labels[held], name)
     if len(missing) or not held.any():
         raise InputError(
-            f"{recordings.where}: with data.{name}_share = {share} held out by {by}, "
+            f"{samples.where}: with data.{name}_share = {share}, "
             + (f"class {missing[0]} has nothing left to train on" if len(missing) else "nothing is held out")
             + "; it needs more recordings, or more speakers"
         )
     return among[~held], among[held]
 
 
-def say_unseen(recordings: AnyRecordings, labels: np.ndarray, seen: np.ndarray, name: str) -> None:
-    """Say so if classes among `labels` are not among those `seen` in the recordings held out for `name`."""
+def groups_by(recordings: AnyRecordings, by: Literal["recording", "speaker"], name: str) -> np.ndarray | None:
+    """The groups that data.<name>_by means; None: single recordings. InputError if the file does not name them."""
+    if by == "recording":
+        return None
+    if recordings.speakers is None:
+        raise InputError(f"{recordings.where}: names no speakers (extra/speaker); set data.{name}_by=recording")
+    return recordings.speakers
+
+
+def say_unseen(samples: Samples, labels: np.ndarray, seen: np.ndarray, name: str) -> None:
+    """Say so if classes among `labels` are not among those `seen` in the samples held out for `name`."""
     if len(unseen := np.setdiff1d(labels, seen)):
         print(
-            f"warning: {recordings.where}: nothing of {some([name_of(recordings, k) for k in unseen])} is held out, "
+            f"warning: {samples.where}: nothing of {some([name_of(samples, k) for k in unseen])} is held out, "
             f"so that {name} does not see it",
             file=sys.stderr,
         )

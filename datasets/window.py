@@ -32,7 +32,7 @@ class WindowCheck:
     def add(self, offsets: np.ndarray, times: np.ndarray) -> None:
         """Take the next recordings: r has the times offsets[r] to offsets[r + 1] - 1."""
         self.inside.append(by_recording(np.add, offsets, times < self.end))
-        self.sample.append(times[:: self.apart])
+        self.sample.append(times[:: self.apart].copy())  # a view would keep all of them
         self.last = max(self.last, times.max(initial=0))
 
     def report(self, recordings: AnyRecordings, first_times: np.ndarray, strict: bool = False) -> None:

@@ -73,10 +73,10 @@ def test_a_class_that_loses_most_of_its_events_is_named(tmp_path, capsys, in_mem
 
 def test_a_class_that_is_not_validated_is_named(shd_folder, capsys):
     recordings = readers.read("shd", shd_folder / "shd_train.h5", "train", 40, 3)
-    hold_out(recordings, 0.1, "recording", 0)
+    hold_out(recordings, 0.1, 0)
     assert not capsys.readouterr().err
     one_each = replace(recordings, labels=np.array([0] * 58 + [1, 2]), class_names=("a", "b", "c"))
-    hold_out(one_each, 0.1, "recording", 0)
+    hold_out(one_each, 0.1, 0)
     assert "nothing of class 1 (b), class 2 (c) is held out" in capsys.readouterr().err
 
 

@@ -136,8 +136,9 @@ def test_memory_does_not_grow_with_the_set(tmp_path):
         path = tmp_path / f"{recordings}.h5"
         make_gestures(path, recordings, 100_000)
         tracemalloc.start()
-        stored = readers.read("dvsgesture", path, "train", CHANNELS["dvsgesture"], 2, in_memory=False)
-        for _ in batches(stored, np.arange(recordings), Bins(10.0, 120, 40, CHANNELS["dvsgesture"]), 4):
+        bins = Bins(10.0, 120, 40, CHANNELS["dvsgesture"])
+        stored = readers.read("dvsgesture", path, "train", bins.channels, 2, in_memory=False, bins=bins)
+        for _ in batches(stored, np.arange(recordings), bins, 4):
             pass
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
@@ -158,8 +159,9 @@ from datasets import readers
 from datasets.events import Bins, batches
 from tests.test_stored import make_gestures
 def run(name, recordings):
-    stored = readers.read("dvsgesture", Path(name), "train", 32768, 2, in_memory=False)
-    for _ in batches(stored, np.arange(recordings), Bins(10.0, 120, 40, 32768), 4):
+    bins = Bins(10.0, 120, 40, 32768)
+    stored = readers.read("dvsgesture", Path(name), "train", 32768, 2, in_memory=False, bins=bins)
+    for _ in batches(stored, np.arange(recordings), bins, 4):
         pass
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 folder = {str(tmp_path)!r}

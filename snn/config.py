@@ -108,8 +108,10 @@ class Augment(Section):
 class Data(DataSet):
     """Recordings of events."""
 
-    layout: Annotated[Literal["shd", "ntidigits", "dvsgesture", "dvsplane"], Mark.MACHINE] = Field(
-        "shd", description="layout of the HDF5 files"
+    layout: Annotated[str, Mark.MACHINE] = Field(
+        "shd",
+        description="layout of the files: shd, ntidigits, dvsgesture, dvsplane, or one that was added to "
+        "datasets/layouts.py",
     )
     train_file: Annotated[str | None, Mark.TRAINING] = Field(None, description="default <dataset_name>_train.h5")
     validation_file: Annotated[str | None, Mark.TRAINING] = Field(
@@ -443,10 +445,11 @@ class Config(AnyConfig, section="network", title="A first-spike network"):
 
 
 class Images(DataSet):
-    layout: Annotated[Literal["torchvision", "npz", "shd", "ntidigits"], Mark.MACHINE] = Field(
+    layout: Annotated[str, Mark.MACHINE] = Field(
         "torchvision",
         description="torchvision: mnist, fmnist, cifar10 or cifar100; npz: x_train, y_train, x_test, y_test and, if "
-        "wanted, class_names in <dataset_name>.npz; the layouts of events: the first event of each pixel counts",
+        "wanted, class_names in <dataset_name>.npz; a layout of events, such as shd: the first event of each pixel "
+        "counts",
     )
     shape: Annotated[tuple[PositiveInt, PositiveInt, PositiveInt], Field(strict=False)] = Field(
         description="channels, height, width"

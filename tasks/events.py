@@ -13,9 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets import events, prepare, readers
+from datasets import binning, layouts, prepare, readers
 from datasets.augment import Augmentation, augment
-from datasets.events import AnyRecordings, Bins, as_seen, check_window, chosen, hold_out, say_unseen
+from datasets.binning import Bins
+from datasets.recordings import AnyRecordings, downsampled, subset
+from datasets.splits import groups_by, hold_out, say_unseen
 from snn import architecture, config, energy, pictures, report, tables
 from snn.classes import Named
 from snn.coding import Window, narrowed_D
@@ -105,7 +107,7 @@ class EventTraining(Training):
 
     def batches(self, order: np.ndarray) -> Iterator[tuple[Events | Tensor, Tensor]]:
         size = self.cfg.train.batch_size
-        return events.batches(self.recordings, order, self.bins, size, self.team.share, self.change, self.team.device)
+        return binning.batches(self.recordings, order, self.bins, size, self.team.share, self.change, self.team.device)
 
     def _loss(self, x_TBC: Events, target_B: Tensor, weight: float) -> Tensor:
         self.network.reset()
@@ -117,7 +119,7 @@ class EventTraining(Training):
 
     def evaluate(self, held_out: np.ndarray) -> Evaluation:
         size, device = self.cfg.train.test_batch_size, self.team.device
-        batches = events.batches(self.validation, held_out, self.bins, size, device=device)
+        batches = binning.batches(self.validation, held_out, self.bins, size, device=device)
         return evaluate(self.network, batches, partial(self.objective, training=False), device)
 
     def metrics(self, evaluation: Evaluation) -> dict:
@@ -189,7 +191,7 @@ class EventTesting(Testing):
             yield from self._batches(np.arange(len(self.recordings)), self.batch_size)
 
     def _batches(self, index: np.ndarray, size: int) -> Iterator[tuple[Events | Tensor, Tensor]]:
-        return events.batches(self.recordings, index, self.bins, size, device=self.device)
+        return binning.batches(self.recordings, index, self.bins, size, device=self.device)
 
     def examine(self, x_TBC: Events | Tensor, target_B: Tensor) -> None:
         for network, goal, evaluation in zip(self.networks, self.objectives, self.evaluations, strict=True):
@@ -290,7 +292,7 @@ def check_batch_norm(cfg: config.Config, recordings: int, parts: int) -> None:
         )
 
 
-def read_recordings(data: config.Data, split: readers.Split, bins: Bins, classes: Named | None = None) -> AnyRecordings:
+def read_recordings(data: config.Data, split: layouts.Split, bins: Bins, classes: Named | None = None) -> AnyRecordings:
     """The recordings of one split, as the network sees them; those of a camera are down-sampled.
 
     Where they and `classes` name the same classes, their labels are the numbers in `classes`. With data.test_by those
@@ -298,7 +300,7 @@ def read_recordings(data: config.Data, split: readers.Split, bins: Bins, classes
     """
     if split == "test" and data.test_by:
         recordings = _read(data, data.train_path, "train", bins, classes)
-        return chosen(recordings, _apart(recordings, data)[1])
+        return subset(recordings, _apart(recordings, data)[1])
     return _read(data, data.train_path if split == "train" else data.test_path, split, bins, classes)
 
 
@@ -315,23 +317,25 @@ def for_validation(
         validation = _read(data, data.validation_path, "test", bins, classes)
         say_unseen(validation, recordings.labels[rest], validation.labels, "validation")
         return rest, validation, np.arange(len(validation))
-    kept, held_out = hold_out(recordings, data.validation_share, data.validation_by, seed, rest)
+    groups = groups_by(recordings, data.validation_by, "validation") if data.validation_share else None
+    kept, held_out = hold_out(recordings, data.validation_share, seed, groups, rest)
     return kept, recordings, held_out
 
 
 def _apart(recordings: AnyRecordings, data: config.Data) -> tuple[np.ndarray, np.ndarray]:
     """Indices (to train on and validate, to test) of a training file."""
-    share = data.test_share if data.test_by else 0
-    return hold_out(recordings, share, data.test_by or "recording", TEST_SEED, name="test")
+    if data.test_by is None:
+        return np.arange(len(recordings)), np.arange(0)
+    return hold_out(recordings, data.test_share, TEST_SEED, groups_by(recordings, data.test_by, "test"), name="test")
 
 
-def _read(data: config.Data, path: Path, split: readers.Split, bins: Bins, classes: Named | None) -> AnyRecordings:
+def _read(data: config.Data, path: Path, split: layouts.Split, bins: Bins, classes: Named | None) -> AnyRecordings:
     numbers = data.num_units, data.num_classes
-    recordings = readers.read(data.layout, path, split, *numbers, data.origin, data.in_memory, classes)
-    if data.sensor:
-        recordings = as_seen(recordings, data.sensor)
-    check_window(recordings, bins, data.strict)
-    return recordings
+    options = data.prepare if data.dataset_name in prepare.MAKEABLE else None
+    recordings = readers.read(
+        data.layout, path, split, *numbers, data.origin, data.in_memory, classes, bins, data.strict, options
+    )
+    return downsampled(recordings, data.sensor) if data.sensor else recordings
 
 
 def look_at_test_data(data: config.Data, classes: Named) -> None:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from datasets import images
-from datasets.events import hold_out
+from datasets.splits import hold_out
 from snn import config
 from snn.classes import Named
 from snn.health import Cures
@@ -44,13 +44,13 @@ class ImageTraining(Training):
         data, train = cfg.data, cfg.train
         self.patience = train.patience
         if team.leads:
-            images.fetch_if_missing(data.layout, data.folder, data.dataset_name)
+            images.fetch_if_missing(data)
         team.wait()
-        self.images = read_images(data, "train", classes)
+        self.images = images.read(data, "train", classes)
         self.class_names = self.images.class_names
         if team.leads:
-            say_refusal(partial(look_at_test_data, data, Named(self.class_names, self.images.where)))
-        self.kept, self.held_out = hold_out(self.images, data.validation_share, "recording", train.seed)
+            say_refusal(partial(images.look, data, "test", Named(self.class_names, self.images.where)))
+        self.kept, self.held_out = hold_out(self.images, data.validation_share, train.seed)
         self.augment = images.augmentations(data.augment, data.crop_pad)
         self.spikes_by_layer: list[float] = []  # of the last validation
         torch.manual_seed(train.seed)
@@ -109,8 +109,8 @@ class ImageTesting(Testing):
         data, train = subjects[0].cfg.data, subjects[0].cfg.train
         self.data, self.device, self.batch_size = data, find_device(train.device), train.test_batch_size
         self.networks = [subject.network().to(self.device) for subject in subjects]
-        images.fetch_if_missing(data.layout, data.folder, data.dataset_name)
-        self.images = read_images(data, "test", subjects[0].classes)
+        images.fetch_if_missing(data)
+        self.images = images.read(data, "test", subjects[0].classes)
         say_missing(self.images.labels, data.num_classes, self.images.where, "image")
         self.evaluations = [TTFSEvaluation() for _ in subjects]
         self.simulations = [Simulation(network).run if args.simulate else None for network in self.networks]
@@ -141,18 +141,6 @@ class ImageTesting(Testing):
     @staticmethod
     def tables(metrics: dict) -> list[Table]:
         return report.result_tables(metrics)
-
-
-def read_images(data: config.Images, split: str, classes: Named | None = None) -> images.Images:
-    """The images of one split; their labels are numbers of `classes`, where both name the same classes."""
-    where = (data.layout, data.folder, data.dataset_name)
-    return images.read(*where, split, data.shape, data.num_classes, data.window_ms, classes, data.strict)
-
-
-def look_at_test_data(data: config.Images, classes: Named) -> None:
-    """Raise what test.py would, as far as names, sizes and types tell."""
-    where = (data.layout, data.folder, data.dataset_name)
-    images.look(*where, "test", data.shape, data.num_classes, data.window_ms, classes, data.strict)
 
 
 KIND = Kind(config.TTFSConfig, ImageTraining, ImageTesting)

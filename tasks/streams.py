@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from datasets.events import AnyRecordings, Bins, batches, in_order
+from datasets.binning import Bins, batches
+from datasets.recordings import AnyRecordings, sorted_by_time
 from snn.coding import decide as decisions_of
 from snn.evaluation import NOTHING
 from snn.events import Events
@@ -18,7 +19,7 @@ COSTS = ("events", "synaptic ops", "neuron updates", "time (ms)")
 
 def measure(network: Network, recordings: AnyRecordings, bins: Bins, batch_size: int) -> dict:
     """Every recording as a stream: accuracy, means of what a decision costs, and what differs from batches."""
-    recordings, everything = in_order(recordings), np.arange(len(recordings))
+    recordings, everything = sorted_by_time(recordings), np.arange(len(recordings))
     folded = network.folded()
     of_batches = {
         name: np.concatenate([decide(net, x_TBC) for x_TBC, _ in batches(recordings, everything, bins, batch_size)])

@@ -362,7 +362,7 @@ def batching(draw: Draw) -> None:
 
     for x, _ in batches(as_seen(recordings, sensor), index, bins, draw.number(2), change=change):
         x.dense()
-    hold_out(recordings, draw.number(0.3), "recording", 0)
+    hold_out(recordings, draw.number(0.3), 0)
 
 
 @entry

@@ -214,9 +214,9 @@ def test_evaluation_by_hand():
     assert low < 50 < high
     assert metrics["accuracy"] == 50
     assert metrics["spikes_per_neuron_by_layer"] == [0.5]
-    # image 0: 1 spike at 2 synapses, then 1 at 2; image 1: 2 at 2 each, then 1 at 2
-    assert metrics["synaptic_operations_by_layer"] == [3, 2]
-    assert metrics["synapses"] == 8
+    # synapses of 0 are none. Image 0: 1 spike at 2 synapses, then 1 at 1; image 1: 1 at 2 and 1 at 1, then 1 at 1
+    assert metrics["synaptic_operations_by_layer"] == [2.5, 1]
+    assert metrics["synapses"] == 5
     assert metrics["latency_windows"] == 3
     assert metrics["disagreements_with_simulation"] == 0
     histogram = result.histograms[0].tolist()
@@ -225,11 +225,14 @@ def test_evaluation_by_hand():
 
 
 def test_synapses_of_a_convolution_by_convolving():
-    """fan_out against the sum of a one-hot input's outputs through weights of 1."""
+    """fan_out against the sum of a one-hot input's outputs through weights of 1; those of 0 are none."""
     for kernel, stride in ((3, 1), (3, 2), (5, 2)):
         layer = layers.Conv2d(2, 3, kernel, 1.0, stride)
+        layer.weight.data[layer.weight > 0.4] = 0
+        ones = (layer.weight != 0).float()
+        assert 0 < ones.mean() < 1
         fan_out = layer.fan_out((2, 6, 5))
         for c, y, x in ((0, 0, 0), (1, 3, 2), (0, 5, 4)):
             one = torch.zeros(1, 2, 6, 5)
             one[0, c, y, x] = 1
-            assert fan_out[c, y, x] == layer.sums(one, torch.ones_like(layer.weight)).sum()
+            assert fan_out[c, y, x] == layer.sums(one, ones).sum()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from snn import checks, statistics
 from snn.errors import InputError
+from snn.operations import fan_out
 from snn.ttfs.layers import DirectEncoder
 from snn.ttfs.network import TTFSNetwork
 
@@ -109,7 +110,7 @@ def examine_images(
         result.disagreements = (result.disagreements or 0) + disagree
     if not result.fan_outs:
         result.fan_outs = [layer.fan_out(t_in.shape[1:]) for layer, t_in, _ in passages]
-        result.fan_outs.append(V_BN.new_full(t_out.shape[1:], V_BN.shape[1]))
+        result.fan_outs.append(fan_out(network.readout.weight).view(t_out.shape[1:]))
         result.classes = V_BN.shape[1]
         result.neurons = [t[0].numel() for _, _, t in passages]
         if isinstance(network.encoder, DirectEncoder):

@@ -4,7 +4,7 @@
 CHANGELOG.md which and why.
 
 With one thread, as BatchNorm sums in another order with more. The tolerance is room for another processor: with the
-oldest instructions that torch and its libraries know, losses moved by 6e-7 at most. A changed formula moves them by far more.
+oldest instructions that torch and its libraries know, losses moved by 6e-7 at most.
 """
 
 import json

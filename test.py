@@ -29,7 +29,10 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-import snn  # noqa: F401 - first, it says which packages are missing
+import snn  # first, it says which packages are missing
+
+if __name__ == "__main__":
+    snn.need("matplotlib", "jinja2", extra="report")
 
 # isort: split
 import numpy as np

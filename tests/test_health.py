@@ -97,9 +97,7 @@ def test_training_logs_and_warns_once(program, tmp_path):
     board = EventAccumulator(str(run))
     board.Reload()
     tags = board.Tags()
-    assert {"validation/spikes_per_neuron_by_layer/1", "gradient_norm", "learned/layers.1/a"} <= set(
-        tags["scalars"]
-    )
+    assert {"validation/spikes_per_neuron_by_layer/1", "gradient_norm", "learned/layers.1/a"} <= set(tags["scalars"])
     assert "learned/layers.0/tau_m" in tags["histograms"]
     logged = board.Scalars("learned/layers.0/tau_m")[-1]
     assert (logged.step, logged.value) == (2, pytest.approx(row["learned/layers.0/tau_m"]))

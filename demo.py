@@ -9,7 +9,10 @@ import argparse
 import sys
 from pathlib import Path
 
-import snn  # noqa: F401 - first, it says which packages are missing
+import snn  # first, it says which packages are missing
+
+if __name__ == "__main__":
+    snn.need("matplotlib", extra="report")
 
 # isort: split
 import numpy as np

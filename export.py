@@ -14,7 +14,10 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
-import snn  # noqa: F401 - first, it says which packages are missing
+import snn  # first, it says which packages are missing
+
+if __name__ == "__main__":
+    snn.need("nir", extra="export")
 
 # isort: split
 import nir

@@ -21,7 +21,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-import snn  # noqa: F401 - first, it says which packages are missing
+import snn  # first, it says which packages are missing
+
+if __name__ == "__main__":
+    snn.need("matplotlib", "jinja2", extra="report")
 
 # isort: split
 import numpy as np

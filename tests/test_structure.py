@@ -166,6 +166,7 @@ ALLOWED = {
         "snn.ops.binning",
         "snn.ops.compiled",
     },
+    "datasets.send": {"datasets", "snn.cli", "snn.errors"},
     "datasets.prepare": {"datasets.hdf5", "datasets.prepare", "snn.compiling", "snn.errors", "snn.memory"},
     "datasets.prepare.__main__": {"snn.errors", "snn.cli", "datasets.prepare"},
 }

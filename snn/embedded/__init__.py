@@ -94,7 +94,7 @@ def code(
         "CALLS": "\n".join(f"    run_layer_{k}(net);" for k in range(1, len(layers) + 1)),
     }
     files = {name: _resolved((HERE / name).read_text(encoding="utf-8"), flags, words) for name in FILES[:-1]}
-    files["weights.h"] = "\n".join(["#include <stdint.h>", *map(_array, arrays)])
+    files["weights.h"] = "".join(["#include <stdint.h>\n", *map(_array, arrays)])
     constants_bytes, state_bytes = sum(array.nbytes for _, array in arrays), _size(files["network.h"])
     words |= {"CONSTANTS": f"{constants_bytes:,}", "STATE": f"{state_bytes:,}"}
     files["README.md"] = _resolved((HERE / "README.md").read_text(encoding="utf-8"), flags, words)
@@ -197,7 +197,7 @@ def _array(named: tuple[str, np.ndarray]) -> str:
     shape = "".join(f"[{size}]" for size in array.shape)
     rows = [", ".join(row) for row in words.reshape(-1, array.shape[-1])]
     text = f"    {rows[0]}" if array.ndim == 1 else ",\n".join(f"    {{{row}}}" for row in rows)
-    return f"static const {kind} {name}{shape} = {{\n{text}\n}};"
+    return f"\nstatic const {kind} {name}{shape} = {{\n{text}\n}};\n"
 
 
 def _quoted(text: str) -> str:

@@ -15,7 +15,7 @@ import snn  # noqa: F401 - first, it says which packages are missing
 # isort: split
 import numpy as np
 
-from snn import cli, config, page, report, statistics
+from snn import cli, page, report, settings, statistics
 from snn.classes import Named, numbers_in
 from snn.errors import InputError
 from snn.evaluation import NOTHING
@@ -217,9 +217,9 @@ def configurations(one: Tested, other: Tested) -> list[Table]:
     paths = [run.folder.parent / "config.yaml" for run in (one, other)]
     if not all(path.is_file() for path in paths):
         return []
-    configs = [config.build(config.read_yaml(path), str(path)) for path in paths]
+    configs = [settings.load(path) for path in paths]
     rows = []
-    for field in config.differences(*configs):
+    for field in settings.differences(*configs):
         values = list(configs)
         for part in field.split("."):
             values = [getattr(value, part, page.DASH) for value in values]

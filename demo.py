@@ -18,7 +18,7 @@ from datasets.events import Bins, Recordings, counts
 from datasets.prepare import digits, speech
 from datasets.prepare.cochlea import N_PLACES, cochlea
 from datasets.prepare.wav import read_audio
-from snn import checkpoint, cli, report
+from snn import arguments, checkpoint, cli, report
 from snn.errors import InputError
 from snn.files import write_whole
 from snn.lettering import why_numbers
@@ -28,7 +28,7 @@ from snn.streaming import Stream
 
 def main() -> None:
     args = read_command_line()
-    path = cli.find_checkpoint(args.load_pt_file or newest_run())
+    path = arguments.find_checkpoint(args.load_pt_file or newest_run())
     cfg, content = checkpoint.load(path)
     data, names = cfg.data, content.get("class_names")
     if data.shape != (N_PLACES,):

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 import tasks
 from datasets.events import Bins, batches
-from snn import checkpoint, cli, config, embedded, exchange
+from snn import arguments, checkpoint, cli, config, embedded, exchange
 from snn.classes import Named
 from snn.coding import first_times, fs_decision
 from snn.errors import InputError
@@ -36,7 +36,7 @@ Names = tuple[str, ...] | None  # of the classes
 
 def main() -> None:
     args = read_command_line()
-    path = cli.find_checkpoint(args.load_pt_file)
+    path = arguments.find_checkpoint(args.load_pt_file)
     cfg, content = checkpoint.load(path)
     if isinstance(cfg, config.TTFSConfig):
         raise InputError(f"{path}: a TTFS network; only first-spike networks (a section `network`) can be exported")

@@ -39,16 +39,17 @@ from tqdm import tqdm
 import tasks
 from datasets import images, prepare
 from datasets.events import AnyRecordings, Bins, batches, in_order
-from snn import checkpoint, cli, config, energy, page, report, sections
+from snn import arguments, checkpoint, cli, config, energy, page, report, sections, settings
 from snn.classes import Named
 from snn.coding import Window, first_times, fs_decision
+from snn.config import Mark
 from snn.errors import InputError
 from snn.evaluation import NOTHING, Evaluation, Samples, examine
 from snn.events import Events
 from snn.files import write_whole
 from snn.lettering import why_numbers
 from snn.loss import objective
-from snn.machine import machine, versions
+from snn.machine import find_device, machine, versions
 from snn.memory import keep_freed_memory
 from snn.network import Network
 from snn.page import Picture
@@ -61,8 +62,6 @@ from snn.ttfs.simulation import Simulation
 
 OF_THE_OTHER_KIND = {"ttfs": ("show", "streaming", "test_single_delay", "energy"), "network": ("simulate",)}  # words
 COSTS = ("events", "synaptic ops", "neuron updates", "time (ms)")
-# fields of data
-NOT_OF_THE_TEST = {"augment", "validation_file", "validation_share", "validation_by", "train_file", "crop_pad"}
 
 
 def main() -> None:
@@ -74,9 +73,10 @@ def main() -> None:
         open_folder(subject.out)
     together = defaultdict(list)  # those that see the same batches
     for subject in subjects:
-        data, train = subject.cfg.data.model_dump_json(exclude=NOT_OF_THE_TEST), subject.cfg.train
+        data, train = subject.cfg.data, subject.cfg.train
         names = subject.content["class_names"]
         path = getattr(subject.cfg.data, "test_path", None)  # the training file, where data.test_by says so
+        data = data.model_dump_json(exclude=settings.marked(type(data), Mark.TRAINING))
         together[type(subject.cfg), data, path, train.test_batch_size, train.device, names].append(subject)
     metrics = {}
     for group in together.values():
@@ -97,7 +97,7 @@ def main() -> None:
 def test_recordings(args: argparse.Namespace, subjects: Sequence[Subject]) -> dict[Path, dict]:
     """First-spike networks on recordings of events, all in one pass."""
     data, train = subjects[0].cfg.data, subjects[0].cfg.train
-    device, size = cli.device(train.device), train.test_batch_size
+    device, size = find_device(train.device), train.test_batch_size
     networks = [Network(s.cfg.network, data.shape, data.num_classes, s.cfg.train.backend).to(device) for s in subjects]
     for network, subject in zip(networks, subjects, strict=True):
         checkpoint.load_weights(network, subject.content["network"], subject.path)
@@ -160,7 +160,7 @@ def test_recordings(args: argparse.Namespace, subjects: Sequence[Subject]) -> di
 def test_images(args: argparse.Namespace, subjects: Sequence[Subject]) -> dict[Path, dict]:
     """TTFS networks on images, all in one pass."""
     data, train = subjects[0].cfg.data, subjects[0].cfg.train
-    device, size = cli.device(train.device), train.test_batch_size
+    device, size = find_device(train.device), train.test_batch_size
     networks = [TTFSNetwork(subject.cfg.ttfs, data.shape, data.num_classes).to(device) for subject in subjects]
     for network, subject in zip(networks, subjects, strict=True):
         checkpoint.load_weights(network, subject.content["network"], subject.path)
@@ -195,7 +195,7 @@ def test_images(args: argparse.Namespace, subjects: Sequence[Subject]) -> dict[P
 def read_command_line() -> tuple[argparse.Namespace, list[Subject]]:
     """Words, and what is to be tested: checkpoints, their configurations with the words over them."""
     yaml_help = "take the data section from this configuration"
-    parser = cli.Parser(__doc__, cli.TEST, yaml_help, checkpoints="+")
+    parser = arguments.Parser(__doc__, arguments.TEST, yaml_help, checkpoints="+")
     parser.add_argument("--show", action="store_true", help="draw one decision of every class")
     parser.add_argument("--energy", action="store_true", help="count operations, memory traffic and energy")
     parser.add_argument(
@@ -206,7 +206,7 @@ def read_command_line() -> tuple[argparse.Namespace, list[Subject]]:
     args = parser.parse_args()
     if args.load_pt_file is None:
         raise InputError("command line: --load_pt_file is missing: a checkpoint such as runs/<name>/best.pt")
-    paths = list(dict.fromkeys(cli.find_checkpoint(path) for path in args.load_pt_file))
+    paths = list(dict.fromkeys(arguments.find_checkpoint(path) for path in args.load_pt_file))
     folders = [path.parent for path in paths]
     subjects = []
     for path in paths:
@@ -216,19 +216,19 @@ def read_command_line() -> tuple[argparse.Namespace, list[Subject]]:
     return args, subjects
 
 
-def read_checkpoint(parser: cli.Parser, args: argparse.Namespace, path: Path) -> tuple[config.AnyConfig, dict]:
+def read_checkpoint(parser: arguments.Parser, args: argparse.Namespace, path: Path) -> tuple[config.AnyConfig, dict]:
     """Configuration (data of --path_to_yaml, then the other words over it) and content of a checkpoint."""
     trained, content = checkpoint.load(path)
     values = trained.model_dump(mode="json")
     if args.path_to_yaml is not None:
-        given = config.read_yaml(cli.find_yaml(args.path_to_yaml))
+        given = settings.read_yaml(arguments.find_yaml(args.path_to_yaml))
         values["data"] = given.get("data", {})
     cfg = parser.override(values, args, args.path_to_yaml or path)
     section = "ttfs" if isinstance(trained, config.TTFSConfig) else "network"
     for word in OF_THE_OTHER_KIND[section]:
         if getattr(args, word):
             raise InputError(f"command line: --{word} is not for a network with a section `{section}`, as in {path}")
-    if changed := list(config.differences(getattr(cfg, section), getattr(trained, section), f"{section}.")):
+    if changed := list(settings.differences(getattr(cfg, section), getattr(trained, section), f"{section}.")):
         raise InputError(f"{path}: belongs to another network: it was trained with another {', '.join(changed)}")
     here, there = ((c.data.shape, c.data.num_classes) for c in (cfg, trained))
     if here != there:
@@ -261,7 +261,7 @@ def provenance(subject: Subject) -> dict:
         "seed": subject.cfg.train.seed,
         "command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
         "tested": time.strftime("%Y-%m-%d %H:%M:%S"),
-        "machine": machine(cli.device(subject.cfg.train.device)),
+        "machine": machine(find_device(subject.cfg.train.device)),
         "versions": versions(),
     }
 
@@ -503,7 +503,7 @@ def print_rows(tested: Sequence[tuple[Subject, dict]]) -> None:
         rows.append([subject.run, str(subject.cfg.train.seed), *values])
         for group in groups:
             seeds = {other.cfg.train.seed for other, _ in group}
-            alike = set(config.differences(group[0][0].cfg, subject.cfg)) <= {"train.seed"}
+            alike = set(settings.differences(group[0][0].cfg, subject.cfg)) <= {"train.seed"}
             if alike and subject.cfg.train.seed not in seeds:
                 group.append((subject, metrics))
                 break

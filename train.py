@@ -28,30 +28,25 @@ from typing import Any
 import snn  # noqa: F401 - first, it says which packages are missing
 
 # isort: split
+from snn import arguments, cli
+
+if __name__ == "__main__":
+    cli.run(arguments.train_parser(__doc__).parse_args)  # --help and wrong words need not wait for torch
+
+# isort: split
 import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 import tasks
-from snn import checkpoint, cli, config, health, runs
+from snn import arguments, checkpoint, cli, config, health, runs, settings
 from snn.classes import Named
+from snn.config import Mark
 from snn.errors import InputError
+from snn.machine import find_device
 from snn.memory import keep_freed_memory
 from snn.team import Team, gather
-
-MAY_CHANGE_ON_RESUME = {
-    "train.epochs",
-    "train.device",
-    "train.backend",
-    "train.cuda_graphs",
-    "train.log_interval",
-    "train.patience",
-    "data.path",
-    "data.origin",
-    "data.in_memory",
-    "data.strict",
-}
 
 
 @dataclass
@@ -78,12 +73,12 @@ def main() -> None:
     keep_freed_memory()
     cfg, args = read_command_line()
     train = cfg.train
-    team = gather(args.distributed, cli.device(train.device))
+    team = gather(args.distributed, find_device(train.device))
     run = runs.folder(args.save_name or cfg.run_name + (f"_{args.add_name}" if args.add_name else ""))
     last = run / "last.pt"
     _lock = runs.lock(run) if team.leads else None  # held to the end
     found, *resumed = checkpoint.load_newest(last) if args.resume else (None,)
-    started_from = cli.find_checkpoint(args.load_pt_file) if args.load_pt_file and not args.resume else None
+    started_from = arguments.find_checkpoint(args.load_pt_file) if args.load_pt_file and not args.resume else None
     content = checkpoint.load(started_from)[1] if started_from else resumed[1] if resumed else {}
     classes = Named(content.get("class_names"), str(started_from or last))
 
@@ -173,7 +168,7 @@ def train_epoch(
     task: tasks.Task,
     order: np.ndarray,
     position: Position,
-    train: config.AnyTrain,
+    train: config.Train,
     team: Team,
     interruption: cli.Interruption,
     last: Path,
@@ -235,19 +230,10 @@ def set_random_states(states: Sequence[Tensor], device: torch.device) -> None:
 
 
 def read_command_line() -> tuple[config.AnyConfig, argparse.Namespace]:
-    parser = cli.Parser(__doc__, cli.TRAIN)
-    parser.add_argument("--save_name", help="name of the run; default <dataset>_<fs|fr><α>_tau<τ>_<neuron>")
-    parser.add_argument("--add_name", help="what to add to the run's default name")
-    parser.add_argument("--verbose", action="store_true", help="say after each epoch how active each layer's input is")
-    parser.add_argument("--resume", action="store_true", help="go on with the run of that name where it ended")
-    parser.add_argument("--path_to_json", type=Path, metavar="JSON", help="settings of T2FSNN's, over the YAML's")
+    parser = arguments.train_parser(__doc__)
     args = parser.parse_args()
-    args.path_to_yaml = cli.find_yaml(args.path_to_yaml or cli.default_yaml(sys.argv[1:]))
-    values = config.read_yaml(args.path_to_yaml)
-    if args.path_to_json:
-        for field, value in config.read_json(args.path_to_json).items():
-            config.override(values, field, value)
-    return parser.override(values, args), args
+    args.path_to_yaml = arguments.find_yaml(args.path_to_yaml or arguments.default_yaml(sys.argv[1:]))
+    return parser.override(settings.read_yaml(args.path_to_yaml), args), args
 
 
 def resume(
@@ -261,7 +247,8 @@ def resume(
 ) -> Position:
     """Take up a run where its checkpoint left it."""
     path = run / "last.pt"
-    if changed := [name for name in config.differences(cfg, cfg_then) if name not in MAY_CHANGE_ON_RESUME]:
+    may_change = settings.marked(type(cfg), Mark.MACHINE, Mark.RESUME)
+    if changed := [name for name in settings.differences(cfg, cfg_then) if name not in may_change]:
         raise InputError(f"{path}: cannot resume with another {', '.join(changed)}; give the run's own, or a new name")
     processes = content["processes"]
     if len(processes) != team.size:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 import tasks
 from datasets.events import Bins, Recordings, counts
-from snn import checkpoint, cli, embedded
+from snn import arguments, checkpoint, cli, embedded
 from snn.errors import InputError
 from snn.network import Network
 from snn.quantise import quantised
@@ -156,7 +156,7 @@ def main() -> None:
     parser.add_argument("--quantise", choices=("int8",))
     parser.add_argument("--on_boards", type=int, default=20, help="recordings that QEMU runs")
     args = parser.parse_args()
-    path = cli.find_checkpoint(args.load_pt_file)
+    path = arguments.find_checkpoint(args.load_pt_file)
     cfg, content = checkpoint.load(path)
     data = cfg.data.model_copy(update={"path": args.path_to_dataset or cfg.data.path})
     network = Network(cfg.network, data.shape, data.num_classes)

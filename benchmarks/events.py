@@ -29,7 +29,7 @@ from benchmarks.kernels import high_water_megabytes, medians, processor
 from benchmarks.step import CONFIG, make_recordings, our_step, spikingjelly_step
 from datasets import readers
 from datasets.events import Bins, Recordings, counts
-from snn import architecture, checkpoint, config
+from snn import architecture, checkpoint, config, settings
 from snn.events import Events
 from snn.linear import EventLinear
 from snn.memory import keep_freed_memory
@@ -170,7 +170,7 @@ def streaming(network: Network, cfg: config.Config, recordings: Recordings, roun
 
 
 def read_config() -> config.Config:
-    return config.build(config.read_yaml(CONFIG), str(CONFIG))
+    return settings.load(CONFIG)
 
 
 def bins_of(cfg: config.Config) -> Bins:

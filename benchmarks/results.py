@@ -23,12 +23,12 @@ from pathlib import Path
 from matplotlib import pyplot as plt
 from tqdm import tqdm
 
-from snn import cli, config, report
+from snn import arguments, cli, config, report, settings
+from snn.config import Mark
 from snn.errors import InputError
-from snn.files import write_whole
-from snn.machine import machine, versions
+from snn.files import REPOSITORY, write_whole
+from snn.machine import find_device, machine, versions
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "results"
 FIGURE = REPOSITORY / "docs" / "results.png"
 BEGIN, END = "<!-- results: python -m benchmarks.results --readme -->", "<!-- end of results -->"
@@ -44,8 +44,6 @@ PUBLISHED = {
     "culif_dvsplane": "92.7 %",
 }
 COMMAND = ("python", "-m", "benchmarks.results")
-# where data are, what runs
-MAY_CHANGE = {"data.path", "data.layout", "data.prepare", "train.device", "train.backend", "train.cuda_graphs"}
 NOT_A_RESULT = {"smoke"}  # configurations for a look
 # of test.py's metrics, what is stored of each seed
 KEPT = (
@@ -71,13 +69,13 @@ def main() -> None:
 
 def store(args: argparse.Namespace, words: Sequence[str]) -> None:
     """Train and test every seed, in runs/<configuration>_seed<seed>, and write results/<configuration>.json."""
-    path = cli.find_yaml(args.configuration)
-    name, parser = path.stem, cli.Parser("", cli.TRAIN)
-    cfg = config.build(config.read_yaml(path), str(path))
-    changed = parser.override(config.read_yaml(path), parser.parse_args(words), path)
-    if others := [field for field in config.differences(cfg, changed) if field not in MAY_CHANGE]:
+    path = arguments.find_yaml(args.configuration)
+    name, parser = path.stem, arguments.Parser("", arguments.TRAIN)
+    cfg = settings.load(path)
+    changed = parser.override(settings.read_yaml(path), parser.parse_args(words), path)
+    if others := set(settings.differences(cfg, changed)) - settings.marked(type(cfg), Mark.MACHINE):
         raise InputError(
-            f"{', '.join(others)}: a stored result is of {path} as it is; write a configuration of its own"
+            f"{', '.join(sorted(others))}: a stored result is of {path} as it is; write a configuration of its own"
         )
     RESULTS.mkdir(exist_ok=True)
     load, seeds = os.getloadavg()[0], {}
@@ -99,7 +97,7 @@ def store(args: argparse.Namespace, words: Sequence[str]) -> None:
         ),
         "network": describe(cfg),
         "finished": time.strftime("%Y-%m-%d"),
-        "machine": machine(cli.device(changed.train.device))
+        "machine": machine(find_device(changed.train.device))
         | {"threads": os.environ.get("OMP_NUM_THREADS", "all"), "load_at_start": round(load, 1)},
         "versions": versions(),
         "seeds": seeds,
@@ -149,7 +147,7 @@ def table(results: dict[str, dict]) -> str:
     for path in sorted((REPOSITORY / "configs").glob("*.yaml")):
         if path.stem in NOT_A_RESULT:
             continue
-        cfg = config.build(config.read_yaml(path), str(path))
+        cfg = settings.load(path)
         cells = [f"`configs/{path.name}`", describe(cfg), PUBLISHED.get(path.stem, "-")]
         if path.stem not in results:
             lines.append(row([*cells, "not run", "", "", ""]))

@@ -35,7 +35,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from benchmarks.kernels import processor
 from benchmarks.step import CONFIG, EVENTS, LENGTH_S
 from datasets.events import Bins, Recordings, counts
-from snn import config
+from snn import config, settings
 from snn.coding import Window
 from snn.loss import objective
 from snn.memory import keep_freed_memory
@@ -160,7 +160,7 @@ def work(rounds: int) -> dict:
     keep_freed_memory()
     team = gather(False, torch.device("cpu"))
     alone = Team(team.device)
-    cfg = config.build(config.read_yaml(CONFIG), str(CONFIG))
+    cfg = settings.load(CONFIG)
     B, channels, classes = cfg.train.batch_size, cfg.data.channels, cfg.data.num_classes
     once, twice = make_recordings(B, channels, classes), make_recordings(2 * B, channels, classes)
     buckets: list[int] = []

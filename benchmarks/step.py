@@ -24,7 +24,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks.kernels import medians, processor
 from datasets.events import Bins, Recordings, counts, frames
-from snn import architecture, config
+from snn import architecture, config, settings
 from snn.coding import Window
 from snn.events import Events
 from snn.linear import DENSE_ABOVE, EventLinear
@@ -154,7 +154,7 @@ def main() -> None:
     parser.add_argument("--delays", action="store_true", help="measure networks with delays")
     arguments = parser.parse_args()
     device = arguments.device
-    cfg = config.build(config.read_yaml(CONFIG), str(CONFIG))
+    cfg = settings.load(CONFIG)
     recordings = make_recordings(cfg.train.batch_size, cfg.data.channels, cfg.data.num_classes)
     ours = partial(our_step, recordings=recordings, device=device)
     steps = {"ours": ours(cfg, "auto", replays=device == "cuda")}

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import grad
 
 from benchmarks.kernels import medians, processor
-from snn import cli, config
+from snn import cli, config, settings
 from snn.errors import InputError
 from snn.memory import keep_freed_memory
 from snn.ttfs.layers import Conv2d, EarliestSpike, Linear
@@ -230,7 +230,7 @@ def main() -> None:
     where = processor() if arguments.device == "cpu" else torch.cuda.get_device_name()
     where += f", {torch.get_num_threads()} threads, torch {torch.__version__}"
     print(where)
-    mnist = config.build(config.read_yaml(MNIST), str(MNIST))
+    mnist = settings.load(MNIST)
     networks = [
         (mnist.ttfs.layers, mnist.data.shape, mnist.data.num_classes, mnist.train.batch_size),
         ("vgg7", (3, 32, 32), 10, 16),

@@ -15,14 +15,15 @@ from typing import Any
 import torch
 
 from snn.classes import tidied
-from snn.config import AnyConfig, build
+from snn.config import AnyConfig, Config
 from snn.errors import InputError
 from snn.network import Network
+from snn.settings import build
 from snn.ttfs.network import Network as TTFSNetwork
 
 FORMAT = "first-spike checkpoint"
-VERSION = 2
-READABLE = (1, VERSION)
+VERSION = 3
+READABLE = (1, 2, VERSION)
 MARK = b"first-spike sha256"
 FOR_RESUME = {"optimizer": dict, "step": int, "processes": list, "best": (tuple, list), "best_epoch": int}
 
@@ -121,7 +122,20 @@ def load(path: Path, for_resume: bool = False) -> tuple[AnyConfig, dict[str, Any
     if not isinstance(names, list | tuple | None) or not all(isinstance(name, str) for name in names or ()):
         raise InputError(f"{path}: the checkpoint's class_names are no names, it is damaged")
     content["class_names"] = None if names is None else tidied(names)
-    return build(content["config"], f"{path}, configuration"), content
+    cfg = build(content["config"], f"{path}, configuration")
+    if content["version"] < 3 and isinstance(cfg, Config):
+        content["network"] = _renamed(content["network"], len(cfg.network.layers))
+    return cfg, content
+
+
+def _renamed(weights: dict[str, Any], hidden: int) -> dict[str, Any]:
+    """Weights as they are named since version 3: before, hidden layers were `blocks` and the output stood beside."""
+    names = {"blocks.": "layers.", "readout.": f"layers.{hidden}.linear.", "output.": f"layers.{hidden}.neurons."}
+    renamed = {}
+    for name, value in weights.items():
+        before = next((before for before in names if name.startswith(before)), "")
+        renamed[names.get(before, "") + name.removeprefix(before)] = value
+    return renamed
 
 
 def load_newest(path: Path) -> tuple[Path, AnyConfig, dict[str, Any]]:

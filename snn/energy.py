@@ -102,13 +102,13 @@ class Meter:
             float(spikes @ (m.V != 0).sum(0).cpu().double()) / self.samples for m, spikes in self.fed_back.items()
         )
         # counts meet the weights of the first layer; a pool before them makes no more than neurons, which give 0 or 1
-        begins_with_pool = bool(self.network.blocks) and isinstance(self.network.blocks[0].linear, Pooling)
+        begins_with_pool = isinstance(self.network.layers[0].linear, Pooling)
         macs = operations[0] if self.counts and not begins_with_pool else 0.0
         acs = sum(operations) + recurrent - macs
         dense = self.steps * (sum(_dense_operations(m) for m in self.linears) + sum(m.V.numel() for m in self.fed_back))
         folded = self.network.folded()
         tensors = [*folded.parameters(), *folded.buffers()]
-        biases = sum(self.sizes[block.neurons] for block in self.network.blocks if block.norm is not None)
+        biases = sum(self.sizes[layer.neurons] for layer in self.network.layers if layer.norm is not None)
         states = sum(size * len(m.dynamics.carried(m.V is not None)) for m, size in self.sizes.items())
         neurons = sum(self.sizes.values())
         weight_bytes = 4 * (macs + acs)
@@ -170,7 +170,7 @@ class Meter:
 
     def _for_models(self, begins_with_pool: bool) -> tuple[list[hardware.Synapses], list[hardware.Neurons]]:
         """Return what came to the weights and what the neurons gave, means of a recording."""
-        biased = {block.linear for block in self.network.blocks if block.norm is not None}
+        biased = {layer.linear for layer in self.network.layers if layer.norm is not None}
         synapses = []
         for module, conv in self.convs.items():
             height, width, _ = _geometry(module)

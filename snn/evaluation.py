@@ -213,8 +213,8 @@ def operations(network: Network, x_TBC: Events | Tensor, layers: tuple[Tensor, .
             unit = int(np.gcd.reduce(fan_out_C.cpu().numpy()))  # sums stay below 2^24: exact in float32
             each_TB = unit * ((x != 0).float() @ (fan_out_C // unit).float()).double()
         total_TB = total_TB + (each_TB * fan_out_C if len(fan_out_C) == 1 else each_TB)
-    for block, s_TBN in zip(network.blocks, layers, strict=False):
-        if block.neurons.V is not None:  # a layer's own spikes come back one step later
+    for layer, s_TBN in zip(network.layers, layers, strict=True):
+        if layer.neurons.V is not None:  # a layer's own spikes come back one step later
             total_TB[1:] += s_TBN[:-1].count_nonzero(2) * s_TBN.shape[2]
     return total_TB
 

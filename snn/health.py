@@ -3,42 +3,37 @@
 import math
 
 import torch
+from spikingjelly.activation_based.functional import reset_net
 from torch import Tensor, nn
 
 from snn.events import Dropped, Events
-from snn.network import Network
-from snn.ttfs.network import Network as TTFSNetwork
 
 
-def blame(network: Network | TTFSNetwork, x: Tensor | Events, loss: Tensor) -> str:
+def blame(network: nn.Module, x: Tensor | Events, loss: Tensor) -> str:
     """The first place where a step meets a number that is not finite: from the input onwards, then back from the loss.
 
     A bad weight or statistic comes before what it does to the layers.
-    Between the layers of a TTFS network infinity is no fault: it is the time of a spike that there is not.
     """
     if samples_at_fault(x):
         return "the input"
     for name, value in network.state_dict().items():
         if not value.isfinite().all():
             return f"the {'parameter' if name in dict(network.named_parameters()) else 'buffer'} {name}"
-    is_ttfs = isinstance(network, TTFSNetwork)
     faults: list[str] = []
 
     def inspect(module: nn.Module, inputs: tuple, outputs: Tensor | tuple) -> None:
         for out in outputs if isinstance(outputs, tuple) else (outputs,):
             out = out.dense() if isinstance(out, Dropped) else out
             is_fine = out.isfinite()
-            if is_ttfs and module is not network.readout:
+            if getattr(module, "gives_times", False):  # infinity is the time of a spike that there is not
                 is_fine |= out == math.inf
             if not is_fine.all():
                 faults.append(f"the output of {names[module]}")
 
-    blocks = () if is_ttfs else network.blocks
-    names = {module: name for name, module in network.named_modules() if name and module not in blocks}
+    names = {module: name for name, module in network.named_modules() if name}
     hooks = [module.register_forward_hook(inspect) for module in names]
     with torch.no_grad():
-        if not is_ttfs:
-            network.reset()
+        reset_net(network)
         network(x)
     for hook in hooks:
         hook.remove()

@@ -75,7 +75,7 @@ def draw_decision(
     t_1N = first_times(activity.s_TBN, activity.h_TBN)
     decision, first_step = int(fs_decision(t_1N)), int(t_1N.min())
     is_silent = first_step > T
-    h_TN, theta = activity.h_TBN[:, 0].cpu().numpy(), network.output.threshold
+    h_TN, theta = activity.h_TBN[:, 0].cpu().numpy(), network.output.neurons.threshold
     time_ms = dt_ms * np.arange(1, T + 1)
 
     rasters = [("input channel", x_T1C.dense())]

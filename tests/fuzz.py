@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from datasets.augment import Augmentation, augment
 from datasets.events import Bins, Recordings, StoredRecordings, as_seen, batches, counts, frames, hold_out
-from snn import coding, compiling, config, evaluation, loss
+from snn import coding, compiling, config, evaluation, loss, settings
 from snn.conv import EventConv, Pooling
 from snn.errors import InputError
 from snn.events import Dropped, Events
@@ -240,7 +240,7 @@ def max_pool(draw: Draw) -> None:
     backward(y)
 
 
-SPIKING = config.build(config.read_yaml(CONFIGS / "adlif_shd.yaml"), "fuzz").network
+SPIKING = settings.load(CONFIGS / "adlif_shd.yaml").network
 
 
 def network_of(draw: Draw) -> tuple[Network, int]:
@@ -393,7 +393,7 @@ def losses(draw: Draw) -> None:
         loss.spike_count([draw.tensor(T, B, N), draw.tensor(T, B, 2, 3)][draw.wrong() :][:: draw.of([1, -1])], 1.0, 3.0)
     else:
         seen = Network(SPIKING.model_copy(update={"layers": ("4F",)}), (5,), N)(draw.tensor(T, B, 5))
-        what = config.build(config.read_yaml(CONFIGS / "adlif_shd.yaml"), "fuzz").loss
+        what = settings.load(CONFIGS / "adlif_shd.yaml").loss
         loss.objective(seen, target, what, coding.Window.of(T, 16, 200.0), training=draw.chance(0.5)).backward()
 
 
@@ -488,7 +488,7 @@ def ttfs_kernels(draw: Draw) -> None:
         kernels.to_earliest(draw.tensor(B, 1, H // 2, W // 2), places, draw.shape(B, 1, H, W))
 
 
-TTFS = config.build(config.read_yaml(CONFIGS / "ttfs_mnist_mlp.yaml"), "fuzz").ttfs
+TTFS = settings.load(CONFIGS / "ttfs_mnist_mlp.yaml").ttfs
 
 
 @entry

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from snn import architecture, config, exchange
+from snn import architecture, config, exchange, settings
 from snn.delays import DelayedLinear
 from snn.errors import InputError
 from snn.events import Dropped
@@ -188,9 +188,9 @@ def delayed(**changes) -> config.Config:
 def test_a_network_with_delays_learns_all_of_them_and_folds():
     network, x_TBC = build(delayed()), random_counts((25, 6, 30), 0.2, torch.float32)
     assert {name: module.steps.shape for name, module in network.delays().items()} == {
-        "blocks.0.linear.delays": (30,),
-        "blocks.1.linear.delays": (12, 16),
-        "readout.delays": (12,),
+        "layers.0.linear.delays": (30,),
+        "layers.1.linear.delays": (12, 16),
+        "layers.2.linear.delays": (12,),
     }
     activity = network.train()(as_events(x_TBC))
     activity.h_TBN.sum().backward()
@@ -250,7 +250,7 @@ def values(**network) -> dict:
 )
 def test_bad_fields_are_named(changes, message):
     with pytest.raises(InputError, match=message) as error:
-        config.build(values(**changes), "x.yaml")
+        settings.build(values(**changes), "x.yaml")
     assert "\n" not in str(error.value)
 
 
@@ -292,7 +292,7 @@ def test_train_resume_and_test(program, tmp_path):
     page = (tmp_path / "runs/whole/test/report.html").read_text()
     assert "delay of each input (ms)" in page
     row = json.loads((tmp_path / "runs/whole/metrics.jsonl").read_text().splitlines()[-1])
-    assert "learned/blocks.1.neurons/delay_synapse" in row
+    assert "learned/layers.1/delay_synapse" in row
     streamed = program("test.py --load_pt_file runs/whole/best.pt --streaming")
     assert streamed.returncode == 0, streamed.stderr
     assert "0 of 24 decisions" in next(line for line in streamed.stdout.splitlines() if "unlike batches" in line)

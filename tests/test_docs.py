@@ -16,7 +16,7 @@ from datasets import readers
 from datasets.prepare import dvsgesture, dvsplane, heidelberg, wav
 from datasets.prepare.__main__ import main
 from datasets.prepare.recordings import LISTS
-from snn import checkpoint, config, exchange
+from snn import checkpoint, config, exchange, manual, settings
 from snn.network import Network
 from tests.conftest import REPOSITORY, TINY, write_nmnist
 from tests.originals import write_originals
@@ -24,7 +24,7 @@ from tests.test_prepare_official import SPLITS
 from tests.test_recordings import save as save_sound
 
 PAGES = sorted((REPOSITORY / "docs").glob("*.md"))
-FIELDS = {line.split()[0] for kind in (config.Config, config.TTFSConfig) for line in config.describe(kind)}
+FIELDS = {option.name for kind in config.KINDS.values() for option in manual.options(kind)}
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -46,7 +46,7 @@ def test_pages_are_there():
 
 def test_the_configuration_reference_is_up_to_date():
     written = (REPOSITORY / "docs" / "configuration.md").read_text()
-    assert written == config.markdown() + "\n", "python -m snn.config --markdown > docs/configuration.md"
+    assert written == manual.markdown() + "\n", "python -m snn.config --markdown > docs/configuration.md"
     assert all(f"| `{field}` |" in written for field in FIELDS)
 
 
@@ -68,7 +68,7 @@ def test_words_of_commands_are_words_of_the_programs(page):
         path = REPOSITORY / (program if program.endswith(".py") else f"{program.replace('.', '/')}.py")
         if not path.exists():
             path = path.with_suffix("") / "__main__.py"
-        known = path.read_text() + (REPOSITORY / "snn" / "cli.py").read_text()
+        known = path.read_text() + (REPOSITORY / "snn" / "arguments.py").read_text()
         known += "".join(p.read_text() for p in (REPOSITORY / "datasets" / "prepare").glob("*.py"))
         for word in re.findall(r"(?<!\S)--[\w-]+", words):
             assert f'"{word}"' in known, f"{program} {word}"
@@ -154,7 +154,7 @@ def test_the_snippets_for_exported_files_run(tmp_path, monkeypatch):
     torch.manual_seed(0)
     constants = config.NeuronParams(tau_mem_steps=5, tau_syn_steps=5, theta=0.1)
     network = Network(config.Network(layers=["6F"], neuron="CuLIF", neuron1=constants, neuron2=constants), (5,), 3)
-    network.blocks[0].norm.bias += 1
+    network.layers[0].norm.bias += 1
     for_nir, for_onnx = blocks("export.md", "python")
     monkeypatch.chdir(tmp_path)
     if find_spec("snntorch"):
@@ -174,7 +174,7 @@ def test_the_snippets_for_exported_files_run(tmp_path, monkeypatch):
 def test_the_onnx_snippet_runs(program, tmp_path):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    cfg = config.build(config.read_yaml(REPOSITORY / "configs" / "adlif_shd.yaml"), "test")
+    cfg = settings.load(REPOSITORY / "configs" / "adlif_shd.yaml")
     network = Network(cfg.network, cfg.data.shape, cfg.data.num_classes)
     checkpoint.save(tmp_path / "best.pt", cfg, network, epoch=1, validation={})
     assert program("export.py --load_pt_file best.pt --format onnx").returncode == 0

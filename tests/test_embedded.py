@@ -162,7 +162,7 @@ class Machine:
 
 def silent(network: Network) -> Network:
     network = copy.deepcopy(network)
-    network.output.theta.fill_(1e6)
+    network.output.neurons.theta.fill_(1e6)
     return network
 
 
@@ -204,8 +204,8 @@ def test_answers_to_inputs_that_do_not_fit(tmp_path):
 def test_a_clock_in_place_of_events_and_going_on_after_the_decision(tmp_path):
     network = trained()
     with torch.no_grad():  # its bias alone fires an output neuron
-        network.readout.weight.abs_()
-        network.blocks[1].norm.bias += 100
+        network.output.linear.weight.abs_()
+        network.layers[1].norm.bias += 100
     machine = Machine(tmp_path, network)
     assert machine.call("push", 0, 3) == RUNNING
     assert machine.call("advance", 9_999) == RUNNING
@@ -323,14 +323,14 @@ def test_weights_as_bytes():
 def test_a_quantised_network_is_a_network_whose_sums_do_not_depend_on_their_order():
     network = trained(layers=("16R", "12FDS3"), batch_norm=True)
     small_one = quantised(network)
-    assert network.blocks[0].norm is not None  # a copy
-    for weight_NC in (small_one.blocks[0].linear.weight, small_one.blocks[0].neurons.V, small_one.readout.weight):
+    assert network.layers[0].norm is not None  # a copy
+    for weight_NC in (small_one.layers[0].linear.weight, small_one.layers[0].neurons.V, small_one.output.linear.weight):
         whole_NC, scale_N = as_int8(weight_NC)
         assert (whole_NC * scale_N[:, None] == weight_NC).all()
-    assert not (small_one.readout.weight == network.readout.weight).any()
+    assert not (small_one.output.linear.weight == network.output.linear.weight).any()
     shuffled = copy.deepcopy(small_one)
     order = torch.randperm(12)
     with torch.no_grad():
         x_RC = torch.poisson(torch.full((50, 12), 3.0))
-        expected = x_RC.double() @ small_one.readout.weight.double().T
-        assert (x_RC[:, order] @ shuffled.readout.weight[:, order].T == expected.float()).all()
+        expected = x_RC.double() @ small_one.output.linear.weight.double().T
+        assert (x_RC[:, order] @ shuffled.output.linear.weight[:, order].T == expected.float()).all()

@@ -221,20 +221,19 @@ def test_operations_of_convolutions_are_the_weights_that_an_entry_meets(stride):
 
         network.reset()
         hooks = [
-            block.linear.register_forward_hook(count) for block in network.blocks if hasattr(block.linear, "shape")
+            layer.linear.register_forward_hook(count) for layer in network.layers if hasattr(layer.linear, "shape")
         ]
         network(x_TBC)
         for hook in hooks:
             hook.remove()
         full = [
-            (block, s) for block, s in zip(network.blocks, activity.layers, strict=False) if block.neurons.V is not None
+            (layer, s) for layer, s in zip(network.layers, activity.layers, strict=True) if layer.neurons.V is not None
         ]
         assert full
-        for k, block in enumerate(network.blocks):
-            if hasattr(block.linear, "out_features"):
-                expected_TB += activity.layers[k - 1].sum(2) * block.linear.out_features
+        for k, layer in enumerate(network.layers):
+            if hasattr(layer.linear, "out_features"):
+                expected_TB += activity.layers[k - 1].sum(2) * layer.linear.out_features
         for _, s_TBN in full:
             assert s_TBN.any()
             expected_TB[1:] += s_TBN[:-1].sum(2) * s_TBN.shape[2]
-        expected_TB += activity.layers[-2].sum(2) * network.readout.out_features
     assert torch.equal(counted_TB, expected_TB)

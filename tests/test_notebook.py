@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from datasets.events import Bins, Recordings, counts, frames
-from snn import config, loss
+from snn import loss, settings
 from snn.conv import EventConv, Pooling
 from snn.errors import InputError
 from snn.evaluation import evaluate
@@ -32,7 +32,7 @@ CHANNELS = 30
 
 def network_of(layers: tuple[str, ...] = ("32F", "16R"), shape: tuple[int, ...] = (CHANNELS,)) -> Network:
     torch.manual_seed(0)
-    chosen = config.build(config.read_yaml(REPOSITORY / "configs" / "adlif_shd.yaml"), "test").network
+    chosen = settings.load(REPOSITORY / "configs" / "adlif_shd.yaml").network
     return Network(chosen.model_copy(update={"layers": layers}), shape, 4).eval()
 
 
@@ -337,7 +337,7 @@ def test_a_stream_that_is_none():
         with pytest.raises(InputError, match=next(iter(wrong))):
             Stream(network, **{"dt_ms": 10, "T": 100, **wrong})
     with pytest.raises(InputError, match="Network"):
-        Stream(network.readout, 10, 100)
+        Stream(network.output.linear, 10, 100)
     stream = Stream(network, 10, 100)
     for times in (np.zeros(1, np.float16), np.zeros(1, np.longdouble), np.zeros(1, ">f4"), [0], torch.zeros(1)):
         stream.push(times, [0])  # all numbers are taken
@@ -373,7 +373,7 @@ from snn.loss import objective
 from snn.network import Network
 from snn.streaming import Stream
 
-cfg = config.build(config.read_yaml({repository!r} + "/configs/fsdd.yaml"), "fsdd")
+cfg = settings.load({repository!r} + "/configs/fsdd.yaml")
 recordings = readers.read("shd", "{name}_train.h5", "train", cfg.data.channels, {classes})
 network = Network(cfg.network, cfg.data.shape, {classes})
 optimizer = torch.optim.Adam(network.parameters())

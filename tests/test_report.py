@@ -14,7 +14,7 @@ import yaml
 from matplotlib import pyplot as plt
 
 import tasks
-from snn import checkpoint, config, page, report, statistics
+from snn import checkpoint, config, page, report, settings, statistics
 from snn.files import write_whole
 from snn.network import Network
 from snn.page import Section, Tile
@@ -25,12 +25,12 @@ NAMES = ("one", "two & <three>", "four")
 
 
 def small_config(seed: int = 0, **network) -> config.Config:
-    values = config.read_yaml(REPOSITORY / "configs" / "adlif_shd.yaml")
+    values = settings.read_yaml(REPOSITORY / "configs" / "adlif_shd.yaml")
     values["data"] |= {"dataset_name": "toy", "path": "data", "channels": 40, "num_classes": 3, "T": 20}
     values["network"] |= {"layers": ["16F", "12R"], "neuron1": {"tau_mem_steps": 5, "tau_syn_steps": 5, "theta": 0.2}}
     values["network"] |= {"neuron2": {"tau_mem_steps": 5, "tau_syn_steps": 5, "theta": 0.02}} | network
     values["train"]["seed"] = seed
-    return config.build(values, "test")
+    return settings.build(values, "test")
 
 
 def save_run(folder: Path, cfg: config.AnyConfig, names: tuple[str, ...] = ("best.pt",)) -> Path:
@@ -167,11 +167,11 @@ def test_many_at_once(program, toy, monkeypatch):
 
 
 def ttfs_config(seed: int = 0) -> config.TTFSConfig:
-    values = config.read_yaml(REPOSITORY / "configs" / "ttfs_mnist_mlp.yaml")
+    values = settings.read_yaml(REPOSITORY / "configs" / "ttfs_mnist_mlp.yaml")
     values["data"] |= {"dataset_name": "toy", "path": "data", "layout": "npz", "shape": [1, 6, 6], "num_classes": 3}
     values["ttfs"]["layers"] = "8F"
     values["train"]["seed"] = seed
-    return config.build(values, "test")
+    return settings.build(values, "test")
 
 
 def test_networks_that_spike_once(program, toy):
@@ -311,7 +311,7 @@ def test_learned_values_are_those_of_the_neurons():
     assert set(values["tau_m"]) == {"hidden 1", "hidden 2"}
     assert values["tau_m"]["hidden 1"].value.numpy() == pytest.approx(50.0)  # 5 steps
     assert values["tau_w"]["hidden 2"].value.numpy() == pytest.approx(1000.0, rel=1e-4)
-    assert values["a"]["hidden 1"].value.numpy() == pytest.approx(network.blocks[0].neurons.a.detach().numpy())
+    assert values["a"]["hidden 1"].value.numpy() == pytest.approx(network.layers[0].neurons.a.detach().numpy())
 
 
 def test_learned_values_stand_beside_where_they_began():

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from benchmarks import results
-from snn import config
+from snn import settings
 from snn.errors import InputError
 from tests.conftest import REPOSITORY
 
@@ -85,7 +85,7 @@ def test_the_readme_shows_what_results_hold():
 def test_stored_results_say_where_they_come_from(path):
     result = json.loads(path.read_text())
     cfg_path = REPOSITORY / result["configuration"]
-    assert result["network"] == results.describe(config.build(config.read_yaml(cfg_path), str(cfg_path)))
+    assert result["network"] == results.describe(settings.load(cfg_path))
     assert result["command"].startswith(f"python -m benchmarks.results {result['configuration']} --seeds")
     assert {"torch", "python", "spikingjelly"} <= result["versions"].keys()
     assert {"processor", "cores", "load_at_start"} <= result["machine"].keys()

@@ -24,7 +24,7 @@ import pytest
 import torch
 
 import tasks
-from snn import checkpoint, config, linear, runs
+from snn import checkpoint, linear, runs, settings
 from snn.events import Events
 from snn.network import Network
 from tests.conftest import ON_CPU, REPOSITORY, TINY, TORCHRUN, assert_one_line, make_events, write_shd
@@ -254,6 +254,10 @@ def test_two_processes_resume_within_an_epoch(data):
     assert state(data / "runs" / "x") == state(data / "runs" / "whole")
 
 
+def weight_of_output(network: torch.nn.Module) -> torch.Tensor:
+    return network.readout.weight if hasattr(network, "readout") else network.output.linear.weight
+
+
 @pytest.mark.usefixtures("data")
 @pytest.mark.parametrize(("command", "task"), [(EVENTS, "EventTask"), (IMAGES, "ImageTask")])
 @pytest.mark.parametrize("fault", ["input", "weight", "loss", "gradient"])
@@ -280,21 +284,22 @@ def test_not_a_finite_number(program, tmp_path, monkeypatch, command, task, faul
         if next(steps) == 1 and fault == "loss":
             return value / 0
         if fault == "gradient":
-            self.network.readout.weight.register_hook(lambda gradient: gradient * math.nan)
+            weight_of_output(self.network).register_hook(lambda gradient: gradient * math.nan)
         return value
 
     def spoiled_step(self) -> None:
         after_step(self)
         if fault == "weight":
-            self.network.readout.weight.data[1, 2] = math.nan
+            weight_of_output(self.network).data[1, 2] = math.nan
 
     monkeypatch.setattr(kind, "batches", spoiled_batches)
     monkeypatch.setattr(kind, "_loss", spoiled_loss)
     monkeypatch.setattr(kind, "after_step", spoiled_step)
     result = program(f"{command} --epochs 1 --save_name x")
     step = {"input": 2, "loss": 2, "weight": 1, "gradient": 1}[fault]
-    place = {"input": "the input", "loss": "the loss"}.get(fault, f"{fault} readout.weight")
-    place = place.replace("gradient ", "the gradient of ").replace("weight readout", "the parameter readout")
+    output = "readout" if task == "ImageTask" else "layers.2.linear"
+    place = {"input": "the input", "loss": "the loss"}.get(fault, f"{fault} {output}.weight")
+    place = place.replace("gradient ", "the gradient of ").replace(f"weight {output}", f"the parameter {output}")
     assert_one_line(result, f"epoch 1/1, step {step}: not a finite number in {place};", "runs/x/last.pt holds")
     named = [int(number) for number in result.stderr.rsplit(": ", 1)[1].split(", ")]
     assert named == (orders[0][16 + 7 :][:1] if fault == "input" else orders[0][16 * (step - 1) :][:16])
@@ -417,9 +422,9 @@ def test_what_stops_a_run_leaves_it_as_it_was(program, data, fault):
 def test_bits_of_our_kernels_do_not_go_by_threads(monkeypatch):
     """Torch's BatchNorm and oneDNN's convolutions sum in an order that goes by them."""
     monkeypatch.setattr(linear, "input_gradient", torch.matmul)
-    values = config.read_yaml(REPOSITORY / "configs" / "adlif_digits.yaml")
+    values = settings.read_yaml(REPOSITORY / "configs" / "adlif_digits.yaml")
     values["network"]["batch_norm"] = False
-    network = Network(config.build(values, "test").network, (700,), 20)
+    network = Network(settings.build(values, "test").network, (700,), 20)
     x_TBC = 8 * (torch.rand(30, 24, 700) < 0.1).float()
     threads, found = torch.get_num_threads(), []
     for number in (1, 2):
@@ -444,7 +449,7 @@ def test_a_seed_is_a_run(program, tmp_path, command):
     one, same, other = (state(tmp_path / "runs" / name) for name in ("one", "same", "other"))
     assert one == same
     assert one[0] != other[0]
-    assert one[1]["last.pt readout.weight"] != other[1]["last.pt readout.weight"]
+    assert one[1]["last.pt layers.2.linear.weight"] != other[1]["last.pt layers.2.linear.weight"]
 
 
 @pytest.mark.usefixtures("data")

@@ -10,7 +10,7 @@ import torch
 import tasks
 from datasets import events
 from datasets.events import Bins
-from snn import config
+from snn import config, settings
 from snn.errors import InputError
 from tests.conftest import REPOSITORY, TINY, assert_one_line, make_events, write_shd
 
@@ -159,6 +159,6 @@ def test_the_published_network_on_ssc_reads_the_official_files(program, tmp_path
     )
     assert result.returncode == 0, result.stderr
     assert "70 recordings to train on, 35 held out" in result.stdout
-    values = config.read_yaml(REPOSITORY / "configs/adlif_ssc.yaml")
-    cfg = config.build(values, "adlif_ssc.yaml")
+    values = settings.read_yaml(REPOSITORY / "configs/adlif_ssc.yaml")
+    cfg = settings.build(values, "adlif_ssc.yaml")
     assert (cfg.network.layers, cfg.network.neuron, cfg.data.num_classes) == (("512F", "512F"), "AdLIF", 35)

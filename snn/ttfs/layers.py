@@ -16,7 +16,13 @@ def _flat(t: Tensor) -> Tensor:
     return t.flatten(1)
 
 
-class SpikingLayer(nn.Module):
+class GivesTimes(nn.Module):
+    """A module whose outputs are spike times: infinity is that of a spike that there is not."""
+
+    gives_times = True
+
+
+class SpikingLayer(GivesTimes):
     """Weights with neurons behind them; no bias. What `Linear` and `Conv2d` have in common.
 
     Args:
@@ -114,7 +120,7 @@ class Conv2d(SpikingLayer):
         return grad.conv2d_input((1, *shape), W, torch.ones_like(outputs), self.stride, self.padding)[0]
 
 
-class EarliestSpike(nn.Module):
+class EarliestSpike(GivesTimes):
     """Passes the earliest spike of each patch on: the maximum pool of leads. Patches do not overlap."""
 
     def __init__(self, kernel: int):
@@ -125,7 +131,7 @@ class EarliestSpike(nn.Module):
         return functional.max_pool2d(t_BCHW, self.kernel)
 
 
-class AverageLead(nn.Module):
+class AverageLead(GivesTimes):
     """Passes the mean lead of each patch on, silent inputs counted as 0."""
 
     def __init__(self, kernel: int, T: float):
@@ -152,7 +158,7 @@ class Readout(nn.Module):
         return functional.readout(_flat(t), self.weight, self.T)
 
 
-class UnitEncoder(nn.Module):
+class UnitEncoder(GivesTimes):
     """Pixels in [0, 1] to times (1 - x) T."""
 
     def __init__(self, T: float):
@@ -164,7 +170,7 @@ class UnitEncoder(nn.Module):
         return functional.unit_encode(x, self.T)
 
 
-class DirectEncoder(nn.Module):
+class DirectEncoder(GivesTimes):
     """A first layer of real numbers, `layer`'s sums over the pixels themselves, clamped to [0, 1] and sent as times."""
 
     def __init__(self, layer: SpikingLayer):

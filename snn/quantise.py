@@ -1,0 +1,39 @@
+"""Networks whose weights are bytes: whole numbers from -127 to 127 times a power of two for each neuron.
+
+Sums of such weights are exact in float32 as in integers, up to 2^24 times the power of two, whatever their order. So a
+quantised network is an ordinary `Network`, and integer sums in C, times the power of two, are its bits.
+"""
+
+import torch
+from torch import Tensor
+
+from snn.network import Network
+from snn.neurons import SpikingNeuron
+
+LARGEST = 127
+
+
+@torch.no_grad()
+def quantised(network: Network) -> Network:
+    """A copy for inference, `network.folded()`, with the weights of all layers and recurrences rounded to int8."""
+    network = network.folded()
+    linears = [block.linear for block in network.blocks] + [network.readout]
+    weights = [linear.weight for linear in linears]
+    weights += [m.V for m in network.modules() if isinstance(m, SpikingNeuron) and m.V is not None]
+    for weight_NC in weights:
+        whole_NC, scale_N = as_int8(weight_NC)
+        weight_NC.copy_(whole_NC * scale_N[:, None])
+    return network
+
+
+@torch.no_grad()
+def as_int8(weight_NC: Tensor) -> tuple[Tensor, Tensor]:
+    """(whole numbers (N, C), int8; powers of two (N,)). The largest whole number of each neuron is 64 to 127.
+
+    Weights that are rounded already stay as they are.
+    """
+    needed_N = weight_NC.abs().amax(1) / LARGEST
+    mantissa_N = torch.frexp(needed_N).mantissa  # 0.5 <= mantissa < 1; of a power of two 0.5
+    scale_N = torch.where(mantissa_N == 0.5, needed_N, needed_N / mantissa_N)  # the power of two at or above
+    scale_N = torch.where(needed_N > 0, scale_N, 1.0)
+    return (weight_NC / scale_N[:, None]).round().to(torch.int8), scale_N

@@ -11,7 +11,10 @@ import sys
 import time
 from pathlib import Path
 
-import snn  # noqa: F401 - first, it says which packages are missing
+import snn  # first, it says which packages are missing
+
+if __name__ == "__main__":
+    snn.need("matplotlib", extra="report")
 
 # isort: split
 import numpy as np
@@ -21,7 +24,7 @@ from datasets.events import Bins, Recordings, as_seen, counts
 from datasets.prepare import digits, speech
 from datasets.prepare.cochlea import N_PLACES, cochlea
 from datasets.prepare.wav import read_audio
-from snn import arguments, checkpoint, cli, config, report
+from snn import arguments, checkpoint, cli, config, pictures
 from snn.errors import InputError
 from snn.files import write_whole
 from snn.lettering import why_numbers
@@ -32,14 +35,12 @@ from snn.streaming import Stream
 def main() -> None:
     args = read_command_line()
     path = arguments.find_checkpoint(args.load_pt_file or newest_run())
-    cfg, content = checkpoint.load(path)
-    data, names = cfg.data, content.get("class_names")
+    network, cfg, content = checkpoint.load_network(path, "cpu")
+    data, names = cfg.data, content["class_names"]
     is_live = args.udp is not None or args.stdin
-    if isinstance(cfg, config.TTFSConfig) or (not is_live and data.shape != (N_PLACES,)):
+    if not isinstance(network, Network) or (not is_live and data.shape != (N_PLACES,)):
         shape, what = "x".join(map(str, data.shape)), "it takes events" if is_live else f"the cochlea has {N_PLACES}"
         raise InputError(f"{path}: listens to {shape} channels, but {what}; take another")
-    network = Network(cfg.network, data.shape, data.num_classes, "cpu")
-    checkpoint.load_weights(network, content["network"], path)
     network = network.folded()
     if is_live:
         follow(args, network, data, names)
@@ -67,7 +68,7 @@ def main() -> None:
     work = stream.work
     if decision is None:
         raise InputError("nothing was heard within the window: no decision")
-    name = report.class_name(decision.label, names)
+    name = pictures.class_name(decision.label, names)
     if decision.step is None:
         print(f"no output spike in {data.dt_ms * (data.T + data.T_empty):g} ms: by the highest potential, {name}")
     else:
@@ -75,9 +76,9 @@ def main() -> None:
     print(f"{work.events:,} of {len(times_s):,} events, {work.synaptic_operations:,} synaptic operations")
 
     heard = Recordings(np.array([0, len(times_s)]), times_s, 1.0, channels, np.zeros(1, np.int64), None, "demo")
-    x_T1C = counts(heard, np.zeros(1, np.int64), Bins(data.dt_ms, data.T, data.T_empty, N_PLACES))
-    figure = report.draw_decision(network, x_T1C, data.dt_ms, names=names, audio=(audio, rate_hz))
-    write_whole(args.out, report.png(figure))
+    x_T1C = counts(heard, np.zeros(1, np.int64), Bins.of(data, "train"))
+    figure = pictures.draw_decision(network, x_T1C, data.dt_ms, names=names, audio=(audio, rate_hz))
+    write_whole(args.out, pictures.png(figure))
     print(f"drawn: {args.out}")
     if why := why_numbers(names):
         print(f"warning: {why}", file=sys.stderr)
@@ -109,7 +110,7 @@ def follow(args: argparse.Namespace, network: Network, data: config.Data, names:
             if decision := decision or stream.finish():
                 at = f"at {decision.time_ms:g} ms" if decision.step else "by the highest potential"
                 latency_ms = 1000 * (time.perf_counter() - arrived_s)
-                name = report.class_name(decision.label, names)
+                name = pictures.class_name(decision.label, names)
                 print(f"recording {number}: {name} {at}, {latency_ms:.2f} ms after its last event came", flush=True)
     finally:
         print(", ".join(f"{value:,} {name}" for name, value in vars(source.counts).items()))

@@ -50,7 +50,8 @@ def hold_out(
         raise InputError(
             f"{samples.where}: with data.{name}_share = {share}, "
             + (f"class {missing[0]} has nothing left to train on" if len(missing) else "nothing is held out")
-            + "; it needs more recordings, or more speakers"
+            + "; it needs more recordings (all windows of one count as one), or more speakers"
+            + ("; or hold out none, by data.validation_share=0" if name == "validation" else "")
         )
     return among[~held], among[held]
 

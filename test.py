@@ -85,7 +85,7 @@ def main() -> None:
         (subject,) = subjects
         found, kind = metrics[subject.path], ttfs_report if isinstance(subject.cfg, config.TTFSConfig) else report
         energies = [report.energy_table(found["energy"])] if args.energy else []
-        print(tables.text([*kind.result_tables(found), *energies]))
+        print(tables.text([*kind.result_tables(found), *energies]), end="\n\n")
         print(f"read {subject.out / 'report.html'}; numbers in metrics.json, pictures and samples.npz beside it")
     else:
         kinds = {config.Config: report.COLUMNS, config.TTFSConfig: ttfs_report.COLUMNS}
@@ -93,7 +93,7 @@ def main() -> None:
             report.runs_table([(s, metrics[s.path]) for s in subjects if isinstance(s.cfg, kind)], columns)
             for kind, columns in kinds.items()
         ]
-        print(tables.text(rows))
+        print(tables.text(rows), end="\n\n")
         print("a report.html each in " + ", ".join(str(subject.out) for subject in subjects))
 
 

@@ -265,7 +265,10 @@ def result_tables(metrics: dict) -> list[Table]:
             ("decisions unlike those of batches", _of(streaming["differ_from_batches"], metrics)),
             ("decisions moved by folding BatchNorm", _of(streaming["moved_by_folding"], metrics)),
         ]
-        result += [_cost_table("Cost of a decision on a stream of events", streaming), Table("As a stream", (), unlike)]
+        result += [
+            _cost_table("Cost of a decision on a stream of events", streaming),
+            Table("Decisions on that stream", (), unlike),
+        ]
     return result
 
 
@@ -306,7 +309,12 @@ def energy_table(energy: dict[str, dict]) -> Table:
         for name, one in energy.items()
         if not name.startswith("baseline_")
     ]
-    return Table("", ("mean of a recording", "this network", "real-valued, dense", "source"), rows, is_words=True)
+    return Table(
+        "Operations, memory and energy",
+        ("mean of a recording", "this network", "real-valued, dense", "source"),
+        rows,
+        is_words=True,
+    )
 
 
 def _class_rows(metrics: dict) -> Iterator[tuple[str, ...]]:

@@ -68,7 +68,9 @@ def test_words_of_commands_are_words_of_the_programs(page):
         path = REPOSITORY / (program if program.endswith(".py") else f"{program.replace('.', '/')}.py")
         if not path.exists():
             path = path.with_suffix("") / "__main__.py"
-        known = path.read_text() + (REPOSITORY / "snn" / "arguments.py").read_text()
+        known = path.read_text() + "".join(
+            (REPOSITORY / "snn" / f"{name}.py").read_text() for name in ("arguments", "manual")
+        )
         known += "".join(p.read_text() for p in (REPOSITORY / "datasets" / "prepare").glob("*.py"))
         for word in re.findall(r"(?<!\S)--[\w-]+", words):
             assert f'"{word}"' in known, f"{program} {word}"

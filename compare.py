@@ -10,7 +10,10 @@ import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
-import snn  # noqa: F401 - first, it says which packages are missing
+import snn  # first, it says which packages are missing
+
+if __name__ == "__main__":
+    snn.need("matplotlib", "jinja2", extra="report")
 
 # isort: split
 import numpy as np

@@ -14,7 +14,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from snn.coding import first_times, fs_decision
+from snn.coding import decide
 from snn.evaluation import NOTHING, Evaluation, Samples
 from snn.events import Events
 from snn.learned import Learned
@@ -55,7 +55,7 @@ def png(figure: Figure) -> bytes:
 @torch.inference_mode()
 def draw_decision(
     network: Network,
-    x_T1C: Events,
+    x_T1C: Events | Tensor,
     dt_ms: float,
     *,
     names: Sequence[str] | None = None,
@@ -68,18 +68,14 @@ def draw_decision(
     top, where there is one.
     """
     names, fonts = lettering(names)
-    network.eval()
-    network.reset()
-    activity = network(x_T1C)
-    network.reset()
+    activity = network.eval().run(x_T1C)
     T = x_T1C.shape[0]
-    t_1N = first_times(activity.s_TBN, activity.h_TBN)
-    decision, first_step = int(fs_decision(t_1N)), int(t_1N.min())
+    decision, first_step = map(int, decide(activity.s_TBN, activity.h_TBN))
     is_silent = first_step > T
     h_TN, theta = activity.h_TBN[:, 0].cpu().numpy(), network.output.neurons.threshold
     time_ms = dt_ms * np.arange(1, T + 1)
 
-    rasters = [("input channel", x_T1C.dense())]
+    rasters = [("input channel", x_T1C.dense() if isinstance(x_T1C, Events) else x_T1C)]
     rasters += [(f"hidden layer {k + 1}", s_TBN) for k, s_TBN in enumerate(activity.layers[:-1])]
     heights = [*([0.6] if audio else []), *([1.2] * len(rasters)), 1.4, 0.8]
     figure, axes = plt.subplots(len(heights), sharex=True, figsize=(WIDTH, 1.2 * sum(heights)), height_ratios=heights)
@@ -143,16 +139,13 @@ def class_ticks(classes: int, names: Sequence[str] | None) -> dict[str, Any]:
 @plt.rc_context(STYLE)
 @torch.inference_mode()
 def draw_single_delay(
-    network: Network, x_TBC: Events, target_B: Tensor, dt_ms: float, names: Sequence[str] | None
+    network: Network, x_TBC: Events | Tensor, target_B: Tensor, dt_ms: float, names: Sequence[str] | None
 ) -> Figure:
     """One recording of each class: all output spikes in one raster, a row a recording, the first spike marked."""
     names, fonts = lettering(names)
-    network.eval()
-    network.reset()
-    activity = network(x_TBC)
-    network.reset()
-    t_BN = first_times(activity.s_TBN, activity.h_TBN).cpu()
-    decision_B, T = fs_decision(t_BN), x_TBC.shape[0]
+    activity = network.eval().run(x_TBC)
+    decision_B, first_B = decide(activity.s_TBN, activity.h_TBN)
+    T = x_TBC.shape[0]
     figure, axis = plt.subplots(figsize=(WIDTH, min(1 + 0.28 * len(target_B), HIGHEST)))
     step, row, _ = activity.s_TBN.nonzero().cpu().numpy().T
     axis.scatter(dt_ms * (step + 1), row, s=40, marker="|", color=GREY)
@@ -162,8 +155,8 @@ def draw_single_delay(
         "textcoords": "offset points",
         "fontfamily": fonts,
     }  # the spikes of the row
-    for row, (decision, target) in enumerate(zip(decision_B.tolist(), target_B.tolist(), strict=True)):
-        first_step = int(t_BN[row].min())
+    rows = zip(decision_B.tolist(), first_B.tolist(), target_B.tolist(), strict=True)
+    for row, (decision, first_step, target) in enumerate(rows):
         verdict = class_name(decision, names) + ("" if decision == target else ", wrong")
         if first_step <= T:
             colour = BLUE if decision == target else ORANGE

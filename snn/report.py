@@ -6,6 +6,9 @@ First the page itself, then what the reports of all kinds of networks share, the
 
 import base64
 import json
+import shlex
+import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -14,13 +17,16 @@ from typing import Any, NamedTuple
 import jinja2
 import yaml
 from matplotlib.figure import Figure
+from torch import nn
 
-from snn import pictures, settings, tables
+from snn import checkpoint, pictures, settings, tables
+from snn.classes import Named
 from snn.config import AnyConfig
 from snn.evaluation import Evaluation
 from snn.files import write_whole
 from snn.learned import Learned
 from snn.lettering import why_numbers
+from snn.machine import find_device, machine, versions
 from snn.network import Network
 from snn.tables import DASH, Table, interval, layer_name, number, percent, spikes
 
@@ -72,6 +78,29 @@ class Subject(NamedTuple):
     cfg: AnyConfig
     content: dict[str, Any]  # of the checkpoint
     out: Path
+
+    def network(self) -> nn.Module:
+        """The network with its weights."""
+        network = self.cfg.new_network().eval()
+        checkpoint.load_weights(network, self.content["network"], self.path)
+        return network
+
+    @property
+    def classes(self) -> Named:
+        """Return what the numbers of the network's classes mean."""
+        return Named(self.content["class_names"], str(self.path))
+
+    def provenance(self) -> dict:
+        """Return where a test's numbers come from."""
+        return {
+            "checkpoint": str(self.path),
+            "epoch": self.content["epoch"],
+            "seed": self.cfg.train.seed,
+            "command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "tested": time.strftime("%Y-%m-%d %H:%M:%S"),
+            "machine": machine(find_device(self.cfg.train.device)),
+            "versions": versions(),
+        }
 
     @property
     def run(self) -> str:

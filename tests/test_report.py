@@ -18,7 +18,7 @@ from snn import checkpoint, config, pictures, report, settings, statistics, tabl
 from snn.files import write_whole
 from snn.network import Network
 from snn.report import Section, Tile
-from snn.ttfs.network import Network as TTFSNetwork
+from snn.ttfs.network import TTFSNetwork
 from tests.conftest import REPOSITORY, assert_one_line, make_events, write_shd
 
 NAMES = ("one", "two & <three>", "four")
@@ -147,8 +147,8 @@ def test_many_at_once(program, toy, monkeypatch):
     assert program("test.py --load_pt_file a").returncode == 0
     alone = read_metrics("runs/a")
     reads = []
-    read = tasks.read_recordings
-    monkeypatch.setattr(tasks, "read_recordings", lambda *words: reads.append(words) or read(*words))
+    read = tasks.events.read_recordings
+    monkeypatch.setattr(tasks.events, "read_recordings", lambda *words: reads.append(words) or read(*words))
     result = program("test.py --load_pt_file a runs/b runs/c/best.pt runs/c/last.pt a --test-batch-size 10")
     assert result.returncode == 0, result.stderr
     assert len(reads) == 1

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from snn import pictures
 from snn.report import Column, Section, Subject, Tile, class_table, class_words, keep, write_page
 from snn.tables import Table, interval, number, percent, spikes
-from snn.ttfs.evaluation import Evaluation
+from snn.ttfs.evaluation import TTFSEvaluation
 
 COLUMNS = (
     Column("accuracy %", "accuracy", 2),
@@ -14,7 +14,7 @@ COLUMNS = (
 )
 
 
-def write(subject: Subject, metrics: dict, evaluation: Evaluation) -> None:
+def write(subject: Subject, metrics: dict, evaluation: TTFSEvaluation) -> None:
     """report.html of a TTFS network."""
     write_page(subject, metrics, "images", _tiles(metrics), _sections(subject, metrics, evaluation))
 
@@ -64,7 +64,7 @@ def _class_rows(metrics: dict) -> Iterator[tuple[str, str]]:
         yield f"{sum(row):,}", percent(100 * row[k] / sum(row) if sum(row) else None)
 
 
-def _sections(subject: Subject, metrics: dict, evaluation: Evaluation) -> list[Section]:
+def _sections(subject: Subject, metrics: dict, evaluation: TTFSEvaluation) -> list[Section]:
     out, names = subject.out, metrics["class_names"]
     times = pictures.draw_spike_times(evaluation.histograms, subject.cfg.ttfs.T)
     confusion = pictures.draw_confusion(metrics["confusion"], "decisions", names)

@@ -4,15 +4,16 @@ Events stay events on the CPU: no dense frame is made here. Sets larger than mem
 reads its own.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 import numpy as np
 import torch
 
 from datasets.recordings import AnyRecordings, Recordings, check_index
-from snn import checks
+from snn import checks, config
 from snn.errors import InputError
 from snn.events import Events
 from snn.ops.binning import step_of
@@ -32,6 +33,14 @@ class Bins:
         checks.number("dt_ms", self.dt_ms, above=0)
         for name, value, least in (("T", self.T, 1), ("T_empty", self.T_empty, 0), ("channels", self.channels, 1)):
             checks.whole(name, value, least)
+
+    @classmethod
+    def of(cls, data: config.Data, split: Literal["train", "test"]) -> "Bins":
+        """The bins of a split."""
+        T, T_empty = data.T, data.T_empty
+        if split == "test":
+            T, T_empty = data.test_T or T, T_empty if data.test_T_empty is None else data.test_T_empty
+        return cls(data.dt_ms, T, T_empty, math.prod(data.shape))
 
     def end_ticks(self, ticks_per_second: float) -> float:
         """When the last of the T bins ends."""

@@ -91,7 +91,9 @@ class Evaluation:
         """All samples, in their order."""
         if not self.batches:
             raise InputError("there is not one sample: nothing was evaluated")
-        return Samples(*(torch.cat(parts) for parts in zip(*self.batches, strict=True)))
+        if len(self.batches) > 1:
+            self.batches = [Samples(*(torch.cat(parts) for parts in zip(*self.batches, strict=True)))]
+        return self.batches[0]
 
     def __add__(self, other: "Evaluation") -> "Evaluation":
         """Of the samples of both. A part may be without samples, and then knows no neurons."""
@@ -216,10 +218,8 @@ def examine(
     """
     checks.kind("a batch", x_TBC, Tensor, Events)
     network.eval()
-    network.reset()
     x_TBC = x_TBC.to(device)
-    activity = network(x_TBC)
-    network.reset()
+    activity = network.run(x_TBC)
     checks.labels(target_B, *activity.s_TBN.shape[1:])
     target_B = target_B.to(device)
     result.neurons = [math.prod(s.shape[2:]) for s in activity.layers]

@@ -177,7 +177,7 @@ print((run(folder + "/x.h5", 300) - before) / 1024)
 def test_the_configuration_decides(shd_folder, in_memory):
     about = {"dataset_name": "shd", "channels": 40, "num_classes": 3, "dt_ms": 10.0, "T": 20}
     data = config.Data(**about, path=str(shd_folder), in_memory=in_memory)
-    recordings = tasks.read_recordings(data, "train", Bins(10.0, 20, 0, 40))
+    recordings = tasks.events.read_recordings(data, "train", Bins(10.0, 20, 0, 40))
     assert isinstance(recordings, Recordings if in_memory else StoredRecordings)
 
 

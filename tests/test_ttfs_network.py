@@ -10,16 +10,16 @@ import torch.nn.functional as F
 from snn import config
 from snn.errors import InputError
 from snn.ttfs import layers
-from snn.ttfs.evaluation import Evaluation, examine
-from snn.ttfs.network import Network, silent_neurons_drive
+from snn.ttfs.evaluation import TTFSEvaluation, examine_images
+from snn.ttfs.network import TTFSNetwork, silent_neurons_drive
 from snn.ttfs.simulation import Simulation
 
 SMALL = "6C3 - P2 - 8C3S2 - A2 - 20F"
 
 
-def build(words: str = SMALL, shape: tuple = (2, 12, 10), classes: int = 4, **options) -> Network:
+def build(words: str = SMALL, shape: tuple = (2, 12, 10), classes: int = 4, **options) -> TTFSNetwork:
     torch.manual_seed(0)
-    return Network(config.TTFS(layers=words, **options), shape, classes)
+    return TTFSNetwork(config.TTFS(layers=words, **options), shape, classes)
 
 
 def images(n: int = 30, shape: tuple = (2, 12, 10), seed: int = 0) -> torch.Tensor:
@@ -38,7 +38,7 @@ def images(n: int = 30, shape: tuple = (2, 12, 10), seed: int = 0) -> torch.Tens
     ],
 )
 def test_numbers_of_weights(words, shape, values):
-    assert build(words, shape, 10).num_trainable() == values
+    assert sum(p.numel() for p in build(words, shape, 10).parameters()) == values
 
 
 @pytest.mark.parametrize("words", [SMALL, "6C3-P2-8C3S2-A2-20F", "6C3, P2, 8C3S2, A2, 20F", " 6C3 P2 8C3S2 A2 20F "])
@@ -206,8 +206,8 @@ def test_evaluation_by_hand():
     # image 0: only input 0, at 0: neuron 0 at .5 / 1.5, neuron 1 silent; image 1: both at 0: neuron 0 the same,
     # neuron 1 has no drive, so silent
     x = torch.tensor([[1.0, 0.0], [1.0, 1.0]]).view(2, 1, 1, 2)
-    result = Evaluation()
-    examine(network, x, torch.tensor([0, 1]), torch.device("cpu"), result, Simulation(network).run)
+    result = TTFSEvaluation()
+    examine_images(network, x, torch.tensor([0, 1]), torch.device("cpu"), result, Simulation(network).run)
     metrics = result.metrics()
     assert result.details()["confusion"] == [[1, 0], [1, 0]]
     low, high = result.details()["accuracy_interval"]

@@ -170,7 +170,9 @@ class EventTesting(Testing):
         self.networks = [subject.network().to(self.device) for subject in subjects]
         if args.streaming:
             for network in self.networks:
-                Stream(network, *self.bins[:3])  # refuses what it cannot take before the work is done
+                Stream(
+                    network, self.bins.dt_ms, self.bins.T, self.bins.T_empty
+                )  # refuses what it cannot take before the work is done
         prepare.make_if_missing(data.test_path, data.dataset_name, data.prepare)
         self.recordings = read_recordings(data, "test", self.bins, subjects[0].classes)
         say_missing(self.recordings.labels, data.num_classes, str(data.test_path), "recording")

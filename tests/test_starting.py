@@ -93,7 +93,7 @@ def test_help_does_not_wait_for_torch(tmp_path):
 
 
 def test_a_process_without_jit_is_told_so_once(tmp_path):
-    result = run("-m snn.ops.show AdLIF", tmp_path, NUMBA_DISABLE_JIT="1")
+    result = run("-m benchmarks.step --help", tmp_path, NUMBA_DISABLE_JIT="1")
     assert result.returncode == 0, result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert b"warning: NUMBA_DISABLE_JIT is set" in result.stderr

@@ -21,24 +21,21 @@ from datasets.events import Bins, Recordings, counts
 from datasets.prepare import digits, speech
 from datasets.prepare.cochlea import N_PLACES, cochlea
 from datasets.prepare.wav import read_audio
-from snn import arguments, checkpoint, cli, report
+from snn import arguments, checkpoint, cli, pictures
 from snn.errors import InputError
 from snn.files import write_whole
 from snn.lettering import why_numbers
-from snn.network import Network
 from snn.streaming import Stream
 
 
 def main() -> None:
     args = read_command_line()
     path = arguments.find_checkpoint(args.load_pt_file or newest_run())
-    cfg, content = checkpoint.load(path)
-    data, names = cfg.data, content.get("class_names")
+    network, cfg, content = checkpoint.load_network(path, "cpu")
+    data, names = cfg.data, content["class_names"]
     if data.shape != (N_PLACES,):
         shape = "x".join(map(str, data.shape))
         raise InputError(f"{path}: listens to {shape} channels, but the cochlea has {N_PLACES}; take another")
-    network = Network(cfg.network, data.shape, data.num_classes, "cpu")
-    checkpoint.load_weights(network, content["network"], path)
     network = network.folded()
 
     if args.wav:
@@ -63,7 +60,7 @@ def main() -> None:
     work = stream.work
     if decision is None:
         raise InputError("nothing was heard within the window: no decision")
-    name = report.class_name(decision.label, names)
+    name = pictures.class_name(decision.label, names)
     if decision.step is None:
         print(f"no output spike in {data.dt_ms * (data.T + data.T_empty):g} ms: by the highest potential, {name}")
     else:
@@ -71,9 +68,9 @@ def main() -> None:
     print(f"{work.events:,} of {len(times_s):,} events, {work.synaptic_operations:,} synaptic operations")
 
     heard = Recordings(np.array([0, len(times_s)]), times_s, 1.0, channels, np.zeros(1, np.int64), None, "demo")
-    x_T1C = counts(heard, np.zeros(1, np.int64), Bins(data.dt_ms, data.T, data.T_empty, N_PLACES))
-    figure = report.draw_decision(network, x_T1C, data.dt_ms, names=names, audio=(audio, rate_hz))
-    write_whole(args.out, report.png(figure))
+    x_T1C = counts(heard, np.zeros(1, np.int64), Bins.of(data, "train"))
+    figure = pictures.draw_decision(network, x_T1C, data.dt_ms, names=names, audio=(audio, rate_hz))
+    write_whole(args.out, pictures.png(figure))
     print(f"drawn: {args.out}")
     if why := why_numbers(names):
         print(f"warning: {why}", file=sys.stderr)

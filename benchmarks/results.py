@@ -25,7 +25,7 @@ from matplotlib import pyplot as plt
 from tqdm import tqdm
 
 from benchmarks import speed
-from snn import arguments, cli, config, report, settings
+from snn import arguments, cli, config, pictures, settings
 from snn.config import Mark
 from snn.errors import InputError
 from snn.files import REPOSITORY, write_whole
@@ -211,18 +211,18 @@ def draw(results: dict[str, dict]) -> plt.Figure | None:
     shown = {name: seeds for name, seeds in shown.items() if "anytime" in seeds[0]}
     if not shown:
         return None
-    with plt.rc_context(report.STYLE):
-        figure, axis = plt.subplots(figsize=(report.WIDTH, 3))
+    with plt.rc_context(pictures.STYLE):
+        figure, axis = plt.subplots(figsize=(pictures.WIDTH, 3))
         for k, (name, seeds) in enumerate(shown.items()):
-            colour, time_ms = report.LAYERS[k % len(report.LAYERS)], seeds[0]["anytime"]["time_ms"]
-            for code, words, _, style in report.CODES:
+            colour, time_ms = pictures.LAYERS[k % len(pictures.LAYERS)], seeds[0]["anytime"]["time_ms"]
+            for code, words, _, style in pictures.CODES:
                 curves = list(zip(*(seed["anytime"][f"{code}_accuracy_over_time"] for seed in seeds), strict=True))
                 axis.plot(time_ms, list(map(statistics.mean, curves)), color=colour, ls=style, label=f"{name}, {words}")
                 axis.fill_between(
                     time_ms, list(map(min, curves)), list(map(max, curves)), color=colour, alpha=0.15, lw=0
                 )
         axis.set(xlabel="elapsed time (ms)", ylabel="right decisions (%)", ylim=(0, 100), xlim=(0, None))
-        axis.grid(color=report.GREY, lw=0.4)
+        axis.grid(color=pictures.GREY, lw=0.4)
         axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     return figure
 
@@ -238,7 +238,7 @@ def rebuild() -> None:
         write_whole(path, text)
     for path, figure in ((FIGURE, draw(results)), (SPEED, speed.draw(measured))):
         if figure is not None:
-            write_whole(path, report.png(figure))
+            write_whole(path, pictures.png(figure))
     print(f"README.md, docs/results.md, docs/speed.md and their pictures: {len(results)} stored results")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from matplotlib import pyplot as plt
 
-from snn import report
+from snn import pictures
 
 STORED = Path(__file__).with_name("speed.json")
 PLACES = {"cpu": "Two cores of a CPU", "gpu": "A GPU"}
@@ -44,26 +44,26 @@ def draw(found: dict) -> plt.Figure:
     rows = {place: [one for one in shown if one["machine"] == place] for place in PLACES}
     kinds = list(dict.fromkeys(other["kind"] for one in shown for other in one["others"] if "times" in other))
     heights = [len(there) for there in rows.values()]
-    with plt.rc_context(report.STYLE):
+    with plt.rc_context(pictures.STYLE):
         figure, panels = plt.subplots(
-            len(rows), 1, figsize=(report.WIDTH, 0.24 * sum(heights) + 1.8), height_ratios=heights, sharex=True
+            len(rows), 1, figsize=(pictures.WIDTH, 0.24 * sum(heights) + 1.8), height_ratios=heights, sharex=True
         )
         for axis, (place, there) in zip(panels, rows.items(), strict=True):
             for k, one in enumerate(there):
                 for other in one["others"]:
                     if "times" in other:
                         low, high = other["times"]
-                        colour = report.LAYERS[kinds.index(other["kind"])]
+                        colour = pictures.LAYERS[kinds.index(other["kind"])]
                         axis.plot([low, high], [k, k], color=colour, lw=2)
                         axis.plot((low * high) ** 0.5, k, "o", color=colour)
             axis.set_yticks(range(len(there)), [one["picture"] for one in there])
             axis.set(xscale="log", ylim=(len(there) - 0.5, -0.5), title=PLACES[place])
             axis.axvline(1, color="black", lw=0.8)
-            axis.grid(axis="x", color=report.GREY, lw=0.4)
+            axis.grid(axis="x", color=pictures.GREY, lw=0.4)
         ticks = (1, 2, 5, 10, 20, 50, 100)
         panels[-1].set_xticks(ticks, [f"{tick} x" for tick in ticks])
         panels[-1].set_xticks([], minor=True)
         panels[-1].set_xlabel("others take so many times as long as ours")
-        points = [plt.Line2D([], [], marker="o", ls="", color=report.LAYERS[k]) for k in range(len(kinds))]
+        points = [plt.Line2D([], [], marker="o", ls="", color=pictures.LAYERS[k]) for k in range(len(kinds))]
         figure.legend(points, kinds, loc="outside lower center", ncols=2, frameon=False)
     return figure

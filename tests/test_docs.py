@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from datasets import readers
+from datasets.layouts import LAYOUTS
 from datasets.prepare import dvsgesture, dvsplane, heidelberg, wav
 from datasets.prepare.__main__ import main
 from datasets.prepare.recordings import LISTS
@@ -80,16 +81,26 @@ def test_words_of_commands_are_words_of_the_programs(page):
             assert f'"{word}"' in known, f"{program} {word}"
 
 
-def test_the_data_set_of_the_page_trains_and_tests(program, tmp_path, monkeypatch):
-    (snippet,) = blocks("adding_a_data_set.md", "python")
+def test_the_data_sets_of_the_page_train_and_test(program, tmp_path, monkeypatch):
+    """One in SHD's layout, and the same recordings in a layout of the page's own that is no HDF5."""
+    files, layout = blocks("adding_a_data_set.md", "python")
     monkeypatch.chdir(tmp_path)
-    exec(compile(snippet, "adding_a_data_set.md", "exec"), {})
-    (commands,) = blocks("adding_a_data_set.md", "bash")
-    for command in commands.splitlines():
+    monkeypatch.setitem(LAYOUTS, "npz", None)  # and leave none behind
+    for snippet in (files, layout):
+        exec(compile(snippet, "adding_a_data_set.md", "exec"), {})
+    for split in ("train", "test"):
+        of = readers.read("shd", tmp_path / f"mine_{split}.h5", split, 30, 3)
+        times_us, lengths = (1e6 * of.times).astype(np.uint32), np.diff(of.offsets)
+        np.savez(f"mine_{split}.npz", times_us=times_us, units=of.channels, lengths=lengths, labels=of.labels)
+        given = readers.read("npz", tmp_path / f"mine_{split}.npz", split, 30, 3, in_memory=False)
+        assert np.array_equal(given.load(np.arange(30))[0].channels, of.load(np.arange(30))[0].channels[: 30 * 80])
+    commands = [line for block in blocks("adding_a_data_set.md", "bash") for line in block.splitlines()]
+    assert len(commands) == 4
+    for command in commands:
         small = " --hidden_size 8" if "train.py" in command else ""
         result = program(command.removeprefix("python ").replace("configs/", f"{REPOSITORY}/configs/") + small)
         assert result.returncode == 0, result.stderr
-    assert re.search(r"accuracy +[\d.]+ %", result.stdout)
+        assert "train.py" in command or re.search(r"accuracy +[\d.]+ %", result.stdout)
 
 
 def test_recordings_of_the_page_come_to_a_test_result(program, tmp_path, monkeypatch):

@@ -131,7 +131,8 @@ class Data(DataSet):
     test_T_empty: NonNegativeInt | None = Field(None, description="T_empty at test; default T_empty (steps)")
     validation_by: Annotated[Literal["recording", "speaker"], Mark.TRAINING] = Field(
         "recording",
-        description="validation_share holds out single recordings, or whole speakers (the file must name them)",
+        description="validation_share holds out single recordings (all windows of one together), or whole speakers "
+        "(the file must name them)",
     )
     test_by: Literal["recording", "speaker"] | None = Field(
         None,

@@ -103,7 +103,7 @@ def run_native(folder: Path, command: Sequence[str], *flags: str) -> list[str]:
 def run_on(board: Board, folder: Path) -> list[str]:
     """The same under QEMU, and at each decision the instructions up to it and to the window's end."""
     sources = [str(MPS2 / "recordings.c"), "network.c", str(MPS2 / "startup.c"), "-T", str(MPS2 / "mps2.ld")]
-    flags = [*board.flags, "-O2", "-std=c99", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off", "-DTIMED", "-I."]
+    flags = [*board.flags, "-O3", "-std=c99", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off", "-DTIMED", "-I."]
     ran([*ARM, *flags, *sources, "-o", "board.elf"], folder)
     qemu = ["qemu-system-arm", "-M", board.machine, "-nographic", "-semihosting-config", "enable=on,target=native"]
     return ran([*qemu, "-icount", "shift=10", "-kernel", "board.elf"], folder).splitlines()
@@ -111,7 +111,7 @@ def run_on(board: Board, folder: Path) -> list[str]:
 
 def flash_bytes(board: Board, folder: Path) -> int:
     """Code and constants of network.c."""
-    ran([*ARM[:3], *board.flags, "-O2", "-std=c99", "-ffp-contract=off", "-c", "network.c"], folder)
+    ran([*ARM[:3], *board.flags, "-O3", "-std=c99", "-ffp-contract=off", "-c", "network.c"], folder)
     return int(ran(["arm-none-eabi-size", "network.o"], folder).splitlines()[1].split()[0])
 
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from snn import architecture, checks, config
 from snn.architecture import Conv, Full, Pool
-from snn.conv import EventConv, Pooling
+from snn.conv import EventConv, Pooling, pixels_of
 from snn.delays import DelayedLinear
 from snn.errors import InputError
-from snn.events import Dropped, Events
+from snn.events import Events, Spikes
 from snn.learned import Delays, Learned
 from snn.linear import EventLinear
 from snn.neurons import NEURONS, SpikingNeuron
@@ -34,12 +34,12 @@ class LazyDropout(Dropout):
 
     def multi_step_functional_forward(
         self, inputs: tuple[Tensor], states: tuple[Tensor | None], **_: object
-    ) -> tuple[tuple[Tensor | Dropped], tuple[Tensor | None]]:
+    ) -> tuple[tuple[Tensor | Spikes], tuple[Tensor | None]]:
         (s_TBN,), (mask_BN,) = inputs, states
         if not self.training:
             return inputs, states
         mask_BN = self.create_mask(s_TBN[0]) if mask_BN is None else mask_BN
-        return (Dropped(s_TBN, mask_BN),), (mask_BN,)
+        return (Spikes(s_TBN, mask_BN),), (mask_BN,)
 
 
 class Layer(nn.Module):
@@ -57,7 +57,7 @@ class Layer(nn.Module):
         self.neurons = neurons
         self.dropout = dropout
 
-    def forward(self, x_TBC: Tensor | Events | Dropped) -> tuple[Tensor | Dropped, Tensor] | tuple[Tensor, Tensor]:
+    def forward(self, x_TBC: Tensor | Events | Spikes) -> tuple[Tensor | Spikes, Tensor] | tuple[Tensor, Tensor]:
         """Of a hidden layer (spikes after dropout, spikes as they were fired), of the output (spikes, potentials)."""
         x_TBN = self.linear(x_TBC)
         if self.norm is not None:
@@ -67,7 +67,10 @@ class Layer(nn.Module):
         if self.neurons.return_potential:
             return self.neurons(x_TBN)
         s_TBN = self.neurons(x_TBN)
-        return (s_TBN if self.dropout is None else self.dropout(s_TBN)), s_TBN
+        passed = s_TBN if self.dropout is None else self.dropout(s_TBN)
+        if self.neurons.near_TW is not None:
+            passed = Spikes(s_TBN, passed.mask_BN if isinstance(passed, Spikes) else None, self.neurons.near_TW)
+        return passed, s_TBN
 
     def learned(self, dt_ms: float) -> dict[str, Learned]:
         """Return what the layer learned beside weights, by name."""
@@ -125,15 +128,13 @@ class Network(nn.Module):
             return self._forward(x_TBC)
 
     def _forward(self, x_TBC: Tensor | Events) -> Activity:
-        if self.image and isinstance(x_TBC, Events):
-            x_TBC = x_TBC.dense()
         if not isinstance(x_TBC, Events):
             sizes = ("steps", "samples", self.num_channels)
             x_TBC = checks.like_weights("the network's input", x_TBC, sizes, self.output.linear.weight)
         T, B, _ = x_TBC.shape
         spikes = []
         if self.image:
-            x_TBC = x_TBC.reshape(T, B, *self.image).movedim(2, -1).reshape(T, -1, self.image[0])
+            x_TBC = pixels_of(x_TBC, self.image)
         for layer in self.layers:
             if isinstance(layer.linear, EventLinear) and self.image:  # the pixels of an image side by side
                 x_TBC = x_TBC.view(T, B, -1)
@@ -181,24 +182,6 @@ class Network(nn.Module):
                 module.round()
         return folded
 
-    def fan_outs(self) -> list[Tensor]:
-        """At how many weights an event of each input of a layer is added, layer after layer, the output last.
-
-        (1,) where it is the same for all inputs, else (inputs,) in the order of the input or of `Activity.layers`.
-        A pool has no weights.
-        """
-        result = []
-        for linear in (layer.linear for layer in self.layers):
-            if isinstance(linear, EventConv):
-                shape, (outputs, inputs) = linear.shape, linear.weight.shape[:2]
-                reach_HW = torch.outer(*(_reach(size, shape.kernel, shape.stride) for size in shape[:2]))
-                fan_out_CHW = (outputs * reach_HW).expand(inputs, -1, -1)
-                is_first = not result  # an image that comes in has its channels first
-                result.append((fan_out_CHW if is_first else fan_out_CHW.movedim(0, -1)).flatten())
-            else:
-                result.append(torch.tensor([0 if isinstance(linear, Pooling) else linear.out_features]))
-        return result
-
     def delays(self) -> dict[str, Delays]:
         """The learned delays by their module's name."""
         return {name: module for name, module in self.named_modules() if isinstance(module, Delays)}
@@ -224,15 +207,6 @@ class Network(nn.Module):
         """Layer after layer, the output last: what it learned beside weights, by name."""
         return {f"layers.{k}": layer.learned(dt_ms) for k, layer in enumerate(self.layers)}
 
-    def num_trainable(self) -> int:
-        return sum(p.numel() for p in self.parameters() if p.requires_grad)
-
-
-def _reach(size: int, kernel: int, stride: int) -> Tensor:
-    """(size,): how many outputs of a convolution, along one axis, see each input."""
-    inputs, outputs = torch.arange(size), stride * torch.arange(-(-size // stride))
-    return ((inputs[:, None] - outputs).abs() <= kernel // 2).sum(1)
-
 
 def _hidden(
     network: config.Network,
@@ -254,6 +228,7 @@ def _hidden(
     # in the published convolutional networks both fully connected layers are of the second kind
     params = network.neuron2 if is_full and in_conv_net else network.neuron1
     neurons = _neurons(network, network.neuron, params, after[0], word if is_full else None, False, backend, dt_ms)
+    neurons.says_near = not in_conv_net
     norm_size = after[0] if network.batch_norm and not is_pool else None
     dropout = None
     if network.dropout:  # an image's pixels are still to be laid side by side, or seen by a convolution

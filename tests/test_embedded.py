@@ -10,14 +10,15 @@ import pytest
 import torch
 
 from benchmarks import embedded as bench
-from datasets.events import Bins, Recordings
+from datasets.binning import Bins
+from datasets.recordings import Recordings
 from snn import checkpoint, embedded
 from snn.coding import first_times, fs_decision
 from snn.config import NeuronParams
 from snn.errors import InputError
-from snn.events import step_of
 from snn.network import Network
 from snn.neurons import NEURONS, SpikingNeuron
+from snn.ops.binning import step_of
 from snn.quantise import as_int8, quantised
 from tests.conftest import assert_one_line
 from tests.test_network import build, small, small_conv
@@ -50,7 +51,7 @@ def lines_of(network: Network, data: Recordings) -> list[str]:
     lines = []
     for row in range(len(data)):
         lines += bench.spikes(network, data, row, BINS)
-        s_TBN, h_TBN, _ = activity(network, bench.counts(data, np.array([row]), BINS))
+        s_TBN, h_TBN, _ = activity(network, bench.bin_events(data, np.array([row]), BINS))
         t_BN = first_times(s_TBN, h_TBN)
         step, label = int(t_BN.amin()), int(fs_decision(t_BN))
         lines.append(f"decision 1 {label} {step}" if step <= T + T_EMPTY else f"decision 3 {label} 0")
@@ -84,7 +85,7 @@ def test_every_spike_and_decision_is_that_of_a_stream(changes, int8, tmp_path):
 @pytest.mark.parametrize("changes", [VARIANTS[0], VARIANTS[3], VARIANTS[4]], ids=str)
 def test_many_events_of_a_channel_in_a_step(changes, tmp_path):
     network, data = trained(**changes), crowded()
-    assert bench.counts(data, np.arange(len(data)), BINS).counts.max() > 9
+    assert bench.bin_events(data, np.arange(len(data)), BINS).counts.max() > 9
     assert run(tmp_path, network, data, False, "-O3") == lines_of(network.folded(), data)
 
 

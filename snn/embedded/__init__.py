@@ -25,7 +25,7 @@ from snn.quantise import as_int8, quantised
 
 HERE = Path(__file__).parent
 FILES = ("network.h", "network.c", "main.c", "Makefile", "README.md")
-BLOCK = 8  # neurons; as many sums as a small processor has registers for
+BLOCK = 4  # neurons; so many sums a small processor keeps in registers, and few rows need filling up
 LARGEST = 2**16  # an input or neuron is named by 16 bits
 NUMBERS = {"bool": "?", "uint16_t": "u2", "int32_t": "i4", "uint32_t": "u4", "float": "f4"}  # as numpy calls them
 

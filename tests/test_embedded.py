@@ -2,6 +2,7 @@
 
 import copy
 import ctypes
+import json
 import shutil
 import subprocess
 
@@ -335,3 +336,24 @@ def test_a_quantised_network_is_a_network_whose_sums_do_not_depend_on_their_orde
         x_RC = torch.poisson(torch.full((50, 12), 3.0))
         expected = x_RC.double() @ small_one.output.linear.weight.double().T
         assert (x_RC[:, order] @ shuffled.output.linear.weight[:, order].T == expected.float()).all()
+
+
+def test_a_quantised_network_is_tested_like_any_other(program, shd_folder):
+    cfg = small()
+    cfg = cfg.model_copy(update={"data": cfg.data.model_copy(update={"channels": 40, "num_classes": 3, "T": 20})})
+    network, run_folder = build(cfg).eval(), shd_folder.parent / "runs" / "run"
+    run_folder.mkdir(parents=True)
+    with torch.no_grad():  # a weight beside which all others of its neuron are rounded to 0
+        network.layers[0].linear.weight[:8, 0] = 1000
+    checkpoint.save(run_folder / "best.pt", cfg, network, epoch=1)
+    words = "test.py --load_pt_file run --path_to_dataset shd --set train.device=cpu"
+    for more in ("", " --quantise int8"):
+        result = program(words + more)
+        assert result.returncode == 0, result.stderr
+    exact, rounded = (json.loads((run_folder / name / "metrics.json").read_text()) for name in ("test", "test_int8"))
+    labels = [np.load(run_folder / name / "samples.npz")["fs_label"] for name in ("test", "test_int8")]
+    assert rounded["moved_by_quantising"] == (labels[0] != labels[1]).sum() > 0
+    assert rounded["fs_accuracy_before_quantising"] == pytest.approx(exact["fs_accuracy"])
+    assert rounded["weight_bytes"] == 40 * 16 + 16 * 12 + 12 * 3 + 4 * (16 + 12 + 3)
+    assert "moved_by_quantising" not in exact
+    assert "decisions moved by rounding the weights" in result.stdout

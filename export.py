@@ -17,7 +17,10 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
-import snn  # noqa: F401 - first, it says which packages are missing
+import snn  # first, it says which packages are missing
+
+if __name__ == "__main__":
+    snn.need("nir", extra="export")
 
 # isort: split
 import nir
@@ -27,9 +30,9 @@ from tqdm import tqdm
 import listen
 import tasks
 from datasets.events import Bins, batches
-from snn import checkpoint, cli, config, embedded, exchange
+from snn import arguments, checkpoint, cli, config, embedded, exchange
 from snn.classes import Named
-from snn.coding import first_times, fs_decision
+from snn.coding import decide
 from snn.errors import InputError
 from snn.network import Network
 
@@ -38,12 +41,10 @@ Names = tuple[str, ...] | None  # of the classes
 
 def main() -> None:
     args = read_command_line()
-    path = cli.find_checkpoint(args.load_pt_file)
-    cfg, content = checkpoint.load(path)
-    if isinstance(cfg, config.TTFSConfig):
+    path = arguments.find_checkpoint(args.load_pt_file)
+    network, cfg, content = checkpoint.load_network(path, "auto")
+    if not isinstance(network, Network):
         raise InputError(f"{path}: a TTFS network; only first-spike networks (a section `network`) can be exported")
-    network = Network(cfg.network, cfg.data.shape, cfg.data.num_classes).eval()
-    checkpoint.load_weights(network, content["network"], path)
     out = args.out or (path.with_name(f"{path.stem}_c") if args.format == "c" else path.with_suffix(f".{args.format}"))
     names = content["class_names"]
     if args.format == "nir":
@@ -165,9 +166,9 @@ def differing_decisions(
 ) -> tuple[int, int]:
     """(first-spike decisions that differ, all) on the recordings that were held out in training."""
     data = cfg.data if folder is None else cfg.data.model_copy(update={"path": folder})
-    bins = Bins(data.dt_ms, data.T, data.T_empty, math.prod(data.shape))
-    recordings = tasks.read_recordings(data, "train", bins, Named(names, "the checkpoint"))
-    _, validation, held_out = tasks.for_validation(recordings, data, bins, cfg.train.seed)
+    bins = Bins.of(data, "train")
+    recordings = tasks.events.read_recordings(data, "train", bins, Named(names, "the checkpoint"))
+    _, validation, held_out = tasks.events.for_validation(recordings, data, bins, cfg.train.seed)
     if not len(held_out):
         raise InputError(f"{recordings.where}: nothing was held out (data.validation_share is 0) to compare on")
     size = cfg.train.test_batch_size
@@ -176,12 +177,8 @@ def differing_decisions(
     )
     different = 0
     for x_TBC, _ in bar:
-        decisions = []
-        for each in (network, other):
-            each.reset()
-            s_TBN, h_TBN, _ = each(x_TBC)
-            decisions.append(fs_decision(first_times(s_TBN, h_TBN)))
-        different += int((decisions[0] != decisions[1]).sum())
+        one_B, other_B = (decide(*each.run(x_TBC)[:2])[0] for each in (network, other))
+        different += int((one_B != other_B).sum())
     return different, len(held_out)
 
 

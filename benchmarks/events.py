@@ -29,7 +29,7 @@ from benchmarks.kernels import high_water_megabytes, medians, processor
 from benchmarks.step import CONFIG, make_recordings, our_step, spikingjelly_step
 from datasets import readers
 from datasets.events import Bins, Recordings, counts
-from snn import architecture, checkpoint, config
+from snn import architecture, checkpoint, config, settings
 from snn.events import Events
 from snn.linear import EventLinear
 from snn.memory import keep_freed_memory
@@ -170,7 +170,7 @@ def streaming(network: Network, cfg: config.Config, recordings: Recordings, roun
 
 
 def read_config() -> config.Config:
-    return config.build(config.read_yaml(CONFIG), str(CONFIG))
+    return settings.load(CONFIG)
 
 
 def bins_of(cfg: config.Config) -> Bins:
@@ -229,7 +229,7 @@ def main() -> None:
     torch.manual_seed(0)
     if arguments.load_pt_file:
         cfg, content = checkpoint.load(arguments.load_pt_file)
-    network = Network(cfg.network, cfg.data.shape, cfg.data.num_classes, "cpu")
+    network = cfg.new_network("cpu")
     if arguments.load_pt_file:
         checkpoint.load_weights(network, content["network"], arguments.load_pt_file)
     result["streaming"] = streaming(network, cfg, recordings, arguments.rounds)

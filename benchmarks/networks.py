@@ -27,7 +27,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks.kernels import high_water_megabytes, medians, processor
 from datasets.events import Bins, Recordings, as_seen, counts
-from snn import architecture, config
+from snn import architecture, config, settings
 from snn.coding import Window
 from snn.conv import EventConv, Pooling, as_frames
 from snn.linear import EventLinear
@@ -73,7 +73,7 @@ def our_step(cfg: config.Config, recordings: Recordings) -> tuple[Step, Network]
     """Binning, forward, loss, backward, optimiser."""
     torch.manual_seed(0)
     data, fs = cfg.data, cfg.loss.fs
-    network = Network(cfg.network, data.shape, data.num_classes, "cpu").train()
+    network = cfg.new_network("cpu").train()
     optimizer = torch.optim.Adam(network.parameters(), cfg.train.lr, amsgrad=True, fused=True)
     window = Window.of(data.T + data.T_empty, fs.D, fs.A, fs.window)
     goal = partial(objective, loss=cfg.loss, window=window, training=True)
@@ -192,10 +192,10 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=6, help="recordings (6)")
     parser.add_argument("--peak", choices=("ours", "SpikingJelly"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    values = config.read_yaml(CONFIG)
+    values = settings.read_yaml(CONFIG)
     values["data"]["T"] = arguments.T - arguments.T * values["data"]["T_empty"] // 160
     values["data"]["T_empty"] = arguments.T - values["data"]["T"]
-    cfg = config.build(values, str(CONFIG))
+    cfg = settings.build(values, str(CONFIG))
     length_s = cfg.data.T * cfg.data.dt_ms / 1000
     recordings = as_seen(
         make_recordings(arguments.batch, length_s, cfg.data.sensor, cfg.data.num_classes), cfg.data.sensor

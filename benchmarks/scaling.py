@@ -35,11 +35,10 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from benchmarks.kernels import processor
 from benchmarks.step import CONFIG, EVENTS, LENGTH_S
 from datasets.events import Bins, Recordings, counts
-from snn import config
+from snn import config, settings
 from snn.coding import Window
 from snn.loss import objective
 from snn.memory import keep_freed_memory
-from snn.network import Network
 from snn.team import Team, gather
 
 EVENTS_SPREAD = 0.3  # standard deviation of a recording's number of events over its mean
@@ -92,7 +91,7 @@ def make_step(
     """
     torch.manual_seed(0)
     data, fs = cfg.data, cfg.loss.fs
-    network = Network(cfg.network, data.shape, data.num_classes, "cpu")
+    network = cfg.new_network("cpu")
     if is_synchronised:
         team.synchronise(network)
     optimizer = torch.optim.Adam(network.train().parameters(), cfg.train.lr, amsgrad=True, fused=True)
@@ -160,7 +159,7 @@ def work(rounds: int) -> dict:
     keep_freed_memory()
     team = gather(False, torch.device("cpu"))
     alone = Team(team.device)
-    cfg = config.build(config.read_yaml(CONFIG), str(CONFIG))
+    cfg = settings.load(CONFIG)
     B, channels, classes = cfg.train.batch_size, cfg.data.channels, cfg.data.num_classes
     once, twice = make_recordings(B, channels, classes), make_recordings(2 * B, channels, classes)
     buckets: list[int] = []

@@ -24,13 +24,12 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks.kernels import medians, processor
 from datasets.events import Bins, Recordings, counts, frames
-from snn import architecture, config
+from snn import architecture, config, settings
 from snn.coding import Window
 from snn.events import Events
 from snn.linear import DENSE_ABOVE, EventLinear
 from snn.loss import firing_rate, objective
 from snn.memory import keep_freed_memory
-from snn.network import Network
 from snn.replay import Replayed
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "adlif_shd.yaml"
@@ -72,7 +71,7 @@ def our_step(
     """Binning, forward, loss, backward, optimiser; products are dense above that share of active inputs."""
     torch.manual_seed(0)
     data, fs = cfg.data, cfg.loss.fs
-    network = Network(cfg.network, data.shape, data.num_classes, backend).to(device).train()
+    network = cfg.new_network(backend).to(device).train()
     for module in network.modules():
         if isinstance(module, EventLinear):
             module.dense_above = dense_above
@@ -154,7 +153,7 @@ def main() -> None:
     parser.add_argument("--delays", action="store_true", help="measure networks with delays")
     arguments = parser.parse_args()
     device = arguments.device
-    cfg = config.build(config.read_yaml(CONFIG), str(CONFIG))
+    cfg = settings.load(CONFIG)
     recordings = make_recordings(cfg.train.batch_size, cfg.data.channels, cfg.data.num_classes)
     ours = partial(our_step, recordings=recordings, device=device)
     steps = {"ours": ours(cfg, "auto", replays=device == "cuda")}

@@ -55,9 +55,9 @@ class Beginning(NamedTuple):
 
 def layers_of(network: Network, shape: tuple[int, ...]) -> list[Layer]:
     """All layers from the input of this shape to the output."""
-    pairs = [(f"layer_{k}", block.linear, block.neurons) for k, block in enumerate(network.blocks, 1)]
     layers = []
-    for name, linear, neurons in [*pairs, (f"layer_{len(pairs) + 1}", network.readout, network.output)]:
+    for k, layer in enumerate(network.layers, 1):
+        name, linear, neurons = f"layer_{k}", layer.linear, layer.neurons
         if isinstance(linear, EventLinear):
             after = (linear.out_features,)
         elif isinstance(linear, EventConv):

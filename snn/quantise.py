@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from snn.network import Network
-from snn.neurons import SpikingNeuron
 
 LARGEST = 127
 
@@ -17,12 +16,11 @@ LARGEST = 127
 def quantised(network: Network) -> Network:
     """A copy for inference, `network.folded()`, with the weights of all layers and recurrences rounded to int8."""
     network = network.folded()
-    linears = [block.linear for block in network.blocks] + [network.readout]
-    weights = [linear.weight for linear in linears]
-    weights += [m.V for m in network.modules() if isinstance(m, SpikingNeuron) and m.V is not None]
-    for weight_NC in weights:
-        whole_NC, scale_N = as_int8(weight_NC)
-        weight_NC.copy_(whole_NC * scale_N[:, None])
+    for layer in network.layers:
+        for weight in (getattr(layer.linear, "weight", None), layer.neurons.V):  # pools have none
+            if weight is not None:
+                whole_NC, scale_N = as_int8(weight.flatten(1))
+                weight.copy_((whole_NC * scale_N[:, None]).view_as(weight))
     return network
 
 

@@ -22,10 +22,10 @@ from torch.nn import functional as F
 
 from datasets.augment import Augmentation, augment
 from datasets.events import Bins, Recordings, StoredRecordings, as_seen, batches, counts, frames, hold_out
-from snn import coding, compiling, config, evaluation, loss
+from snn import coding, compiling, config, evaluation, loss, settings
 from snn.conv import EventConv, Pooling
 from snn.errors import InputError
-from snn.events import Dropped, Events
+from snn.events import Events, Spikes
 from snn.linear import EventLinear
 from snn.network import Network
 from snn.neurons import NEURONS
@@ -34,8 +34,7 @@ from snn.ops.sparse_conv import Geometry
 from snn.streaming import Stream
 from snn.ttfs import evaluation as ttfs_evaluation
 from snn.ttfs import functional, kernels, layers
-from snn.ttfs.network import Network as TTFSNetwork
-from snn.ttfs.network import silent_neurons_drive
+from snn.ttfs.network import TTFSNetwork, silent_neurons_drive
 from snn.ttfs.simulation import Simulation
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -192,7 +191,7 @@ def layer_input(draw: Draw, C: int):
     if which == 0:
         return draw.events(T, B, C)
     x = draw.tensor(T, B, C)
-    return Dropped(x, draw.tensor(B, C)) if which == 1 and isinstance(x, Tensor) else x
+    return Spikes(x, draw.tensor(B, C)) if which == 1 and isinstance(x, Tensor) else x
 
 
 def autocast(draw: Draw) -> torch.autocast:
@@ -240,7 +239,7 @@ def max_pool(draw: Draw) -> None:
     backward(y)
 
 
-SPIKING = config.build(config.read_yaml(CONFIGS / "adlif_shd.yaml"), "fuzz").network
+SPIKING = settings.load(CONFIGS / "adlif_shd.yaml").network
 
 
 def network_of(draw: Draw) -> tuple[Network, int]:
@@ -363,7 +362,7 @@ def batching(draw: Draw) -> None:
 
     for x, _ in batches(as_seen(recordings, sensor), index, bins, draw.number(2), change=change):
         x.dense()
-    hold_out(recordings, draw.number(0.3), "recording", 0)
+    hold_out(recordings, draw.number(0.3), 0)
 
 
 @entry
@@ -393,7 +392,7 @@ def losses(draw: Draw) -> None:
         loss.spike_count([draw.tensor(T, B, N), draw.tensor(T, B, 2, 3)][draw.wrong() :][:: draw.of([1, -1])], 1.0, 3.0)
     else:
         seen = Network(SPIKING.model_copy(update={"layers": ("4F",)}), (5,), N)(draw.tensor(T, B, 5))
-        what = config.build(config.read_yaml(CONFIGS / "adlif_shd.yaml"), "fuzz").loss
+        what = settings.load(CONFIGS / "adlif_shd.yaml").loss
         loss.objective(seen, target, what, coding.Window.of(T, 16, 200.0), training=draw.chance(0.5)).backward()
 
 
@@ -488,7 +487,7 @@ def ttfs_kernels(draw: Draw) -> None:
         kernels.to_earliest(draw.tensor(B, 1, H // 2, W // 2), places, draw.shape(B, 1, H, W))
 
 
-TTFS = config.build(config.read_yaml(CONFIGS / "ttfs_mnist_mlp.yaml"), "fuzz").ttfs
+TTFS = settings.load(CONFIGS / "ttfs_mnist_mlp.yaml").ttfs
 
 
 @entry
@@ -503,7 +502,7 @@ def ttfs_network(draw: Draw) -> None:
     (activity.V_BN.sum() + silent_neurons_drive(activity)).backward()
     if draw.chance(0.3):
         Simulation(network, draw.number(2)).run(x)
-    ttfs_evaluation.evaluate(network, [(x[:1].detach(), target)][draw.wrong() :], CPU).metrics()
+    ttfs_evaluation.evaluate_images(network, [(x[:1].detach(), target)][draw.wrong() :], CPU).metrics()
 
 
 @entry

@@ -9,7 +9,7 @@ import torch
 
 from datasets import arrays, readers
 from datasets.events import Bins, as_seen, batches
-from snn import config
+from snn import config, settings
 from snn.errors import InputError
 from snn.network import Network
 from tests.conftest import REPOSITORY, nmnist_bytes
@@ -124,8 +124,8 @@ def test_recordings_in_memory_reach_a_network():
     recordings = as_seen(recordings, sensor)
     bins = Bins(10.0, 20, 0, 2 * 15 * 19)
     x_TBC, labels = next(batches(recordings, np.arange(9), bins, 9))
-    values = config.read_yaml(REPOSITORY / "configs/adlif_shd.yaml")
-    network = Network(config.build(values, "x").network, sensor.shape, 3, "auto")
+    values = settings.read_yaml(REPOSITORY / "configs/adlif_shd.yaml")
+    network = Network(settings.build(values, "x").network, sensor.shape, 3, "auto")
     s_TBN, *_ = network(x_TBC)
     assert s_TBN.shape == (20, 9, 3)
     assert labels.tolist() == [0, 1, 2] * 3

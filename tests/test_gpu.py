@@ -22,8 +22,7 @@ from snn.network import Network
 from snn.ops import reference, sparse
 from snn.replay import Replayed
 from snn.ttfs import functional, kernels
-from snn.ttfs.network import Network as TTFSNetwork
-from snn.ttfs.network import silent_neurons_drive
+from snn.ttfs.network import TTFSNetwork, silent_neurons_drive
 from snn.ttfs.simulation import Simulation
 from tests import test_ops, test_ttfs
 from tests.make import (
@@ -234,7 +233,7 @@ def test_loss_and_gradients_of_a_network(network, mode):
 
     def value(net, x):
         net.reset()
-        target_B = torch.arange(6, device=net.readout.weight.device) % 4
+        target_B = torch.arange(6, device=net.output.linear.weight.device) % 4
         return objective(net(x), target_B, loss, window, training=True)
 
     assert_same_on_both(net, events(25, 6, 30), value)
@@ -248,7 +247,7 @@ def test_a_convolutional_network():
 
     def value(net, x):
         net.reset()
-        target_B = torch.arange(3, device=net.readout.weight.device)
+        target_B = torch.arange(3, device=net.output.linear.weight.device)
         return objective(net(x), target_B, cfg.loss, window, training=True)
 
     assert_same_on_both(net, events(12, 3, 512), value)

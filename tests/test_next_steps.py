@@ -10,7 +10,7 @@ import pytest
 from datasets import readers
 from datasets.events import in_order
 from datasets.prepare import dvsgesture, nmnist
-from snn import checkpoint, cli, config, yaml12
+from snn import arguments, checkpoint, yaml12
 from snn.errors import InputError
 from tests.conftest import REPOSITORY, TINY, assert_one_line, make_events, write_nmnist, write_shd
 from tests.test_class_names import metrics
@@ -180,9 +180,9 @@ def test_data_do_not_hide_a_run_of_their_name(tmp_path, monkeypatch, kind):
         Path("mine", "mine_train.h5").touch()
     if kind == "both are runs":
         Path("mine/last.pt").touch()
-    found = cli.find_checkpoint(Path("mine"))
+    found = arguments.find_checkpoint(Path("mine"))
     assert found == Path("mine/best.pt" if kind == "both are runs" else "runs/mine/best.pt")
-    assert cli.find_checkpoint(Path("runs/mine")) == cli.find_checkpoint(Path("mine.pt")) == Path(
+    assert arguments.find_checkpoint(Path("runs/mine")) == arguments.find_checkpoint(Path("mine.pt")) == Path(
         "runs/mine/best.pt"
     ) or (kind == "both are runs")
 
@@ -223,12 +223,6 @@ def test_a_ttfs_run_says_it_as_well(program):
 def test_yaml_that_is_nested_too_deep(tmp_path, text):
     with pytest.raises(InputError, match="x: not valid YAML"):
         yaml12.parse(text, "x")
-
-
-def test_json_that_is_nested_too_deep(tmp_path):
-    (tmp_path / "x.json").write_text("[" * 100_000)
-    with pytest.raises(InputError, match="cannot be read as JSON"):
-        config.read_json(tmp_path / "x.json")
 
 
 @pytest.mark.usefixtures("toy")

@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from datasets.events import Bins, Recordings, counts, frames
-from snn import config, loss
+from snn import loss, settings
 from snn.conv import EventConv, Pooling
 from snn.errors import InputError
 from snn.evaluation import evaluate
-from snn.events import Dropped, Events
+from snn.events import Events, Spikes
 from snn.linear import EventLinear
 from snn.network import Network
 from snn.ops import pool, sparse, sparse_conv
@@ -32,7 +32,7 @@ CHANNELS = 30
 
 def network_of(layers: tuple[str, ...] = ("32F", "16R"), shape: tuple[int, ...] = (CHANNELS,)) -> Network:
     torch.manual_seed(0)
-    chosen = config.build(config.read_yaml(REPOSITORY / "configs" / "adlif_shd.yaml"), "test").network
+    chosen = settings.load(REPOSITORY / "configs" / "adlif_shd.yaml").network
     return Network(chosen.model_copy(update={"layers": layers}), shape, 4).eval()
 
 
@@ -50,7 +50,7 @@ def test_another_number_of_channels(density, channels):
     with pytest.raises(InputError, match=r"\(steps, samples, 30\)"):
         EventLinear(CHANNELS, 8)(x_TBC)
     with pytest.raises(InputError, match="must have the shape"):
-        EventLinear(CHANNELS, 8)(Dropped(x_TBC, torch.ones(5, channels)))
+        EventLinear(CHANNELS, 8)(Spikes(x_TBC, torch.ones(5, channels)))
 
 
 def test_a_training_step_on_more_channels():
@@ -134,7 +134,7 @@ def test_numbers_that_are_not_finite(density, value):
     with pytest.raises(InputError, match="finite"):
         network_of(("P2",), (1, 6, 5))(x_TBC)
     with pytest.raises(InputError, match="finite"):
-        EventLinear(CHANNELS, 8)(Dropped(x_TBC, torch.zeros(5, CHANNELS)))
+        EventLinear(CHANNELS, 8)(Spikes(x_TBC, torch.zeros(5, CHANNELS)))
 
 
 def test_batch_norm_on_one_number():
@@ -337,7 +337,7 @@ def test_a_stream_that_is_none():
         with pytest.raises(InputError, match=next(iter(wrong))):
             Stream(network, **{"dt_ms": 10, "T": 100, **wrong})
     with pytest.raises(InputError, match="Network"):
-        Stream(network.readout, 10, 100)
+        Stream(network.output.linear, 10, 100)
     stream = Stream(network, 10, 100)
     for times in (np.zeros(1, np.float16), np.zeros(1, np.longdouble), np.zeros(1, ">f4"), [0], torch.zeros(1)):
         stream.push(times, [0])  # all numbers are taken
@@ -373,7 +373,7 @@ from snn.loss import objective
 from snn.network import Network
 from snn.streaming import Stream
 
-cfg = config.build(config.read_yaml({repository!r} + "/configs/fsdd.yaml"), "fsdd")
+cfg = settings.load({repository!r} + "/configs/fsdd.yaml")
 recordings = readers.read("shd", "{name}_train.h5", "train", cfg.data.channels, {classes})
 network = Network(cfg.network, cfg.data.shape, {classes})
 optimizer = torch.optim.Adam(network.parameters())

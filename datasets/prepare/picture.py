@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,9 +38,13 @@ class Picture:
         self.recordings[label] += 1
 
     def save(self, path: Path) -> None:
-        """Paint the picture."""
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
+        """Paint the picture, or say that matplotlib is missing."""
+        try:
+            from matplotlib.backends.backend_agg import FigureCanvasAgg
+            from matplotlib.figure import Figure
+        except ModuleNotFoundError:
+            print(f"{path.name} is not painted, as matplotlib is missing (pip install matplotlib)", file=sys.stderr)
+            return
 
         shown = min(len(self.labels), 20)
         columns = min(shown, 5)

@@ -17,9 +17,7 @@ from torch import Tensor
 from snn import checks
 from snn.delays import DelayedLinear
 from snn.errors import InputError
-from snn.linear import EventLinear
-from snn.network import Network
-from snn.neurons import SpikingNeuron
+from snn.network import Layer, Network
 from snn.ops import printer
 from snn.ops.reference import Dynamics
 from snn.quantise import as_int8, quantised
@@ -58,15 +56,13 @@ def code(
         raise InputError(f"--format c counts time in microseconds, of which dt_ms {dt_ms:g} is no whole number")
     if (T + T_empty) * step_us >= 2**32:
         raise InputError(f"--format c counts microseconds in 32 bits, but the window has {(T + T_empty) * step_us:,}")
-    checks.weights("the network", network.readout.weight)
+    checks.weights("the network", network.output.linear.weight)
     network.check_values("the network")
     network = (quantised if int8 else Network.folded)(network)
-    linears = [block.linear for block in network.blocks] + [network.readout]
-    modules = [block.neurons for block in network.blocks] + [network.output]
-    sizes = [network.num_channels, *(linear.out_features for linear in linears)]
+    sizes = [network.num_channels, *(layer.linear.out_features for layer in network.layers)]
     if max(sizes) > LARGEST:
         raise InputError(f"--format c names inputs and neurons by 16 bits, but a layer has {max(sizes):,}")
-    layers = [_layer(k, *pair, len(linears), int8) for k, pair in enumerate(zip(linears, modules, strict=True), 1)]
+    layers = [_printed(k, layer, layer is network.output, int8) for k, layer in enumerate(network.layers, 1)]
     neurons = {layer.neuron.name: printer.c(layer.neuron) for layer in layers}
     arrays = [array for layer in layers for array in layer.arrays]
     names = [f"class {k}" for k in range(sizes[-1])] if class_names is None else class_names
@@ -75,7 +71,7 @@ def code(
         "ADDS_ROWS": any(not layer.flags["SYNAPTIC"] or layer.flags["RECURRENT"] for layer in layers),
     }
     words = {
-        "TITLE": _title(network, int8),
+        "TITLE": f"A first-spike network {'-'.join(map(str, sizes))} with {'int8' if int8 else 'float32'} weights.",
         "CHANNELS": sizes[0],
         "CLASSES": sizes[-1],
         "CLASS_NAMES": ", ".join(map(_quoted, names)),
@@ -94,14 +90,14 @@ def code(
         "CALLS": "\n".join(f"    run_layer_{k}(net);" for k in range(1, len(layers) + 1)),
     }
     files = {name: _resolved((HERE / name).read_text(encoding="utf-8"), flags, words) for name in FILES[:-1]}
-    files["weights.h"] = "\n".join(["#include <stdint.h>", *map(_array, arrays)])
+    files["weights.h"] = "".join(["#include <stdint.h>\n", *map(_array, arrays)])
     constants_bytes, state_bytes = sum(array.nbytes for _, array in arrays), _size(files["network.h"])
     words |= {"CONSTANTS": f"{constants_bytes:,}", "STATE": f"{state_bytes:,}"}
     files["README.md"] = _resolved((HERE / "README.md").read_text(encoding="utf-8"), flags, words)
     return Code(files, constants_bytes, state_bytes)
 
 
-class Layer(NamedTuple):
+class Printed(NamedTuple):
     """A layer for the templates `layer.h` and `layer.c`."""
 
     neuron: Dynamics
@@ -110,8 +106,9 @@ class Layer(NamedTuple):
     arrays: list[tuple[str, np.ndarray]]
 
 
-def _layer(k: int, linear: EventLinear, module: SpikingNeuron, num_layers: int, int8: bool) -> Layer:
+def _printed(k: int, layer: Layer, is_output: bool, int8: bool) -> Printed:
     """Layer k, counted from 1."""
+    linear, module = layer.linear, layer.neurons
     neuron, feedback = module.dynamics, module.feedback
     (N, C), arrays = linear.weight.shape, []
 
@@ -153,7 +150,7 @@ def _layer(k: int, linear: EventLinear, module: SpikingNeuron, num_layers: int, 
     words["VALUES"] = "".join(f", {word}" for word in said)
     flags = {
         "INPUT": k == 1,
-        "OUTPUT": k == num_layers,
+        "OUTPUT": is_output,
         "INT8": int8,
         "BIAS": linear.bias is not None,
         "AXONAL": per == "input",
@@ -162,7 +159,7 @@ def _layer(k: int, linear: EventLinear, module: SpikingNeuron, num_layers: int, 
         "RECURRENT_DELAYS": delays,
         "SPIKE_FIRST": neuron.spike_first,
     }
-    return Layer(neuron, flags, words, arrays)
+    return Printed(neuron, flags, words, arrays)
 
 
 def _unsigned(whole: Tensor) -> Tensor:
@@ -170,18 +167,8 @@ def _unsigned(whole: Tensor) -> Tensor:
     return whole.to(torch.uint8 if whole.max() < 2**8 else torch.uint16)
 
 
-def _template(name: str, layer: Layer) -> str:
+def _template(name: str, layer: Printed) -> str:
     return _resolved((HERE / name).read_text(encoding="utf-8"), layer.flags, layer.words)
-
-
-def _title(network: Network, int8: bool) -> str:
-    """The network in a line."""
-    sizes = [
-        network.num_channels,
-        *(block.linear.out_features for block in network.blocks),
-        network.readout.out_features,
-    ]
-    return f"A first-spike network {'-'.join(map(str, sizes))} with {'int8' if int8 else 'float32'} weights."
 
 
 def _number(value: np.floating) -> str:
@@ -197,7 +184,7 @@ def _array(named: tuple[str, np.ndarray]) -> str:
     shape = "".join(f"[{size}]" for size in array.shape)
     rows = [", ".join(row) for row in words.reshape(-1, array.shape[-1])]
     text = f"    {rows[0]}" if array.ndim == 1 else ",\n".join(f"    {{{row}}}" for row in rows)
-    return f"static const {kind} {name}{shape} = {{\n{text}\n}};"
+    return f"\nstatic const {kind} {name}{shape} = {{\n{text}\n}};\n"
 
 
 def _quoted(text: str) -> str:

@@ -9,28 +9,31 @@ static network net;
 static int decide(const char *name)
 {
     static const char *const classes[] = NETWORK_CLASS_NAMES;
+    static const char *const why[] = {
+        "not a time in microseconds and a channel",
+        "its time is before that of the event before", /* NETWORK_BACK_IN_TIME */
+        "no such channel",                             /* NETWORK_NO_SUCH_CHANNEL */
+        "too many events of this channel in one step", /* NETWORK_TOO_MANY */
+    };
     FILE *file = fopen(name, "r");
     if (file == NULL) {
         fprintf(stderr, "%s: cannot be opened\n", name);
         return 1;
     }
     network_answer answer = NETWORK_RUNNING;
-    unsigned long time_us, channel, line = 0;
+    unsigned long time_us, channel, events = 0;
     int read = EOF;
     network_reset(&net);
-    while (answer == NETWORK_RUNNING && (read = fscanf(file, "%lu %lu", &time_us, &channel)) == 2) {
-        line++;
-        if (time_us > UINT32_MAX || channel > UINT32_MAX)
+    while (answer == NETWORK_RUNNING) {
+        read = fscanf(file, "%lu %lu", &time_us, &channel);
+        events++;
+        if (read != 2 || time_us > UINT32_MAX || channel > UINT32_MAX)
             break;
         answer = network_push(&net, (uint32_t)time_us, (uint32_t)channel);
     }
     fclose(file);
     if (answer < 0 || (answer == NETWORK_RUNNING && read != EOF)) {
-        fprintf(stderr, "%s, event %lu: ", name, answer < 0 ? line : line + (read != 2));
-        fprintf(stderr, answer == NETWORK_BACK_IN_TIME    ? "its time is before that of the event before\n"
-                        : answer == NETWORK_NO_SUCH_CHANNEL ? "no such channel\n"
-                        : answer == NETWORK_TOO_MANY        ? "too many events of this channel in one step\n"
-                                                            : "not a time in microseconds and a channel\n");
+        fprintf(stderr, "%s, event %lu: %s\n", name, events, answer < 0 ? why[-answer] : why[0]);
         return 1;
     }
     answer = network_finish(&net);

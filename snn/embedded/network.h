@@ -5,6 +5,10 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 #define NETWORK_CHANNELS @CHANNELS@    /* of the input: events have the channels 0 to NETWORK_CHANNELS - 1 */
 #define NETWORK_CLASSES @CLASSES@
 #define NETWORK_CLASS_NAMES {@CLASS_NAMES@}
@@ -63,5 +67,9 @@ network_answer network_advance(network *net, uint32_t time_us);
 
 /* There are no more events: run to the decision or the end of the window. */
 network_answer network_finish(network *net);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

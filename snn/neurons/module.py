@@ -94,6 +94,8 @@ class SpikingNeuron(MemoryModule):
         self.dynamics = self.dynamics_of(reset, spike_first, ops.Surrogate(surrogate, surrogate_slope))
         self.return_potential = return_potential
         self.checks_states = True  # not within a network, which says itself where a number is not finite
+        self.says_near = False  # whether the next layer wants to know, of this one's last output, where u was near 0
+        self.near_TW: Tensor | None = None  # see `ops.near_room`
         self.backend = backend
         self.step_mode = step_mode
         is_raw = decay == "raw"
@@ -207,6 +209,8 @@ class SpikingNeuron(MemoryModule):
         own = max(value.numel() for value in values.values())  # 1 where the layer has one value for all
         x_TBN = checks.like_weights("x", x_TBN, ("steps", "samples", own if own > 1 else "neurons"), values["theta"])
         with checks.without_autocast(x_TBN.device):
+            says_near = self.says_near and torch.is_grad_enabled()
+            self.near_TW = ops.near_room(x_TBN, self.dynamics, self.feedback, self.backend) if says_near else None
             y_TBN, h_TBN, state = ops.multi_step(
                 x_TBN,
                 values,
@@ -215,6 +219,7 @@ class SpikingNeuron(MemoryModule):
                 self.feedback,
                 want_h=self.return_potential,
                 backend=self.backend,
+                near_TW=self.near_TW,
             )
         if self.checks_states:  # a number that is not finite stays in them
             for name in self.dynamics.states:

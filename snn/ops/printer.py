@@ -151,7 +151,7 @@ HEADER = """import numpy as np
 from snn.ops.compiled import inlined, kernel
 from snn.ops.cpu import STEPS, STRIDE, TILE, add_rows
 from snn.ops.lanes import (
-    LINE, exponential, fence, load, load_part, store, store_part, store_past, where, zeros
+    LINE, exponential, fence, load, load_part, store, store_part, store_past, where, word, zeros
 )"""
 
 
@@ -197,8 +197,9 @@ def numba(neuron: Dynamics, learned: frozenset[str]) -> str:
 
     g_after = [f"g{k}" for k in range(S)]
     sums = [f"sum_{name}" for name in order]
-    forward = text.lines([step.spike, step.potential, *step.after])
-    forward_result = f"{named([step.spike])[0]}, {named([step.potential])[0]}, {_tuple(named(step.after))}"
+    forward = text.lines([step.spike, step.potential, step.near, *step.after])
+    near = text.names.get(step.near, "None")
+    forward_result = f"{', '.join(named([step.spike, step.potential]))}, {near}, {_tuple(named(step.after))}"
     backward_lines = text.lines([step.g_x, *step.g_states, *step.g_values.values()])
     summed = [
         f"{total} + {text.operand(g)}" if g is not None else total
@@ -242,7 +243,7 @@ def numba(neuron: Dynamics, learned: frozenset[str]) -> str:
         function("recall(r, j)", "As kept: the input, and states.", [], _tuple(rows(0, 1 + len(recalled)))),
         function(
             "step(r, x, state, values)",
-            "One step: spike, potential, states after it.",
+            "One step: spike, potential, whether it is near the threshold, states after it.",
             [*unpacked(state_names, "state"), *unpacked(value_names, "values"), *forward],
             forward_result,
         ),

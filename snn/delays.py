@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from snn.errors import InputError
-from snn.events import Spikes, Events, as_tensor
+from snn.events import Events, Spikes, as_tensor
 from snn.learned import Delays, Learned
 from snn.linear import EventLinear, input_gradient
 from snn.ops import delays, synaptic, taps

@@ -25,7 +25,7 @@ from datasets.events import Bins, Recordings, StoredRecordings, as_seen, batches
 from snn import coding, compiling, config, evaluation, loss, settings
 from snn.conv import EventConv, Pooling
 from snn.errors import InputError
-from snn.events import Spikes, Events
+from snn.events import Events, Spikes
 from snn.linear import EventLinear
 from snn.network import Network
 from snn.neurons import NEURONS

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from snn import linear
-from snn.events import Spikes, Events
+from snn.events import Events, Spikes
 from snn.linear import EventLinear
 from snn.ops import sparse
 

@@ -16,7 +16,7 @@ from snn import loss, settings
 from snn.conv import EventConv, Pooling
 from snn.errors import InputError
 from snn.evaluation import evaluate
-from snn.events import Spikes, Events
+from snn.events import Events, Spikes
 from snn.linear import EventLinear
 from snn.network import Network
 from snn.ops import pool, sparse, sparse_conv

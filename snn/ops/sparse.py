@@ -19,7 +19,19 @@ from snn.errors import InputError
 from snn.events import check_entries
 from snn.ops.compiled import in_parts, inlined, kernel
 from snn.ops.lanes import (
-    LANES, LINE, add_product, load, load_part, lowest, ones, prefetch, store, store_part, total, unlike, zeros
+    LANES,
+    LINE,
+    add_product,
+    load,
+    load_part,
+    lowest,
+    ones,
+    prefetch,
+    store,
+    store_part,
+    total,
+    unlike,
+    zeros,
 )  # fmt: skip
 
 SECTION = 8192  # rows, at most, whose share of the weight gradient is one sum; many cores would like them smaller

@@ -19,6 +19,7 @@ from snn.events import Events, Spikes
 from snn.learned import Delays, Learned
 from snn.linear import EventLinear
 from snn.neurons import NEURONS, SpikingNeuron
+from snn.norm import LazyNorm
 
 
 class Activity(NamedTuple):
@@ -53,7 +54,8 @@ class Layer(nn.Module):
     ):
         super().__init__()
         self.linear = linear
-        self.norm = BatchNorm1d(norm_size, step_mode="m") if norm_size else None
+        Norm = LazyNorm if neurons.V is None else BatchNorm1d  # what is fed back joins the input behind it
+        self.norm = Norm(norm_size, step_mode="m") if norm_size else None
         self.neurons = neurons
         self.dropout = dropout
 

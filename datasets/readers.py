@@ -30,6 +30,7 @@ def read(
     split: Split,
     num_channels: int,
     num_classes: int,
+    *,
     origin: str | None = None,
     in_memory: bool | None = None,
     classes: Named | None = None,
@@ -47,7 +48,7 @@ def read(
     line says so.
     """
     path = Path(path)
-    found = look(layout, path, split, num_channels, num_classes, origin, classes)
+    found = look(layout, path, split, num_channels, num_classes, origin=origin, classes=classes)
     if options is not None:
         prepare.warn_if_made_otherwise(path, found.provenance, options)
     own = Named(found.class_names, str(path))
@@ -102,6 +103,7 @@ def look(
     split: Split,
     num_channels: int,
     num_classes: int,
+    *,
     origin: str | None = None,
     classes: Named | None = None,
     strict: bool = False,

@@ -88,16 +88,24 @@ def check_entries(
 
 
 @dataclass(frozen=True)
-class Dropped:
-    """Spikes and the mask of a dropout, one for all steps: their product, left to the layer that takes it in."""
+class Spikes:
+    """Spikes, and the mask of a dropout, one for all steps: their product is left to the layer that takes them in.
+
+    near_TW, see `snn.ops.near_room`, says which of them have any use for a gradient.
+    """
 
     s_TBN: Tensor
-    mask_BN: Tensor
+    mask_BN: Tensor | None = None  # nothing is dropped
+    near_TW: Tensor | None = None  # all have
 
     def __post_init__(self) -> None:
         checks.tensor("spikes", self.s_TBN, ("steps", "samples", "neurons"))
-        checks.tensor("the mask of a dropout", self.mask_BN, self.s_TBN.shape[1:], device=self.s_TBN.device)
-        checks.finite("the mask of a dropout", self.mask_BN)
+        T, B, N = self.s_TBN.shape
+        if self.mask_BN is not None:
+            checks.tensor("the mask of a dropout", self.mask_BN, (B, N), device=self.s_TBN.device)
+            checks.finite("the mask of a dropout", self.mask_BN)
+        if self.near_TW is not None:
+            checks.tensor("near", self.near_TW, (T, -(-B * N // 64)), (torch.int64,), torch.device("cpu"))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -105,9 +113,9 @@ class Dropped:
 
     def dense(self) -> Tensor:
         """(T, B, N)."""
-        return self.s_TBN * self.mask_BN
+        return self.s_TBN if self.mask_BN is None else self.s_TBN * self.mask_BN
 
 
-def as_tensor(x: Tensor | Events | Dropped) -> Tensor:
+def as_tensor(x: Tensor | Events | Spikes) -> Tensor:
     """A layer's input with its zeros."""
     return x if isinstance(x, Tensor) else x.dense()

@@ -15,10 +15,11 @@ from snn.architecture import Conv, Full, Pool
 from snn.conv import EventConv, Pooling, pixels_of
 from snn.delays import DelayedLinear
 from snn.errors import InputError
-from snn.events import Dropped, Events
+from snn.events import Events, Spikes
 from snn.learned import Delays, Learned
 from snn.linear import EventLinear
 from snn.neurons import NEURONS, SpikingNeuron
+from snn.norm import LazyNorm
 
 
 class Activity(NamedTuple):
@@ -34,12 +35,12 @@ class LazyDropout(Dropout):
 
     def multi_step_functional_forward(
         self, inputs: tuple[Tensor], states: tuple[Tensor | None], **_: object
-    ) -> tuple[tuple[Tensor | Dropped], tuple[Tensor | None]]:
+    ) -> tuple[tuple[Tensor | Spikes], tuple[Tensor | None]]:
         (s_TBN,), (mask_BN,) = inputs, states
         if not self.training:
             return inputs, states
         mask_BN = self.create_mask(s_TBN[0]) if mask_BN is None else mask_BN
-        return (Dropped(s_TBN, mask_BN),), (mask_BN,)
+        return (Spikes(s_TBN, mask_BN),), (mask_BN,)
 
 
 class Layer(nn.Module):
@@ -53,11 +54,12 @@ class Layer(nn.Module):
     ):
         super().__init__()
         self.linear = linear
-        self.norm = BatchNorm1d(norm_size, step_mode="m") if norm_size else None
+        Norm = LazyNorm if neurons.V is None else BatchNorm1d  # what is fed back joins the input behind it
+        self.norm = Norm(norm_size, step_mode="m") if norm_size else None
         self.neurons = neurons
         self.dropout = dropout
 
-    def forward(self, x_TBC: Tensor | Events | Dropped) -> tuple[Tensor | Dropped, Tensor] | tuple[Tensor, Tensor]:
+    def forward(self, x_TBC: Tensor | Events | Spikes) -> tuple[Tensor | Spikes, Tensor] | tuple[Tensor, Tensor]:
         """Of a hidden layer (spikes after dropout, spikes as they were fired), of the output (spikes, potentials)."""
         x_TBN = self.linear(x_TBC)
         if self.norm is not None:
@@ -67,7 +69,10 @@ class Layer(nn.Module):
         if self.neurons.return_potential:
             return self.neurons(x_TBN)
         s_TBN = self.neurons(x_TBN)
-        return (s_TBN if self.dropout is None else self.dropout(s_TBN)), s_TBN
+        passed = s_TBN if self.dropout is None else self.dropout(s_TBN)
+        if self.neurons.near_TW is not None:
+            passed = Spikes(s_TBN, passed.mask_BN if isinstance(passed, Spikes) else None, self.neurons.near_TW)
+        return passed, s_TBN
 
     def learned(self, dt_ms: float) -> dict[str, Learned]:
         """Return what the layer learned beside weights, by name."""
@@ -225,6 +230,7 @@ def _hidden(
     # in the published convolutional networks both fully connected layers are of the second kind
     params = network.neuron2 if is_full and in_conv_net else network.neuron1
     neurons = _neurons(network, network.neuron, params, after[0], word if is_full else None, False, backend, dt_ms)
+    neurons.says_near = not in_conv_net
     norm_size = after[0] if network.batch_norm and not is_pool else None
     dropout = None
     if network.dropout:  # an image's pixels are still to be laid side by side, or seen by a convolution
@@ -264,8 +270,8 @@ def _neurons(
         per=network.values,
         spike_first=superspike,
         decay="raw" if superspike else "sigmoid",
-        surrogate=network.surrogate,
-        surrogate_slope=network.surrogate_slope or 0.0,
+        surrogate=network.output_surrogate if return_potential else network.surrogate,
+        surrogate_slope=0.0 if return_potential else network.surrogate_slope or 0.0,
         recurrent=layer is not None and layer.is_recurrent,
         max_delay_steps=(layer and layer.recurrent_delay_max_steps) or 0,
         delay_steps=_initial_steps(network, dt_ms),

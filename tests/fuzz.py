@@ -25,7 +25,7 @@ from datasets.events import Bins, Recordings, StoredRecordings, as_seen, batches
 from snn import coding, compiling, config, evaluation, loss, settings
 from snn.conv import EventConv, Pooling
 from snn.errors import InputError
-from snn.events import Dropped, Events
+from snn.events import Events, Spikes
 from snn.linear import EventLinear
 from snn.network import Network
 from snn.neurons import NEURONS
@@ -191,7 +191,7 @@ def layer_input(draw: Draw, C: int):
     if which == 0:
         return draw.events(T, B, C)
     x = draw.tensor(T, B, C)
-    return Dropped(x, draw.tensor(B, C)) if which == 1 and isinstance(x, Tensor) else x
+    return Spikes(x, draw.tensor(B, C)) if which == 1 and isinstance(x, Tensor) else x
 
 
 def autocast(draw: Draw) -> torch.autocast:

@@ -10,7 +10,7 @@ import torch
 from snn import architecture, config, exchange, settings
 from snn.delays import DelayedLinear
 from snn.errors import InputError
-from snn.events import Dropped
+from snn.events import Spikes
 from snn.network import Network
 from snn.ops import taps
 from tests.test_events import TOLERANCE, as_events, assert_close, random_counts
@@ -79,7 +79,7 @@ def test_equals_the_definition(dtype, per, shape, as_what, sigma_steps, share):
     grads = torch.autograd.grad(y_TBN, values, upstream)
 
     given = x_TBC.clone().requires_grad_()
-    actual = layer({"events": as_events(x_TBC), "dropped": Dropped(given, mask_BC)}.get(as_what, given))
+    actual = layer({"events": as_events(x_TBC), "dropped": Spikes(given, mask_BC)}.get(as_what, given))
     assert layer.is_event_driven == (as_what != "dense product")
     assert_close(actual, y_TBN)
     of = [*layer.parameters(), given][: -1 if as_what == "events" else None]
@@ -111,7 +111,7 @@ def test_chunks_are_one_call(per, is_training, as_what, lengths):
     def run(lengths: tuple[int, ...]) -> list[torch.Tensor]:
         layer.reset()
         given = x_TBC.clone().requires_grad_()
-        whats = {"events": lambda x: as_events(x.detach()), "dropped": lambda x: Dropped(x, mask_BC)}
+        whats = {"events": lambda x: as_events(x.detach()), "dropped": lambda x: Spikes(x, mask_BC)}
         y_TBN = torch.cat([layer(whats.get(as_what, lambda x: x)(x)) for x in given.split(lengths)])
         of = [layer.weight] if as_what == "events" else [layer.weight, given]
         return [y_TBN, *torch.autograd.grad(y_TBN, of, torch.ones_like(y_TBN))]

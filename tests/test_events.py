@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from snn import linear
-from snn.events import Dropped, Events
+from snn.events import Events, Spikes
 from snn.linear import EventLinear
 from snn.ops import sparse
 
@@ -92,7 +92,7 @@ def test_what_is_dropped_is_the_product_with_its_mask(dtype, shape, dense_above,
     layer = EventLinear(shape[-1], 70).to(dtype)
     layer.dense_above = dense_above
     expected, actual = s_TBC.clone().requires_grad_(), s_TBC.clone().requires_grad_()
-    expected_out, actual_out = layer(expected * mask_BC), layer(Dropped(actual, mask_BC))
+    expected_out, actual_out = layer(expected * mask_BC), layer(Spikes(actual, mask_BC))
     assert layer.active_share == pytest.approx(float((s_TBC * mask_BC != 0).double().mean()))
     assert torch.equal(actual_out, expected_out)
     upstream = torch.randn_like(expected_out)

@@ -16,7 +16,7 @@ from snn import loss, settings
 from snn.conv import EventConv, Pooling
 from snn.errors import InputError
 from snn.evaluation import evaluate
-from snn.events import Dropped, Events
+from snn.events import Events, Spikes
 from snn.linear import EventLinear
 from snn.network import Network
 from snn.ops import pool, sparse, sparse_conv
@@ -50,7 +50,7 @@ def test_another_number_of_channels(density, channels):
     with pytest.raises(InputError, match=r"\(steps, samples, 30\)"):
         EventLinear(CHANNELS, 8)(x_TBC)
     with pytest.raises(InputError, match="must have the shape"):
-        EventLinear(CHANNELS, 8)(Dropped(x_TBC, torch.ones(5, channels)))
+        EventLinear(CHANNELS, 8)(Spikes(x_TBC, torch.ones(5, channels)))
 
 
 def test_a_training_step_on_more_channels():
@@ -134,7 +134,7 @@ def test_numbers_that_are_not_finite(density, value):
     with pytest.raises(InputError, match="finite"):
         network_of(("P2",), (1, 6, 5))(x_TBC)
     with pytest.raises(InputError, match="finite"):
-        EventLinear(CHANNELS, 8)(Dropped(x_TBC, torch.zeros(5, CHANNELS)))
+        EventLinear(CHANNELS, 8)(Spikes(x_TBC, torch.zeros(5, CHANNELS)))
 
 
 def test_batch_norm_on_one_number():

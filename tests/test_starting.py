@@ -78,15 +78,10 @@ def test_one_place_chooses_where_kernels_are_kept():
             assert not re.search(r"cache=True|CACHE_DIR", path.read_text(encoding="utf-8")), path
 
 
-def test_training_starts_without_jit_docstrings_or_unicode(tmp_path):
-    environment = {"NUMBA_DISABLE_JIT": "1", "PYTHONIOENCODING": "ascii"}
-    result = run(f"-OO {REPOSITORY}/train.py --help", tmp_path, **environment)
+def test_train_starts_without_docstrings_or_unicode(tmp_path):
+    result = run(f"-OO {REPOSITORY}/train.py --help", tmp_path, PYTHONIOENCODING="ascii")
     assert (result.returncode, result.stderr) == (0, b"")
     assert b"taum taus theta" in result.stdout
-    result = run("-OO -m train --path_to_yaml nowhere.yaml", tmp_path, **environment)
-    warning, error = result.stderr.splitlines()
-    assert b"warning: NUMBA_DISABLE_JIT is set" in warning
-    assert error.startswith(b"error: nowhere.yaml: cannot be read")
 
 
 def test_help_does_not_wait_for_torch(tmp_path):
@@ -95,6 +90,19 @@ def test_help_does_not_wait_for_torch(tmp_path):
     assert result.returncode == 0
     assert re.search(rb"\| +snn\.config\n", result.stderr)
     assert not re.search(rb"\| +(torch|numba|numpy|matplotlib)\n", result.stderr)
+
+
+def test_a_process_without_jit_is_told_so_once(tmp_path):
+    result = run("-m snn.ops.show AdLIF", tmp_path, NUMBA_DISABLE_JIT="1")
+    assert result.returncode == 0, result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert b"warning: NUMBA_DISABLE_JIT is set" in result.stderr
+
+
+def test_training_does_without_the_packages_of_the_report(tmp_path):
+    (tmp_path / "own.py").write_text("import sys\nsys.modules.update(matplotlib=None, jinja2=None)\nimport train\n")
+    result = run(f"{tmp_path / 'own.py'}", tmp_path)
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize("module", ["snn.config", "datasets.prepare"])

@@ -43,7 +43,7 @@ ALLOWED = {
     "snn.ops.surrogate": {"snn.errors"},
     "snn.ops.reference": {"snn.ops.surrogate"},
     "snn.ops.trace": {"snn.errors", "snn.ops.reference"},
-    "snn.ops.printer": {"snn.ops.reference", "snn.ops.trace"},
+    "snn.ops.printer": {"snn.errors", "snn.ops.reference", "snn.ops.trace"},
     "snn.ops.show": {"snn.neurons", "snn.ops"},
     "snn.delays": {"snn.errors", "snn.events", "snn.learned", "snn.linear", "snn.ops"},
     "snn.ops": {"snn.errors", "snn.ops"},
@@ -121,6 +121,15 @@ ALLOWED = {
         "snn.operations",
         "snn.ops",
     },
+    "snn.quantise": {"snn.network"},
+    "snn.embedded": {
+        "snn.checks",
+        "snn.delays",
+        "snn.errors",
+        "snn.network",
+        "snn.ops",
+        "snn.quantise",
+    },
     "snn.exchange": {"snn.conv", "snn.errors", "snn.linear", "snn.network", "snn.neurons", "snn.ops"},
     "snn.lettering": set(),
     "snn.pictures": {
@@ -166,6 +175,7 @@ ALLOWED = {
         "snn.ops.binning",
         "snn.ops.compiled",
     },
+    "datasets.send": {"datasets", "snn.cli", "snn.errors"},
     "datasets.prepare": {"datasets.hdf5", "datasets.prepare", "snn.compiling", "snn.errors", "snn.memory"},
     "datasets.prepare.__main__": {"snn.errors", "snn.cli", "datasets.prepare"},
 }

@@ -6,6 +6,7 @@ backwards, one rule an operation (reverse mode).
 """
 
 import inspect
+import math
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -142,6 +143,9 @@ class Step:
 
     The gradients given are named gs, gh and g_<state after the step>; those computed are of x, of each state before the
     step, and what the step adds to the gradient of each value. None: there is none.
+
+    near: whether u is within the surrogate's reach. Elsewhere the gradient of the output, which goes on to u alone, is
+    multiplied by 0: it need not be computed. None: it has to be, everywhere.
     """
 
     neuron: Dynamics
@@ -152,6 +156,7 @@ class Step:
     g_x: Symbol | None
     g_states: tuple[Symbol | None, ...]
     g_values: Mapping[str, Symbol | None]
+    near: Symbol | None
 
     def needed(self, outputs: Iterable[Any], known: Iterable[Symbol] = ()) -> list[Symbol]:
         """The symbols that these depend on, in order; not those behind what is known."""
@@ -198,7 +203,7 @@ def trace(neuron: Dynamics, learned: frozenset[str] = frozenset()) -> Step:
         return u._new("spike", u)
 
     p = Parameters(neuron, values, spike_of)
-    outputs, local = _run(neuron, x, SimpleNamespace(**states), p)
+    outputs, local = _run(neuron, p.normed(x), SimpleNamespace(**states), p)
     spike, potential, after = _checked(trace, outputs)
     for name, symbol in local.items():
         if isinstance(symbol, Symbol) and symbol.name is None:
@@ -210,6 +215,10 @@ def trace(neuron: Dynamics, learned: frozenset[str] = frozenset()) -> Step:
     for symbol, gradient in g.items():
         if symbol.name and gradient.name is None:
             gradient.name = f"g_{symbol.name}{'_before' if symbol.op == 'state' else ''}"
+    near = None
+    if neuron.surrogate.reach < math.inf and spike.op == "spike" and not neuron.spike_first:
+        near = abs(spike.arguments[0]) <= neuron.surrogate.reach
+        near.name = "near"
     return Step(
         neuron,
         tuple(trace.symbols),
@@ -219,6 +228,7 @@ def trace(neuron: Dynamics, learned: frozenset[str] = frozenset()) -> Step:
         g.get(x),
         tuple(g.get(symbol) for symbol in states.values()),
         {name: g.get(values[name]) for name in neuron.values if name in learned},
+        near,
     )
 
 

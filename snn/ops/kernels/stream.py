@@ -55,7 +55,7 @@ def run_layer_K(
     size_of_tile = len(scratch) // -(-N // TILE)
     for k in range(0, N, TILE):
         at, width = k // TILE * size_of_tile, min(TILE, N - k)
-        steps_K(rows[X], None, rows[S], rows[H], None, scratch, at, k, width, 0, 1, False)
+        steps_K(rows[X], None, rows[S], rows[H], None, None, scratch, at, k, width, 0, 1, False)
     if spike_first:
         s_due, peak_due = rows[DUE, 0], rows[PEAK_DUE, 0]
         for j in range(N):

@@ -1,6 +1,6 @@
 """Train a network: python train.py --path_to_yaml configs/adlif_digits.yaml
 
-The loop is here; what it trains, a first-spike network on events or a TTFS network on images, is in tasks.py.
+The loop is here; what it trains, a first-spike network on events or a TTFS network on images, is in tasks/.
 Writes runs/<name>/: best.pt and last.pt (weights and the whole configuration), config.yaml, metrics.jsonl and what
 TensorBoard reads. The best model is chosen on data held out from the training file. test.py alone reads the test file;
 of its layout is said before training what test.py would refuse.
@@ -47,6 +47,10 @@ from snn.errors import InputError
 from snn.machine import find_device
 from snn.memory import keep_freed_memory
 from snn.team import Team, gather
+from tasks.kind import Training
+
+NO_STANDING = (-math.inf, -math.inf)  # of no epoch
+THE_LAST = "the last, as nothing was held out to choose by (data.validation_share is 0)"
 
 
 @dataclass
@@ -59,7 +63,7 @@ class Position:
     seconds: float = 0.0  # that they took
     random: tuple[Tensor, ...] = ()  # states of torch's generators after these batches
     gradient_norm: float = 0.0  # of the last batch, before it was clipped
-    best: tuple[float, float] = tasks.NO_STANDING  # (accuracy, -loss) of the best epoch
+    best: tuple[float, float] = NO_STANDING  # (accuracy, -loss) of the best epoch
     best_epoch: int = 0
 
     def content(self, team: Team) -> dict[str, Any]:
@@ -82,7 +86,7 @@ def main() -> None:
     content = checkpoint.load(started_from)[1] if started_from else resumed[1] if resumed else {}
     classes = Named(content.get("class_names"), str(started_from or last))
 
-    task = tasks.of(cfg, team, classes)
+    task = tasks.kind_of(cfg).training(cfg, team, classes)
     network, optimizer = task.network, task.optimizer
     position = Position()
     warned: set[str] = set()
@@ -100,8 +104,9 @@ def main() -> None:
             runs.reopen(run, found, position.epoch)
         else:
             runs.begin(run, cfg, partial(save, optimizer=optimizer.state_dict(), **begun))
+        num_trainable = sum(p.numel() for p in network.parameters() if p.requires_grad)
         print(
-            f"{run}: {network.num_trainable():,} trainable values on {team.device}; {len(task.kept)} {task.items} to "
+            f"{run}: {num_trainable:,} trainable values on {team.device}; {len(task.kept)} {task.items} to "
             f"train on, {len(task.held_out)} held out"
         )
         return runs.tensorboard(run, position.epoch + 1)
@@ -124,7 +129,7 @@ def main() -> None:
             if is_whole:
                 loss = team.sum(position.loss_sum) / len(order)
                 validation = task.validate()
-                standing = task.standing(validation)
+                standing = (validation[task.chosen_by], -validation["loss"]) if validation else NO_STANDING
                 is_best = standing > position.best or not validation
                 if is_best:
                     position.best, position.best_epoch = standing, epoch + 1
@@ -137,13 +142,14 @@ def main() -> None:
                         **health.gradient_norms(network, position.gradient_norm, train.clip_norm),
                         "seconds": time.perf_counter() - started,
                     }
-                    runs.log(run, board, row, task.describe(validation), task.learned())
-                    for warning in health.warnings_of(row):
+                    words = task.describe(validation) if validation else "nothing is held out"
+                    runs.log(run, board, row, words, task.learned())
+                    for warning in health.warnings_of(row, task.cures):
                         if warning not in warned:
                             tqdm.write(f"warning: {warning}", file=sys.stderr)
                             warned.add(warning)
-                    if args.verbose:
-                        task.log_activity()
+                    for line in task.activity() if args.verbose else ():
+                        tqdm.write(f"  {line}")
                     if is_best:
                         save(run / "best.pt", validation=validation, epoch=epoch + 1)
                 position = Position(epoch + 1, best=position.best, best_epoch=position.best_epoch)
@@ -157,15 +163,16 @@ def main() -> None:
 
     if team.leads:
         _, content = checkpoint.load(run / "best.pt")
+        validation = content["validation"]
         print(
-            f"best epoch {content['epoch']}: {task.conclude(content['validation'])}\n"
+            f"best epoch {content['epoch']}: {task.conclude(validation) if validation else THE_LAST}\n"
             f"saved in {run / 'best.pt'}; test it by: bash run_test.sh {run / 'best.pt'}"
         )
     team.part_ways()
 
 
 def train_epoch(
-    task: tasks.Task,
+    task: Training,
     order: np.ndarray,
     position: Position,
     train: config.Train,
@@ -276,7 +283,8 @@ def resume(
 def say_jumps(path: Path, cfg_then: config.AnyConfig, cfg: config.AnyConfig, epoch: int) -> None:
     """Say which curves over the epochs go on elsewhere, as there are now more epochs, or fewer."""
     then, now, before = (
-        tasks.schedule(c, k) for c, k in ((cfg_then, epoch), (cfg, epoch), (cfg_then, max(epoch - 1, 0)))
+        tasks.kind_of(c).training.schedule(c, k)
+        for c, k in ((cfg_then, epoch), (cfg, epoch), (cfg_then, max(epoch - 1, 0)))
     )
     if jumps := [f"{name} goes from {before[name]:.3g} to {now[name]:.3g}" for name in now if now[name] != then[name]]:
         print(

@@ -45,8 +45,8 @@ def _bushy_cells(counts, ear, spikes):
 def stages(audio: np.ndarray, sample_rate_hz: int) -> dict[str, Callable[[], object]]:
     """The whole and each stage, as functions that run it once on input made beforehand."""
     conditioned = c.condition(audio, sample_rate_hz)
-    velocity = np.concatenate(list(c.membrane_velocity(conditioned)))
-    probability, counts = np.empty(velocity.shape), np.empty(velocity.shape)
+    velocity = np.concatenate([hop.copy() for hop in c.membrane_velocity(conditioned)])
+    probability, counts = np.empty_like(velocity), np.empty_like(velocity)
     spikes = np.empty(c.N_PLACES, np.bool_)
     _hair_cells(velocity, c.Ear.at_rest(0), probability)
     return {
@@ -88,10 +88,10 @@ def main() -> None:
     seconds: dict[str, list[float]] = {name: [] for name in measured}
     for run in range(-1, args.runs):  # the first warms the compiler and the caches and does not count
         for name, function in measured.items():
-            begin = time.perf_counter()
+            begin = time.process_time()
             function()
             if run >= 0:
-                seconds[name].append(time.perf_counter() - begin)
+                seconds[name].append(time.process_time() - begin)
 
     medians_s = {name: statistics.median(times) for name, times in seconds.items()}
     if "lauscher" in medians_s:

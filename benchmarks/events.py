@@ -229,7 +229,7 @@ def main() -> None:
     torch.manual_seed(0)
     if arguments.load_pt_file:
         cfg, content = checkpoint.load(arguments.load_pt_file)
-    network = Network(cfg.network, cfg.data.shape, cfg.data.num_classes, "cpu")
+    network = cfg.new_network("cpu")
     if arguments.load_pt_file:
         checkpoint.load_weights(network, content["network"], arguments.load_pt_file)
     result["streaming"] = streaming(network, cfg, recordings, arguments.rounds)

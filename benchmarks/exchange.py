@@ -253,11 +253,11 @@ def main() -> None:
     path = arguments.find_checkpoint(args.load_pt_file)
     cfg, content = checkpoint.load(path)
     data = cfg.data.model_copy(update={"path": args.path_to_dataset or cfg.data.path})
-    network = Network(cfg.network, data.shape, data.num_classes).eval()
+    network = cfg.new_network().eval()
     checkpoint.load_weights(network, content["network"], path)
     folded = network.folded()
     bins = Bins(data.dt_ms, data.T, data.T_empty, math.prod(data.shape))
-    recordings = tasks.read_recordings(data, "train", bins)
+    recordings = tasks.events.read_recordings(data, "train", bins)
     chosen = np.arange(min(args.recordings, len(recordings)))
 
     with tempfile.TemporaryDirectory() as folder:
@@ -282,9 +282,7 @@ def main() -> None:
             folded = exchange.approximated(network)
         graph = exchange.nir_graph(folded, data.shape, DT_S)
         nir.write(Path(folder) / "graph.nir", graph)
-        steps = np.cumsum(
-            [exchange.latency_of(layer.neurons) for layer in folded.layers]
-        )
+        steps = np.cumsum([exchange.latency_of(layer.neurons) for layer in folded.layers])
         for name, simulator in SIMULATORS.items():
             try:
                 run = simulator(Path(folder) / "graph.nir")

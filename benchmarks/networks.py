@@ -73,7 +73,7 @@ def our_step(cfg: config.Config, recordings: Recordings) -> tuple[Step, Network]
     """Binning, forward, loss, backward, optimiser."""
     torch.manual_seed(0)
     data, fs = cfg.data, cfg.loss.fs
-    network = Network(cfg.network, data.shape, data.num_classes, "cpu").train()
+    network = cfg.new_network("cpu").train()
     optimizer = torch.optim.Adam(network.parameters(), cfg.train.lr, amsgrad=True, fused=True)
     window = Window.of(data.T + data.T_empty, fs.D, fs.A, fs.window)
     goal = partial(objective, loss=cfg.loss, window=window, training=True)

@@ -39,7 +39,6 @@ from snn import config, settings
 from snn.coding import Window
 from snn.loss import objective
 from snn.memory import keep_freed_memory
-from snn.network import Network
 from snn.team import Team, gather
 
 EVENTS_SPREAD = 0.3  # standard deviation of a recording's number of events over its mean
@@ -92,7 +91,7 @@ def make_step(
     """
     torch.manual_seed(0)
     data, fs = cfg.data, cfg.loss.fs
-    network = Network(cfg.network, data.shape, data.num_classes, "cpu")
+    network = cfg.new_network("cpu")
     if is_synchronised:
         team.synchronise(network)
     optimizer = torch.optim.Adam(network.train().parameters(), cfg.train.lr, amsgrad=True, fused=True)

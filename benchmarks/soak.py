@@ -59,7 +59,7 @@ def soak(folder: Path, minutes: float) -> list[dict[str, float]]:
     cfg = settings.build(values, str(CONFIG))
     write_recordings(cfg.data.train_path, cfg.data.channels, cfg.data.num_classes)
     team = Team(torch.device("cpu"))
-    task = tasks.of(cfg, team)
+    task = tasks.kind_of(cfg).training(cfg, team)
     random = np.random.default_rng(0)
     rows, started = [], time.perf_counter()
     interruption = cli.Interruption("interrupted")

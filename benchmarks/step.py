@@ -30,7 +30,6 @@ from snn.events import Events
 from snn.linear import DENSE_ABOVE, EventLinear
 from snn.loss import firing_rate, objective
 from snn.memory import keep_freed_memory
-from snn.network import Network
 from snn.replay import Replayed
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "adlif_shd.yaml"
@@ -72,7 +71,7 @@ def our_step(
     """Binning, forward, loss, backward, optimiser; products are dense above that share of active inputs."""
     torch.manual_seed(0)
     data, fs = cfg.data, cfg.loss.fs
-    network = Network(cfg.network, data.shape, data.num_classes, backend).to(device).train()
+    network = cfg.new_network(backend).to(device).train()
     for module in network.modules():
         if isinstance(module, EventLinear):
             module.dense_above = dense_above

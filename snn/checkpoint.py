@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from snn.classes import tidied
 from snn.config import AnyConfig, Config
 from snn.errors import InputError
-from snn.network import Network
 from snn.settings import build
-from snn.ttfs.network import Network as TTFSNetwork
 
 FORMAT = "first-spike checkpoint"
 VERSION = 3
@@ -32,7 +31,7 @@ class Damaged(InputError):
     """A checkpoint that is not there or not whole; the one before it may be."""
 
 
-def save(path: Path, config: AnyConfig, network: Network | TTFSNetwork, keep: bool = False, **more: Any) -> None:
+def save(path: Path, config: AnyConfig, network: nn.Module, keep: bool = False, **more: Any) -> None:
     """Write configuration, weights and `more` to path, by way of a file beside it that is read back first.
 
     What path held before goes, or if told to `keep` it becomes `previous(path)`. InputError if `load_weights` would
@@ -173,7 +172,15 @@ def _beside(path: Path) -> str:
     return f"; beside it: {', '.join(others)}" if others else ""
 
 
-def load_weights(network: Network | TTFSNetwork, weights: dict[str, torch.Tensor], path: Path) -> None:
+def load_network(path: Path, backend: str | None = None) -> tuple[nn.Module, AnyConfig, dict[str, Any]]:
+    """(trained network in evaluation mode, configuration, content) of a checkpoint; `backend`: not train.backend."""
+    cfg, content = load(path)
+    network = cfg.new_network(backend).eval()
+    load_weights(network, content["network"], path)
+    return network, cfg, content
+
+
+def load_weights(network: nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:
     """Put the weights of a checkpoint into a network of the same shape."""
     own = {name: _kind(value) for name, value in network.state_dict().items()}
     given = {name: _kind(value) for name, value in weights.items()}

@@ -6,7 +6,7 @@
 import re
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -23,6 +23,9 @@ from pydantic import (
 
 from snn import architecture
 from snn.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Steps = Annotated[float, Field(ge=0.1)]  # a time constant; exp(-1/τ) of less is 0
@@ -55,7 +58,8 @@ class DataSet(Section):
         description="share of the training file held out to choose the best model; 0: none, and the last epoch is kept",
     )
     strict: Annotated[bool, Mark.RESUME] = Field(
-        False, description="refuse a file with a recording that has no event in the window; by default these are counted"
+        False,
+        description="refuse a file with a recording that has no event in the window; by default these are counted",
     )
 
     @property
@@ -104,8 +108,10 @@ class Augment(Section):
 class Data(DataSet):
     """Recordings of events."""
 
-    layout: Annotated[Literal["shd", "ntidigits", "dvsgesture", "dvsplane"], Mark.MACHINE] = Field(
-        "shd", description="layout of the HDF5 files"
+    layout: Annotated[str, Mark.MACHINE] = Field(
+        "shd",
+        description="layout of the files: shd, ntidigits, dvsgesture, dvsplane, or one that was added to "
+        "datasets/layouts.py",
     )
     train_file: Annotated[str | None, Mark.TRAINING] = Field(None, description="default <dataset_name>_train.h5")
     validation_file: Annotated[str | None, Mark.TRAINING] = Field(
@@ -125,7 +131,8 @@ class Data(DataSet):
     test_T_empty: NonNegativeInt | None = Field(None, description="T_empty at test; default T_empty (steps)")
     validation_by: Annotated[Literal["recording", "speaker"], Mark.TRAINING] = Field(
         "recording",
-        description="validation_share holds out single recordings, or whole speakers (the file must name them)",
+        description="validation_share holds out single recordings (all windows of one together), or whole speakers "
+        "(the file must name them)",
     )
     test_by: Literal["recording", "speaker"] | None = Field(
         None,
@@ -231,9 +238,15 @@ class Network(Section):
     tau_ada_steps: Steps = Field(100.0, description="τ_w, initial time constant of the adaptation (steps)")
     reset: Literal["hard", "soft"] = Field("hard", description="reset to 0, or by θ")
     surrogate: Annotated[str, AfterValidator(_known_surrogate)] = Field(
-        "superspike", description="derivative of the spike: superspike, arctan, triangle, boxcar or slayer"
+        "superspike",
+        description="derivative of a hidden neuron's spike: superspike, arctan, triangle, boxcar or slayer",
     )
     surrogate_slope: PositiveFloat | None = Field(None, description="its slope k; default that of its source")
+    output_surrogate: Annotated[str, AfterValidator(_known_surrogate)] = Field(
+        "superspike",
+        description="the same of an output neuron, with the slope of its source; one of finite width (triangle, boxcar) "
+        "lets no gradient through where the threshold is far away",
+    )
     values: Literal["neuron", "layer"] = Field(
         "neuron", description="learned values are one per neuron (of a convolution or pool: per channel) or per layer"
     )
@@ -361,7 +374,38 @@ class FirstSpikeTrain(Train):
     )
 
 
-class Config(Section, title="A first-spike network"):
+class AnyConfig(Section):
+    """Configuration of a kind of network. A kind is known by the one section that only its configurations have.
+
+    A subclass names it (`class Mine(AnyConfig, section="mine")`), and is then found by that section. Its data have a
+    shape, that of a sample as the network sees it.
+    """
+
+    section: ClassVar[str]
+
+    if TYPE_CHECKING:  # each kind declares them itself, in the order of its YAML
+        data: DataSet
+        train: Train
+
+    def __init_subclass__(cls, section: str, **words: object) -> None:
+        super().__init_subclass__(**words)
+        cls.section = section
+        KINDS[section] = cls
+
+    @property
+    def run_name(self) -> str:
+        """The default name of a run."""
+        raise NotImplementedError
+
+    def new_network(self, backend: str | None = None) -> "nn.Module":
+        """The network that is described here, untrained; `backend`: in place of train.backend."""
+        raise NotImplementedError
+
+
+KINDS: dict[str, type[AnyConfig]] = {}
+
+
+class Config(AnyConfig, section="network", title="A first-spike network"):
     """Configuration of a first-spike network on recordings of events."""
 
     data: Data
@@ -400,12 +444,19 @@ class Config(Section, title="A first-spike network"):
         tau = self.network.neuron2.tau_mem_steps
         return f"{self.data.dataset_name}_{code}{alpha:g}_tau{tau:g}_{self.network.neuron.lower()}"
 
+    def new_network(self, backend: str | None = None) -> "nn.Module":
+        from snn import network  # only now, as configurations are also read where nobody waits for torch
+
+        data = self.data
+        return network.Network(self.network, data.shape, data.num_classes, backend or self.train.backend, data.dt_ms)
+
 
 class Images(DataSet):
-    layout: Annotated[Literal["torchvision", "npz", "shd", "ntidigits"], Mark.MACHINE] = Field(
+    layout: Annotated[str, Mark.MACHINE] = Field(
         "torchvision",
         description="torchvision: mnist, fmnist, cifar10 or cifar100; npz: x_train, y_train, x_test, y_test and, if "
-        "wanted, class_names in <dataset_name>.npz; the layouts of events: the first event of each pixel counts",
+        "wanted, class_names in <dataset_name>.npz; a layout of events, such as shd: the first event of each pixel "
+        "counts",
     )
     shape: Annotated[tuple[PositiveInt, PositiveInt, PositiveInt], Field(strict=False)] = Field(
         description="channels, height, width"
@@ -450,7 +501,7 @@ class TTFSTrain(Train):
     )
 
 
-class TTFSConfig(Section, title="A TTFS network"):
+class TTFSConfig(AnyConfig, section="ttfs", title="A TTFS network"):
     """Configuration of a network on images whose neurons spike at most once."""
 
     data: Images
@@ -462,10 +513,10 @@ class TTFSConfig(Section, title="A TTFS network"):
         """<dataset>_ttfs_<layers>."""
         return f"{self.data.dataset_name}_ttfs_{re.sub(r'[^A-Za-z0-9]+', '-', self.ttfs.layers).strip('-')}"
 
+    def new_network(self, backend: str | None = None) -> "nn.Module":
+        from snn.ttfs import network
 
-AnyConfig = Config | TTFSConfig
-# the section that only configurations of a kind have -> that kind
-KINDS: dict[str, type[AnyConfig]] = {"network": Config, "ttfs": TTFSConfig}
+        return network.TTFSNetwork(self.ttfs, self.data.shape, self.data.num_classes)
 
 
 if __name__ == "__main__":

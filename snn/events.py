@@ -2,22 +2,11 @@
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from snn import checks
 from snn.errors import InputError
-from snn.ops.compiled import inlined
-
-
-@inlined
-def step_of(time, ticks_per_second, dt_ms, T):
-    """The step, counted from 0, of an event at `time` ticks: floor(1000 t / dt) (Liu et al. 2023); T if that is past T.
-
-    1000 t and dt · ticks are both exact: an event on the edge of a bin falls to the bin it begins.
-    """
-    return np.int64(min(np.floor(1000.0 * np.float64(time) / (dt_ms * ticks_per_second)), np.float64(T)))
 
 
 @dataclass(frozen=True)
@@ -45,6 +34,14 @@ class Events:
     def to(self, device: torch.device) -> "Events":
         """The same on another device: the entries travel, not the zeros."""
         return Events(self.offsets.to(device), self.channels.to(device), self.counts.to(device), self.shape)
+
+    def check_fits(self, inputs: int, device: torch.device) -> None:
+        """InputError unless a layer of so many inputs on that device can take these."""
+        C = self.shape[2]
+        if inputs != C or self.counts.device != device:
+            raise InputError(
+                f"events of {C} channels on {self.counts.device} do not fit a layer of {inputs} inputs on {device}"
+            )
 
     def per_step(self) -> Tensor:
         """(T, B): how many events each step of each sample has, float64."""

@@ -1,6 +1,7 @@
 """Where a training step went wrong, and what an epoch's numbers say about a run that goes wrong."""
 
 import math
+from typing import NamedTuple
 
 import torch
 from spikingjelly.activation_based.functional import reset_net
@@ -81,18 +82,25 @@ def gradient_norms(network: nn.Module, clipped_from: float, clip_norm: float) ->
     return {"gradient_norm": clipped_from} | {f"gradient_norm/{name}": clipped * norm for name, norm in norms.items()}
 
 
-def warnings_of(row: dict) -> list[str]:
+class Cures(NamedTuple):
+    """Advice for a run that goes wrong: fields of a kind's configuration that are worth a try."""
+
+    dead: str  # for a hidden layer that never fires
+    dead_output: str
+    exploding: str  # for gradients, as the next
+    vanishing: str
+
+
+def warnings_of(row: dict, cures: Cures) -> list[str]:
     """What is wrong with a run, from an epoch's numbers as in metrics.jsonl: a sentence each, with the likely cure.
 
     A sentence has no number that changes from epoch to epoch, so that it need be said only once.
     """
     found = []
     by_layer = row.get("validation_spikes_per_neuron_by_layer", [])
-    is_ttfs = "validation_fs_accuracy" not in row
     for k, rate in enumerate(by_layer, 1):
         if rate == 0:
-            theta = "network.neuron2.theta" if k == len(by_layer) else "network.neuron1.theta"
-            cure = "a larger train.silent_drive" if is_ttfs else f"a lower {theta}"
+            cure = cures.dead_output if k == len(by_layer) else cures.dead
             found.append(
                 f"layer {k} is dead: it fires no spike on the held-out data; try {cure}, or a smaller train.lr"
             )
@@ -102,12 +110,8 @@ def warnings_of(row: dict) -> list[str]:
             "lower network.neuron2.theta, a larger loss.treg.weight, or empty steps after the recording (data.T_empty)"
         )
     if row.get("gradient_norm", 0) > EXPLODES_ABOVE:
-        found.append(
-            f"exploding gradients: the norm is above {EXPLODES_ABOVE:g}; try a smaller train.lr or train.clip_norm"
-            + ("" if is_ttfs else ", or a smaller loss.fs.A")
-        )
+        found.append(f"exploding gradients: the norm is above {EXPLODES_ABOVE:g}; try {cures.exploding}")
     for name, norm in row.items():
         if name.startswith("gradient_norm/") and norm < VANISHES_BELOW:
-            cure = "ttfs.standardised" if is_ttfs else "a lower network.neuron1.theta, or network.batch_norm"
-            found.append(f"vanishing gradients: nothing reaches {name.partition('/')[2]}; try {cure}")
+            found.append(f"vanishing gradients: nothing reaches {name.partition('/')[2]}; try {cures.vanishing}")
     return found

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from snn import checks
-from snn.errors import InputError
 from snn.events import Events, Spikes, as_tensor
 from snn.ops import sparse
 
@@ -56,12 +55,7 @@ class EventLinear(layer.Linear):
     def _checked(self, x_TBC: Tensor | Events | Spikes) -> Tensor | Events | Spikes:
         """The input, if it fits: of the weights' dtype and on their device."""
         if isinstance(x_TBC, Events):
-            C = x_TBC.shape[2]
-            if self.in_features != C or x_TBC.counts.device != self.weight.device:
-                raise InputError(
-                    f"events of {C} channels on {x_TBC.counts.device} do not fit a layer of {self.in_features} inputs "
-                    f"on {self.weight.device}"
-                )
+            x_TBC.check_fits(self.in_features, self.weight.device)
             return x_TBC
         sizes = ("steps", "samples", self.in_features)
         if isinstance(x_TBC, Spikes):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from snn import architecture, checks, config
 from snn.architecture import Conv, Full, Pool
-from snn.conv import EventConv, Pooling
+from snn.conv import EventConv, Pooling, pixels_of
 from snn.delays import DelayedLinear
 from snn.errors import InputError
 from snn.events import Events, Spikes
@@ -130,15 +130,13 @@ class Network(nn.Module):
             return self._forward(x_TBC)
 
     def _forward(self, x_TBC: Tensor | Events) -> Activity:
-        if self.image and isinstance(x_TBC, Events):
-            x_TBC = x_TBC.dense()
         if not isinstance(x_TBC, Events):
             sizes = ("steps", "samples", self.num_channels)
             x_TBC = checks.like_weights("the network's input", x_TBC, sizes, self.output.linear.weight)
         T, B, _ = x_TBC.shape
         spikes = []
         if self.image:
-            x_TBC = x_TBC.reshape(T, B, *self.image).movedim(2, -1).reshape(T, -1, self.image[0])
+            x_TBC = pixels_of(x_TBC, self.image)
         for layer in self.layers:
             if isinstance(layer.linear, EventLinear) and self.image:  # the pixels of an image side by side
                 x_TBC = x_TBC.view(T, B, -1)
@@ -186,24 +184,6 @@ class Network(nn.Module):
                 module.round()
         return folded
 
-    def fan_outs(self) -> list[Tensor]:
-        """At how many weights an event of each input of a layer is added, layer after layer, the output last.
-
-        (1,) where it is the same for all inputs, else (inputs,) in the order of the input or of `Activity.layers`.
-        A pool has no weights.
-        """
-        result = []
-        for linear in (layer.linear for layer in self.layers):
-            if isinstance(linear, EventConv):
-                shape, (outputs, inputs) = linear.shape, linear.weight.shape[:2]
-                reach_HW = torch.outer(*(_reach(size, shape.kernel, shape.stride) for size in shape[:2]))
-                fan_out_CHW = (outputs * reach_HW).expand(inputs, -1, -1)
-                is_first = not result  # an image that comes in has its channels first
-                result.append((fan_out_CHW if is_first else fan_out_CHW.movedim(0, -1)).flatten())
-            else:
-                result.append(torch.tensor([0 if isinstance(linear, Pooling) else linear.out_features]))
-        return result
-
     def delays(self) -> dict[str, Delays]:
         """The learned delays by their module's name."""
         return {name: module for name, module in self.named_modules() if isinstance(module, Delays)}
@@ -228,15 +208,6 @@ class Network(nn.Module):
     def learned(self, dt_ms: float) -> dict[str, dict[str, Learned]]:
         """Layer after layer, the output last: what it learned beside weights, by name."""
         return {f"layers.{k}": layer.learned(dt_ms) for k, layer in enumerate(self.layers)}
-
-    def num_trainable(self) -> int:
-        return sum(p.numel() for p in self.parameters() if p.requires_grad)
-
-
-def _reach(size: int, kernel: int, stride: int) -> Tensor:
-    """(size,): how many outputs of a convolution, along one axis, see each input."""
-    inputs, outputs = torch.arange(size), stride * torch.arange(-(-size // stride))
-    return ((inputs[:, None] - outputs).abs() <= kernel // 2).sum(1)
 
 
 def _hidden(
@@ -299,8 +270,8 @@ def _neurons(
         per=network.values,
         spike_first=superspike,
         decay="raw" if superspike else "sigmoid",
-        surrogate=network.surrogate,
-        surrogate_slope=network.surrogate_slope or 0.0,
+        surrogate=network.output_surrogate if return_potential else network.surrogate,
+        surrogate_slope=0.0 if return_potential else network.surrogate_slope or 0.0,
         recurrent=layer is not None and layer.is_recurrent,
         max_delay_steps=(layer and layer.recurrent_delay_max_steps) or 0,
         delay_steps=_initial_steps(network, dt_ms),

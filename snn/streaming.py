@@ -20,6 +20,7 @@ from snn.errors import InputError
 from snn.events import Events
 from snn.network import Layer, Network
 from snn.neurons import SpikingNeuron
+from snn.operations import fan_out
 from snn.ops import sparse
 from snn.ops import stream as kernels
 
@@ -37,7 +38,7 @@ class Work(NamedTuple):
 
     steps: int
     events: int  # taken; those past the window are not
-    synaptic_operations: int  # a weight added for an event or a spike; events that share channel and bin are one
+    synaptic_operations: int  # see `snn.operations`
     neuron_updates: int
     spikes: tuple[int, ...]  # per layer, the output last
 
@@ -187,10 +188,12 @@ def _layer(layer: Layer, is_output: bool) -> kernels.Layer:
         kernels.new_scratch(neuron, values_PN),
         np.empty((kernels.ROWS, 1, N), values_PN.dtype),
         sparse.slices(weight_NC).numpy(),
+        fan_out(weight_NC).numpy().astype(np.int64),
         array(linear.bias),
         None if feedback is None else np.ascontiguousarray(array(feedback.V_NN).T),
         array(feedback.delay_N).astype(np.int64) if is_delayed else None,
         np.empty((feedback.D, N), values_PN.dtype) if is_delayed else None,
+        None if feedback is None else fan_out(feedback.V_NN).numpy().astype(np.int64),
         np.empty(N, np.int64),
         np.zeros(2, np.int64),
         late_inputs,

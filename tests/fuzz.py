@@ -34,8 +34,7 @@ from snn.ops.sparse_conv import Geometry
 from snn.streaming import Stream
 from snn.ttfs import evaluation as ttfs_evaluation
 from snn.ttfs import functional, kernels, layers
-from snn.ttfs.network import Network as TTFSNetwork
-from snn.ttfs.network import silent_neurons_drive
+from snn.ttfs.network import TTFSNetwork, silent_neurons_drive
 from snn.ttfs.simulation import Simulation
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -363,7 +362,7 @@ def batching(draw: Draw) -> None:
 
     for x, _ in batches(as_seen(recordings, sensor), index, bins, draw.number(2), change=change):
         x.dense()
-    hold_out(recordings, draw.number(0.3), "recording", 0)
+    hold_out(recordings, draw.number(0.3), 0)
 
 
 @entry
@@ -503,7 +502,7 @@ def ttfs_network(draw: Draw) -> None:
     (activity.V_BN.sum() + silent_neurons_drive(activity)).backward()
     if draw.chance(0.3):
         Simulation(network, draw.number(2)).run(x)
-    ttfs_evaluation.evaluate(network, [(x[:1].detach(), target)][draw.wrong() :], CPU).metrics()
+    ttfs_evaluation.evaluate_images(network, [(x[:1].detach(), target)][draw.wrong() :], CPU).metrics()
 
 
 @entry

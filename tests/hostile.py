@@ -30,6 +30,7 @@ from datasets.prepare.ntidigits import convert_ntidigits
 from datasets.prepare.wav import read_audio
 from snn.errors import InputError
 from tests.conftest import make_events, nmnist_bytes, write_shd
+from tests.make import image_data
 from tests.test_cameras import CHANNELS, make_pixels, write_camera
 
 SECONDS, MORE_MEMORY = 20, 2**30  # bytes
@@ -138,7 +139,7 @@ def check(found: Recordings, channels: int) -> None:
 
 
 def read_images(path: Path) -> None:
-    found = images.read("npz", path.parent, path.stem, "train", (1, 4, 4), CLASSES)
+    found = images.read(image_data("npz", path.parent, path.stem, (1, 4, 4), CLASSES), "train")
     assert found.pixels.shape[1:] == (1, 4, 4)
     assert len(found.pixels) == len(found.labels)
     assert ((found.labels >= 0) & (found.labels < CLASSES)).all()

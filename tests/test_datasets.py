@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from datasets import readers
-from datasets.events import Bins, Recordings, as_seen, batches, check_window, counts, frames, hold_out
+from datasets.events import Bins, Recordings, as_seen, batches, counts, frames
+from datasets.splits import groups_by, hold_out
 from snn.config import Sensor
 from snn.errors import InputError
 from tests.conftest import make_events, write_shd
@@ -17,8 +18,8 @@ from tests.conftest import make_events, write_shd
 CPU = torch.device("cpu")
 
 
-def read(path: Path, channels: int = 40, classes: int = 3, layout: str = "shd", split: str = "train"):
-    return readers.read(layout, path, split, channels, classes)
+def read(path: Path, channels: int = 40, classes: int = 3, layout: str = "shd", split: str = "train", **more: object):
+    return readers.read(layout, path, split, channels, classes, **more)
 
 
 def slow_counts(times, units, dt_ms, T, T_empty, channels):
@@ -98,16 +99,16 @@ def test_batches_cover_everything_once_in_order(shd_folder):
 
 def test_hold_out_by_recording(shd_folder):
     recordings = read(shd_folder / "shd_train.h5")
-    kept, held = hold_out(recordings, 0.1, "recording", 0)
+    kept, held = hold_out(recordings, 0.1, 0)
     assert sorted([*kept, *held]) == list(range(60))
     assert np.bincount(recordings.labels[held]).tolist() == [2, 2, 2]
-    assert np.array_equal(held, hold_out(recordings, 0.1, "recording", 0)[1])
-    assert not np.array_equal(held, hold_out(recordings, 0.1, "recording", 1)[1])
+    assert np.array_equal(held, hold_out(recordings, 0.1, 0)[1])
+    assert not np.array_equal(held, hold_out(recordings, 0.1, 1)[1])
 
 
 def test_hold_out_whole_speakers(shd_folder):
     recordings = read(shd_folder / "shd_train.h5")
-    kept, held = hold_out(recordings, 0.3, "speaker", 0)
+    kept, held = hold_out(recordings, 0.3, 0, groups_by(recordings, "speaker", "validation"))
     speakers = recordings.speakers
     assert len(set(speakers[held])) == 2
     assert not set(speakers[kept]) & set(speakers[held])
@@ -117,17 +118,17 @@ def test_hold_out_that_cannot_be(tmp_path):
     events = make_events(6, 3, 40, 0)
     one_voice = read(write_shd(tmp_path / "one.h5", **(events | {"speakers": [1] * 6})))
     with pytest.raises(InputError, match="class 0 has nothing left to train on"):
-        hold_out(one_voice, 0.1, "speaker", 0)
+        hold_out(one_voice, 0.1, 0, groups_by(one_voice, "speaker", "validation"))
     single = read(write_shd(tmp_path / "single.h5", **(events | {"labels": [0, 1, 2, 0, 0, 0]})))
-    kept, held = hold_out(single, 0.5, "recording", 0)
+    kept, held = hold_out(single, 0.5, 0)
     assert set(single.labels[kept]) == {0, 1, 2}  # the only recording of a class is for training
     assert set(single.labels[held]) == {0}
     few = read(write_shd(tmp_path / "few.h5", **{name: values[:3] for name, values in events.items()}))
     with pytest.raises(InputError, match="nothing is held out"):
-        hold_out(few, 0.5, "recording", 0)
+        hold_out(few, 0.5, 0)
     nameless = read(write_shd(tmp_path / "none.h5", **(events | {"speakers": None})))
     with pytest.raises(InputError, match="names no speakers"):
-        hold_out(nameless, 0.1, "speaker", 0)
+        hold_out(nameless, 0.1, 0, groups_by(nameless, "speaker", "validation"))
 
 
 def test_ntidigits(tmp_path):
@@ -311,14 +312,14 @@ def test_values_of_the_wrong_kind(tmp_path, name, values, message):
 
 def test_times_in_another_unit_are_noticed(tmp_path, capsys):
     bins = Bins(10.0, 20, 0, 40)
-    check_window(read(write_shd(tmp_path / "s.h5", **GOOD)), bins)
+    read(write_shd(tmp_path / "s.h5", **GOOD), bins=bins)
     assert not capsys.readouterr().err
     half = GOOD | {"times": [np.linspace(0, 1, 60)] * 6}
-    check_window(read(write_shd(tmp_path / "half.h5", **half)), bins)
+    read(write_shd(tmp_path / "half.h5", **half), bins=bins)
     assert "20 % of the events fall into the 20 bins" in capsys.readouterr().err
     in_ms = GOOD | {"times": [1000 * times + 300 for times in GOOD["times"]]}
     with pytest.raises(InputError, match="0 % of the events fall into the 20 bins"):
-        check_window(read(write_shd(tmp_path / "ms.h5", **in_ms)), bins)
+        read(write_shd(tmp_path / "ms.h5", **in_ms), bins=bins)
 
 
 def test_missing_file_says_where_to_get_it(tmp_path):

@@ -9,7 +9,7 @@ import torch
 from snn import checkpoint, config, exchange, settings
 from snn.errors import InputError
 from snn.network import Network
-from snn.ttfs.network import Network as TTFSNetwork
+from snn.ttfs.network import TTFSNetwork
 from tests.conftest import REPOSITORY, assert_one_line
 
 nir = pytest.importorskip("nir")

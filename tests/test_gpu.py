@@ -22,8 +22,7 @@ from snn.network import Network
 from snn.ops import reference, sparse
 from snn.replay import Replayed
 from snn.ttfs import functional, kernels
-from snn.ttfs.network import Network as TTFSNetwork
-from snn.ttfs.network import silent_neurons_drive
+from snn.ttfs.network import TTFSNetwork, silent_neurons_drive
 from snn.ttfs.simulation import Simulation
 from tests import test_ops, test_ttfs
 from tests.make import (

@@ -6,10 +6,12 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import tasks
 from snn import config, health, manual
 from snn.network import Network
 from tests.conftest import REPOSITORY, TINY
 
+CURES = tasks.events.EventTraining.cures
 TRAIN = f"train.py --path_to_yaml {REPOSITORY}/configs/adlif_shd.yaml --path_to_dataset shd --dataset_name shd {TINY}"
 
 WELL = {
@@ -33,8 +35,8 @@ WELL = {
     ],
 )
 def test_each_fault_is_named_with_its_cure(change, words):
-    assert health.warnings_of(WELL) == []
-    (warning,) = health.warnings_of(WELL | change)
+    assert health.warnings_of(WELL, CURES) == []
+    (warning,) = health.warnings_of(WELL | change, CURES)
     for word in words:
         assert word in warning
 
@@ -44,8 +46,8 @@ def test_cures_are_fields_of_the_configuration():
     worst = {"validation_spikes_per_neuron_by_layer": [0, 0], "gradient_norm": 1e9, "gradient_norm/x": 0.0}
     silent = {"validation_fs_accuracy": 0, "validation_samples": 1, "validation_silent_samples": 1}
     named = set()
-    for row in (worst, worst | silent):
-        for warning in health.warnings_of(row):
+    for row, cures in ((row, kind.training.cures) for row in (worst, worst | silent) for kind in tasks.KINDS):
+        for warning in health.warnings_of(row, cures):
             named |= {word.strip("(),;:.") for word in warning.split() if word.count(".") and word[0] in "nltd"}
     named = {name for name in named if name.split(".")[0] in ("network", "loss", "train", "data", "ttfs")}
     assert len(named) >= 8
@@ -97,9 +99,7 @@ def test_training_logs_and_warns_once(program, tmp_path):
     board = EventAccumulator(str(run))
     board.Reload()
     tags = board.Tags()
-    assert {"validation/spikes_per_neuron_by_layer/1", "gradient_norm", "learned/layers.1/a"} <= set(
-        tags["scalars"]
-    )
+    assert {"validation/spikes_per_neuron_by_layer/1", "gradient_norm", "learned/layers.1/a"} <= set(tags["scalars"])
     assert "learned/layers.0/tau_m" in tags["histograms"]
     logged = board.Scalars("learned/layers.0/tau_m")[-1]
     assert (logged.step, logged.value) == (2, pytest.approx(row["learned/layers.0/tau_m"]))

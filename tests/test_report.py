@@ -14,11 +14,11 @@ import yaml
 from matplotlib import pyplot as plt
 
 import tasks
-from snn import checkpoint, config, page, report, settings, statistics
+from snn import checkpoint, config, pictures, report, settings, statistics, tables
 from snn.files import write_whole
 from snn.network import Network
-from snn.page import Section, Tile
-from snn.ttfs.network import Network as TTFSNetwork
+from snn.report import Section, Tile
+from snn.ttfs.network import TTFSNetwork
 from tests.conftest import REPOSITORY, assert_one_line, make_events, write_shd
 
 NAMES = ("one", "two & <three>", "four")
@@ -81,9 +81,9 @@ def labels_of(figure: plt.Figure) -> set[str]:
 
 def test_the_page_holds_everything(program, toy, monkeypatch):
     labels = set()
-    monkeypatch.setattr(report, "draw_rates", noting(report.draw_rates, labels))
-    monkeypatch.setattr(report, "draw_learned", noting(report.draw_learned, labels))
-    monkeypatch.setattr(report, "draw_decision", noting(report.draw_decision, labels))
+    monkeypatch.setattr(pictures, "draw_rates", noting(pictures.draw_rates, labels))
+    monkeypatch.setattr(pictures, "draw_learned", noting(pictures.draw_learned, labels))
+    monkeypatch.setattr(pictures, "draw_decision", noting(pictures.draw_decision, labels))
     result = program("test.py --load_pt_file a --test_single_delay")
     assert result.returncode == 0, result.stderr
     assert labels >= {"time (ms)", "spikes per sample", "membrane time constant (ms)", "output potential"}
@@ -91,7 +91,7 @@ def test_the_page_holds_everything(program, toy, monkeypatch):
     html, metrics = (folder / "report.html").read_text(), read_metrics("runs/a")
     assert_needs_nothing(html)
     assert f"{metrics['fs_accuracy']:.2f} %" in html
-    assert page.interval(metrics["fs_accuracy_interval"]) in html
+    assert tables.interval(metrics["fs_accuracy_interval"]) in html
     assert "two &amp; &lt;three&gt;" in html
     assert "<three>" not in html
     for title in ("Results", "Decisions", "Delay", "Classes", "Activity", "Learned neurons", "Training", "Provenance"):
@@ -127,14 +127,14 @@ def test_pictures_are_painted(program, toy):
     assert len(paths) > 12
     for path in paths:
         pixels = plt.imread(path)
-        assert pixels.shape[1] == 5 * report.DPI
+        assert pixels.shape[1] == 5 * pictures.DPI
         assert 0.01 < np.mean(pixels[..., :3] < 0.9) < 0.9  # neither blank nor full
 
 
 def test_an_energy_has_its_section():
     energy = {"of a decision": {"value": 1234.5, "unit": "nJ", "source": "45 nm <CMOS>"}}
-    html = page.render(
-        "x", "", [Tile("a", "1")], [Section("Energy", tables=[page.energy_table(energy)]), Section("No")]
+    html = report.render(
+        "x", "", [Tile("a", "1")], [Section("Energy", tables=[report.energy_table(energy)]), Section("No")]
     )
     assert "1,234 nJ" in html
     assert "45 nm &lt;CMOS&gt;" in html
@@ -147,8 +147,8 @@ def test_many_at_once(program, toy, monkeypatch):
     assert program("test.py --load_pt_file a").returncode == 0
     alone = read_metrics("runs/a")
     reads = []
-    read = tasks.read_recordings
-    monkeypatch.setattr(tasks, "read_recordings", lambda *words: reads.append(words) or read(*words))
+    read = tasks.events.read_recordings
+    monkeypatch.setattr(tasks.events, "read_recordings", lambda *words: reads.append(words) or read(*words))
     result = program("test.py --load_pt_file a runs/b runs/c/best.pt runs/c/last.pt a --test-batch-size 10")
     assert result.returncode == 0, result.stderr
     assert len(reads) == 1
@@ -321,7 +321,7 @@ def test_learned_values_stand_beside_where_they_began():
         name: {layer: one._replace(value=0.5 * one.value) for layer, one in layers.items()}
         for name, layers in values.items()
     }
-    figure = report.draw_learned(learned)
+    figure = pictures.draw_learned(learned)
     lines = {
         axis.get_xlabel(): [line.get_xdata()[0] for line in axis.lines if line.get_label() == "before training"]
         for axis in figure.axes
@@ -332,7 +332,7 @@ def test_learned_values_stand_beside_where_they_began():
     assert lines["adaptation to spikes, b"] == [0.0, 1.0]
     assert "before training" in [text.get_text() for text in figure.legends[0].get_texts()]
     plt.close(figure)
-    rows = page.learned_table(learned).rows
+    rows = report.learned_table(learned).rows
     assert {row[:3] for row in rows} >= {("membrane time constant (ms)", "hidden 1", "50")}
     assert {row[2] for row in rows if row[0].endswith(", a")} == {"0 to 1"}
 

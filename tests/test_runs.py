@@ -177,20 +177,20 @@ def test_killed_at_20_random_moments(data, command):
 @pytest.mark.usefixtures("data")
 @pytest.mark.parametrize(
     ("command", "task", "number"),
-    [(EVENTS, "EventTask", signal.SIGTERM), (IMAGES, "ImageTask", signal.SIGINT)],
+    [(EVENTS, tasks.events.EventTraining, signal.SIGTERM), (IMAGES, tasks.images.ImageTraining, signal.SIGINT)],
 )
 def test_a_signal_ends_with_the_batch(program, tmp_path, monkeypatch, command, task, number):
     """It comes in the second batch of the second epoch, and the run goes on with the third."""
     words = f"{command} --epochs 3 {ON_CPU}"  # on a GPU `_loss` is not called for a step that is replayed
     assert program(f"{words} --save_name whole").returncode == 0
-    loss, steps = getattr(tasks, task)._loss, iter(range(100))
+    loss, steps = task._loss, iter(range(100))
 
     def interrupted(self, *batch: object) -> torch.Tensor:
         if next(steps) == 5:
             signal.raise_signal(number)
         return loss(self, *batch)
 
-    monkeypatch.setattr(getattr(tasks, task), "_loss", interrupted)
+    monkeypatch.setattr(task, "_loss", interrupted)
     handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
     result = program(f"{words} --save_name x")
     assert result.returncode == 128 + number
@@ -210,7 +210,7 @@ def test_a_second_ctrl_c_ends_at_once(program, tmp_path, monkeypatch):
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(tasks.EventTask, "after_step", impatient)
+    monkeypatch.setattr(tasks.events.EventTraining, "after_step", impatient)
     result = program(f"{EVENTS} --epochs 1 --save_name x")
     assert result.returncode == 130
     assert "goes on from runs/x/last.pt" in result.stderr
@@ -254,17 +254,20 @@ def test_two_processes_resume_within_an_epoch(data):
     assert state(data / "runs" / "x") == state(data / "runs" / "whole")
 
 
+KINDS = [(EVENTS, tasks.events.EventTraining), (IMAGES, tasks.images.ImageTraining)]
+
+
 def weight_of_output(network: torch.nn.Module) -> torch.Tensor:
     return network.readout.weight if hasattr(network, "readout") else network.output.linear.weight
 
 
 @pytest.mark.usefixtures("data")
-@pytest.mark.parametrize(("command", "task"), [(EVENTS, "EventTask"), (IMAGES, "ImageTask")])
+@pytest.mark.parametrize(("command", "task"), KINDS)
 @pytest.mark.parametrize("fault", ["input", "weight", "loss", "gradient"])
 def test_not_a_finite_number(program, tmp_path, monkeypatch, command, task, fault):
     """In the second batch: the place, the samples and the checkpoint are named, and that checkpoint is good."""
     command = f"{command} {ON_CPU}"  # on a GPU a step that is replayed would not see what is spoiled here
-    kind = getattr(tasks, task)
+    kind = task
     batches, loss, after_step, steps = kind.batches, kind._loss, kind.after_step, iter(range(100))
 
     orders = []
@@ -297,7 +300,7 @@ def test_not_a_finite_number(program, tmp_path, monkeypatch, command, task, faul
     monkeypatch.setattr(kind, "after_step", spoiled_step)
     result = program(f"{command} --epochs 1 --save_name x")
     step = {"input": 2, "loss": 2, "weight": 1, "gradient": 1}[fault]
-    output = "readout" if task == "ImageTask" else "layers.2.linear"
+    output = "readout" if task is tasks.images.ImageTraining else "layers.2.linear"
     place = {"input": "the input", "loss": "the loss"}.get(fault, f"{fault} {output}.weight")
     place = place.replace("gradient ", "the gradient of ").replace(f"weight {output}", f"the parameter {output}")
     assert_one_line(result, f"epoch 1/1, step {step}: not a finite number in {place};", "runs/x/last.pt holds")

@@ -4,9 +4,9 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import grad
 
-from snn import checks
+from snn import checks, operations
+from snn.ops.sparse_conv import Geometry
 from snn.ttfs import functional
 
 
@@ -73,7 +73,7 @@ class SpikingLayer(GivesTimes):
         raise NotImplementedError
 
     def fan_out(self, shape: torch.Size) -> Tensor:
-        """Synapses behind each input, for inputs of this shape without the batch."""
+        """How many synapses that are not 0 each input meets, for inputs of this shape without the batch."""
         raise NotImplementedError
 
     def extra_repr(self) -> str:
@@ -94,7 +94,7 @@ class Linear(SpikingLayer):
         return nn.functional.linear(x.flatten(1), W)
 
     def fan_out(self, shape: torch.Size) -> Tensor:
-        return self.weight.new_full(shape, len(self.weight))
+        return operations.fan_out(self.synapses()).view(shape)
 
 
 class Conv2d(SpikingLayer):
@@ -115,9 +115,8 @@ class Conv2d(SpikingLayer):
         return nn.functional.conv2d(x, W, None, self.stride, self.padding)
 
     def fan_out(self, shape: torch.Size) -> Tensor:
-        W = torch.ones_like(self.weight)
-        outputs = self.sums(W.new_zeros(1, *shape), W)
-        return grad.conv2d_input((1, *shape), W, torch.ones_like(outputs), self.stride, self.padding)[0]
+        geometry = Geometry(*shape[1:], self.weight.shape[-1], self.stride)
+        return operations.fan_out(self.synapses(), geometry)
 
 
 class EarliestSpike(GivesTimes):

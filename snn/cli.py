@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from snn import output
 from snn.errors import InputError
@@ -23,7 +23,7 @@ class OneLineParser(argparse.ArgumentParser):
     def __init__(self, *, description: str | None = None, **words: Any):
         super().__init__(description=(description or "").partition("\n")[0], **words)  # None: python -OO
 
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         raise InputError(f"command line: {message}; {self.prog} --help lists the words")
 
 

@@ -346,11 +346,13 @@ def fill_up_and_resume(program: Callable, folder: Path, kilobytes: int, whole: t
 
 
 @pytest.mark.parametrize("kilobytes", [20, 80])
+@pytest.mark.mounts
 def test_a_full_disk(program, data, whole, kilobytes):
     assert fill_up_and_resume(program, data, kilobytes, whole)
 
 
 @pytest.mark.slow
+@pytest.mark.mounts
 def test_a_disk_that_is_full_at_any_page(program, data, whole):
     kilobytes = 4
     while fill_up_and_resume(program, data, kilobytes, whole):
@@ -359,6 +361,7 @@ def test_a_disk_that_is_full_at_any_page(program, data, whole):
 
 
 @pytest.mark.usefixtures("data")
+@pytest.mark.mounts
 def test_a_read_only_folder(program, tmp_path):
     """At the start and on the way on: one line, and nothing moves."""
     words = f"{EVENTS} --epochs 1 --save_name x"

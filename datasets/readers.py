@@ -59,6 +59,7 @@ def read(
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     read_events = partial(_read_events, path, found, num_channels)
     about = labels, None if found.speakers is None else found.speakers(), str(path), names
+    files = None if found.files is None else found.files()
     if in_memory is None:
         in_memory = offsets[-1] * sum(kind.itemsize for kind in found.types) < available_bytes() / 2
     held = _room(offsets[-1], found.types, path) if in_memory else None
@@ -88,9 +89,9 @@ def read(
             file=sys.stderr,
         )
     if held:
-        recordings = Recordings(offsets, held[0], found.ticks_per_second, held[1], *about)
+        recordings = Recordings(offsets, held[0], found.ticks_per_second, held[1], *about, files)
     else:
-        recordings = StoredRecordings(offsets, found.ticks_per_second, *about, read_events, first)
+        recordings = StoredRecordings(offsets, found.ticks_per_second, *about, read_events, first, files=files)
     if check:
         check.report(recordings, first, strict)
     return recordings

@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 import listen
 import tasks
-from datasets.events import Bins, batches
+from datasets.binning import Bins, batches
 from snn import arguments, checkpoint, cli, config, embedded, exchange
 from snn.classes import Named
 from snn.coding import decide

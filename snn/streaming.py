@@ -17,7 +17,7 @@ from torch import Tensor
 from snn import checks, ops
 from snn.delays import DelayedLinear
 from snn.errors import InputError
-from snn.events import Events
+from snn.inputs import SparseCounts
 from snn.network import Layer, Network
 from snn.neurons import SpikingNeuron
 from snn.operations import fan_out
@@ -208,7 +208,7 @@ def _layer(layer: Layer, is_output: bool) -> kernels.Layer:
 
 
 @torch.inference_mode()
-def first_difference(network: Network, other: Network, x_T1C: Events) -> str:
+def first_difference(network: Network, other: Network, x_T1C: SparseCounts) -> str:
     """Where two networks of the same layers first part on one recording, in words: the potential and the threshold."""
     drives: dict[Network, list[Tensor]] = {}
     for each in (network, other):

@@ -221,7 +221,6 @@ COLUMNS = (
     Column("spikes/neuron", "spikes_per_neuron", 3),
     Column("silent", "silent_samples", 0),
 )
-COSTS = {"synaptic ops": "synaptic operations"}  # keys of the metrics whose words are others
 CLASS_HEAD = ("recordings", "FS", "FR", "5 % spoke by", "50 %", "95 %", "silent", "silent targets")
 PROPER_NAMES = {  # in the keys of energies
     "macs": "MACs",
@@ -240,7 +239,7 @@ def write(subject: Subject, metrics: dict, network: Network, evaluation: Evaluat
 
 def _tiles(metrics: dict) -> list[Tile]:
     cost = metrics["cost"]
-    operations = 100 * cost["to_decision"]["synaptic ops"] / max(1, cost["whole_window"]["synaptic ops"])
+    operations = 100 * cost["to_decision"]["synaptic operations"] / max(1, cost["whole_window"]["synaptic operations"])
     return [
         Tile("first spike (FS)", percent(metrics["fs_accuracy"]), interval(metrics["fs_accuracy_interval"])),
         Tile("firing rate (FR)", percent(metrics["fr_accuracy"]), interval(metrics["fr_accuracy_interval"])),
@@ -320,7 +319,7 @@ def _delay(metrics: dict, name: str) -> str:
 def _cost_table(title: str, cost: dict) -> Table:
     """Means up to the decision and over the whole window."""
     rows = [
-        (COSTS.get(name, name), number(to_decision), number(whole), f"{100 * to_decision / max(whole, 1e-9):.0f} %")
+        (name, number(to_decision), number(whole), f"{100 * to_decision / max(whole, 1e-9):.0f} %")
         for name, to_decision, whole in (
             (name, value, cost["whole_window"][name]) for name, value in cost["to_decision"].items()
         )

@@ -2,6 +2,7 @@
 
 nir: a graph in the Neuromorphic Intermediate Representation, which snnTorch, SpikingJelly, Norse and others read.
 onnx: one step of the network, state in and state out, for onnxruntime. c: a folder of C99 for a microcontroller.
+html: one page that hears words by microphone and shows how the network decides.
 docs/export.md says how to run each.
 """
 
@@ -49,6 +50,8 @@ def main() -> None:
         print(write_nir(args, cfg, network, out, names))
     elif args.format == "onnx":
         print(write_onnx(cfg, network, out, names))
+    elif args.format == "html":
+        print(write_html(cfg, network, out, names, path.parent.name))
     else:
         print(write_c(args, cfg, network, out, names))
 
@@ -130,6 +133,15 @@ def write_c(args: argparse.Namespace, cfg: config.Config, network: Network, out:
     return f"{out}: C for {code.constants_bytes:,} bytes of flash and {code.state_bytes:,} of RAM; build it with make"
 
 
+def write_html(cfg: config.Config, network: Network, out: Path, names: Names, title: str) -> str:
+    """The page that listens: a line about it."""
+    import listen  # which loads what hears and speaks, as the other formats need not
+
+    text = listen.page(network, cfg.data, names, title)
+    write(out, lambda part: part.write_text(text, encoding="utf-8"))
+    return f"{out}: a page of {len(text.encode()) / 1e6:.1f} MB; open it in a browser and say a word"
+
+
 def write(out: Path, save: Callable[[Path], None]) -> None:
     """Save into a temporary file beside `out`, which takes its place only when it is whole."""
     try:
@@ -173,7 +185,7 @@ def differing_decisions(
 def read_command_line() -> argparse.Namespace:
     parser = cli.OneLineParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--load_pt_file", type=Path, required=True, metavar="PT", help="checkpoint, run folder or name")
-    parser.add_argument("--format", choices=("nir", "onnx", "c"), required=True, help="what to write")
+    parser.add_argument("--format", choices=("nir", "onnx", "c", "html"), required=True, help="what to write")
     parser.add_argument("--out", type=Path, help="file or folder to write; default beside the checkpoint")
     parser.add_argument(
         "--dt", type=float, default=1e-4, help="nir: step of the simulator (s); default 1e-4, which snnTorch has fixed"

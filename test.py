@@ -59,12 +59,12 @@ def main() -> None:
             metrics[result.subject.path] = result.metrics
     if len(subjects) == 1:
         (subject,) = subjects
-        print(tables.text(tasks.kind_of(subject.cfg).testing.tables(metrics[subject.path])))
+        print(tables.text(tasks.kind_of(subject.cfg).testing.tables(metrics[subject.path])), end="\n\n")
         print(f"read {subject.out / 'report.html'}; numbers in metrics.json, pictures and samples.npz beside it")
         return
     for kind in tasks.KINDS:
         if tested := [(s, metrics[s.path]) for s in subjects if isinstance(s.cfg, kind.config)]:
-            print(runs_table(tested, kind.testing.columns).text())
+            print(runs_table(tested, kind.testing.columns).text(), end="\n\n")
     print("a report.html each in " + ", ".join(str(subject.out) for subject in subjects))
 
 

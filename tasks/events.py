@@ -175,7 +175,9 @@ class EventTesting(Testing):
         self.networks = [quantised(network) for network in self.trained] if args.quantise else self.trained
         if args.streaming:
             for network in self.networks:
-                Stream(network, *self.bins[:3])  # refuses what it cannot take before the work is done
+                Stream(
+                    network, self.bins.dt_ms, self.bins.T, self.bins.T_empty
+                )  # refuses what it cannot take before the work is done
         prepare.make_if_missing(data.test_path, data.dataset_name, data.prepare)
         self.recordings = read_recordings(data, "test", self.bins, subjects[0].classes)
         say_missing(self.recordings.labels, data.num_classes, str(data.test_path), "recording")
@@ -346,7 +348,16 @@ def _read(data: config.Data, path: Path, split: layouts.Split, bins: Bins, class
     numbers = data.num_units, data.num_classes
     options = data.prepare if data.dataset_name in prepare.MAKEABLE else None
     recordings = readers.read(
-        data.layout, path, split, *numbers, data.origin, data.in_memory, classes, bins, data.strict, options
+        data.layout,
+        path,
+        split,
+        *numbers,
+        origin=data.origin,
+        in_memory=data.in_memory,
+        classes=classes,
+        bins=bins,
+        strict=data.strict,
+        options=options,
     )
     return downsampled(recordings, data.sensor) if data.sensor else recordings
 
@@ -355,7 +366,8 @@ def look_at_test_data(data: config.Data, classes: Named) -> None:
     """Raise what test.py would, as far as names, sizes and types tell: no label or event is read."""
     if not data.test_by and (data.test_path.exists() or data.prepare is None):
         numbers = data.num_units, data.num_classes
-        readers.look(data.layout, data.test_path, "test", *numbers, data.origin, classes, data.strict)
+        about = {"origin": data.origin, "classes": classes, "strict": data.strict}
+        readers.look(data.layout, data.test_path, "test", *numbers, **about)
 
 
 def parameter_groups(network: Network, delay_lr: float) -> list[dict]:

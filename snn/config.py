@@ -244,8 +244,8 @@ class Network(Section):
     surrogate_slope: PositiveFloat | None = Field(None, description="its slope k; default that of its source")
     output_surrogate: Annotated[str, AfterValidator(_known_surrogate)] = Field(
         "superspike",
-        description="the same of an output neuron, with the slope of its source; one of finite width (triangle, boxcar) "
-        "lets no gradient through where the threshold is far away",
+        description="the same of an output neuron, with the slope of its source; one of finite width (triangle, "
+        "boxcar) lets no gradient through where the threshold is far away",
     )
     values: Literal["neuron", "layer"] = Field(
         "neuron", description="learned values are one per neuron (of a convolution or pool: per channel) or per layer"

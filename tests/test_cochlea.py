@@ -299,7 +299,7 @@ COMPILERS = {"gcc": ("gcc",), "zig": (sys.executable, "-m", "ziglang", "cc")}
 
 @pytest.mark.parametrize("name", COMPILERS)
 def test_c_hears_what_python_hears(name):
-    """The transforms of C and of scipy round differently, which moves an event now and then: here at most 1 in 1,000."""
+    """The transforms of C and of scipy round differently, which moves an event now and then: at most 1 in 1,000."""
     if name == "gcc" and shutil.which("gcc") is None:
         pytest.skip("needs gcc: apt install gcc")
     if name == "zig":

@@ -61,7 +61,7 @@ def main() -> None:
     other = in_classes_of(one, other)
 
     accuracy, delay = accuracy_table(one, other), delay_table(one, other)
-    print(tables.text([accuracy, delay]))
+    print(tables.text([accuracy, delay]), end="\n\n")
     results = Section(
         "Results",
         f"Differences are {other.name} minus {one.name} on the same samples, with intervals of 95 %: Newcombe's for "
@@ -150,7 +150,7 @@ def accuracy_table(one: Tested, other: Tested) -> Table:
                 f"{statistics.mcnemar(*right):.3g}",
             )
         )
-    head = ("accuracy", one.name, other.name, "difference", "right: first alone", "second alone", "p (McNemar)")
+    head = ("", one.name, other.name, "difference", f"only {one.name} right", f"only {other.name} right", "p (McNemar)")
     return Table("Accuracy", head, rows)
 
 
@@ -171,7 +171,7 @@ def delay_table(one: Tested, other: Tested) -> Table:
         times = [each[both] * dt for each, dt in zip(steps, dt_ms, strict=True)]
         means = (f"{time.mean():.1f} ms" if both.any() else DASH for time in times)
         rows.append((f"mean first spike, {both.sum()} samples", *means, said(statistics.paired_mean(*times))))
-    return Table("Delay", ("delay", one.name, other.name, "difference"), rows)
+    return Table("Delay", ("", one.name, other.name, "difference"), rows)
 
 
 def said(difference: Difference) -> str:

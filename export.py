@@ -115,9 +115,8 @@ def write_c(args: argparse.Namespace, cfg: config.Config, network: Network, out:
     """A folder of C: a line about it."""
     if out.exists():
         raise InputError(f"{out}: is there already; remove it, or choose another --out")
-    data = cfg.data
-    T, T_empty = data.test_T or data.T, data.T_empty if data.test_T_empty is None else data.test_T_empty
-    code = embedded.code(network, data.dt_ms, T, T_empty, names, args.quantise == "int8")
+    bins = Bins.of(cfg.data, "test")
+    code = embedded.code(network, bins.dt_ms, bins.T, bins.T_empty, names, args.quantise == "int8")
     try:
         part = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     except OSError as error:

@@ -30,6 +30,7 @@ from snn.config import Mark
 from snn.errors import InputError
 from snn.files import REPOSITORY, write_whole
 from snn.machine import find_device, machine, versions
+from snn.tables import DASH, mean_and_std
 
 RESULTS = REPOSITORY / "results"
 FIGURE = REPOSITORY / "docs" / "results.png"
@@ -198,11 +199,8 @@ def row(cells: Sequence[str]) -> str:
 
 def mean_of(seeds: Sequence[dict], key: str, digits: int, unit: str) -> str:
     """Mean ± std over seeds; of one seed its value; a dash where a seed has none."""
-    values = [seed[key] for seed in seeds]
-    if None in values:
-        return "-"
-    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.{digits}f}{spread}{unit}"
+    words = mean_and_std([seed[key] for seed in seeds], digits)
+    return words if words == DASH else f"{words}{unit}"
 
 
 def draw(results: dict[str, dict]) -> plt.Figure | None:

@@ -131,7 +131,8 @@ class Data(DataSet):
     test_T_empty: NonNegativeInt | None = Field(None, description="T_empty at test; default T_empty (steps)")
     validation_by: Annotated[Literal["recording", "speaker"], Mark.TRAINING] = Field(
         "recording",
-        description="validation_share holds out single recordings, or whole speakers (the file must name them)",
+        description="validation_share holds out single recordings (all windows of one together), or whole speakers "
+        "(the file must name them)",
     )
     test_by: Literal["recording", "speaker"] | None = Field(
         None,
@@ -237,9 +238,15 @@ class Network(Section):
     tau_ada_steps: Steps = Field(100.0, description="τ_w, initial time constant of the adaptation (steps)")
     reset: Literal["hard", "soft"] = Field("hard", description="reset to 0, or by θ")
     surrogate: Annotated[str, AfterValidator(_known_surrogate)] = Field(
-        "superspike", description="derivative of the spike: superspike, arctan, triangle, boxcar or slayer"
+        "superspike",
+        description="derivative of a hidden neuron's spike: superspike, arctan, triangle, boxcar or slayer",
     )
     surrogate_slope: PositiveFloat | None = Field(None, description="its slope k; default that of its source")
+    output_surrogate: Annotated[str, AfterValidator(_known_surrogate)] = Field(
+        "superspike",
+        description="the same of an output neuron, with the slope of its source; one of finite width (triangle, "
+        "boxcar) lets no gradient through where the threshold is far away",
+    )
     values: Literal["neuron", "layer"] = Field(
         "neuron", description="learned values are one per neuron (of a convolution or pool: per channel) or per layer"
     )

@@ -120,7 +120,8 @@ class Evaluation:
         }
         for prefix, right_nT in (("", seen.fs_right), ("fr_", seen.fr_right)):
             for percent in (50, 90):
-                steps = delay_steps(right_nT.sum(0), percent)
+                (reached,) = statistics.delays(right_nT.sum(0, keepdim=True).numpy(), percent)
+                steps = None if math.isnan(reached) else int(reached)
                 metrics[f"{prefix}t_d{percent}_steps"] = steps
                 metrics[f"{prefix}t_d{percent}_ms"] = None if steps is None else steps * dt_ms
         return metrics
@@ -193,14 +194,6 @@ def percentiles(values_n: Tensor) -> list[float] | None:
     if not len(values_n):
         return None
     return torch.quantile(values_n.double(), torch.tensor(PERCENTILES, dtype=torch.float64) / 100).tolist()
-
-
-def delay_steps(curve_T: Tensor, percent: float) -> int | None:
-    """t_d(p): the first step, from 1, at which the curve reaches p % of its own maximum; None if that is 0."""
-    if not curve_T.max() > 0:
-        return None
-    reached = curve_T * 100 >= percent * curve_T.max()
-    return int(reached.nonzero()[0]) + 1
 
 
 @torch.inference_mode()

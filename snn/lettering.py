@@ -1,14 +1,19 @@
-"""What classes are called in pictures: names that a font of this system has the glyphs for, none too long."""
+"""Class names in pictures: those that a font of this system has the glyphs for, none too long.
+
+matplotlib is imported where it is needed: training does without it.
+"""
+
+from __future__ import annotations
 
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import lru_cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from matplotlib import font_manager, rcParams
-from matplotlib.ft2font import FaceFlags, FT2Font
+if TYPE_CHECKING:
+    from matplotlib.font_manager import FontEntry
 
 LONGEST = 18  # columns of a class name, of which a Chinese character takes two
 NO_GLYPHS = {"Cc", "Cf", "Zs"}  # categories of characters that need none
@@ -26,6 +31,8 @@ def lettering(names: Sequence[str] | None, longest: int = LONGEST) -> Lettering:
 
     A name of more than `longest` columns loses its middle; names that are then alike get their number.
     """
+    from matplotlib import rcParams
+
     if names is None:
         return Lettering(None, list(rcParams["font.family"]))
     clean = ["".join(c if c.isprintable() else " " for c in name).strip() for name in names]
@@ -83,6 +90,9 @@ def _needs_glyph(character: str) -> bool:
 @lru_cache
 def _fonts(characters: frozenset[str]) -> tuple[list[str], frozenset[str]]:
     """Families that together have these characters beside the usual font, and those that no font has."""
+    from matplotlib import font_manager
+    from matplotlib.ft2font import FT2Font
+
     usual = FT2Font(font_manager.findfont(font_manager.FontProperties()))
     missing = {c for c in characters if not usual.get_char_index(ord(c))}
     families: list[str] = []
@@ -96,8 +106,10 @@ def _fonts(characters: frozenset[str]) -> tuple[list[str], frozenset[str]]:
     return families, frozenset(missing)
 
 
-def _known_fonts() -> list[font_manager.FontEntry]:
+def _known_fonts() -> list[FontEntry]:
     """All of this system: upright ones of usual weight before others, sans before serif."""
+    from matplotlib import font_manager
+
     manager = font_manager.fontManager
     for path in set(font_manager.findSystemFonts()) - {entry.fname for entry in manager.ttflist}:
         with suppress(OSError, RuntimeError):  # one that cannot be read
@@ -107,6 +119,8 @@ def _known_fonts() -> list[font_manager.FontEntry]:
 
 def _those_of(path: str, characters: set[str]) -> set[str]:
     """The characters that a font has as outlines; those of fonts of coloured pictures cannot be drawn."""
+    from matplotlib.ft2font import FaceFlags, FT2Font
+
     try:
         font = FT2Font(path)
     except (OSError, RuntimeError):  # damaged, or gone since

@@ -1,17 +1,15 @@
 """Pictures of what a network does. Each is narrow, so that its words can be read on a telephone as well."""
 
+from __future__ import annotations
+
 import io
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import cache, wraps
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, ParamSpec
 
-import matplotlib
-
-matplotlib.use("Agg")  # files only; no screen is needed
-
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from snn.coding import decide
@@ -21,6 +19,13 @@ from snn.learned import Learned
 from snn.lettering import LONGEST, columns, lettering
 from snn.network import Network
 from snn.tables import layer_name
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+
+Words = ParamSpec("Words")
 
 # colour-blind safe (Okabe & Ito); two more greys
 BLACK, ORANGE, BLUE, GREY, DARK = "#000000", "#D55E00", "#0072B2", "#BBBBBB", "#555555"
@@ -43,15 +48,37 @@ STYLE = {
 }
 
 
+@cache
+def pyplot() -> ModuleType:
+    """matplotlib.pyplot, imported with the first picture: training does without it."""
+    import matplotlib
+
+    matplotlib.use("Agg")  # files only; no screen is needed
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def styled(draw: Callable[Words, Figure]) -> Callable[Words, Figure]:
+    """Have a function draw in our style."""
+
+    @wraps(draw)
+    def drawn(*args: Words.args, **kwargs: Words.kwargs) -> Figure:
+        with pyplot().rc_context(STYLE):
+            return draw(*args, **kwargs)
+
+    return drawn
+
+
 def png(figure: Figure) -> bytes:
     """The picture painted; the figure is closed."""
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=DPI)
-    plt.close(figure)
+    pyplot().close(figure)
     return file.getvalue()
 
 
-@plt.rc_context(STYLE)
+@styled
 @torch.inference_mode()
 def draw_decision(
     network: Network,
@@ -71,53 +98,59 @@ def draw_decision(
     activity = network.eval().run(x_T1C)
     T = x_T1C.shape[0]
     decision, first_step = map(int, decide(activity.s_TBN, activity.h_TBN))
-    is_silent = first_step > T
-    h_TN, theta = activity.h_TBN[:, 0].cpu().numpy(), network.output.neurons.threshold
     time_ms = dt_ms * np.arange(1, T + 1)
-
     rasters = [("input channel", x_T1C.dense() if isinstance(x_T1C, Events) else x_T1C)]
     rasters += [(f"hidden layer {k + 1}", s_TBN) for k, s_TBN in enumerate(activity.layers[:-1])]
     heights = [*([0.6] if audio else []), *([1.2] * len(rasters)), 1.4, 0.8]
-    figure, axes = plt.subplots(len(heights), sharex=True, figsize=(WIDTH, 1.2 * sum(heights)), height_ratios=heights)
+    size = WIDTH, 1.2 * sum(heights)
+    figure, axes = pyplot().subplots(len(heights), sharex=True, figsize=size, height_ratios=heights)
     if audio:
         samples, rate_hz = audio
         axes[0].plot(1000 * np.arange(len(samples)) / rate_hz, samples, color=BLACK, lw=0.4)
-        axes[0].set_ylabel("audio")
-        axes[0].set_yticks([])
-    for axis, (name, s_TBN) in zip(axes[len(axes) - len(rasters) - 2 :], rasters, strict=False):
+        axes[0].set(ylabel="audio", yticks=[])
+    for axis, (name, s_TBN) in zip(axes[len(heights) - len(rasters) - 2 :], rasters, strict=False):
         step, index = s_TBN[:, 0].flatten(1).nonzero().cpu().numpy().T
         axis.scatter(time_ms[step], index, s=3, marker=".", color=BLACK, linewidths=0)
-        size = s_TBN[0].numel()
-        axis.set(ylabel=name, ylim=(-0.03 * size, 1.03 * size))  # the same in all pictures, whoever is silent
-    potentials, spikes = axes[-2:]
-    for neuron in range(h_TN.shape[1]):
-        is_decision = neuron == decision
-        colour, width = (ORANGE, 1.8) if is_decision else (BLUE, 1.2) if neuron == target else (GREY, 0.7)
-        potentials.plot(time_ms, h_TN[:, neuron], color=colour, lw=width, zorder=2 + is_decision)
-    potentials.axhline(theta, color=BLACK, lw=0.8, ls=":")
-    potentials.annotate("threshold", (time_ms[0], theta), fontsize=8, va="bottom")
-    potentials.set_ylabel("output potential")
-    step, index = activity.s_TBN[:, 0].nonzero().cpu().numpy().T
-    spikes.scatter(time_ms[step], index, s=22, marker="|", color=[ORANGE if n == decision else BLACK for n in index])
-    if not is_silent:
-        ring = {"marker": "o", "facecolors": "none", "edgecolors": ORANGE, "clip_on": False}
-        spikes.scatter(first_step * dt_ms, decision, s=90, lw=1.2, **ring)
-    spikes.set_ylim(-0.7, h_TN.shape[1] - 0.3)
-    spikes.set_ylabel("output neuron")
-    spikes.set_xlabel("time (ms)")
-    spikes.set_xlim(0, dt_ms * T)
+        neurons = s_TBN[0].numel()
+        axis.set(ylabel=name, ylim=(-0.03 * neurons, 1.03 * neurons))  # the same in all pictures, whoever is silent
+    colours = {target: BLUE} | {decision: ORANGE}
+    _draw_potentials(axes[-2], time_ms, activity.h_TBN[:, 0].cpu().numpy(), network.output.neurons.threshold, colours)
+    _draw_output_spikes(axes[-1], time_ms, activity.s_TBN[:, 0].cpu().numpy(), colours)
+    axes[-1].set(xlabel="time (ms)", xlim=(0, dt_ms * T))
     figure.align_ylabels(axes)
 
-    if is_silent:
-        verdict = f"no output spike; the highest potential says {class_name(decision, names)}"
-    else:
+    verdict = f"no output spike; the highest potential says {class_name(decision, names)}"
+    if first_step <= T:
         verdict = f"decides for {class_name(decision, names)} at {first_step * dt_ms:g} ms"
+        ring = {"marker": "o", "facecolors": "none", "edgecolors": ORANGE, "clip_on": False}
+        axes[-1].scatter(first_step * dt_ms, decision, s=90, lw=1.2, **ring)
         for axis in axes:
             axis.axvline(first_step * dt_ms, color=ORANGE, lw=1, ls="--", zorder=1)
     truth = "" if target is None else f"(truth: {class_name(target, names)})"
     between = " " if columns(verdict + truth) < LONGEST_TITLE else "\n"
     axes[0].set_title(f"{verdict}{between}{truth}".strip(), fontfamily=fonts)
     return figure
+
+
+def _draw_potentials(
+    axis: Axes, time_ms: np.ndarray, h_TN: np.ndarray, theta: float, colours: dict[int | None, str]
+) -> None:
+    """The potential of each output neuron, those of some neurons in colours of their own."""
+    for neuron, h_T in enumerate(h_TN.T):
+        colour = colours.get(neuron, GREY)
+        width = {ORANGE: 1.8, BLUE: 1.2, GREY: 0.7}[colour]
+        axis.plot(time_ms, h_T, color=colour, lw=width, zorder=2 + (colour == ORANGE))
+    axis.axhline(theta, color=BLACK, lw=0.8, ls=":")
+    axis.annotate("threshold", (time_ms[0], theta), fontsize=8, va="bottom")
+    axis.set_ylabel("output potential")
+
+
+def _draw_output_spikes(axis: Axes, time_ms: np.ndarray, s_TN: np.ndarray, colours: dict[int | None, str]) -> None:
+    """The spikes of each output neuron, those of the decided class in its colour."""
+    step, index = s_TN.nonzero()
+    is_decided = [colours.get(neuron) == ORANGE for neuron in index]
+    axis.scatter(time_ms[step], index, s=22, marker="|", color=[ORANGE if it else BLACK for it in is_decided])
+    axis.set(ylim=(-0.7, s_TN.shape[1] - 0.3), ylabel="output neuron")
 
 
 def class_name(label: int, names: Sequence[str | None] | None) -> str:
@@ -136,7 +169,7 @@ def class_ticks(classes: int, names: Sequence[str] | None) -> dict[str, Any]:
     return {"ticks": range(classes), "labels": labels, "fontsize": size, "fontfamily": fonts}
 
 
-@plt.rc_context(STYLE)
+@styled
 @torch.inference_mode()
 def draw_single_delay(
     network: Network, x_TBC: Events | Tensor, target_B: Tensor, dt_ms: float, names: Sequence[str] | None
@@ -146,7 +179,7 @@ def draw_single_delay(
     activity = network.eval().run(x_TBC)
     decision_B, first_B = decide(activity.s_TBN, activity.h_TBN)
     T = x_TBC.shape[0]
-    figure, axis = plt.subplots(figsize=(WIDTH, min(1 + 0.28 * len(target_B), HIGHEST)))
+    figure, axis = pyplot().subplots(figsize=(WIDTH, min(1 + 0.28 * len(target_B), HIGHEST)))
     step, row, _ = activity.s_TBN.nonzero().cpu().numpy().T
     axis.scatter(dt_ms * (step + 1), row, s=40, marker="|", color=GREY)
     above = {
@@ -171,14 +204,14 @@ def draw_single_delay(
     return figure
 
 
-@plt.rc_context(STYLE)
+@styled
 def draw_anytime(curves_of: dict[str, dict[str, list]]) -> Figure:
     """The curves of `Evaluation.anytime` of one network or of several by name: accuracy against time, and events.
 
     The code is in the line's style; it has the colour too, as long as there is one network.
     """
     names, fonts = lettering(list(curves_of), longest=48)
-    figure, axes = plt.subplots(2, figsize=(WIDTH, 5))
+    figure, axes = pyplot().subplots(2, figsize=(WIDTH, 5))
     for axis, x, over, label in zip(
         axes, ("time_ms", "events"), ("time", "events"), ("elapsed time (ms)", "events seen"), strict=True
     ):
@@ -200,7 +233,7 @@ def draw_anytime(curves_of: dict[str, dict[str, list]]) -> Figure:
     return figure
 
 
-@plt.rc_context(STYLE)
+@styled
 def draw_latencies(samples: Samples, dt_ms: float, names: Sequence[str] | None) -> Figure:
     """When the first output spike comes: right and wrong decisions together, and each class apart."""
     classes, T = samples.output_spikes.shape[1], samples.fs_right.shape[1]
@@ -211,7 +244,7 @@ def draw_latencies(samples: Samples, dt_ms: float, names: Sequence[str] | None) 
     # whole steps a bin, so that no bin is higher because more steps fall into it
     edges_ms = dt_ms * (np.arange(0, T + 1, max(1, -(-T // 50))) + 0.5)
     height = 0.6 + 0.17 * min(classes, MOST_NAMES)
-    figure, (all_of_them, by_class) = plt.subplots(
+    figure, (all_of_them, by_class) = pyplot().subplots(
         2, sharex=True, figsize=(WIDTH, 2 + height), height_ratios=[1.6, height]
     )
     all_of_them.hist(
@@ -234,13 +267,13 @@ def draw_latencies(samples: Samples, dt_ms: float, names: Sequence[str] | None) 
     return figure
 
 
-@plt.rc_context(STYLE)
+@styled
 def draw_confusion(confusion: Sequence[Sequence[int]], code: str, names: Sequence[str] | None) -> Figure:
     """Rows are the true classes, columns what was decided; shares of a row as colours, and numbers where they fit."""
     counts = np.asarray(confusion)
     classes = len(counts)
     shares = 100 * counts / np.maximum(1, counts.sum(1, keepdims=True))
-    figure, axis = plt.subplots(figsize=(WIDTH, WIDTH + 0.4))
+    figure, axis = pyplot().subplots(figsize=(WIDTH, WIDTH + 0.4))
     image = axis.imshow(shares, cmap="cividis", vmin=0, vmax=100)
     axis.spines[:].set_visible(False)
     if classes <= 25:
@@ -262,13 +295,13 @@ def draw_confusion(confusion: Sequence[Sequence[int]], code: str, names: Sequenc
     return figure
 
 
-@plt.rc_context(STYLE)
+@styled
 def draw_rates(evaluation: Evaluation) -> Figure:
     """Return how much the neurons of each layer fire: a histogram of spikes per sample, the silent ones counted."""
     n = len(evaluation.samples().target)
     layers = evaluation.neuron_spikes
     highest = max(float(spikes_N.max()) / n for spikes_N in layers) or 1.0
-    figure, axes = plt.subplots(len(layers), sharex=True, squeeze=False, figsize=(WIDTH, 0.6 + 1.2 * len(layers)))
+    figure, axes = pyplot().subplots(len(layers), sharex=True, squeeze=False, figsize=(WIDTH, 0.6 + 1.2 * len(layers)))
     for k, (axis, spikes_N) in enumerate(zip(axes[:, 0], layers, strict=True)):
         axis.hist((spikes_N / n).numpy(), np.linspace(0, highest, BINS + 1), color=LAYERS[k % len(LAYERS)])
         silent = int((spikes_N == 0).sum())
@@ -278,10 +311,10 @@ def draw_rates(evaluation: Evaluation) -> Figure:
     return figure
 
 
-@plt.rc_context(STYLE)
+@styled
 def draw_learned(values: dict[str, dict[str, Learned]]) -> Figure:
     """A histogram of each learned value, the layers over one another, and dotted lines around where it began."""
-    figure, axes = plt.subplots(len(values), squeeze=False, figsize=(WIDTH, 0.8 + 1.5 * len(values)))
+    figure, axes = pyplot().subplots(len(values), squeeze=False, figsize=(WIDTH, 0.8 + 1.5 * len(values)))
     layers = list(dict.fromkeys(layer for of_layers in values.values() for layer in of_layers))
     for axis, of_layers in zip(axes[:, 0], values.values(), strict=True):
         arrays = {layer: learned.value.double().cpu().numpy() for layer, learned in of_layers.items()}
@@ -307,14 +340,16 @@ def draw_learned(values: dict[str, dict[str, Learned]]) -> Figure:
     return figure
 
 
-def readable_log_axis(axis: matplotlib.axis.Axis) -> None:
+def readable_log_axis(axis: Axis) -> None:
     """Plain numbers at 1, 2 and 5 of each decade."""
-    axis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
-    axis.set_minor_locator(matplotlib.ticker.NullLocator())
+    from matplotlib import ticker
+
+    axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+    axis.set_minor_locator(ticker.NullLocator())
 
 
-@plt.rc_context(STYLE)
+@styled
 def draw_learning(rows: Sequence[dict], best_epoch: int) -> Figure:
     """The curves of metrics.jsonl by epoch: losses, accuracies and spikes on what was held out."""
     groups = [
@@ -327,7 +362,7 @@ def draw_learning(rows: Sequence[dict], best_epoch: int) -> Figure:
     ]
     groups = [(label, [curve for curve in curves if curve[0] in rows[0]]) for label, curves in groups]
     groups = [(label, curves) for label, curves in groups if curves]
-    figure, axes = plt.subplots(len(groups), sharex=True, squeeze=False, figsize=(WIDTH, 0.4 + 1.6 * len(groups)))
+    figure, axes = pyplot().subplots(len(groups), sharex=True, squeeze=False, figsize=(WIDTH, 0.4 + 1.6 * len(groups)))
     epochs = [row["epoch"] for row in rows]
     for axis, (label, curves) in zip(axes[:, 0], groups, strict=True):
         for name, words, colour, style in curves:
@@ -341,15 +376,15 @@ def draw_learning(rows: Sequence[dict], best_epoch: int) -> Figure:
     where = {"xycoords": ("data", "axes fraction"), "va": "top", "ha": side, "fontsize": 8}
     axes[0, 0].annotate(" this checkpoint ", (best_epoch, 1), **where)
     axes[-1, 0].set_xlabel("epoch")
-    axes[-1, 0].xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
+    axes[-1, 0].xaxis.get_major_locator().set_params(integer=True)
     return figure
 
 
-@plt.rc_context(STYLE)
+@styled
 def draw_spike_times(histograms: Tensor, T: float) -> Figure:
     """A histogram a layer, from `snn.ttfs.evaluation`: (layers, bins) spikes over [0, T] of each layer's clock."""
     layers, bins = histograms.shape
-    figure, axes = plt.subplots(layers, sharex=True, squeeze=False, figsize=(WIDTH, 1 + 1.1 * layers))
+    figure, axes = pyplot().subplots(layers, sharex=True, squeeze=False, figsize=(WIDTH, 1 + 1.1 * layers))
     edges = np.linspace(0, T, bins + 1)
     for k, (axis, counts) in enumerate(zip(axes[:, 0], histograms.cpu().numpy(), strict=True)):
         axis.stairs(100 * counts / max(counts.sum(), 1), edges, fill=True, color=BLUE)

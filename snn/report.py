@@ -12,11 +12,9 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jinja2
 import yaml
-from matplotlib.figure import Figure
 from torch import nn
 
 from snn import checkpoint, pictures, settings, tables
@@ -29,6 +27,9 @@ from snn.lettering import why_numbers
 from snn.machine import find_device, machine, versions
 from snn.network import Network
 from snn.tables import DASH, Table, interval, layer_name, number, percent, spikes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 TEMPLATE = Path(__file__).with_suffix(".html")
 
@@ -65,6 +66,8 @@ class Section(NamedTuple):
 
 def render(title: str, lead: str, tiles: Sequence[Tile], sections: Iterable[Section]) -> str:
     """The page as HTML. Sections that hold nothing are left out."""
+    import jinja2  # only now: training does without it
+
     environment = jinja2.Environment(autoescape=True, trim_blocks=True)
     sections = [section for section in sections if section.tables or section.pictures or section.code]
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
@@ -109,7 +112,7 @@ class Subject(NamedTuple):
         return run if self.path.stem == "best" else f"{run}/{self.path.name}"
 
 
-def keep(figure: Figure, out: Path, file: str, caption: str) -> Picture:
+def keep(figure: "Figure", out: Path, file: str, caption: str) -> Picture:
     """A picture for the page, written as PNG beside it as well."""
     picture = Picture(pictures.png(figure), caption, file)
     write_whole(out / file, picture.png)
@@ -265,11 +268,14 @@ def result_tables(metrics: dict) -> list[Table]:
         ("spikes per neuron and recording", spikes(metrics["spikes_per_neuron"])),
         ("loss", number(metrics["loss"])),
     ]
-    if "moved_by_rounding" in metrics:
-        counts += [
-            ("decisions moved by rounding the delays", _of(metrics["moved_by_rounding"], metrics)),
-            ("FS accuracy without that rounding", percent(metrics["fs_accuracy_before_rounding"])),
-        ]
+    for change, what in (("rounding", "delays"), ("quantising", "weights")):
+        if f"moved_by_{change}" in metrics:
+            counts += [
+                (f"decisions moved by rounding the {what}", _of(metrics[f"moved_by_{change}"], metrics)),
+                ("FS accuracy without that rounding", percent(metrics[f"fs_accuracy_before_{change}"])),
+            ]
+    if "weight_bytes" in metrics:
+        counts.append(("bytes of the rounded weights", f"{metrics['weight_bytes']:,}"))
     rates, means = metrics["spikes_per_sample"], metrics["spikes_per_neuron_by_layer"]
     middle = rates["percentiles"].index(50)
     layers = [
@@ -294,7 +300,10 @@ def result_tables(metrics: dict) -> list[Table]:
             ("decisions unlike those of batches", _of(streaming["differ_from_batches"], metrics)),
             ("decisions moved by folding BatchNorm", _of(streaming["moved_by_folding"], metrics)),
         ]
-        result += [_cost_table("Cost of a decision on a stream of events", streaming), Table("As a stream", (), unlike)]
+        result += [
+            _cost_table("Cost of a decision on a stream of events", streaming),
+            Table("Decisions on that stream", (), unlike),
+        ]
     return result
 
 
@@ -335,7 +344,12 @@ def energy_table(energy: dict[str, dict]) -> Table:
         for name, one in energy.items()
         if not name.startswith("baseline_")
     ]
-    return Table("", ("mean of a recording", "this network", "real-valued, dense", "source"), rows, is_words=True)
+    return Table(
+        "Operations, memory and energy",
+        ("mean of a recording", "this network", "real-valued, dense", "source"),
+        rows,
+        is_words=True,
+    )
 
 
 def _class_rows(metrics: dict) -> Iterator[tuple[str, ...]]:

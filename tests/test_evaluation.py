@@ -6,7 +6,8 @@ import torch
 
 from datasets.events import Bins, counts
 from snn.coding import first_times, fr_decision, fs_decision
-from snn.evaluation import PERCENTILES, Evaluation, delay_steps, evaluate
+from snn.conv import EventConv
+from snn.evaluation import PERCENTILES, Evaluation, evaluate
 from snn.events import Events
 from snn.network import Activity, Network
 from snn.operations import SynapticOperations
@@ -113,12 +114,6 @@ def test_equals_the_slow_version_and_weighs_samples_not_batches():
 
 def add(one: list[int], other: list[int]) -> list[int]:
     return [a + b for a, b in zip(one, other, strict=True)]
-
-
-def test_delay_is_the_first_step_that_reaches_the_share():
-    curve = torch.tensor([0, 1, 4, 5, 9, 10, 8])
-    assert [delay_steps(curve, p) for p in (10, 50, 90, 100)] == [2, 4, 5, 6]
-    assert delay_steps(torch.zeros(5), 50) is None
 
 
 def test_nothing_right_is_no_number():
@@ -241,7 +236,7 @@ def test_operations_of_convolutions_are_the_weights_that_an_entry_meets(stride, 
 
         network.reset()
         hooks = [
-            layer.linear.register_forward_hook(count) for layer in network.layers if hasattr(layer.linear, "shape")
+            layer.linear.register_forward_hook(count) for layer in network.layers if isinstance(layer.linear, EventConv)
         ]
         network(x_TBC)
         for hook in hooks:

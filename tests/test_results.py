@@ -104,7 +104,7 @@ def test_a_speed_has_its_range_and_its_command():
 
 
 def test_a_delay_that_does_not_exist_is_a_dash():
-    assert results.mean_of([seed(1.0), seed(1.0, None)], "t_d50_ms", 0, "") == "-"
+    assert results.mean_of([seed(1.0), seed(1.0, None)], "t_d50_ms", 0, "") == "–"
     assert results.mean_of([seed(87.04)], "fs_accuracy", 1, " %") == "87.0 %"
 
 

@@ -99,6 +99,12 @@ def test_a_process_without_jit_is_told_so_once(tmp_path):
     assert b"warning: NUMBA_DISABLE_JIT is set" in result.stderr
 
 
+def test_training_does_without_the_packages_of_the_report(tmp_path):
+    (tmp_path / "own.py").write_text("import sys\nsys.modules.update(matplotlib=None, jinja2=None)\nimport train\n")
+    result = run(f"{tmp_path / 'own.py'}", tmp_path)
+    assert result.returncode == 0, result.stderr
+
+
 @pytest.mark.parametrize("module", ["snn.config", "datasets.prepare"])
 def test_a_module_starts_without_docstrings_or_unicode(tmp_path, module):
     result = run(f"-OO -m {module} --help", tmp_path, PYTHONIOENCODING="ascii")

@@ -2,6 +2,7 @@
 
 nir: a graph in the Neuromorphic Intermediate Representation, which snnTorch, SpikingJelly, Norse and others read.
 onnx: one step of the network, state in and state out, for onnxruntime. c: a folder of C99 for a microcontroller.
+html: one page that hears words by microphone and shows how the network decides.
 docs/export.md says how to run each.
 """
 
@@ -26,6 +27,7 @@ import nir
 import torch
 from tqdm import tqdm
 
+import listen
 import tasks
 from datasets.events import Bins, batches
 from snn import arguments, checkpoint, cli, config, embedded, exchange
@@ -49,6 +51,8 @@ def main() -> None:
         print(write_nir(args, cfg, network, out, names))
     elif args.format == "onnx":
         print(write_onnx(cfg, network, out, names))
+    elif args.format == "html":
+        print(write_html(cfg, network, out, names, path.parent.name))
     else:
         print(write_c(args, cfg, network, out, names))
 
@@ -112,9 +116,8 @@ def write_c(args: argparse.Namespace, cfg: config.Config, network: Network, out:
     """A folder of C: a line about it."""
     if out.exists():
         raise InputError(f"{out}: is there already; remove it, or choose another --out")
-    data = cfg.data
-    T, T_empty = data.test_T or data.T, data.T_empty if data.test_T_empty is None else data.test_T_empty
-    code = embedded.code(network, data.dt_ms, T, T_empty, names, args.quantise == "int8")
+    bins = Bins.of(cfg.data, "test")
+    code = embedded.code(network, bins.dt_ms, bins.T, bins.T_empty, names, args.quantise == "int8")
     try:
         part = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     except OSError as error:
@@ -129,6 +132,13 @@ def write_c(args: argparse.Namespace, cfg: config.Config, network: Network, out:
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return f"{out}: C for {code.constants_bytes:,} bytes of flash and {code.state_bytes:,} of RAM; build it with make"
+
+
+def write_html(cfg: config.Config, network: Network, out: Path, names: Names, title: str) -> str:
+    """The page that listens: a line about it."""
+    text = listen.page(network, cfg.data, names, title)
+    write(out, lambda part: part.write_text(text, encoding="utf-8"))
+    return f"{out}: a page of {len(text.encode()) / 1e6:.1f} MB; open it in a browser and say a word"
 
 
 def write(out: Path, save: Callable[[Path], None]) -> None:
@@ -174,7 +184,7 @@ def differing_decisions(
 def read_command_line() -> argparse.Namespace:
     parser = cli.OneLineParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--load_pt_file", type=Path, required=True, metavar="PT", help="checkpoint, run folder or name")
-    parser.add_argument("--format", choices=("nir", "onnx", "c"), required=True, help="what to write")
+    parser.add_argument("--format", choices=("nir", "onnx", "c", "html"), required=True, help="what to write")
     parser.add_argument("--out", type=Path, help="file or folder to write; default beside the checkpoint")
     parser.add_argument(
         "--dt", type=float, default=1e-4, help="nir: step of the simulator (s); default 1e-4, which snnTorch has fixed"

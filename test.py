@@ -8,7 +8,8 @@ compare.py.
 A first-spike network is tested under first-spike and firing-rate decoding. --show draws a decision of every class, and
 --test_single_delay the output spikes of one recording of each class together. --streaming decides on events as they
 come and compares the cost with that of whole windows. --energy counts operations, memory traffic and energy
-(`snn/energy.py`; models of hardware: `snn/hardware.py`).
+(`snn/energy.py`; models of hardware: `snn/hardware.py`). --quantise int8 tests the network as export.py writes it to C,
+in the folder test_int8/, and says which decisions that moves.
 
 Of a TTFS network: accuracy, spikes and when they come. --simulate runs every image through a simulation over time, too,
 and counts the decisions that differ.
@@ -93,7 +94,9 @@ def read_command_line() -> tuple[argparse.Namespace, list[Subject]]:
     parser = arguments.Parser(__doc__, arguments.TEST, yaml_help, checkpoints="+")
     for kind in tasks.KINDS:
         for word, help_text in kind.testing.words.items():
-            parser.add_argument(f"--{word}", action="store_true", help=help_text)
+            choices = kind.testing.choices.get(word)
+            takes: dict = {"choices": choices} if choices else {"action": "store_true"}
+            parser.add_argument(f"--{word}", help=help_text, **takes)
     args = parser.parse_args()
     if args.load_pt_file is None:
         raise InputError("command line: --load_pt_file is missing: a checkpoint such as runs/<name>/best.pt")
@@ -102,7 +105,8 @@ def read_command_line() -> tuple[argparse.Namespace, list[Subject]]:
     subjects = []
     for path in paths:
         keeps_apart = folders.count(path.parent) > 1 and path.stem != "best"  # from others of its run
-        out = path.parent / (f"test_{path.stem}" if keeps_apart else "test")
+        words = ["test", *([path.stem] if keeps_apart else []), *([args.quantise] if args.quantise else [])]
+        out = path.parent / "_".join(words)
         subjects.append(Subject(path, *read_checkpoint(parser, args, path), out))
     return args, subjects
 

@@ -5,7 +5,6 @@ spikes of all layers with those of `snn.streaming` and of batches, on all test r
 Cortex-M4F and Cortex-M7, and QEMU, which counts instructions, runs some of the recordings: the table of docs/export.md.
 """
 
-import math
 import shutil
 import statistics
 import subprocess
@@ -21,7 +20,8 @@ import torch
 from tqdm import tqdm
 
 import tasks
-from datasets.events import Bins, Recordings, counts
+from datasets.binning import Bins, bin_events
+from datasets.recordings import Recordings
 from snn import arguments, checkpoint, cli, embedded
 from snn.errors import InputError
 from snn.network import Network
@@ -103,7 +103,7 @@ def run_native(folder: Path, command: Sequence[str], *flags: str) -> list[str]:
 def run_on(board: Board, folder: Path) -> list[str]:
     """The same under QEMU, and at each decision the instructions up to it and to the window's end."""
     sources = [str(MPS2 / "recordings.c"), "network.c", str(MPS2 / "startup.c"), "-T", str(MPS2 / "mps2.ld")]
-    flags = [*board.flags, "-O2", "-std=c99", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off", "-DTIMED", "-I."]
+    flags = [*board.flags, "-O3", "-std=c99", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off", "-DTIMED", "-I."]
     ran([*ARM, *flags, *sources, "-o", "board.elf"], folder)
     qemu = ["qemu-system-arm", "-M", board.machine, "-nographic", "-semihosting-config", "enable=on,target=native"]
     return ran([*qemu, "-icount", "shift=10", "-kernel", "board.elf"], folder).splitlines()
@@ -111,7 +111,7 @@ def run_on(board: Board, folder: Path) -> list[str]:
 
 def flash_bytes(board: Board, folder: Path) -> int:
     """Code and constants of network.c."""
-    ran([*ARM[:3], *board.flags, "-O2", "-std=c99", "-ffp-contract=off", "-c", "network.c"], folder)
+    ran([*ARM[:3], *board.flags, "-O3", "-std=c99", "-ffp-contract=off", "-c", "network.c"], folder)
     return int(ran(["arm-none-eabi-size", "network.o"], folder).splitlines()[1].split()[0])
 
 
@@ -142,7 +142,7 @@ def decisions(network: Network, recordings: Recordings, rows: Sequence[int], bin
 def spikes(network: Network, recordings: Recordings, row: int, bins: Bins) -> list[str]:
     """The lines of spikes that are to come from the C for a recording, as a batch has them."""
     network.reset()
-    layers = network(counts(recordings, np.array([row]), bins)).layers
+    layers = network(bin_events(recordings, np.array([row]), bins)).layers
     found = [torch.nonzero(s_T1N[:, 0]) for s_T1N in layers]
     lines = np.concatenate([np.insert(each.numpy(), 1, layer, axis=1) for layer, each in enumerate(found)])
     lines = lines[np.lexsort(lines.T[::-1])]
@@ -157,15 +157,16 @@ def main() -> None:
     parser.add_argument("--on_boards", type=int, default=20, help="recordings that QEMU runs")
     args = parser.parse_args()
     path = arguments.find_checkpoint(args.load_pt_file)
-    cfg, content = checkpoint.load(path)
-    data = cfg.data.model_copy(update={"path": args.path_to_dataset or cfg.data.path})
-    network = Network(cfg.network, data.shape, data.num_classes)
-    checkpoint.load_weights(network, content["network"], path)
+    network, cfg, _ = checkpoint.load_network(path)
+    if not isinstance(network, Network):
+        raise InputError(f"{path}: a TTFS network, which cannot be exported")
     network = (quantised if args.quantise else Network.folded)(network)
-    bins = Bins(data.dt_ms, data.T, data.T_empty, math.prod(data.shape))
-    recordings, _ = tasks.read_recordings(data, "test", bins).load(np.arange(0))
+    data = cfg.data.model_copy(update={"path": args.path_to_dataset or cfg.data.path})
+    bins = Bins.of(data, "test")
+    recordings = tasks.events.read_recordings(data, "test", bins)
     rows = range(len(recordings))
-    code = embedded.code(network, data.dt_ms, data.T, data.T_empty, int8=args.quantise == "int8")
+    recordings, _ = recordings.load(np.arange(len(rows)), bins)
+    code = embedded.code(network, bins.dt_ms, bins.T, bins.T_empty, int8=args.quantise == "int8")
     print(f"{path}: {code.constants_bytes:,} bytes of constants, {code.state_bytes:,} of state")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

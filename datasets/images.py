@@ -80,7 +80,7 @@ def look(data: config.Images, split: Split, classes: Named | None = None) -> Non
     _check_layout(data)
     if data.layout in LAYOUTS:
         path, units = _events_file(data, split), math.prod(data.shape)
-        readers.look(data.layout, path, split, units, data.num_classes, None, classes, data.strict)
+        readers.look(data.layout, path, split, units, data.num_classes, classes=classes, strict=data.strict)
     elif data.layout == "npz":
         path = _npz_file(data)
         with _npz_border(path):

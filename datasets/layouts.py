@@ -40,6 +40,7 @@ class Contents:
     speakers: Callable[[], np.ndarray] | None = None  # (n,) int64
     class_names: tuple[str, ...] | None = None
     provenance: Callable[[], str | None] = lambda: None  # as `datasets.prepare` writes it
+    files: Callable[[], np.ndarray] | None = None  # (n,) int64, number of the file that each was cut from
 
 
 class Layout(NamedTuple):
@@ -52,15 +53,16 @@ class Layout(NamedTuple):
 def _open_shd(path: Path, split: Split) -> Contents:
     """SHD (Cramer et al. 2022): /spikes/times in s, /spikes/units, /labels; /extra/speaker and /extra/keys if there.
 
-    Files that we make of cameras' recordings count time in whole ticks (datasets/prepare/store.py).
+    Files that we make of cameras' recordings count time in whole ticks, and /extra/file says which windows are of one
+    recording (datasets/prepare/store.py).
     """
     file = hdf5.File(path)
     file.check_lists("spikes/times", "iuf", "numbers")
     file.check_lists("spikes/units", "iu", "whole numbers")
-    has_speakers = file.has("extra/speaker")
+    extras = [name for name in ("extra/speaker", "extra/file") if file.has(name)]
     names = tidied(file.names("extra/keys")) if file.has("extra/keys") else None
     shape = file.dataset("spikes/times").shape
-    for name in ("spikes/units", "labels", *(["extra/speaker"] if has_speakers else [])):
+    for name in ("spikes/units", "labels", *extras):
         if (other := file.dataset(name, None if name == "spikes/units" else "iuf").shape) != shape:
             remedy = "; write one number a recording" if len(other) > 1 else ""
             raise InputError(f"{path}: {name} has shape {other}, but spikes/times has {shape}{remedy}")
@@ -85,9 +87,10 @@ def _open_shd(path: Path, split: Split) -> Contents:
         (hdf5.plain(times_type), hdf5.plain(units_type)),
         (units_type, file.dataset("labels").dtype),
         read_events,
-        partial(file.whole_numbers, "extra/speaker") if has_speakers else None,
+        partial(file.whole_numbers, "extra/speaker") if "extra/speaker" in extras else None,
         names,
         partial(file.attribute, hdf5.PROVENANCE),
+        partial(file.whole_numbers, "extra/file") if "extra/file" in extras else None,
     )
 
 

@@ -30,6 +30,7 @@ def read(
     split: Split,
     num_channels: int,
     num_classes: int,
+    *,
     origin: str | None = None,
     in_memory: bool | None = None,
     classes: Named | None = None,
@@ -47,7 +48,7 @@ def read(
     line says so.
     """
     path = Path(path)
-    found = look(layout, path, split, num_channels, num_classes, origin, classes)
+    found = look(layout, path, split, num_channels, num_classes, origin=origin, classes=classes)
     if options is not None:
         prepare.warn_if_made_otherwise(path, found.provenance, options)
     own = Named(found.class_names, str(path))
@@ -58,6 +59,7 @@ def read(
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     read_events = partial(_read_events, path, found, num_channels)
     about = labels, None if found.speakers is None else found.speakers(), str(path), names
+    files = None if found.files is None else found.files()
     if in_memory is None:
         in_memory = offsets[-1] * sum(kind.itemsize for kind in found.types) < available_bytes() / 2
     held = _room(offsets[-1], found.types, path) if in_memory else None
@@ -87,9 +89,9 @@ def read(
             file=sys.stderr,
         )
     if held:
-        recordings = Recordings(offsets, held[0], found.ticks_per_second, held[1], *about)
+        recordings = Recordings(offsets, held[0], found.ticks_per_second, held[1], *about, files)
     else:
-        recordings = StoredRecordings(offsets, found.ticks_per_second, *about, read_events, first)
+        recordings = StoredRecordings(offsets, found.ticks_per_second, *about, read_events, first, files=files)
     if check:
         check.report(recordings, first, strict)
     return recordings
@@ -101,6 +103,7 @@ def look(
     split: Split,
     num_channels: int,
     num_classes: int,
+    *,
     origin: str | None = None,
     classes: Named | None = None,
     strict: bool = False,

@@ -31,6 +31,7 @@ class Recordings:
     speakers: np.ndarray | None  # (n,) int64, where the file names them
     where: str  # the file, for messages
     class_names: tuple[str, ...] | None = None  # where the file has them
+    files: np.ndarray | None = None  # (n,) int64, number of the file that each was cut from, where several are of one
 
     def __post_init__(self) -> None:
         checks.number("ticks_per_second", self.ticks_per_second, above=0)
@@ -79,6 +80,7 @@ class StoredRecordings:
     read_events: ReadEvents
     first_times: np.ndarray  # (n,) float64, of the earliest event of each; infinity where there is none
     channel_of_unit: np.ndarray | None = None  # as the network sees a camera's units
+    files: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -184,9 +186,10 @@ def _sorted(lengths: np.ndarray, times: np.ndarray, channels: np.ndarray) -> dic
 def subset(recordings: AnyRecordings, index: np.ndarray) -> AnyRecordings:
     """The recordings of these numbers, ascending, as a set of their own."""
     lengths = (recordings.offsets[1:] - recordings.offsets[:-1])[index]
-    speakers = None if recordings.speakers is None else recordings.speakers[index]
     about = {"offsets": np.concatenate([[0], np.cumsum(lengths)]), "labels": recordings.labels[index]}
-    about |= {"speakers": speakers}
+    for name in ("speakers", "files"):
+        numbers = getattr(recordings, name)
+        about[name] = None if numbers is None else numbers[index]
     if isinstance(recordings, StoredRecordings):
         about |= {"first_times": recordings.first_times[index]}
         return replace(recordings, **about, read_events=partial(_read_subset, recordings.read_events, index))

@@ -23,23 +23,26 @@ def hold_out(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Indices (kept, held out): a share of the samples of every class or, with `groups`, of these; 0 holds out none.
 
-    `groups`: (n,) the group of each sample, such as its speaker. `among`: only of these samples. `name` says for
-    messages which of the configuration's shares it is.
+    `groups`: (n,) the group of each sample, such as its speaker, which is not parted. Where each group is of one class,
+    as the file is that windows were cut from, the share of the groups of every class is held out. `among`: only of
+    these samples, ascending. `name` says for messages which of the configuration's shares it is.
     """
     checks.number("the share held out", share, least=0)
+    checks.whole("the seed", seed, 0)
     among = np.arange(len(samples)) if among is None else check_index(among, samples)
     if share == 0:
         return among, among[:0]
     random = np.random.default_rng(seed)
     labels = samples.labels[among]
-    if groups is not None:
-        drawn = random.permutation(np.unique(groups[among]))
-        held = np.isin(groups[among], drawn[: max(1, round(share * len(drawn)))])
+    group = np.arange(len(among)) if groups is None else groups[among]
+    if len(np.unique(np.stack([group, labels], 1), axis=0)) > len(np.unique(group)):  # some are of several classes
+        drawn = random.permutation(np.unique(group))
+        held = np.isin(group, drawn[: max(1, round(share * len(drawn)))])
     else:
         held = np.zeros(len(among), bool)
         for label in np.unique(labels):
-            of_class = random.permutation(np.flatnonzero(labels == label))
-            held[of_class[: min(len(of_class) - 1, max(1, round(share * len(of_class))))]] = True
+            of_class = random.permutation(np.unique(group[labels == label]))
+            held |= np.isin(group, of_class[: min(len(of_class) - 1, max(1, round(share * len(of_class))))])
     missing = np.setdiff1d(labels, labels[~held])
     if held.any():
         say_unseen(samples, labels, labels[held], name)
@@ -47,15 +50,19 @@ def hold_out(
         raise InputError(
             f"{samples.where}: with data.{name}_share = {share}, "
             + (f"class {missing[0]} has nothing left to train on" if len(missing) else "nothing is held out")
-            + "; it needs more recordings, or more speakers"
+            + "; it needs more recordings (all windows of one count as one), or more speakers"
+            + ("; or hold out none, by data.validation_share=0" if name == "validation" else "")
         )
     return among[~held], among[held]
 
 
 def groups_by(recordings: AnyRecordings, by: Literal["recording", "speaker"], name: str) -> np.ndarray | None:
-    """The groups that data.<name>_by means; None: single recordings. InputError if the file does not name them."""
+    """The groups that data.<name>_by means; None: single recordings. InputError if the file does not name them.
+
+    Windows that were cut from one recording are one group.
+    """
     if by == "recording":
-        return None
+        return recordings.files
     if recordings.speakers is None:
         raise InputError(f"{recordings.where}: names no speakers (extra/speaker); set data.{name}_by=recording")
     return recordings.speakers

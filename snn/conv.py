@@ -40,7 +40,7 @@ def pixels_of(x_TBC: Tensor | Events, image: tuple[int, int, int]) -> Tensor | E
         raise InputError(f"events of {channels} channels are no images of {C} x {H} x {W}")
     if isinstance(x_TBC, Events) and x_TBC.counts.device.type == "cpu":
         return Events(*sparse_conv.pixel_rows(x_TBC.offsets, x_TBC.channels, x_TBC.counts, H * W), (T, B * H * W, C))
-    return as_tensor(x_TBC).view(T, B, C, H * W).transpose(2, 3).reshape(T, -1, C)
+    return as_tensor(x_TBC).reshape(T, B, C, H * W).transpose(2, 3).reshape(T, -1, C)
 
 
 def check_pixels(x_TPC: Tensor | Events, height: int, width: int) -> None:
@@ -61,8 +61,8 @@ class EventConv(nn.Module):
         super().__init__()
         checks.whole("the number of inputs", inputs, 1)
         checks.whole("the number of outputs", outputs, 1)
-        self.shape = Geometry(height, width, kernel, stride)
-        self.shape.check()
+        self.geometry = Geometry(height, width, kernel, stride)
+        self.geometry.check()
         self.weight = nn.Parameter(nn.init.xavier_uniform_(torch.empty(outputs, inputs, kernel, kernel)))
         self.bias: nn.Parameter | None = None
         self.dense_above = DENSE_ABOVE
@@ -78,7 +78,7 @@ class EventConv(nn.Module):
             x_TPC.check_fits(self.weight.shape[1], self.weight.device)
         else:
             x_TPC = checks.like_weights("x", x_TPC, ("steps", "pixels", self.weight.shape[1]), self.weight)
-        check_pixels(x_TPC, self.shape.height, self.shape.width)
+        check_pixels(x_TPC, self.geometry.height, self.geometry.width)
         with checks.without_autocast(self.weight.device):
             y_TPN = self._product(x_TPC)
         return y_TPN if self.bias is None else y_TPN + self.bias
@@ -86,9 +86,9 @@ class EventConv(nn.Module):
     def _product(self, x_TPC: Tensor | Events) -> Tensor:
         T = x_TPC.shape[0]
         if entries := self._entries(x_TPC):
-            return _EventConvolution.apply(*entries, self.weight, self.shape).view(T, -1, len(self.weight))
-        x_FCHW = as_frames(as_tensor(x_TPC).to(self.weight.dtype), self.shape.height, self.shape.width)
-        return as_pixels(F.conv2d(x_FCHW, self.weight, None, self.shape.stride, self.shape.kernel // 2), T)
+            return _EventConvolution.apply(*entries, self.weight, self.geometry).view(T, -1, len(self.weight))
+        x_FCHW = as_frames(as_tensor(x_TPC).to(self.weight.dtype), self.geometry.height, self.geometry.width)
+        return as_pixels(F.conv2d(x_FCHW, self.weight, None, self.geometry.stride, self.geometry.kernel // 2), T)
 
     def _entries(self, x_TPC: Tensor | Events) -> tuple[Tensor | None, ...] | None:
         """(x_RC, offsets, channels, counts) of an input that takes the event-driven product, otherwise None.
@@ -110,7 +110,7 @@ class EventConv(nn.Module):
         return (x_RC, *entries) if entries else None
 
     def extra_repr(self) -> str:
-        return f"{tuple(self.weight.shape)}, {self.shape}"
+        return f"{tuple(self.weight.shape)}, {self.geometry}"
 
 
 class _EventConvolution(torch.autograd.Function):

@@ -56,8 +56,8 @@ class DelayedLinear(EventLinear, MemoryModule):
         if (entries := self._entries(x_TBC)) is not None:
             first, h = self.delays.taps()
             product = _AxonalProduct if self.per == "input" else _SynapticProduct
-            A_NCK = self.weight.unsqueeze(-1) * h
-            y_RN = product.apply(*entries, A_NCK, first, h.detach(), self.weight.detach(), B, past)
+            A_KNC = self.weight * (h.unsqueeze(1) if self.per == "input" else h)
+            y_RN = product.apply(*entries, A_KNC, first, h.detach(), self.weight.detach(), B, past)
             return self._add_bias(y_RN).view(T, B, -1)
         y_TBN = self._dense_product(as_tensor(x_TBC))[past:]
         return y_TBN if self.bias is None else y_TBN + self.bias
@@ -72,47 +72,47 @@ class _AxonalProduct(torch.autograd.Function):
     """Σ_j w_nc h_cj x_{t - first_c - j} for entries of `EventLinear`. Gradients of w and h begin in A = w h."""
 
     @staticmethod
-    def forward(ctx, s_RC, mask_BC, offsets, channels, counts, A_NCK, first_C, h_CK, W_NC, B, past):
-        ctx.save_for_backward(mask_BC, first_C, h_CK, W_NC)
-        ctx.B, ctx.past = B, past
-        ctx.events = delays.moved(offsets, channels, counts, first_C, h_CK.shape[1], B, past)
-        return delays.product(ctx.events, h_CK, W_NC, B)
+    def forward(ctx, s_RC, mask_BC, offsets, channels, counts, A_KNC, first_C, h_KC, W_NC, B, past):
+        ctx.entries, ctx.rule = (offsets, channels, counts), (first_C, len(h_KC), B, past)
+        ctx.save_for_backward(mask_BC, first_C, h_KC, W_NC)
+        return delays.product(delays.moved(*ctx.entries, *ctx.rule), h_KC, W_NC, B)
 
     @staticmethod
     def backward(ctx, gy_RN):
-        mask_BC, first_C, h_CK, W_NC = ctx.saved_tensors
-        gs_RC = gA_NCK = None
+        mask_BC, first_C, h_KC, W_NC = ctx.saved_tensors
+        gs_RC = gA_KNC = None
         if ctx.needs_input_grad[0]:
-            gs_RC = delays.moved_back(input_gradient(gy_RN, W_NC), first_C, h_CK, mask_BC, ctx.B, ctx.past)
+            gs_RC = delays.moved_back(input_gradient(gy_RN, W_NC), first_C, h_KC, mask_BC, *ctx.rule[2:])
         if ctx.needs_input_grad[5]:
-            gA_NCK = delays.gradient(ctx.events, gy_RN, *h_CK.shape, ctx.B)
-        return gs_RC, *[None] * 4, gA_NCK, *[None] * 5
+            events = delays.moved(*ctx.entries, *ctx.rule, by_channel=True)
+            gA_KNC = delays.gradient(events, gy_RN, *h_KC.shape, ctx.rule[2])
+        return gs_RC, *[None] * 4, gA_KNC, *[None] * 5
 
 
 class _SynapticProduct(torch.autograd.Function):
-    """Σ_j A[n, c, j] x_{t - first_nc - j} for entries of `EventLinear`, A = w h; h and w themselves are not needed."""
+    """Σ_j A[j, n, c] x_{t - first_nc - j} for entries of `EventLinear`, A = w h; h and w themselves are not needed."""
 
     @staticmethod
-    def forward(ctx, s_RC, mask_BC, offsets, channels, counts, A_NCK, first_NC, h_NCK, W_NC, B, past):
-        (N, C, K), steps = A_NCK.shape, (len(offsets) - 1) // B
-        entries, of = (offsets, channels, counts), synaptic.synapses(first_NC, A_NCK.detach(), steps)
+    def forward(ctx, s_RC, mask_BC, offsets, channels, counts, A_KNC, first_NC, h_KNC, W_NC, B, past):
+        (K, N, C), steps = A_KNC.shape, (len(offsets) - 1) // B
+        entries, of = (offsets, channels, counts), synaptic.synapses(first_NC, A_KNC.detach(), steps)
         ctx.save_for_backward(mask_BC, *entries)
-        ctx.of, ctx.past, ctx.sizes, ctx.runs = of, past, (N, C, K, B, steps), None
+        ctx.of, ctx.past, ctx.sizes, ctx.rows = of, past, (N, C, K, B, steps), None
         if K == 1:
             return synaptic.whole_product(*entries, of, N, B, past)
-        ctx.runs = synaptic.runs(*entries, C, B)
-        return synaptic.product(ctx.runs, of, N, B, past, steps)
+        ctx.rows = synaptic.in_rows(*entries, C, B)
+        return synaptic.product(ctx.rows, of, N, B, past, steps)
 
     @staticmethod
     def backward(ctx, gy_RN):
         (mask_BC, *entries), (N, C, K, B, steps) = ctx.saved_tensors, ctx.sizes
-        gs_RC = gA_NCK = None
+        gs_RC = gA_KNC = None
         rows_INWL = synaptic.laid_out(gy_RN, ctx.of, B, ctx.past)
         if ctx.needs_input_grad[0]:
             gs_RC = synaptic.input_gradient(rows_INWL, ctx.of, mask_BC, B, steps)
         if ctx.needs_input_grad[5]:
-            gA_NCK = synaptic.gradient(ctx.runs or synaptic.runs(*entries, C, B), rows_INWL, ctx.of, N, K)
-        return gs_RC, *[None] * 4, gA_NCK, *[None] * 5
+            gA_KNC = synaptic.gradient(ctx.rows or synaptic.in_rows(*entries, C, B), rows_INWL, ctx.of, N, K)
+        return gs_RC, *[None] * 4, gA_KNC, *[None] * 5
 
 
 def _joined(past: Tensor | Events | None, x_TBC: Tensor | Events | Spikes) -> Tensor | Events | Spikes:

@@ -195,7 +195,7 @@ class Meter:
 
 def _geometry(module: nn.Module) -> tuple[int, int, int]:
     """(height, width, stride) of what a linear map slides over; one pixel where it slides over nothing."""
-    return (*module.shape[:2], module.shape.stride) if isinstance(module, EventConv) else (1, 1, 1)
+    return (*module.geometry[:2], module.geometry.stride) if isinstance(module, EventConv) else (1, 1, 1)
 
 
 def _fan_out(module: EventConv | EventLinear, weight: Tensor | None = None) -> Tensor:
@@ -203,7 +203,7 @@ def _fan_out(module: EventConv | EventLinear, weight: Tensor | None = None) -> T
     weight = module.weight if weight is None else weight
     if isinstance(module, EventLinear):
         return fan_out(weight).cpu()
-    return fan_out(weight, module.shape).flatten(1).T.cpu()
+    return fan_out(weight, module.geometry).flatten(1).T.cpu()
 
 
 def _share_of_zeros(weights: list[Tensor]) -> float:

@@ -8,6 +8,7 @@ from spikingjelly.activation_based.functional import reset_net
 from torch import Tensor, nn
 
 from snn.events import Events, Spikes
+from snn.norm import Normed
 
 
 def blame(network: nn.Module, x: Tensor | Events, loss: Tensor) -> str:
@@ -23,8 +24,8 @@ def blame(network: nn.Module, x: Tensor | Events, loss: Tensor) -> str:
     faults: list[str] = []
 
     def inspect(module: nn.Module, inputs: tuple, outputs: Tensor | tuple) -> None:
-        for out in outputs if isinstance(outputs, tuple) else (outputs,):
-            out = out.dense() if isinstance(out, Spikes) else out
+        for out in outputs if type(outputs) is tuple else (outputs,):
+            out = out.dense() if isinstance(out, Normed | Spikes) else out
             is_fine = out.isfinite()
             if getattr(module, "gives_times", False):  # infinity is the time of a spike that there is not
                 is_fine |= out == math.inf

@@ -45,7 +45,7 @@ class Delays(nn.Module):
         if self.training:
             return taps.taps(self.steps, self.sigma_steps)
         first = taps.rounded(self.steps).long()
-        return first, self.steps.new_ones(*first.shape, 1)
+        return first, self.steps.new_ones(1, *first.shape)
 
     def as_said(self) -> tuple[Tensor, int, float]:
         """(delays, the longest, σ) as they stand, for `snn.ops.taps.product`."""

@@ -137,5 +137,7 @@ def input_gradient(gy_RN: Tensor, W_NC: Tensor) -> Tensor:
     """
     if gy_RN.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
         return gy_RN @ W_NC
-    y_1NR1 = gy_RN[None, :, None].permute(0, 3, 1, 2)
-    return F.conv2d(y_1NR1, W_NC.T[:, :, None, None]).permute(0, 2, 3, 1).reshape(len(gy_RN), -1)
+    y_1NR1, W_CN11 = gy_RN[None, :, None].permute(0, 3, 1, 2), W_NC.T[:, :, None, None]
+    # named, as torch by itself would not take oneDNN where there is one thread
+    gs_1CR1 = torch.ops.aten.mkldnn_convolution(y_1NR1, W_CN11, None, [0, 0], [1, 1], [1, 1], 1)
+    return gs_1CR1.permute(0, 2, 3, 1).reshape(len(gy_RN), -1)

@@ -19,6 +19,7 @@ from snn.events import Events, Spikes
 from snn.learned import Delays, Learned
 from snn.linear import EventLinear
 from snn.neurons import NEURONS, SpikingNeuron
+from snn.norm import LazyNorm
 
 
 class Activity(NamedTuple):
@@ -53,7 +54,8 @@ class Layer(nn.Module):
     ):
         super().__init__()
         self.linear = linear
-        self.norm = BatchNorm1d(norm_size, step_mode="m") if norm_size else None
+        Norm = LazyNorm if neurons.V is None else BatchNorm1d  # what is fed back joins the input behind it
+        self.norm = Norm(norm_size, step_mode="m") if norm_size else None
         self.neurons = neurons
         self.dropout = dropout
 
@@ -268,8 +270,8 @@ def _neurons(
         per=network.values,
         spike_first=superspike,
         decay="raw" if superspike else "sigmoid",
-        surrogate=network.surrogate,
-        surrogate_slope=network.surrogate_slope or 0.0,
+        surrogate=network.output_surrogate if return_potential else network.surrogate,
+        surrogate_slope=0.0 if return_potential else network.surrogate_slope or 0.0,
         recurrent=layer is not None and layer.is_recurrent,
         max_delay_steps=(layer and layer.recurrent_delay_max_steps) or 0,
         delay_steps=_initial_steps(network, dt_ms),

@@ -57,7 +57,7 @@ def _of_inputs(linear: nn.Module, is_first: bool) -> Tensor | None:
         return None
     if not isinstance(linear, EventConv):
         return _short(fan_out(linear.weight))
-    fan_out_CHW = fan_out(linear.weight, linear.shape)
+    fan_out_CHW = fan_out(linear.weight, linear.geometry)
     return _short((fan_out_CHW if is_first else fan_out_CHW.movedim(0, -1)).flatten())  # an image comes channels first
 
 

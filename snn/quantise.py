@@ -4,6 +4,8 @@ Sums of such weights are exact in float32 as in integers, up to 2^24 times the p
 quantised network is an ordinary `Network`, and integer sums in C, times the power of two, are its bits.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -16,12 +18,23 @@ LARGEST = 127
 def quantised(network: Network) -> Network:
     """A copy for inference, `network.folded()`, with the weights of all layers and recurrences rounded to int8."""
     network = network.folded()
-    for layer in network.layers:
-        for weight in (getattr(layer.linear, "weight", None), layer.neurons.V):  # pools have none
-            if weight is not None:
-                whole_NC, scale_N = as_int8(weight.flatten(1))
-                weight.copy_((whole_NC * scale_N[:, None]).view_as(weight))
+    for weight in _weights(network):
+        whole_NC, scale_N = as_int8(weight.flatten(1))
+        weight.copy_((whole_NC * scale_N[:, None]).view_as(weight))
     return network
+
+
+def weight_bytes(network: Network) -> int:
+    """Return how many bytes the weights of a quantised network take, with a float32 power of two for each neuron."""
+    return sum(weight.numel() + 4 * len(weight) for weight in _weights(network))
+
+
+def _weights(network: Network) -> Iterator[Tensor]:
+    """Yield all weights, (N, ...) each: those of layers, of which pools have none, and of recurrences."""
+    for layer in network.layers:
+        for weight in (getattr(layer.linear, "weight", None), layer.neurons.V):
+            if weight is not None:
+                yield weight
 
 
 @torch.no_grad()

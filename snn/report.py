@@ -268,11 +268,14 @@ def result_tables(metrics: dict) -> list[Table]:
         ("spikes per neuron and recording", spikes(metrics["spikes_per_neuron"])),
         ("loss", number(metrics["loss"])),
     ]
-    if "moved_by_rounding" in metrics:
-        counts += [
-            ("decisions moved by rounding the delays", _of(metrics["moved_by_rounding"], metrics)),
-            ("FS accuracy without that rounding", percent(metrics["fs_accuracy_before_rounding"])),
-        ]
+    for change, what in (("rounding", "delays"), ("quantising", "weights")):
+        if f"moved_by_{change}" in metrics:
+            counts += [
+                (f"decisions moved by rounding the {what}", _of(metrics[f"moved_by_{change}"], metrics)),
+                ("FS accuracy without that rounding", percent(metrics[f"fs_accuracy_before_{change}"])),
+            ]
+    if "weight_bytes" in metrics:
+        counts.append(("bytes of the rounded weights", f"{metrics['weight_bytes']:,}"))
     rates, means = metrics["spikes_per_sample"], metrics["spikes_per_neuron_by_layer"]
     middle = rates["percentiles"].index(50)
     layers = [

@@ -31,6 +31,7 @@ from snn.linear import EventLinear
 from snn.loss import objective
 from snn.machine import find_device
 from snn.network import Network
+from snn.quantise import quantised, weight_bytes
 from snn.replay import Replayed
 from snn.report import Picture, Subject
 from snn.streaming import Stream
@@ -159,18 +160,24 @@ class EventTesting(Testing):
         "energy": "count operations, memory traffic and energy",
         "streaming": "also decide on events as they come, and say at what cost",
         "test_single_delay": "draw the output spikes of one recording of each class",
+        "quantise": "round the weights as export.py does, and say which decisions that moves",
     }
+    choices: ClassVar = {"quantise": ("int8",)}
     columns = report.COLUMNS
 
     def __init__(self, args: argparse.Namespace, subjects: Sequence[Subject]):
         super().__init__(args, subjects)
         data, train = subjects[0].cfg.data, subjects[0].cfg.train
-        self.data, self.device, self.batch_size = data, find_device(train.device), train.test_batch_size
+        device = torch.device("cpu") if args.quantise else find_device(train.device)
+        self.data, self.device, self.batch_size = data, device, train.test_batch_size
         self.bins = Bins.of(data, "test")
-        self.networks = [subject.network().to(self.device) for subject in subjects]
+        self.trained = [subject.network().to(self.device) for subject in subjects]
+        self.networks = [quantised(network) for network in self.trained] if args.quantise else self.trained
         if args.streaming:
             for network in self.networks:
-                Stream(network, *self.bins[:3])  # refuses what it cannot take before the work is done
+                Stream(
+                    network, self.bins.dt_ms, self.bins.T, self.bins.T_empty
+                )  # refuses what it cannot take before the work is done
         prepare.make_if_missing(data.test_path, data.dataset_name, data.prepare)
         self.recordings = read_recordings(data, "test", self.bins, subjects[0].classes)
         say_missing(self.recordings.labels, data.num_classes, str(data.test_path), "recording")
@@ -213,7 +220,10 @@ class EventTesting(Testing):
             metrics = evaluation.metrics(bins.dt_ms) | evaluation.details(bins.dt_ms)
             if self.meters:
                 metrics["energy"] = self.meters[k].result()
-            if network.delays():
+            if self.args.quantise:
+                metrics |= self._moved_by("quantising", self.trained[k], samples)
+                metrics["weight_bytes"] = weight_bytes(network)
+            elif network.delays():
                 metrics |= self._rounding(network, samples)
             if self.args.streaming:
                 metrics["streaming"] = streams.measure(network, recordings, bins, self.batch_size)
@@ -223,15 +233,20 @@ class EventTesting(Testing):
             yield Result(subject, metrics, kept)
 
     def _rounding(self, network: Network, samples: Samples) -> dict[str, float]:
-        """Return how many FS decisions rounding the delays moves, and the accuracy of delays as they were trained."""
+        """Return which decisions rounding the delays moves."""
         for delays in network.delays().values():
             delays.train()  # where they are not rounded
-        everything = self._batches(np.arange(len(self.recordings)), self.batch_size)
-        label_n = np.concatenate([streams.decide(network, x_TBC)[:, 0] for x_TBC, _ in everything])
+        moved = self._moved_by("rounding", network, samples)
         network.eval()
+        return moved
+
+    def _moved_by(self, change: str, before: Network, samples: Samples) -> dict[str, float]:
+        """Return how many FS decisions a change of the network moves, and the accuracy before it."""
+        everything = self._batches(np.arange(len(self.recordings)), self.batch_size)
+        label_n = np.concatenate([streams.decide(before, x_TBC)[:, 0] for x_TBC, _ in everything])
         return {
-            "moved_by_rounding": int((label_n != samples.fs_label.numpy()).sum()),
-            "fs_accuracy_before_rounding": 100 * float((label_n == samples.target.numpy()).mean()),
+            f"moved_by_{change}": int((label_n != samples.fs_label.numpy()).sum()),
+            f"fs_accuracy_before_{change}": 100 * float((label_n == samples.target.numpy()).mean()),
         }
 
     def _draw(self, subject: Subject, network: Network, samples: Samples) -> list[Picture]:
@@ -333,7 +348,16 @@ def _read(data: config.Data, path: Path, split: layouts.Split, bins: Bins, class
     numbers = data.num_units, data.num_classes
     options = data.prepare if data.dataset_name in prepare.MAKEABLE else None
     recordings = readers.read(
-        data.layout, path, split, *numbers, data.origin, data.in_memory, classes, bins, data.strict, options
+        data.layout,
+        path,
+        split,
+        *numbers,
+        origin=data.origin,
+        in_memory=data.in_memory,
+        classes=classes,
+        bins=bins,
+        strict=data.strict,
+        options=options,
     )
     return downsampled(recordings, data.sensor) if data.sensor else recordings
 
@@ -342,7 +366,8 @@ def look_at_test_data(data: config.Data, classes: Named) -> None:
     """Raise what test.py would, as far as names, sizes and types tell: no label or event is read."""
     if not data.test_by and (data.test_path.exists() or data.prepare is None):
         numbers = data.num_units, data.num_classes
-        readers.look(data.layout, data.test_path, "test", *numbers, data.origin, classes, data.strict)
+        about = {"origin": data.origin, "classes": classes, "strict": data.strict}
+        readers.look(data.layout, data.test_path, "test", *numbers, **about)
 
 
 def parameter_groups(network: Network, delay_lr: float) -> list[dict]:

@@ -124,11 +124,13 @@ class Testing(ABC):
 
     Attributes:
         words: words of the command line that this kind takes, and their help.
+        choices: what follows a word, if anything does.
         columns: of a table with a row for each network.
         items: a word for its samples.
     """
 
     words: ClassVar[dict[str, str]] = {}
+    choices: ClassVar[dict[str, tuple[str, ...]]] = {}
     columns: ClassVar[tuple[Column, ...]]
     items: ClassVar[str]
 

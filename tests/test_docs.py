@@ -69,7 +69,7 @@ def test_what_a_page_names_is_there(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_words_of_commands_are_words_of_the_programs(page):
-    for program, words in re.findall(r"python (?:-m )?([\w./]+) ([^`\n#]*)", page.read_text()):
+    for program, words in re.findall(r"python (?:-m )?([\w./]+) ([^`\n#|]*)", page.read_text()):
         path = REPOSITORY / (program if program.endswith(".py") else f"{program.replace('.', '/')}.py")
         if not path.exists():
             path = path.with_suffix("") / "__main__.py"

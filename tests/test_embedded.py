@@ -2,6 +2,7 @@
 
 import copy
 import ctypes
+import json
 import shutil
 import subprocess
 
@@ -10,14 +11,15 @@ import pytest
 import torch
 
 from benchmarks import embedded as bench
-from datasets.events import Bins, Recordings
+from datasets.binning import Bins
+from datasets.recordings import Recordings
 from snn import checkpoint, embedded
 from snn.coding import first_times, fs_decision
 from snn.config import NeuronParams
 from snn.errors import InputError
-from snn.events import step_of
 from snn.network import Network
 from snn.neurons import NEURONS, SpikingNeuron
+from snn.ops.binning import step_of
 from snn.quantise import as_int8, quantised
 from tests.conftest import assert_one_line
 from tests.test_network import build, small, small_conv
@@ -50,7 +52,7 @@ def lines_of(network: Network, data: Recordings) -> list[str]:
     lines = []
     for row in range(len(data)):
         lines += bench.spikes(network, data, row, BINS)
-        s_TBN, h_TBN, _ = activity(network, bench.counts(data, np.array([row]), BINS))
+        s_TBN, h_TBN, _ = activity(network, bench.bin_events(data, np.array([row]), BINS))
         t_BN = first_times(s_TBN, h_TBN)
         step, label = int(t_BN.amin()), int(fs_decision(t_BN))
         lines.append(f"decision 1 {label} {step}" if step <= T + T_EMPTY else f"decision 3 {label} 0")
@@ -84,7 +86,7 @@ def test_every_spike_and_decision_is_that_of_a_stream(changes, int8, tmp_path):
 @pytest.mark.parametrize("changes", [VARIANTS[0], VARIANTS[3], VARIANTS[4]], ids=str)
 def test_many_events_of_a_channel_in_a_step(changes, tmp_path):
     network, data = trained(**changes), crowded()
-    assert bench.counts(data, np.arange(len(data)), BINS).counts.max() > 9
+    assert bench.bin_events(data, np.arange(len(data)), BINS).counts.max() > 9
     assert run(tmp_path, network, data, False, "-O3") == lines_of(network.folded(), data)
 
 
@@ -334,3 +336,24 @@ def test_a_quantised_network_is_a_network_whose_sums_do_not_depend_on_their_orde
         x_RC = torch.poisson(torch.full((50, 12), 3.0))
         expected = x_RC.double() @ small_one.output.linear.weight.double().T
         assert (x_RC[:, order] @ shuffled.output.linear.weight[:, order].T == expected.float()).all()
+
+
+def test_a_quantised_network_is_tested_like_any_other(program, shd_folder):
+    cfg = small()
+    cfg = cfg.model_copy(update={"data": cfg.data.model_copy(update={"channels": 40, "num_classes": 3, "T": 20})})
+    network, run_folder = build(cfg).eval(), shd_folder.parent / "runs" / "run"
+    run_folder.mkdir(parents=True)
+    with torch.no_grad():  # a weight beside which all others of its neuron are rounded to 0
+        network.layers[0].linear.weight[:8, 0] = 1000
+    checkpoint.save(run_folder / "best.pt", cfg, network, epoch=1)
+    words = "test.py --load_pt_file run --path_to_dataset shd --set train.device=cpu"
+    for more in ("", " --quantise int8"):
+        result = program(words + more)
+        assert result.returncode == 0, result.stderr
+    exact, rounded = (json.loads((run_folder / name / "metrics.json").read_text()) for name in ("test", "test_int8"))
+    labels = [np.load(run_folder / name / "samples.npz")["fs_label"] for name in ("test", "test_int8")]
+    assert rounded["moved_by_quantising"] == (labels[0] != labels[1]).sum() > 0
+    assert rounded["fs_accuracy_before_quantising"] == pytest.approx(exact["fs_accuracy"])
+    assert rounded["weight_bytes"] == 40 * 16 + 16 * 12 + 12 * 3 + 4 * (16 + 12 + 3)
+    assert "moved_by_quantising" not in exact
+    assert "decisions moved by rounding the weights" in result.stdout

@@ -6,6 +6,7 @@ import torch
 
 from datasets.events import Bins, counts
 from snn.coding import first_times, fr_decision, fs_decision
+from snn.conv import EventConv
 from snn.evaluation import PERCENTILES, Evaluation, evaluate
 from snn.events import Events
 from snn.network import Activity, Network
@@ -235,7 +236,7 @@ def test_operations_of_convolutions_are_the_weights_that_an_entry_meets(stride, 
 
         network.reset()
         hooks = [
-            layer.linear.register_forward_hook(count) for layer in network.layers if hasattr(layer.linear, "shape")
+            layer.linear.register_forward_hook(count) for layer in network.layers if isinstance(layer.linear, EventConv)
         ]
         network(x_TBC)
         for hook in hooks:

@@ -20,6 +20,7 @@ from snn.errors import InputError
 from snn.network import Network
 from snn.streaming import Stream
 from tests.conftest import REPOSITORY, assert_one_line
+from tests.test_docs import blocks
 from tests.test_prepare_cameras import HIGH, LOW, X, Y, evt2_words, evt21_words, later, some_events
 
 SENSOR = (16, 20)
@@ -262,14 +263,16 @@ def test_the_demo_decides_on_what_the_sender_sends(program, tmp_path):
         expected.append(f"class {decision.label} {at}")
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     demo = [sys.executable, f"{REPOSITORY}/demo.py", "--load_pt_file", "best.pt"]
+    page = [line.split("#")[0].strip() for line in blocks("my_data.md", "sh")[0].splitlines()]
+    assert page[0] == "python demo.py --udp 3333"
 
     def decisions(said: str) -> list[str]:
         return [line.split(": ")[1].split(",")[0] for line in said.splitlines() if line.startswith("recording")]
 
     with live.listen(0) as free:
         port = free.getsockname()[1]
-    words = {"cwd": tmp_path, "env": environment, "stdout": subprocess.PIPE}
-    process = subprocess.Popen([*demo, "--udp", str(port)], stderr=subprocess.STDOUT, **words)
+    about = {"cwd": tmp_path, "env": environment, "stdout": subprocess.PIPE}
+    process = subprocess.Popen([*demo, "--udp", str(port)], stderr=subprocess.STDOUT, **about)
     said = ""
 
     def more() -> str:
@@ -281,7 +284,8 @@ def test_the_demo_decides_on_what_the_sender_sends(program, tmp_path):
     try:
         while "waiting for events" not in said:
             said += more()
-        result = program(f"-m datasets.send mine.h5 --udp {port}")
+        words = page[1].removeprefix("python ").replace("data/digits/digits_test.h5", "mine.h5")
+        result = program(words.replace("3333", str(port)))
         assert result.returncode == 0, result.stderr
         assert "sending recording 2 (class 2)" in result.stderr
         while len(decisions(said)) < 3:
@@ -292,9 +296,10 @@ def test_the_demo_decides_on_what_the_sender_sends(program, tmp_path):
     assert process.returncode == 130
     assert decisions(said) == expected
     assert "0 lost, 0 late, 0 damaged" in said
-    pipe = f"{sys.executable} -m datasets.send mine.h5 --stdout --speed 50 | {' '.join(demo)} --stdin"
+    pipe = page[2].replace("data/digits/digits_test.h5", "mine.h5 --speed 50").replace("python", sys.executable)
+    pipe = pipe.replace("demo.py", f"{REPOSITORY}/demo.py --load_pt_file best.pt")
     done = subprocess.run(
-        ["bash", "-o", "pipefail", "-c", pipe], stderr=subprocess.PIPE, check=False, text=True, **words
+        ["bash", "-o", "pipefail", "-c", pipe], stderr=subprocess.PIPE, check=False, text=True, **about
     )
     assert done.returncode == 0, done.stderr
     assert decisions(done.stdout) == expected

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from scipy.io import wavfile
 
+from datasets import readers
 from datasets.prepare import digits, make_if_missing, nmnist, recordings, speech, wav, writer
 from snn.errors import InputError
-from tests.conftest import nmnist_bytes, write_nmnist
+from tests.conftest import make_events, nmnist_bytes, write_nmnist, write_shd
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -239,18 +240,22 @@ def test_wav_errors_before_any_recording_is_heard(tmp_path):
 
 
 def test_a_set_that_was_made_otherwise_is_used_with_a_warning(tmp_path, capsys):
-    path = tmp_path / "digits_train.h5"
-    with writer.new_file(path, {"made_by": "digits", "seed": 0, "voices": 5}):
-        pass
-    make_if_missing(path, "digits", "--voices 5 --processes 2")
-    assert capsys.readouterr().err == ""
-    make_if_missing(path, "digits", "--seed 0 --voices 100")
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "was made with --voices 5, data.prepare says 100" in line
-    with h5py.File(path, "a") as file:
-        file.attrs["provenance"] = "[1"
-    make_if_missing(path, "digits", "--voices 100")
-    assert capsys.readouterr().err == ""
+    path = write_shd(tmp_path / "digits_train.h5", **make_events(6, 3, 40, 0))
+    for provenance, options, said in (
+        ('{"made_by": "digits", "seed": 0, "voices": 5}', "--voices 5 --processes 2", ""),
+        (
+            '{"made_by": "digits", "seed": 0, "voices": 5}',
+            "--seed 0 --voices 100",
+            "with --voices 5, data.prepare says 100",
+        ),
+        ("[1", "--voices 100", ""),
+    ):
+        with h5py.File(path, "a") as file:
+            file.attrs["provenance"] = provenance
+        make_if_missing(path, "digits", options)  # it is there, and stays
+        readers.read("shd", path, "train", 40, 3, options=options)
+        assert said in (line := capsys.readouterr().err)
+        assert line.count("\n") == bool(said)
 
 
 def test_wrong_words_are_one_line():

@@ -11,12 +11,17 @@ import h5py
 import numpy as np
 import pytest
 
+import tasks
 from datasets import readers
+from datasets.binning import Bins
 from datasets.prepare import cameras, cut, events, sources
 from datasets.prepare.cameras import pieces
 from datasets.prepare.cameras.pieces import Piece, Said
 from datasets.prepare.cut import Shape
 from datasets.prepare.picture import Picture
+from datasets.recordings import Recordings
+from datasets.splits import hold_out
+from snn import config
 from snn.errors import InputError
 from tests.conftest import REPOSITORY, assert_one_line, nmnist_bytes
 from tests.test_prepare_cameras import write_aedat3
@@ -285,6 +290,37 @@ def test_recordings_that_come_in_parts_are_the_same(program, tmp_path, monkeypat
     lengths = [len(times) for times in content[64][0]]
     assert max(lengths) > 64
     assert (min(lengths) < 300) == ("--" in more)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_windows_of_one_file_are_held_out_together(program, tmp_path, in_memory):
+    written = write_tree(tmp_path / "in", 10)
+    words = f"{SENSOR} --window-ms 20 --stride-ms 10 --test-share 0 --out data/mine"
+    assert program(f"-m datasets.prepare events in {words}").returncode == 0
+    with h5py.File(tmp_path / "data/mine/mine_train.h5") as file:
+        files, labels = file["extra/file"][()], file["labels"][()]
+    assert len(np.unique(files)) == len(written) < len(files) / 10
+    sensor = config.Sensor(height=HEIGHT, width=WIDTH)
+    about = {"dataset_name": "mine", "path": str(tmp_path / "data/mine"), "sensor": sensor, "num_classes": 2}
+    data = config.Data(**about, dt_ms=1.0, T=20, test_by="recording", test_share=0.2, in_memory=in_memory)
+    bins = Bins(1.0, 20, 0, 2 * HEIGHT * WIDTH)
+    recordings = tasks.events.read_recordings(data, "train", bins)
+    kept, _, held_out = tasks.events.for_validation(recordings, data, bins, 0)
+    tested = np.setdiff1d(np.arange(len(files)), np.concatenate([kept, held_out]))
+    parts = [set(files[part]) for part in (kept, held_out, tested)]
+    assert [len(part) for part in parts] == [14, 2, 4]  # of either class a fifth, then a tenth
+    assert not parts[0] & parts[1]
+    assert not parts[2] & (parts[0] | parts[1])
+    assert [np.bincount(labels[part]).all() for part in (kept, held_out, tested)] == [True] * 3
+    test = tasks.events.read_recordings(data, "test", bins)
+    assert test.files.tolist() == files[tested].tolist()
+
+
+def test_a_seed_that_is_no_number_is_refused():
+    recordings = Recordings(np.arange(5), np.zeros(4), 1.0, np.zeros(4, np.int64), np.array([0, 0, 1, 1]), None, "x")
+    for seed in ("a", -1, 1.5, None):
+        with pytest.raises(InputError, match="the seed must be a whole number"):
+            hold_out(recordings, 0.5, seed)
 
 
 def write_partly_invalid(folder: Path) -> int:

@@ -98,8 +98,8 @@ static void spectrum_of_audio(struct cochlea *ear, const struct group *group, in
   const int n = group->points * group->decimation;
   const float *audio = ear->audio + 2 * (EAR_PAST - group->past * group->decimation);
   for (int k = 0; k < n; k++) {
-    ear->work[0][k] = audio[2 * k];
-    ear->work[1][k] = audio[2 * k + 1];
+    ear->work[0][k] = ear->gain * audio[2 * k];
+    ear->work[1][k] = ear->gain * audio[2 * k + 1];
   }
   const int at = 2 * fft(n, 1, ear->tables, ear->work[0], ear->work[1], ear->work[2], ear->work[3]);
   const float *re = ear->work[at], *im = ear->work[at + 1];
@@ -302,6 +302,7 @@ static void hear_hop(struct cochlea *ear) {
 
 void cochlea_start(struct cochlea *ear, const float *tables, const uint64_t *random) {
   ear->tables = tables;
+  ear->gain = 1.0f;
   ear->num_events = ear->steps_done = 0;
   ear->missing = EAR_WINDOW - 2 * EAR_PAST;
   for (int k = 0; k < EAR_WINDOW; k++)

@@ -28,6 +28,7 @@ def constants() -> str:
         "PLACES_PADDED": c.BLOCKS * c.LANES,
         "LANES": c.LANES,
         "PAIRS": c.LANES // 2,
+        "RATE_HZ": c.RATE_HZ,
         "HOP": c.HOP,
         "PAST": c.PAST,
         "LOOKAHEAD": c.LOOKAHEAD,
@@ -38,6 +39,7 @@ def constants() -> str:
         "MOST_POINTS": max(group.points for group in c.GROUPS),
         "MOST_SLOW": max(c.HOP // group.decimation + c.TAPS for group in c.GROUPS if group.decimation > 1),
         "ROOTS": ROOTS,
+        "TABLES": tables().size,
         "FIBRES": c.N_FIBRES,
         "REFRACTORY_STEPS": c.REFRACTORY_STEPS,
     }

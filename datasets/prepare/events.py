@@ -47,18 +47,18 @@ class Made:
             for split in SPLITS
             if any(source.split == split for source in sources)
         }
-        self.members: dict[str, list[Source]] = {split: [] for split in self.stores}
+        self.members: dict[str, list[int]] = {split: [] for split in self.stores}  # numbers of sources
 
     def append(self, number: int, times: np.ndarray, units: np.ndarray) -> None:
         """One more recording, of the source of this number."""
         source = self.sources[number]
         self.stores[source.split].append(times, units)
-        self.members[source.split].append(source)
+        self.members[source.split].append(number)
         self.picture.see(self.labels.index(source.label), times, units)
 
     def finish(self, where: Path) -> None:
         """Labels and subjects. InputError if a class has nothing to train on."""
-        if without := sorted_names(set(self.labels) - {source.label for source in self.members["train"]}):
+        if without := sorted_names(set(self.labels) - {self.sources[k].label for k in self.members["train"]}):
             raise InputError(
                 f"{where}: class {without[0]!r} has no recording to train on; change the split, or leave it out"
             )
@@ -69,8 +69,15 @@ class Made:
                 raise InputError(
                     f"{where}: nothing is left for the {split} file; look at --noise-us and --hot-pixel-hz"
                 )
-            members = self.members[split]
-            store.finish([s.label for s in members], self.labels, [subjects.get(s.subject) for s in members], where)
+            members = [self.sources[number] for number in self.members[split]]
+            is_cut = len(set(self.members[split])) < len(members)
+            store.finish(
+                [source.label for source in members],
+                self.labels,
+                [subjects.get(source.subject) for source in members],
+                where,
+                self.members[split] if is_cut else None,
+            )
 
 
 def convert_events(

@@ -24,7 +24,7 @@ class Picture:
         height, width = (-(-side // self.divide) for side in sensor)
         self.counts = np.zeros((len(labels), 2, height, width), np.int64)
         self.recordings = np.zeros(len(labels), np.int64)
-        self.slice_us, self.rates = 1000, np.zeros((len(labels), SLICES), np.int64)
+        self.slice_us, self.rates = 1, np.zeros((len(labels), SLICES), np.int64)
 
     def see(self, label: int, times: np.ndarray, units: np.ndarray) -> None:
         """Count a recording, of a long one evenly spread events."""

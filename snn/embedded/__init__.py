@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from snn import checks
 from snn.delays import DelayedLinear
@@ -24,6 +25,7 @@ from snn.quantise import as_int8, quantised
 
 HERE = Path(__file__).parent
 FILES = ("network.h", "network.c", "main.c", "Makefile", "README.md")
+BLOCK = 4  # neurons; so many sums a small processor keeps in registers, and few rows need filling up
 LARGEST = 2**16  # an input or neuron is named by 16 bits
 NUMBERS = {"bool": "?", "uint16_t": "u2", "int32_t": "i4", "uint32_t": "u4", "float": "f4"}  # as numpy calls them
 
@@ -68,7 +70,7 @@ def code(
     names = [f"class {k}" for k in range(sizes[-1])] if class_names is None else class_names
     flags = {
         "INT8": int8,
-        "ADDS_ROWS": any(not layer.flags["SYNAPTIC"] or layer.flags["RECURRENT"] for layer in layers),
+        "SUMS_ROWS": any(not layer.flags["SYNAPTIC"] or layer.flags["RECURRENT"] for layer in layers),
     }
     words = {
         "TITLE": f"A first-spike network {'-'.join(map(str, sizes))} with {'int8' if int8 else 'float32'} weights.",
@@ -81,6 +83,8 @@ def code(
         "LAYERS": len(layers),
         "NEURONS": ", ".join(map(str, sizes[1:])),
         "WIDEST": max(sizes[1:]),
+        "WIDEST_ROW": _filled(max(sizes[1:])),
+        "BLOCK": BLOCK,
         "MOST_EVENTS": min(2**16 - 1, (2**31 - 1) // (127 * sizes[0])) if int8 else 2**16 - 1,
         "SUM": "int32_t" if int8 else "float",
         "STATES": "\n".join(struct for struct, _, _ in neurons.values()),
@@ -117,16 +121,14 @@ def _printed(k: int, layer: Layer, is_output: bool, int8: bool) -> Printed:
 
     def add_weights(weights: str, scales: str, weight_NC: Tensor) -> None:
         if int8:
-            whole_NC, scale_N = as_int8(weight_NC)
-            add(weights, whole_NC.T)
+            weight_NC, scale_N = as_int8(weight_NC)
             add(scales, scale_N)
-        else:
-            add(weights, weight_NC.T)
+        add(weights, F.pad(weight_NC.T, (0, _filled(N) - N)))
 
     add_weights("weights", "scales", linear.weight)
     if linear.bias is not None:
         add("biases", linear.bias)
-    words = {"K": k, "INDEX": k - 1, "BEFORE": k - 2, "INPUTS": C, "N": N, "NEURON": neuron.name}
+    words = {"K": k, "INDEX": k - 1, "BEFORE": k - 2, "INPUTS": C, "N": N, "ROW": _filled(N), "NEURON": neuron.name}
     words["SUM"] = "int32_t" if int8 else "float"
     per = linear.per if isinstance(linear, DelayedLinear) else None
     if per is not None:
@@ -162,6 +164,11 @@ def _printed(k: int, layer: Layer, is_output: bool, int8: bool) -> Printed:
     return Printed(neuron, flags, words, arrays)
 
 
+def _filled(width: int) -> int:
+    """The next whole number of blocks."""
+    return -(-width // BLOCK) * BLOCK
+
+
 def _unsigned(whole: Tensor) -> Tensor:
     """Delays in steps in as few bytes as they need."""
     return whole.to(torch.uint8 if whole.max() < 2**8 else torch.uint16)
@@ -177,14 +184,12 @@ def _number(value: np.floating) -> str:
 
 
 def _array(named: tuple[str, np.ndarray]) -> str:
-    """The definition of an array of one or two dimensions."""
+    """The definition of an array, row after row."""
     name, array = named
     kind = "float" if array.dtype == np.float32 else f"{array.dtype}_t"
     words = np.array([_number(value) for value in array.flat] if kind == "float" else [str(v) for v in array.flat])
-    shape = "".join(f"[{size}]" for size in array.shape)
-    rows = [", ".join(row) for row in words.reshape(-1, array.shape[-1])]
-    text = f"    {rows[0]}" if array.ndim == 1 else ",\n".join(f"    {{{row}}}" for row in rows)
-    return f"\nstatic const {kind} {name}{shape} = {{\n{text}\n}};\n"
+    rows = ",\n".join("    " + ", ".join(row) for row in words.reshape(-1, array.shape[-1]))
+    return f"\nstatic const {kind} {name}[{' * '.join(map(str, array.shape))}] = {{\n{rows},\n}};\n"
 
 
 def _quoted(text: str) -> str:

@@ -15,7 +15,7 @@ static void run_layer_@K@(network *net)
         const unsigned due = (now + input_delays_@K@[from[e]]) % @D@, place = net->num_late_@K@[due]++;
         net->late_@K@[due][place] = from[e];
 #if INPUT
-        net->late_counts_@K@[due][place] = net->counts[from[e]];
+        net->late_counts_@K@[due][from[e]] = net->counts[from[e]];
 #endif
     }
     from = net->late_@K@[now];
@@ -28,12 +28,12 @@ static void run_layer_@K@(network *net)
     for (unsigned e = 0; e < number; e++) {
         const unsigned c = from[e];
         for (unsigned n = 0; n < @N@; n++) {
-            const unsigned due = (now + synapse_delays_@K@[c][n]) % @D@;
+            const unsigned due = (now + synapse_delays_@K@[c * @N@ + n]) % @D@;
 #if INPUT
-            const @SUM@ product = (@SUM@)net->counts[c] * weights_@K@[c][n];
+            const @SUM@ product = (@SUM@)net->counts[c] * weights_@K@[c * @ROW@ + n];
             net->late_@K@[due][n] += product;
 #else
-            net->late_@K@[due][n] += weights_@K@[c][n];
+            net->late_@K@[due][n] += weights_@K@[c * @ROW@ + n];
 #endif
         }
     }
@@ -42,30 +42,27 @@ static void run_layer_@K@(network *net)
         net->late_@K@[now][n] = 0;
     }
 #else
-    for (unsigned n = 0; n < @N@; n++)
-        net->sum[n] = 0;
-    for (unsigned e = 0; e < number; e++)
 #if INPUT
 #if AXONAL
-        add_row(net->sum, weights_@K@[from[e]], net->late_counts_@K@[now][e], @N@);
+    sum_rows(net->sum, weights_@K@, @ROW@, from, number, net->late_counts_@K@[now]);
 #else
-        add_row(net->sum, weights_@K@[from[e]], net->counts[from[e]], @N@);
+    sum_rows(net->sum, weights_@K@, @ROW@, from, number, net->counts);
 #endif
 #else
-        add_row(net->sum, weights_@K@[from[e]], 1, @N@);
+    sum_rows(net->sum, weights_@K@, @ROW@, from, number, NULL);
 #endif
 #endif
 #if RECURRENT
-    for (unsigned n = 0; n < @N@; n++)
-        net->fed_@K@[n] = 0;
 #if RECURRENT_DELAYS
     const unsigned row = net->step % @PAST@;
-    for (unsigned m = 0; m < @N@; m++)
-        if (net->past_@K@[(row + @PAST@ - 1 - recurrent_delays_@K@[m]) % @PAST@][m])
-            add_row(net->fed_@K@, recurrent_weights_@K@[m], 1, @N@);
+    number = 0;
+    for (unsigned n = 0; n < @N@; n++)
+        if (net->past_@K@[(row + @PAST@ - 1 - recurrent_delays_@K@[n]) % @PAST@][n])
+            net->coming_@K@[number++] = (uint16_t)n;
+    sum_rows(net->fed_@K@, recurrent_weights_@K@, @ROW@, net->coming_@K@, number, NULL);
 #else
-    for (unsigned e = 0; e < net->num_spikes[@INDEX@]; e++) /* those of the step before */
-        add_row(net->fed_@K@, recurrent_weights_@K@[net->spikes[@INDEX@][e]], 1, @N@);
+    /* These are still the spikes of the step before. */
+    sum_rows(net->fed_@K@, recurrent_weights_@K@, @ROW@, net->spikes[@INDEX@], net->num_spikes[@INDEX@], NULL);
 #endif
 #endif
     unsigned fired = 0;

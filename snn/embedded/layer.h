@@ -16,8 +16,9 @@
     @SUM@ late_@K@[@D@][@N@]; /* sums on their way, by the step of their arrival */
 #endif
 #if RECURRENT
-    @SUM@ fed_@K@[@N@];
+    @SUM@ fed_@K@[@ROW@];
 #endif
 #if RECURRENT_DELAYS
+    uint16_t coming_@K@[@N@];
     bool past_@K@[@PAST@][@N@]; /* the last spikes, those of step t in row t mod @PAST@ */
 #endif

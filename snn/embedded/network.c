@@ -6,6 +6,7 @@
 #include "weights.h"
 
 #include <float.h>
+#include <stddef.h>
 
 #if defined(__FAST_MATH__) || FLT_EVAL_METHOD != 0
 #error "potentials must be rounded as float: no -ffast-math, and on 32-bit x86 -msse2 -mfpmath=sse"
@@ -13,13 +14,25 @@
 
 @NEURON_STEPS@
 
-#if ADDS_ROWS
+#if SUMS_ROWS
+enum { BLOCK = @BLOCK@ }; /* so many sums at a time stay in registers; rows of weights are filled up to whole blocks */
+
 #if INT8
-/* sum += count * row */
-static void add_row(int32_t *sum, const int8_t *row, unsigned count, unsigned number)
+/* sum = counts * rows of weights, for the inputs `from`; without counts each of them counts once. */
+static void sum_rows(int32_t *sum, const int8_t *weights, unsigned width, const uint16_t *from, unsigned number,
+                     const uint16_t *counts)
 {
-    for (unsigned n = 0; n < number; n++)
-        sum[n] += (int32_t)count * row[n];
+    for (unsigned first = 0; first < width; first += BLOCK) {
+        int32_t part[BLOCK] = {0};
+        for (unsigned e = 0; e < number; e++) {
+            const int8_t *row = weights + from[e] * width + first;
+            const int32_t count = counts == NULL ? 1 : counts[from[e]];
+            for (unsigned n = 0; n < BLOCK; n++)
+                part[n] += count * row[n];
+        }
+        for (unsigned n = 0; n < BLOCK; n++)
+            sum[first + n] = part[n];
+    }
 }
 #else
 /* sum + count * weight, rounded once: by the instruction of processors that have one, else by way of a double, whose
@@ -38,16 +51,25 @@ static float add_product(float sum, float count, float weight)
 #endif
 }
 
-/* sum += count * row */
-static void add_row(float *sum, const float *row, unsigned count, unsigned number)
+/* sum = counts * rows of weights, for the inputs `from`; without counts each of them counts once. */
+static void sum_rows(float *sum, const float *weights, unsigned width, const uint16_t *from, unsigned number,
+                     const uint16_t *counts)
 {
-    const float factor = (float)count;
-    if ((count & (count - 1)) == 0) { /* times a power of two is exact */
-        for (unsigned n = 0; n < number; n++)
-            sum[n] += factor * row[n];
-    } else {
-        for (unsigned n = 0; n < number; n++)
-            sum[n] = add_product(sum[n], factor, row[n]);
+    for (unsigned first = 0; first < width; first += BLOCK) {
+        float part[BLOCK] = {0};
+        for (unsigned e = 0; e < number; e++) {
+            const float *row = weights + from[e] * width + first;
+            const unsigned count = counts == NULL ? 1 : counts[from[e]];
+            if (count == 1) {
+                for (unsigned n = 0; n < BLOCK; n++)
+                    part[n] += row[n];
+            } else {
+                for (unsigned n = 0; n < BLOCK; n++)
+                    part[n] = add_product(part[n], (float)count, row[n]);
+            }
+        }
+        for (unsigned n = 0; n < BLOCK; n++)
+            sum[first + n] = part[n];
     }
 }
 #endif

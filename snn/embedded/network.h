@@ -50,7 +50,7 @@ typedef struct {
     bool has_events;
     uint16_t num_channels;  /* with events in the step that is being gathered, in the order of their first events */
     uint16_t channels[NETWORK_CHANNELS], counts[NETWORK_CHANNELS];
-    @SUM@ sum[NETWORK_WIDEST];
+    @SUM@ sum[@WIDEST_ROW@];
 @MEMORY@
 } network;
 

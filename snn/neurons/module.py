@@ -12,6 +12,8 @@ from snn import checks, ops
 from snn.errors import InputError
 from snn.learned import Delays, Learned
 from snn.neurons.values import Decay, Derived, Value
+from snn.norm import Normed
+from snn.ops.reference import NORM
 
 
 class CubaLIF(NamedTuple):
@@ -204,18 +206,21 @@ class SpikingNeuron(MemoryModule):
         self, inputs: tuple[Tensor], states: tuple[Tensor | None, ...]
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
         """Run all T steps on explicit states (in the order of `named_memories`)."""
-        (x,), values = inputs, self.values()
+        (x,), values, dynamics = inputs, self.values(), self.dynamics
+        if isinstance(x, Normed):
+            x, *norm = x
+            values, dynamics = values | dict(zip(NORM, norm, strict=True)), dynamics.behind_norm()
         x_TBN = x.flatten(2) if isinstance(x, Tensor) and x.dim() > 3 else x
         own = max(value.numel() for value in values.values())  # 1 where the layer has one value for all
         x_TBN = checks.like_weights("x", x_TBN, ("steps", "samples", own if own > 1 else "neurons"), values["theta"])
         with checks.without_autocast(x_TBN.device):
             says_near = self.says_near and torch.is_grad_enabled()
-            self.near_TW = ops.near_room(x_TBN, self.dynamics, self.feedback, self.backend) if says_near else None
+            self.near_TW = ops.near_room(x_TBN, dynamics, self.feedback, self.backend) if says_near else None
             y_TBN, h_TBN, state = ops.multi_step(
                 x_TBN,
                 values,
                 dict(zip(self._memories, states, strict=True)),
-                self.dynamics,
+                dynamics,
                 self.feedback,
                 want_h=self.return_potential,
                 backend=self.backend,
@@ -245,4 +250,4 @@ class SpikingNeuron(MemoryModule):
 
 
 # The frame's own states, names that a step or a module has for something else, and the keywords of C.
-RESERVED = {*ops.reference.FRAME, "x", "s", "p", "V", "delays", "real", "state", "values", "kept", "training"}
+RESERVED = {*ops.reference.FRAME, *NORM, "x", "s", "p", "V", "delays", "real", "state", "values", "kept", "training"}

@@ -52,7 +52,7 @@ def multi_step(
 def near_room(x_TBN: Tensor, neuron: Dynamics, feedback: Feedback | None, backend: str = "auto") -> Tensor | None:
     """Room for what `multi_step` finds on the CPU: where u lies within the reach of a surrogate of finite width.
 
-    (T, ceil(B·N / 64)) int64, a bit for each column b·N + n. Where it is 0, the gradient of the output comes to nothing.
+    (T, ceil(B·N / 64)) int64, a bit for each column b·N + n. Where it is 0, a gradient of the output comes to nothing.
     None: it may matter everywhere.
     """
     if _named(backend, x_TBN) != "cpu":
@@ -100,6 +100,8 @@ def _check(
     named = [(name, value, ((N,), (1,))) for name, value in values.items()]
     named += [(f"state.{name}", tensor, ((B, N),)) for name, tensor in state.items() if name != "y"]
     if feedback is not None:
+        if neuron.normed:
+            raise InputError("a recurrent layer takes its input as it is: scale and shift would reach what is fed back")
         named += [("V", feedback.V_NN, ((N, N),)), ("delay", feedback.delay_N, ((N,),))]
         named += [("state.y", state.get("y"), ((feedback.D, B, N),))]
         if feedback.delay_N is not None and feedback.delay_N.device.type == "cpu":

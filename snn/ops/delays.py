@@ -4,7 +4,8 @@ Rows r = t·B + b, slices and LANES as in `snn.ops.sparse`; taps (`first`, K of 
 `past` steps of an input came in before: they are still on their way, and no row of the result is theirs.
 
 A delay of each input moves its events to the row that its first tap reaches, sample by sample; from there they reach
-K rows. The gradient of the products A_NCK = w_nc h_ck, each a sum over events, is that of weights and shares in one.
+K rows. Forward takes them row by row, the gradient channel by channel, so that its sums, too, stay in registers. The
+gradient of the products A_KNC = w_nc h_kc, each a sum over events, is that of weights and shares in one.
 """
 
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from snn.ops.compiled import in_parts, kernel
 from snn.ops.lanes import LANES, add_product, load, load_part, prefetch, store, store_part, zeros
@@ -22,56 +24,63 @@ SECTION = 64  # samples, at most, whose share of the weight gradient is one sum
 
 
 class Moved(NamedTuple):
-    """Delayed events. Row b·U + u, u = 0 ... U - 1, holds those of sample b whose taps reach steps u - K + 1 to u."""
+    """Delayed events. Row b·U + u, u = 0 ... U - 1, holds those of sample b whose taps reach steps u - K + 1 to u.
 
-    offsets: np.ndarray  # (B·U + 1,)
+    By channel, row b·C + c holds those of channel c, and u stands in the place of the channel.
+    """
+
+    offsets: np.ndarray  # (rows + 1,)
     channels: np.ndarray  # (events,) uint32
     counts: np.ndarray
 
 
 @kernel
-def _count(offsets, channels, lags, U, numbers_BU, begin, end):
-    """numbers[b, u]: how many events of sample b the rows have."""
-    B = len(numbers_BU)
-    number_U = np.empty(U, np.int64)  # side by side, unlike rows of offsets
+def _count(offsets, channels, lags, U, by_channel, numbers, begin, end):
+    """numbers[b, row]: how many events of sample b the rows have."""
+    B, rows = numbers.shape
+    number = np.empty(rows, np.int64)  # side by side, unlike rows of offsets
     for b in range(begin, end):
-        number_U[:] = 0
+        number[:] = 0
         for t in range((len(offsets) - 1) // B):
             for e in range(offsets[t * B + b], offsets[t * B + b + 1]):
                 u = t + lags[channels[e]]
                 if 0 <= u < U:
-                    number_U[u] += 1
-        numbers_BU[b] = number_U
+                    number[channels[e] if by_channel else u] += 1
+        numbers[b] = number
 
 
 @kernel
-def _move(offsets, channels, counts, lags, firsts_BU, moved_channels, moved_counts, begin, end):
-    """Lay the events of samples begin ... end down in the rows that they reach, in the order of their steps."""
-    B, U = firsts_BU.shape
-    place_U = np.empty(U, np.int64)
+def _move(offsets, channels, counts, lags, U, by_channel, firsts, moved_channels, moved_counts, begin, end):
+    """Lay the events of samples begin ... end down in their rows, in the order of their steps."""
+    B, rows = firsts.shape
+    place = np.empty(rows, np.int64)
     for b in range(begin, end):
-        place_U[:] = firsts_BU[b]
+        place[:] = firsts[b]
         for t in range((len(offsets) - 1) // B):
             for e in range(offsets[t * B + b], offsets[t * B + b + 1]):
-                u = t + lags[channels[e]]
+                c = channels[e]
+                u = t + lags[c]
                 if 0 <= u < U:
-                    moved_channels[place_U[u]] = channels[e]
-                    moved_counts[place_U[u]] = counts[e]
-                    place_U[u] += 1
+                    row = c if by_channel else u
+                    moved_channels[place[row]] = u if by_channel else c
+                    moved_counts[place[row]] = counts[e]
+                    place[row] += 1
 
 
-def moved(offsets: Tensor, channels: Tensor, counts: Tensor, first_C: Tensor, K: int, B: int, past: int) -> Moved:
+def moved(
+    offsets: Tensor, channels: Tensor, counts: Tensor, first_C: Tensor, K: int, B: int, past: int, by_channel=False
+) -> Moved:
     """Delay events."""
     U, threads = (len(offsets) - 1) // B - past + K - 1, torch.get_num_threads()
-    arrays = offsets.numpy(), channels.to(torch.int32).numpy().view(np.uint32)
-    lags = first_C.numpy() - past + K - 1
-    ends = np.zeros(B * U + 1, np.int64)
-    rows_BU = ends[1:].reshape(B, U)
-    in_parts(lambda begin, end: _count(*arrays, lags, U, rows_BU, begin, end), B, threads)
+    arrays, counts = (offsets.numpy(), channels.to(torch.int32).numpy().view(np.uint32)), counts.numpy()
+    rule = first_C.numpy() - past + K - 1, U, by_channel
+    ends = np.zeros(B * (len(first_C) if by_channel else U) + 1, np.int64)
+    numbers = ends[1:].reshape(B, -1)
+    in_parts(lambda begin, end: _count(*arrays, *rule, numbers, begin, end), B, threads)
     np.cumsum(ends, out=ends)
-    results = np.empty(ends[-1], np.uint32), np.empty(ends[-1], counts.numpy().dtype)
-    rows_BU = ends[:-1].reshape(B, U)
-    in_parts(lambda begin, end: _move(*arrays, counts.numpy(), lags, rows_BU, *results, begin, end), B, threads)
+    results = np.empty(ends[-1], np.uint32), np.empty(ends[-1], counts.dtype)
+    firsts = ends[:-1].reshape(B, -1)
+    in_parts(lambda begin, end: _move(*arrays, counts, *rule, firsts, *results, begin, end), B, threads)
     return Moved(ends, *results)
 
 
@@ -92,23 +101,23 @@ def _product(offsets, channels, counts, h_CK, W_SCL, out_TBN, begin, end):
                 store_part(out_TBN, (t * B + b) * N + s * LANES, N - s * LANES, total_L)
 
 
-def product(events: Moved, h_CK: Tensor, W_NC: Tensor, B: int) -> Tensor:
+def product(events: Moved, h_KC: Tensor, W_NC: Tensor, B: int) -> Tensor:
     """(R, N): what the delayed events add."""
-    T = (len(events.offsets) - 1) // B - h_CK.shape[1] + 1
+    T = (len(events.offsets) - 1) // B - len(h_KC) + 1
     out_TBN = torch.empty(T, B, len(W_NC), dtype=W_NC.dtype)
-    arguments = (*events, h_CK.contiguous().numpy(), slices(W_NC).numpy(), out_TBN.numpy())
+    arguments = (*events, h_KC.T.contiguous().numpy(), slices(W_NC).numpy(), out_TBN.numpy())
     in_parts(lambda begin, end: _product(*arguments, begin, end), B, torch.get_num_threads())
     return out_TBN.flatten(0, 1)
 
 
 @kernel
-def _gradient(offsets, channels, counts, gy_TBN, room, gA_ISCKL, begin, end):
+def _gradient(offsets, places, counts, gy_TBN, room, gA_ISCKL, begin, end):
     """gA[i, s, c, j] = Σ counts · gy over section i of the samples, for begin <= i·S + s < end; K is even.
 
     room: for a sample's gy of a slice, side by side, and zeros before and after it.
     """
     (T, B, N), (I, S, C, K, _) = gy_TBN.shape, gA_ISCKL.shape
-    U = (len(offsets) - 1) // B
+    before = len(room) // LANES - T - K
     for part in range(begin, end):
         i, s = part // S, part % S
         gA_ISCKL[i, s] = 0
@@ -116,24 +125,28 @@ def _gradient(offsets, channels, counts, gy_TBN, room, gA_ISCKL, begin, end):
             for t in range(T):
                 prefetch(gy_TBN, (min(t + AHEAD, T - 1) * B + b) * N + s * LANES)
                 gy_L = load_part(gy_TBN, (t * B + b) * N + s * LANES, N - s * LANES, LANES)
-                store(room, (U - T + t) * LANES, gy_L)
-            for u in range(U):
+                store(room, (before + t) * LANES, gy_L)
+            for c in range(C):
+                if offsets[b * C + c] == offsets[b * C + c + 1]:
+                    continue
                 for j in range(0, K, 2):
-                    gy_L, next_L = load(room, (u + j) * LANES, LANES), load(room, (u + j + 1) * LANES, LANES)
-                    for e in range(offsets[b * U + u], offsets[b * U + u + 1]):
-                        at = ((part * C + channels[e]) * K + j) * LANES
-                        store(gA_ISCKL, at, add_product(load(gA_ISCKL, at, LANES), counts[e], gy_L))
-                        at += LANES
-                        store(gA_ISCKL, at, add_product(load(gA_ISCKL, at, LANES), counts[e], next_L))
+                    at = ((part * C + c) * K + j) * LANES
+                    sum_L, next_L = load(gA_ISCKL, at, LANES), load(gA_ISCKL, at + LANES, LANES)
+                    for e in range(np.uint64(offsets[b * C + c]), np.uint64(offsets[b * C + c + 1])):
+                        row = (np.uint64(places[e]) + np.uint64(j)) * np.uint64(LANES)
+                        sum_L = add_product(sum_L, counts[e], load(room, row, LANES))
+                        next_L = add_product(next_L, counts[e], load(room, row + np.uint64(LANES), LANES))
+                    store(gA_ISCKL, at, sum_L)
+                    store(gA_ISCKL, at + LANES, next_L)
 
 
-def gradient(events: Moved, gy_RN: Tensor, C: int, K: int, B: int) -> Tensor:
-    """(N, C, K): the gradient of the products w h."""
+def gradient(events: Moved, gy_RN: Tensor, K: int, C: int, B: int) -> Tensor:
+    """(K, N, C): the gradient of the products w h, from events by channel."""
     N, even = gy_RN.shape[1], K + K % 2
     gy_TBN = gy_RN.contiguous().view(-1, B, N)
     sections, S = -(-B // SECTION), -(-N // LANES)  # whatever the number of threads: the bits do not go by it
     gA_ISCKL = torch.empty(sections, S, C, even, LANES, dtype=gy_RN.dtype)
-    rows = len(gy_TBN) + 2 * even
+    rows = K - 1 + len(gy_TBN) + even
 
     def work(begin: int, end: int) -> None:
         room = gy_RN.new_zeros(rows * LANES).numpy()  # torch begins it on a cache line
@@ -141,12 +154,12 @@ def gradient(events: Moved, gy_RN: Tensor, C: int, K: int, B: int) -> Tensor:
 
     in_parts(work, sections * S, torch.get_num_threads())
     gA_SCKL = gA_ISCKL[0] if sections == 1 else gA_ISCKL.sum(0)
-    return gA_SCKL.permute(0, 3, 1, 2).reshape(-1, C, even)[:N, :, :K]
+    return gA_SCKL.permute(2, 0, 3, 1).reshape(even, -1, C)[:K, :N]
 
 
 @kernel
 def _move_back(gx_TBC, places, h_KC, mask_BC, past, steps, gs_TBC, begin, end):
-    """gs[t, b, c] = Σ_j h[j, c] gx[t + first[c] + j - past, b, c], times the mask, of samples begin ... end.
+    """gs[t, b, c] = Σ_j h[j, c] gx[t + first[c] + j - past, b, c], times the mask, of samples begin ... end; K is even.
 
     places[c]: of gx[past + first[c], b, c] in the scratch, whose steps before and after those of gx are zeros.
     """
@@ -157,23 +170,26 @@ def _move_back(gx_TBC, places, h_KC, mask_BC, past, steps, gs_TBC, begin, end):
             for c in range(C):
                 room[(past + t) * width + c] = gx_TBC[t, b, c]
         for t in range(T):
-            for c in range(C):
-                at = np.uint64(t * width) + places[c]
-                total = h_KC[0, c] * room[at]
-                for j in range(1, len(h_KC)):
-                    at += np.uint64(width)
-                    total += h_KC[j, c] * room[at]
-                gs_TBC[t, b, c] = total if mask_BC is None else total * mask_BC[b, c]
+            gs_C = gs_TBC[t, b]
+            gs_C[:] = 0
+            for j in range(0, len(h_KC), 2):
+                for c in range(C):
+                    at = np.uint64((t + j) * width) + places[c]
+                    gs_C[c] += h_KC[j, c] * room[at] + h_KC[j + 1, c] * room[at + np.uint64(width)]
+            if mask_BC is not None:
+                for c in range(C):
+                    gs_C[c] *= mask_BC[b, c]
 
 
-def moved_back(gx_RC: Tensor, first_C: Tensor, h_CK: Tensor, mask_BC: Tensor | None, B: int, past: int) -> Tensor:
+def moved_back(gx_RC: Tensor, first_C: Tensor, h_KC: Tensor, mask_BC: Tensor | None, B: int, past: int) -> Tensor:
     """The gradient of an input from that of its delayed self: ((past + T)·B, C)."""
-    C, K = h_CK.shape
+    h_KC = F.pad(h_KC, (0, 0, 0, len(h_KC) % 2))
+    K, C = h_KC.shape
     gx_TBC = gx_RC.contiguous().view(-1, B, C)
     gs_TBC = gx_TBC.new_empty(past + len(gx_TBC), B, C)
     places = (first_C.numpy() * (C + PAD) + np.arange(C)).astype(np.uint64)
     mask = None if mask_BC is None else mask_BC.contiguous().numpy()
     steps = len(gs_TBC) + int(first_C.max()) + K
-    arguments = (gx_TBC.numpy(), places, h_CK.T.contiguous().numpy(), mask, past, steps, gs_TBC.numpy())
+    arguments = (gx_TBC.numpy(), places, h_KC.numpy(), mask, past, steps, gs_TBC.numpy())
     in_parts(lambda begin, end: _move_back(*arguments, begin, end), B, torch.get_num_threads())
     return gs_TBC.flatten(0, 1)

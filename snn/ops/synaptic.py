@@ -1,11 +1,11 @@
 """Products with a delay of each synapse on the CPU: an event adds to the steps it reaches, forward and backward.
 
 Rows r = t·B + b, inputs C, outputs N; taps (`first`, K of them) as in `snn.ops.taps`, and `past` as in
-`snn.ops.delays`. A_NCK are the weights times the shares of their taps.
+`snn.ops.delays`. A_KNC are the weights times the shares of their taps.
 
 Each synapse adds the same events at another place in time, but at the same one for all samples. So LINE samples, a
-group, lie side by side as lanes, in rows (neuron, step). What a channel has in a run of steps adds to a run of rows
-of a neuron, two taps at a time. A tile of neurons is worked on at a time, for the caches.
+group, lie side by side as lanes, in rows (neuron, step). A row of a channel, and the one before it, add to one row of
+a neuron, by two taps. Tiles of neurons and blocks of channels are worked on at a time, for the caches.
 """
 
 from typing import NamedTuple
@@ -19,91 +19,62 @@ from snn.ops.compiled import in_parts, inlined, kernel
 from snn.ops.lanes import LINE, add_product, load, store, total, zeros
 
 TILE = 16  # neurons, an even number
+BLOCK = 64  # channels, whose events stay in the caches while all neurons of a tile take them
 STEPS = 8  # whose input gradient is summed in registers at a time
 SECTION = 4  # groups, at most, whose share of the weight gradient is one sum
 
 
-class Runs(NamedTuple):
-    """The events of the input: for a group and channel the runs of steps that have any, not two without in between.
+class Rows(NamedTuple):
+    """The events of the input: for a group and channel a row of x for each step that has any or follows one that has.
 
-    Those of group i and channel c are runs firsts[i·C + c] to firsts[i·C + c + 1] - 1. A run has a row of x for each of
-    its steps, and a row of zeros lies before and after it.
+    Those of group i and channel c are rows firsts[i·C + c] to firsts[i·C + c + 1] - 1. Where a step is missing between
+    two rows, the first of them is zeros.
     """
 
-    firsts: np.ndarray  # (groups·C + 1,)
-    begins: np.ndarray  # (runs,) steps
-    lengths: np.ndarray  # (runs,)
-    rows: np.ndarray  # (runs,) of x, the first of the run
+    firsts: np.ndarray  # (groups·C + 1,) uint64
+    places: np.ndarray  # (rows,) uint64, step · LINE
     x: np.ndarray  # (rows·LINE,)
 
 
 @kernel
-def _mark(offsets, channels, B, T, i, is_there):
-    """is_there[c·T + t]: whether group i has an event there."""
-    is_there[:] = False
-    for t in range(T):
-        for e in range(offsets[t * B + i * LINE], offsets[t * B + min(B, (i + 1) * LINE)]):
-            is_there[channels[e] * T + t] = True
+def _count_rows(offsets, channels, B, numbers_IC, begin, end):
+    """Return how many rows group i has of channel c."""
+    for i in range(begin, end):
+        last_C = np.full(numbers_IC.shape[1], -2)
+        for t in range((len(offsets) - 1) // B):
+            for e in range(offsets[t * B + i * LINE], offsets[t * B + min(B, (i + 1) * LINE)]):
+                numbers_IC[i, channels[e]] += min(t - last_C[channels[e]], 2)
+                last_C[channels[e]] = t
 
 
 @kernel
-def _count_runs(offsets, channels, B, C, numbers_IC, rows_IC, begin, end):
-    """Return how many runs group i has of channel c, and how many rows with that behind each."""
-    T = (len(offsets) - 1) // B
-    is_there = np.empty(T * C, np.bool_)
+def _fill_rows(offsets, channels, counts, B, firsts_IC, places, x, begin, end):
+    """Lay the rows of groups begin ... end down."""
     for i in range(begin, end):
-        _mark(offsets, channels, B, T, i, is_there)
-        for c in range(C):
-            last = -3
-            for t in range(T):
-                if is_there[c * T + t]:
-                    begins = t - last > 2
-                    numbers_IC[i, c] += begins
-                    rows_IC[i, c] += 2 if begins else t - last
-                    last = t
-
-
-@kernel
-def _fill_runs(offsets, channels, counts, B, C, firsts_IC, rows_IC, begins, lengths, rows, x, begin, end):
-    """Lay the runs of groups begin ... end down."""
-    T = (len(offsets) - 1) // B
-    is_there, row_of = np.empty(T * C, np.bool_), np.empty(T * C, np.int64)
-    for i in range(begin, end):
-        _mark(offsets, channels, B, T, i, is_there)
-        for c in range(C):
-            k, row, last = firsts_IC[i, c] - 1, rows_IC[i, c], -3
-            for t in range(T):
-                if is_there[c * T + t]:
-                    if t - last > 2:
-                        k, row = k + 1, row + 1  # behind the zeros
-                        begins[k], rows[k] = t, row
-                    else:
-                        row += t - last - 1
-                    lengths[k] = t - begins[k] + 1
-                    row_of[c * T + t] = row
-                    row, last = row + 1, t
-        for t in range(T):
+        row_C, last_C = firsts_IC[i] - 2, np.full(firsts_IC.shape[1], -2)
+        for t in range((len(offsets) - 1) // B):
             for b in range(i * LINE, min(B, (i + 1) * LINE)):
                 for e in range(offsets[t * B + b], offsets[t * B + b + 1]):
-                    x[row_of[channels[e] * T + t] * LINE + b - i * LINE] += counts[e]
+                    c = channels[e]
+                    if t > last_C[c]:
+                        row_C[c] += min(t - last_C[c], 2)
+                        last_C[c] = t
+                        places[row_C[c]], places[row_C[c] + 1] = t * LINE, (t + 1) * LINE
+                    x[row_C[c] * LINE + b - i * LINE] += counts[e]
 
 
-def runs(offsets: Tensor, channels: Tensor, counts: Tensor, C: int, B: int) -> Runs:
-    """Sort events into runs."""
+def in_rows(offsets: Tensor, channels: Tensor, counts: Tensor, C: int, B: int) -> Rows:
+    """Sort events into rows."""
     arrays = offsets.numpy(), channels.to(torch.int32).numpy().view(np.uint32)
     groups, threads = -(-B // LINE), torch.get_num_threads()
-    ends, ends_of_rows = (np.zeros(groups * C + 1, np.int64) for _ in range(2))
-    totals = [each[1:].reshape(groups, C) for each in (ends, ends_of_rows)]
-    in_parts(lambda begin, end: _count_runs(*arrays, B, C, *totals, begin, end), groups, threads)
-    for each in (ends, ends_of_rows):
-        np.cumsum(each, out=each)
-    x = counts.new_zeros((ends_of_rows[-1] + 1) * LINE).numpy()
-    results = *(np.empty(ends[-1], np.int64) for _ in range(3)), x
-    firsts = [each[:-1].reshape(groups, C) for each in (ends, ends_of_rows)]
-    in_parts(
-        lambda begin, end: _fill_runs(*arrays, counts.numpy(), B, C, *firsts, *results, begin, end), groups, threads
-    )
-    return Runs(ends, *results)
+    firsts = np.zeros(groups * C + 1, np.int64)
+    numbers_IC = firsts[1:].reshape(groups, C)
+    in_parts(lambda begin, end: _count_rows(*arrays, B, numbers_IC, begin, end), groups, threads)
+    np.cumsum(firsts, out=firsts)
+    places, x = np.empty(firsts[-1], np.uint64), counts.new_zeros(firsts[-1] * LINE).numpy()
+    arguments = *arrays, counts.numpy(), B, firsts[:-1].reshape(groups, C), places, x
+    in_parts(lambda begin, end: _fill_rows(*arguments, begin, end), groups, threads)
+    return Rows(firsts.view(np.uint64), places, x)
 
 
 class Synapses(NamedTuple):
@@ -114,42 +85,44 @@ class Synapses(NamedTuple):
     width: int
 
 
-def synapses(first_NC: Tensor, A_NCK: Tensor, steps: int) -> Synapses:
+def synapses(first_NC: Tensor, A_KNC: Tensor, steps: int) -> Synapses:
     """For an input of so many steps; neurons that fill up the last tile have weights of 0."""
-    A_NCK = F.pad(A_NCK, (0, A_NCK.shape[2] % 2))  # kernels take two taps at a time
-    N, _, K = A_NCK.shape
+    K, N, _ = A_KNC.shape
+    K += K % 2  # kernels take two taps at a time
     S = -(-N // TILE)
-    filled = F.pad(first_NC, (0, 0, 0, S * TILE - N)).to(torch.int32), F.pad(A_NCK, (0, 0, 0, 0, 0, S * TILE - N))
-    first_SCN, A_SCNK = (each.unflatten(0, (S, TILE)).transpose(1, 2).contiguous() for each in filled)
+    filled = F.pad(first_NC, (0, 0, 0, S * TILE - N)), F.pad(A_KNC, (0, 0, 0, S * TILE - N, 0, K - len(A_KNC)))
+    first_SNC, A_KSNC = (each.unflatten(-2, (S, TILE)) for each in filled)
+    first_SCN, A_SCNK = first_SNC.transpose(1, 2).to(torch.int32).contiguous(), A_KSNC.permute(1, 3, 2, 0).contiguous()
     width = -(-steps // STEPS) * STEPS + int(first_NC.max()) + K + 1
     return Synapses(first_SCN.numpy().view(np.uint32), A_SCNK.numpy(), width)
 
 
 @kernel
-def _product(firsts, begins, lengths, rows, x, firsts_SCN, A_SCNK, width, out_TBN, past, tile, begin, end):
+def _product(firsts, places, x, firsts_SCN, A_SCNK, width, out_TBN, past, tile, begin, end):
     """out of group i and tile s, for begin <= i·S + s < end."""
     S, C, _, K = A_SCNK.shape
     lags, A = firsts_SCN.reshape(-1), A_SCNK.reshape(-1)
     for part in range(begin, end):
         i, s = part // S, part % S
         tile[:] = 0
-        for c in range(C):
+        for block in range(0, C, BLOCK):
             for n in range(0, TILE, 2):  # two at a time, so that one's sums need not wait for the other's
-                at = np.uint64((s * C + c) * TILE + n)
-                for j in range(0, K, 2):
-                    w, v = at * np.uint64(K) + np.uint64(j), (at + np.uint64(1)) * np.uint64(K) + np.uint64(j)
-                    w_0, w_1, v_0, v_1 = A[w], A[w + np.uint64(1)], A[v], A[v + np.uint64(1)]
-                    lag, other_lag = n * width + lags[at] + j, (n + 1) * width + lags[at + np.uint64(1)] + j
-                    for k in range(firsts[i * C + c], firsts[i * C + c + 1]):
-                        to, other_to = (lag + begins[k]) * LINE, (other_lag + begins[k]) * LINE
-                        row, before_L = rows[k] * LINE, zeros(x, LINE)
-                        for _ in range(lengths[k] + 1):
-                            x_L = load(x, row, LINE)
+                for c in range(block, min(C, block + BLOCK)):
+                    at = np.uint64((s * C + c) * TILE + n)
+                    for j in range(0, K, 2):
+                        w, v = at * np.uint64(K) + np.uint64(j), (at + np.uint64(1)) * np.uint64(K) + np.uint64(j)
+                        w_0, w_1, v_0, v_1 = A[w], A[w + np.uint64(1)], A[v], A[v + np.uint64(1)]
+                        lag = (np.uint64(n * width + j) + lags[at]) * np.uint64(LINE)
+                        other_lag = (np.uint64((n + 1) * width + j) + lags[at + np.uint64(1)]) * np.uint64(LINE)
+                        before_L = zeros(x, LINE)
+                        for row in range(firsts[i * C + c], firsts[i * C + c + 1]):
+                            x_L = load(x, row * np.uint64(LINE), LINE)
+                            to, other_to = lag + places[row], other_lag + places[row]
                             sum_L = add_product(load(tile, to, LINE), w_0, x_L)
                             store(tile, to, add_product(sum_L, w_1, before_L))
                             sum_L = add_product(load(tile, other_to, LINE), v_0, x_L)
                             store(tile, other_to, add_product(sum_L, v_1, before_L))
-                            to, other_to, row, before_L = to + LINE, other_to + LINE, row + LINE, x_L
+                            before_L = x_L
         _hand_out(tile, i, s, width, past, out_TBN)
 
 
@@ -166,7 +139,7 @@ def _hand_out(tile, i, s, width, past, out_TBN):
                 at, to = at + step, to + np.uint64(1)
 
 
-def product(events: Runs, of: Synapses, N: int, B: int, past: int, steps: int) -> Tensor:
+def product(events: Rows, of: Synapses, N: int, B: int, past: int, steps: int) -> Tensor:
     """(R, N): what the delayed events add."""
     S, groups = len(of.A_SCNK), -(-B // LINE)
     out_TBN = torch.empty(steps - past, B, N, dtype=torch.from_numpy(of.A_SCNK).dtype)
@@ -242,45 +215,44 @@ def laid_out(gy_RN: Tensor, of: Synapses, B: int, past: int) -> Tensor:
 
 
 @kernel
-def _gradient(firsts, begins, lengths, rows, x, firsts_SCN, gy, groups, width, gA_ISCNK, begin, end):
-    """gA[section, s] = Σ x gy over its groups, for begin <= section·S + s < end."""
+def _gradient(firsts, places, x, firsts_SCN, gy, groups, width, gA_ISCNK, begin, end):
+    """gA[section, s] of block p of channels = Σ x gy over its groups, for begin <= (section·S + s)·P + p < end."""
     I, S, C, _, K = gA_ISCNK.shape
-    lags = firsts_SCN.reshape(-1)
+    P, lags = -(-C // BLOCK), firsts_SCN.reshape(-1)
     for part in range(begin, end):
-        section, s = part // S, part % S
-        gA_ISCNK[section, s] = 0
+        section, s, block = part // P // S, part // P % S, part % P * BLOCK
+        gA_CNK = gA_ISCNK[section, s]
+        gA_CNK[block : block + BLOCK] = 0
         for i in range(section * groups // I, (section + 1) * groups // I):
-            for c in range(C):
-                if firsts[i * C + c] == firsts[i * C + c + 1]:
-                    continue
-                for n in range(0, TILE, 2):
+            for n in range(0, TILE, 2):
+                for c in range(block, min(C, block + BLOCK)):
                     m, neuron = np.uint64((s * C + c) * TILE + n), (i * S + s) * TILE + n
-                    lag, other_lag = neuron * width + lags[m], (neuron + 1) * width + lags[m + np.uint64(1)]
                     for j in range(0, K, 2):
-                        w_0, w_1, v_0, v_1 = zeros(x, LINE), zeros(x, LINE), zeros(x, LINE), zeros(x, LINE)
-                        for k in range(firsts[i * C + c], firsts[i * C + c + 1]):
-                            at, other_at = (lag + j + begins[k]) * LINE, (other_lag + j + begins[k]) * LINE
-                            row, before_L = rows[k] * LINE, zeros(x, LINE)
-                            for _ in range(lengths[k] + 1):
-                                x_L, gy_L, other_L = load(x, row, LINE), load(gy, at, LINE), load(gy, other_at, LINE)
-                                w_0, w_1 = add_product(w_0, x_L, gy_L), add_product(w_1, before_L, gy_L)
-                                v_0, v_1 = add_product(v_0, x_L, other_L), add_product(v_1, before_L, other_L)
-                                at, other_at, row, before_L = at + LINE, other_at + LINE, row + LINE, x_L
-                        gA_ISCNK[section, s, c, n, j] += total(w_0)
-                        gA_ISCNK[section, s, c, n, j + 1] += total(w_1)
-                        gA_ISCNK[section, s, c, n + 1, j] += total(v_0)
-                        gA_ISCNK[section, s, c, n + 1, j + 1] += total(v_1)
+                        lag = (np.uint64(neuron * width + j) + lags[m]) * np.uint64(LINE)
+                        other_lag = (np.uint64((neuron + 1) * width + j) + lags[m + np.uint64(1)]) * np.uint64(LINE)
+                        w_0 = w_1 = v_0 = v_1 = before_L = zeros(x, LINE)
+                        for row in range(firsts[i * C + c], firsts[i * C + c + 1]):
+                            x_L = load(x, row * np.uint64(LINE), LINE)
+                            gy_L, other_L = load(gy, lag + places[row], LINE), load(gy, other_lag + places[row], LINE)
+                            w_0, w_1 = add_product(w_0, x_L, gy_L), add_product(w_1, before_L, gy_L)
+                            v_0, v_1 = add_product(v_0, x_L, other_L), add_product(v_1, before_L, other_L)
+                            before_L = x_L
+                        gA_CNK[c, n, j] += total(w_0)
+                        gA_CNK[c, n, j + 1] += total(w_1)
+                        gA_CNK[c, n + 1, j] += total(v_0)
+                        gA_CNK[c, n + 1, j + 1] += total(v_1)
 
 
-def gradient(events: Runs, rows_INWL: Tensor, of: Synapses, N: int, num_taps: int) -> Tensor:
-    """(N, C, num_taps): the gradient of A."""
+def gradient(events: Rows, rows_INWL: Tensor, of: Synapses, N: int, num_taps: int) -> Tensor:
+    """(num_taps, N, C): the gradient of A."""
     (S, C, _, K), groups = of.A_SCNK.shape, len(rows_INWL)
     sections = -(-groups // SECTION)  # whatever the number of threads: the bits do not go by it
     gA_ISCNK = rows_INWL.new_empty(sections, S, C, TILE, K)
     arguments = (*events, of.firsts_SCN, rows_INWL.numpy(), groups, of.width, gA_ISCNK.numpy())
-    in_parts(lambda begin, end: _gradient(*arguments, begin, end), sections * S, torch.get_num_threads())
+    parts = sections * S * -(-C // BLOCK)
+    in_parts(lambda begin, end: _gradient(*arguments, begin, end), parts, torch.get_num_threads())
     gA_SCNK = gA_ISCNK[0] if sections == 1 else gA_ISCNK.sum(0)
-    return gA_SCNK.transpose(1, 2).flatten(0, 1)[:N, :, :num_taps]
+    return gA_SCNK.permute(3, 0, 2, 1).flatten(1, 2)[:num_taps, :N]
 
 
 @kernel
@@ -298,10 +270,11 @@ def _input_gradient(firsts_SCN, A_SCNK, rows, width, mask_BC, gs_TBC, room, begi
                 for n in range(TILE):
                     at = np.uint64((s * C + c) * TILE + n)
                     row = (((i * S + s) * TILE + n) * width + q * STEPS + lags[at]) * LINE
-                    for j in range(K):
-                        gy_L = load(rows, row, 128)
-                        sum_L = add_product(sum_L, A[at * np.uint64(K) + np.uint64(j)], gy_L)
-                        row += LINE
+                    for j in range(0, K, 2):
+                        w = at * np.uint64(K) + np.uint64(j)
+                        gy_L, next_L = load(rows, row, 128), load(rows, row + LINE, 128)
+                        sum_L = add_product(add_product(sum_L, A[w], gy_L), A[w + np.uint64(1)], next_L)
+                        row += 2 * LINE
                 store(room, c * size, sum_L)
         for t in range(q * STEPS, min(T, (q + 1) * STEPS)):
             for b in range(i * LINE, min(B, (i + 1) * LINE)):

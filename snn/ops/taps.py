@@ -19,8 +19,8 @@ from torch.nn import functional as F
 def share(k: Tensor | int, d_steps: Tensor, sigma_steps: float = 0.0) -> Tensor:
     """h(k) for delays d_steps, with the derivative from the right."""
     s, past = 1 + sigma_steps, k - d_steps
-    height = torch.where(past > 0, s - past, s + past) / s**2
-    return torch.where((past > -s) & (past <= s), height, 0)
+    steep = ((past > -s) & (past <= s)).to(past.dtype) / s**2
+    return s * steep + torch.where(past > 0, -steep, steep) * past
 
 
 def num_taps(sigma_steps: float) -> int:
@@ -29,11 +29,11 @@ def num_taps(sigma_steps: float) -> int:
 
 
 def taps(d_steps: Tensor, sigma_steps: float = 0.0) -> tuple[Tensor, Tensor]:
-    """(first, h_K): whole delays first, first + 1, ... first + K - 1 (int64) and their shares, on a new last axis."""
+    """(first, h_K): whole delays first, first + 1, ... first + K - 1 (int64) and their shares, on a new first axis."""
     K = num_taps(sigma_steps)
     first = (d_steps.detach().floor() - (K // 2 - 1)).clamp(min=0)
-    k = first.unsqueeze(-1) + torch.arange(K, device=d_steps.device)
-    return first.long(), share(k, d_steps.unsqueeze(-1), sigma_steps)
+    j = torch.arange(K, device=d_steps.device).view(-1, *[1] * d_steps.ndim)
+    return first.long(), share(first + j, d_steps, sigma_steps)
 
 
 def rounded(d_steps: Tensor) -> Tensor:
@@ -58,12 +58,12 @@ def product(x_TBC: Tensor, W_NC: Tensor, d_steps: Tensor, max_steps: int, sigma_
     return y_TBN
 
 
-def shifted(x_TBC: Tensor, first_C: Tensor, h_CK: Tensor) -> Tensor:
+def shifted(x_TBC: Tensor, first_C: Tensor, h_KC: Tensor) -> Tensor:
     """x_TBC with each input delayed by its taps, (T, B, C): what an ordinary product takes then."""
     t_T1 = torch.arange(len(x_TBC), device=x_TBC.device)[:, None]
     z_TBC = torch.zeros_like(x_TBC)
-    for j in range(h_CK.shape[-1]):
+    for j, h_C in enumerate(h_KC):
         source_T1C = (t_T1 - (first_C + j)).unsqueeze(1)
         moved = x_TBC.gather(0, source_T1C.clamp(min=0).expand_as(x_TBC))
-        z_TBC = z_TBC + torch.where(source_T1C >= 0, moved, 0) * h_CK[:, j]
+        z_TBC = z_TBC + torch.where(source_T1C >= 0, moved, 0) * h_C
     return z_TBC

@@ -203,7 +203,7 @@ def trace(neuron: Dynamics, learned: frozenset[str] = frozenset()) -> Step:
         return u._new("spike", u)
 
     p = Parameters(neuron, values, spike_of)
-    outputs, local = _run(neuron, x, SimpleNamespace(**states), p)
+    outputs, local = _run(neuron, p.normed(x), SimpleNamespace(**states), p)
     spike, potential, after = _checked(trace, outputs)
     for name, symbol in local.items():
         if isinstance(symbol, Symbol) and symbol.name is None:

@@ -9,10 +9,10 @@ import pytest
 
 from datasets import readers
 from datasets.events import in_order
-from datasets.prepare import dvsgesture, nmnist
+from datasets.prepare import dvsgesture
 from snn import arguments, checkpoint, yaml12
 from snn.errors import InputError
-from tests.conftest import REPOSITORY, TINY, assert_one_line, make_events, write_nmnist, write_shd
+from tests.conftest import REPOSITORY, TINY, assert_one_line, make_events, write_shd
 from tests.test_class_names import metrics
 from tests.test_prepare_published import HEADER, packet, write_recording
 from tests.test_ttfs_programs import TRAIN as TRAIN_IMAGES
@@ -120,11 +120,6 @@ APPLE_DOUBLE = b"\0\x05\x16\x07\0\x02\0\0Mac OS X        " + bytes(96)
 
 
 def test_files_that_macos_adds_are_left_out(tmp_path):
-    write_nmnist(tmp_path / "nmnist", 1, 0)
-    (tmp_path / "nmnist" / "Train" / "3" / "._00000.bin").write_bytes(APPLE_DOUBLE)
-    nmnist.convert_nmnist(tmp_path / "nmnist", tmp_path / "out")
-    with h5py.File(tmp_path / "out" / "nmnist_train.h5") as file:
-        assert len(file["labels"]) == 10
     for user in (23, 24):
         write_recording(tmp_path / "gestures", f"user{user}_lab", [*range(1, 12)], user)
     for name in ("._user23_lab.aedat", "._user23_lab_labels.csv"):

@@ -1,7 +1,6 @@
 """Speech, digits, WAV folders and the command line that makes event files of them."""
 
 import json
-import shutil
 import subprocess
 import sys
 import time
@@ -13,9 +12,9 @@ import pytest
 from scipy.io import wavfile
 
 from datasets import readers
-from datasets.prepare import digits, make_if_missing, nmnist, recordings, speech, wav, writer
+from datasets.prepare import digits, make_if_missing, recordings, speech, wav, writer
 from snn.errors import InputError
-from tests.conftest import make_events, nmnist_bytes, write_nmnist, write_shd
+from tests.conftest import make_events, write_shd
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -287,50 +286,4 @@ def test_help_names_the_sources():
     assert done.returncode == 0
     assert "digits" in done.stdout
     assert "wav" in done.stdout
-    assert "nmnist" in done.stdout
-
-
-def test_nmnist_events_are_those_of_the_original_format(tmp_path):
-    """Every bit field at its ends; y = 240 is the clock's overflow and no event."""
-    path = tmp_path / "x.bin"
-    path.write_bytes(
-        nmnist_bytes([0, 33, 7, 0, 1], [0, 33, 5, 240, 2], [0, 1, 1, 0, 0], [0, 2**23 - 1, 65_537, 9, 1_000])
-    )
-    times_s, units = nmnist.read_bin(path)
-    assert units.tolist() == [0, 2 * 34 * 34 - 1, 34 * 34 + 5 * 34 + 7, 2 * 34 + 1]
-    assert (times_s * 1e6).round().astype(int).tolist() == [0, 2**23 - 1, 65_537, 1_000 + 8192]
-
-
-def test_nmnist_folder(tmp_path):
-    write_nmnist(tmp_path / "original", 2, 0)
-    result = prepare("nmnist", tmp_path / "original", "--out", tmp_path / "nmnist")
-    assert result.returncode == 0, result.stderr
-    assert "20 recordings to train and 20 recordings to test" in result.stdout
-    train = contents(tmp_path / "nmnist" / "nmnist_train.h5")
-    assert train["labels"] == [digit for digit in range(10) for _ in range(2)]
-    times_s, units = nmnist.read_bin(tmp_path / "original" / "Train" / "3" / "00001.bin")
-    assert np.array_equal(train["times"][7], times_s.astype(np.float32))
-    assert np.array_equal(train["units"][7], units)
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("Train/4/00000.bin", nmnist_bytes([1], [1], [0], [1])[:-1], "4 bytes are no whole number of events"),
-        ("Test/0/00001.bin", nmnist_bytes([1, 34], [1, 2], [0, 0], [1, 1]), "an event at x = 34, y = 2, beside"),
-        ("Test/0/00001.bin", b"", "empty; this is no recording"),
-        ("Train/9", None, "Train/9 holds no .bin files"),
-    ],
-)
-def test_nmnist_files_that_are_refused(tmp_path, name, content, message):
-    write_nmnist(tmp_path / "original", 2, 0)
-    path = tmp_path / "original" / name
-    if content is None:
-        shutil.rmtree(path)
-    else:
-        path.write_bytes(content)
-    with pytest.raises(InputError) as refusal:
-        nmnist.convert_nmnist(tmp_path / "original", tmp_path / "out")
-    assert str(path) in str(refusal.value)
-    assert message in str(refusal.value)
-    assert not list(tmp_path.glob("out/.*"))
+    assert "events" in done.stdout

@@ -510,8 +510,10 @@ def test_counters_that_overflow_go_on(tmp_path, monkeypatch, name):
 
 
 def test_nmnist_clock_moves_on_at_its_marks(tmp_path):
-    (tmp_path / "x.bin").write_bytes(nmnist_bytes([1, 0, 2], [3, 240, 4], [1, 0, 0], [5, 0, 6]))
-    assert decoded(tmp_path / "x.bin", size=(34, 34)).tolist() == [[5, 1, 3, 1], [6 + 2**13, 2, 4, 0]]
+    content = nmnist_bytes([1, 0, 2, 33], [3, 240, 4, 33], [1, 0, 0, 1], [5, 0, 6, 2**23 - 1])
+    (tmp_path / "x.bin").write_bytes(content)
+    expected = [[5, 1, 3, 1], [6 + 2**13, 2, 4, 0], [2**23 - 1 + 2**13, 33, 33, 1]]
+    assert decoded(tmp_path / "x.bin", size=(34, 34)).tolist() == expected
 
 
 # ---- what is refused

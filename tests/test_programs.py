@@ -18,7 +18,6 @@ import yaml
 from scipy.io import wavfile
 
 from datasets import readers
-from datasets.prepare import nmnist
 from snn import checkpoint, config, settings
 from snn.network import Network
 from tests.conftest import REPOSITORY, TINY, assert_one_line, make_events, write_nmnist, write_shd
@@ -244,7 +243,8 @@ def test_options_train(program, words):
 def test_nmnist_from_its_original_files_to_a_test(program, tmp_path):
     """A camera by YAML: .bin files, preparation, convolutions with pools, training, test with another T, pictures."""
     write_nmnist(tmp_path / "original", 4, 0)
-    nmnist.convert_nmnist(tmp_path / "original", tmp_path / "data" / "nmnist")
+    made = program("-m datasets.prepare events original --out data/nmnist --sensor 34x34")
+    assert made.returncode == 0, made.stderr
     words = "--T 20 --dt 15 --epochs 4 --lr 1e-2 --batch-size 10 --hidden_size 32 --save_name x --verbose"
     layers = "[8C3S2,P2,8C3,A2,16R]"
     yaml_path = REPOSITORY / "configs" / "nmnist.yaml"

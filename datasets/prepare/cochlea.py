@@ -44,8 +44,8 @@ PLACES_CM = np.linspace(0.0, 3.5, N_PLACES)
 MEMBRANE_A, ALPHA, RHO, C0, DELTA, HEIGHT, MASS = 3500.0, 3.0, 1.0, 1e9, 0.15, 0.1, 0.05
 
 # The filter runs by overlap-save. The answer to an impulse lies mostly *before* it: the equations follow the sign
-# convention e^(-iωt) but are applied to an FFT in the convention e^(+iωt). SHD was made this way, so this is kept. At the
-# slowest place (unit 699) the answer falls to a thousandth of its peak 140 ms before and 20 ms after the impulse.
+# convention e^(-iωt) but are applied to an FFT in the convention e^(+iωt). SHD was made this way, so this is kept. At
+# the slowest place (unit 699) the answer falls to a thousandth of its peak 140 ms before and 20 ms after the impulse.
 HOP = 640  # steps between two transforms
 LOOKAHEAD = 3584  # 149 ms: so much of the sound after a hop is needed for its velocity
 PAST = 1920  # steps of the sound before a hop
@@ -264,7 +264,7 @@ def _add(factor, values, total):
 
 
 class Ear(NamedTuple):
-    """The state of hair cells, fibres and bushy cells, [700] float32 unless said otherwise; overwritten at each step."""
+    """The state of hair cells, fibres and bushy cells, [700] float32 unless said otherwise; each step overwrites it."""
 
     free: np.ndarray  # q: transmitter ready for release
     cleft: np.ndarray  # c: transmitter in the synaptic cleft
@@ -363,8 +363,8 @@ def fibre_step(probability, random, ready, fired, counts):
         uniform[j] = np.float32(np.int32(state >> np.uint64(40))) * TO_UNIFORM  # the upper 24 bits: in [0, 1)
     for j in range(probability.size):
         ready[j] += fired[j]
-        # Bonferroni: P(K >= 1) lies between `one` and triples above it, P(K >= 2) between `two` and pairs, and P(K >= 3)
-        # below triples. This decides nearly all draws without a power.
+        # Bonferroni: P(K >= 1) lies between `one` and triples above it, P(K >= 2) between `two` and pairs, and
+        # P(K >= 3) below triples. This decides nearly all draws without a power.
         u, p, mean = uniform[j], probability[j], ready[j] * probability[j]
         pairs = HALF * mean * (mean - p)
         triples = THIRD * pairs * (mean - TWO * p)
@@ -381,7 +381,7 @@ def fibre_step(probability, random, ready, fired, counts):
 
 @inlined
 def bushy_cell_step(counts, current, potential, dead_steps, spikes):
-    """Set `spikes` [700] where a leaky integrate-and-fire cell driven by `counts` [700] fibre spikes fires: how many."""
+    """Set `spikes` [700] where a leaky integrate-and-fire cell driven by `counts` [700] fires; return how many do."""
     n_spikes = 0
     for j in range(counts.size):
         current[j] = DECAY_SYN * current[j] + WEIGHT * counts[j]

@@ -58,11 +58,11 @@ def test_the_configuration_reference_is_up_to_date():
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_what_a_page_names_is_there(page):
     text = page.read_text()
-    paths = re.findall(r"(?:configs|snn|datasets|tests|benchmarks|docs)/[\w./]*\w|\b\w+\.py\b", text)
+    paths = re.findall(r"(?:configs|snn|datasets|tasks|tests|benchmarks|docs)/[\w./]*\w|\b\w+\.py\b", text)
     paths += [f"{'docs/' * (page.parent != REPOSITORY)}{link}" for link in re.findall(r"\]\(([\w./]+)\)", text)]
     for path in paths:
         assert (REPOSITORY / path).exists(), path
-    for field in re.findall(r"`(?:data|network|loss|train|ttfs)\.(?!py\b)[\w.]+", text):
+    for field in re.findall(r"`(?:data|network|loss|train|ttfs)\.(?!(?:py|h)\b)[\w.]+", text):
         field = field.strip("`")
         assert any(known == field or known.startswith(f"{field}.") for known in FIELDS), field
 
@@ -76,7 +76,10 @@ def test_words_of_commands_are_words_of_the_programs(page):
         known = path.read_text() + "".join(
             (REPOSITORY / "snn" / name).read_text() for name in ("arguments.py", "manual.py")
         )
-        known += "".join(p.read_text() for p in (REPOSITORY / "datasets" / "prepare").glob("*.py"))
+        known += "".join(
+            p.read_text()
+            for p in [*(REPOSITORY / "datasets" / "prepare").glob("*.py"), *(REPOSITORY / "tasks").glob("*.py")]
+        )
         for word in re.findall(r"(?<!\S)--[\w-]+", words):
             assert f'"{word}"' in known, f"{program} {word}"
 

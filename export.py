@@ -27,9 +27,8 @@ import nir
 import torch
 from tqdm import tqdm
 
-import listen
 import tasks
-from datasets.events import Bins, batches
+from datasets.binning import Bins, batches
 from snn import arguments, checkpoint, cli, config, embedded, exchange
 from snn.classes import Named
 from snn.coding import decide
@@ -136,6 +135,8 @@ def write_c(args: argparse.Namespace, cfg: config.Config, network: Network, out:
 
 def write_html(cfg: config.Config, network: Network, out: Path, names: Names, title: str) -> str:
     """The page that listens: a line about it."""
+    import listen  # which loads what hears and speaks, as the other formats need not
+
     text = listen.page(network, cfg.data, names, title)
     write(out, lambda part: part.write_text(text, encoding="utf-8"))
     return f"{out}: a page of {len(text.encode()) / 1e6:.1f} MB; open it in a browser and say a word"

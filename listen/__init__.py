@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
-
 from datasets.prepare import cochlea, cochlea_c, speech
 from snn import embedded
 from snn.config import Data
@@ -36,12 +34,12 @@ def page(network: Network, data: Data, class_names: Sequence[str] | None, title:
         raise InputError("--format html needs a C compiler for WebAssembly: pip install ziglang")
     names = [f"class {k}" for k in range(data.num_classes)] if class_names is None else list(class_names)
     code = embedded.code(network, data.dt_ms, data.T, data.T_empty, names)
-    sizes = [block.linear.out_features for block in network.blocks] + [network.readout.out_features]
+    sizes = [layer.linear.out_features for layer in network.layers]
     known = {
         "title": title,
         "names": names,
         "layers": sizes,
-        "threshold": network.output.threshold,
+        "threshold": network.output.neurons.threshold,
         "dtMs": data.dt_ms,
         "T": data.T + data.T_empty,
         "rateHz": cochlea.AUDIO_RATE_HZ,

@@ -172,8 +172,9 @@ def _beside(path: Path) -> str:
     return f"; beside it: {', '.join(others)}" if others else ""
 
 
-def load_network(path: Path, backend: str | None = None) -> tuple[nn.Module, AnyConfig, dict[str, Any]]:
+def load_network(path: str | Path, backend: str | None = None) -> tuple[nn.Module, AnyConfig, dict[str, Any]]:
     """(trained network in evaluation mode, configuration, content) of a checkpoint; `backend`: not train.backend."""
+    path = Path(path)
     cfg, content = load(path)
     network = cfg.new_network(backend).eval()
     load_weights(network, content["network"], path)

@@ -15,15 +15,15 @@ FLAGS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-
 class Browser:
     """One page of a browser. microphone: a WAV file that plays as one, over and over; None: there is none.
 
-    `offered` False: the page may not use it.
+    `is_permitted` False: the page may not use it.
     """
 
-    def __init__(self, page: Path, profile: Path, microphone: Path | None = None, offered: bool = True):
+    def __init__(self, page: Path, profile: Path, microphone: Path | None = None, is_permitted: bool = True):
         there, ours = os.pipe(), os.pipe()
         flags = [*FLAGS, f"--user-data-dir={profile}"]
         if microphone:
             flags += ["--use-fake-device-for-media-stream", f"--use-file-for-fake-audio-capture={microphone}"]
-            flags += ["--use-fake-ui-for-media-stream"] if offered else ["--deny-permission-prompts"]
+            flags += ["--use-fake-ui-for-media-stream"] if is_permitted else ["--deny-permission-prompts"]
         command = ["bash", "-c", f'exec "$@" 3<&{there[0]} 4>&{ours[1]}', "-", CHROMIUM, *flags, "about:blank"]
         self._process = subprocess.Popen(
             command, pass_fds=(there[0], ours[1]), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -80,8 +80,10 @@ class Browser:
         for kind in ("dragEnter", "dragOver", "drop"):
             self.call("Input.dispatchDragEvent", type=kind, x=100, y=100, data=data)
 
-    def close(self) -> None:
-        """End the browser."""
+    def __enter__(self) -> "Browser":
+        return self
+
+    def __exit__(self, *_) -> None:
         self._process.terminate()
         self._process.wait(timeout=30)
         os.close(self._to)

@@ -21,7 +21,7 @@ ROOTS = 24_576  # all FFTs take their roots of unity from one table; their sizes
 
 def constants() -> str:
     """Print the header cochlea_constants.h: the numbers of cochlea.py."""
-    blocks = [transfer.shape[1] for filter in c.filters() for transfer in filter.transfer]
+    blocks = [len(transfer) for filter in c.filters() for transfer in filter.transfer]
     free, cleft, reprocessed = c.resting_transmitter()
     whole = {
         "PLACES": c.N_PLACES,
@@ -58,12 +58,11 @@ def constants() -> str:
 
 @cache
 def tables() -> np.ndarray:
-    """Return what `cochlea_start` takes, float32: roots of unity, weights between values, the transfer of each block."""
+    """Return what `cochlea_start` takes, float32: roots of unity, weights between values, each block's transfer."""
     turns = np.exp(-2j * np.pi * np.arange(ROOTS) / ROOTS).astype(np.complex64)
     parts = [turns.view(np.float32), *(filter.taps.ravel() for filter in c.filters())]
-    for filter in c.filters():
-        for transfer in filter.transfer:
-            parts.append(np.stack([transfer.real.T, transfer.imag.T], axis=1).ravel())  # [bins, 2, LANES]
+    blocks = (transfer for filter in c.filters() for transfer in filter.transfer)
+    parts += [np.stack([transfer.real, transfer.imag], axis=1).ravel() for transfer in blocks]  # [bins, 2, LANES]
     return np.concatenate(parts)
 
 
@@ -71,41 +70,31 @@ class Compiled:
     """cochlea.c as a library of this machine. compiler: a command such as ("gcc",)."""
 
     def __init__(self, compiler: Sequence[str], flags: Sequence[str] = (*FLAGS, "-march=native")):
-        self._folder = tempfile.TemporaryDirectory()
-        folder = Path(self._folder.name)
-        (folder / "cochlea_constants.h").write_text(constants(), encoding="utf-8")
-        library = folder / "cochlea.so"
-        command = [*compiler, *flags, "-shared", "-fPIC", "-I", str(folder), "-o", str(library), str(SOURCE)]
-        subprocess.run(command, check=True)
-        self._library = ctypes.CDLL(str(library))
-        self._events = ctypes.c_int32 * c.N_PLACES
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            (folder / "cochlea_constants.h").write_text(constants(), encoding="utf-8")
+            library = folder / "cochlea.so"
+            command = [*compiler, *flags, "-shared", "-fPIC", "-I", str(folder), "-o", str(library), str(SOURCE)]
+            subprocess.run(command, check=True)
+            self._library = ctypes.CDLL(str(library))
 
     def cochlea(
-        self, audio: np.ndarray, sample_rate_hz: int, seed: int | Sequence[int]
+        self, audio: np.ndarray, sample_rate_hz: int, seed: int | Sequence[int], at_once: int = 2**30
     ) -> tuple[np.ndarray, np.ndarray]:
-        """As `cochlea.cochlea`."""
-        return self.hear(c.condition(audio, sample_rate_hz), seed)
-
-    def hear(self, audio: np.ndarray, seed: int | Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """The events of audio, float32 [samples] at 48 kHz, that is conditioned already."""
+        """As `cochlea.cochlea`; at_once: how many samples are pushed together."""
         most = c.BLOCKS * c.LANES * (c.HOP // c.REFRACTORY_STEPS + 1)
-        ear = (ctypes.c_char * 2_000_000)()
-        random = c.noise_states(seed)
-        self._library.cochlea_start(
-            ear, tables().ctypes.data_as(ctypes.c_void_p), random.ctypes.data_as(ctypes.c_void_p)
-        )
+        ear, random, audio = (ctypes.c_char * 2_000_000)(), c.noise_states(seed), c.condition(audio, sample_rate_hz)
+        self._library.cochlea_start(ear, *(ctypes.c_void_p(array.ctypes.data) for array in (tables(), random)))
         n_steps = c.steps_of(len(audio))
-        padded = np.zeros(2 * (n_steps + c.HOP + c.LOOKAHEAD), np.float32)
+        padded = np.zeros(2 * (math.ceil(n_steps / c.HOP) * c.HOP + c.LOOKAHEAD), np.float32)
         padded[: len(audio)] = audio
-        number = np.frombuffer(ear, np.int32, 1)
-        steps = np.frombuffer(ear, np.int32, most, 4)
+        number, steps = np.frombuffer(ear, np.int32, 1), np.frombuffer(ear, np.int32, most, 4)
         units = np.frombuffer(ear, np.uint16, most, 4 + 4 * most)
-        found = []
-        at = 0
+        found, at = [], 0
         while at < len(padded):
-            address = ctypes.c_void_p(padded.ctypes.data + 4 * at)
-            at += self._library.cochlea_push(ear, address, len(padded) - at)
+            count = min(at_once, len(padded) - at)
+            at += self._library.cochlea_push(ear, ctypes.c_void_p(padded.ctypes.data + 4 * at), count)
             found.append((steps[: number[0]].copy(), units[: number[0]].copy()))
         steps, units = (np.concatenate(part) for part in zip(*found, strict=True))
-        is_within = steps < n_steps
-        return (steps[is_within] * c.STEP_S).astype(np.float32), units[is_within]
+        is_heard = steps < n_steps
+        return (steps[is_heard] * c.STEP_S).astype(np.float32), units[is_heard]

@@ -64,6 +64,7 @@ class SpikingNeuron(MemoryModule):
     VALUES: ClassVar[Mapping[str, Value]]
     CUBA: ClassVar[CubaLIF | None] = None
     THETA: ClassVar[Value] = Value("threshold", "theta", learned=False)
+    FAULT: ClassVar[str | None] = None  # why there can be no such layer
 
     def __init__(
         self,
@@ -140,6 +141,8 @@ class SpikingNeuron(MemoryModule):
         surrogate: ops.Surrogate | None = None,
     ) -> ops.Dynamics:
         """Return what is known of the neuron before any tensor is: how it fires, and the names of states and values."""
+        if cls.FAULT:
+            raise InputError(cls.FAULT)
         for name in (*cls.STATES, *cls.values_of()):
             if name in RESERVED or not name.isidentifier():
                 raise InputError(f"neuron {cls.__name__}: a state or value cannot be called {name}")

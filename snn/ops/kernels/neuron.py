@@ -14,14 +14,20 @@ FORWARD_ROWS, BACKWARD_ROWS = P + S, KEPT + SEGMENT * (1 + R)
 
 
 @inlined
+def copy(to, at, source, begin, number):
+    """As many numbers from there on, a line at a time: by itself the compiler would take them one by one."""
+    for j in range(0, number, LINE):
+        store_part(to, at + j, number - j, load_part(source, begin + j, number - j, LINE))
+
+
+@inlined
 def spread(r, at, source_XN, N, m, width):
     """Rows of values of columns m...; column m is neuron m mod N."""
     for k in range(len(source_XN)):
         n, j = m % N, 0
         while j < width:
             run = min(N - n, width - j)  # up to the last neuron
-            for i in range(run):
-                r[at + k * STRIDE + j + i] = source_XN[k, n + i]
+            copy(r, at + k * STRIDE + j, source_XN, k * N + n, run)
             n, j = 0, j + run
 
 
@@ -149,8 +155,7 @@ def forward_columns(
         for k in range(0, size, TILE):
             at, width = k // TILE * size_of_tile, min(TILE, size - k)
             for s in range(S):
-                for j in range(width):
-                    state_SM[s, m + k + j] = r[at + (P + s) * STRIDE + j]
+                copy(state_SM, s * M + m + k, r, at + (P + s) * STRIDE, width)
     fence()
 
 
@@ -212,9 +217,8 @@ def backward_columns(
                         backward_steps(gs_TM, row, gh_TM, gx_TM, r, at, m + k, width, first, t - 1, t, past)
         for k in range(0, size, TILE):
             at, width = k // TILE * size_of_tile, min(TILE, size - k)
-            for j in range(width):
-                for s in range(S):
-                    gstate_SM[s, m + k + j] = r[at + (G + s) * STRIDE + j]
-                for q in range(Q):
-                    gvalues_QM[q, m + k + j] = r[at + (G + S + q) * STRIDE + j]
+            for s in range(S):
+                copy(gstate_SM, s * M + m + k, r, at + (G + s) * STRIDE, width)
+            for q in range(Q):
+                copy(gvalues_QM, q * M + m + k, r, at + (G + S + q) * STRIDE, width)
     fence()

@@ -35,6 +35,7 @@ from snn.replay import Replayed
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "adlif_shd.yaml"
 EVENTS, LENGTH_S = 5800, 0.45
+SURROGATES = {"boxcar": 2.0, "triangle": 5.0}  # of finite width, with their slopes
 DELAYS = {"delays of inputs": "D25", "delays of synapses": "DS25"}
 
 
@@ -165,6 +166,9 @@ def main() -> None:
             "ours on the torch reference": ours(cfg, "torch"),
             "SpikingJelly, LIFNode": spikingjelly_step(cfg, recordings, device),
         }
+        for name, slope in SURROGATES.items():
+            of_width = cfg.network.model_copy(update={"surrogate": name, "surrogate_slope": slope})
+            steps[f"ours, {name} of slope {slope:g}"] = ours(cfg.model_copy(update={"network": of_width}), "auto")
     if device == "cuda":
         steps["ours, not replayed"] = ours(cfg, "auto")
     median = medians(steps, arguments.rounds, device)

@@ -159,7 +159,7 @@ def class_name(label: int, names: Sequence[str | None] | None) -> str:
 
 
 def class_ticks(classes: int, names: Sequence[str] | None) -> dict[str, Any]:
-    """Return where and what the ticks of an axis of classes are: names, or round numbers where names would not fit."""
+    """The ticks of an axis of classes: names, or round numbers if names would not fit."""
     if classes > MOST_NAMES:
         numbers = range(0, classes, 5 * -(-classes // 200))
         return {"ticks": numbers, "labels": list(map(str, numbers)), "fontsize": 7}
@@ -297,7 +297,7 @@ def draw_confusion(confusion: Sequence[Sequence[int]], code: str, names: Sequenc
 
 @styled
 def draw_rates(evaluation: Evaluation) -> Figure:
-    """Return how much the neurons of each layer fire: a histogram of spikes per sample, the silent ones counted."""
+    """A histogram of each layer: spikes per sample of its neurons. The title counts those that never fire."""
     n = len(evaluation.samples().target)
     layers = evaluation.neuron_spikes
     highest = max(float(spikes_N.max()) / n for spikes_N in layers) or 1.0

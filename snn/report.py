@@ -90,11 +90,11 @@ class Subject(NamedTuple):
 
     @property
     def classes(self) -> Named:
-        """Return what the numbers of the network's classes mean."""
+        """The names of the network's classes."""
         return Named(self.content["class_names"], str(self.path))
 
     def provenance(self) -> dict:
-        """Return where a test's numbers come from."""
+        """Where the numbers of a test come from."""
         return {
             "checkpoint": str(self.path),
             "epoch": self.content["epoch"],
@@ -107,7 +107,7 @@ class Subject(NamedTuple):
 
     @property
     def run(self) -> str:
-        """Its run's name, and the checkpoint's where it is not the best one."""
+        """The name of its run, with that of the checkpoint if it is not best.pt."""
         run = self.path.absolute().parent.name
         return run if self.path.stem == "best" else f"{run}/{self.path.name}"
 
@@ -164,7 +164,7 @@ def provenance_table(tests: Sequence[dict], head: Sequence[str] = ()) -> Table:
 
 
 def class_words(names: Sequence[str]) -> str:
-    """Why pictures have numbers in place of names, where they have."""
+    """A sentence that says why pictures have numbers instead of names; empty if they have none."""
     if len(names) > pictures.MOST_NAMES:
         return f"Pictures of more than {pictures.MOST_NAMES} classes have numbers; the table has each one's name."
     return why_numbers(names)

@@ -48,7 +48,7 @@ ALLOWED = {
     "snn.delays": {"snn.errors", "snn.inputs", "snn.learned", "snn.linear", "snn.ops"},
     "snn.ops": {"snn.errors", "snn.ops"},
     "snn.ops.compiled": {"snn.compiling"},
-    "snn.neurons": {"snn.checks", "snn.errors", "snn.learned", "snn.neurons", "snn.ops"},
+    "snn.neurons": {"snn.checks", "snn.errors", "snn.learned", "snn.neurons", "snn.norm", "snn.ops"},
     "snn.conv": {"snn.checks", "snn.errors", "snn.inputs", "snn.ops"},
     "snn.network": {
         "snn.architecture",
@@ -61,6 +61,7 @@ ALLOWED = {
         "snn.learned",
         "snn.linear",
         "snn.neurons",
+        "snn.norm",
     },
     "snn.loss": {"snn.checks", "snn.coding", "snn.config", "snn.errors", "snn.network"},
     "snn.checks": {"snn.errors"},
@@ -98,7 +99,8 @@ ALLOWED = {
     },
     "snn.operations": {"snn.conv", "snn.inputs", "snn.network", "snn.ops"},
     "snn.ttfs.report": {"snn.pictures", "snn.report", "snn.tables", "snn.ttfs.evaluation"},
-    "snn.health": {"snn.inputs"},
+    "snn.health": {"snn.inputs", "snn.norm"},
+    "snn.norm": {"snn.ops"},
     "snn.streaming": {
         "snn.checks",
         "snn.delays",

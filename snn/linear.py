@@ -21,8 +21,8 @@ DENSE_ABOVE = 0.2
 # The same for the gradient of the input, where the neurons before have a surrogate of finite width: the share of their
 # outputs, not dropped, whose gradient can come to anything, up to which it is faster to compute these alone. And how
 # many outputs of ours that takes: of few the dense product is no work, and writing down its result is. One core of an
-# AMD EPYC, 256 to 256, 12,800 rows: dense 16.5 ms, a share of 0.1 7, 0.2 10, 0.35 13, 0.5 16 ms; 256 to 128: 9 ms against
-# 4.6, 6.3, 8.3, 10 ms; 256 to 64: 4.8 against 3.3, 4.6, 6, 7 ms.
+# AMD EPYC, 12,800 rows, 256 to 256: dense 16.5 ms, a share of 0.1 7, 0.2 10, 0.35 13, 0.5 16 ms; 256 to 128: 9 ms
+# against 4.6, 6.3, 8.3, 10 ms; 256 to 64: 4.8 against 3.3, 4.6, 6, 7 ms.
 DENSE_GRADIENT_ABOVE = 0.4
 FEW_OUTPUTS = 128
 

@@ -118,7 +118,7 @@ static void membrane_velocity(struct cochlea *ear, const struct group *group, in
                               const float *taps) {
   const int n = group->points, half = n / 2;
   float *re = ear->work[0], *im = ear->work[1];
-  for (int k = 0; k < n * EAR_PAIRS; k++)
+  for (int k = bins * EAR_PAIRS; k < (n - bins + 1) * EAR_PAIRS; k++)
     re[k] = im[k] = 0.0f;
   for (int k = 0; k < bins && k <= half; k++) {
     const int mirrored = k == 0 ? 0 : n - k;

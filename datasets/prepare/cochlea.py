@@ -172,7 +172,7 @@ class Filter(NamedTuple):
     """How the velocity of one group of places is computed."""
 
     group: Group
-    transfer: tuple[np.ndarray, ...]  # of each block, complex64 [LANES, bins]: V / (2 points decimation)
+    transfer: tuple[np.ndarray, ...]  # of each block, complex64 [bins, LANES]: V / (2 points decimation)
     taps: np.ndarray  # float32 [decimation, TAPS]: the values between two of the inverse FFT
 
 
@@ -184,14 +184,16 @@ def filters() -> tuple[Filter, ...]:
         frequency_hz = np.linspace(1, RATE_HZ, group.points * group.decimation + 1)[:-1]  # 1 Hz for 0: V is singular
         frequency_hz = frequency_hz[: group.points // (1 if group.decimation == 1 else 2)]
         first, end = group.first_block * LANES, group.end_block * LANES
-        transfer = np.zeros((end - first, len(frequency_hz)), np.complex128)
+        transfer = np.zeros((len(frequency_hz), end - first), np.complex128)
         for part in np.array_split(np.arange(len(frequency_hz)), 8):  # whole, it would take much memory
-            transfer[: min(end, N_PLACES) - first, part] = velocity_transfer(frequency_hz[part])[:, first:end].T
-        is_felt = np.abs(transfer) > FELT * np.abs(transfer).max(axis=1, keepdims=True)
-        transfer[:, 0] = 0  # a constant pressure moves nothing
+            transfer[part, : min(end, N_PLACES) - first] = velocity_transfer(frequency_hz[part])[:, first:end]
+        is_felt = np.abs(transfer) > FELT * np.abs(transfer).max(axis=0)
+        transfer[0] = 0  # a constant pressure moves nothing
         transfer /= 2 * group.points * group.decimation
         blocks = [
-            transfer[k : k + LANES, : 1 + np.flatnonzero(is_felt[k : k + LANES].any(axis=0))[-1]].astype(np.complex64)
+            transfer[: 1 + np.flatnonzero(is_felt[:, k : k + LANES].any(axis=1))[-1], k : k + LANES].astype(
+                np.complex64
+            )
             for k in range(0, end - first, LANES)
         ]
         made.append(Filter(group, tuple(blocks), _taps(group.decimation)))
@@ -224,23 +226,21 @@ def membrane_velocity(audio: np.ndarray) -> Iterator[np.ndarray]:
     for first in range(0, n_steps, HOP):
         for group, transfers, taps in filters():
             begin = 2 * (first + PAST - group.past * group.decimation)
-            spectrum = rfft(padded[begin : begin + 2 * group.points * group.decimation])
-            middle = group.points // 2
-            slow = np.empty((LANES * len(transfers), group.points), np.float32)
+            spectrum = rfft(padded[begin : begin + 2 * group.points * group.decimation])[:, None]
+            middle, place = group.points // 2, group.first_block * LANES
+            slow = np.empty((group.points, LANES * len(transfers)), np.float32)
             for block, transfer in enumerate(transfers):
-                n_bins = transfer.shape[1]
+                n_bins = len(transfer)
                 response = transfer * spectrum[:n_bins]
                 if n_bins > middle + 1:  # these places answer above half the rate
-                    response[:, group.points - n_bins + 1 : middle + 1] += response[:, middle:][:, ::-1].conj()
-                slow[block * LANES : (block + 1) * LANES] = irfft(
-                    response[:, : middle + 1], n=group.points, axis=1, norm="forward"
-                )
-            place = group.first_block * LANES
-            slow = slow[: N_PLACES - place]
+                    response[group.points - n_bins + 1 : middle + 1] += response[middle:][::-1].conj()
+                answer = irfft(response[: middle + 1], n=group.points, axis=0, norm="forward")
+                slow[:, block * LANES : (block + 1) * LANES] = answer
+            slow = slow[:, : N_PLACES - place]
             if group.decimation == 1:
-                velocity[:, place : place + len(slow)] = slow[:, group.past : group.past + HOP].T
+                velocity[:, place : place + slow.shape[1]] = slow[group.past : group.past + HOP]
             else:
-                _fill_in(np.ascontiguousarray(slow[:, group.past - (TAPS // 2 - 1) :].T), taps, velocity, place)
+                _fill_in(np.ascontiguousarray(slow[group.past - (TAPS // 2 - 1) :]), taps, velocity, place)
         yield velocity[: n_steps - first]
 
 

@@ -21,7 +21,7 @@ ROOTS = 24_576  # all FFTs take their roots of unity from one table; their sizes
 
 def constants() -> str:
     """Print the header cochlea_constants.h: the numbers of cochlea.py."""
-    blocks = [transfer.shape[1] for filter in c.filters() for transfer in filter.transfer]
+    blocks = [len(transfer) for filter in c.filters() for transfer in filter.transfer]
     free, cleft, reprocessed = c.resting_transmitter()
     whole = {
         "PLACES": c.N_PLACES,
@@ -61,7 +61,7 @@ def tables() -> np.ndarray:
     """Return what `cochlea_start` takes, float32: roots of unity, weights between values, each block's transfer."""
     turns = np.exp(-2j * np.pi * np.arange(ROOTS) / ROOTS).astype(np.complex64)
     parts = [turns.view(np.float32), *(filter.taps.ravel() for filter in c.filters())]
-    blocks = (transfer.T for filter in c.filters() for transfer in filter.transfer)
+    blocks = (transfer for filter in c.filters() for transfer in filter.transfer)
     parts += [np.stack([transfer.real, transfer.imag], axis=1).ravel() for transfer in blocks]  # [bins, 2, LANES]
     return np.concatenate(parts)
 

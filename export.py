@@ -3,7 +3,7 @@
 nir: a graph in the Neuromorphic Intermediate Representation, which snnTorch, SpikingJelly, Norse and others read.
 onnx: one step of the network, state in and state out, for onnxruntime. c: a folder of C99 for a microcontroller.
 html: one page that hears words by microphone and shows how the network decides.
-docs/export.md says how to run each.
+docs/export.md and docs/embedded.md say how to run each.
 """
 
 import argparse

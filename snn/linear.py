@@ -97,7 +97,7 @@ class EventLinear(layer.Linear):
         if not isinstance(x_TBC, Spikes) or x_TBC.near_TW is None:
             return None
         near_TW = sparse.kept(x_TBC.near_TW, x_TBC.mask_BN, x_TBC.shape)
-        self.near_share = np.bitwise_count(near_TW.numpy()).sum() / math.prod(x_TBC.shape)
+        self.near_share = int(np.bitwise_count(near_TW.numpy()).sum()) / math.prod(x_TBC.shape)
         few = self.near_share <= self.dense_gradient_above and self.out_features >= FEW_OUTPUTS
         return near_TW if few else None
 

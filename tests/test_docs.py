@@ -43,8 +43,8 @@ def blocks(page: str, language: str) -> list[str]:
 
 def test_pages_are_there():
     names = (
-        "adding_a_data_set adding_a_neuron code configuration export library method my_data reading_the_report "
-        "recordings results runs several_processes speed supported"
+        "adding_a_data_set adding_a_neuron code configuration embedded export library method my_data "
+        "reading_the_report recordings results runs several_processes speed supported"
     )
     assert [page.stem for page in PAGES] == names.split()
 

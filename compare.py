@@ -43,7 +43,7 @@ PICTURES = (  # those worth a look side by side
 
 
 class Tested(NamedTuple):
-    """A run with what its test left."""
+    """A run and the results of its test."""
 
     name: str
     folder: Path
@@ -91,7 +91,7 @@ def main() -> None:
 
 
 def read(path: Path) -> Tested:
-    """Return what test.py left of a run: by its folder, its name, its checkpoint, or the folder of the test itself."""
+    """The test results of a run, which is given by its folder, its name, its checkpoint or the folder of the test."""
     beside = [path.parent / "test"] if path.is_file() else []
     candidates = (path, path / "test", *beside, Path("runs") / path.name.removesuffix(".pt") / "test")
     folder = next((folder for folder in candidates if (folder / "metrics.json").is_file()), None)
@@ -111,7 +111,7 @@ def read(path: Path) -> Tested:
 
 
 def check_same_samples(one: Tested, other: Tested) -> None:
-    """InputError if the two were tested on different data."""
+    """Raises InputError if the two were tested on different data."""
     if one.metrics["samples_of"] == other.metrics["samples_of"]:
         return
     data = (f"{run.metrics['data']} ({len(run.samples['target'])} samples)" for run in (one, other))
@@ -122,7 +122,7 @@ def check_same_samples(one: Tested, other: Tested) -> None:
 
 
 def in_classes_of(one: Tested, other: Tested) -> Tested:
-    """The other with its classes numbered as those of the one. InputError if they have other names."""
+    """The other run with its classes numbered as in the first. Raises InputError if the class names differ."""
     wanted, own = (Named(tuple(run.metrics["class_names"]), run.name) for run in (one, other))
     numbers = numbers_in(wanted, own)
     labels = {name: numbers[other.samples[name]] for name in ("target", *DECISIONS) if name in other.samples}
@@ -165,17 +165,17 @@ def delay_table(one: Tested, other: Tested) -> Table:
                 name = f"{'' if code == 'fs' else 'fr_'}t_d{percent}_ms"
                 difference = statistics.paired_delays(*right, percent, dt_ms)
                 values = (number(run.metrics[name], "ms") for run in (one, other))
-                rows.append((f"t_d{percent}, {code.upper()}", *values, said(difference)))
+                rows.append((f"t_d{percent}, {code.upper()}", *values, signed(difference)))
         steps = [run.samples["first_step"] for run in (one, other)]
         both = (steps[0] != NOTHING) & (steps[1] != NOTHING)
         times = [each[both] * dt for each, dt in zip(steps, dt_ms, strict=True)]
         means = (f"{time.mean():.1f} ms" if both.any() else DASH for time in times)
-        rows.append((f"mean first spike, {both.sum()} samples", *means, said(statistics.paired_mean(*times))))
+        rows.append((f"mean first spike, {both.sum()} samples", *means, signed(statistics.paired_mean(*times))))
     return Table("Delay", ("", one.name, other.name, "difference"), rows)
 
 
-def said(difference: Difference) -> str:
-    """A difference of delays in words."""
+def signed(difference: Difference) -> str:
+    """A difference of delays and its interval."""
     value, low, high = difference
     if value is None:
         return DASH
@@ -183,7 +183,7 @@ def said(difference: Difference) -> str:
 
 
 def class_table(one: Tested, other: Tested) -> Table:
-    """Right decisions of each class, under each code."""
+    """The number of right decisions in each class under each code."""
     names, target = one.metrics["class_names"], one.samples["target"]
     rows = []
     for label, name in enumerate(names):
@@ -197,7 +197,7 @@ def class_table(one: Tested, other: Tested) -> Table:
 
 
 def curves(one: Tested, other: Tested) -> list[Picture]:
-    """Accuracy over time of both in one picture."""
+    """The accuracy of both over time, in one picture."""
     if not all("anytime" in run.metrics for run in (one, other)):
         return []
     figure = pictures.draw_anytime({run.name: run.metrics["anytime"] for run in (one, other)})
@@ -205,7 +205,7 @@ def curves(one: Tested, other: Tested) -> list[Picture]:
 
 
 def pairs(one: Tested, other: Tested) -> list[Picture]:
-    """Return what both tests drew."""
+    """The pictures that both tests have, side by side."""
     return [
         Picture((run.folder / name).read_bytes(), f"{run.name}: {name}")
         for name in PICTURES
@@ -215,7 +215,7 @@ def pairs(one: Tested, other: Tested) -> list[Picture]:
 
 
 def configurations(one: Tested, other: Tested) -> list[Table]:
-    """The fields that differ; nothing where a run has lost its config.yaml."""
+    """The fields that differ; empty if a run has lost its config.yaml."""
     paths = [run.folder.parent / "config.yaml" for run in (one, other)]
     if not all(path.is_file() for path in paths):
         return []

@@ -20,10 +20,11 @@ if __name__ == "__main__":
 import numpy as np
 
 from datasets import live
-from datasets.events import Bins, Recordings, as_seen, counts
+from datasets.binning import Bins, bin_events
 from datasets.prepare import digits, speech
 from datasets.prepare.cochlea import N_PLACES, cochlea
 from datasets.prepare.wav import read_audio
+from datasets.recordings import Recordings, downsampled
 from snn import arguments, checkpoint, cli, config, pictures
 from snn.errors import InputError
 from snn.files import write_whole
@@ -76,7 +77,7 @@ def main() -> None:
     print(f"{work.events:,} of {len(times_s):,} events, {work.synaptic_operations:,} synaptic operations")
 
     heard = Recordings(np.array([0, len(times_s)]), times_s, 1.0, channels, np.zeros(1, np.int64), None, "demo")
-    x_T1C = counts(heard, np.zeros(1, np.int64), Bins.of(data, "train"))
+    x_T1C = bin_events(heard, np.zeros(1, np.int64), Bins.of(data, "train"))
     figure = pictures.draw_decision(network, x_T1C, data.dt_ms, names=names, audio=(audio, rate_hz))
     write_whole(args.out, pictures.png(figure))
     print(f"drawn: {args.out}")
@@ -91,7 +92,7 @@ def follow(args: argparse.Namespace, network: Network, data: config.Data, names:
     if data.sensor:
         units = np.arange(2 * sensor[0] * sensor[1])
         each = Recordings(np.array([0, len(units)]), units, 1.0, units, np.zeros(1, np.int64), None, "the sensor")
-        channel_of_unit = as_seen(each, data.sensor).channels
+        channel_of_unit = downsampled(each, data.sensor).channels
     stream = Stream(network, data.dt_ms, data.T, data.T_empty, ticks_per_second=1e6)
     stream.push([0], [0])  # compiles
     layout = args.layout or (live.PIPE_LAYOUT if args.stdin else live.UDP_LAYOUT)

@@ -28,7 +28,7 @@ import torch
 from tqdm import tqdm
 
 import tasks
-from datasets.events import Bins, batches
+from datasets.binning import Bins, batches
 from snn import arguments, checkpoint, cli, config, embedded, exchange
 from snn.classes import Named
 from snn.coding import decide

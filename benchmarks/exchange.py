@@ -27,10 +27,11 @@ from tqdm import tqdm
 
 import export
 import tasks
-from datasets.events import AnyRecordings, Bins, batches
+from datasets.binning import Bins, batches
+from datasets.recordings import AnyRecordings
 from snn import arguments, checkpoint, exchange
 from snn.errors import InputError
-from snn.events import Events
+from snn.inputs import SparseCounts
 from snn.network import Network
 from snn.neurons import SpikingNeuron
 
@@ -192,7 +193,7 @@ def neurons_of(network: Network) -> list[SpikingNeuron]:
     return [layer.neurons for layer in network.layers]
 
 
-def spikes_and_potentials(network: Network, x_T1C: Events) -> list[tuple[Tensor, Tensor]]:
+def spikes_and_potentials(network: Network, x_T1C: SparseCounts) -> list[tuple[Tensor, Tensor]]:
     """(T, N) each, layer after layer; an image in NIR's order, its channels first."""
     network, ran = copy.deepcopy(network), []
     for module in neurons_of(network):

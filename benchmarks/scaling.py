@@ -34,7 +34,8 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 
 from benchmarks.kernels import processor
 from benchmarks.step import CONFIG, EVENTS, LENGTH_S
-from datasets.events import Bins, Recordings, counts
+from datasets.binning import Bins, bin_events
+from datasets.recordings import Recordings
 from snn import config, settings
 from snn.coding import Window
 from snn.loss import objective
@@ -114,7 +115,7 @@ def make_step(
         loss_of.register_comm_hook(None, counted)
 
     def step() -> None:
-        x_TBC = counts(recordings, share, bins)
+        x_TBC = bin_events(recordings, share, bins)
         optimizer.zero_grad(set_to_none=True)
         loss = loss_of(x_TBC, target_B, team.weight(len(recordings)))
         loss.backward()

@@ -23,10 +23,11 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks.kernels import medians, processor
-from datasets.events import Bins, Recordings, counts, frames
+from datasets.binning import Bins, bin_dense, bin_events
+from datasets.recordings import Recordings
 from snn import architecture, config, settings
 from snn.coding import Window
-from snn.events import Events
+from snn.inputs import SparseCounts
 from snn.linear import DENSE_ABOVE, EventLinear
 from snn.loss import firing_rate, objective
 from snn.memory import keep_freed_memory
@@ -34,6 +35,7 @@ from snn.replay import Replayed
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "adlif_shd.yaml"
 EVENTS, LENGTH_S = 5800, 0.45
+SURROGATES = {"boxcar": 2.0, "triangle": 5.0}  # of finite width, with their slopes
 DELAYS = {"delays of inputs": "D25", "delays of synapses": "DS25"}
 
 
@@ -50,14 +52,14 @@ def make_recordings(n: int, channels: int, classes: int) -> Recordings:
     )
 
 
-def binned(cfg: config.Config, recordings: Recordings, device: str) -> Events | Tensor:
+def binned(cfg: config.Config, recordings: Recordings, device: str) -> SparseCounts | Tensor:
     """The recordings as one batch on that device."""
     data = cfg.data
     bins, batch = Bins(data.dt_ms, data.T, data.T_empty, data.channels), np.arange(len(recordings))
     with record_function("binning"):
         if device == "cpu":
-            return counts(recordings, batch, bins)
-        return frames(recordings, batch, bins, torch.device(device))
+            return bin_events(recordings, batch, bins)
+        return bin_dense(recordings, batch, bins, torch.device(device))
 
 
 def our_step(
@@ -80,7 +82,7 @@ def our_step(
     goal = partial(objective, loss=cfg.loss, window=window, training=True)
     target_B = torch.from_numpy(recordings.labels).to(device)
 
-    def loss(x_TBC: Events | Tensor, target_B: Tensor, _: float) -> Tensor:
+    def loss(x_TBC: SparseCounts | Tensor, target_B: Tensor, _: float) -> Tensor:
         network.reset()
         return goal(network(x_TBC), target_B)
 
@@ -164,6 +166,9 @@ def main() -> None:
             "ours on the torch reference": ours(cfg, "torch"),
             "SpikingJelly, LIFNode": spikingjelly_step(cfg, recordings, device),
         }
+        for name, slope in SURROGATES.items():
+            of_width = cfg.network.model_copy(update={"surrogate": name, "surrogate_slope": slope})
+            steps[f"ours, {name} of slope {slope:g}"] = ours(cfg.model_copy(update={"network": of_width}), "auto")
     if device == "cuda":
         steps["ours, not replayed"] = ours(cfg, "auto")
     median = medians(steps, arguments.rounds, device)

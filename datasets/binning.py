@@ -15,7 +15,7 @@ import torch
 from datasets.recordings import AnyRecordings, Recordings, check_index
 from snn import checks, config
 from snn.errors import InputError
-from snn.events import Events
+from snn.inputs import SparseCounts
 from snn.ops.binning import step_of
 from snn.ops.compiled import in_parts, inlined, kernel
 
@@ -124,7 +124,7 @@ def _lay_entries(offsets, event_channels, index, T, starts, bins, ranks, offsets
             row_counts[rank] += np.float32(1)
 
 
-def bin_events(recordings: Recordings, index: np.ndarray, bins: Bins) -> Events:
+def bin_events(recordings: Recordings, index: np.ndarray, bins: Bins) -> SparseCounts:
     """Events per bin and channel of the recordings in `index`: (T + T_empty, B, channels) float32, zeros left out.
 
     The bin of an event is `snn.ops.binning.step_of`; events past T are dropped. InputError if an event of these
@@ -144,7 +144,7 @@ def bin_events(recordings: Recordings, index: np.ndarray, bins: Bins) -> Events:
     events = recordings.offsets, recordings.channels, index
     second = *events, bins.T, starts, bin_of_event, rank_of_event, offsets, *entries
     in_parts(lambda begin, end: _lay_entries(*second, begin, end), B, torch.get_num_threads())
-    return Events(torch.from_numpy(offsets), *map(torch.from_numpy, entries), (T, B, C))
+    return SparseCounts(torch.from_numpy(offsets), *map(torch.from_numpy, entries), (T, B, C))
 
 
 @kernel
@@ -218,12 +218,12 @@ def batches(
     share: Callable[[np.ndarray], np.ndarray] = lambda part: part,
     change: Callable[[Recordings, np.ndarray, np.ndarray], Recordings] | None = None,
     device: torch.device | None = None,
-) -> Iterator[tuple[Events | torch.Tensor, torch.Tensor]]:
+) -> Iterator[tuple[SparseCounts | torch.Tensor, torch.Tensor]]:
     """(counts (T, B, channels), labels (B,) int64) of the recordings in `index`, in its order.
 
-    The counts are `Events`; for a GPU as `device` they are dense, and there. `share` picks what this process takes of
-    each batch's recordings. `change` gives those at the places in some recordings changed, in that order; it is told
-    their numbers in the whole set.
+    The counts are `SparseCounts`; for a GPU as `device` they are dense, and there. `share` picks what this process
+    takes of each batch's recordings. `change` gives those at the places in some recordings changed, in that order; it
+    is told their numbers in the whole set.
     """
     check_index(index, recordings)
     checks.whole("batch_size", batch_size, 1)

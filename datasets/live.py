@@ -23,7 +23,7 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
@@ -58,7 +58,7 @@ class Chunk(NamedTuple):
 
 @dataclass
 class Counts:
-    """What has come, and what has not."""
+    """Count what has come, and what has not."""
 
     packets: int = 0  # or pieces of a pipe
     events: int = 0  # taken
@@ -99,6 +99,7 @@ class Source:
         self._decode = _decoder(self.layout)
         self._rest = b""
         self._next_number: int | None = None
+        self._missing: set[int] = set()  # numbers of packets that were taken for lost, the latest ones
 
     def recordings(self, longest_us: int, pause_us: int = 200_000) -> Iterator[Iterator[Chunk]]:
         """Each recording as an iterator of its chunks. Asking for the next one passes over what is left of this one.
@@ -151,15 +152,18 @@ class Source:
                         self.counts.lost += (struct.unpack("<I", data)[0] - dropped) % 2**32
                         dropped = struct.unpack("<I", data)[0]
             elif not (content := os.read(self.source.fileno(), LARGEST)):
+                if self._rest and self.layout == "csv":
+                    yield b"\n"  # ends the last line
+                self.counts.damaged += bool(self._rest)  # it ends within an event
                 return
             self.counts.packets += 1
             yield content
 
     def _understood(self, content: bytes) -> tuple[np.ndarray, np.ndarray]:
         """Times in µs, ascending, and units of the events in a packet; none if it is damaged."""
-        if self.is_numbered:
+        if self.is_numbered and len(content) >= 4:
             self._count_lost(int.from_bytes(content[:4], "little"))
-            content = content[4:]
+        content = content[4:] if self.is_numbered else content
         content = self._rest + content
         whole = _whole(content, self.layout)
         self._rest = b"" if self.is_socket else content[whole:]
@@ -184,10 +188,13 @@ class Source:
     def _count_lost(self, number: int) -> None:
         """Compare the number of a packet with the one that was expected."""
         ahead = 0 if self._next_number is None else (number - self._next_number + 2**31) % 2**32 - 2**31
-        if -REORDERED <= ahead < 0:  # it is late, and was taken for lost
-            self.counts.lost -= 1
+        if -REORDERED <= ahead < 0:  # it is late, or has come twice
+            self.counts.lost -= number in self._missing
+            self._missing.discard(number)
             return
         self.counts.lost += max(ahead, 0)
+        self._missing = {n for n in self._missing if n >= number - REORDERED}
+        self._missing.update(range(max(number - ahead, number - REORDERED), number))
         self._next_number = number + 1
 
 
@@ -212,7 +219,7 @@ def _whole(content: bytes, layout: str) -> int:
     return len(content) // size * size
 
 
-def _decoder(layout: str):
+def _decoder(layout: str) -> Callable[[bytes], Piece]:
     """Return a function of bytes to a `Piece`; it raises ValueError for what is not of the layout."""
     if layout in ENCODINGS:
         words = Words(layout)

@@ -48,7 +48,7 @@ TEST = _COMMON | {
 
 
 class Parser(OneLineParser):
-    """Takes the words of `table` beside those added to it; `checkpoints` is argparse's number of them."""
+    """Takes the words of `table`, and those added later. `checkpoints` is argparse's `nargs` of --load_pt_file."""
 
     def __init__(
         self, description: str | None, table: dict, yaml_help: str = "configuration", checkpoints: str | None = None
@@ -57,7 +57,7 @@ class Parser(OneLineParser):
         self.table = table
         self.add_argument("--path_to_yaml", type=Path, metavar="YAML", help=yaml_help)
         for word, (_, kind, number, help_text) in table.items():
-            # an absent word leaves no trace, so an explicit 0 or false is told from silence
+            # SUPPRESS: a word that is not given leaves no attribute, so that an explicit 0 or false differs from none
             if number == 0:
                 self.add_argument(word, action="store_true", default=argparse.SUPPRESS, help=help_text)
             else:
@@ -72,17 +72,17 @@ class Parser(OneLineParser):
         self.add_argument(
             "--load_pt_file", type=Path, nargs=checkpoints, metavar="PT", help="checkpoint, run folder or run name"
         )
-        self.add_argument("--best_model", action="store_true", help="of a run, load best.pt (also without this word)")
+        self.add_argument("--best_model", action="store_true", help="load best.pt of a run, which is the default")
         self.add_argument(
             "--distributed",
             action="store_true",
-            help="train with all the processes that were started; under torchrun also without this word",
+            help="train with all processes that were started, which is the default under torchrun",
         )
 
     def override(self, values: dict, args: argparse.Namespace, where: Path | None = None) -> AnyConfig:
-        """The configuration of plain `values` (changed in place) with the words of the command line over it.
+        """The configuration of plain `values`, which the words of the command line change in place.
 
-        `where` the values come from, for messages; default --path_to_yaml.
+        Messages name `where` the values come from; the default is --path_to_yaml.
         """
         for word, (target, *_) in self.table.items():
             name = word.lstrip("-").replace("-", "_")
@@ -118,7 +118,7 @@ def train_parser(description: str | None) -> Parser:
 
 
 def _layers(values: dict) -> list[str]:
-    """The layers of plain values that are not checked yet; none where they are no list of words."""
+    """The layers in unchecked values; an empty list if they are not a list of words."""
     network = values.get("network")
     layers = network.get("layers") if isinstance(network, dict) else None
     is_list = isinstance(layers, list) and all(isinstance(word, str) for word in layers)
@@ -126,7 +126,7 @@ def _layers(values: dict) -> list[str]:
 
 
 def find_yaml(path: Path) -> Path:
-    """A configuration by its path. Published commands say ../configs/x.yaml; here that is configs/x.yaml."""
+    """A configuration by its path. Published commands write ../configs/x.yaml for what is configs/x.yaml here."""
     in_repository = REPOSITORY / "configs" / path.name
     if not path.exists() and path.parent.name == "configs" and in_repository.exists():
         print(f"{path} is not there; reading {os.path.relpath(in_repository)}", file=sys.stderr)
@@ -135,9 +135,10 @@ def find_yaml(path: Path) -> Path:
 
 
 def find_checkpoint(path: Path) -> Path:
-    """A checkpoint by its path; or best.pt of a run, by its folder, its name or its published name <run>.pt.
+    """A checkpoint by its path; or best.pt of a run by its folder, its name or its published name <run>.pt.
 
-    A folder or file of another kind, such as one of data, does not hide a run of its name.
+    A run is also found if another folder or file, such as one of data, has its name. Raises InputError if there is
+    neither.
     """
     run = Path("runs") / path.name.removesuffix(".pt")
     folders = sorted(filter(Path.is_dir, (path, run)), key=lambda folder: not any(folder.glob("*.pt")))
@@ -149,7 +150,7 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def default_yaml(words: list[str]) -> Path:
-    """What a command line without --path_to_yaml means: the set's own configuration, else that of its layout, SHD."""
+    """The configuration to use without --path_to_yaml: the data set's own, or that of SHD if it has none."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--dataset_name", default="digits")
     name = parser.parse_known_args(words)[0].dataset_name

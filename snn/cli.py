@@ -1,4 +1,4 @@
-"""A program and its user: one line for what is wrong, exit codes, and signals that wait for a good moment."""
+"""Programs and their users: one line for each mistake, exit codes, and signals that wait for a good moment."""
 
 import argparse
 import errno
@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from snn import output
 from snn.errors import InputError
@@ -18,19 +18,19 @@ LOST_PROCESS = r"\bgloo\b|\bNCCL\b|Connection (closed|reset) by peer"  # in what
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """A wrong word is an InputError. Of the description (a module's docstring) --help says the first line."""
+    """Raises InputError for a wrong word. --help shows the first line of the description, a module's docstring."""
 
     def __init__(self, *, description: str | None = None, **words: Any):
         super().__init__(description=(description or "").partition("\n")[0], **words)  # None: python -OO
 
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         raise InputError(f"command line: {message}; {self.prog} --help lists the words")
 
 
 class Interruption:
-    """Within it, SIGINT and SIGTERM only leave their number here, 0 before, so that work comes to a good end.
+    """While active, SIGINT and SIGTERM are only recorded in `number` (0: none came), so that work ends in good order.
 
-    A second Ctrl-C ends the program at once, with this advice. What a shell has told to ignore Ctrl-C goes on to do so.
+    A second Ctrl-C ends the program at once with `advice`. Signals that the shell ignores stay ignored.
     """
 
     def __init__(self, advice: str):
@@ -60,21 +60,21 @@ class Interrupted(Exception):
 
 
 def _quiet_about_ctrl_c(unraisable: "sys.UnraisableHookArgs") -> None:
-    """Ctrl-C in the midst of a callback from C is raised again by who called C (`snn.ops.compiled`)."""
+    """Do not report a Ctrl-C within a callback from C: the caller of C raises it again (`snn.ops.compiled`)."""
     if unraisable.exc_type is not KeyboardInterrupt:
         sys.__unraisablehook__(unraisable)
 
 
 def _quiet_about_files(failure: "threading.ExceptHookArgs") -> None:
-    """TensorBoard's thread meets a full disk and says so again to the next who writes or closes (`train.log`)."""
+    """Do not report a full disk twice: TensorBoard's thread raises it again for its next caller (`snn.runs.log`)."""
     if not issubclass(failure.exc_type, OSError):
         threading.__excepthook__(failure)
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a program: what the user or the machine got wrong is one line and exit code 2, Ctrl-C is exit code 130.
+    """Run a program. Mistakes of the user and faults of the machine are one line and exit code 2, Ctrl-C is code 130.
 
-    SIGTERM is 143 where a program takes it up by `Interruption`.
+    SIGTERM is code 143 in programs that use `Interruption`.
     """
     output.take_any_character()
     sys.unraisablehook = _quiet_about_ctrl_c
@@ -94,12 +94,12 @@ def run(main: Callable[[], None]) -> None:
         else:
             raise
         code = 2
-    except BrokenPipeError:  # whoever read our output, `head` say, has had enough
+    except BrokenPipeError:  # the reader of our output, `head` for example, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except OSError as error:
         if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise  # not about a file of the user's: a fault of ours
+            raise  # this is not about a file of the user, but a fault of ours
         message, code = f"error: {error.filename or 'writing'}: {error.strerror}", 2
     except Interrupted as interrupted:
         message, code = str(interrupted), 128 + interrupted.number

@@ -32,7 +32,7 @@ Steps = Annotated[float, Field(ge=0.1)]  # a time constant; exp(-1/τ) of less i
 
 
 class Mark(Enum):
-    """Says of a field in which comparisons it does not count; `snn.settings.marked` lists the fields of a mark."""
+    """Marks fields that some comparison of configurations leaves out; `snn.settings.marked` lists them."""
 
     MACHINE = "where the data lie or what computes; the result does not depend on it"
     RESUME = "a resumed run may have another value"
@@ -76,8 +76,8 @@ class Sensor(Section):
 
     height: PositiveInt = Field(description="rows of the sensor (pixels)")
     width: PositiveInt = Field(description="columns of the sensor (pixels)")
-    divide: PositiveInt = Field(1, description="an event at x, y counts for pixel x // divide, y // divide")
-    polarities: Literal[1, 2] = Field(2, description="keep both polarities as an image each, or merge them into one")
+    divide: PositiveInt = Field(1, description="an event at (x, y) counts for the pixel (x // divide, y // divide)")
+    polarities: Literal[1, 2] = Field(2, description="2 keeps both polarities, an image each; 1 merges them")
 
     @property
     def num_units(self) -> int:
@@ -94,15 +94,17 @@ class Augment(Section):
 
     stretch: Share = Field(0.0, description="a recording's times are multiplied by a factor of 1 ± stretch")
     time_jitter_ms: NonNegativeFloat = Field(
-        0.0, description="σ of the change of each event's time, which stays at 0 or after (ms)"
+        0.0, description="σ of the change of each event's time; no time falls below 0 (ms)"
     )
     drop: Share = Field(0.0, description="share of the events left out")
     shift: NonNegativeInt = Field(
         0,
-        description="a recording moves by up to so much, along x and y on a sensor; what leaves it is lost "
+        description="a recording moves by up to this much, along x and y on a sensor; events that leave it are lost "
         "(channels or pixels, as the network sees them)",
     )
-    unit_jitter: NonNegativeInt = Field(0, description="each event moves likewise, by itself (channels or pixels)")
+    unit_jitter: NonNegativeInt = Field(
+        0, description="each event moves by itself in the same way (channels or pixels)"
+    )
 
 
 class Data(DataSet):
@@ -116,14 +118,14 @@ class Data(DataSet):
     train_file: Annotated[str | None, Mark.TRAINING] = Field(None, description="default <dataset_name>_train.h5")
     validation_file: Annotated[str | None, Mark.TRAINING] = Field(
         None,
-        description="recordings to choose the best model by; default <dataset_name>_validation.h5 where it is there, "
-        "else a share of the training file",
+        description="recordings to choose the best model by; default <dataset_name>_validation.h5 if there is one, "
+        "otherwise a share of the training file",
     )
     test_file: str | None = Field(
-        None, description="default <dataset_name>_test.h5; its labels and events are read by test.py alone"
+        None, description="default <dataset_name>_test.h5; only test.py reads its labels and events"
     )
-    channels: PositiveInt | None = Field(None, description="input channels, where there is no sensor")
-    sensor: Sensor | None = Field(None, description="event camera, in place of channels")
+    channels: PositiveInt | None = Field(None, description="input channels, if there is no sensor")
+    sensor: Sensor | None = Field(None, description="event camera, instead of channels")
     dt_ms: PositiveFloat = Field(description="width of a time bin (ms)")
     T: PositiveInt = Field(description="bins; later events are dropped (steps)")
     T_empty: NonNegativeInt = Field(0, description="empty steps after the bins, room for a late first spike (steps)")
@@ -131,28 +133,28 @@ class Data(DataSet):
     test_T_empty: NonNegativeInt | None = Field(None, description="T_empty at test; default T_empty (steps)")
     validation_by: Annotated[Literal["recording", "speaker"], Mark.TRAINING] = Field(
         "recording",
-        description="validation_share holds out single recordings (all windows of one together), or whole speakers "
-        "(the file must name them)",
+        description="hold out single recordings (all windows of one together), or whole speakers (the file must name "
+        "them)",
     )
     test_by: Literal["recording", "speaker"] | None = Field(
         None,
-        description="for a set without a test file: set test_share of the training file's recordings, or of its "
-        "speakers, apart for test.py, the same ones for every seed; they neither train nor validate",
+        description="for a set without a test file: set aside test_share of the training file's recordings, or of its "
+        "speakers, for test.py, the same ones for every seed; they neither train nor validate",
     )
-    test_share: Annotated[float, Field(gt=0, lt=1)] = Field(0.2, description="share that test_by sets apart")
+    test_share: Annotated[float, Field(gt=0, lt=1)] = Field(0.2, description="share that test_by sets aside")
     augment: Annotated[Augment, Mark.TRAINING] = Field(
         Augment(), description="random changes of the events, in training only; 0 is off"
     )
     in_memory: Annotated[bool | None, Mark.MACHINE] = Field(
         None,
-        description="hold all events in memory, or read those of each batch from the file, where they may be more than "
-        "fits; default: hold them if they take less than half of what is available",
+        description="hold all events in memory, or read those of each batch from the file; default: hold them if they "
+        "take less than half of the available memory",
     )
     prepare: Annotated[str | None, Mark.MACHINE] = Field(
         None, description="options of `python -m datasets.prepare <dataset_name>`, run when the files are missing"
     )
     origin: Annotated[str | None, Mark.MACHINE] = Field(
-        None, description="where to get the files, said when they are missing"
+        None, description="where to get the files; the message about missing files says so"
     )
 
     @model_validator(mode="after")
@@ -204,7 +206,7 @@ class NeuronParams(Section):
     tau_syn_steps: Steps = Field(description="τ_s, time constant of the synaptic current (steps)")
     theta: PositiveFloat = Field(description="θ, threshold")
     initial: dict[str, float] = Field(
-        {}, description="other initial values of the neuron, by name; of a decay, its time constant (steps)"
+        {}, description="other initial values of the neuron, by name; for a decay, its time constant (steps)"
     )
 
 
@@ -241,19 +243,19 @@ class Network(Section):
         "superspike",
         description="derivative of a hidden neuron's spike: superspike, arctan, triangle, boxcar or slayer",
     )
-    surrogate_slope: PositiveFloat | None = Field(None, description="its slope k; default that of its source")
+    surrogate_slope: PositiveFloat | None = Field(None, description="its slope k; default: as published")
     output_surrogate: Annotated[str, AfterValidator(_known_surrogate)] = Field(
         "superspike",
-        description="the same of an output neuron, with the slope of its source; one of finite width (triangle, "
+        description="the same for an output neuron, with the slope of its source; one of finite width (triangle, "
         "boxcar) lets no gradient through where the threshold is far away",
     )
     values: Literal["neuron", "layer"] = Field(
-        "neuron", description="learned values are one per neuron (of a convolution or pool: per channel) or per layer"
+        "neuron", description="one learned value per neuron (per channel of a convolution or pool) or per layer"
     )
     variant: Literal["spkjelly", "superspike"] = Field(
         "spkjelly",
-        description="superspike: the published plain-autograd neuron, spike first with a strict threshold (one more "
-        "step of latency), learned decays as clamped raw numbers",
+        description="the published code that is followed: spkjelly, which uses SpikingJelly; or superspike, plain "
+        "autograd: the output is one step late, the threshold must be exceeded, and decays are clamped raw numbers",
     )
     batch_norm: bool = Field(
         True, description="BatchNorm over T·B (and an image's pixels) after each hidden linear map"

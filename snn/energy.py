@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from snn import hardware
 from snn.conv import EventConv, Pooling, as_frames
-from snn.events import Events, as_tensor
+from snn.inputs import SparseCounts, as_tensor
 from snn.linear import EventLinear
 from snn.network import Network
 from snn.neurons import SpikingNeuron
@@ -69,7 +69,7 @@ class Meter:
         T, self.batch, _ = x_TBC.shape
         self.samples += self.batch
         self.steps = T
-        self.counts |= bool(((x_TBC.counts if isinstance(x_TBC, Events) else x_TBC) > 1).any())
+        self.counts |= bool(((x_TBC.counts if isinstance(x_TBC, SparseCounts) else x_TBC) > 1).any())
 
     def _linear(self, module: nn.Module, inputs: tuple) -> None:
         x = as_tensor(inputs[0])

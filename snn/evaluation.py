@@ -11,7 +11,7 @@ from torch import Tensor
 from snn import checks, statistics
 from snn.coding import first_times, fr_decision, fs_decision
 from snn.errors import InputError
-from snn.events import Events
+from snn.inputs import SparseCounts
 from snn.network import Activity, Network
 from snn.operations import SynapticOperations
 
@@ -147,7 +147,7 @@ class Evaluation:
             {
                 "steps": float(steps.double().mean()),
                 "events": float(events.double().mean()),
-                "synaptic ops": float(operations.double().mean()),
+                "synaptic operations": float(operations.double().mean()),
                 "neuron updates": neurons * float(steps.double().mean()),
             }
             for steps, events, operations in (
@@ -199,7 +199,7 @@ def percentiles(values_n: Tensor) -> list[float] | None:
 @torch.inference_mode()
 def examine(
     network: Network,
-    x_TBC: Events | Tensor,
+    x_TBC: SparseCounts | Tensor,
     target_B: Tensor,
     objective: Callable[[Activity, Tensor], Tensor],
     device: torch.device,
@@ -209,14 +209,14 @@ def examine(
 
     `objective` is the mean loss of a batch.
     """
-    checks.kind("a batch", x_TBC, Tensor, Events)
+    checks.kind("a batch", x_TBC, Tensor, SparseCounts)
     network.eval()
     x_TBC = x_TBC.to(device)
     activity = network.run(x_TBC)
     checks.labels(target_B, *activity.s_TBN.shape[1:])
     target_B = target_B.to(device)
     result.neurons = [math.prod(s.shape[2:]) for s in activity.layers]
-    events_TB = x_TBC.per_step() if isinstance(x_TBC, Events) else x_TBC.flatten(2).sum(2)
+    events_TB = x_TBC.per_step() if isinstance(x_TBC, SparseCounts) else x_TBC.flatten(2).sum(2)
     result.operations = result.operations or SynapticOperations(network)
     result.add(activity, target_B, events_TB, result.operations.per_step(x_TBC, activity.layers))
     result.loss += float(objective(activity, target_B)) * len(target_B)
@@ -224,7 +224,7 @@ def examine(
 
 def evaluate(
     network: Network,
-    batches: Iterable[tuple[Events | Tensor, Tensor]],
+    batches: Iterable[tuple[SparseCounts | Tensor, Tensor]],
     objective: Callable[[Activity, Tensor], Tensor],
     device: torch.device,
 ) -> Evaluation:

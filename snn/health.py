@@ -7,11 +7,11 @@ import torch
 from spikingjelly.activation_based.functional import reset_net
 from torch import Tensor, nn
 
-from snn.events import Events, Spikes
+from snn.inputs import SparseCounts, Spikes
 from snn.norm import Normed
 
 
-def blame(network: nn.Module, x: Tensor | Events, loss: Tensor) -> str:
+def blame(network: nn.Module, x: Tensor | SparseCounts, loss: Tensor) -> str:
     """The first place where a step meets a number that is not finite: from the input onwards, then back from the loss.
 
     A bad weight or statistic comes before what it does to the layers.
@@ -49,11 +49,11 @@ def blame(network: nn.Module, x: Tensor | Events, loss: Tensor) -> str:
     return "the size of the gradient"
 
 
-def samples_at_fault(x: Tensor | Events) -> list[int]:
+def samples_at_fault(x: Tensor | SparseCounts) -> list[int]:
     """The samples of a batch, events or dense (T, B, ...) or images (B, C, H, W), with a number that is not finite."""
-    if (x.counts if isinstance(x, Events) else x).sum().isfinite():  # as nearly always
+    if (x.counts if isinstance(x, SparseCounts) else x).sum().isfinite():  # as nearly always
         return []
-    if isinstance(x, Events):
+    if isinstance(x, SparseCounts):
         entries = (~x.counts.isfinite()).nonzero().flatten()
         rows = torch.searchsorted(x.offsets, entries, right=True) - 1  # row t·B + b
         return sorted(set((rows % x.shape[1]).tolist()))

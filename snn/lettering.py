@@ -20,14 +20,14 @@ NO_GLYPHS = {"Cc", "Cf", "Zs"}  # categories of characters that need none
 
 
 class Lettering(NamedTuple):
-    """Each name as pictures have it, None where no font can draw it; and the fonts, in the order of their turn."""
+    """The names as pictures show them, None for one that no font can draw, and the fonts in the order to try them."""
 
     names: tuple[str | None, ...] | None
     fonts: list[str]
 
 
 def lettering(names: Sequence[str] | None, longest: int = LONGEST) -> Lettering:
-    """Return how to write these names in a picture.
+    """Shorten names for a picture and find fonts for them.
 
     A name of more than `longest` columns loses its middle; names that are then alike get their number.
     """
@@ -45,25 +45,25 @@ def lettering(names: Sequence[str] | None, longest: int = LONGEST) -> Lettering:
 
 
 def why_numbers(names: Sequence[str] | None) -> str:
-    """One sentence for the reader where pictures have numbers for names; else nothing."""
+    """A sentence that says why pictures have numbers instead of names; empty if they have none."""
     short = lettering(names).names or ()
     missing = sum(name is None for name, full in zip(short, names or (), strict=True) if full.strip())
     if not missing:
         return ""
     return (
-        f"Pictures have numbers in place of {missing} of {len(names)} class names, as no font of this system can draw "
+        f"Pictures have numbers instead of {missing} of {len(names)} class names, as no font of this system can draw "
         "them (install one, such as Noto); the table by class has the names."
     )
 
 
 def columns(text: str) -> int:
-    """Return how wide a text is, in widths of a Latin letter."""
+    """The width of a text, in Latin letters."""
     wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
     return len(text) + wide - sum(unicodedata.combining(c) > 0 for c in text)
 
 
 def _without_middle(name: str, most: int) -> str:
-    """The name in so many columns, as endings tell names apart as often as beginnings."""
+    """The name in at most `most` columns; its ending stays, since endings tell names apart as often as beginnings."""
     if columns(name) <= most:
         return name
     half = (most - 1) // 2
@@ -74,7 +74,7 @@ def _without_middle(name: str, most: int) -> str:
 
 
 def _first(text: str, most: int) -> str:
-    """As much of the beginning as fits into so many columns."""
+    """As much of the beginning as fits into `most` columns."""
     return next(text[:k] for k in range(len(text), -1, -1) if columns(text[:k]) <= most)
 
 
@@ -107,7 +107,7 @@ def _fonts(characters: frozenset[str]) -> tuple[list[str], frozenset[str]]:
 
 
 def _known_fonts() -> list[FontEntry]:
-    """All of this system: upright ones of usual weight before others, sans before serif."""
+    """All fonts of this system: upright ones of normal weight first, sans before serif."""
     from matplotlib import font_manager
 
     manager = font_manager.fontManager
@@ -118,7 +118,7 @@ def _known_fonts() -> list[FontEntry]:
 
 
 def _those_of(path: str, characters: set[str]) -> set[str]:
-    """The characters that a font has as outlines; those of fonts of coloured pictures cannot be drawn."""
+    """The characters that a font has as outlines. Colour fonts cannot be drawn and count as empty."""
     from matplotlib.ft2font import FaceFlags, FT2Font
 
     try:

@@ -15,7 +15,7 @@ from snn.architecture import Conv, Full, Pool
 from snn.conv import EventConv, Pooling, pixels_of
 from snn.delays import DelayedLinear
 from snn.errors import InputError
-from snn.events import Events, Spikes
+from snn.inputs import SparseCounts, Spikes
 from snn.learned import Delays, Learned
 from snn.linear import EventLinear
 from snn.neurons import NEURONS, SpikingNeuron
@@ -59,7 +59,7 @@ class Layer(nn.Module):
         self.neurons = neurons
         self.dropout = dropout
 
-    def forward(self, x_TBC: Tensor | Events | Spikes) -> tuple[Tensor | Spikes, Tensor] | tuple[Tensor, Tensor]:
+    def forward(self, x_TBC: Tensor | SparseCounts | Spikes) -> tuple[Tensor | Spikes, Tensor] | tuple[Tensor, Tensor]:
         """Of a hidden layer (spikes after dropout, spikes as they were fired), of the output (spikes, potentials)."""
         x_TBN = self.linear(x_TBC)
         if self.norm is not None:
@@ -83,9 +83,9 @@ class Layer(nn.Module):
 class Network(nn.Module):
     """A list of layers; the last one, the output, has one neuron a class. No bias; Xavier uniform weights.
 
-    The input is (T, B, channels), dense or as `Events`; that of a convolution holds an image of `shape`, its channels
-    counted as (channel·H + y)·W + x. The state stays until `reset()`: a long sequence may come in chunks. A step has
-    dt_ms, by which the delays begin that `network.delay_init_ms` asks for.
+    The input is (T, B, channels), dense or as `SparseCounts`; that of a convolution holds an image of `shape`, its
+    channels counted as (channel·H + y)·W + x. The state stays until `reset()`: a long sequence may come in chunks. A
+    step has dt_ms, by which the delays begin that `network.delay_init_ms` asks for.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class Network(nn.Module):
         return self.layers[-1]
 
     @torch.compiler.disable  # torch.compile cannot look into compiled kernels: it runs the network as it is
-    def forward(self, x_TBC: Tensor | Events) -> Activity:
+    def forward(self, x_TBC: Tensor | SparseCounts) -> Activity:
         """Run all steps of x from the state as it stands. An image's layer is (T, B, H·W·C), its channels last.
 
         x holds any real numbers, which are taken as those of the weights are (float32, or float64), on their device.
@@ -129,8 +129,8 @@ class Network(nn.Module):
         with checks.without_autocast(self.output.linear.weight.device):
             return self._forward(x_TBC)
 
-    def _forward(self, x_TBC: Tensor | Events) -> Activity:
-        if not isinstance(x_TBC, Events):
+    def _forward(self, x_TBC: Tensor | SparseCounts) -> Activity:
+        if not isinstance(x_TBC, SparseCounts):
             sizes = ("steps", "samples", self.num_channels)
             x_TBC = checks.like_weights("the network's input", x_TBC, sizes, self.output.linear.weight)
         T, B, _ = x_TBC.shape
@@ -147,7 +147,7 @@ class Network(nn.Module):
             spikes.append(s_TBN.view(T, B, -1))
         return Activity(s_TBN, h_TBN, tuple(spikes))
 
-    def run(self, x_TBC: Tensor | Events) -> Activity:
+    def run(self, x_TBC: Tensor | SparseCounts) -> Activity:
         """Run whole sequences: from a fresh state, and with nothing left behind."""
         self.reset()
         try:

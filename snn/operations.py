@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from snn.conv import EventConv, Pooling
-from snn.events import Events
+from snn.inputs import SparseCounts
 from snn.ops.sparse_conv import Geometry
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class SynapticOperations:
         loops = (layer.neurons.V for layer in network.layers)
         self.of_loops = [None if V is None else _short(fan_out(V)) for V in loops]
 
-    def per_step(self, x_TBC: Events | Tensor, layers: tuple[Tensor, ...]) -> Tensor:
+    def per_step(self, x_TBC: SparseCounts | Tensor, layers: tuple[Tensor, ...]) -> Tensor:
         """(T, B) float64: for the events that come in and for the spikes of all layers, the output last."""
         total_TB = torch.zeros(x_TBC.shape[:2], dtype=torch.float64, device=layers[0].device)
         for of_input_C, x in zip(self.of_inputs, (x_TBC, *layers[:-1]), strict=True):
@@ -67,12 +67,12 @@ def _short(fan_out_C: Tensor) -> Tensor:
     return fan_out_C[:1] if (fan_out_C == fan_out_C[0]).all() else fan_out_C
 
 
-def _added_up(x_TBC: Events | Tensor, fan_out_C: Tensor) -> Tensor:
+def _added_up(x_TBC: SparseCounts | Tensor, fan_out_C: Tensor) -> Tensor:
     """(T, B) float64: the fan-outs of the inputs that are not 0."""
     if len(fan_out_C) == 1:
-        number_TB = x_TBC.entries_per_step() if isinstance(x_TBC, Events) else x_TBC.count_nonzero(2).double()
+        number_TB = x_TBC.entries_per_step() if isinstance(x_TBC, SparseCounts) else x_TBC.count_nonzero(2).double()
         return number_TB * fan_out_C.item()
-    if isinstance(x_TBC, Events):
+    if isinstance(x_TBC, SparseCounts):
         return x_TBC.entries_per_step(fan_out_C.to(x_TBC.channels.device))
     unit = np.gcd.reduce(fan_out_C.numpy().astype(np.int64)).item()  # spares most sums a type of 64 bits
     exact = torch.float32 if fan_out_C.sum() < unit * EXACT_BELOW else torch.float64

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from snn.coding import decide
 from snn.evaluation import NOTHING, Evaluation, Samples
-from snn.events import Events
+from snn.inputs import SparseCounts
 from snn.learned import Learned
 from snn.lettering import LONGEST, columns, lettering
 from snn.network import Network
@@ -82,7 +82,7 @@ def png(figure: Figure) -> bytes:
 @torch.inference_mode()
 def draw_decision(
     network: Network,
-    x_T1C: Events | Tensor,
+    x_T1C: SparseCounts | Tensor,
     dt_ms: float,
     *,
     names: Sequence[str] | None = None,
@@ -99,7 +99,7 @@ def draw_decision(
     T = x_T1C.shape[0]
     decision, first_step = map(int, decide(activity.s_TBN, activity.h_TBN))
     time_ms = dt_ms * np.arange(1, T + 1)
-    rasters = [("input channel", x_T1C.dense() if isinstance(x_T1C, Events) else x_T1C)]
+    rasters = [("input channel", x_T1C.dense() if isinstance(x_T1C, SparseCounts) else x_T1C)]
     rasters += [(f"hidden layer {k + 1}", s_TBN) for k, s_TBN in enumerate(activity.layers[:-1])]
     heights = [*([0.6] if audio else []), *([1.2] * len(rasters)), 1.4, 0.8]
     size = WIDTH, 1.2 * sum(heights)
@@ -159,7 +159,7 @@ def class_name(label: int, names: Sequence[str | None] | None) -> str:
 
 
 def class_ticks(classes: int, names: Sequence[str] | None) -> dict[str, Any]:
-    """Return where and what the ticks of an axis of classes are: names, or round numbers where names would not fit."""
+    """The ticks of an axis of classes: names, or round numbers if names would not fit."""
     if classes > MOST_NAMES:
         numbers = range(0, classes, 5 * -(-classes // 200))
         return {"ticks": numbers, "labels": list(map(str, numbers)), "fontsize": 7}
@@ -172,7 +172,7 @@ def class_ticks(classes: int, names: Sequence[str] | None) -> dict[str, Any]:
 @styled
 @torch.inference_mode()
 def draw_single_delay(
-    network: Network, x_TBC: Events | Tensor, target_B: Tensor, dt_ms: float, names: Sequence[str] | None
+    network: Network, x_TBC: SparseCounts | Tensor, target_B: Tensor, dt_ms: float, names: Sequence[str] | None
 ) -> Figure:
     """One recording of each class: all output spikes in one raster, a row a recording, the first spike marked."""
     names, fonts = lettering(names)
@@ -297,7 +297,7 @@ def draw_confusion(confusion: Sequence[Sequence[int]], code: str, names: Sequenc
 
 @styled
 def draw_rates(evaluation: Evaluation) -> Figure:
-    """Return how much the neurons of each layer fire: a histogram of spikes per sample, the silent ones counted."""
+    """A histogram of each layer: spikes per sample of its neurons. The title counts those that never fire."""
     n = len(evaluation.samples().target)
     layers = evaluation.neuron_spikes
     highest = max(float(spikes_N.max()) / n for spikes_N in layers) or 1.0

@@ -90,11 +90,11 @@ class Subject(NamedTuple):
 
     @property
     def classes(self) -> Named:
-        """Return what the numbers of the network's classes mean."""
+        """The names of the network's classes."""
         return Named(self.content["class_names"], str(self.path))
 
     def provenance(self) -> dict:
-        """Return where a test's numbers come from."""
+        """Where the numbers of a test come from."""
         return {
             "checkpoint": str(self.path),
             "epoch": self.content["epoch"],
@@ -107,7 +107,7 @@ class Subject(NamedTuple):
 
     @property
     def run(self) -> str:
-        """Its run's name, and the checkpoint's where it is not the best one."""
+        """The name of its run, with that of the checkpoint if it is not best.pt."""
         run = self.path.absolute().parent.name
         return run if self.path.stem == "best" else f"{run}/{self.path.name}"
 
@@ -164,7 +164,7 @@ def provenance_table(tests: Sequence[dict], head: Sequence[str] = ()) -> Table:
 
 
 def class_words(names: Sequence[str]) -> str:
-    """Why pictures have numbers in place of names, where they have."""
+    """A sentence that says why pictures have numbers instead of names; empty if they have none."""
     if len(names) > pictures.MOST_NAMES:
         return f"Pictures of more than {pictures.MOST_NAMES} classes have numbers; the table has each one's name."
     return why_numbers(names)
@@ -221,7 +221,6 @@ COLUMNS = (
     Column("spikes/neuron", "spikes_per_neuron", 3),
     Column("silent", "silent_samples", 0),
 )
-COSTS = {"synaptic ops": "synaptic operations"}  # keys of the metrics whose words are others
 CLASS_HEAD = ("recordings", "FS", "FR", "5 % spoke by", "50 %", "95 %", "silent", "silent targets")
 PROPER_NAMES = {  # in the keys of energies
     "macs": "MACs",
@@ -240,7 +239,7 @@ def write(subject: Subject, metrics: dict, network: Network, evaluation: Evaluat
 
 def _tiles(metrics: dict) -> list[Tile]:
     cost = metrics["cost"]
-    operations = 100 * cost["to_decision"]["synaptic ops"] / max(1, cost["whole_window"]["synaptic ops"])
+    operations = 100 * cost["to_decision"]["synaptic operations"] / max(1, cost["whole_window"]["synaptic operations"])
     return [
         Tile("first spike (FS)", percent(metrics["fs_accuracy"]), interval(metrics["fs_accuracy_interval"])),
         Tile("firing rate (FR)", percent(metrics["fr_accuracy"]), interval(metrics["fr_accuracy_interval"])),
@@ -320,7 +319,7 @@ def _delay(metrics: dict, name: str) -> str:
 def _cost_table(title: str, cost: dict) -> Table:
     """Means up to the decision and over the whole window."""
     rows = [
-        (COSTS.get(name, name), number(to_decision), number(whole), f"{100 * to_decision / max(whole, 1e-9):.0f} %")
+        (name, number(to_decision), number(whole), f"{100 * to_decision / max(whole, 1e-9):.0f} %")
         for name, to_decision, whole in (
             (name, value, cost["whole_window"][name]) for name, value in cost["to_decision"].items()
         )

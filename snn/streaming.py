@@ -17,7 +17,7 @@ from torch import Tensor
 from snn import checks, ops
 from snn.delays import DelayedLinear
 from snn.errors import InputError
-from snn.events import Events
+from snn.inputs import SparseCounts
 from snn.network import Layer, Network
 from snn.neurons import SpikingNeuron
 from snn.operations import fan_out
@@ -173,6 +173,10 @@ def _layer(layer: Layer, is_output: bool) -> kernels.Layer:
     def array(tensor: Tensor | None) -> np.ndarray | None:
         return None if tensor is None else np.array(tensor.detach())
 
+    def pruned(weight_NC: Tensor) -> np.ndarray | None:
+        """The fan-outs where they are not all N."""
+        return None if weight_NC.all() else fan_out(weight_NC).numpy().astype(np.int64)
+
     values_PN = np.stack([array(value.expand(N)) for value in neurons.values().values()])
     late_inputs = late_synapses = None
     if isinstance(linear, DelayedLinear):
@@ -188,12 +192,12 @@ def _layer(layer: Layer, is_output: bool) -> kernels.Layer:
         kernels.new_scratch(neuron, values_PN),
         np.empty((kernels.ROWS, 1, N), values_PN.dtype),
         sparse.slices(weight_NC).numpy(),
-        fan_out(weight_NC).numpy().astype(np.int64),
+        pruned(weight_NC),
         array(linear.bias),
         None if feedback is None else np.ascontiguousarray(array(feedback.V_NN).T),
         array(feedback.delay_N).astype(np.int64) if is_delayed else None,
         np.empty((feedback.D, N), values_PN.dtype) if is_delayed else None,
-        None if feedback is None else fan_out(feedback.V_NN).numpy().astype(np.int64),
+        None if feedback is None else pruned(feedback.V_NN),
         np.empty(N, np.int64),
         np.zeros(2, np.int64),
         late_inputs,
@@ -204,7 +208,7 @@ def _layer(layer: Layer, is_output: bool) -> kernels.Layer:
 
 
 @torch.inference_mode()
-def first_difference(network: Network, other: Network, x_T1C: Events) -> str:
+def first_difference(network: Network, other: Network, x_T1C: SparseCounts) -> str:
     """Where two networks of the same layers first part on one recording, in words: the potential and the threshold."""
     drives: dict[Network, list[Tensor]] = {}
     for each in (network, other):

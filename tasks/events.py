@@ -24,8 +24,8 @@ from snn.coding import Window, narrowed_D
 from snn.conv import EventConv
 from snn.errors import InputError
 from snn.evaluation import NOTHING, Evaluation, Samples, evaluate, examine
-from snn.events import Events
 from snn.health import Cures
+from snn.inputs import SparseCounts
 from snn.lettering import why_numbers
 from snn.linear import EventLinear
 from snn.loss import objective
@@ -106,11 +106,11 @@ class EventTraining(Training):
         self.objective = partial(objective, loss=self.cfg.loss, window=window)
         return now
 
-    def batches(self, order: np.ndarray) -> Iterator[tuple[Events | Tensor, Tensor]]:
+    def batches(self, order: np.ndarray) -> Iterator[tuple[SparseCounts | Tensor, Tensor]]:
         size = self.cfg.train.batch_size
         return binning.batches(self.recordings, order, self.bins, size, self.team.share, self.change, self.team.device)
 
-    def _loss(self, x_TBC: Events, target_B: Tensor, weight: float) -> Tensor:
+    def _loss(self, x_TBC: SparseCounts, target_B: Tensor, weight: float) -> Tensor:
         self.network.reset()
         mean = partial(self.team.mean, weight=weight)
         return self.objective(self.network(x_TBC), target_B, training=True, mean=mean)
@@ -191,16 +191,16 @@ class EventTesting(Testing):
     def __len__(self) -> int:
         return math.ceil(len(self.recordings) / self.batch_size)
 
-    def __iter__(self) -> Iterator[tuple[Events | Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[SparseCounts | Tensor, Tensor]]:
         with ExitStack() as metering:
             for meter in self.meters:
                 metering.enter_context(meter)
             yield from self._batches(np.arange(len(self.recordings)), self.batch_size)
 
-    def _batches(self, index: np.ndarray, size: int) -> Iterator[tuple[Events | Tensor, Tensor]]:
+    def _batches(self, index: np.ndarray, size: int) -> Iterator[tuple[SparseCounts | Tensor, Tensor]]:
         return binning.batches(self.recordings, index, self.bins, size, device=self.device)
 
-    def examine(self, x_TBC: Events | Tensor, target_B: Tensor) -> None:
+    def examine(self, x_TBC: SparseCounts | Tensor, target_B: Tensor) -> None:
         for network, goal, evaluation in zip(self.networks, self.objectives, self.evaluations, strict=True):
             examine(network, x_TBC, target_B, goal, self.device, evaluation)
 

@@ -10,11 +10,11 @@ from datasets.binning import Bins, batches
 from datasets.recordings import AnyRecordings, sorted_by_time
 from snn.coding import decide as decisions_of
 from snn.evaluation import NOTHING
-from snn.events import Events
+from snn.inputs import SparseCounts
 from snn.network import Network
 from snn.streaming import Stream, first_difference
 
-COSTS = ("events", "synaptic ops", "neuron updates", "time (ms)")
+COSTS = ("events", "synaptic operations", "neuron updates", "time (ms)")
 
 
 def measure(network: Network, recordings: AnyRecordings, bins: Bins, batch_size: int) -> dict:
@@ -63,7 +63,7 @@ def measure(network: Network, recordings: AnyRecordings, bins: Bins, batch_size:
 
 
 @torch.inference_mode()
-def decide(network: Network, x_TBC: Events | torch.Tensor) -> np.ndarray:
+def decide(network: Network, x_TBC: SparseCounts | torch.Tensor) -> np.ndarray:
     """(B, 2): decision under FS, and the step of the first output spike, NOTHING where there is none."""
     s_TBN, h_TBN, _ = network.run(x_TBC.to(next(network.parameters()).device))
     label_B, first_B = decisions_of(s_TBN, h_TBN)

@@ -22,11 +22,11 @@ import soundfile
 from scipy.io import savemat
 
 from datasets import images, readers
-from datasets.events import Recordings
 from datasets.prepare.dvsgesture import read_aedat
 from datasets.prepare.dvsplane import read_mat
 from datasets.prepare.ntidigits import convert_ntidigits
 from datasets.prepare.wav import read_audio
+from datasets.recordings import Recordings
 from snn.errors import InputError
 from tests.conftest import make_events, write_shd
 from tests.make import image_data

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from datasets import arrays, readers
-from datasets.events import Bins, as_seen, batches
+from datasets.binning import Bins, batches
+from datasets.recordings import downsampled
 from snn import config, settings
 from snn.errors import InputError
 from snn.network import Network
@@ -121,7 +122,7 @@ def test_what_is_written_trains(program, tmp_path):
 def test_recordings_in_memory_reach_a_network():
     recordings = arrays.in_memory(camera(), time_unit="us", sensor=SENSOR)
     sensor = config.Sensor(height=SENSOR[0], width=SENSOR[1], divide=16)
-    recordings = as_seen(recordings, sensor)
+    recordings = downsampled(recordings, sensor)
     bins = Bins(10.0, 20, 0, 2 * 15 * 19)
     x_TBC, labels = next(batches(recordings, np.arange(9), bins, 9))
     values = settings.read_yaml(REPOSITORY / "configs/adlif_shd.yaml")

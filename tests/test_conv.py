@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from snn import conv
 from snn.conv import EventConv, Pooling, as_frames, as_pixels, pixels_of
 from snn.errors import InputError
-from snn.events import Events
-from snn.ops import pool, sparse, sparse_conv
+from snn.inputs import SparseCounts
+from snn.ops import max_pool, sparse, sparse_conv
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}  # of the largest entry: sums in another order
 SHAPES = [  # T, B, inputs, outputs, height, width, kernel, stride
@@ -96,7 +96,7 @@ def test_events_of_images_become_rows_of_pixels(image, dtype):
         pixels_of(events, (C, H, W + 1))
 
 
-def given_by_entries(x_TBC: torch.Tensor, shuffle: bool = False) -> Events:
+def given_by_entries(x_TBC: torch.Tensor, shuffle: bool = False) -> SparseCounts:
     """A batch as events, those of a step in any order."""
     T, B, C = x_TBC.shape
     offsets, channels, counts = sparse.compress(x_TBC.flatten(0, 1), sparse.find(x_TBC.flatten(0, 1)))
@@ -104,7 +104,7 @@ def given_by_entries(x_TBC: torch.Tensor, shuffle: bool = False) -> Events:
         for first, last in itertools.pairwise(offsets.tolist()):
             order = first + torch.randperm(last - first)
             channels[first:last], counts[first:last] = channels[order], counts[order]
-    return Events(offsets, channels, counts, (T, B, C))
+    return SparseCounts(offsets, channels, counts, (T, B, C))
 
 
 @pytest.mark.parametrize("is_event_driven", [True, False])
@@ -116,7 +116,7 @@ def test_a_convolution_of_events_equals_that_of_their_pixels(is_event_driven, mo
     x_TPC, rows = (pixels_of(x, (2, 6, 7)) for x in (x_TBC, given_by_entries(x_TBC)))
     expected = layer(x_TPC)
     if is_event_driven:
-        monkeypatch.setattr(Events, "dense", lambda _: pytest.fail("made dense"))
+        monkeypatch.setattr(SparseCounts, "dense", lambda _: pytest.fail("made dense"))
     actual = layer(rows)
     assert layer.is_event_driven == is_event_driven
     assert layer.active_share == float((x_TPC != 0).double().mean())
@@ -200,7 +200,7 @@ def test_maximum_pool_is_that_of_torch(shape, dtype):
     x_FHWC = (torch.rand(size) < 0.3).to(dtype) * torch.randint(-2, 3, size)
     x_FHWC.requires_grad_()
     expected = F.max_pool2d(x_FHWC.permute(0, 3, 1, 2), kernel).permute(0, 2, 3, 1)
-    actual = pool.max_pool(x_FHWC, kernel)
+    actual = max_pool.max_pool(x_FHWC, kernel)
     upstream = torch.randn_like(expected)
     assert torch.equal(actual, expected)
     assert torch.equal(*(torch.autograd.grad(out, x_FHWC, upstream)[0] for out in (actual, expected)))

@@ -10,7 +10,7 @@ import torch
 from snn import architecture, config, exchange, settings
 from snn.delays import DelayedLinear
 from snn.errors import InputError
-from snn.events import Spikes
+from snn.inputs import Spikes
 from snn.network import Network
 from snn.ops import taps
 from tests.test_events import TOLERANCE, as_events, assert_close, random_counts

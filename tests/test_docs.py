@@ -58,7 +58,7 @@ def test_the_configuration_reference_is_up_to_date():
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_what_a_page_names_is_there(page):
     text = page.read_text()
-    paths = re.findall(r"(?:configs|snn|datasets|tests|benchmarks|docs)/[\w./]*\w|\b\w+\.py\b", text)
+    paths = re.findall(r"(?:configs|snn|datasets|tasks|tests|benchmarks|docs)/[\w./]*\w|\b\w+\.py\b", text)
     paths += [f"{'docs/' * (page.parent != REPOSITORY)}{link}" for link in re.findall(r"\]\(([\w./]+)\)", text)]
     for path in paths:
         assert (REPOSITORY / path).exists(), path

@@ -13,12 +13,13 @@ import torch
 from benchmarks import embedded as bench
 from datasets.binning import Bins
 from datasets.recordings import Recordings
-from snn import checkpoint, embedded
+from snn import checkpoint, embedded, ops
 from snn.coding import first_times, fs_decision
 from snn.config import NeuronParams
 from snn.errors import InputError
 from snn.network import Network
 from snn.neurons import NEURONS, SpikingNeuron
+from snn.ops import printer
 from snn.ops.binning import step_of
 from snn.quantise import as_int8, quantised
 from tests.conftest import assert_one_line
@@ -285,8 +286,20 @@ def test_networks_that_c_cannot_say():
         code_of(build(small_conv()))
     with pytest.raises(InputError, match=r"dt_ms 0\.0005 is no whole number"):
         code_of(trained(), dt_ms=0.0005)
+    with pytest.raises(InputError, match="takes float32 networks"):
+        code_of(trained().double())
     with pytest.raises(InputError, match="microseconds in 32 bits"):
         code_of(trained(), T=10**6)
+
+
+def test_a_neuron_whose_output_is_no_spike_cannot_be_said():
+    def step(x, state, p):
+        s = p.spike(state.v - p.theta)
+        return 2 * s, state.v, {"v": x + p.weights * state.v}
+
+    graded = ops.Dynamics("Graded", step, ("v",), ("theta", "weights"))
+    with pytest.raises(InputError, match="Graded: its output is not a spike of size 1"):
+        printer.c(graded)
 
 
 def test_export_writes_a_folder_once(program, tmp_path):

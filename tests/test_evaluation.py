@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.events import Bins, counts
+from datasets.binning import Bins, bin_events
 from snn.coding import first_times, fr_decision, fs_decision
 from snn.conv import EventConv
 from snn.evaluation import PERCENTILES, Evaluation, evaluate
-from snn.events import Events
+from snn.inputs import SparseCounts
 from snn.network import Activity, Network
 from snn.operations import SynapticOperations
 from snn.ops import sparse
@@ -166,7 +166,7 @@ def test_details_against_one_sample_at_a_time():
         firsts = [5 * row["first"] for row in mine if row["first"] <= 20]
         assert of_class["first_spike_ms_percentiles"] == pytest.approx(np.percentile(firsts, PERCENTILES))
     to_decision, whole = details["cost"]["to_decision"], details["cost"]["whole_window"]
-    for name, key in (("steps", "steps"), ("events", "events"), ("synaptic ops", "operations")):
+    for name, key in (("steps", "steps"), ("events", "events"), ("synaptic operations", "operations")):
         assert to_decision[name] == pytest.approx(np.mean([row[key] for row in rows]))
         assert to_decision[name] < whole[name]
     assert to_decision["neuron updates"] == pytest.approx(10 * to_decision["steps"])
@@ -191,7 +191,7 @@ def test_the_cost_of_a_decision_is_that_of_the_stream(changes):
     """
     network = trained(**changes)
     prune(network)
-    x_TBC = counts(recordings(), np.arange(N_RECORDINGS), Bins(DT_MS, T_EVENTS, T_EMPTY, 30))
+    x_TBC = bin_events(recordings(), np.arange(N_RECORDINGS), Bins(DT_MS, T_EVENTS, T_EMPTY, 30))
     goal = lambda activity, target_B: torch.tensor(0.0)  # noqa: E731
     target_B = torch.zeros(N_RECORDINGS, dtype=torch.int64)
     seen = evaluate(network.folded(), [(x_TBC, target_B)], goal, torch.device("cpu")).samples()
@@ -253,5 +253,5 @@ def test_operations_of_convolutions_are_the_weights_that_an_entry_meets(stride, 
             expected_TB[1:] += (s_TBN[:-1] @ (layer.neurons.V != 0).float().T).sum(2)
     assert torch.equal(counted_TB, expected_TB)
     x_RC = x_TBC.flatten(0, 1)
-    events = Events(*sparse.compress(x_RC, sparse.find(x_RC)), tuple(x_TBC.shape))
+    events = SparseCounts(*sparse.compress(x_RC, sparse.find(x_RC)), tuple(x_TBC.shape))
     assert torch.equal(SynapticOperations(network).per_step(events, activity.layers), expected_TB)

@@ -84,6 +84,8 @@ def test_lost_late_and_damaged_packets_are_counted_and_nothing_else_is_left_out(
     parts = np.array_split(E, 10)
     for k in (0, 1, 4, 3, 5):  # 2 is lost, 3 comes late
         put(numbered(k, parts[k]))
+    put(numbered(5, parts[5][:0]))  # one that has come twice, or is empty, is no loss
+    put(b"")
     put(numbered(6, parts[6])[:-1])
     put(numbered(7, np.array([[E[-1, 0], SENSOR[1], 0, 0]])))
     put(numbered(8, parts[8][::-1]))  # any order within a packet
@@ -93,7 +95,7 @@ def test_lost_late_and_damaged_packets_are_counted_and_nothing_else_is_left_out(
     there = np.concatenate([TIMES[np.isin(E[:, 0], parts[k][:, 0])] for k in (0, 1, 4, 5, 8, 9)])
     assert np.array_equal(times, np.sort(there))
     assert len(units) == len(times)
-    assert source.counts == live.Counts(packets=9, events=len(times), lost=1, late=1, damaged=2)
+    assert source.counts == live.Counts(packets=11, events=len(times), lost=1, late=1, damaged=2)
 
 
 def test_a_sender_that_begins_anew_is_heard(pair):
@@ -134,7 +136,7 @@ def test_a_counter_of_32_bits_goes_on(pair):
 
 @pytest.mark.parametrize("layout", [name for name in live.LAYOUTS if name in ("csv", LAYOUT, "evt3")])
 def test_a_pipe_is_read_as_it_comes(layout):
-    content = (b"t,x,y,p\n" if layout == "csv" else b"") + encoded(E, layout)
+    content = b"t,x,y,p\n" + encoded(E, layout)[:-1] if layout == "csv" else encoded(E, layout) + b"\1"
     reading, writing = os.pipe()
 
     def write() -> None:
@@ -153,6 +155,7 @@ def test_a_pipe_is_read_as_it_comes(layout):
     assert np.array_equal(times, TIMES)
     assert np.array_equal(units, UNITS)
     assert source.counts.packets > 1
+    assert source.counts.damaged == (layout != "csv")  # it ends within an event, or within a line that is whole
 
 
 def test_recordings_end_by_their_length_by_a_gap_and_by_silence(pair):

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from snn import linear, ops
-from snn.events import Spikes
+from snn.inputs import Spikes
 from snn.linear import EventLinear
 from snn.network import Network
 from snn.ops import Surrogate, sparse

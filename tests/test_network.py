@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from snn import checkpoint, config, health, settings
 from snn.errors import InputError
-from snn.events import Events
+from snn.inputs import SparseCounts
 from snn.linear import EventLinear
 from snn.network import Network
 from snn.neurons import NEURONS
@@ -186,7 +186,7 @@ def test_convolutional_networks_of_all_neurons(neuron, variant):
 def test_events_are_the_same_to_a_convolution():
     network, x_TBC = build(small_conv()), image_events()
     x_RC = x_TBC.flatten(0, 1)
-    events = Events(*sparse.compress(x_RC, sparse.find(x_RC)), tuple(x_TBC.shape))
+    events = SparseCounts(*sparse.compress(x_RC, sparse.find(x_RC)), tuple(x_TBC.shape))
     dense = network(x_TBC)
     network.reset()
     assert all(torch.equal(a, b) for a, b in zip(dense.layers, network(events).layers, strict=True))

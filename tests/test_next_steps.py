@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from datasets import readers
-from datasets.events import in_order
 from datasets.prepare import dvsgesture
+from datasets.recordings import sorted_by_time
 from snn import arguments, checkpoint, yaml12
 from snn.errors import InputError
 from tests.conftest import REPOSITORY, TINY, assert_one_line, make_events, write_shd
@@ -279,7 +279,7 @@ def test_events_in_order(tmp_path, in_memory):
     events = make_events(6, 3, 40, 0)
     events["times"][2] = np.zeros(60)  # all at one time: they stay as they are
     path = write_shd(tmp_path / "x.h5", **shuffled(events))
-    recordings = in_order(readers.read("shd", path, "train", 40, 3, in_memory=in_memory))
+    recordings = sorted_by_time(readers.read("shd", path, "train", 40, 3, in_memory=in_memory))
     loaded, places = recordings.load(np.array([4, 2]))
     raw = readers.read("shd", path, "train", 40, 3)
     for r, place in zip((4, 2), places, strict=True):

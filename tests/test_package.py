@@ -97,10 +97,23 @@ def try_snippets(python: Path, folder: Path) -> None:
     assert len(readme) == 2
     assert len(library) == 4
     of_notebook = library.pop().replace("/path/to/first-spike", str(REPOSITORY))
-    shown = [run(python, "-c", text, folder=folder) for text in (*readme, *library, of_notebook)]
+    texts = (*readme, *library, of_notebook)
+    # in one process, as importing torch takes seconds
+    shown = run(python, "-c", f"for text in {texts!r}: exec(text, dict()); print('end')", folder=folder).split("end\n")
     assert shown[0].startswith("Decision(label=")
     assert shown[2].startswith("Decision(label=")
     assert shown[3].startswith("tensor([")
+
+
+def take_compiled(place: Path) -> None:
+    """Take what the checkout has compiled along, so as not to wait for it again: numba goes by the time of a source."""
+    for path in (REPOSITORY / "snn").rglob("*"):
+        copy = place / path.relative_to(REPOSITORY / "snn")
+        if path.suffix in (".nbi", ".nbc") or (path.parent.name == "printed" and path.is_file()):
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, copy)
+        elif path.suffix == ".py" and copy.exists():
+            shutil.copystat(path, copy)
 
 
 def test_a_wheel_is_the_library_alone_and_the_pages_lines_run_on_it(wheel, tmp_path):
@@ -113,6 +126,7 @@ def test_a_wheel_is_the_library_alone_and_the_pages_lines_run_on_it(wheel, tmp_p
     found = {path.relative_to(place) for path in place.rglob("*") if path.is_file()}
     assert sources == {path for path in found if "__pycache__" not in path.parts}
     assert not list(place.rglob("printed"))
+    take_compiled(place)
     try_snippets(python, tmp_path)
 
 

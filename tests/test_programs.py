@@ -88,7 +88,7 @@ def test_train_then_test(program, tmp_path):
     streaming = metrics["streaming"]
     assert streaming["differ_from_batches"] == streaming["without_events"] == 0
     assert streaming["fs_accuracy"] == metrics["fs_accuracy"] or streaming["moved_by_folding"] > 0
-    assert 0 < streaming["to_decision"]["synaptic ops"] < streaming["whole_window"]["synaptic ops"]
+    assert 0 < streaming["to_decision"]["synaptic operations"] < streaming["whole_window"]["synaptic operations"]
     assert re.search(r"^decisions unlike those of batches +0 of 24$", by_name.stdout, re.MULTILINE)
 
 

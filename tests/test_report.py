@@ -208,7 +208,7 @@ def check_samples(toy: Path) -> None:
         curve = metrics["anytime"][f"{code}_accuracy_over_time"]
         assert curve == pytest.approx(100 * samples[f"{code}_right"].mean(0))
     assert metrics["silent_samples"] == (samples["first_step"] == -1).sum()
-    assert metrics["cost"]["whole_window"]["synaptic ops"] == pytest.approx(samples["operations"].mean())
+    assert metrics["cost"]["whole_window"]["synaptic operations"] == pytest.approx(samples["operations"].mean())
     assert metrics["cost"]["to_decision"]["events"] == pytest.approx(samples["events_to_decision"].mean())
     assert samples["output_spikes"].sum() == samples["layer_spikes"][:, -1].sum() > 0
     by_class = [of_class["samples"] for of_class in metrics["by_class"]]

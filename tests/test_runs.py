@@ -25,7 +25,7 @@ import torch
 
 import tasks
 from snn import checkpoint, linear, runs, settings
-from snn.events import Events
+from snn.inputs import SparseCounts
 from snn.network import Network
 from tests.conftest import ON_CPU, REPOSITORY, TINY, TORCHRUN, assert_one_line, make_events, write_shd
 
@@ -276,7 +276,7 @@ def test_not_a_finite_number(program, tmp_path, monkeypatch, command, task, faul
         orders.append(order.tolist())
         for step, (x, target_B) in enumerate(batches(self, order)):
             if step == 1 and fault == "input":
-                if isinstance(x, Events):
+                if isinstance(x, SparseCounts):
                     x.counts[x.offsets[7] : x.offsets[8]] = math.inf  # step 0 of sample 7
                 else:
                     x[7, 0, 3, 3] = math.nan
@@ -346,11 +346,13 @@ def fill_up_and_resume(program: Callable, folder: Path, kilobytes: int, whole: t
 
 
 @pytest.mark.parametrize("kilobytes", [20, 80])
+@pytest.mark.mounts
 def test_a_full_disk(program, data, whole, kilobytes):
     assert fill_up_and_resume(program, data, kilobytes, whole)
 
 
 @pytest.mark.slow
+@pytest.mark.mounts
 def test_a_disk_that_is_full_at_any_page(program, data, whole):
     kilobytes = 4
     while fill_up_and_resume(program, data, kilobytes, whole):
@@ -359,6 +361,7 @@ def test_a_disk_that_is_full_at_any_page(program, data, whole):
 
 
 @pytest.mark.usefixtures("data")
+@pytest.mark.mounts
 def test_a_read_only_folder(program, tmp_path):
     """At the start and on the way on: one line, and nothing moves."""
     words = f"{EVENTS} --epochs 1 --save_name x"

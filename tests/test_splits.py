@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import tasks
-from datasets import events
-from datasets.events import Bins
+from datasets import binning
+from datasets.binning import Bins
 from snn import config, settings
 from snn.errors import InputError
 from tests.conftest import REPOSITORY, TINY, assert_one_line, make_events, write_shd
@@ -124,8 +124,8 @@ def test_a_set_without_a_test_file_sets_the_same_part_apart_for_every_seed(shd_f
                 found = loaded.times[part], loaded.channels[part]
         assert np.array_equal(found[0], loaded.times[part])
         assert np.array_equal(found[1], loaded.channels[part])
-    x_TBC, labels = next(events.batches(test, np.array([7, 2]), BINS, 2))
-    y_TBC, _ = next(events.batches(recordings, tested[[7, 2]], BINS, 2))
+    x_TBC, labels = next(binning.batches(test, np.array([7, 2]), BINS, 2))
+    y_TBC, _ = next(binning.batches(recordings, tested[[7, 2]], BINS, 2))
     assert torch.equal(x_TBC.dense(), y_TBC.dense())
     assert labels.tolist() == recordings.labels[tested[[7, 2]]].tolist()
 

@@ -317,7 +317,7 @@ def test_without_a_gpu_torch_comes_from_its_own_index_where_that_answers(tmp_pat
 
 
 NOTEBOOK = (
-    "import first_spike, datasets; from datasets.events import Bins; from datasets import readers; import snn.config"
+    "import first_spike, datasets; from datasets.binning import Bins; from datasets import readers; import snn.config"
 )
 
 

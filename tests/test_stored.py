@@ -17,8 +17,7 @@ import tasks
 from datasets import hdf5, images, layouts, readers
 from datasets.augment import Augmentation, augment
 from datasets.binning import Bins, batches
-from datasets.recordings import Recordings, StoredRecordings
-from datasets.recordings import downsampled as as_seen
+from datasets.recordings import Recordings, StoredRecordings, downsampled
 from snn import config
 from snn.config import SENSORS, Sensor
 from snn.errors import InputError
@@ -54,7 +53,7 @@ def test_batches_are_the_same_bit_for_bit(tmp_path, monkeypatch, layout, change)
     assert np.array_equal(held.offsets, stored.offsets)
     if "dvs" in layout:
         height, width = SENSORS[layout.split(",")[0]]
-        held, stored = (as_seen(r, Sensor(height=height, width=width, divide=4)) for r in (held, stored))
+        held, stored = (downsampled(r, Sensor(height=height, width=width, divide=4)) for r in (held, stored))
     bins = Bins(10.0, 6, 2, FEW[layout])  # shorter than the recordings
     index = np.random.default_rng(0).permutation(np.arange(len(held)).repeat(2))
     each = [list(batches(r, index, bins, 3, change=change)) for r in (held, stored)]
@@ -156,7 +155,7 @@ import resource
 from pathlib import Path
 import numpy as np
 from datasets import readers
-from datasets.events import Bins, batches
+from datasets.binning import Bins, batches
 from tests.test_stored import make_gestures
 def run(name, recordings):
     bins = Bins(10.0, 120, 40, 32768)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.events import Bins, Recordings, counts
+from datasets.binning import Bins, bin_events
+from datasets.recordings import Recordings
 from snn.coding import first_times, fs_decision
 from snn.errors import InputError
 from snn.network import Network
@@ -50,7 +51,7 @@ def trained(**changes) -> Network:
                 layer.norm.weight.uniform_(0.5, 2)
                 layer.norm.bias.uniform_(-0.2, 0.2)
         for _ in range(3):
-            network(counts(recordings(), np.arange(N_RECORDINGS), Bins(DT_MS, T, T_EMPTY, 30)))
+            network(bin_events(recordings(), np.arange(N_RECORDINGS), Bins(DT_MS, T, T_EMPTY, 30)))
             network.reset()
     return network.eval()
 
@@ -58,7 +59,7 @@ def trained(**changes) -> Network:
 def activity(network: Network, x_TBC=None):
     network.reset()
     if x_TBC is None:
-        x_TBC = counts(recordings(), np.arange(N_RECORDINGS), Bins(DT_MS, T, T_EMPTY, 30))
+        x_TBC = bin_events(recordings(), np.arange(N_RECORDINGS), Bins(DT_MS, T, T_EMPTY, 30))
     with torch.no_grad():
         return network(x_TBC)
 
@@ -112,7 +113,7 @@ def test_the_work_is_what_was_active_up_to_the_decision(changes):
     folded = network.folded()
     bins = Bins(DT_MS, T, T_EMPTY, 30)
     for r in range(N_RECORDINGS):
-        x_T1C = counts(recordings(), np.array([r]), bins)
+        x_T1C = bin_events(recordings(), np.array([r]), bins)
         _, _, layers = activity(folded, x_T1C)
         stream = make_stream(network)
         decision = decide(stream, r, 10)
@@ -133,7 +134,7 @@ def test_folding_changes_nothing_but_rounding():
     folded = network.folded()
     assert all(layer.norm is None and layer.linear.bias is not None for layer in folded.layers[:-1])
     assert all(layer.norm is not None for layer in network.layers[:-1])  # the network itself stays as it was
-    x_TBC = counts(recordings(), np.arange(N_RECORDINGS), Bins(DT_MS, T, T_EMPTY, 30))
+    x_TBC = bin_events(recordings(), np.arange(N_RECORDINGS), Bins(DT_MS, T, T_EMPTY, 30))
     layer, folded_layer = network.layers[0], folded.layers[0]
     with torch.no_grad():
         drive_TBN, folded_TBN = layer.norm(layer.linear(x_TBC)), folded_layer.linear(x_TBC)
@@ -168,7 +169,7 @@ def test_folding_a_convolution():
 def test_where_two_networks_part():
     network = trained()
     other = network.folded()
-    x_T1C = counts(recordings(), np.array([3]), Bins(DT_MS, T, T_EMPTY, 30))
+    x_T1C = bin_events(recordings(), np.array([3]), Bins(DT_MS, T, T_EMPTY, 30))
     same = network.folded()
     assert first_difference(other, same, x_T1C) == "no spike differs"
     with torch.no_grad():

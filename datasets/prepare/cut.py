@@ -25,7 +25,7 @@ Chunk = tuple[np.ndarray, np.ndarray]  # times in µs, int64, and units, uint32
 
 @dataclass(frozen=True)
 class Shape:
-    """What is made of a recording."""
+    """Say how a recording is cut, filtered and shrunk."""
 
     window_ms: float | None = None
     stride_ms: float | None = None
@@ -56,7 +56,7 @@ def parts_of(path: Path, said: Said, size: tuple[int, int], shape: Shape) -> Gen
             f"{path}: its sensor has {opened.height}x{opened.width} pixels, the first file's {size[0]}x{size[1]}; "
             "convert them apart, each size by a --glob and an --out of its own"
         )
-    is_hot = latest = None
+    is_hot = None
     if shape.window_ms is None:
         if shape.hot_pixel_hz is not None:  # how often a pixel fires is known at the end: the file is read twice
             again = cameras.open_recording(path, said)
@@ -66,8 +66,25 @@ def parts_of(path: Path, said: Said, size: tuple[int, int], shape: Shape) -> Gen
         window, stride = (round(1000 * ms) for ms in (shape.window_ms, shape.stride_ms or shape.window_ms))
         parts = _windows(path, _checked(opened, shape.sort), window, stride)
     is_empty = True
-    for times, units, is_last in parts:
+    for part in _filtered(parts, size, shape, is_hot):
         is_empty = False
+        yield part
+    if is_empty and opened.invalid:
+        raise InputError(f"{path}: all of its {opened.invalid:,} events are marked invalid; leave the file out")
+    if is_empty:
+        raise InputError(f"{path}: holds no event; fetch it again, or leave it out")
+    return opened.invalid
+
+
+def _filtered(
+    parts: Iterator[tuple[np.ndarray, np.ndarray, bool]],
+    size: tuple[int, int],
+    shape: Shape,
+    is_hot: np.ndarray | None,
+) -> Iterator[Part]:
+    """The parts without hot pixels and noise, shrunk. `is_hot`: [pixels]; None: as each part, a window, has them."""
+    latest = None
+    for times, units, is_last in parts:
         if shape.hot_pixel_hz is not None:
             of_part = _hot_pixels([(times, units)], size, shape.hot_pixel_hz) if is_hot is None else is_hot
             keep = ~of_part[units % len(of_part)]
@@ -80,11 +97,6 @@ def parts_of(path: Path, said: Said, size: tuple[int, int], shape: Shape) -> Gen
         if shape.divide > 1:
             units = _shrunk(units, *size, shape.divide)
         yield Part(times.astype(np.uint32, copy=False), units, is_last)
-    if is_empty and opened.invalid:
-        raise InputError(f"{path}: all of its {opened.invalid:,} events are marked invalid; leave the file out")
-    if is_empty:
-        raise InputError(f"{path}: holds no event; fetch it again, or leave it out")
-    return opened.invalid
 
 
 def _checked(opened: Opened, sort: bool) -> Iterator[Chunk]:
@@ -208,7 +220,7 @@ def _hot_pixels(parts: Iterable[Chunk], size: tuple[int, int], most_hz: float) -
 
 @kernel
 def _find_supported(times, units, height, width, within_us, latest, keep):
-    """Which events have another, at one of the 8 pixels around, at most so many µs before them (Delbruck 2008).
+    """Find the events with another, at one of the 8 pixels around, at most so many µs before them (Delbruck 2008).
 
     `latest` goes on from part to part of a recording: when each pixel, with a margin of one, fired last.
     """

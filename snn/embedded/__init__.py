@@ -59,6 +59,8 @@ def code(
     if (T + T_empty) * step_us >= 2**32:
         raise InputError(f"--format c counts microseconds in 32 bits, but the window has {(T + T_empty) * step_us:,}")
     checks.weights("the network", network.output.linear.weight)
+    if network.output.linear.weight.dtype != torch.float32:
+        raise InputError("--format c takes float32 networks; convert this one with network.float()")
     network.check_values("the network")
     network = (quantised if int8 else Network.folded)(network)
     sizes = [network.num_channels, *(layer.linear.out_features for layer in network.layers)]
@@ -147,8 +149,8 @@ def _printed(k: int, layer: Layer, is_output: bool, int8: bool) -> Printed:
         if len(values[name].unique()) == 1:
             said.append(_number(values[name].detach().numpy().flat[0]))
         else:
-            add(name, values[name])
-            said.append(f"{name}_{k}[n]")
+            add(f"{neuron.name}_{name}", values[name])
+            said.append(f"{neuron.name}_{name}_{k}[n]")
     words["VALUES"] = "".join(f", {word}" for word in said)
     flags = {
         "INPUT": k == 1,
@@ -219,7 +221,7 @@ def _resolved(text: str, flags: Mapping[str, bool], words: Mapping[str, object])
     for line in text.splitlines():
         word, _, name = line.strip().partition(" ")
         if word in ("#if", "#ifdef", "#ifndef"):
-            keeps.append(flags.get(name) if word == "#if" else None)
+            keeps.append(flags[name] if word == "#if" and name.isidentifier() else None)
             is_ours = keeps[-1] is not None
         elif word == "#else":
             is_ours = keeps[-1] is not None
@@ -230,4 +232,4 @@ def _resolved(text: str, flags: Mapping[str, bool], words: Mapping[str, object])
             is_ours = False
         if not is_ours and False not in keeps:
             lines.append(line)
-    return re.sub("@([A-Z_]+[0-9]?)@", lambda found: str(words[found[1]]), "\n".join(lines) + "\n")
+    return re.sub("@([A-Z_]+)@", lambda found: str(words[found[1]]), "\n".join(lines) + "\n")

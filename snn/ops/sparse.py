@@ -1,8 +1,9 @@
 """Products with what is mostly zero, on the CPU: the work follows the events.
 
-Rows R = T·B, inputs C, outputs N. `offsets` (R + 1), `channels` and `counts` are those of `snn.events.Events`. Outputs
-are cut into S slices of L = LANES, the last filled up with zeros. What an event adds to a slice is one contiguous row
-of W_SCL, what it is added to stays in registers, and the weights of a slice stay in the second-level cache.
+Rows R = T·B, inputs C, outputs N. `offsets` (R + 1), `channels` and `counts` are those of `snn.inputs.SparseCounts`.
+Outputs are cut into S slices of L = LANES, the last filled up with zeros. What an event adds to a slice is one
+contiguous row of W_SCL, what it is added to stays in registers, and the weights of a slice stay in the second-level
+cache.
 """
 
 import math
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 
 from snn import checks
 from snn.errors import InputError
-from snn.events import check_entries
+from snn.inputs import check_entries
 from snn.ops.compiled import in_parts, inlined, kernel
 from snn.ops.lanes import (
     LANES,
@@ -174,7 +175,7 @@ def _gather(x, mask, words, firsts, C, offsets, channels, counts, begin, end):
             again = again + LANES if again + LANES < len(mask) else 0
 
 
-class Found(NamedTuple):
+class Nonzeros(NamedTuple):
     """Which entries of x · mask are not zero, LANES at a time in their order."""
 
     mask: Tensor | None  # whole words long, and again from its first entry after its last
@@ -188,7 +189,7 @@ class Found(NamedTuple):
         return int(self.firsts[-1])
 
 
-def find(x_RC: Tensor, mask_BC: Tensor | None = None) -> Found:
+def find(x_RC: Tensor, mask_BC: Tensor | None = None) -> Nonzeros:
     """The entries that are not zero of a matrix of rows t·B + b, those of a sample b times its mask.
 
     float32 or float64, on the CPU, as everywhere in this module.
@@ -208,10 +209,10 @@ def find(x_RC: Tensor, mask_BC: Tensor | None = None) -> Found:
     arguments = (x.numpy(), kept, words, firsts[1:], others)
     threads = torch.get_num_threads() if len(words) > SERIAL_BELOW else 1
     in_parts(lambda begin, end: _find(*arguments, begin, end), len(words), threads)
-    return Found(mask_BC, words, not others[0], x_RC.shape, np.cumsum(firsts, out=firsts))
+    return Nonzeros(mask_BC, words, not others[0], x_RC.shape, np.cumsum(firsts, out=firsts))
 
 
-def compress(x_RC: Tensor, found: Found) -> tuple[Tensor, Tensor, Tensor]:
+def compress(x_RC: Tensor, found: Nonzeros) -> tuple[Tensor, Tensor, Tensor]:
     """(offsets, channels, counts) of what `find` found there."""
     check_matrix("x", x_RC, found.shape)
     (R, C), x = x_RC.shape, x_RC.detach().contiguous().view(-1).numpy()
@@ -238,7 +239,7 @@ def check_matrix(name: str, x: Tensor, shape: Sequence[int | str]) -> None:
 
 
 def check_on_cpu(offsets: Tensor, channels: Tensor, counts: Tensor, num_channels: int, rows: int | None = None) -> None:
-    """InputError unless these are entries as in `snn.events.Events`, on the CPU."""
+    """InputError unless these are entries as in `snn.inputs.SparseCounts`, on the CPU."""
     check_entries(offsets, channels, counts, num_channels, rows)
     if offsets.device.type != "cpu":
         raise InputError(f"the entries are on {offsets.device}; move them with .to('cpu')")
@@ -253,7 +254,7 @@ def arrays(
 
 
 def product(offsets: Tensor, channels: Tensor, counts: Tensor, W_NC: Tensor, are_checked: bool = False) -> Tensor:
-    """counts @ W^T: (R, N). `are_checked`: `snn.events.Events` holds these entries, or `compress` made them."""
+    """counts @ W^T: (R, N). `are_checked`: `snn.inputs.SparseCounts` holds these entries, or `compress` made them."""
     if not are_checked:
         check_matrix("W", W_NC, ("outputs", "inputs"))
         check_on_cpu(offsets, channels, counts, W_NC.shape[1])

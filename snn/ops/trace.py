@@ -39,24 +39,6 @@ class Symbol:
                 self.trace.fail(f"'{op}' of {type(argument).__name__}: an operand is neither a symbol nor a number")
         return Symbol(self.trace, op, arguments)
 
-    def __add__(self, other: Any) -> "Symbol":
-        return self._new("+", self, other)
-
-    def __radd__(self, other: Any) -> "Symbol":
-        return self._new("+", other, self)
-
-    def __sub__(self, other: Any) -> "Symbol":
-        return self._new("-", self, other)
-
-    def __rsub__(self, other: Any) -> "Symbol":
-        return self._new("-", other, self)
-
-    def __mul__(self, other: Any) -> "Symbol":
-        return self._new("*", self, other)
-
-    def __rmul__(self, other: Any) -> "Symbol":
-        return self._new("*", other, self)
-
     def __truediv__(self, other: Any) -> "Symbol":
         if not isinstance(other, Symbol):  # GPUs multiply by the inverse, CPUs divide
             self.trace.fail(
@@ -64,26 +46,11 @@ class Symbol:
             )
         return self._new("/", self, other)
 
-    def __rtruediv__(self, other: Any) -> "Symbol":
-        return self._new("/", other, self)
-
     def __neg__(self) -> "Symbol":
         return self._new("negative", self)
 
     def __abs__(self) -> "Symbol":
         return self._new("abs", self)
-
-    def __ge__(self, other: Any) -> "Symbol":
-        return self._new(">=", self, other)
-
-    def __gt__(self, other: Any) -> "Symbol":
-        return self._new(">", self, other)
-
-    def __le__(self, other: Any) -> "Symbol":
-        return self._new("<=", self, other)
-
-    def __lt__(self, other: Any) -> "Symbol":
-        return self._new("<", self, other)
 
     def __bool__(self):
         self.trace.fail("a condition on a symbol; use torch.where")
@@ -102,6 +69,16 @@ class Symbol:
         trace = next(argument.trace for argument in arguments if isinstance(argument, cls))
         return trace.call(function.__name__, (*arguments, *(keywords or {}).values()))
 
+
+def _operator(op: str, is_swapped: bool) -> Callable[[Symbol, Any], Symbol]:
+    """The method that writes down an operation between a symbol and a symbol or a number."""
+    return lambda self, other: self._new(op, *((other, self) if is_swapped else (self, other)))
+
+
+for _name, _op in {"add": "+", "sub": "-", "mul": "*", "ge": ">=", "gt": ">", "le": "<=", "lt": "<"}.items():
+    setattr(Symbol, f"__{_name}__", _operator(_op, False))
+for _name, _op in {"radd": "+", "rsub": "-", "rmul": "*", "rtruediv": "/"}.items():
+    setattr(Symbol, f"__{_name}__", _operator(_op, True))
 
 # Torch's names -> ours.
 FUNCTIONS = {name: name for name in ("where", "abs", "minimum", "maximum", "exp", "detach", "negative", "square")}

@@ -37,7 +37,7 @@ class Opened:
 
 
 class Format(NamedTuple):
-    """How a format is told, and what reads it."""
+    """Tell a format by its name and first bytes, and read it."""
 
     suffixes: tuple[str, ...]
     begins: re.Pattern[bytes] | None  # its first bytes, where it has a header

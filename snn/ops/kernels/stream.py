@@ -9,8 +9,11 @@ def run_layer_K(
     """One step of a `Layer`. Its entries come in and its spikes go out in `channels` and `counts`: how many."""
     x, s, h = rows[X, 0], rows[S, 0], rows[H, 0]
     N = len(x)
-    for e in range(number):  # counted as the events come in, whenever a delay lets them arrive
-        tally[SYNAPTIC] += fan_out_C[channels[e]]
+    if fan_out_C is None:  # counted as the events come in, whenever a delay lets them arrive
+        tally[SYNAPTIC] += number * N
+    else:
+        for e in range(number):
+            tally[SYNAPTIC] += fan_out_C[channels[e]]
     if late_inputs is not None:  # those of this step leave for later ones, and those that are due come in
         whole_C, channels_DC, counts_DC, numbers_D = late_inputs
         D = len(numbers_D)
@@ -42,8 +45,11 @@ def run_layer_K(
     if VT_NN is not None:  # s still holds the spikes of the step before
         fed = rows[FED, 0]
         fed[:] = 0
-        for j in range(N):
-            tally[SYNAPTIC] += fan_out_N[j] if s[j] != 0 else 0
+        if fan_out_N is None:
+            tally[SYNAPTIC] += N * np.count_nonzero(s)
+        else:
+            for j in range(N):
+                tally[SYNAPTIC] += fan_out_N[j] if s[j] != 0 else 0
         if whole_N is None:
             add_rows(fed, s, VT_NN, picked)
         else:

@@ -1,4 +1,4 @@
-"""A batch of events: counts per step, sample and channel, without the zeros."""
+"""What layers take in beside plain tensors: counts of events without the zeros; spikes with a product still to do."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from snn.errors import InputError
 
 
 @dataclass(frozen=True)
-class Events:
+class SparseCounts:
     """Row r = t·B + b (step t, sample b) has the entries offsets[r] to offsets[r + 1] - 1: channel and count of each.
 
     A channel may stand twice in a row; its counts add up. InputError if these do not fit each other, or a count is not
@@ -31,9 +31,9 @@ class Events:
         check_entries(self.offsets, self.channels, self.counts, C, T * B)
         checks.finite("counts", self.counts)
 
-    def to(self, device: torch.device) -> "Events":
+    def to(self, device: torch.device) -> "SparseCounts":
         """The same on another device: the entries travel, not the zeros."""
-        return Events(self.offsets.to(device), self.channels.to(device), self.counts.to(device), self.shape)
+        return SparseCounts(self.offsets.to(device), self.channels.to(device), self.counts.to(device), self.shape)
 
     def check_fits(self, inputs: int, device: torch.device) -> None:
         """InputError unless a layer of so many inputs on that device can take these."""
@@ -69,7 +69,7 @@ class Events:
 def check_entries(
     offsets: Tensor, channels: Tensor, counts: Tensor, num_channels: int, rows: int | None = None
 ) -> None:
-    """InputError unless these are the entries of so many rows (None: of any), as in `Events`: kernels go by them.
+    """InputError unless these are the entries of so many rows (None: of any), as in `SparseCounts`: kernels go by them.
 
     On a GPU, too, values are looked at.
     """
@@ -116,6 +116,6 @@ class Spikes:
         return self.s_TBN if self.mask_BN is None else self.s_TBN * self.mask_BN
 
 
-def as_tensor(x: Tensor | Events | Spikes) -> Tensor:
+def as_tensor(x: Tensor | SparseCounts | Spikes) -> Tensor:
     """A layer's input with its zeros."""
     return x if isinstance(x, Tensor) else x.dense()

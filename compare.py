@@ -10,18 +10,22 @@ import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
-import snn  # noqa: F401 - first, it says which packages are missing
+import snn  # first, it says which packages are missing
+
+if __name__ == "__main__":
+    snn.need("matplotlib", "jinja2", extra="report")
 
 # isort: split
 import numpy as np
 
-from snn import cli, config, page, report, statistics
+from snn import cli, pictures, settings, statistics, tables
 from snn.classes import Named, numbers_in
 from snn.errors import InputError
 from snn.evaluation import NOTHING
 from snn.files import write_whole
-from snn.page import Picture, Section, Table, Tile
+from snn.report import Picture, Section, Tile, provenance_table, render
 from snn.statistics import Difference
+from snn.tables import DASH, Table, number
 
 # arrays of samples.npz
 DECISIONS = {"fs_label": "first spike (FS)", "fr_label": "firing rate (FR)", "label": "decision"}
@@ -39,7 +43,7 @@ PICTURES = (  # those worth a look side by side
 
 
 class Tested(NamedTuple):
-    """A run with what its test left."""
+    """A run and the results of its test."""
 
     name: str
     folder: Path
@@ -57,30 +61,28 @@ def main() -> None:
     other = in_classes_of(one, other)
 
     accuracy, delay = accuracy_table(one, other), delay_table(one, other)
-    for table in (accuracy, delay):
-        print_table(table)
-    classes = class_table(one, other)
+    print(tables.text([accuracy, delay]), end="\n\n")
     results = Section(
         "Results",
         f"Differences are {other.name} minus {one.name} on the same samples, with intervals of 95 %: Newcombe's for "
-        "accuracies, samples drawn again in pairs for t_d50 and t_d90, Student's for the mean first spike where both "
-        "spoke. p is that of the exact McNemar test: small, if one is right more often.",
+        "accuracies, the paired bootstrap for t_d50 and t_d90, Student's for the mean first spike of the samples on "
+        "which both networks spike. The exact McNemar test gives p: it is small if one network is right more often.",
         [accuracy, delay],
     )
     sections = [
         results,
         Section("Over time", pictures=curves(one, other)),
         Section("Side by side", pictures=pairs(one, other)),
-        Section("Classes", tables=[classes]),
+        Section("Classes", tables=[class_table(one, other)]),
         Section("Configurations", "Fields that differ.", tables=configurations(one, other)),
-        Section("Provenance", tables=[provenance(one, other)]),
+        Section("Provenance", tables=[provenance_table([one.metrics, other.metrics], ("", one.name, other.name))]),
     ]
     tiles = [
         Tile(f"{row[0]}, difference", row[3].split(" (")[0], f"p = {row[-1]}") for row in accuracy.rows
     ]  # the interval stands in the table
     n = len(one.samples["target"])
     lead = f"{one.name} and {other.name} on the same {n:,} samples of {one.metrics['data']}."
-    html = page.render(f"{one.name} against {other.name}", lead, tiles, sections)
+    html = render(f"{one.name} against {other.name}", lead, tiles, sections)
     try:
         write_whole(args.out, html)
     except OSError as error:
@@ -89,7 +91,7 @@ def main() -> None:
 
 
 def read(path: Path) -> Tested:
-    """Return what test.py left of a run: by its folder, its name, its checkpoint, or the folder of the test itself."""
+    """The test results of a run, which is given by its folder, its name, its checkpoint or the folder of the test."""
     beside = [path.parent / "test"] if path.is_file() else []
     candidates = (path, path / "test", *beside, Path("runs") / path.name.removesuffix(".pt") / "test")
     folder = next((folder for folder in candidates if (folder / "metrics.json").is_file()), None)
@@ -109,7 +111,7 @@ def read(path: Path) -> Tested:
 
 
 def check_same_samples(one: Tested, other: Tested) -> None:
-    """InputError if the two were tested on different data."""
+    """Raises InputError if the two were tested on different data."""
     if one.metrics["samples_of"] == other.metrics["samples_of"]:
         return
     data = (f"{run.metrics['data']} ({len(run.samples['target'])} samples)" for run in (one, other))
@@ -120,7 +122,7 @@ def check_same_samples(one: Tested, other: Tested) -> None:
 
 
 def in_classes_of(one: Tested, other: Tested) -> Tested:
-    """The other with its classes numbered as those of the one. InputError if they have other names."""
+    """The other run with its classes numbered as in the first. Raises InputError if the class names differ."""
     wanted, own = (Named(tuple(run.metrics["class_names"]), run.name) for run in (one, other))
     numbers = numbers_in(wanted, own)
     labels = {name: numbers[other.samples[name]] for name in ("target", *DECISIONS) if name in other.samples}
@@ -148,8 +150,8 @@ def accuracy_table(one: Tested, other: Tested) -> Table:
                 f"{statistics.mcnemar(*right):.3g}",
             )
         )
-    head = ("accuracy", one.name, other.name, "difference", "right: first alone", "second alone", "p (McNemar)")
-    return Table(head, rows, "Accuracy")
+    head = ("", one.name, other.name, "difference", f"only {one.name} right", f"only {other.name} right", "p (McNemar)")
+    return Table("Accuracy", head, rows)
 
 
 def delay_table(one: Tested, other: Tested) -> Table:
@@ -162,26 +164,26 @@ def delay_table(one: Tested, other: Tested) -> Table:
             for percent in (50, 90):
                 name = f"{'' if code == 'fs' else 'fr_'}t_d{percent}_ms"
                 difference = statistics.paired_delays(*right, percent, dt_ms)
-                values = (page.ms(run.metrics[name]) for run in (one, other))
-                rows.append((f"t_d{percent}, {code.upper()}", *values, said(difference)))
+                values = (number(run.metrics[name], "ms") for run in (one, other))
+                rows.append((f"t_d{percent}, {code.upper()}", *values, signed(difference)))
         steps = [run.samples["first_step"] for run in (one, other)]
         both = (steps[0] != NOTHING) & (steps[1] != NOTHING)
         times = [each[both] * dt for each, dt in zip(steps, dt_ms, strict=True)]
-        means = (f"{time.mean():.1f} ms" if both.any() else page.DASH for time in times)
-        rows.append((f"mean first spike, {both.sum()} samples", *means, said(statistics.paired_mean(*times))))
-    return Table(("delay", one.name, other.name, "difference"), rows, "Delay")
+        means = (f"{time.mean():.1f} ms" if both.any() else DASH for time in times)
+        rows.append((f"mean first spike, {both.sum()} samples", *means, signed(statistics.paired_mean(*times))))
+    return Table("Delay", ("", one.name, other.name, "difference"), rows)
 
 
-def said(difference: Difference) -> str:
-    """A difference of delays in words."""
+def signed(difference: Difference) -> str:
+    """A difference of delays and its interval."""
     value, low, high = difference
     if value is None:
-        return page.DASH
+        return DASH
     return f"{value:+.1f} ms" + ("" if low is None else f" ({low:+.1f} to {high:+.1f})")
 
 
 def class_table(one: Tested, other: Tested) -> Table:
-    """Right decisions of each class, under each code."""
+    """The number of right decisions in each class under each code."""
     names, target = one.metrics["class_names"], one.samples["target"]
     rows = []
     for label, name in enumerate(names):
@@ -191,19 +193,19 @@ def class_table(one: Tested, other: Tested) -> Table:
             cells += [str(int((run.samples[decision][is_of_class] == label).sum())) for run in (one, other)]
         rows.append((name, *cells))
     heads = [f"{DECISIONS[decision]}: {run.name}" for decision in codes(one, other) for run in (one, other)]
-    return Table(("class", "samples", *heads), rows, "Right decisions by class")
+    return Table("Right decisions by class", ("class", "samples", *heads), rows)
 
 
 def curves(one: Tested, other: Tested) -> list[Picture]:
-    """Accuracy over time of both in one picture."""
+    """The accuracy of both over time, in one picture."""
     if not all("anytime" in run.metrics for run in (one, other)):
         return []
-    figure = report.draw_anytime({run.name: run.metrics["anytime"] for run in (one, other)})
-    return [Picture(report.png(figure), "Right decisions against elapsed time and events seen, under both codes")]
+    figure = pictures.draw_anytime({run.name: run.metrics["anytime"] for run in (one, other)})
+    return [Picture(pictures.png(figure), "Right decisions against elapsed time and events seen, under both codes")]
 
 
 def pairs(one: Tested, other: Tested) -> list[Picture]:
-    """Return what both tests drew."""
+    """The pictures that both tests have, side by side."""
     return [
         Picture((run.folder / name).read_bytes(), f"{run.name}: {name}")
         for name in PICTURES
@@ -213,35 +215,18 @@ def pairs(one: Tested, other: Tested) -> list[Picture]:
 
 
 def configurations(one: Tested, other: Tested) -> list[Table]:
-    """The fields that differ; nothing where a run has lost its config.yaml."""
+    """The fields that differ; empty if a run has lost its config.yaml."""
     paths = [run.folder.parent / "config.yaml" for run in (one, other)]
     if not all(path.is_file() for path in paths):
         return []
-    configs = [config.build(config.read_yaml(path), str(path)) for path in paths]
+    configs = [settings.load(path) for path in paths]
     rows = []
-    for field in config.differences(*configs):
+    for field in settings.differences(*configs):
         values = list(configs)
         for part in field.split("."):
-            values = [getattr(value, part, page.DASH) for value in values]
+            values = [getattr(value, part, DASH) for value in values]
         rows.append((field, *map(str, values)))
-    return [Table(("field", one.name, other.name), rows, is_words=True)]
-
-
-def provenance(one: Tested, other: Tested) -> Table:
-    """Return where both tests come from."""
-    known = ("checkpoint", "epoch", "seed", "data", "command", "tested", "machine", "versions")
-    rows = [(name, *(str(run.metrics.get(name, page.DASH)) for run in (one, other))) for name in known]
-    return Table(("", one.name, other.name), rows, is_words=True)
-
-
-def print_table(table: Table) -> None:
-    """For people at a terminal."""
-    if not table.rows:
-        return
-    widths = [max(map(len, column)) for column in zip(table.head, *table.rows, strict=True)]
-    for row in (table.head, *table.rows):
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    print()
+    return [Table("", ("field", one.name, other.name), rows, is_words=True)]
 
 
 if __name__ == "__main__":

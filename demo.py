@@ -2,23 +2,30 @@
 
 The sound goes through the artificial cochlea, and its events through the network as they come. Says when the network
 decides and draws audio, events, output potentials and spikes on one time axis. Without a file, a word that a test
-voice of the set `digits` says; without a checkpoint, the newest run.
+voice of the set `digits` says; without a checkpoint, the newest run. With --udp or --stdin it listens to events that a
+camera, a cochlea or `python -m datasets.send` sends.
 """
 
 import argparse
 import sys
+import time
 from pathlib import Path
 
-import snn  # noqa: F401 - first, it says which packages are missing
+import snn  # first, it says which packages are missing
+
+if __name__ == "__main__":
+    snn.need("matplotlib", extra="report")
 
 # isort: split
 import numpy as np
 
-from datasets.events import Bins, Recordings, counts
+from datasets import live
+from datasets.binning import Bins, bin_events
 from datasets.prepare import digits, speech
 from datasets.prepare.cochlea import N_PLACES, cochlea
 from datasets.prepare.wav import read_audio
-from snn import checkpoint, cli, report
+from datasets.recordings import Recordings, downsampled
+from snn import arguments, checkpoint, cli, config, pictures
 from snn.errors import InputError
 from snn.files import write_whole
 from snn.lettering import why_numbers
@@ -28,15 +35,17 @@ from snn.streaming import Stream
 
 def main() -> None:
     args = read_command_line()
-    path = cli.find_checkpoint(args.load_pt_file or newest_run())
-    cfg, content = checkpoint.load(path)
-    data, names = cfg.data, content.get("class_names")
-    if data.shape != (N_PLACES,):
-        shape = "x".join(map(str, data.shape))
-        raise InputError(f"{path}: listens to {shape} channels, but the cochlea has {N_PLACES}; take another")
-    network = Network(cfg.network, data.shape, data.num_classes, "cpu")
-    checkpoint.load_weights(network, content["network"], path)
+    path = arguments.find_checkpoint(args.load_pt_file or newest_run())
+    network, cfg, content = checkpoint.load_network(path, "cpu")
+    data, names = cfg.data, content["class_names"]
+    is_live = args.udp is not None or args.stdin
+    if not isinstance(network, Network) or (not is_live and data.shape != (N_PLACES,)):
+        shape, what = "x".join(map(str, data.shape)), "it takes events" if is_live else f"the cochlea has {N_PLACES}"
+        raise InputError(f"{path}: listens to {shape} channels, but {what}; take another")
     network = network.folded()
+    if is_live:
+        follow(args, network, data, names)
+        return
 
     if args.wav:
         audio, rate_hz = read_audio(args.wav)
@@ -60,7 +69,7 @@ def main() -> None:
     work = stream.work
     if decision is None:
         raise InputError("nothing was heard within the window: no decision")
-    name = report.class_name(decision.label, names)
+    name = pictures.class_name(decision.label, names)
     if decision.step is None:
         print(f"no output spike in {data.dt_ms * (data.T + data.T_empty):g} ms: by the highest potential, {name}")
     else:
@@ -68,12 +77,44 @@ def main() -> None:
     print(f"{work.events:,} of {len(times_s):,} events, {work.synaptic_operations:,} synaptic operations")
 
     heard = Recordings(np.array([0, len(times_s)]), times_s, 1.0, channels, np.zeros(1, np.int64), None, "demo")
-    x_T1C = counts(heard, np.zeros(1, np.int64), Bins(data.dt_ms, data.T, data.T_empty, N_PLACES))
-    figure = report.draw_decision(network, x_T1C, data.dt_ms, names=names, audio=(audio, rate_hz))
-    write_whole(args.out, report.png(figure))
+    x_T1C = bin_events(heard, np.zeros(1, np.int64), Bins.of(data, "train"))
+    figure = pictures.draw_decision(network, x_T1C, data.dt_ms, names=names, audio=(audio, rate_hz))
+    write_whole(args.out, pictures.png(figure))
     print(f"drawn: {args.out}")
     if why := why_numbers(names):
         print(f"warning: {why}", file=sys.stderr)
+
+
+def follow(args: argparse.Namespace, network: Network, data: config.Data, names: list[str] | None) -> None:
+    """Decide on events that come live, recording by recording, until there are no more or Ctrl-C."""
+    sensor = (data.sensor.height, data.sensor.width) if data.sensor else (1, data.channels)
+    channel_of_unit = np.tile(np.arange(sensor[1]), 2)  # of a cochlea, which has no polarities
+    if data.sensor:
+        units = np.arange(2 * sensor[0] * sensor[1])
+        each = Recordings(np.array([0, len(units)]), units, 1.0, units, np.zeros(1, np.int64), None, "the sensor")
+        channel_of_unit = downsampled(each, data.sensor).channels
+    stream = Stream(network, data.dt_ms, data.T, data.T_empty, ticks_per_second=1e6)
+    stream.push([0], [0])  # compiles
+    layout = args.layout or (live.PIPE_LAYOUT if args.stdin else live.UDP_LAYOUT)
+    source = live.Source(sys.stdin.buffer if args.stdin else live.listen(args.udp), layout, sensor)
+    where = "the standard input" if args.stdin else f"UDP port {args.udp}"
+    print(f"waiting for events at {where} ({layout})", flush=True)
+    try:
+        longest_us = round(1000 * data.dt_ms * (data.T + data.T_empty))
+        for number, recording in enumerate(source.recordings(longest_us)):
+            stream.reset()
+            decision, arrived_s = None, 0.0
+            for chunk in recording:
+                arrived_s = chunk.arrived_s if len(chunk.units) else arrived_s
+                if decision := stream.push(chunk.times_us, channel_of_unit[chunk.units]):
+                    break
+            if decision := decision or stream.finish():
+                at = f"at {decision.time_ms:g} ms" if decision.step else "by the highest potential"
+                latency_ms = 1000 * (time.perf_counter() - arrived_s)
+                name = pictures.class_name(decision.label, names)
+                print(f"recording {number}: {name} {at}, {latency_ms:.2f} ms after its last event came", flush=True)
+    finally:
+        print(", ".join(f"{value:,} {name}" for name, value in vars(source.counts).items()))
 
 
 def read_command_line() -> argparse.Namespace:
@@ -81,6 +122,10 @@ def read_command_line() -> argparse.Namespace:
     parser.add_argument("wav", type=Path, nargs="?", help="WAV, FLAC, OGG or MP3; without it, a word of `digits`")
     parser.add_argument("--load_pt_file", type=Path, metavar="PT", help="checkpoint, run folder or run name")
     parser.add_argument("--recording", type=int, default=0, help="which word of the test voices, 0 to 399")
+    live_events = parser.add_mutually_exclusive_group()
+    live_events.add_argument("--udp", type=int, metavar="PORT", help="decide on events that come there, until Ctrl-C")
+    live_events.add_argument("--stdin", action="store_true", help="decide on events from the standard input")
+    parser.add_argument("--layout", help=f"of live events ({live.UDP_LAYOUT}; with --stdin {live.PIPE_LAYOUT})")
     parser.add_argument("--out", type=Path, default=Path("demo.png"), help="the picture (demo.png)")
     return parser.parse_args()
 

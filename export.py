@@ -1,20 +1,26 @@
 """Write a trained network for other tools: python export.py --load_pt_file runs/<name>/best.pt --format nir
 
 nir: a graph in the Neuromorphic Intermediate Representation, which snnTorch, SpikingJelly, Norse and others read.
-onnx: one step of the network, state in and state out, for onnxruntime. docs/export.md says how to run either.
+onnx: one step of the network, state in and state out, for onnxruntime. c: a folder of C99 for a microcontroller.
+html: one page that hears words by microphone and shows how the network decides.
+docs/export.md and docs/embedded.md say how to run each.
 """
 
 import argparse
 import json
 import math
 import os
+import shutil
 import tempfile
 import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
-import snn  # noqa: F401 - first, it says which packages are missing
+import snn  # first, it says which packages are missing
+
+if __name__ == "__main__":
+    snn.need("nir", extra="export")
 
 # isort: split
 import nir
@@ -22,10 +28,10 @@ import torch
 from tqdm import tqdm
 
 import tasks
-from datasets.events import Bins, batches
-from snn import checkpoint, cli, config, exchange
+from datasets.binning import Bins, batches
+from snn import arguments, checkpoint, cli, config, embedded, exchange
 from snn.classes import Named
-from snn.coding import first_times, fs_decision
+from snn.coding import decide
 from snn.errors import InputError
 from snn.network import Network
 
@@ -34,15 +40,20 @@ Names = tuple[str, ...] | None  # of the classes
 
 def main() -> None:
     args = read_command_line()
-    path = cli.find_checkpoint(args.load_pt_file)
-    cfg, content = checkpoint.load(path)
-    if isinstance(cfg, config.TTFSConfig):
+    path = arguments.find_checkpoint(args.load_pt_file)
+    network, cfg, content = checkpoint.load_network(path, "auto")
+    if not isinstance(network, Network):
         raise InputError(f"{path}: a TTFS network; only first-spike networks (a section `network`) can be exported")
-    network = Network(cfg.network, cfg.data.shape, cfg.data.num_classes).eval()
-    checkpoint.load_weights(network, content["network"], path)
-    out = args.out or path.with_suffix(f".{args.format}")
+    out = args.out or (path.with_name(f"{path.stem}_c") if args.format == "c" else path.with_suffix(f".{args.format}"))
     names = content["class_names"]
-    print(write_nir(args, cfg, network, out, names) if args.format == "nir" else write_onnx(cfg, network, out, names))
+    if args.format == "nir":
+        print(write_nir(args, cfg, network, out, names))
+    elif args.format == "onnx":
+        print(write_onnx(cfg, network, out, names))
+    elif args.format == "html":
+        print(write_html(cfg, network, out, names, path.parent.name))
+    else:
+        print(write_c(args, cfg, network, out, names))
 
 
 def said_names(names: Names) -> dict[str, str]:
@@ -100,6 +111,37 @@ def write_onnx(cfg: config.Config, network: Network, out: Path, names: Names = N
     return f"{out}: one step of the network; inputs x and {', '.join(step.state_names)}"
 
 
+def write_c(args: argparse.Namespace, cfg: config.Config, network: Network, out: Path, names: Names = None) -> str:
+    """A folder of C: a line about it."""
+    if out.exists():
+        raise InputError(f"{out}: is there already; remove it, or choose another --out")
+    bins = Bins.of(cfg.data, "test")
+    code = embedded.code(network, bins.dt_ms, bins.T, bins.T_empty, names, args.quantise == "int8")
+    try:
+        part = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror}); choose another --out") from None
+    try:
+        for name, text in code.files.items():
+            (part / name).write_text(text, encoding="utf-8")
+        part.chmod(0o755)
+        part.rename(out)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror}); choose another --out") from None
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return f"{out}: C for {code.constants_bytes:,} bytes of flash and {code.state_bytes:,} of RAM; build it with make"
+
+
+def write_html(cfg: config.Config, network: Network, out: Path, names: Names, title: str) -> str:
+    """The page that listens: a line about it."""
+    import listen  # which loads what hears and speaks, as the other formats need not
+
+    text = listen.page(network, cfg.data, names, title)
+    write(out, lambda part: part.write_text(text, encoding="utf-8"))
+    return f"{out}: a page of {len(text.encode()) / 1e6:.1f} MB; open it in a browser and say a word"
+
+
 def write(out: Path, save: Callable[[Path], None]) -> None:
     """Save into a temporary file beside `out`, which takes its place only when it is whole."""
     try:
@@ -124,9 +166,9 @@ def differing_decisions(
 ) -> tuple[int, int]:
     """(first-spike decisions that differ, all) on the recordings that were held out in training."""
     data = cfg.data if folder is None else cfg.data.model_copy(update={"path": folder})
-    bins = Bins(data.dt_ms, data.T, data.T_empty, math.prod(data.shape))
-    recordings = tasks.read_recordings(data, "train", bins, Named(names, "the checkpoint"))
-    _, validation, held_out = tasks.for_validation(recordings, data, bins, cfg.train.seed)
+    bins = Bins.of(data, "train")
+    recordings = tasks.events.read_recordings(data, "train", bins, Named(names, "the checkpoint"))
+    _, validation, held_out = tasks.events.for_validation(recordings, data, bins, cfg.train.seed)
     if not len(held_out):
         raise InputError(f"{recordings.where}: nothing was held out (data.validation_share is 0) to compare on")
     size = cfg.train.test_batch_size
@@ -135,20 +177,16 @@ def differing_decisions(
     )
     different = 0
     for x_TBC, _ in bar:
-        decisions = []
-        for each in (network, other):
-            each.reset()
-            s_TBN, h_TBN, _ = each(x_TBC)
-            decisions.append(fs_decision(first_times(s_TBN, h_TBN)))
-        different += int((decisions[0] != decisions[1]).sum())
+        one_B, other_B = (decide(*each.run(x_TBC)[:2])[0] for each in (network, other))
+        different += int((one_B != other_B).sum())
     return different, len(held_out)
 
 
 def read_command_line() -> argparse.Namespace:
     parser = cli.OneLineParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--load_pt_file", type=Path, required=True, metavar="PT", help="checkpoint, run folder or name")
-    parser.add_argument("--format", choices=("nir", "onnx"), required=True, help="what to write")
-    parser.add_argument("--out", type=Path, help="file to write; default beside the checkpoint")
+    parser.add_argument("--format", choices=("nir", "onnx", "c", "html"), required=True, help="what to write")
+    parser.add_argument("--out", type=Path, help="file or folder to write; default beside the checkpoint")
     parser.add_argument(
         "--dt", type=float, default=1e-4, help="nir: step of the simulator (s); default 1e-4, which snnTorch has fixed"
     )
@@ -158,7 +196,10 @@ def read_command_line() -> argparse.Namespace:
         help="nir: leave out what it cannot say, and count the held-out decisions that differ",
     )
     parser.add_argument("--path_to_dataset", help="nir: folder of the data files, for that count")
+    parser.add_argument("--quantise", choices=("int8",), help="c: weights of a byte each; test.py says what it costs")
     args = parser.parse_args()
+    if args.quantise and args.format != "c":
+        parser.error(f"--quantise {args.quantise} is for --format c")
     if not 0 < args.dt < math.inf:
         parser.error(f"--dt {args.dt}: must be a positive number of seconds")
     return args

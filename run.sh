@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Train: bash run.sh [configs/x.yaml] [words of train.py]. Makes .venv from requirements.txt if packages are missing.
-# bash run.sh --python: only see to the packages, and print the python that has them.
+# Train: bash run.sh [configs/x.yaml] [words of train.py]. Makes .venv with requirements.txt if packages are missing.
+# bash run.sh --python [extras of pyproject.toml]: only see to the packages, and print the python that has them.
 set -euo pipefail
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 own=$repository/.venv
+cpu_builds=https://download.pytorch.org/whl/cpu
 
 fail() {
   echo "run.sh: $1" >&2
@@ -14,18 +15,38 @@ is_new_enough() {
   "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
 }
 
+has_gpu() {
+  [[ -e /dev/nvidia0 ]] || nvidia-smi -L >/dev/null 2>&1
+}
+
+# Print the packages of requirements.txt and of the extras, one a line; fail if this python lacks one of them.
 # Without the package `packaging` the others are not all there either.
-has_packages() {
-  "$1" - "$repository/requirements.txt" >/dev/null 2>&1 <<'PYTHON'
-import sys
+packages() {
+  "$1" - "$repository" "$extras" 2>/dev/null <<'PYTHON'
+import sys, tomllib
 from importlib.metadata import distribution
+from pathlib import Path
+repository, extras = Path(sys.argv[1]), sys.argv[2].split()
+lines = (repository / "requirements.txt").read_text("utf-8").splitlines()
+if extras:
+    table = tomllib.loads((repository / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    lines += [line for extra in extras for line in table[extra]]
+lines = [text for line in lines if (text := line.partition("#")[0].strip())]
+print(*lines, sep="\n", flush=True)
 from packaging.requirements import Requirement
-for line in open(sys.argv[1], encoding="utf-8"):
-    if text := line.partition("#")[0].strip():
-        wanted = Requirement(text)
-        if wanted.marker is None or wanted.marker.evaluate():
-            distribution(wanted.name)
+for wanted in map(Requirement, lines):
+    if wanted.marker is None or wanted.marker.evaluate():
+        distribution(wanted.name)
 PYTHON
+}
+
+has_packages() {
+  packages "$1" >/dev/null
+}
+
+# Install the packages that come in, one a line.
+pip_install() {
+  "$own/bin/python" -m pip install --quiet --disable-pip-version-check "$@" -r /dev/stdin 2>&1
 }
 
 # A .venv with all the packages, made or completed.
@@ -38,13 +59,26 @@ install() {
     fi
   fi
   "$own/bin/python" -m pip --version >/dev/null 2>&1 || fail ".venv has no pip: rm -r $own, and run this again"
-  echo "installing the packages of requirements.txt into .venv (some minutes, once)" >&2
-  said=$("$own/bin/python" -m pip install --quiet --disable-pip-version-check -r "$repository/requirements.txt" 2>&1) && return
+  echo "installing the packages of requirements.txt${extras:+ and of the extras $extras} into .venv (some minutes, once)" >&2
+  wanted=$(packages "$own/bin/python" || true)
+  # Without a GPU, torch does without CUDA's 5 GB where its own index answers; otherwise it comes with the rest.
+  if [[ $(uname -s) == Linux ]] && ! has_gpu && "$own/bin/python" -c "from urllib.request import urlopen; urlopen('$cpu_builds/torch/', timeout=5)" >/dev/null 2>&1; then
+    grep -E '^torch' <<<"$wanted" | pip_install --index-url "$cpu_builds" >/dev/null || true
+  fi
+  said=$(pip_install <<<"$wanted") && return
   case $said in
     *"Retrying (Retry"*"No matching distribution"*) fail "pip cannot reach its package index: look to the network or proxy, and run this again" ;;
     *) fail "the packages are not all in .venv (with CUDA's they take 7 GB): $(grep -E '^ERROR' <<<"$said" | tail -n 1 || true); run this again once it is mended" ;;
   esac
 }
+
+extras=
+if [[ ${1:-} == --python ]]; then
+  extras=${*:2}
+fi
+if has_gpu && [[ $extras != *gpu* ]]; then
+  extras="$extras gpu"
+fi
 
 case $(uname -s) in
   MINGW* | MSYS* | CYGWIN*) fail "Windows itself is not supported: use WSL 2 (wsl --install) and run this within it" ;;

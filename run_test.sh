@@ -2,7 +2,7 @@
 # Test: bash run_test.sh [checkpoint] [words of test.py]. Without a checkpoint, the best model of the newest run.
 set -euo pipefail
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-python=$(bash "$repository/run.sh" --python)
+python=$(bash "$repository/run.sh" --python report)
 if [[ $# -gt 0 && $1 != -* ]]; then
   checkpoint=$1
   shift

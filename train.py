@@ -1,6 +1,6 @@
 """Train a network: python train.py --path_to_yaml configs/adlif_digits.yaml
 
-The loop is here; what it trains, a first-spike network on events or a TTFS network on images, is in tasks.py.
+The loop is here; what it trains, a first-spike network on events or a TTFS network on images, is in tasks/.
 Writes runs/<name>/: best.pt and last.pt (weights and the whole configuration), config.yaml, metrics.jsonl and what
 TensorBoard reads. The best model is chosen on data held out from the training file. test.py alone reads the test file;
 of its layout is said before training what test.py would refuse.
@@ -28,30 +28,29 @@ from typing import Any
 import snn  # noqa: F401 - first, it says which packages are missing
 
 # isort: split
+from snn import arguments, cli
+
+if __name__ == "__main__":
+    cli.run(arguments.train_parser(__doc__).parse_args)  # --help and wrong words need not wait for torch
+
+# isort: split
 import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 import tasks
-from snn import checkpoint, cli, config, health, runs
+from snn import arguments, checkpoint, cli, config, health, runs, settings
 from snn.classes import Named
+from snn.config import Mark
 from snn.errors import InputError
+from snn.machine import find_device
 from snn.memory import keep_freed_memory
 from snn.team import Team, gather
+from tasks.kind import Training
 
-MAY_CHANGE_ON_RESUME = {
-    "train.epochs",
-    "train.device",
-    "train.backend",
-    "train.cuda_graphs",
-    "train.log_interval",
-    "train.patience",
-    "data.path",
-    "data.origin",
-    "data.in_memory",
-    "data.strict",
-}
+NO_STANDING = (-math.inf, -math.inf)  # of no epoch
+THE_LAST = "the last, as nothing was held out to choose by (data.validation_share is 0)"
 
 
 @dataclass
@@ -64,7 +63,7 @@ class Position:
     seconds: float = 0.0  # that they took
     random: tuple[Tensor, ...] = ()  # states of torch's generators after these batches
     gradient_norm: float = 0.0  # of the last batch, before it was clipped
-    best: tuple[float, float] = tasks.NO_STANDING  # (accuracy, -loss) of the best epoch
+    best: tuple[float, float] = NO_STANDING  # (accuracy, -loss) of the best epoch
     best_epoch: int = 0
 
     def content(self, team: Team) -> dict[str, Any]:
@@ -78,16 +77,16 @@ def main() -> None:
     keep_freed_memory()
     cfg, args = read_command_line()
     train = cfg.train
-    team = gather(args.distributed, cli.device(train.device))
+    team = gather(args.distributed, find_device(train.device))
     run = runs.folder(args.save_name or cfg.run_name + (f"_{args.add_name}" if args.add_name else ""))
     last = run / "last.pt"
     _lock = runs.lock(run) if team.leads else None  # held to the end
     found, *resumed = checkpoint.load_newest(last) if args.resume else (None,)
-    started_from = cli.find_checkpoint(args.load_pt_file) if args.load_pt_file and not args.resume else None
+    started_from = arguments.find_checkpoint(args.load_pt_file) if args.load_pt_file and not args.resume else None
     content = checkpoint.load(started_from)[1] if started_from else resumed[1] if resumed else {}
     classes = Named(content.get("class_names"), str(started_from or last))
 
-    task = tasks.of(cfg, team, classes)
+    task = tasks.kind_of(cfg).training(cfg, team, classes)
     network, optimizer = task.network, task.optimizer
     position = Position()
     warned: set[str] = set()
@@ -105,8 +104,9 @@ def main() -> None:
             runs.reopen(run, found, position.epoch)
         else:
             runs.begin(run, cfg, partial(save, optimizer=optimizer.state_dict(), **begun))
+        num_trainable = sum(p.numel() for p in network.parameters() if p.requires_grad)
         print(
-            f"{run}: {network.num_trainable():,} trainable values on {team.device}; {len(task.kept)} {task.items} to "
+            f"{run}: {num_trainable:,} trainable values on {team.device}; {len(task.kept)} {task.items} to "
             f"train on, {len(task.held_out)} held out"
         )
         return runs.tensorboard(run, position.epoch + 1)
@@ -129,7 +129,7 @@ def main() -> None:
             if is_whole:
                 loss = team.sum(position.loss_sum) / len(order)
                 validation = task.validate()
-                standing = task.standing(validation)
+                standing = (validation[task.chosen_by], -validation["loss"]) if validation else NO_STANDING
                 is_best = standing > position.best or not validation
                 if is_best:
                     position.best, position.best_epoch = standing, epoch + 1
@@ -142,13 +142,14 @@ def main() -> None:
                         **health.gradient_norms(network, position.gradient_norm, train.clip_norm),
                         "seconds": time.perf_counter() - started,
                     }
-                    runs.log(run, board, row, task.describe(validation), task.learned())
-                    for warning in health.warnings_of(row):
+                    words = task.describe(validation) if validation else "nothing is held out"
+                    runs.log(run, board, row, words, task.learned())
+                    for warning in health.warnings_of(row, task.cures):
                         if warning not in warned:
                             tqdm.write(f"warning: {warning}", file=sys.stderr)
                             warned.add(warning)
-                    if args.verbose:
-                        task.log_activity()
+                    for line in task.activity() if args.verbose else ():
+                        tqdm.write(f"  {line}")
                     if is_best:
                         save(run / "best.pt", validation=validation, epoch=epoch + 1)
                 position = Position(epoch + 1, best=position.best, best_epoch=position.best_epoch)
@@ -162,18 +163,22 @@ def main() -> None:
 
     if team.leads:
         _, content = checkpoint.load(run / "best.pt")
+        validation = content["validation"]
         print(
-            f"best epoch {content['epoch']}: {task.conclude(content['validation'])}\n"
+            f"best epoch {content['epoch']}: {task.conclude(validation) if validation else THE_LAST}\n"
             f"saved in {run / 'best.pt'}; test it by: bash run_test.sh {run / 'best.pt'}"
         )
+        if cfg.data.shape == (700,):  # of the cochlea
+            command = f"$(bash run.sh --python export) export.py --load_pt_file {run / 'best.pt'} --format html"
+            print(f"make a page that listens by: {command}")
     team.part_ways()
 
 
 def train_epoch(
-    task: tasks.Task,
+    task: Training,
     order: np.ndarray,
     position: Position,
-    train: config.AnyTrain,
+    train: config.Train,
     team: Team,
     interruption: cli.Interruption,
     last: Path,
@@ -235,19 +240,10 @@ def set_random_states(states: Sequence[Tensor], device: torch.device) -> None:
 
 
 def read_command_line() -> tuple[config.AnyConfig, argparse.Namespace]:
-    parser = cli.Parser(__doc__, cli.TRAIN)
-    parser.add_argument("--save_name", help="name of the run; default <dataset>_<fs|fr><α>_tau<τ>_<neuron>")
-    parser.add_argument("--add_name", help="what to add to the run's default name")
-    parser.add_argument("--verbose", action="store_true", help="say after each epoch how active each layer's input is")
-    parser.add_argument("--resume", action="store_true", help="go on with the run of that name where it ended")
-    parser.add_argument("--path_to_json", type=Path, metavar="JSON", help="settings of T2FSNN's, over the YAML's")
+    parser = arguments.train_parser(__doc__)
     args = parser.parse_args()
-    args.path_to_yaml = cli.find_yaml(args.path_to_yaml or cli.default_yaml(sys.argv[1:]))
-    values = config.read_yaml(args.path_to_yaml)
-    if args.path_to_json:
-        for field, value in config.read_json(args.path_to_json).items():
-            config.override(values, field, value)
-    return parser.override(values, args), args
+    args.path_to_yaml = arguments.find_yaml(args.path_to_yaml or arguments.default_yaml(sys.argv[1:]))
+    return parser.override(settings.read_yaml(args.path_to_yaml), args), args
 
 
 def resume(
@@ -261,7 +257,8 @@ def resume(
 ) -> Position:
     """Take up a run where its checkpoint left it."""
     path = run / "last.pt"
-    if changed := [name for name in config.differences(cfg, cfg_then) if name not in MAY_CHANGE_ON_RESUME]:
+    may_change = settings.marked(type(cfg), Mark.MACHINE, Mark.RESUME)
+    if changed := [name for name in settings.differences(cfg, cfg_then) if name not in may_change]:
         raise InputError(f"{path}: cannot resume with another {', '.join(changed)}; give the run's own, or a new name")
     processes = content["processes"]
     if len(processes) != team.size:
@@ -289,7 +286,8 @@ def resume(
 def say_jumps(path: Path, cfg_then: config.AnyConfig, cfg: config.AnyConfig, epoch: int) -> None:
     """Say which curves over the epochs go on elsewhere, as there are now more epochs, or fewer."""
     then, now, before = (
-        tasks.schedule(c, k) for c, k in ((cfg_then, epoch), (cfg, epoch), (cfg_then, max(epoch - 1, 0)))
+        tasks.kind_of(c).training.schedule(c, k)
+        for c, k in ((cfg_then, epoch), (cfg, epoch), (cfg_then, max(epoch - 1, 0)))
     )
     if jumps := [f"{name} goes from {before[name]:.3g} to {now[name]:.3g}" for name in now if now[name] != then[name]]:
         print(

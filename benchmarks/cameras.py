@@ -18,15 +18,15 @@ from pathlib import Path
 import numpy as np
 
 from datasets.prepare import cameras
-from datasets.prepare.events import Shape, recordings_of
-from datasets.prepare.tables import Said
+from datasets.prepare.cameras.pieces import Said, header_lines
+from datasets.prepare.cut import Shape, parts_of
 
 RUNS = 7
 
 
 def write_long(recording: Path, path: Path, repeats: int) -> None:
     """The same words so many times, TIME_HIGH counting on."""
-    _, start = cameras._header(recording, b"% ")
+    _, start = header_lines(recording, b"% ")
     content = recording.read_bytes()
     words = np.frombuffer(content, "<u2", (len(content) - start) // 2, start)
     is_high = words >> 12 == 8
@@ -49,7 +49,7 @@ def readers(path: Path) -> dict[str, Callable[[], int]]:
     size = opened.height, opened.width
     shape = Shape(window_ms=50)
     found["here, checked and cut into windows"] = lambda: sum(
-        len(times) for times, _ in recordings_of(path, said, size, shape)
+        len(part.times) for part in parts_of(path, said, size, shape)
     )
     if find_spec("evt3"):
         import evt3

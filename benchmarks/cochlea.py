@@ -1,7 +1,8 @@
 """Speed of the artificial cochlea on one core: `python -m benchmarks.cochlea [--json FILE]`.
 
-Prints the median over alternating runs, as a multiple of real time, of the whole and of each stage; and of the authors'
-program `lauscher` on a few channels, extrapolated to 700, where that is installed.
+Prints the median over alternating runs, as a multiple of real time by the processor's clock, of the whole, in Python
+and (where there is a compiler) in C, and of each stage; and of the authors' program `lauscher` on a few channels,
+extrapolated to 700, where that is installed.
 """
 
 from __future__ import annotations
@@ -9,9 +10,12 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import shutil
 import statistics
+import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,9 +23,11 @@ import numpy as np
 from numba import njit
 
 from datasets.prepare import cochlea as c
+from datasets.prepare import cochlea_c
 from datasets.prepare.speech import synthesise
 
 LAUSCHER_CHANNELS = 4
+COMPILERS = {"gcc": ("gcc",), "zig": (sys.executable, "-m", "ziglang", "cc")}
 
 
 @njit(error_model="numpy")
@@ -45,12 +51,18 @@ def _bushy_cells(counts, ear, spikes):
 def stages(audio: np.ndarray, sample_rate_hz: int) -> dict[str, Callable[[], object]]:
     """The whole and each stage, as functions that run it once on input made beforehand."""
     conditioned = c.condition(audio, sample_rate_hz)
-    velocity = np.concatenate(list(c.membrane_velocity(conditioned)))
-    probability, counts = np.empty(velocity.shape), np.empty(velocity.shape)
+    in_c = {
+        f"whole in C ({name})": partial(cochlea_c.Compiled(command).cochlea, audio, sample_rate_hz, 0)
+        for name, command in COMPILERS.items()
+        if (find_spec("ziglang") if name == "zig" else shutil.which(name))
+    }
+    velocity = np.concatenate([hop.copy() for hop in c.membrane_velocity(conditioned)])
+    probability, counts = np.empty_like(velocity), np.empty_like(velocity)
     spikes = np.empty(c.N_PLACES, np.bool_)
     _hair_cells(velocity, c.Ear.at_rest(0), probability)
     return {
         "whole": lambda: c.cochlea(audio, sample_rate_hz, 0),
+        **in_c,
         "conditioning": lambda: c.condition(audio, sample_rate_hz),
         "membrane": lambda: list(c.membrane_velocity(conditioned)),
         "hair cells": lambda: _hair_cells(velocity, c.Ear.at_rest(0), probability),
@@ -88,10 +100,10 @@ def main() -> None:
     seconds: dict[str, list[float]] = {name: [] for name in measured}
     for run in range(-1, args.runs):  # the first warms the compiler and the caches and does not count
         for name, function in measured.items():
-            begin = time.perf_counter()
+            begin = time.process_time()
             function()
             if run >= 0:
-                seconds[name].append(time.perf_counter() - begin)
+                seconds[name].append(time.process_time() - begin)
 
     medians_s = {name: statistics.median(times) for name, times in seconds.items()}
     if "lauscher" in medians_s:

@@ -28,9 +28,10 @@ from torch.nn import functional as F
 from benchmarks.kernels import high_water_megabytes, medians, processor
 from benchmarks.step import CONFIG, make_recordings, our_step, spikingjelly_step
 from datasets import readers
-from datasets.events import Bins, Recordings, counts
-from snn import architecture, checkpoint, config
-from snn.events import Events
+from datasets.binning import Bins, bin_events
+from datasets.recordings import Recordings
+from snn import architecture, checkpoint, config, settings
+from snn.inputs import SparseCounts
 from snn.linear import EventLinear
 from snn.memory import keep_freed_memory
 from snn.network import Network
@@ -48,15 +49,15 @@ def contenders(share: float) -> dict[str, Callable[[], object]]:
     torch.manual_seed(0)
     x_RC = (torch.rand(ROWS, INPUTS) < share).float()
     W_NC, gy_RN = torch.randn(OUTPUTS, INPUTS), torch.randn(ROWS, OUTPUTS)
-    given = Events(*sparse.compress(x_RC, sparse.find(x_RC)), (ROWS, 1, INPUTS))
+    given = SparseCounts(*sparse.compress(x_RC, sparse.find(x_RC)), (ROWS, 1, INPUTS))
 
-    def event_driven(events: Events) -> None:
+    def event_driven(events: SparseCounts) -> None:
         entries = (events.offsets, events.channels, events.counts)
         sparse.product(*entries, W_NC)
         sparse.weight_gradient(*entries, gy_RN, INPUTS)
 
     def from_dense() -> None:
-        event_driven(Events(*sparse.compress(x_RC, sparse.find(x_RC)), (ROWS, 1, INPUTS)))
+        event_driven(SparseCounts(*sparse.compress(x_RC, sparse.find(x_RC)), (ROWS, 1, INPUTS)))
 
     def dense() -> None:
         F.linear(x_RC, W_NC)
@@ -99,7 +100,7 @@ def input_layer_megabytes(kind: str, data: Path | None) -> float:
     layer.dense_above = 1.0 if kind == "event-driven" else NEVER
 
     def step(index: np.ndarray) -> None:
-        x_TBC = counts(recordings, index, bins_of(cfg))
+        x_TBC = bin_events(recordings, index, bins_of(cfg))
         if kind == "frames":  # dense ones, as other code makes them
             x_TBC = x_TBC.dense()
         layer(x_TBC).sum().backward()
@@ -119,7 +120,7 @@ def streaming(network: Network, cfg: config.Config, recordings: Recordings, roun
     for module in dense.modules():
         if isinstance(module, EventLinear):
             module.dense_above = NEVER
-    frames = [counts(recordings, np.array([r]), bins).dense() for r in range(len(recordings))]
+    frames = [bin_events(recordings, np.array([r]), bins).dense() for r in range(len(recordings))]
     streams = {
         stops: Stream(network, bins.dt_ms, bins.T, bins.T_empty, recordings.ticks_per_second, stops)
         for stops in (True, False)
@@ -170,7 +171,7 @@ def streaming(network: Network, cfg: config.Config, recordings: Recordings, roun
 
 
 def read_config() -> config.Config:
-    return config.build(config.read_yaml(CONFIG), str(CONFIG))
+    return settings.load(CONFIG)
 
 
 def bins_of(cfg: config.Config) -> Bins:
@@ -229,7 +230,7 @@ def main() -> None:
     torch.manual_seed(0)
     if arguments.load_pt_file:
         cfg, content = checkpoint.load(arguments.load_pt_file)
-    network = Network(cfg.network, cfg.data.shape, cfg.data.num_classes, "cpu")
+    network = cfg.new_network("cpu")
     if arguments.load_pt_file:
         checkpoint.load_weights(network, content["network"], arguments.load_pt_file)
     result["streaming"] = streaming(network, cfg, recordings, arguments.rounds)

@@ -27,10 +27,11 @@ from tqdm import tqdm
 
 import export
 import tasks
-from datasets.events import AnyRecordings, Bins, batches
-from snn import checkpoint, cli, exchange
+from datasets.binning import Bins, batches
+from datasets.recordings import AnyRecordings
+from snn import arguments, checkpoint, exchange
 from snn.errors import InputError
-from snn.events import Events
+from snn.inputs import SparseCounts
 from snn.network import Network
 from snn.neurons import SpikingNeuron
 
@@ -189,16 +190,16 @@ def in_ulp(away: float, theta: float) -> float:
 
 
 def neurons_of(network: Network) -> list[SpikingNeuron]:
-    return [*(block.neurons for block in network.blocks), network.output]
+    return [layer.neurons for layer in network.layers]
 
 
-def spikes_and_potentials(network: Network, x_T1C: Events) -> list[tuple[Tensor, Tensor]]:
+def spikes_and_potentials(network: Network, x_T1C: SparseCounts) -> list[tuple[Tensor, Tensor]]:
     """(T, N) each, layer after layer; an image in NIR's order, its channels first."""
     network, ran = copy.deepcopy(network), []
     for module in neurons_of(network):
         module.return_potential = True
         module.register_forward_hook(lambda _, __, out: ran.append(out))
-        if module is not network.output:
+        if module is not network.output.neurons:
             module.register_forward_hook(lambda _, __, out: out[0])
     network.reset()
     network(x_T1C)
@@ -250,14 +251,14 @@ def main() -> None:
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
-    path = cli.find_checkpoint(args.load_pt_file)
+    path = arguments.find_checkpoint(args.load_pt_file)
     cfg, content = checkpoint.load(path)
     data = cfg.data.model_copy(update={"path": args.path_to_dataset or cfg.data.path})
-    network = Network(cfg.network, data.shape, data.num_classes).eval()
+    network = cfg.new_network().eval()
     checkpoint.load_weights(network, content["network"], path)
     folded = network.folded()
     bins = Bins(data.dt_ms, data.T, data.T_empty, math.prod(data.shape))
-    recordings = tasks.read_recordings(data, "train", bins)
+    recordings = tasks.events.read_recordings(data, "train", bins)
     chosen = np.arange(min(args.recordings, len(recordings)))
 
     with tempfile.TemporaryDirectory() as folder:
@@ -282,9 +283,7 @@ def main() -> None:
             folded = exchange.approximated(network)
         graph = exchange.nir_graph(folded, data.shape, DT_S)
         nir.write(Path(folder) / "graph.nir", graph)
-        steps = np.cumsum(
-            [exchange.latency_of(module) for module in [b.neurons for b in folded.blocks] + [folded.output]]
-        )
+        steps = np.cumsum([exchange.latency_of(layer.neurons) for layer in folded.layers])
         for name, simulator in SIMULATORS.items():
             try:
                 run = simulator(Path(folder) / "graph.nir")

@@ -26,8 +26,9 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks.kernels import high_water_megabytes, medians, processor
-from datasets.events import Bins, Recordings, as_seen, counts
-from snn import architecture, config
+from datasets.binning import Bins, bin_events
+from datasets.recordings import Recordings, downsampled
+from snn import architecture, config, settings
 from snn.coding import Window
 from snn.conv import EventConv, Pooling, as_frames
 from snn.linear import EventLinear
@@ -73,7 +74,7 @@ def our_step(cfg: config.Config, recordings: Recordings) -> tuple[Step, Network]
     """Binning, forward, loss, backward, optimiser."""
     torch.manual_seed(0)
     data, fs = cfg.data, cfg.loss.fs
-    network = Network(cfg.network, data.shape, data.num_classes, "cpu").train()
+    network = cfg.new_network("cpu").train()
     optimizer = torch.optim.Adam(network.parameters(), cfg.train.lr, amsgrad=True, fused=True)
     window = Window.of(data.T + data.T_empty, fs.D, fs.A, fs.window)
     goal = partial(objective, loss=cfg.loss, window=window, training=True)
@@ -83,7 +84,7 @@ def our_step(cfg: config.Config, recordings: Recordings) -> tuple[Step, Network]
     def step() -> None:
         network.reset()
         optimizer.zero_grad(set_to_none=True)
-        goal(network(counts(recordings, batch, bins)), target_B).backward()
+        goal(network(bin_events(recordings, batch, bins)), target_B).backward()
         nn.utils.clip_grad_norm_(network.parameters(), cfg.train.clip_norm)
         optimizer.step()
         network.clamp_values()
@@ -115,7 +116,7 @@ def spikingjelly_step(cfg: config.Config, recordings: Recordings) -> Step:
     def step() -> None:
         functional.reset_net(network)
         optimizer.zero_grad(set_to_none=True)
-        x_TBPHW = counts(recordings, batch, bins).dense().unflatten(2, data.shape)
+        x_TBPHW = bin_events(recordings, batch, bins).dense().unflatten(2, data.shape)
         firing_rate(network(x_TBPHW), target_B, cfg.loss.fr.alpha).backward()
         nn.utils.clip_grad_norm_(network.parameters(), cfg.train.clip_norm)
         optimizer.step()
@@ -192,12 +193,12 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=6, help="recordings (6)")
     parser.add_argument("--peak", choices=("ours", "SpikingJelly"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    values = config.read_yaml(CONFIG)
+    values = settings.read_yaml(CONFIG)
     values["data"]["T"] = arguments.T - arguments.T * values["data"]["T_empty"] // 160
     values["data"]["T_empty"] = arguments.T - values["data"]["T"]
-    cfg = config.build(values, str(CONFIG))
+    cfg = settings.build(values, str(CONFIG))
     length_s = cfg.data.T * cfg.data.dt_ms / 1000
-    recordings = as_seen(
+    recordings = downsampled(
         make_recordings(arguments.batch, length_s, cfg.data.sensor, cfg.data.num_classes), cfg.data.sensor
     )
     if arguments.peak:
@@ -216,7 +217,7 @@ def main() -> None:
         print(f"  {name:<30}{ms:9.0f} ms {ms / median['ours']:6.2f} x")
     bins = Bins(cfg.data.dt_ms, cfg.data.T, cfg.data.T_empty, int(np.prod(cfg.data.shape)))
     index = np.arange(len(recordings))
-    binning = medians({"batch": lambda: counts(recordings, index, bins)}, arguments.rounds, "cpu")["batch"]
+    binning = medians({"batch": lambda: bin_events(recordings, index, bins)}, arguments.rounds, "cpu")["batch"]
     print(f"  making the batch, of ours       {binning:9.1f} ms, {100 * binning / median['ours']:.2f} %")
     parts = by_kind_of_layer(ours, network)
     print("  ours by kind of layer, under torch's profiler:")

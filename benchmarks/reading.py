@@ -27,8 +27,9 @@ from tqdm import tqdm
 from benchmarks.kernels import medians, processor
 from datasets import readers
 from datasets.augment import Augmentation, augment
-from datasets.events import AnyRecordings, Bins, Recordings, as_seen, counts
-from datasets.events import batches as batches_of
+from datasets.binning import Bins, bin_events
+from datasets.binning import batches as batches_of
+from datasets.recordings import AnyRecordings, Recordings, downsampled
 from snn import config
 
 EVENTS, CHANNELS, CLASSES = 6_000, 700, 20
@@ -70,7 +71,7 @@ def read(path: Path, in_memory: bool = True) -> AnyRecordings:
 
 def read_gestures(path: Path, in_memory: bool = True) -> AnyRecordings:
     recordings = readers.read("dvsgesture", path, "train", 2 * 128 * 128, 10, in_memory=in_memory)
-    return as_seen(recordings, config.Sensor(height=128, width=128, divide=4))
+    return downsampled(recordings, config.Sensor(height=128, width=128, divide=4))
 
 
 def in_one_go(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -119,9 +120,9 @@ def batches() -> dict[str, Callable[[], object]]:
     index = np.arange(128)
     bins = Bins(10.0, 100, 0, CHANNELS)
     return {
-        "gestures": lambda: counts(gestures, index[:16], Bins(10.0, 120, 40, 2 * 32 * 32)),
-        "SHD": lambda: counts(words, index, bins),
-        "SHD, augmented": lambda: counts(augment(words, index, index, everything, 1), index, bins),
+        "gestures": lambda: bin_events(gestures, index[:16], Bins(10.0, 120, 40, 2 * 32 * 32)),
+        "SHD": lambda: bin_events(words, index, bins),
+        "SHD, augmented": lambda: bin_events(augment(words, index, index, everything, 1), index, bins),
     }
 
 

@@ -4,8 +4,9 @@
     python -m benchmarks.results --readme
 
 The first writes results/<configuration>.json: commands, seeds, versions, machine, and each seed's metrics on the test
-split (which chose nothing: the best epoch is chosen on recordings held out from training). The second writes the table
-between the two marker comments of README.md, and the figure docs/results.png, from what is stored and nothing else.
+split (which chose nothing: the best epoch is chosen on recordings held out from training). The second writes the tables
+between marker comments of README.md and docs/results.md and the picture docs/results.png, from what is stored and
+nothing else; and docs/speed.md from what the other benchmarks measured, see benchmarks/speed.py.
 """
 
 import argparse
@@ -23,15 +24,18 @@ from pathlib import Path
 from matplotlib import pyplot as plt
 from tqdm import tqdm
 
-from snn import cli, config, report
+from benchmarks import speed
+from snn import arguments, cli, config, pictures, settings
+from snn.config import Mark
 from snn.errors import InputError
-from snn.files import write_whole
-from snn.machine import machine, versions
+from snn.files import REPOSITORY, write_whole
+from snn.machine import find_device, machine, versions
+from snn.tables import DASH, mean_and_std
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "results"
 FIGURE = REPOSITORY / "docs" / "results.png"
-BEGIN, END = "<!-- results: python -m benchmarks.results --readme -->", "<!-- end of results -->"
+SPEED = REPOSITORY / "docs" / "speed.png"
+COMMENTS = "<!-- {}: python -m benchmarks.results --readme -->", "<!-- end of {} -->"
 
 # FS accuracy (%) of Liu et al. 2023, means of five runs; of Liu and Dragotti 2025 for SSC
 PUBLISHED = {
@@ -44,8 +48,6 @@ PUBLISHED = {
     "culif_dvsplane": "92.7 %",
 }
 COMMAND = ("python", "-m", "benchmarks.results")
-# where data are, what runs
-MAY_CHANGE = {"data.path", "data.layout", "data.prepare", "train.device", "train.backend", "train.cuda_graphs"}
 NOT_A_RESULT = {"smoke"}  # configurations for a look
 # of test.py's metrics, what is stored of each seed
 KEPT = (
@@ -59,7 +61,7 @@ def main() -> None:
     parser = cli.OneLineParser(description=__doc__, allow_abbrev=False)  # --seed is no --seeds
     parser.add_argument("configuration", type=Path, nargs="?", help="a YAML to train, test and store")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="0 1 2")
-    parser.add_argument("--readme", action="store_true", help="rebuild the README's table and figure")
+    parser.add_argument("--readme", action="store_true", help="rebuild tables and pictures of README.md and docs/")
     args, words = parser.parse_known_args()
     if args.readme == (args.configuration is not None):
         parser.error("give a configuration to run, or --readme")
@@ -71,13 +73,13 @@ def main() -> None:
 
 def store(args: argparse.Namespace, words: Sequence[str]) -> None:
     """Train and test every seed, in runs/<configuration>_seed<seed>, and write results/<configuration>.json."""
-    path = cli.find_yaml(args.configuration)
-    name, parser = path.stem, cli.Parser("", cli.TRAIN)
-    cfg = config.build(config.read_yaml(path), str(path))
-    changed = parser.override(config.read_yaml(path), parser.parse_args(words), path)
-    if others := [field for field in config.differences(cfg, changed) if field not in MAY_CHANGE]:
+    path = arguments.find_yaml(args.configuration)
+    name, parser = path.stem, arguments.Parser("", arguments.TRAIN)
+    cfg = settings.load(path)
+    changed = parser.override(settings.read_yaml(path), parser.parse_args(words), path)
+    if others := set(settings.differences(cfg, changed)) - settings.marked(type(cfg), Mark.MACHINE):
         raise InputError(
-            f"{', '.join(others)}: a stored result is of {path} as it is; write a configuration of its own"
+            f"{', '.join(sorted(others))}: a stored result is of {path} as it is; write a configuration of its own"
         )
     RESULTS.mkdir(exist_ok=True)
     load, seeds = os.getloadavg()[0], {}
@@ -99,13 +101,13 @@ def store(args: argparse.Namespace, words: Sequence[str]) -> None:
         ),
         "network": describe(cfg),
         "finished": time.strftime("%Y-%m-%d"),
-        "machine": machine(cli.device(changed.train.device))
+        "machine": machine(find_device(changed.train.device))
         | {"threads": os.environ.get("OMP_NUM_THREADS", "all"), "load_at_start": round(load, 1)},
         "versions": versions(),
         "seeds": seeds,
     }
     write_whole(RESULTS / f"{name}.json", json.dumps(result, indent=1) + "\n")
-    print(f"stored in results/{name}.json; python -m benchmarks.results --readme puts it into the README")
+    print(f"stored in results/{name}.json; python -m benchmarks.results --readme puts it into README.md and docs/")
 
 
 def run(*command: str) -> None:
@@ -140,6 +142,20 @@ def stored() -> dict[str, dict]:
     return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))}
 
 
+def summary(results: dict[str, dict]) -> str:
+    """A row for each stored result: the network, and its accuracy with the first spike and with all."""
+    lines = ["| configuration | network | FS | FR | half right by |", "|---|---|---|---|---|"]
+    for name, result in results.items():
+        seeds = list(result["seeds"].values())
+        if "accuracy" in seeds[0]:
+            cells = [mean_of(seeds, "accuracy", 2, " %"), "", ""]
+        else:
+            cells = [mean_of(seeds, key, 1, " %") for key in ("fs_accuracy", "fr_accuracy")]
+            cells.append(mean_of(seeds, "t_d50_ms", 0, " ms"))
+        lines.append(row([f"`{name}`", result["network"], *cells]))
+    return "\n".join(lines)
+
+
 def table(results: dict[str, dict]) -> str:
     """A row for each configuration of configs/: what was published, and what is stored."""
     lines = [
@@ -149,7 +165,7 @@ def table(results: dict[str, dict]) -> str:
     for path in sorted((REPOSITORY / "configs").glob("*.yaml")):
         if path.stem in NOT_A_RESULT:
             continue
-        cfg = config.build(config.read_yaml(path), str(path))
+        cfg = settings.load(path)
         cells = [f"`configs/{path.name}`", describe(cfg), PUBLISHED.get(path.stem, "-")]
         if path.stem not in results:
             lines.append(row([*cells, "not run", "", "", ""]))
@@ -183,11 +199,8 @@ def row(cells: Sequence[str]) -> str:
 
 def mean_of(seeds: Sequence[dict], key: str, digits: int, unit: str) -> str:
     """Mean ± std over seeds; of one seed its value; a dash where a seed has none."""
-    values = [seed[key] for seed in seeds]
-    if None in values:
-        return "-"
-    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.{digits}f}{spread}{unit}"
+    words = mean_and_std([seed[key] for seed in seeds], digits)
+    return words if words == DASH else f"{words}{unit}"
 
 
 def draw(results: dict[str, dict]) -> plt.Figure | None:
@@ -196,35 +209,56 @@ def draw(results: dict[str, dict]) -> plt.Figure | None:
     shown = {name: seeds for name, seeds in shown.items() if "anytime" in seeds[0]}
     if not shown:
         return None
-    with plt.rc_context(report.STYLE):
-        figure, axis = plt.subplots(figsize=(report.WIDTH, 3))
+    with plt.rc_context(pictures.STYLE):
+        figure, axis = plt.subplots(figsize=(pictures.WIDTH, 3))
         for k, (name, seeds) in enumerate(shown.items()):
-            colour, time_ms = report.LAYERS[k % len(report.LAYERS)], seeds[0]["anytime"]["time_ms"]
-            for code, words, _, style in report.CODES:
+            colour, time_ms = pictures.LAYERS[k % len(pictures.LAYERS)], seeds[0]["anytime"]["time_ms"]
+            for code, words, _, style in pictures.CODES:
                 curves = list(zip(*(seed["anytime"][f"{code}_accuracy_over_time"] for seed in seeds), strict=True))
                 axis.plot(time_ms, list(map(statistics.mean, curves)), color=colour, ls=style, label=f"{name}, {words}")
                 axis.fill_between(
                     time_ms, list(map(min, curves)), list(map(max, curves)), color=colour, alpha=0.15, lw=0
                 )
         axis.set(xlabel="elapsed time (ms)", ylabel="right decisions (%)", ylim=(0, 100), xlim=(0, None))
-        axis.grid(color=report.GREY, lw=0.4)
+        axis.grid(color=pictures.GREY, lw=0.4)
         axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     return figure
 
 
 def rebuild() -> None:
-    """The README between its markers, and the figure."""
-    results, path = stored(), REPOSITORY / "README.md"
-    text = path.read_text(encoding="utf-8")
-    before, found, rest = text.partition(BEGIN)
-    _, closed, after = rest.partition(END)
+    """Rewrite README.md and docs/ between their marker comments, and their pictures."""
+    results, measured = stored(), speed.stored()
+    texts = {path: path.read_text(encoding="utf-8") for path in pages(results, measured)}
+    for path, sections in pages(results, measured).items():
+        for name, content in sections.items():
+            texts[path] = between(texts[path], name, content, path)
+    for path, text in texts.items():
+        write_whole(path, text)
+    for path, figure in ((FIGURE, draw(results)), (SPEED, speed.draw(measured))):
+        if figure is not None:
+            write_whole(path, pictures.png(figure))
+    print(f"README.md, docs/results.md, docs/speed.md and their pictures: {len(results)} stored results")
+
+
+def pages(results: dict[str, dict], measured: dict) -> dict[Path, dict[str, str]]:
+    """Page -> what stands between its comments, by the name in them."""
+    return {
+        REPOSITORY / "README.md": {"results": summary(results)},
+        REPOSITORY / "docs" / "results.md": {"results": table(results)},
+        REPOSITORY / "docs" / "speed.md": {place: speed.table(measured, place) for place in speed.PLACES},
+    }
+
+
+def between(text: str, name: str, content: str, path: Path) -> str:
+    """The text with this content between its two comments of that name."""
+    begin, end = (comment.format(name) for comment in COMMENTS)
+    before, found, rest = text.partition(begin)
+    _, closed, after = rest.partition(end)
     if not (found and closed):
-        raise InputError(f"README.md: the table goes between the lines {BEGIN} and {END}; put them where it belongs")
-    figure = draw(results)
-    if figure is not None:
-        write_whole(FIGURE, report.png(figure))
-    write_whole(path, f"{before}{BEGIN}\n{table(results)}\n{END}{after}")
-    print(f"README.md: {len(results)} stored results" + (f"; drawn: docs/{FIGURE.name}" if figure is not None else ""))
+        raise InputError(
+            f"{path.relative_to(REPOSITORY)}: needs the lines {begin} and {end}, between which a table goes"
+        )
+    return f"{before}{begin}\n{content}\n{end}{after}"
 
 
 if __name__ == "__main__":

@@ -34,12 +34,12 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 
 from benchmarks.kernels import processor
 from benchmarks.step import CONFIG, EVENTS, LENGTH_S
-from datasets.events import Bins, Recordings, counts
-from snn import config
+from datasets.binning import Bins, bin_events
+from datasets.recordings import Recordings
+from snn import config, settings
 from snn.coding import Window
 from snn.loss import objective
 from snn.memory import keep_freed_memory
-from snn.network import Network
 from snn.team import Team, gather
 
 EVENTS_SPREAD = 0.3  # standard deviation of a recording's number of events over its mean
@@ -92,7 +92,7 @@ def make_step(
     """
     torch.manual_seed(0)
     data, fs = cfg.data, cfg.loss.fs
-    network = Network(cfg.network, data.shape, data.num_classes, "cpu")
+    network = cfg.new_network("cpu")
     if is_synchronised:
         team.synchronise(network)
     optimizer = torch.optim.Adam(network.train().parameters(), cfg.train.lr, amsgrad=True, fused=True)
@@ -115,7 +115,7 @@ def make_step(
         loss_of.register_comm_hook(None, counted)
 
     def step() -> None:
-        x_TBC = counts(recordings, share, bins)
+        x_TBC = bin_events(recordings, share, bins)
         optimizer.zero_grad(set_to_none=True)
         loss = loss_of(x_TBC, target_B, team.weight(len(recordings)))
         loss.backward()
@@ -160,7 +160,7 @@ def work(rounds: int) -> dict:
     keep_freed_memory()
     team = gather(False, torch.device("cpu"))
     alone = Team(team.device)
-    cfg = config.build(config.read_yaml(CONFIG), str(CONFIG))
+    cfg = settings.load(CONFIG)
     B, channels, classes = cfg.train.batch_size, cfg.data.channels, cfg.data.num_classes
     once, twice = make_recordings(B, channels, classes), make_recordings(2 * B, channels, classes)
     buckets: list[int] = []

@@ -25,7 +25,7 @@ import tasks
 import train
 from benchmarks.kernels import processor
 from benchmarks.step import make_recordings
-from snn import checkpoint, cli, config
+from snn import checkpoint, cli, settings
 from snn.memory import keep_freed_memory
 from snn.team import Team
 
@@ -53,13 +53,13 @@ def resident_megabytes() -> float:
 
 def soak(folder: Path, minutes: float) -> list[dict[str, float]]:
     """A row an epoch: minutes since the start, milliseconds a step, resident megabytes."""
-    values = config.read_yaml(CONFIG)
-    config.override(values, "data.path", str(folder))
-    config.override(values, "train.device", "cpu")
-    cfg = config.build(values, str(CONFIG))
+    values = settings.read_yaml(CONFIG)
+    settings.override(values, "data.path", str(folder))
+    settings.override(values, "train.device", "cpu")
+    cfg = settings.build(values, str(CONFIG))
     write_recordings(cfg.data.train_path, cfg.data.channels, cfg.data.num_classes)
     team = Team(torch.device("cpu"))
-    task = tasks.of(cfg, team)
+    task = tasks.kind_of(cfg).training(cfg, team)
     random = np.random.default_rng(0)
     rows, started = [], time.perf_counter()
     interruption = cli.Interruption("interrupted")

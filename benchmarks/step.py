@@ -23,18 +23,19 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks.kernels import medians, processor
-from datasets.events import Bins, Recordings, counts, frames
-from snn import architecture, config
+from datasets.binning import Bins, bin_dense, bin_events
+from datasets.recordings import Recordings
+from snn import architecture, config, settings
 from snn.coding import Window
-from snn.events import Events
+from snn.inputs import SparseCounts
 from snn.linear import DENSE_ABOVE, EventLinear
 from snn.loss import firing_rate, objective
 from snn.memory import keep_freed_memory
-from snn.network import Network
 from snn.replay import Replayed
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "adlif_shd.yaml"
 EVENTS, LENGTH_S = 5800, 0.45
+SURROGATES = {"boxcar": 2.0, "triangle": 5.0}  # of finite width, with their slopes
 DELAYS = {"delays of inputs": "D25", "delays of synapses": "DS25"}
 
 
@@ -51,14 +52,14 @@ def make_recordings(n: int, channels: int, classes: int) -> Recordings:
     )
 
 
-def binned(cfg: config.Config, recordings: Recordings, device: str) -> Events | Tensor:
+def binned(cfg: config.Config, recordings: Recordings, device: str) -> SparseCounts | Tensor:
     """The recordings as one batch on that device."""
     data = cfg.data
     bins, batch = Bins(data.dt_ms, data.T, data.T_empty, data.channels), np.arange(len(recordings))
     with record_function("binning"):
         if device == "cpu":
-            return counts(recordings, batch, bins)
-        return frames(recordings, batch, bins, torch.device(device))
+            return bin_events(recordings, batch, bins)
+        return bin_dense(recordings, batch, bins, torch.device(device))
 
 
 def our_step(
@@ -72,7 +73,7 @@ def our_step(
     """Binning, forward, loss, backward, optimiser; products are dense above that share of active inputs."""
     torch.manual_seed(0)
     data, fs = cfg.data, cfg.loss.fs
-    network = Network(cfg.network, data.shape, data.num_classes, backend).to(device).train()
+    network = cfg.new_network(backend).to(device).train()
     for module in network.modules():
         if isinstance(module, EventLinear):
             module.dense_above = dense_above
@@ -81,7 +82,7 @@ def our_step(
     goal = partial(objective, loss=cfg.loss, window=window, training=True)
     target_B = torch.from_numpy(recordings.labels).to(device)
 
-    def loss(x_TBC: Events | Tensor, target_B: Tensor, _: float) -> Tensor:
+    def loss(x_TBC: SparseCounts | Tensor, target_B: Tensor, _: float) -> Tensor:
         network.reset()
         return goal(network(x_TBC), target_B)
 
@@ -154,7 +155,7 @@ def main() -> None:
     parser.add_argument("--delays", action="store_true", help="measure networks with delays")
     arguments = parser.parse_args()
     device = arguments.device
-    cfg = config.build(config.read_yaml(CONFIG), str(CONFIG))
+    cfg = settings.load(CONFIG)
     recordings = make_recordings(cfg.train.batch_size, cfg.data.channels, cfg.data.num_classes)
     ours = partial(our_step, recordings=recordings, device=device)
     steps = {"ours": ours(cfg, "auto", replays=device == "cuda")}
@@ -165,6 +166,9 @@ def main() -> None:
             "ours on the torch reference": ours(cfg, "torch"),
             "SpikingJelly, LIFNode": spikingjelly_step(cfg, recordings, device),
         }
+        for name, slope in SURROGATES.items():
+            of_width = cfg.network.model_copy(update={"surrogate": name, "surrogate_slope": slope})
+            steps[f"ours, {name} of slope {slope:g}"] = ours(cfg.model_copy(update={"network": of_width}), "auto")
     if device == "cuda":
         steps["ours, not replayed"] = ours(cfg, "auto")
     median = medians(steps, arguments.rounds, device)

@@ -20,11 +20,10 @@ from pathlib import Path
 import h5py
 import torch
 
-from snn import checkpoint, cli
+from snn import arguments, checkpoint, cli
 from snn.errors import InputError
+from snn.files import REPOSITORY
 from snn.machine import machine
-
-REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def main() -> None:
@@ -34,7 +33,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="3")
     parser.add_argument("--data", type=Path, help="folder of the test file, where the run's own is not there")
     args = parser.parse_args()
-    path = cli.find_checkpoint(args.run)
+    path = arguments.find_checkpoint(args.run)
     cfg, _ = checkpoint.load(path)
     source = (args.data or cfg.data.folder) / cfg.data.test_path.name
     if cfg.data.layout != "shd" or not source.is_file():

@@ -27,11 +27,11 @@ from torch import Tensor, nn
 from torch.nn import grad
 
 from benchmarks.kernels import medians, processor
-from snn import cli, config
+from snn import cli, config, settings
 from snn.errors import InputError
 from snn.memory import keep_freed_memory
 from snn.ttfs.layers import Conv2d, EarliestSpike, Linear
-from snn.ttfs.network import Network
+from snn.ttfs.network import TTFSNetwork
 
 MNIST = Path(__file__).resolve().parent.parent / "configs" / "ttfs_mnist.yaml"
 STEPS = 16
@@ -57,7 +57,7 @@ class FirstSpike(nn.Module):
         return s_TB * (s_TB.detach().cumsum(0) <= 1)
 
 
-def like(network: Network, conv: type, dense: type, pool: type, neurons: type) -> nn.Sequential:
+def like(network: TTFSNetwork, conv: type, dense: type, pool: type, neurons: type) -> nn.Sequential:
     """A network of the same shape with other parts, and the same weights."""
     modules: list[nn.Module] = []
     is_flat = False
@@ -81,11 +81,11 @@ def like(network: Network, conv: type, dense: type, pool: type, neurons: type) -
     return nn.Sequential(*modules)
 
 
-def clipped_relu(network: Network) -> Forward:
+def clipped_relu(network: TTFSNetwork) -> Forward:
     return like(network, nn.Conv2d, nn.Linear, nn.MaxPool2d, Clip).to(network.readout.weight.device)
 
 
-def simulation(network: Network) -> Forward:
+def simulation(network: TTFSNetwork) -> Forward:
     simulated = like(network, layer.Conv2d, layer.Linear, layer.MaxPool2d, FirstSpike)
     functional.set_step_mode(simulated, "m")
     simulated.to(network.readout.weight.device)
@@ -152,7 +152,7 @@ class BufferedReadout(torch.autograd.Function):
         return -(g_BO @ W_ON) * (lead_BN > 0), g_BNO.sum(0).T
 
 
-def two_products(network: Network) -> Forward:
+def two_products(network: TTFSNetwork) -> Forward:
     def run(x_BCHW: Tensor) -> Tensor:
         t = torch.where(x_BCHW == 0, torch.inf, 1 - x_BCHW)
         for module in network.layers:
@@ -184,7 +184,7 @@ def kept_megabytes(forward: Forward, x_BCHW: Tensor, weights: set[int]) -> float
 def compare(layers: str, shape: tuple[int, ...], classes: int, batch: int, rounds: int, device: str) -> dict:
     """Milliseconds and kept megabytes of each way, printed as well."""
     torch.manual_seed(0)
-    network = Network(config.TTFS(layers=layers), shape, classes).to(device)
+    network = TTFSNetwork(config.TTFS(layers=layers), shape, classes).to(device)
     if not all(isinstance(module, (Conv2d, Linear, EarliestSpike)) for module in network.layers):
         raise InputError("--layers: only C, P and F words are compared")
     x_BCHW = torch.rand(batch, *shape, device=device)
@@ -230,7 +230,7 @@ def main() -> None:
     where = processor() if arguments.device == "cpu" else torch.cuda.get_device_name()
     where += f", {torch.get_num_threads()} threads, torch {torch.__version__}"
     print(where)
-    mnist = config.build(config.read_yaml(MNIST), str(MNIST))
+    mnist = settings.load(MNIST)
     networks = [
         (mnist.ttfs.layers, mnist.data.shape, mnist.data.num_classes, mnist.train.batch_size),
         ("vgg7", (3, 32, 32), 10, 16),

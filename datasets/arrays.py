@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.events import Recordings
+from datasets.prepare.cameras.tables import COLUMNS, NAMES, TICKS, Polarity, as_piece
 from datasets.prepare.store import LONGEST_US, Store, numbered
-from datasets.prepare.tables import COLUMNS, NAMES, TICKS, Polarity, as_piece
 from datasets.prepare.writer import new_file
+from datasets.recordings import Recordings
 from snn.errors import InputError
 
 Label = int | str

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from datasets.events import WHOLE, Recordings, check_array, check_index
+from datasets.recordings import WHOLE, Recordings, check_array, check_index
 from snn import checks
 from snn.errors import InputError
 from snn.ops.compiled import inlined, kernel

@@ -18,6 +18,7 @@ import numpy as np
 
 from snn.errors import InputError
 
+PROVENANCE = "provenance"  # attribute: a JSON object of the parameters the file was made with
 MOST_SHRUNK = 1032  # times: what deflate makes of zeros; no event list comes near it
 LISTS_AT_ONCE = 64
 PIECE = 2**14  # bytes
@@ -154,6 +155,11 @@ class File:
         if not self._heaps_are_checked:
             _check_heaps(self.path)
             self._heaps_are_checked = True
+
+    def part(self, name: str, selection: slice | np.ndarray | tuple = ()) -> np.ndarray:
+        """What `selection` picks of a data set, which was checked before; () is all of it."""
+        with border(self.path):
+            return self.open()[name][selection]
 
     def numbers(self, name: str) -> np.ndarray:
         dataset = self.dataset(name, "iuf")

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,12 +18,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from datasets import readers
-from datasets.events import AnyRecordings, Recordings, check_first_times
 from datasets.labels import as_named, check_labels, check_type
-from datasets.readers import RECORDINGS_AT_ONCE, Split
+from datasets.layouts import LAYOUTS, Split
+from datasets.readers import RECORDINGS_AT_ONCE
+from datasets.recordings import AnyRecordings, Recordings
+from datasets.window import check_first_times
+from snn import config
 from snn.classes import Named, tidied
 from snn.errors import InputError
 from snn.ops.compiled import kernel
+
+if TYPE_CHECKING:
+    from torchvision.datasets import VisionDataset
 
 TORCHVISION = {"mnist": "MNIST", "fmnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100"}
 Augment = Callable[[Tensor], Tensor]  # of a batch
@@ -41,70 +48,59 @@ class Images:
         return len(self.labels)
 
 
-def fetch_if_missing(layout: str, folder: Path, name: str) -> None:
+def fetch_if_missing(data: config.Images) -> None:
     """Download a set of torchvision's that is missing."""
-    if layout == "torchvision":
-        _torchvision(folder, name, train=True, download=True)
+    if data.layout == "torchvision":
+        _torchvision(data.folder, data.dataset_name, train=True, download=True)
 
 
-def read(
-    layout: str,
-    folder: Path,
-    name: str,
-    split: Split,
-    shape: tuple[int, int, int],
-    num_classes: int,
-    window_ms: float | None = None,
-    classes: Named | None = None,
-    strict: bool = False,
-) -> Images:
-    """Read the images of one split, of this shape (C, H, W) and with labels in 0..num_classes-1.
+def read(data: config.Images, split: Split, classes: Named | None = None) -> Images:
+    """Read the images of one split, of shape data.shape (C, H, W) and with labels in 0..data.num_classes-1.
 
-    A training set must have an image of every class. `classes` as in `readers.read`; `strict` refuses recordings of
-    events that leave no event in an image.
+    A training set must have an image of every class. `classes` as in `readers.read`; `data.strict` refuses recordings
+    of events that leave no event in an image.
     """
-    if layout in readers.LAYOUTS:
-        window_ms = _window(layout, window_ms)
-        path = folder / f"{name}_{split}.h5"
-        recordings = readers.read(layout, path, split, int(np.prod(shape)), num_classes, classes=classes)
-        return first_events(recordings, shape, window_ms, strict)
-    if layout == "torchvision":
-        images = _read_torchvision(folder, name, split)
-    else:
-        images = _read_npz(folder / f"{name}.npz", split, shape, num_classes)
-    _check_shape(images.pixels.shape, shape, images.where)
+    _check_layout(data)
+    if data.layout in LAYOUTS:
+        recordings = readers.read(
+            data.layout, _events_file(data, split), split, math.prod(data.shape), data.num_classes, classes=classes
+        )
+        return first_events(recordings, data.shape, data.window_ms, data.strict)
+    read_layout = _read_torchvision if data.layout == "torchvision" else _read_npz
+    images = read_layout(data, split)
+    _check_shape(images.pixels.shape, data.shape, images.where)
     labels = as_named(images.labels, Named(images.class_names, images.where), classes)
-    check_labels(labels, num_classes, images.where, split == "train", "image")
+    check_labels(labels, data.num_classes, images.where, split == "train", "image")
     names = images.class_names if classes is None or classes.names is None else classes.names
     return replace(images, labels=labels, class_names=names)
 
 
-def look(
-    layout: str,
-    folder: Path,
-    name: str,
-    split: Split,
-    shape: tuple[int, int, int],
-    num_classes: int,
-    window_ms: float | None = None,
-    classes: Named | None = None,
-    strict: bool = False,
-) -> None:
+def look(data: config.Images, split: Split, classes: Named | None = None) -> None:
     """InputError as `read`, as far as the layout of the files tells; no pixel, label or event is read."""
-    if layout in readers.LAYOUTS:
-        _window(layout, window_ms)
-        path = folder / f"{name}_{split}.h5"
-        readers.look(layout, path, split, int(np.prod(shape)), num_classes, None, classes, strict)
-    elif layout == "npz":
-        path = folder / f"{name}.npz"
+    _check_layout(data)
+    if data.layout in LAYOUTS:
+        path, units = _events_file(data, split), math.prod(data.shape)
+        readers.look(data.layout, path, split, units, data.num_classes, classes=classes, strict=data.strict)
+    elif data.layout == "npz":
+        path = _npz_file(data)
         with _npz_border(path):
-            _check_heads(_heads(path), path, split, shape, num_classes)
+            _check_heads(_heads(path), path, split, data.shape, data.num_classes)
 
 
-def _window(layout: str, window_ms: float | None) -> float:
-    if window_ms is None:
-        raise InputError(f"data.layout = {layout}: data.window_ms is missing, the span that becomes the window T")
-    return window_ms
+def _check_layout(data: config.Images) -> None:
+    known = ("torchvision", "npz", *LAYOUTS)
+    if data.layout not in known:
+        raise InputError(f"data.layout = {data.layout} is not known; known are {', '.join(known)}")
+    if data.layout in LAYOUTS and data.window_ms is None:
+        raise InputError(f"data.layout = {data.layout}: data.window_ms is missing, the span that becomes the window T")
+
+
+def _events_file(data: config.Images, split: Split) -> Path:
+    return data.folder / f"{data.dataset_name}_{split}.h5"
+
+
+def _npz_file(data: config.Images) -> Path:
+    return data.folder / f"{data.dataset_name}.npz"
 
 
 def _check_shape(found: tuple[int, ...], shape: tuple[int, int, int], where: str) -> None:
@@ -112,7 +108,7 @@ def _check_shape(found: tuple[int, ...], shape: tuple[int, int, int], where: str
         raise InputError(f"{where}: the images have shape {found[1:]}, data.shape says {tuple(shape)}")
 
 
-def _torchvision(folder: Path, name: str, train: bool, download: bool):
+def _torchvision(folder: Path, name: str, train: bool, download: bool) -> "VisionDataset":
     from torchvision import datasets  # here, as it takes a second and no other layout needs it
 
     if name not in TORCHVISION:
@@ -128,26 +124,27 @@ def _torchvision(folder: Path, name: str, train: bool, download: bool):
         ) from None
 
 
-def _read_torchvision(folder: Path, name: str, split: Split) -> Images:
-    images = _torchvision(folder, name, train=split == "train", download=False)
+def _read_torchvision(data: config.Images, split: Split) -> Images:
+    images = _torchvision(data.folder, data.dataset_name, train=split == "train", download=False)
     pixels = np.asarray(images.data)
     pixels = pixels[:, None] if pixels.ndim == 3 else pixels.transpose(0, 3, 1, 2)
-    where = f"{folder}, {TORCHVISION[name]}"
+    where = f"{data.folder}, {TORCHVISION[data.dataset_name]}"
     return Images(np.ascontiguousarray(pixels), np.asarray(images.targets, np.int64), where, tidied(images.classes))
 
 
-def _read_npz(path: Path, split: Split, shape: tuple[int, int, int], num_classes: int) -> Images:
+def _read_npz(data: config.Images, split: Split) -> Images:
     """x_train, y_train, x_test, y_test; images (n, H, W), (n, H, W, C) or (n, C, H, W), uint8 or in [0, 1].
 
     class_names, if it is there: the names of the classes, texts in the order of their numbers.
     """
+    path = _npz_file(data)
     with _npz_border(path), np.load(path) as file:
-        _check_heads(_heads(path), path, split, shape, num_classes)
+        _check_heads(_heads(path), path, split, data.shape, data.num_classes)
         pixels, labels = file[f"x_{split}"], file[f"y_{split}"].reshape(-1)
         names = tidied(file["class_names"].tolist()) if "class_names" in file else None
     if pixels.ndim == 3:
         pixels = pixels[:, None]
-    elif pixels.shape[1:] != tuple(shape):
+    elif pixels.shape[1:] != data.shape:
         pixels = pixels.transpose(0, 3, 1, 2)
     if pixels.dtype != np.uint8:
         low, high = pixels.min(), pixels.max()
@@ -230,7 +227,8 @@ def first_events(
 ) -> Images:
     """Pixels whose spike, at (1 - x) of a window, is their first event at that share of window_ms; 0 without one."""
     ticks = window_ms / 1000 * recordings.ticks_per_second
-    check_first_times(recordings, ticks, f"the first {window_ms:g} ms", "data.window_ms", strict)
+    first_times = recordings.first_times
+    check_first_times(recordings, first_times, ticks, f"the first {window_ms:g} ms", "data.window_ms", strict)
     first = np.full((len(recordings), int(np.prod(shape))), ticks)
     at_once = len(recordings) if isinstance(recordings, Recordings) else RECORDINGS_AT_ONCE
     for start in range(0, len(recordings), at_once):

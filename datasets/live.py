@@ -1,106 +1,251 @@
-"""Events as they come, from UDP packets or a pipe, for `snn.streaming.Stream`.
+"""Events as they come, from UDP packets or through a pipe, as recordings for `snn.streaming.Stream`.
 
-    for times_us, units in live.from_udp(3333, "t64_x16_y16_on8", sensor=(34, 34)):
-        if decision := stream.push(times_us, units):  # a Stream with ticks_per_second=1e6
-            break
+    source = live.Source(live.listen(3333), "t64_x16_y16_on8", sensor=(34, 34))
+    for recording in source.recordings(longest_us=1_000_000):
+        stream.reset()  # a Stream with ticks_per_second=1e6
+        for times_us, units, _ in recording:
+            if decision := stream.push(times_us, units):
+                break  # the rest of the recording is passed over
+        print(decision or stream.finish(), source.counts)
 
-The layouts of packets are faery's: events one after another, little endian, t in µs, named after the bits of the parts.
+Nothing that comes is fatal once one packet has been understood: what is lost, late or damaged is counted.
+
+Layouts: two of packets are faery's, events one after another, little endian, t in µs, named after the bits of the
+parts. `csv` is lines t,x,y,p, as faery takes them from a pipe; evt2, evt21 and evt3 are the words of Prophesee's
+cameras. Before each, "n32_" says that a packet begins with its number, 32 bits that count on: only so it is known how
+many were lost on their way. Of the others, those that this machine dropped are counted, as Linux tells.
 """
 
 from __future__ import annotations
 
+import os
+import select
 import socket
-from collections.abc import Iterator
-from typing import BinaryIO
+import struct
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
+from datasets.prepare.cameras.pieces import Clock, Piece
+from datasets.prepare.cameras.prophesee import ENCODINGS, Words
 from snn.errors import InputError
 
-LAYOUTS = {
+RECORDS = {
     "t64_x16_y16_on8": np.dtype([("t", "<u8"), ("x", "<u2"), ("y", "<u2"), ("on", "u1")]),
     "t32_x16_y15_on1": np.dtype([("t", "<u4"), ("x", "<u2"), ("y_on", "<u2")]),
 }
+NUMBERED = "n32_"
+LAYOUTS = (*RECORDS, "csv", *ENCODINGS)
+UDP_LAYOUT, PIPE_LAYOUT = f"{NUMBERED}t64_x16_y16_on8", "csv"  # of datasets/send.py where nothing else is said
 LARGEST = 2**16  # bytes of a packet, and of what is read from a pipe at once
-Chunk = tuple[np.ndarray, np.ndarray]  # times in µs from the first event, uint64, and units p·H·W + y·W + x, uint32
+REORDERED = 1000  # packets: one whose number is farther behind is the first of a sender that has begun anew
+RESTARTED_US = 1_000_000  # events so much older than the last are no late ones: the sender's clock has begun anew
+SO_RXQ_OVFL = 40  # Linux, asm-generic/socket.h: tell with each packet how many were dropped before it
 
 
-def from_udp(
-    port: int, layout: str, sensor: tuple[int, int], host: str = "127.0.0.1", quiet_s: float | None = None
-) -> Iterator[Chunk]:
-    """The events of each packet that arrives at a port. A packet older than the one before it is left out.
+class Chunk(NamedTuple):
+    """Events of a recording, as they came."""
 
-    sensor: (height, width). quiet_s: end when nothing has come for so long; None: never. Raises InputError for a port
-    that is taken, and for packets that are not of this layout or sensor.
+    times_us: np.ndarray  # [events] int64, from the recording's first event, ascending
+    units: np.ndarray  # [events] int64, p·H·W + y·W + x
+    arrived_s: float  # time.perf_counter() when they came
+
+
+@dataclass
+class Counts:
+    """Count what has come, and what has not."""
+
+    packets: int = 0  # or pieces of a pipe
+    events: int = 0  # taken
+    lost: int = 0  # packets
+    late: int = 0  # packets with events older than one that was taken; those are left out
+    damaged: int = 0  # packets that are not of the layout or the sensor; all of it is left out
+
+
+def listen(port: int, host: str = "127.0.0.1") -> socket.socket:
+    """A UDP socket at a port. InputError if it cannot be had."""
+    receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    try:
+        receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**22)  # of bursts; the system may give less
+        receiver.setsockopt(socket.SOL_SOCKET, SO_RXQ_OVFL, 1)
+        receiver.bind((host, port))
+    except (OSError, OverflowError) as error:
+        receiver.close()
+        raise InputError(f"UDP port {port}: cannot be listened to on {host} ({error}); choose another") from None
+    return receiver
+
+
+class Source:
+    """Recordings from a UDP socket, see `listen`, or from a pipe, such as `sys.stdin.buffer`.
+
+    sensor: (height, width). Raises InputError for a layout that is not known, and where not even the first packet is of
+    the layout and the sensor.
     """
-    place = f"UDP port {port}"
-    reader = _Reader(layout, sensor, place)
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
-        try:
-            receiver.bind((host, port))
-        except (OSError, OverflowError) as error:
-            raise InputError(f"{place}: cannot be listened to on {host} ({error}); choose another") from None
-        receiver.settimeout(quiet_s)
+
+    def __init__(self, source: socket.socket | BinaryIO, layout: str, sensor: tuple[int, int]):
+        self.is_numbered = layout.startswith(NUMBERED)
+        self.layout, (self.height, self.width) = layout.removeprefix(NUMBERED), sensor
+        if self.layout not in LAYOUTS:
+            raise InputError(f"there is no layout {layout!r} of packets; known are {', '.join(LAYOUTS)}")
+        self.is_socket = isinstance(source, socket.socket)
+        if self.is_numbered and not self.is_socket:
+            raise InputError(f"through a pipe nothing is lost, so its layout is {self.layout}, without {NUMBERED}")
+        self.source, self.counts = source, Counts()
+        self._decode = _decoder(self.layout)
+        self._rest = b""
+        self._next_number: int | None = None
+        self._missing: set[int] = set()  # numbers of packets that were taken for lost, the latest ones
+
+    def recordings(self, longest_us: int, pause_us: int = 200_000) -> Iterator[Iterator[Chunk]]:
+        """Each recording as an iterator of its chunks. Asking for the next one passes over what is left of this one.
+
+        A recording begins with an event, and ends `longest_us` later, or before where no event follows for `pause_us`,
+        by the events' times or by this machine's clock. The last chunk of a recording may be empty.
+        """
+        for _, chunks in groupby(self._chunks(longest_us, pause_us), key=itemgetter(0)):
+            yield map(itemgetter(1), chunks)
+
+    def _chunks(self, longest_us: int, pause_us: int) -> Iterator[tuple[int, Chunk]]:
+        """(number of the recording, chunk)."""
+        number, begin, last = 0, None, None
+        for content in self._contents(pause_us / 1e6):
+            arrived_s = time.perf_counter()
+            if content is None:  # silence: the recording is over, and whoever sends next may begin anew
+                self._next_number = None
+                if begin is not None:
+                    number, begin, last = number + 1, None, None
+                    yield number, Chunk(np.empty(0, np.int64), np.empty(0, np.int64), arrived_s)
+                continue
+            t, units = self._understood(content)
+            if last is not None and len(t) and t[-1] < last - RESTARTED_US:
+                number, begin, last = number + 1, None, None
+            if last is not None and len(t) and t[0] < last:
+                self.counts.late += 1
+                t, units = t[t >= last], units[t >= last]
+            self.counts.events += len(t)
+            while len(t):
+                if begin is None:
+                    begin = last = t[0]
+                elif t[0] - last > pause_us or t[0] - begin >= longest_us:
+                    number, begin, last = number + 1, t[0], t[0]
+                gaps = np.flatnonzero(np.diff(t) > pause_us)
+                end = min(int(np.searchsorted(t, begin + longest_us)), gaps[0] + 1 if len(gaps) else len(t))
+                yield number, Chunk(t[:end] - begin, units[:end], arrived_s)
+                last, t, units = t[end - 1], t[end:], units[end:]
+
+    def _contents(self, quiet_s: float) -> Iterator[bytes | None]:
+        """Packets, or what comes through the pipe, to its end; None where nothing has come for so long."""
+        dropped = 0
         while True:
-            try:
-                content = receiver.recv(LARGEST)
-            except TimeoutError:
+            if not select.select([self.source], [], [], quiet_s)[0]:
+                yield None
+                continue
+            if self.is_socket:
+                content, about, *_ = self.source.recvmsg(LARGEST, socket.CMSG_SPACE(4))
+                for level, kind, data in about:
+                    if (level, kind) == (socket.SOL_SOCKET, SO_RXQ_OVFL) and not self.is_numbered:
+                        self.counts.lost += (struct.unpack("<I", data)[0] - dropped) % 2**32
+                        dropped = struct.unpack("<I", data)[0]
+            elif not (content := os.read(self.source.fileno(), LARGEST)):
+                if self._rest and self.layout == "csv":
+                    yield b"\n"  # ends the last line
+                self.counts.damaged += bool(self._rest)  # it ends within an event
                 return
-            if len(content) % reader.kind.itemsize:
+            self.counts.packets += 1
+            yield content
+
+    def _understood(self, content: bytes) -> tuple[np.ndarray, np.ndarray]:
+        """Times in µs, ascending, and units of the events in a packet; none if it is damaged."""
+        if self.is_numbered and len(content) >= 4:
+            self._count_lost(int.from_bytes(content[:4], "little"))
+        content = content[4:] if self.is_numbered else content
+        content = self._rest + content
+        whole = _whole(content, self.layout)
+        self._rest = b"" if self.is_socket else content[whole:]
+        try:
+            if (self.is_socket and whole < len(content)) or len(self._rest) > LARGEST:
+                self._rest = b""
+                raise ValueError(f"{len(content)} bytes are no whole number of events")
+            t, x, y, p = self._decode(content[:whole])
+            if ((x >= self.width) | (y >= self.height) | (p > 1)).any():
+                raise ValueError(f"there are pixels beyond {self.height}x{self.width} (height x width)")
+        except ValueError as error:
+            if not self.counts.events:
                 raise InputError(
-                    f"{place}: a packet of {len(content)} bytes is no whole number of events of {layout}, which has "
-                    f"{reader.kind.itemsize} each; name its layout, one of {', '.join(LAYOUTS)}"
-                )
-            chunk = reader(content)
-            if chunk is not None:
-                yield chunk
+                    f"what comes is not of the layout {self.layout} and this sensor ({error}); name its layout, one of "
+                    f"{', '.join(LAYOUTS)}"
+                ) from None
+            self.counts.damaged += 1
+            return np.empty(0, np.int64), np.empty(0, np.int64)
+        order = np.argsort(t, kind="stable")
+        return t[order], ((p.astype(np.int64) * self.height + y) * self.width + x)[order]
+
+    def _count_lost(self, number: int) -> None:
+        """Compare the number of a packet with the one that was expected."""
+        ahead = 0 if self._next_number is None else (number - self._next_number + 2**31) % 2**32 - 2**31
+        if -REORDERED <= ahead < 0:  # it is late, or has come twice
+            self.counts.lost -= number in self._missing
+            self._missing.discard(number)
+            return
+        self.counts.lost += max(ahead, 0)
+        self._missing = {n for n in self._missing if n >= number - REORDERED}
+        self._missing.update(range(max(number - ahead, number - REORDERED), number))
+        self._next_number = number + 1
 
 
-def from_pipe(file: BinaryIO, layout: str, sensor: tuple[int, int]) -> Iterator[Chunk]:
-    """The same events one after another from a pipe, such as `sys.stdin.buffer`, as they come, to its end."""
-    reader, rest = _Reader(layout, sensor, "the pipe"), b""
-    read = getattr(file, "read1", file.read)
-    while content := read(LARGEST):
-        content = rest + content
-        whole = len(content) // reader.kind.itemsize * reader.kind.itemsize
-        rest = content[whole:]
-        chunk = reader(content[:whole])
-        if chunk is not None:
-            yield chunk
-    if rest:
-        raise InputError(f"the pipe: ends within an event of {layout}, after {len(rest)} bytes of it")
+def encoded(events: Piece, layout: str) -> bytes:
+    """Events in a layout of `RECORDS` or as csv, for senders."""
+    if layout == "csv":
+        return "".join(f"{t},{x},{y},{p}\n" for t, x, y, p in zip(*events, strict=True)).encode()
+    rows = np.zeros(len(events.t), RECORDS[layout])
+    rows["t"], rows["x"] = events.t.astype(rows.dtype["t"]), events.x  # a short counter runs over
+    if "y_on" in rows.dtype.names:
+        rows["y_on"] = events.y << 1 | events.p
+    else:
+        rows["y"], rows["on"] = events.y, events.p
+    return rows.tobytes()
 
 
-class _Reader:
-    """Packets of one layout as times from the first event on and units."""
+def _whole(content: bytes, layout: str) -> int:
+    """So many bytes are whole events, words or lines."""
+    if layout == "csv":
+        return content.rfind(b"\n") + 1
+    size = np.dtype(RECORDS[layout] if layout in RECORDS else ENCODINGS[layout][1]).itemsize
+    return len(content) // size * size
 
-    def __init__(self, layout: str, sensor: tuple[int, int], place: str):
-        if layout not in LAYOUTS:
-            raise InputError(f"{place}: there is no layout {layout!r}; known are {', '.join(LAYOUTS)}")
-        self.kind, (self.height, self.width), self.place = LAYOUTS[layout], sensor, place
-        self.first = self.last = None
-        self.loops = 0  # of a counter of 32 bits
 
-    def __call__(self, content: bytes) -> Chunk | None:
-        events = np.frombuffer(content, self.kind)
-        if not len(events):
-            return None
-        t, x = events["t"].astype(np.int64), events["x"].astype(np.int64)
-        y, p = (events["y"], events["on"]) if "y" in self.kind.names else (events["y_on"] >> 1, events["y_on"] & 1)
-        if self.kind["t"].itemsize == 4:
-            before = np.concatenate([t[:1] if self.last is None else [self.last & 0xFFFFFFFF], t[:-1]])
-            loops = self.loops + np.cumsum(before - t > 2**31)
-            t += loops << 32
-            self.loops = loops[-1]
-        if self.last is not None and t[0] < self.last:
-            return None
-        outside = (x >= self.width) | (y >= self.height) | (p > 1)
-        if outside.any() or (t[1:] < t[:-1]).any() or t[0] < 0:
-            raise InputError(
-                f"{self.place}: events go back in time, or lie beyond the sensor of {self.height}x{self.width} pixels; "
-                "name the packets' layout and sensor"
-            )
-        self.first, self.last = t[0] if self.first is None else self.first, t[-1]
-        return (t - self.first).astype(np.uint64), ((p.astype(np.int64) * self.height + y) * self.width + x).astype(
-            np.uint32
-        )
+def _decoder(layout: str) -> Callable[[bytes], Piece]:
+    """Return a function of bytes to a `Piece`; it raises ValueError for what is not of the layout."""
+    if layout in ENCODINGS:
+        words = Words(layout)
+        return lambda content: words(np.frombuffer(content, words.dtype))
+    if layout == "csv":
+        return _from_lines
+    clock = Clock() if layout.startswith("t32") else None
+
+    def decode(content: bytes) -> Piece:
+        rows = np.frombuffer(content, RECORDS[layout])
+        t = rows["t"].astype(np.int64)
+        if (t < 0).any():
+            raise ValueError("there are times beyond 63 bits")
+        if clock:
+            return Piece(clock(t), rows["x"], rows["y_on"] >> 1, rows["y_on"] & 1)
+        return Piece(t, rows["x"], rows["y"], rows["on"])
+
+    return decode
+
+
+def _from_lines(content: bytes) -> Piece:
+    """Lines t,x,y,p; one of names is passed over."""
+    lines = [line for line in content.decode("ascii", "replace").splitlines() if line.strip() and line[:1] != "t"]
+    if not lines:
+        return Piece(*np.empty((4, 0), np.int64))
+    columns = np.loadtxt(lines, np.int64, delimiter=",", ndmin=2).T
+    if len(columns) != 4 or (columns < 0).any():
+        raise ValueError("a line is not t,x,y,p")
+    return Piece(*columns)

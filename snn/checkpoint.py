@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from snn.classes import tidied
-from snn.config import AnyConfig, build
+from snn.config import AnyConfig, Config
 from snn.errors import InputError
-from snn.network import Network
-from snn.ttfs.network import Network as TTFSNetwork
+from snn.settings import build
 
 FORMAT = "first-spike checkpoint"
-VERSION = 2
-READABLE = (1, VERSION)
+VERSION = 3
+READABLE = (1, 2, VERSION)
 MARK = b"first-spike sha256"
 FOR_RESUME = {"optimizer": dict, "step": int, "processes": list, "best": (tuple, list), "best_epoch": int}
 
@@ -31,7 +31,7 @@ class Damaged(InputError):
     """A checkpoint that is not there or not whole; the one before it may be."""
 
 
-def save(path: Path, config: AnyConfig, network: Network | TTFSNetwork, keep: bool = False, **more: Any) -> None:
+def save(path: Path, config: AnyConfig, network: nn.Module, keep: bool = False, **more: Any) -> None:
     """Write configuration, weights and `more` to path, by way of a file beside it that is read back first.
 
     What path held before goes, or if told to `keep` it becomes `previous(path)`. InputError if `load_weights` would
@@ -121,7 +121,20 @@ def load(path: Path, for_resume: bool = False) -> tuple[AnyConfig, dict[str, Any
     if not isinstance(names, list | tuple | None) or not all(isinstance(name, str) for name in names or ()):
         raise InputError(f"{path}: the checkpoint's class_names are no names, it is damaged")
     content["class_names"] = None if names is None else tidied(names)
-    return build(content["config"], f"{path}, configuration"), content
+    cfg = build(content["config"], f"{path}, configuration")
+    if content["version"] < 3 and isinstance(cfg, Config):
+        content["network"] = _renamed(content["network"], len(cfg.network.layers))
+    return cfg, content
+
+
+def _renamed(weights: dict[str, Any], hidden: int) -> dict[str, Any]:
+    """Weights as they are named since version 3: before, hidden layers were `blocks` and the output stood beside."""
+    names = {"blocks.": "layers.", "readout.": f"layers.{hidden}.linear.", "output.": f"layers.{hidden}.neurons."}
+    renamed = {}
+    for name, value in weights.items():
+        before = next((before for before in names if name.startswith(before)), "")
+        renamed[names.get(before, "") + name.removeprefix(before)] = value
+    return renamed
 
 
 def load_newest(path: Path) -> tuple[Path, AnyConfig, dict[str, Any]]:
@@ -159,7 +172,16 @@ def _beside(path: Path) -> str:
     return f"; beside it: {', '.join(others)}" if others else ""
 
 
-def load_weights(network: Network | TTFSNetwork, weights: dict[str, torch.Tensor], path: Path) -> None:
+def load_network(path: str | Path, backend: str | None = None) -> tuple[nn.Module, AnyConfig, dict[str, Any]]:
+    """(trained network in evaluation mode, configuration, content) of a checkpoint; `backend`: not train.backend."""
+    path = Path(path)
+    cfg, content = load(path)
+    network = cfg.new_network(backend).eval()
+    load_weights(network, content["network"], path)
+    return network, cfg, content
+
+
+def load_weights(network: nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:
     """Put the weights of a checkpoint into a network of the same shape."""
     own = {name: _kind(value) for name, value in network.state_dict().items()}
     given = {name: _kind(value) for name, value in weights.items()}

@@ -99,6 +99,12 @@ def fs_decision(t_BN: Tensor) -> Tensor:
     return (t_BN.to(torch.int64) * N + torch.arange(N, device=t_BN.device)).argmin(-1)
 
 
+def decide(s_TBN: Tensor, h_TBN: Tensor) -> tuple[Tensor, Tensor]:
+    """(decision, step of the first output spike from 1, more than T where there is none), (B,) int64 each."""
+    t_BN = first_times(s_TBN, h_TBN)
+    return fs_decision(t_BN), t_BN.amin(-1).long()
+
+
 def fr_decision(counts_BN: Tensor) -> Tensor:
     """The class whose neuron fires most; equal counts go to the lower class number. Any leading shape; int64."""
     checks.tensor("counts", counts_BN, (..., "neurons"))

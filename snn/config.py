@@ -1,14 +1,12 @@
-"""Configuration: YAML read into typed, immutable values, each documented here and nowhere else.
+"""The configuration: every option with its type, default and meaning, documented here and nowhere else.
 
-`python -m snn.config` prints every field with its type, default and meaning.
+`python -m snn.config` prints the list; `snn.settings` reads a YAML into these values.
 """
 
-import json
 import re
-import sys
-from collections.abc import Iterator
+from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -22,19 +20,51 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic import ValidationError as PydanticError
 
-from snn import architecture, output, yaml12
+from snn import architecture
 from snn.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Steps = Annotated[float, Field(ge=0.1)]  # a time constant; exp(-1/τ) of less is 0
 
 
+class Mark(Enum):
+    """Marks fields that some comparison of configurations leaves out; `snn.settings.marked` lists them."""
+
+    MACHINE = "where the data lie or what computes; the result does not depend on it"
+    RESUME = "a resumed run may have another value"
+    TRAINING = "only train.py reads it"
+
+
 class Section(BaseModel):
-    """Frozen; unknown keys, wrong types, NaN and infinity are errors. Nothing is coerced: "3" is no number."""
+    """Frozen. Unknown keys, wrong types, NaN and infinity are errors, and nothing is converted: "3" is not a number."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class DataSet(Section):
+    """Fields that recordings of events and images have in common."""
+
+    dataset_name: str = Field(min_length=1, description="name of the set; names its files and the run")
+    path: Annotated[str | None, Mark.MACHINE] = Field(
+        None, description="folder of the files; default data/<dataset_name>"
+    )
+    num_classes: PositiveInt = Field(description="classes; labels are 0..num_classes-1")
+    validation_share: Annotated[Share, Mark.TRAINING] = Field(
+        0.1,
+        description="share of the training file held out to choose the best model; 0: none, and the last epoch is kept",
+    )
+    strict: Annotated[bool, Mark.RESUME] = Field(
+        False,
+        description="refuse a file with a recording that has no event in the window; by default these are counted",
+    )
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.path or f"data/{self.dataset_name}").expanduser()
 
 
 # (height, width) in pixels of the cameras behind a layout
@@ -46,8 +76,8 @@ class Sensor(Section):
 
     height: PositiveInt = Field(description="rows of the sensor (pixels)")
     width: PositiveInt = Field(description="columns of the sensor (pixels)")
-    divide: PositiveInt = Field(1, description="an event at x, y counts for pixel x // divide, y // divide")
-    polarities: Literal[1, 2] = Field(2, description="keep both polarities as an image each, or merge them into one")
+    divide: PositiveInt = Field(1, description="an event at (x, y) counts for the pixel (x // divide, y // divide)")
+    polarities: Literal[1, 2] = Field(2, description="2 keeps both polarities, an image each; 1 merges them")
 
     @property
     def num_units(self) -> int:
@@ -60,68 +90,72 @@ class Sensor(Section):
 
 
 class Augment(Section):
+    """Random changes of the events of a training recording."""
+
     stretch: Share = Field(0.0, description="a recording's times are multiplied by a factor of 1 ± stretch")
     time_jitter_ms: NonNegativeFloat = Field(
-        0.0, description="σ of the change of each event's time, which stays at 0 or after (ms)"
+        0.0, description="σ of the change of each event's time; no time falls below 0 (ms)"
     )
     drop: Share = Field(0.0, description="share of the events left out")
     shift: NonNegativeInt = Field(
         0,
-        description="a recording moves by up to so much, along x and y on a sensor; what leaves it is lost "
+        description="a recording moves by up to this much, along x and y on a sensor; events that leave it are lost "
         "(channels or pixels, as the network sees them)",
     )
-    unit_jitter: NonNegativeInt = Field(0, description="each event moves likewise, by itself (channels or pixels)")
+    unit_jitter: NonNegativeInt = Field(
+        0, description="each event moves by itself in the same way (channels or pixels)"
+    )
 
 
-class Data(Section):
-    dataset_name: str = Field(min_length=1, description="name of the set; names its files and the run")
-    layout: Literal["shd", "ntidigits", "dvsgesture", "dvsplane"] = Field("shd", description="layout of the HDF5 files")
-    path: str | None = Field(None, description="folder of the files; default data/<dataset_name>")
-    train_file: str | None = Field(None, description="default <dataset_name>_train.h5")
-    validation_file: str | None = Field(
+class Data(DataSet):
+    """Recordings of events."""
+
+    layout: Annotated[str, Mark.MACHINE] = Field(
+        "shd",
+        description="layout of the files: shd, ntidigits, dvsgesture, dvsplane, or one that was added to "
+        "datasets/layouts.py",
+    )
+    train_file: Annotated[str | None, Mark.TRAINING] = Field(None, description="default <dataset_name>_train.h5")
+    validation_file: Annotated[str | None, Mark.TRAINING] = Field(
         None,
-        description="recordings to choose the best model by; default <dataset_name>_validation.h5 where it is there, "
-        "else a share of the training file",
+        description="recordings to choose the best model by; default <dataset_name>_validation.h5 if there is one, "
+        "otherwise a share of the training file",
     )
     test_file: str | None = Field(
-        None, description="default <dataset_name>_test.h5; its labels and events are read by test.py alone"
+        None, description="default <dataset_name>_test.h5; only test.py reads its labels and events"
     )
-    channels: PositiveInt | None = Field(None, description="input channels, where there is no sensor")
-    sensor: Sensor | None = Field(None, description="event camera, in place of channels")
-    num_classes: PositiveInt = Field(description="classes; labels are 0..num_classes-1")
+    channels: PositiveInt | None = Field(None, description="input channels, if there is no sensor")
+    sensor: Sensor | None = Field(None, description="event camera, instead of channels")
     dt_ms: PositiveFloat = Field(description="width of a time bin (ms)")
     T: PositiveInt = Field(description="bins; later events are dropped (steps)")
     T_empty: NonNegativeInt = Field(0, description="empty steps after the bins, room for a late first spike (steps)")
     test_T: PositiveInt | None = Field(None, description="T at test; default T (steps)")
     test_T_empty: NonNegativeInt | None = Field(None, description="T_empty at test; default T_empty (steps)")
-    validation_share: Share = Field(
-        0.1,
-        description="share of the training recordings held out to choose the best model, where there is no validation "
-        "file; 0: none, and the last epoch counts",
-    )
-    validation_by: Literal["recording", "speaker"] = Field(
+    validation_by: Annotated[Literal["recording", "speaker"], Mark.TRAINING] = Field(
         "recording",
-        description="validation_share holds out single recordings, or whole speakers (the file must name them)",
+        description="hold out single recordings (all windows of one together), or whole speakers (the file must name "
+        "them)",
     )
     test_by: Literal["recording", "speaker"] | None = Field(
         None,
-        description="for a set without a test file: set test_share of the training file's recordings, or of its "
-        "speakers, apart for test.py, the same ones for every seed; they neither train nor validate",
+        description="for a set without a test file: set aside test_share of the training file's recordings, or of its "
+        "speakers, for test.py, the same ones for every seed; they neither train nor validate",
     )
-    test_share: Annotated[float, Field(gt=0, lt=1)] = Field(0.2, description="share that test_by sets apart")
-    augment: Augment = Field(Augment(), description="random changes of the events, in training only; 0 is off")
-    in_memory: bool | None = Field(
+    test_share: Annotated[float, Field(gt=0, lt=1)] = Field(0.2, description="share that test_by sets aside")
+    augment: Annotated[Augment, Mark.TRAINING] = Field(
+        Augment(), description="random changes of the events, in training only; 0 is off"
+    )
+    in_memory: Annotated[bool | None, Mark.MACHINE] = Field(
         None,
-        description="hold all events in memory, or read those of each batch from the file, where they may be more than "
-        "fits; default: hold them if they take less than half of what is available",
+        description="hold all events in memory, or read those of each batch from the file; default: hold them if they "
+        "take less than half of the available memory",
     )
-    strict: bool = Field(
-        False, description="refuse a file with a recording that has no event in the window; else they are counted"
-    )
-    prepare: str | None = Field(
+    prepare: Annotated[str | None, Mark.MACHINE] = Field(
         None, description="options of `python -m datasets.prepare <dataset_name>`, run when the files are missing"
     )
-    origin: str | None = Field(None, description="where to get the files, said when they are missing")
+    origin: Annotated[str | None, Mark.MACHINE] = Field(
+        None, description="where to get the files; the message about missing files says so"
+    )
 
     @model_validator(mode="after")
     def _channels_or_sensor(self) -> "Data":
@@ -151,10 +185,6 @@ class Data(Section):
         return self.channels if self.sensor is None else self.sensor.num_units
 
     @property
-    def folder(self) -> Path:
-        return Path(self.path or f"data/{self.dataset_name}").expanduser()
-
-    @property
     def train_path(self) -> Path:
         return self.folder / (self.train_file or f"{self.dataset_name}_train.h5")
 
@@ -176,7 +206,7 @@ class NeuronParams(Section):
     tau_syn_steps: Steps = Field(description="τ_s, time constant of the synaptic current (steps)")
     theta: PositiveFloat = Field(description="θ, threshold")
     initial: dict[str, float] = Field(
-        {}, description="other initial values of the neuron, by name; of a decay, its time constant (steps)"
+        {}, description="other initial values of the neuron, by name; for a decay, its time constant (steps)"
     )
 
 
@@ -210,16 +240,22 @@ class Network(Section):
     tau_ada_steps: Steps = Field(100.0, description="τ_w, initial time constant of the adaptation (steps)")
     reset: Literal["hard", "soft"] = Field("hard", description="reset to 0, or by θ")
     surrogate: Annotated[str, AfterValidator(_known_surrogate)] = Field(
-        "superspike", description="derivative of the spike: superspike, arctan, triangle, boxcar or slayer"
+        "superspike",
+        description="derivative of a hidden neuron's spike: superspike, arctan, triangle, boxcar or slayer",
     )
-    surrogate_slope: PositiveFloat | None = Field(None, description="its slope k; default that of its source")
+    surrogate_slope: PositiveFloat | None = Field(None, description="its slope k; default: as published")
+    output_surrogate: Annotated[str, AfterValidator(_known_surrogate)] = Field(
+        "superspike",
+        description="the same for an output neuron, with the slope of its source; one of finite width (triangle, "
+        "boxcar) lets no gradient through where the threshold is far away",
+    )
     values: Literal["neuron", "layer"] = Field(
-        "neuron", description="learned values are one per neuron (of a convolution or pool: per channel) or per layer"
+        "neuron", description="one learned value per neuron (per channel of a convolution or pool) or per layer"
     )
     variant: Literal["spkjelly", "superspike"] = Field(
         "spkjelly",
-        description="superspike: the published plain-autograd neuron, spike first with a strict threshold (one more "
-        "step of latency), learned decays as clamped raw numbers",
+        description="the published code that is followed: spkjelly, which uses SpikingJelly; or superspike, plain "
+        "autograd: the output is one step late, the threshold must be exceeded, and decays are clamped raw numbers",
     )
     batch_norm: bool = Field(
         True, description="BatchNorm over T·B (and an image's pixels) after each hidden linear map"
@@ -303,35 +339,81 @@ class Loss(Section):
 
 
 class Train(Section):
-    epochs: PositiveInt = Field(description="passes over the training recordings")
-    batch_size: PositiveInt = Field(128, description="recordings a step")
-    test_batch_size: PositiveInt = Field(256, description="recordings a step in validation and test")
-    lr: PositiveFloat = Field(1e-3, description="learning rate of Adam (amsgrad)")
+    """Fields of training that all kinds of networks have in common."""
+
+    epochs: Annotated[PositiveInt, Mark.RESUME] = Field(description="passes over the training data, at most")
+    batch_size: PositiveInt = Field(128, description="recordings or images a step")
+    test_batch_size: PositiveInt = Field(256, description="the same, in validation and test")
+    lr: PositiveFloat = Field(
+        1e-3, description="learning rate of the optimiser: Adam with amsgrad, or AdamW for a TTFS network"
+    )
     lr_decay: bool = Field(False, description="let the learning rate fall to 0 along a cosine")
-    delay_lr: PositiveFloat = Field(0.1, description="learning rate of Adam for delays, which do not decay (steps)")
-    weight_decay: NonNegativeFloat = Field(1e-4, description="weight decay of Adam")
+    weight_decay: NonNegativeFloat = Field(1e-4, description="weight decay of the optimiser")
     clip_norm: NonNegativeFloat = Field(10.0, description="largest norm of the gradient; 0 does not clip")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
-        0, description="seed of weights, order, dropout and the held-out share"
+        0, description="seed of the weights, the order, dropout, augmentation and the held-out share"
     )
-    log_interval: PositiveInt = Field(5, description="steps between updates of the progress bar's loss")
+    log_interval: Annotated[PositiveInt, Mark.MACHINE] = Field(
+        5, description="steps between updates of the progress bar's loss"
+    )
+    device: Annotated[str, Mark.MACHINE] = Field(
+        "auto", description="auto (cuda if there is one), cpu, cuda, cuda:1, ..."
+    )
+
+
+class FirstSpikeTrain(Train):
+    delay_lr: PositiveFloat = Field(0.1, description="learning rate of Adam for delays, which do not decay (steps)")
     sync_batch_norm: bool = Field(
         True, description="several processes: BatchNorm sees the whole batch, as in one process, not each its share"
     )
-    device: str = Field("auto", description="auto (cuda if there is one), cpu, cuda, cuda:1, ...")
-    backend: Literal["auto", "torch", "cpu", "cupy"] = Field("auto", description="what runs the neurons")
-    cuda_graphs: bool = Field(
+    backend: Annotated[Literal["auto", "torch", "cpu", "cupy"], Mark.MACHINE] = Field(
+        "auto", description="what runs the neurons"
+    )
+    cuda_graphs: Annotated[bool, Mark.MACHINE] = Field(
         True,
         description="on a GPU, record a training step once and replay it; false for code of yours that asks for values "
         "on the CPU within a step",
     )
 
 
-class Config(Section):
+class AnyConfig(Section):
+    """Configuration of a kind of network. A kind is known by the one section that only its configurations have.
+
+    A subclass names it (`class Mine(AnyConfig, section="mine")`), and is then found by that section. Its data have a
+    shape, that of a sample as the network sees it.
+    """
+
+    section: ClassVar[str]
+
+    if TYPE_CHECKING:  # each kind declares them itself, in the order of its YAML
+        data: DataSet
+        train: Train
+
+    def __init_subclass__(cls, section: str, **words: object) -> None:
+        super().__init_subclass__(**words)
+        cls.section = section
+        KINDS[section] = cls
+
+    @property
+    def run_name(self) -> str:
+        """The default name of a run."""
+        raise NotImplementedError
+
+    def new_network(self, backend: str | None = None) -> "nn.Module":
+        """The network that is described here, untrained; `backend`: in place of train.backend."""
+        raise NotImplementedError
+
+
+KINDS: dict[str, type[AnyConfig]] = {}
+
+
+class Config(AnyConfig, section="network", title="A first-spike network"):
+    """Configuration of a first-spike network on recordings of events."""
+
     data: Data
     network: Network
     loss: Loss
-    train: Train
+    train: FirstSpikeTrain
 
     @model_validator(mode="after")
     def _layers_fit_the_input(self) -> "Config":
@@ -364,38 +446,32 @@ class Config(Section):
         tau = self.network.neuron2.tau_mem_steps
         return f"{self.data.dataset_name}_{code}{alpha:g}_tau{tau:g}_{self.network.neuron.lower()}"
 
+    def new_network(self, backend: str | None = None) -> "nn.Module":
+        from snn import network  # only now, as configurations are also read where nobody waits for torch
 
-class Images(Section):
-    dataset_name: str = Field(min_length=1, description="name of the set; names its files and the run")
-    layout: Literal["torchvision", "npz", "shd", "ntidigits"] = Field(
+        data = self.data
+        return network.Network(self.network, data.shape, data.num_classes, backend or self.train.backend, data.dt_ms)
+
+
+class Images(DataSet):
+    layout: Annotated[str, Mark.MACHINE] = Field(
         "torchvision",
         description="torchvision: mnist, fmnist, cifar10 or cifar100; npz: x_train, y_train, x_test, y_test and, if "
-        "wanted, class_names in <dataset_name>.npz; the layouts of events: the first event of each pixel counts",
+        "wanted, class_names in <dataset_name>.npz; a layout of events, such as shd: the first event of each pixel "
+        "counts",
     )
-    path: str | None = Field(None, description="folder of the files; default data/<dataset_name>")
     shape: Annotated[tuple[PositiveInt, PositiveInt, PositiveInt], Field(strict=False)] = Field(
         description="channels, height, width"
     )
-    num_classes: PositiveInt = Field(description="classes; labels are 0..num_classes-1")
     window_ms: PositiveFloat | None = Field(None, description="events: the span that becomes the window T (ms)")
-    strict: bool = Field(
-        False, description="refuse a file with a recording that has no event in the window; else they are counted"
-    )
-    augment: Annotated[tuple[Literal["crop", "flip", "autoaugment", "cutout"], ...], Field(strict=False)] = Field(
+    augment: Annotated[
+        tuple[Literal["crop", "flip", "autoaugment", "cutout"], ...], Field(strict=False), Mark.TRAINING
+    ] = Field(
         (),
         description="of training images, in this order: crop after padding, flip, AutoAugment's policy for CIFAR-10, "
         "a hole of half the height",
     )
-    crop_pad: PositiveInt = Field(4, description="padding before the crop (pixels)")
-    validation_share: Share = Field(
-        0.1,
-        description="share of the training images held out to choose the best model; 0: none, and the last epoch "
-        "counts",
-    )
-
-    @property
-    def folder(self) -> Path:
-        return Path(self.path or f"data/{self.dataset_name}").expanduser()
+    crop_pad: Annotated[PositiveInt, Mark.TRAINING] = Field(4, description="padding before the crop (pixels)")
 
 
 class TTFS(Section):
@@ -411,34 +487,24 @@ class TTFS(Section):
     )
 
 
-class TTFSTrain(Section):
-    epochs: PositiveInt = Field(description="passes over the training images, at most")
-    batch_size: PositiveInt = Field(128, description="images a step")
-    test_batch_size: PositiveInt = Field(500, description="images a step in validation and test")
-    lr: PositiveFloat = Field(1e-3, description="learning rate of AdamW")
-    lr_factor: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.999, description="the learning rate is this times it, each epoch"
-    )
-    lr_decay: bool = Field(False, description="let the learning rate fall to 0 along a cosine as well")
-    weight_decay: NonNegativeFloat = Field(1e-4, description="decoupled weight decay of AdamW")
+class TTFSTrain(Train):
+    test_batch_size: PositiveInt = Field(500, description="the same, in validation and test")
     clip_norm: NonNegativeFloat = Field(0.0, description="largest norm of the gradient; 0 does not clip")
+    lr_factor: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.999, description="each epoch multiplies the learning rate by this"
+    )
     silent_drive: NonNegativeFloat = Field(
         0.0, description="weight of the term that wakes neurons which no image of a batch made fire"
     )
-    patience: PositiveInt = Field(
+    patience: Annotated[PositiveInt, Mark.RESUME] = Field(
         25,
         description="epochs without a better validation accuracy before training ends; without effect where "
         "data.validation_share is 0",
     )
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
-        0, description="seed of weights, order, augmentation, held-out share"
-    )
-    log_interval: PositiveInt = Field(5, description="steps between updates of the progress bar's loss")
-    device: str = Field("auto", description="auto (cuda if there is one), cpu, cuda, cuda:1, ...")
 
 
-class TTFSConfig(Section):
-    """Of a network that spikes once a neuron; a YAML with a section `ttfs` is read as this."""
+class TTFSConfig(AnyConfig, section="ttfs", title="A TTFS network"):
+    """Configuration of a network on images whose neurons spike at most once."""
 
     data: Images
     ttfs: TTFS
@@ -449,182 +515,13 @@ class TTFSConfig(Section):
         """<dataset>_ttfs_<layers>."""
         return f"{self.data.dataset_name}_ttfs_{re.sub(r'[^A-Za-z0-9]+', '-', self.ttfs.layers).strip('-')}"
 
+    def new_network(self, backend: str | None = None) -> "nn.Module":
+        from snn.ttfs import network
 
-AnyConfig = Config | TTFSConfig
-AnyTrain = Train | TTFSTrain
-
-
-def kind_of(values: dict) -> type[AnyConfig]:
-    """Return which configuration plain values are: one with a section `ttfs` is that of a TTFS network."""
-    return TTFSConfig if "ttfs" in values else Config
-
-
-def differences(one: Section, other: Section, prefix: str = "") -> Iterator[str]:
-    """Names of the fields whose values differ."""
-    if type(one) is not type(other):
-        yield f"{prefix}kind of network"
-        return
-    for name in type(one).model_fields:
-        a, b = getattr(one, name), getattr(other, name)
-        if isinstance(a, Section) and isinstance(b, Section):
-            yield from differences(a, b, f"{prefix}{name}.")
-        elif a != b:
-            yield f"{prefix}{name}"
-
-
-def read_yaml(path: Path) -> dict:
-    """The mapping in a YAML file."""
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")  # Windows editors begin it with a mark
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as YAML: {getattr(error, 'strerror', None) or error}") from None
-    values = yaml12.parse(text, str(path))
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: must hold the sections {', '.join(Config.model_fields)}, not {values!r:.40}")
-    return values
-
-
-# words of the authors' framework for TTFS networks (its JSON files) -> fields
-_JSON_WORDS = {
-    "lr": "train.lr",
-    "w_decay": "train.weight_decay",
-    "annealing": "train.lr_factor",
-    "early_stopping": "train.patience",
-    "epochs": "train.epochs",
-    "batch_size": "train.batch_size",
-    "grad_clip": "ttfs.grad_clip",
-}
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Fields and their values from a JSON file of the T2FSNN framework."""
-    try:
-        words = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: cannot be read as JSON: {getattr(error, 'strerror', None) or error}") from None
-    if not isinstance(words, dict):
-        raise InputError(f"{path}: must hold an object of words such as {', '.join(_JSON_WORDS)}")
-    if words.pop("use_adam", True) is not True:
-        raise InputError(f"{path}: use_adam = false: only AdamW is there; set it to true")
-    if unknown := sorted(words.keys() - _JSON_WORDS.keys()):
-        raise InputError(f"{path}: {unknown[0]} is not known; known are use_adam, {', '.join(_JSON_WORDS)}")
-    # JSON writes 1 for 1.0 as well
-    fields = {_JSON_WORDS[word]: value for word, value in words.items()}
-    return {
-        field: float(value) if isinstance(value, int) and field == "ttfs.grad_clip" else value
-        for field, value in fields.items()
-    }
-
-
-def build(values: dict, where: str) -> AnyConfig:
-    """Validated configuration from plain values; an InputError names `where`, the field and what is allowed."""
-    kind = kind_of(values)
-    try:
-        return kind.model_validate(values)
-    except PydanticError as error:
-        raise InputError(f"{where}: " + "; ".join(_explain(item, kind) for item in error.errors())) from None
-
-
-def _explain(item: dict, kind: type[AnyConfig]) -> str:
-    field = ".".join(str(part) for part in item["loc"])
-    if item["type"] == "extra_forbidden":
-        section = _section_at(item["loc"][:-1], kind)
-        return f"{field} is not known; known here: {', '.join(section.model_fields)}"
-    if item["type"] == "missing":
-        return f"{field} is missing"
-    wanted = {"tuple_type": "input should be a list", "model_type": "input should be a section of fields"}
-    if item["type"] == "value_error":  # ours
-        return ": ".join(filter(None, (field, str(item["ctx"]["error"]))))
-    message = wanted.get(item["type"], f"{item['msg'][0].lower()}{item['msg'][1:]}")
-    return f"{field} = {item['input']!r:.60}: {message}"
-
-
-def _section_at(path: tuple, kind: type[AnyConfig]) -> type[Section]:
-    section: type[Section] = kind
-    for name in path:
-        section = _section_in(section.model_fields[name].annotation)
-    return section
-
-
-def _section_in(annotation: Any) -> type[Section] | None:
-    """The section a field holds, also where it may be left out; None if it holds a value."""
-    kinds = (annotation, *get_args(annotation))
-    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), None)
-
-
-def override(values: dict, field: str, value: Any) -> None:
-    """Set `section.field` in plain values, in place. That the field exists is checked here, its value by `build`."""
-    *sections, name = field.split(".")
-    section: type[Section] | None = kind_of(values)
-    for step, part in enumerate([*sections, name]):
-        if section is None or part not in section.model_fields:
-            known = ", ".join(section.model_fields) if section else "no fields"
-            inside = ".".join(sections[:step]) or "the configuration"
-            raise InputError(f"{field} is not known; {inside} has {known}")
-        section = _section_in(section.model_fields[part].annotation)
-    for part in sections:
-        values[part] = {} if values.get(part) is None else values[part]
-        values = values[part]
-        if not isinstance(values, dict):
-            raise InputError(f"{field} cannot be set: {part} is no section but {values!r:.40}")
-    values[name] = value
-
-
-def describe(section: type[Section] = Config) -> Iterator[str]:
-    """A line for each field: name, default, kind, meaning."""
-    for name, default, kind, meaning in _fields(section):
-        yield f"{name:<29} {default:<12} {kind:<22} {meaning}"
-
-
-def _fields(section: type[Section], prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
-    """Of each field: name, default, kind, meaning."""
-    for name, field in section.model_fields.items():
-        if inside := _section_in(field.annotation):
-            yield from _fields(inside, f"{prefix}{name}.")
-        else:
-            default = "required" if field.is_required() else repr(field.default)
-            yield prefix + name, default, _kind(field.annotation), str(field.description)
-
-
-def _kind(annotation: Any) -> str:
-    """Return how a type reads in the reference: int, a | b | c, list of int."""
-    if get_origin(annotation) is Literal:
-        return " | ".join(str(value) for value in get_args(annotation))
-    if get_origin(annotation) is dict:
-        return "name: number"
-    if get_origin(annotation) is tuple:
-        return f"list of {_kind(get_args(annotation)[0])}"
-    if get_origin(annotation) is Annotated:
-        return _kind(get_args(annotation)[0])
-    if get_args(annotation):  # X | None
-        return " | ".join(_kind(kind) for kind in get_args(annotation) if kind is not type(None))
-    return annotation.__name__
-
-
-def markdown() -> str:
-    """The reference as a page: docs/configuration.md."""
-    lines = [
-        "# Configuration",
-        "",
-        "Every field, its default, what it takes and what it means; `--set section.field=value` sets any of them.",
-        "This page is written by `python -m snn.config --markdown > docs/configuration.md`.",
-    ]
-    for title, kind in (
-        ("A first-spike network", Config),
-        ("A TTFS network: a YAML with a section `ttfs`", TTFSConfig),
-    ):
-        lines += ["", f"## {title}", "", "| field | default | takes | meaning |", "|---|---|---|---|"]
-        for name, default, takes, meaning in _fields(kind):
-            cells = (f"`{name}`", f"`{default}`", takes, meaning.replace("<", "&lt;"))
-            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(lines)
+        return network.TTFSNetwork(self.ttfs, self.data.shape, self.data.num_classes)
 
 
 if __name__ == "__main__":
-    output.take_any_character()
-    if sys.argv[1:] == ["--markdown"]:
-        print(markdown())
-        sys.exit()
-    print("\n".join(describe()))
-    print("\nOf a TTFS network, a YAML with a section `ttfs`:\n")
-    print("\n".join(describe(TTFSConfig)))
+    from snn import cli, manual  # which reads this module
+
+    cli.run(manual.main)

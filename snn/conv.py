@@ -4,13 +4,16 @@ Images are channels-last with their pixels among the samples: (T, P, C), P = B·
 neurons of `snn.neurons` run on them as they are, one value a channel, and nothing is copied between layers.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from snn import checks
 from snn.errors import InputError
-from snn.ops import pool, sparse, sparse_conv
+from snn.inputs import SparseCounts, as_tensor
+from snn.ops import max_pool, sparse, sparse_conv
 from snn.ops.sparse_conv import Geometry
 
 # The share of active inputs up to which the event-driven convolution, forward and weight gradient together, is the
@@ -29,7 +32,20 @@ def as_pixels(x_FCHW: Tensor, T: int) -> Tensor:
     return x_FCHW.permute(0, 2, 3, 1).reshape(T, -1, x_FCHW.shape[1])
 
 
-def check_pixels(x_TPC: Tensor, height: int, width: int) -> None:
+def pixels_of(x_TBC: Tensor | SparseCounts, image: tuple[int, int, int]) -> Tensor | SparseCounts:
+    """(T, P, C) of images (C, H, W) whose channels are counted as (c·H + y)·W + x. On the CPU, events stay events."""
+    C, H, W = image
+    T, B, channels = x_TBC.shape
+    if channels != C * H * W:
+        raise InputError(f"events of {channels} channels are no images of {C} x {H} x {W}")
+    if isinstance(x_TBC, SparseCounts) and x_TBC.counts.device.type == "cpu":
+        return SparseCounts(
+            *sparse_conv.pixel_rows(x_TBC.offsets, x_TBC.channels, x_TBC.counts, H * W), (T, B * H * W, C)
+        )
+    return as_tensor(x_TBC).reshape(T, B, C, H * W).transpose(2, 3).reshape(T, -1, C)
+
+
+def check_pixels(x_TPC: Tensor | SparseCounts, height: int, width: int) -> None:
     """InputError unless the pixels are whole images."""
     if x_TPC.shape[1] % (height * width):
         raise InputError(f"x has {x_TPC.shape[1]} pixels a step, no whole images of {height} x {width}")
@@ -39,16 +55,16 @@ class EventConv(nn.Module):
     """A convolution, padded by kernel // 2: (T, P, C) to (T, P', N). It has no bias until one is set.
 
     On the CPU an input with few active entries takes the event-driven product, equal to the dense one up to rounding.
-    Elsewhere, and where activity is dense, it is torch's. `active_share` is what the last input had. Types of numbers
-    are as in `snn.linear.EventLinear`.
+    Elsewhere, and where activity is dense, it is torch's. `active_share` is what the last input had. Types of numbers,
+    and `SparseCounts` as input, are as in `snn.linear.EventLinear`.
     """
 
     def __init__(self, inputs: int, outputs: int, height: int, width: int, kernel: int, stride: int):
         super().__init__()
         checks.whole("the number of inputs", inputs, 1)
         checks.whole("the number of outputs", outputs, 1)
-        self.shape = Geometry(height, width, kernel, stride)
-        self.shape.check()
+        self.geometry = Geometry(height, width, kernel, stride)
+        self.geometry.check()
         self.weight = nn.Parameter(nn.init.xavier_uniform_(torch.empty(outputs, inputs, kernel, kernel)))
         self.bias: nn.Parameter | None = None
         self.dense_above = DENSE_ABOVE
@@ -59,33 +75,48 @@ class EventConv(nn.Module):
         """Return whether the last input took the event-driven product."""
         return self.weight.device.type == "cpu" and self.active_share <= self.dense_above
 
-    def forward(self, x_TPC: Tensor) -> Tensor:
-        x_TPC = checks.like_weights("x", x_TPC, ("steps", "pixels", self.weight.shape[1]), self.weight)
-        check_pixels(x_TPC, self.shape.height, self.shape.width)
+    def forward(self, x_TPC: Tensor | SparseCounts) -> Tensor:
+        if isinstance(x_TPC, SparseCounts):
+            x_TPC.check_fits(self.weight.shape[1], self.weight.device)
+        else:
+            x_TPC = checks.like_weights("x", x_TPC, ("steps", "pixels", self.weight.shape[1]), self.weight)
+        check_pixels(x_TPC, self.geometry.height, self.geometry.width)
         with checks.without_autocast(self.weight.device):
             y_TPN = self._product(x_TPC)
         return y_TPN if self.bias is None else y_TPN + self.bias
 
-    def _product(self, x_TPC: Tensor) -> Tensor:
-        T = len(x_TPC)
-        if x_TPC.device.type == "cpu":
-            x_RC = x_TPC.flatten(0, 1).contiguous()
-            found = sparse.find(x_RC)
-            self.active_share = found.number / x_RC.numel()
-            entries = sparse.compress(x_RC, found) if self.is_event_driven else None
-            if not found.only_ones:
-                checks.finite("x", x_TPC, entries and entries[2])
-            if entries:
-                return _EventConvolution.apply(x_RC, *entries, self.weight, self.shape).view(T, -1, len(self.weight))
-        x_FCHW = as_frames(x_TPC, self.shape.height, self.shape.width)
-        return as_pixels(F.conv2d(x_FCHW, self.weight, None, self.shape.stride, self.shape.kernel // 2), T)
+    def _product(self, x_TPC: Tensor | SparseCounts) -> Tensor:
+        T = x_TPC.shape[0]
+        if entries := self._entries(x_TPC):
+            return _EventConvolution.apply(*entries, self.weight, self.geometry).view(T, -1, len(self.weight))
+        x_FCHW = as_frames(as_tensor(x_TPC).to(self.weight.dtype), self.geometry.height, self.geometry.width)
+        return as_pixels(F.conv2d(x_FCHW, self.weight, None, self.geometry.stride, self.geometry.kernel // 2), T)
+
+    def _entries(self, x_TPC: Tensor | SparseCounts) -> tuple[Tensor | None, ...] | None:
+        """(x_RC, offsets, channels, counts) of an input that takes the event-driven product, otherwise None.
+
+        x_RC: None where the input is `SparseCounts`.
+        """
+        if isinstance(x_TPC, SparseCounts):
+            self.active_share = len(x_TPC.counts) / math.prod(x_TPC.shape)
+            counts = x_TPC.counts.to(self.weight.dtype)
+            return (None, x_TPC.offsets, x_TPC.channels, counts) if self.is_event_driven else None
+        if x_TPC.device.type != "cpu":
+            return None
+        x_RC = x_TPC.flatten(0, 1).contiguous()
+        found = sparse.find(x_RC)
+        self.active_share = found.number / x_RC.numel()
+        entries = sparse.compress(x_RC, found) if self.is_event_driven else None
+        if not found.only_ones:
+            checks.finite("x", x_TPC, entries and entries[2])
+        return (x_RC, *entries) if entries else None
 
     def extra_repr(self) -> str:
-        return f"{tuple(self.weight.shape)}, {self.shape}"
+        return f"{tuple(self.weight.shape)}, {self.geometry}"
 
 
 class _EventConvolution(torch.autograd.Function):
-    """The convolution of x given by its entries. x itself is here for its gradient only and is not kept."""
+    """The convolution of x given by its entries. x itself, or None, is here for its gradient only and is not kept."""
 
     @staticmethod
     def forward(ctx, x_RC, offsets, channels, counts, W_NCKK, shape: Geometry):
@@ -138,14 +169,15 @@ class Pooling(nn.Module):
         checks.whole("the kernel of a pool", kernel, 1, min(height, width))
         self.height, self.width, self.kernel, self.is_average = height, width, kernel, is_average
 
-    def forward(self, x_TPC: Tensor) -> Tensor:
+    def forward(self, x_TPC: Tensor | SparseCounts) -> Tensor:
+        x_TPC = as_tensor(x_TPC)
         checks.tensor("x", x_TPC, ("steps", "pixels", "channels"), checks.STORED)
         check_pixels(x_TPC, self.height, self.width)
         x_TPC = x_TPC if x_TPC.dtype in checks.FLOATS else x_TPC.float()
         checks.finite("x", x_TPC)
-        if not self.is_average and x_TPC.device.type == "cpu" and self.kernel <= pool.LARGEST_KERNEL:
+        if not self.is_average and x_TPC.device.type == "cpu" and self.kernel <= max_pool.LARGEST_KERNEL:
             x_FHWC = x_TPC.reshape(-1, self.height, self.width, x_TPC.shape[-1])
-            return pool.max_pool(x_FHWC, self.kernel).view(len(x_TPC), -1, x_TPC.shape[-1])
+            return max_pool.max_pool(x_FHWC, self.kernel).view(len(x_TPC), -1, x_TPC.shape[-1])
         torch_pool = F.avg_pool2d if self.is_average else F.max_pool2d
         return as_pixels(torch_pool(as_frames(x_TPC, self.height, self.width), self.kernel), len(x_TPC))
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from snn.errors import InputError
-from snn.events import Dropped, Events, as_tensor
+from snn.inputs import SparseCounts, Spikes, as_tensor
 from snn.learned import Delays, Learned
 from snn.linear import EventLinear, input_gradient
 from snn.ops import delays, synaptic, taps
@@ -48,7 +48,7 @@ class DelayedLinear(EventLinear, MemoryModule):
         """Return what the layer learned beside weights, by name, in the units of a report."""
         return {f"delay_{self.per}": self.delays.learned(dt_ms)}
 
-    def _product(self, x_TBC: Tensor | Events | Dropped) -> Tensor:
+    def _product(self, x_TBC: Tensor | SparseCounts | Spikes) -> Tensor:
         T, B, _ = x_TBC.shape
         x_TBC = _joined(self.past, x_TBC)
         past = x_TBC.shape[0] - T
@@ -115,7 +115,9 @@ class _SynapticProduct(torch.autograd.Function):
         return gs_RC, *[None] * 4, gA_KNC, *[None] * 5
 
 
-def _joined(past: Tensor | Events | None, x_TBC: Tensor | Events | Dropped) -> Tensor | Events | Dropped:
+def _joined(
+    past: Tensor | SparseCounts | None, x_TBC: Tensor | SparseCounts | Spikes
+) -> Tensor | SparseCounts | Spikes:
     """Steps that came before and those that come now."""
     if past is None:
         return x_TBC
@@ -124,22 +126,22 @@ def _joined(past: Tensor | Events | None, x_TBC: Tensor | Events | Dropped) -> T
             f"the layer remembers {past.shape[1]} samples and is given {x_TBC.shape[1]}: call reset() on the network "
             "before other recordings"
         )
-    if isinstance(x_TBC, Events) and isinstance(past, Events):
+    if isinstance(x_TBC, SparseCounts) and isinstance(past, SparseCounts):
         offsets = torch.cat([past.offsets, x_TBC.offsets[1:] + past.offsets[-1]])
         entries = (torch.cat([getattr(past, name), getattr(x_TBC, name)]) for name in ("channels", "counts"))
-        return Events(offsets, *entries, (past.shape[0] + x_TBC.shape[0], *x_TBC.shape[1:]))
-    if isinstance(x_TBC, Dropped):
-        return Dropped(torch.cat([past, x_TBC.s_TBN]), x_TBC.mask_BN)
+        return SparseCounts(offsets, *entries, (past.shape[0] + x_TBC.shape[0], *x_TBC.shape[1:]))
+    if isinstance(x_TBC, Spikes):
+        return Spikes(torch.cat([past, x_TBC.s_TBN]), x_TBC.mask_BN)
     return torch.cat([as_tensor(past), as_tensor(x_TBC)])
 
 
-def _last(x_TBC: Tensor | Events | Dropped, steps: int) -> Tensor | Events:
+def _last(x_TBC: Tensor | SparseCounts | Spikes, steps: int) -> Tensor | SparseCounts:
     """The last steps; of dropped spikes as they were fired."""
-    if isinstance(x_TBC, Events):
+    if isinstance(x_TBC, SparseCounts):
         T, B, C = x_TBC.shape
         steps = min(steps, T)
         begin = x_TBC.offsets[(T - steps) * B :]
         entries = (each[begin[0] :] for each in (x_TBC.channels, x_TBC.counts))
-        return Events(begin - begin[0], *entries, (steps, B, C))
-    s_TBC = x_TBC.s_TBN if isinstance(x_TBC, Dropped) else x_TBC
+        return SparseCounts(begin - begin[0], *entries, (steps, B, C))
+    s_TBC = x_TBC.s_TBN if isinstance(x_TBC, Spikes) else x_TBC
     return s_TBC[max(0, len(s_TBC) - steps) :]

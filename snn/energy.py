@@ -2,9 +2,8 @@
 
 Counts are exact, per recording, from one pass over the data:
 
-- effective operations (NeuroBench; Yik et al. 2025, doi 10.1038/s41467-025-56739-4): a weight that is not 0 meets an
-  input that is not 0. They are accumulates (ACs) where the inputs are 0 or 1, multiply-accumulates (MACs) where they
-  are counts. Together they are the synaptic operations (SynOps). Dense operations: all weights, in all steps.
+- synaptic operations, as in `snn.operations`: accumulates (ACs) where the inputs are 0 or 1, multiply-accumulates
+  (MACs) where they are counts. Dense operations: all weights, in all steps.
 - footprint, connection sparsity, activation sparsity (NeuroBench): bytes of parameters and constants; share of weights
   that are 0; share of neurons and steps without a spike.
 - memory traffic (SpikingJelly 2.0, NeuromorphicMemoryAccessCounter): each effective operation reads its weight, each
@@ -20,14 +19,14 @@ frames. BatchNorm counts as folded into weights and biases.
 import torch
 from spikingjelly.activation_based.op_counter import SimpleEnergyCostConfig
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from snn import hardware
 from snn.conv import EventConv, Pooling, as_frames
-from snn.events import as_tensor
+from snn.inputs import SparseCounts, as_tensor
 from snn.linear import EventLinear
 from snn.network import Network
 from snn.neurons import SpikingNeuron
+from snn.operations import fan_out
 
 NEUROBENCH = "NeuroBench, doi 10.1038/s41467-025-56739-4"
 SPIKINGJELLY = "SpikingJelly 2.0, NeuromorphicMemoryAccessCounter"
@@ -70,7 +69,7 @@ class Meter:
         T, self.batch, _ = x_TBC.shape
         self.samples += self.batch
         self.steps = T
-        self.counts |= bool((as_tensor(x_TBC) > 1).any())
+        self.counts |= bool(((x_TBC.counts if isinstance(x_TBC, SparseCounts) else x_TBC) > 1).any())
 
     def _linear(self, module: nn.Module, inputs: tuple) -> None:
         x = as_tensor(inputs[0])
@@ -97,18 +96,19 @@ class Meter:
     def result(self) -> dict[str, Entry]:
         """Name -> value, unit, source; counts and energies are means per recording."""
         weights = [m.weight for m in self.linears] + [m.V for m in self.fed_back]
-        operations = [_effective(m, self.active[m]) / self.samples for m in self.linears]
-        recurrent = sum(
-            float(spikes @ (m.V != 0).sum(0).cpu().double()) / self.samples for m, spikes in self.fed_back.items()
-        )
+        operations = [float((self.active[m] * _fan_out(m)).sum()) / self.samples for m in self.linears]
+        recurrent = sum(float(spikes @ fan_out(m.V).cpu()) / self.samples for m, spikes in self.fed_back.items())
         # counts meet the weights of the first layer; a pool before them makes no more than neurons, which give 0 or 1
-        begins_with_pool = bool(self.network.blocks) and isinstance(self.network.blocks[0].linear, Pooling)
+        begins_with_pool = isinstance(self.network.layers[0].linear, Pooling)
         macs = operations[0] if self.counts and not begins_with_pool else 0.0
         acs = sum(operations) + recurrent - macs
-        dense = self.steps * (sum(_dense_operations(m) for m in self.linears) + sum(m.V.numel() for m in self.fed_back))
+        dense = self.steps * (
+            sum(float(_fan_out(m, torch.ones_like(m.weight)).sum()) for m in self.linears)  # padding is no input
+            + sum(m.V.numel() for m in self.fed_back)
+        )
         folded = self.network.folded()
         tensors = [*folded.parameters(), *folded.buffers()]
-        biases = sum(self.sizes[block.neurons] for block in self.network.blocks if block.norm is not None)
+        biases = sum(self.sizes[layer.neurons] for layer in self.network.layers if layer.norm is not None)
         states = sum(size * len(m.dynamics.carried(m.V is not None)) for m, size in self.sizes.items())
         neurons = sum(self.sizes.values())
         weight_bytes = 4 * (macs + acs)
@@ -170,7 +170,7 @@ class Meter:
 
     def _for_models(self, begins_with_pool: bool) -> tuple[list[hardware.Synapses], list[hardware.Neurons]]:
         """Return what came to the weights and what the neurons gave, means of a recording."""
-        biased = {block.linear for block in self.network.blocks if block.norm is not None}
+        biased = {layer.linear for layer in self.network.layers if layer.norm is not None}
         synapses = []
         for module, conv in self.convs.items():
             height, width, _ = _geometry(module)
@@ -195,26 +195,15 @@ class Meter:
 
 def _geometry(module: nn.Module) -> tuple[int, int, int]:
     """(height, width, stride) of what a linear map slides over; one pixel where it slides over nothing."""
-    return (*module.shape[:2], module.shape.stride) if isinstance(module, EventConv) else (1, 1, 1)
+    return (*module.geometry[:2], module.geometry.stride) if isinstance(module, EventConv) else (1, 1, 1)
 
 
-def _effective(module: EventConv | EventLinear, active: Tensor) -> float:
-    """Operations of inputs that were not 0 so often with weights that are not 0."""
-    weight = (module.weight != 0).cpu().double()
+def _fan_out(module: EventConv | EventLinear, weight: Tensor | None = None) -> Tensor:
+    """(C,), or (pixels, C): that of each input in each step, through these weights or the module's."""
+    weight = module.weight if weight is None else weight
     if isinstance(module, EventLinear):
-        return float(active @ weight.sum(0))
-    shape = module.shape
-    frame = as_frames(active.unsqueeze(0), shape.height, shape.width)
-    return float(F.conv2d(frame, weight, None, shape.stride, shape.kernel // 2).sum())
-
-
-def _dense_operations(module: EventConv | EventLinear) -> float:
-    """Operations of a step in which every input is not 0 and every weight is. Padding is no input."""
-    if isinstance(module, EventLinear):
-        return module.weight.numel()
-    shape = module.shape
-    ones = torch.ones(1, module.weight.shape[1], shape.height, shape.width)
-    return float(F.conv2d(ones, torch.ones(module.weight.shape), None, shape.stride, shape.kernel // 2).sum())
+        return fan_out(weight).cpu()
+    return fan_out(weight, module.geometry).flatten(1).T.cpu()
 
 
 def _share_of_zeros(weights: list[Tensor]) -> float:

@@ -5,15 +5,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from snn import checks, statistics
 from snn.coding import first_times, fr_decision, fs_decision
 from snn.errors import InputError
-from snn.events import Events
+from snn.inputs import SparseCounts
 from snn.network import Activity, Network
+from snn.operations import SynapticOperations
 
 EVENT_BUDGETS = 101  # points of a curve over events
 NOTHING = -1  # stands for a decision, or the step of a first spike, that there is not
@@ -33,7 +33,7 @@ class Samples(NamedTuple):
     steps_to_decision: Tensor  # (n,) int64, as the next four
     events: Tensor  # of the whole window
     events_to_decision: Tensor
-    operations: Tensor  # synaptic ones: a weight added for an event or a spike, as in `snn.streaming.Work`
+    operations: Tensor  # synaptic ones, see `snn.operations`
     operations_to_decision: Tensor
     fs_right: Tensor  # (n, T) bool: has the sample an output spike by then, and is the decision of the code right?
     fr_right: Tensor
@@ -48,6 +48,7 @@ class Evaluation:
     loss: float = 0.0  # sum over samples
     neuron_spikes: list[Tensor] = field(default_factory=list)  # per layer (N,) float64: of each neuron, all samples
     batches: list[Samples] = field(default_factory=list)
+    operations: SynapticOperations | None = field(default=None, repr=False)  # once for all batches
 
     def add(self, activity: Activity, target_B: Tensor, events_TB: Tensor, operations_TB: Tensor) -> None:
         """Take one batch."""
@@ -90,7 +91,9 @@ class Evaluation:
         """All samples, in their order."""
         if not self.batches:
             raise InputError("there is not one sample: nothing was evaluated")
-        return Samples(*(torch.cat(parts) for parts in zip(*self.batches, strict=True)))
+        if len(self.batches) > 1:
+            self.batches = [Samples(*(torch.cat(parts) for parts in zip(*self.batches, strict=True)))]
+        return self.batches[0]
 
     def __add__(self, other: "Evaluation") -> "Evaluation":
         """Of the samples of both. A part may be without samples, and then knows no neurons."""
@@ -117,7 +120,8 @@ class Evaluation:
         }
         for prefix, right_nT in (("", seen.fs_right), ("fr_", seen.fr_right)):
             for percent in (50, 90):
-                steps = delay_steps(right_nT.sum(0), percent)
+                (reached,) = statistics.delays(right_nT.sum(0, keepdim=True).numpy(), percent)
+                steps = None if math.isnan(reached) else int(reached)
                 metrics[f"{prefix}t_d{percent}_steps"] = steps
                 metrics[f"{prefix}t_d{percent}_ms"] = None if steps is None else steps * dt_ms
         return metrics
@@ -143,7 +147,7 @@ class Evaluation:
             {
                 "steps": float(steps.double().mean()),
                 "events": float(events.double().mean()),
-                "synaptic ops": float(operations.double().mean()),
+                "synaptic operations": float(operations.double().mean()),
                 "neuron updates": neurons * float(steps.double().mean()),
             }
             for steps, events, operations in (
@@ -192,37 +196,10 @@ def percentiles(values_n: Tensor) -> list[float] | None:
     return torch.quantile(values_n.double(), torch.tensor(PERCENTILES, dtype=torch.float64) / 100).tolist()
 
 
-def delay_steps(curve_T: Tensor, percent: float) -> int | None:
-    """t_d(p): the first step, from 1, at which the curve reaches p % of its own maximum; None if that is 0."""
-    if not curve_T.max() > 0:
-        return None
-    reached = curve_T * 100 >= percent * curve_T.max()
-    return int(reached.nonzero()[0]) + 1
-
-
-def operations(network: Network, x_TBC: Events | Tensor, layers: tuple[Tensor, ...]) -> Tensor:
-    """(T, B) float64: weights added in each step, for the events that come in and for the spikes of all layers."""
-    total_TB = 0.0
-    for fan_out_C, x in zip(network.fan_outs(), (x_TBC, *layers[:-1]), strict=True):
-        fan_out_C = fan_out_C.to(x.channels.device if isinstance(x, Events) else x.device)
-        if isinstance(x, Events):
-            each_TB = x.entries_per_step(None if len(fan_out_C) == 1 else fan_out_C)
-        elif len(fan_out_C) == 1:
-            each_TB = x.count_nonzero(2).double()
-        else:
-            unit = int(np.gcd.reduce(fan_out_C.cpu().numpy()))  # sums stay below 2^24: exact in float32
-            each_TB = unit * ((x != 0).float() @ (fan_out_C // unit).float()).double()
-        total_TB = total_TB + (each_TB * fan_out_C if len(fan_out_C) == 1 else each_TB)
-    for block, s_TBN in zip(network.blocks, layers, strict=False):
-        if block.neurons.V is not None:  # a layer's own spikes come back one step later
-            total_TB[1:] += s_TBN[:-1].count_nonzero(2) * s_TBN.shape[2]
-    return total_TB
-
-
 @torch.inference_mode()
 def examine(
     network: Network,
-    x_TBC: Events | Tensor,
+    x_TBC: SparseCounts | Tensor,
     target_B: Tensor,
     objective: Callable[[Activity, Tensor], Tensor],
     device: torch.device,
@@ -232,23 +209,22 @@ def examine(
 
     `objective` is the mean loss of a batch.
     """
-    checks.kind("a batch", x_TBC, Tensor, Events)
+    checks.kind("a batch", x_TBC, Tensor, SparseCounts)
     network.eval()
-    network.reset()
     x_TBC = x_TBC.to(device)
-    activity = network(x_TBC)
-    network.reset()
+    activity = network.run(x_TBC)
     checks.labels(target_B, *activity.s_TBN.shape[1:])
     target_B = target_B.to(device)
     result.neurons = [math.prod(s.shape[2:]) for s in activity.layers]
-    events_TB = x_TBC.per_step() if isinstance(x_TBC, Events) else x_TBC.flatten(2).sum(2)
-    result.add(activity, target_B, events_TB, operations(network, x_TBC, activity.layers))
+    events_TB = x_TBC.per_step() if isinstance(x_TBC, SparseCounts) else x_TBC.flatten(2).sum(2)
+    result.operations = result.operations or SynapticOperations(network)
+    result.add(activity, target_B, events_TB, result.operations.per_step(x_TBC, activity.layers))
     result.loss += float(objective(activity, target_B)) * len(target_B)
 
 
 def evaluate(
     network: Network,
-    batches: Iterable[tuple[Events | Tensor, Tensor]],
+    batches: Iterable[tuple[SparseCounts | Tensor, Tensor]],
     objective: Callable[[Activity, Tensor], Tensor],
     device: torch.device,
 ) -> Evaluation:

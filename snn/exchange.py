@@ -55,13 +55,13 @@ class Beginning(NamedTuple):
 
 def layers_of(network: Network, shape: tuple[int, ...]) -> list[Layer]:
     """All layers from the input of this shape to the output."""
-    pairs = [(f"layer_{k}", block.linear, block.neurons) for k, block in enumerate(network.blocks, 1)]
     layers = []
-    for name, linear, neurons in [*pairs, (f"layer_{len(pairs) + 1}", network.readout, network.output)]:
+    for k, layer in enumerate(network.layers, 1):
+        name, linear, neurons = f"layer_{k}", layer.linear, layer.neurons
         if isinstance(linear, EventLinear):
             after = (linear.out_features,)
         elif isinstance(linear, EventConv):
-            after = (len(linear.weight), linear.shape.out_height, linear.shape.out_width)
+            after = (len(linear.weight), linear.geometry.out_height, linear.geometry.out_width)
         else:
             after = (shape[0], linear.height // linear.kernel, linear.width // linear.kernel)
         layers.append(Layer(name, linear, neurons, shape, after))
@@ -124,7 +124,7 @@ def nir_graph(network: Network, shape: tuple[int, ...], dt_s: float) -> nir.NIRG
         if isinstance(layer.linear, EventConv):
             conv = layer.linear
             weight = conv.weight * gain_N.view(-1, 1, 1, 1)
-            graph.conv(f"{layer.name}_weights", weight, conv.bias, gain_N, conv.shape.stride, layer.before)
+            graph.conv(f"{layer.name}_weights", weight, conv.bias, gain_N, conv.geometry.stride, layer.before)
         elif isinstance(layer.linear, Pooling):
             kernel = layer.linear.kernel
             graph.pool(f"{layer.name}_pool", kernel)
@@ -326,7 +326,7 @@ class Step(nn.Module):
         for layer in self.layers:
             neurons, linear = layer.neurons, layer.linear
             if isinstance(linear, EventConv):
-                x = F.conv2d(x, linear.weight, linear.bias, linear.shape.stride, linear.shape.kernel // 2)
+                x = F.conv2d(x, linear.weight, linear.bias, linear.geometry.stride, linear.geometry.kernel // 2)
             elif isinstance(linear, Pooling):
                 x = (F.avg_pool2d if linear.is_average else F.max_pool2d)(x, linear.kernel)
             else:

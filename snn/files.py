@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+REPOSITORY = Path(__file__).resolve().parent.parent  # the folder that holds this package
+
 
 def write_whole(path: Path, content: str | bytes) -> None:
     """Write by way of a temporary file beside it: what was there before stays until all of the new is written."""

@@ -1,44 +1,41 @@
 """Where a training step went wrong, and what an epoch's numbers say about a run that goes wrong."""
 
 import math
+from typing import NamedTuple
 
 import torch
+from spikingjelly.activation_based.functional import reset_net
 from torch import Tensor, nn
 
-from snn.events import Dropped, Events
-from snn.network import Network
-from snn.ttfs.network import Network as TTFSNetwork
+from snn.inputs import SparseCounts, Spikes
+from snn.norm import Normed
 
 
-def blame(network: Network | TTFSNetwork, x: Tensor | Events, loss: Tensor) -> str:
+def blame(network: nn.Module, x: Tensor | SparseCounts, loss: Tensor) -> str:
     """The first place where a step meets a number that is not finite: from the input onwards, then back from the loss.
 
     A bad weight or statistic comes before what it does to the layers.
-    Between the layers of a TTFS network infinity is no fault: it is the time of a spike that there is not.
     """
     if samples_at_fault(x):
         return "the input"
     for name, value in network.state_dict().items():
         if not value.isfinite().all():
             return f"the {'parameter' if name in dict(network.named_parameters()) else 'buffer'} {name}"
-    is_ttfs = isinstance(network, TTFSNetwork)
     faults: list[str] = []
 
     def inspect(module: nn.Module, inputs: tuple, outputs: Tensor | tuple) -> None:
-        for out in outputs if isinstance(outputs, tuple) else (outputs,):
-            out = out.dense() if isinstance(out, Dropped) else out
+        for out in outputs if type(outputs) is tuple else (outputs,):
+            out = out.dense() if isinstance(out, Normed | Spikes) else out
             is_fine = out.isfinite()
-            if is_ttfs and module is not network.readout:
+            if getattr(module, "gives_times", False):  # infinity is the time of a spike that there is not
                 is_fine |= out == math.inf
             if not is_fine.all():
                 faults.append(f"the output of {names[module]}")
 
-    blocks = () if is_ttfs else network.blocks
-    names = {module: name for name, module in network.named_modules() if name and module not in blocks}
+    names = {module: name for name, module in network.named_modules() if name}
     hooks = [module.register_forward_hook(inspect) for module in names]
     with torch.no_grad():
-        if not is_ttfs:
-            network.reset()
+        reset_net(network)
         network(x)
     for hook in hooks:
         hook.remove()
@@ -52,11 +49,11 @@ def blame(network: Network | TTFSNetwork, x: Tensor | Events, loss: Tensor) -> s
     return "the size of the gradient"
 
 
-def samples_at_fault(x: Tensor | Events) -> list[int]:
+def samples_at_fault(x: Tensor | SparseCounts) -> list[int]:
     """The samples of a batch, events or dense (T, B, ...) or images (B, C, H, W), with a number that is not finite."""
-    if (x.counts if isinstance(x, Events) else x).sum().isfinite():  # as nearly always
+    if (x.counts if isinstance(x, SparseCounts) else x).sum().isfinite():  # as nearly always
         return []
-    if isinstance(x, Events):
+    if isinstance(x, SparseCounts):
         entries = (~x.counts.isfinite()).nonzero().flatten()
         rows = torch.searchsorted(x.offsets, entries, right=True) - 1  # row t·B + b
         return sorted(set((rows % x.shape[1]).tolist()))
@@ -85,18 +82,25 @@ def gradient_norms(network: nn.Module, clipped_from: float, clip_norm: float) ->
     return {"gradient_norm": clipped_from} | {f"gradient_norm/{name}": clipped * norm for name, norm in norms.items()}
 
 
-def warnings_of(row: dict) -> list[str]:
+class Cures(NamedTuple):
+    """Advice for a run that goes wrong: fields of a kind's configuration that are worth a try."""
+
+    dead: str  # for a hidden layer that never fires
+    dead_output: str
+    exploding: str  # for gradients, as the next
+    vanishing: str
+
+
+def warnings_of(row: dict, cures: Cures) -> list[str]:
     """What is wrong with a run, from an epoch's numbers as in metrics.jsonl: a sentence each, with the likely cure.
 
     A sentence has no number that changes from epoch to epoch, so that it need be said only once.
     """
     found = []
     by_layer = row.get("validation_spikes_per_neuron_by_layer", [])
-    is_ttfs = "validation_fs_accuracy" not in row
     for k, rate in enumerate(by_layer, 1):
         if rate == 0:
-            theta = "network.neuron2.theta" if k == len(by_layer) else "network.neuron1.theta"
-            cure = "a larger train.silent_drive" if is_ttfs else f"a lower {theta}"
+            cure = cures.dead_output if k == len(by_layer) else cures.dead
             found.append(
                 f"layer {k} is dead: it fires no spike on the held-out data; try {cure}, or a smaller train.lr"
             )
@@ -106,12 +110,8 @@ def warnings_of(row: dict) -> list[str]:
             "lower network.neuron2.theta, a larger loss.treg.weight, or empty steps after the recording (data.T_empty)"
         )
     if row.get("gradient_norm", 0) > EXPLODES_ABOVE:
-        found.append(
-            f"exploding gradients: the norm is above {EXPLODES_ABOVE:g}; try a smaller train.lr or train.clip_norm"
-            + ("" if is_ttfs else ", or a smaller loss.fs.A")
-        )
+        found.append(f"exploding gradients: the norm is above {EXPLODES_ABOVE:g}; try {cures.exploding}")
     for name, norm in row.items():
         if name.startswith("gradient_norm/") and norm < VANISHES_BELOW:
-            cure = "ttfs.standardised" if is_ttfs else "a lower network.neuron1.theta, or network.batch_norm"
-            found.append(f"vanishing gradients: nothing reaches {name.partition('/')[2]}; try {cure}")
+            found.append(f"vanishing gradients: nothing reaches {name.partition('/')[2]}; try {cures.vanishing}")
     return found

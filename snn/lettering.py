@@ -1,31 +1,38 @@
-"""What classes are called in pictures: names that a font of this system has the glyphs for, none too long."""
+"""Class names in pictures: those that a font of this system has the glyphs for, none too long.
+
+matplotlib is imported where it is needed: training does without it.
+"""
+
+from __future__ import annotations
 
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import lru_cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from matplotlib import font_manager, rcParams
-from matplotlib.ft2font import FaceFlags, FT2Font
+if TYPE_CHECKING:
+    from matplotlib.font_manager import FontEntry
 
 LONGEST = 18  # columns of a class name, of which a Chinese character takes two
 NO_GLYPHS = {"Cc", "Cf", "Zs"}  # categories of characters that need none
 
 
 class Lettering(NamedTuple):
-    """Each name as pictures have it, None where no font can draw it; and the fonts, in the order of their turn."""
+    """The names as pictures show them, None for one that no font can draw, and the fonts in the order to try them."""
 
     names: tuple[str | None, ...] | None
     fonts: list[str]
 
 
 def lettering(names: Sequence[str] | None, longest: int = LONGEST) -> Lettering:
-    """Return how to write these names in a picture.
+    """Shorten names for a picture and find fonts for them.
 
     A name of more than `longest` columns loses its middle; names that are then alike get their number.
     """
+    from matplotlib import rcParams
+
     if names is None:
         return Lettering(None, list(rcParams["font.family"]))
     clean = ["".join(c if c.isprintable() else " " for c in name).strip() for name in names]
@@ -38,25 +45,25 @@ def lettering(names: Sequence[str] | None, longest: int = LONGEST) -> Lettering:
 
 
 def why_numbers(names: Sequence[str] | None) -> str:
-    """One sentence for the reader where pictures have numbers for names; else nothing."""
+    """A sentence that says why pictures have numbers instead of names; empty if they have none."""
     short = lettering(names).names or ()
     missing = sum(name is None for name, full in zip(short, names or (), strict=True) if full.strip())
     if not missing:
         return ""
     return (
-        f"Pictures have numbers in place of {missing} of {len(names)} class names, as no font of this system can draw "
+        f"Pictures have numbers instead of {missing} of {len(names)} class names, as no font of this system can draw "
         "them (install one, such as Noto); the table by class has the names."
     )
 
 
 def columns(text: str) -> int:
-    """Return how wide a text is, in widths of a Latin letter."""
+    """The width of a text, in Latin letters."""
     wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
     return len(text) + wide - sum(unicodedata.combining(c) > 0 for c in text)
 
 
 def _without_middle(name: str, most: int) -> str:
-    """The name in so many columns, as endings tell names apart as often as beginnings."""
+    """The name in at most `most` columns; its ending stays, since endings tell names apart as often as beginnings."""
     if columns(name) <= most:
         return name
     half = (most - 1) // 2
@@ -67,7 +74,7 @@ def _without_middle(name: str, most: int) -> str:
 
 
 def _first(text: str, most: int) -> str:
-    """As much of the beginning as fits into so many columns."""
+    """As much of the beginning as fits into `most` columns."""
     return next(text[:k] for k in range(len(text), -1, -1) if columns(text[:k]) <= most)
 
 
@@ -83,6 +90,9 @@ def _needs_glyph(character: str) -> bool:
 @lru_cache
 def _fonts(characters: frozenset[str]) -> tuple[list[str], frozenset[str]]:
     """Families that together have these characters beside the usual font, and those that no font has."""
+    from matplotlib import font_manager
+    from matplotlib.ft2font import FT2Font
+
     usual = FT2Font(font_manager.findfont(font_manager.FontProperties()))
     missing = {c for c in characters if not usual.get_char_index(ord(c))}
     families: list[str] = []
@@ -96,8 +106,10 @@ def _fonts(characters: frozenset[str]) -> tuple[list[str], frozenset[str]]:
     return families, frozenset(missing)
 
 
-def _known_fonts() -> list[font_manager.FontEntry]:
-    """All of this system: upright ones of usual weight before others, sans before serif."""
+def _known_fonts() -> list[FontEntry]:
+    """All fonts of this system: upright ones of normal weight first, sans before serif."""
+    from matplotlib import font_manager
+
     manager = font_manager.fontManager
     for path in set(font_manager.findSystemFonts()) - {entry.fname for entry in manager.ttflist}:
         with suppress(OSError, RuntimeError):  # one that cannot be read
@@ -106,7 +118,9 @@ def _known_fonts() -> list[font_manager.FontEntry]:
 
 
 def _those_of(path: str, characters: set[str]) -> set[str]:
-    """The characters that a font has as outlines; those of fonts of coloured pictures cannot be drawn."""
+    """The characters that a font has as outlines. Colour fonts cannot be drawn and count as empty."""
+    from matplotlib.ft2font import FaceFlags, FT2Font
+
     try:
         font = FT2Font(path)
     except (OSError, RuntimeError):  # damaged, or gone since

@@ -1,4 +1,4 @@
-"""Where and with what a number came to be."""
+"""The machine: which device computes, and where and with what a number came to be."""
 
 import os
 import platform
@@ -8,8 +8,29 @@ from pathlib import Path
 
 import torch
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+from snn.errors import InputError
+from snn.files import REPOSITORY
+
 PACKAGES = ("torch", "spikingjelly", "numpy", "numba")
+
+
+def find_device(name: str) -> torch.device:
+    """The device of that name, with TF32 off; auto is CUDA where there is one. Raises InputError if it cannot be used.
+
+    TF32 would keep 10 bits of a float32's mantissa in convolutions, and the network would decide differently than on
+    the CPU.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(name)
+        if chosen.type != "cpu":
+            torch.zeros(1, device=chosen).item()  # meta makes tensors, but they hold no numbers
+            torch.backends.cudnn.allow_tf32 = False
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"train.device = {name}: cannot be used here ({reason:.100}); take cpu or auto") from None
+    return chosen
 
 
 def processor() -> str:

@@ -1,4 +1,4 @@
-"""Networks built from the configuration: hidden blocks and an output layer."""
+"""Networks built from the configuration: a list of layers, the output the last of them."""
 
 import copy
 import math
@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from snn import architecture, checks, config
 from snn.architecture import Conv, Full, Pool
-from snn.conv import EventConv, Pooling
+from snn.conv import EventConv, Pooling, pixels_of
 from snn.delays import DelayedLinear
 from snn.errors import InputError
-from snn.events import Dropped, Events
+from snn.inputs import SparseCounts, Spikes
 from snn.learned import Delays, Learned
 from snn.linear import EventLinear
 from snn.neurons import NEURONS, SpikingNeuron
+from snn.norm import LazyNorm
 
 
 class Activity(NamedTuple):
@@ -34,44 +35,57 @@ class LazyDropout(Dropout):
 
     def multi_step_functional_forward(
         self, inputs: tuple[Tensor], states: tuple[Tensor | None], **_: object
-    ) -> tuple[tuple[Tensor | Dropped], tuple[Tensor | None]]:
+    ) -> tuple[tuple[Tensor | Spikes], tuple[Tensor | None]]:
         (s_TBN,), (mask_BN,) = inputs, states
         if not self.training:
             return inputs, states
         mask_BN = self.create_mask(s_TBN[0]) if mask_BN is None else mask_BN
-        return (Dropped(s_TBN, mask_BN),), (mask_BN,)
+        return (Spikes(s_TBN, mask_BN),), (mask_BN,)
 
 
-class Block(nn.Module):
-    """A hidden layer: linear map or pool, BatchNorm over T·B, neurons, dropout with one mask a sequence.
+class Layer(nn.Module):
+    """One layer: linear map or pool, BatchNorm over T·B, neurons, dropout with one mask a sequence.
 
     As in Liu et al. 2023, whose pools have neurons too. An image's pixels are samples here: (T, P, C), see `snn.conv`.
     """
 
-    def __init__(self, linear: nn.Module, neurons: SpikingNeuron, norm_size: int | None, dropout: Dropout | None):
+    def __init__(
+        self, linear: nn.Module, neurons: SpikingNeuron, norm_size: int | None = None, dropout: Dropout | None = None
+    ):
         super().__init__()
         self.linear = linear
-        self.norm = BatchNorm1d(norm_size, step_mode="m") if norm_size else None
+        Norm = LazyNorm if neurons.V is None else BatchNorm1d  # what is fed back joins the input behind it
+        self.norm = Norm(norm_size, step_mode="m") if norm_size else None
         self.neurons = neurons
         self.dropout = dropout
 
-    def forward(self, x_TBC: Tensor | Events | Dropped) -> tuple[Tensor | Dropped, Tensor]:
-        """(spikes after dropout for the next layer, spikes as they were fired)."""
+    def forward(self, x_TBC: Tensor | SparseCounts | Spikes) -> tuple[Tensor | Spikes, Tensor] | tuple[Tensor, Tensor]:
+        """Of a hidden layer (spikes after dropout, spikes as they were fired), of the output (spikes, potentials)."""
         x_TBN = self.linear(x_TBC)
         if self.norm is not None:
             if self.training and x_TBN.shape[0] * x_TBN.shape[1] == 1:
                 raise InputError("BatchNorm cannot train on one step of one sample: give more steps or a larger batch")
             x_TBN = self.norm(x_TBN)
+        if self.neurons.return_potential:
+            return self.neurons(x_TBN)
         s_TBN = self.neurons(x_TBN)
-        return (s_TBN if self.dropout is None else self.dropout(s_TBN)), s_TBN
+        passed = s_TBN if self.dropout is None else self.dropout(s_TBN)
+        if self.neurons.near_TW is not None:
+            passed = Spikes(s_TBN, passed.mask_BN if isinstance(passed, Spikes) else None, self.neurons.near_TW)
+        return passed, s_TBN
+
+    def learned(self, dt_ms: float) -> dict[str, Learned]:
+        """Return what the layer learned beside weights, by name."""
+        delays = self.linear.learned(dt_ms) if isinstance(self.linear, DelayedLinear) else {}
+        return delays | self.neurons.learned(dt_ms)
 
 
 class Network(nn.Module):
-    """Hidden blocks and an output layer of one neuron a class. No bias; Xavier uniform weights.
+    """A list of layers; the last one, the output, has one neuron a class. No bias; Xavier uniform weights.
 
-    The input is (T, B, channels), dense or as `Events`; that of a convolution holds an image of `shape`, its channels
-    counted as (channel·H + y)·W + x. The state stays until `reset()`: a long sequence may come in chunks. A step has
-    dt_ms, by which the delays begin that `network.delay_init_ms` asks for.
+    The input is (T, B, channels), dense or as `SparseCounts`; that of a convolution holds an image of `shape`, its
+    channels counted as (channel·H + y)·W + x. The state stays until `reset()`: a long sequence may come in chunks. A
+    step has dt_ms, by which the delays begin that `network.delay_init_ms` asks for.
     """
 
     def __init__(
@@ -86,48 +100,60 @@ class Network(nn.Module):
         checks.kind("network", network, config.Network)
         checks.sizes("the shape of the input", shape)
         checks.whole("the number of classes", num_classes, 1)
-        layers = architecture.parse(network.layers)
+        words = architecture.parse(network.layers)
         shapes = [shape, *architecture.shapes(network.layers, shape)]
         self.num_channels = math.prod(shape)
-        self.image = shape if layers and not isinstance(layers[0], Full) else None
-        self.blocks = nn.ModuleList(
-            _block(network, layer, before, after, self.image is not None, backend, dt_ms)
-            for layer, (before, after) in zip(layers, pairwise(shapes), strict=True)
-        )
+        self.image = shape if words and not isinstance(words[0], Full) else None
+        hidden = [
+            _hidden(network, word, before, after, self.image is not None, backend, dt_ms)
+            for word, (before, after) in zip(words, pairwise(shapes), strict=True)
+        ]
         delay = network.output_delay and architecture.parse_delay(network.output_delay)
-        self.readout = _linear(network, math.prod(shapes[-1]), num_classes, delay, dt_ms)
-        self.output = _neurons(network, network.output_neuron, network.neuron2, num_classes, None, True, backend, dt_ms)
+        linear = _linear(network, math.prod(shapes[-1]), num_classes, delay, dt_ms)
+        neurons = _neurons(network, network.output_neuron, network.neuron2, num_classes, None, True, backend, dt_ms)
+        self.layers = nn.ModuleList([*hidden, Layer(linear, neurons)])
+
+    @property
+    def output(self) -> Layer:
+        """The last layer, which decides."""
+        return self.layers[-1]
 
     @torch.compiler.disable  # torch.compile cannot look into compiled kernels: it runs the network as it is
-    def forward(self, x_TBC: Tensor | Events) -> Activity:
+    def forward(self, x_TBC: Tensor | SparseCounts) -> Activity:
         """Run all steps of x from the state as it stands. An image's layer is (T, B, H·W·C), its channels last.
 
         x holds any real numbers, which are taken as those of the weights are (float32, or float64), on their device.
         All is computed in that type, under `torch.autocast` too: half a precision cannot tell a potential from a
         threshold. InputError where x does not fit, or holds a number on the CPU that is not finite.
         """
-        with checks.without_autocast(self.readout.weight.device):
+        with checks.without_autocast(self.output.linear.weight.device):
             return self._forward(x_TBC)
 
-    def _forward(self, x_TBC: Tensor | Events) -> Activity:
-        if self.image and isinstance(x_TBC, Events):
-            x_TBC = x_TBC.dense()
-        if not isinstance(x_TBC, Events):
+    def _forward(self, x_TBC: Tensor | SparseCounts) -> Activity:
+        if not isinstance(x_TBC, SparseCounts):
             sizes = ("steps", "samples", self.num_channels)
-            x_TBC = checks.like_weights("the network's input", x_TBC, sizes, self.readout.weight)
+            x_TBC = checks.like_weights("the network's input", x_TBC, sizes, self.output.linear.weight)
         T, B, _ = x_TBC.shape
-        layers = []
+        spikes = []
         if self.image:
-            x_TBC = x_TBC.reshape(T, B, *self.image).movedim(2, -1).reshape(T, -1, self.image[0])
-        for block in self.blocks:
-            if isinstance(block.linear, EventLinear) and self.image:  # the pixels of an image side by side
+            x_TBC = pixels_of(x_TBC, self.image)
+        for layer in self.layers:
+            if isinstance(layer.linear, EventLinear) and self.image:  # the pixels of an image side by side
                 x_TBC = x_TBC.view(T, B, -1)
-            x_TBC, s_TBN = block(x_TBC)
-            layers.append(s_TBN.view(T, B, -1))
-        if self.image:
-            x_TBC = x_TBC.view(T, B, -1)
-        s_TBN, h_TBN = self.output(self.readout(x_TBC))
-        return Activity(s_TBN, h_TBN, (*layers, s_TBN))
+            if layer is self.output:
+                s_TBN, h_TBN = layer(x_TBC)
+            else:
+                x_TBC, s_TBN = layer(x_TBC)
+            spikes.append(s_TBN.view(T, B, -1))
+        return Activity(s_TBN, h_TBN, tuple(spikes))
+
+    def run(self, x_TBC: Tensor | SparseCounts) -> Activity:
+        """Run whole sequences: from a fresh state, and with nothing left behind."""
+        self.reset()
+        try:
+            return self(x_TBC)
+        finally:
+            self.reset()
 
     def reset(self) -> None:
         """Forget all states and dropout masks: the next input starts a new sequence."""
@@ -143,12 +169,12 @@ class Network(nn.Module):
         """
         folded = copy.deepcopy(self).cpu().eval()
         folded.reset()
-        for block in folded.blocks:
-            if block.norm is not None:
-                scale_N = block.norm.weight / torch.sqrt(block.norm.running_var + block.norm.eps)
-                block.linear.weight *= scale_N.view(-1, *[1] * (block.linear.weight.dim() - 1))
-                block.linear.bias = nn.Parameter(block.norm.bias - block.norm.running_mean * scale_N)
-            block.norm = block.dropout = None
+        for layer in folded.layers:
+            if layer.norm is not None:
+                scale_N = layer.norm.weight / torch.sqrt(layer.norm.running_var + layer.norm.eps)
+                layer.linear.weight *= scale_N.view(-1, *[1] * (layer.linear.weight.dim() - 1))
+                layer.linear.bias = nn.Parameter(layer.norm.bias - layer.norm.running_mean * scale_N)
+            layer.norm = layer.dropout = None
         for module in folded.modules():
             if isinstance(module, EventConv | EventLinear):
                 module.dense_above = 1.0
@@ -157,25 +183,6 @@ class Network(nn.Module):
             if isinstance(module, Delays):
                 module.round()
         return folded
-
-    def fan_outs(self) -> list[Tensor]:
-        """At how many weights an event of each input of a layer is added, layer after layer, the output last.
-
-        (1,) where it is the same for all inputs, else (inputs,) in the order of the input or of `Activity.layers`.
-        A pool has no weights.
-        """
-        result = []
-        for block in self.blocks:
-            linear = block.linear
-            if isinstance(linear, EventConv):
-                shape, (outputs, inputs) = linear.shape, linear.weight.shape[:2]
-                reach_HW = torch.outer(*(_reach(size, shape.kernel, shape.stride) for size in shape[:2]))
-                fan_out_CHW = (outputs * reach_HW).expand(inputs, -1, -1)
-                is_first = not result  # an image that comes in has its channels first
-                result.append((fan_out_CHW if is_first else fan_out_CHW.movedim(0, -1)).flatten())
-            else:
-                result.append(torch.tensor([0 if isinstance(linear, Pooling) else linear.out_features]))
-        return [*result, torch.tensor([self.readout.out_features])]
 
     def delays(self) -> dict[str, Delays]:
         """The learned delays by their module's name."""
@@ -199,49 +206,36 @@ class Network(nn.Module):
                 module.check_values(f"{where}, {name}")
 
     def learned(self, dt_ms: float) -> dict[str, dict[str, Learned]]:
-        """Neurons of layer after layer, the output last: what the layer learned beside weights, by name."""
-        pairs = {f"blocks.{k}.neurons": (block.linear, block.neurons) for k, block in enumerate(self.blocks)}
-        pairs["output"] = self.readout, self.output
-        return {
-            name: (linear.learned(dt_ms) if isinstance(linear, DelayedLinear) else {}) | neurons.learned(dt_ms)
-            for name, (linear, neurons) in pairs.items()
-        }
-
-    def num_trainable(self) -> int:
-        return sum(p.numel() for p in self.parameters() if p.requires_grad)
+        """Layer after layer, the output last: what it learned beside weights, by name."""
+        return {f"layers.{k}": layer.learned(dt_ms) for k, layer in enumerate(self.layers)}
 
 
-def _reach(size: int, kernel: int, stride: int) -> Tensor:
-    """(size,): how many outputs of a convolution, along one axis, see each input."""
-    inputs, outputs = torch.arange(size), stride * torch.arange(-(-size // stride))
-    return ((inputs[:, None] - outputs).abs() <= kernel // 2).sum(1)
-
-
-def _block(
+def _hidden(
     network: config.Network,
-    layer: Conv | Pool | Full,
+    word: Conv | Pool | Full,
     before: tuple[int, ...],
     after: tuple[int, ...],
     in_conv_net: bool,
     backend: str,
     dt_ms: float,
-) -> Block:
+) -> Layer:
     """A hidden layer between two shapes."""
-    is_full, is_pool = isinstance(layer, Full), isinstance(layer, Pool)
+    is_full, is_pool = isinstance(word, Full), isinstance(word, Pool)
     if is_full:
-        linear = _linear(network, math.prod(before), layer.size, layer.delay, dt_ms)
+        linear = _linear(network, math.prod(before), word.size, word.delay, dt_ms)
     elif is_pool:
-        linear = Pooling(*before[1:], layer.kernel, layer.is_average)
+        linear = Pooling(*before[1:], word.kernel, word.is_average)
     else:
-        linear = EventConv(before[0], layer.channels, *before[1:], layer.kernel, layer.stride)
+        linear = EventConv(before[0], word.channels, *before[1:], word.kernel, word.stride)
     # in the published convolutional networks both fully connected layers are of the second kind
     params = network.neuron2 if is_full and in_conv_net else network.neuron1
-    neurons = _neurons(network, network.neuron, params, after[0], layer if is_full else None, False, backend, dt_ms)
+    neurons = _neurons(network, network.neuron, params, after[0], word if is_full else None, False, backend, dt_ms)
+    neurons.says_near = not in_conv_net
     norm_size = after[0] if network.batch_norm and not is_pool else None
     dropout = None
     if network.dropout:  # an image's pixels are still to be laid side by side, or seen by a convolution
         dropout = (Dropout if in_conv_net else LazyDropout)(network.dropout, step_mode="m")
-    return Block(linear, neurons, norm_size, dropout)
+    return Layer(linear, neurons, norm_size, dropout)
 
 
 def _linear(
@@ -276,8 +270,8 @@ def _neurons(
         per=network.values,
         spike_first=superspike,
         decay="raw" if superspike else "sigmoid",
-        surrogate=network.surrogate,
-        surrogate_slope=network.surrogate_slope or 0.0,
+        surrogate=network.output_surrogate if return_potential else network.surrogate,
+        surrogate_slope=0.0 if return_potential else network.surrogate_slope or 0.0,
         recurrent=layer is not None and layer.is_recurrent,
         max_delay_steps=(layer and layer.recurrent_delay_max_steps) or 0,
         delay_steps=_initial_steps(network, dt_ms),

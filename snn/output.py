@@ -7,7 +7,7 @@ import sys
 PLAIN = str.maketrans({"–": "-", "±": "+-", "τ": "tau", "θ": "theta", "α": "alpha", "λ": "lambda", "σ": "sigma"})
 
 
-def _plainly(error: UnicodeError) -> tuple[str, int]:
+def _plainly(error: UnicodeEncodeError) -> tuple[str, int]:
     """Characters that an encoding lacks, in ASCII: signs of our tables by others, the rest as \\u and a number."""
     lacking = error.object[error.start : error.end]
     return lacking.translate(PLAIN).encode("ascii", "backslashreplace").decode("ascii"), error.end

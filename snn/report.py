@@ -1,296 +1,373 @@
-"""Pictures of what a network does. Each is narrow, so that its words can be read on a telephone as well."""
+"""report.html of a tested network: one page that needs nothing else, and its pictures beside it as PNG.
 
-import io
-from collections.abc import Sequence
-from typing import Any
+First the page itself, then what the reports of all kinds of networks share, then the report of a first-spike network
+(`snn.ttfs.report` is that of a TTFS network). `snn.pictures` draws, `snn.tables` words and rounds.
+"""
 
-import matplotlib
+import base64
+import json
+import shlex
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-matplotlib.use("Agg")  # files only; no screen is needed
+import yaml
+from torch import nn
 
-import matplotlib.pyplot as plt
-import numpy as np
-import torch
-from matplotlib.figure import Figure
-from torch import Tensor
-
-from snn.coding import first_times, fs_decision
-from snn.evaluation import NOTHING, Evaluation, Samples
-from snn.events import Events
+from snn import checkpoint, pictures, settings, tables
+from snn.classes import Named
+from snn.config import AnyConfig
+from snn.evaluation import Evaluation
+from snn.files import write_whole
 from snn.learned import Learned
-from snn.lettering import LONGEST, columns, lettering
+from snn.lettering import why_numbers
+from snn.machine import find_device, machine, versions
 from snn.network import Network
+from snn.tables import DASH, Table, interval, layer_name, number, percent, spikes
 
-# colour-blind safe (Okabe & Ito); two more greys
-BLACK, ORANGE, BLUE, GREY, DARK = "#000000", "#D55E00", "#0072B2", "#BBBBBB", "#555555"
-LAYERS = (BLUE, "#E69F00", "#009E73", "#CC79A7", "#56B4E9", ORANGE, "#F0E442")  # in turn
-CODES = (("fs", "first spike", ORANGE, "-"), ("fr", "firing rate", BLUE, "--"))
-WIDTH = 5  # inches
-HIGHEST = 60  # inches
-DPI = 200
-LONGEST_TITLE = 58  # columns
-MOST_NAMES = 40  # of classes at an axis; more of them have numbers
-BINS = 40  # of a histogram
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-STYLE = {
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "text.parse_math": False,  # a $ in a name is a $
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "figure.constrained_layout.use": True,
+TEMPLATE = Path(__file__).with_suffix(".html")
+
+
+class Tile(NamedTuple):
+    """A number one reads first."""
+
+    name: str
+    value: str
+    note: str = ""
+
+
+class Picture(NamedTuple):
+    """A picture within the page."""
+
+    png: bytes
+    caption: str
+    file: str = ""  # the same picture beside the page
+
+    @property
+    def uri(self) -> str:
+        return f"data:image/png;base64,{base64.b64encode(self.png).decode()}"
+
+
+class Section(NamedTuple):
+    """A heading and what stands below it."""
+
+    title: str
+    text: str = ""
+    tables: Sequence[Table] = ()
+    pictures: Sequence[Picture] = ()
+    code: str = ""
+
+
+def render(title: str, lead: str, tiles: Sequence[Tile], sections: Iterable[Section]) -> str:
+    """The page as HTML. Sections that hold nothing are left out."""
+    import jinja2  # only now: training does without it
+
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True)
+    sections = [section for section in sections if section.tables or section.pictures or section.code]
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    return template.render(title=title, lead=lead, tiles=tiles, sections=sections)
+
+
+class Subject(NamedTuple):
+    """A network to be tested, and the folder for what comes out."""
+
+    path: Path
+    cfg: AnyConfig
+    content: dict[str, Any]  # of the checkpoint
+    out: Path
+
+    def network(self) -> nn.Module:
+        """The network with its weights."""
+        network = self.cfg.new_network().eval()
+        checkpoint.load_weights(network, self.content["network"], self.path)
+        return network
+
+    @property
+    def classes(self) -> Named:
+        """The names of the network's classes."""
+        return Named(self.content["class_names"], str(self.path))
+
+    def provenance(self) -> dict:
+        """Where the numbers of a test come from."""
+        return {
+            "checkpoint": str(self.path),
+            "epoch": self.content["epoch"],
+            "seed": self.cfg.train.seed,
+            "command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "tested": time.strftime("%Y-%m-%d %H:%M:%S"),
+            "machine": machine(find_device(self.cfg.train.device)),
+            "versions": versions(),
+        }
+
+    @property
+    def run(self) -> str:
+        """The name of its run, with that of the checkpoint if it is not best.pt."""
+        run = self.path.absolute().parent.name
+        return run if self.path.stem == "best" else f"{run}/{self.path.name}"
+
+
+def keep(figure: "Figure", out: Path, file: str, caption: str) -> Picture:
+    """A picture for the page, written as PNG beside it as well."""
+    picture = Picture(pictures.png(figure), caption, file)
+    write_whole(out / file, picture.png)
+    return picture
+
+
+def write_page(subject: Subject, metrics: dict, items: str, tiles: Sequence[Tile], sections: Sequence[Section]) -> None:
+    """report.html of any kind of network: its own tiles and sections, then how it was trained and where it is from."""
+    n = metrics.get("samples", metrics.get("images"))
+    lead = f"Epoch {metrics['epoch']} of {subject.path.parent}, tested on {n:,} {items} of {metrics['data']}."
+    page = render(subject.run, lead, tiles, [*sections, *_origin(subject, metrics)])
+    write_whole(subject.out / "report.html", page)
+
+
+def _origin(subject: Subject, metrics: dict) -> list[Section]:
+    curves, log_path = [], subject.path.with_name("metrics.jsonl")
+    if rows := _read_log(log_path):
+        figure = pictures.draw_learning(rows, metrics["epoch"])
+        words = "Training and held-out data, epoch by epoch; the dotted line is the checkpoint that was tested"
+        curves.append(keep(figure, subject.out, "learning.png", words))
+    text = yaml.safe_dump(
+        subject.cfg.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=100, allow_unicode=True
+    )
+    return [
+        Section("Training", pictures=curves),
+        Section("Configuration", code=text),
+        Section("Provenance", tables=[provenance_table([metrics])]),
+    ]
+
+
+def _read_log(path: Path) -> list[dict]:
+    """The epochs of metrics.jsonl; none where the run has no such file. A torn line is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
+        with suppress(ValueError):
+            rows.append(json.loads(line))
+    return [row for row in rows if isinstance(row, dict) and {"epoch", "train_loss"} <= row.keys()]
+
+
+def provenance_table(tests: Sequence[dict], head: Sequence[str] = ()) -> Table:
+    """Where the numbers of tests come from: a row for each fact, a column for the metrics of each test."""
+
+    def words(value: object) -> str:
+        return ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+
+    names = ("checkpoint", "epoch", "seed", "data", "samples_of", "command", "tested", "machine", "versions")
+    rows = [(name.replace("_", " "), *(words(metrics.get(name, DASH)) for metrics in tests)) for name in names]
+    return Table("", head, rows, is_words=True)
+
+
+def class_words(names: Sequence[str]) -> str:
+    """A sentence that says why pictures have numbers instead of names; empty if they have none."""
+    if len(names) > pictures.MOST_NAMES:
+        return f"Pictures of more than {pictures.MOST_NAMES} classes have numbers; the table has each one's name."
+    return why_numbers(names)
+
+
+def class_table(names: Sequence[str], head: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """The row of each class under its name, beside its number where the name is another."""
+    numbers = [str(k) for k in range(len(names))]
+    if list(names) == numbers:
+        return Table("By class", ("class", *head), [(name, *row) for name, row in zip(names, rows, strict=True)])
+    named = [(name, number, *row) for name, number, row in zip(names, numbers, rows, strict=True)]
+    return Table("By class", ("class", "number", *head), named)
+
+
+class Column(NamedTuple):
+    """A metric in a table with a row for each network."""
+
+    title: str
+    key: str
+    digits: int  # decimals
+
+
+def runs_table(tested: Sequence[tuple[Subject, dict]], columns: Sequence[Column]) -> Table:
+    """A row for each network and its metrics, then mean ± std of those whose configurations differ only in the seed."""
+
+    def cells(metrics: Sequence[dict]) -> list[str]:
+        return [tables.mean_and_std([each[c.key] for each in metrics], c.digits) for c in columns]
+
+    groups: list[dict[int, tuple[Subject, dict]]] = []  # by seed
+    for subject, metrics in tested:
+        seed = subject.cfg.train.seed
+        for group in groups:
+            first, _ = next(iter(group.values()))
+            if seed not in group and set(settings.differences(first.cfg, subject.cfg)) <= {"train.seed"}:
+                group[seed] = subject, metrics
+                break
+        else:
+            groups.append({seed: (subject, metrics)})
+    rows = [[subject.run, str(subject.cfg.train.seed), *cells([metrics])] for subject, metrics in tested]
+    for group in groups:
+        if len(group) > 1:
+            subjects, metrics = zip(*group.values(), strict=True)
+            rows.append([f"mean ± std, {subjects[0].cfg.run_name}", f"{len(group)} seeds", *cells(metrics)])
+    return Table("", ("run", "seed", *(column.title for column in columns)), rows)
+
+
+# the report of a first-spike network
+
+COLUMNS = (
+    Column("FS %", "fs_accuracy", 2),
+    Column("FR %", "fr_accuracy", 2),
+    Column("t_d50 ms", "t_d50_ms", 0),
+    Column("t_d90 ms", "t_d90_ms", 0),
+    Column("spikes/neuron", "spikes_per_neuron", 3),
+    Column("silent", "silent_samples", 0),
+)
+CLASS_HEAD = ("recordings", "FS", "FR", "5 % spoke by", "50 %", "95 %", "silent", "silent targets")
+PROPER_NAMES = {  # in the keys of energies
+    "macs": "MACs",
+    "acs": "ACs",
+    "lemaire": "(Lemaire)",
+    "spikesim": "(SpikeSim)",
+    "neuromc": "(NeuroMC)",
 }
 
 
-def png(figure: Figure) -> bytes:
-    """The picture painted; the figure is closed."""
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=DPI)
-    plt.close(figure)
-    return file.getvalue()
+def write(subject: Subject, metrics: dict, network: Network, evaluation: Evaluation, decisions: list[Picture]) -> None:
+    """report.html of a first-spike network; `decisions` shows single recordings."""
+    sections = _sections(subject, metrics, network, evaluation, decisions)
+    write_page(subject, metrics, "recordings", _tiles(metrics), sections)
 
 
-@plt.rc_context(STYLE)
-@torch.inference_mode()
-def draw_decision(
-    network: Network,
-    x_T1C: Events,
-    dt_ms: float,
-    *,
-    names: Sequence[str] | None = None,
-    target: int | None = None,
-    audio: tuple[np.ndarray, int] | None = None,
-) -> Figure:
-    """One recording on one time axis: events, hidden spikes, output potentials and spikes, the decision marked.
-
-    names: of the classes; target: the true class, where it is known; audio: [samples] and sample rate (Hz), drawn on
-    top, where there is one.
-    """
-    names, fonts = lettering(names)
-    network.eval()
-    network.reset()
-    activity = network(x_T1C)
-    network.reset()
-    T = x_T1C.shape[0]
-    t_1N = first_times(activity.s_TBN, activity.h_TBN)
-    decision, first_step = int(fs_decision(t_1N)), int(t_1N.min())
-    is_silent = first_step > T
-    h_TN, theta = activity.h_TBN[:, 0].cpu().numpy(), network.output.threshold
-    time_ms = dt_ms * np.arange(1, T + 1)
-
-    rasters = [("input channel", x_T1C.dense())]
-    rasters += [(f"hidden layer {k + 1}", s_TBN) for k, s_TBN in enumerate(activity.layers[:-1])]
-    heights = [*([0.6] if audio else []), *([1.2] * len(rasters)), 1.4, 0.8]
-    figure, axes = plt.subplots(len(heights), sharex=True, figsize=(WIDTH, 1.2 * sum(heights)), height_ratios=heights)
-    if audio:
-        samples, rate_hz = audio
-        axes[0].plot(1000 * np.arange(len(samples)) / rate_hz, samples, color=BLACK, lw=0.4)
-        axes[0].set_ylabel("audio")
-        axes[0].set_yticks([])
-    for axis, (name, s_TBN) in zip(axes[len(axes) - len(rasters) - 2 :], rasters, strict=False):
-        step, index = s_TBN[:, 0].flatten(1).nonzero().cpu().numpy().T
-        axis.scatter(time_ms[step], index, s=3, marker=".", color=BLACK, linewidths=0)
-        size = s_TBN[0].numel()
-        axis.set(ylabel=name, ylim=(-0.03 * size, 1.03 * size))  # the same in all pictures, whoever is silent
-    potentials, spikes = axes[-2:]
-    for neuron in range(h_TN.shape[1]):
-        is_decision = neuron == decision
-        colour, width = (ORANGE, 1.8) if is_decision else (BLUE, 1.2) if neuron == target else (GREY, 0.7)
-        potentials.plot(time_ms, h_TN[:, neuron], color=colour, lw=width, zorder=2 + is_decision)
-    potentials.axhline(theta, color=BLACK, lw=0.8, ls=":")
-    potentials.annotate("threshold", (time_ms[0], theta), fontsize=8, va="bottom")
-    potentials.set_ylabel("output potential")
-    step, index = activity.s_TBN[:, 0].nonzero().cpu().numpy().T
-    spikes.scatter(time_ms[step], index, s=22, marker="|", color=[ORANGE if n == decision else BLACK for n in index])
-    if not is_silent:
-        ring = {"marker": "o", "facecolors": "none", "edgecolors": ORANGE, "clip_on": False}
-        spikes.scatter(first_step * dt_ms, decision, s=90, lw=1.2, **ring)
-    spikes.set_ylim(-0.7, h_TN.shape[1] - 0.3)
-    spikes.set_ylabel("output neuron")
-    spikes.set_xlabel("time (ms)")
-    spikes.set_xlim(0, dt_ms * T)
-    figure.align_ylabels(axes)
-
-    if is_silent:
-        verdict = f"no output spike; the highest potential says {class_name(decision, names)}"
-    else:
-        verdict = f"decides for {class_name(decision, names)} at {first_step * dt_ms:g} ms"
-        for axis in axes:
-            axis.axvline(first_step * dt_ms, color=ORANGE, lw=1, ls="--", zorder=1)
-    truth = "" if target is None else f"(truth: {class_name(target, names)})"
-    between = " " if columns(verdict + truth) < LONGEST_TITLE else "\n"
-    axes[0].set_title(f"{verdict}{between}{truth}".strip(), fontfamily=fonts)
-    return figure
+def _tiles(metrics: dict) -> list[Tile]:
+    cost = metrics["cost"]
+    operations = 100 * cost["to_decision"]["synaptic operations"] / max(1, cost["whole_window"]["synaptic operations"])
+    return [
+        Tile("first spike (FS)", percent(metrics["fs_accuracy"]), interval(metrics["fs_accuracy_interval"])),
+        Tile("firing rate (FR)", percent(metrics["fr_accuracy"]), interval(metrics["fr_accuracy_interval"])),
+        Tile(
+            "half of the right FS decisions",
+            number(metrics["t_d50_ms"], "ms"),
+            f"90 % by {number(metrics['t_d90_ms'], 'ms')}",
+        ),
+        Tile("spikes per neuron", spikes(metrics["spikes_per_neuron"]), "mean of a recording"),
+        Tile("work to the decision", f"{operations:.0f} %", "of the whole window's synaptic operations"),
+    ]
 
 
-def class_name(label: int, names: Sequence[str | None] | None) -> str:
-    """Return what to call a class: its name where it has one, else its number."""
-    return f"class {label}" if names is None or label >= len(names) or names[label] is None else f"'{names[label]}'"
-
-
-def class_ticks(classes: int, names: Sequence[str] | None) -> dict[str, Any]:
-    """Return where and what the ticks of an axis of classes are: names, or round numbers where names would not fit."""
-    if classes > MOST_NAMES:
-        numbers = range(0, classes, 5 * -(-classes // 200))
-        return {"ticks": numbers, "labels": list(map(str, numbers)), "fontsize": 7}
-    size, longest = (7, LONGEST) if classes <= 25 else (5, 15)
-    short, fonts = lettering(names, longest)
-    labels = [str(k) if short is None or k >= len(short) else short[k] or str(k) for k in range(classes)]
-    return {"ticks": range(classes), "labels": labels, "fontsize": size, "fontfamily": fonts}
-
-
-@plt.rc_context(STYLE)
-@torch.inference_mode()
-def draw_single_delay(
-    network: Network, x_TBC: Events, target_B: Tensor, dt_ms: float, names: Sequence[str] | None
-) -> Figure:
-    """One recording of each class: all output spikes in one raster, a row a recording, the first spike marked."""
-    names, fonts = lettering(names)
-    network.eval()
-    network.reset()
-    activity = network(x_TBC)
-    network.reset()
-    t_BN = first_times(activity.s_TBN, activity.h_TBN).cpu()
-    decision_B, T = fs_decision(t_BN), x_TBC.shape[0]
-    figure, axis = plt.subplots(figsize=(WIDTH, min(1 + 0.28 * len(target_B), HIGHEST)))
-    step, row, _ = activity.s_TBN.nonzero().cpu().numpy().T
-    axis.scatter(dt_ms * (step + 1), row, s=40, marker="|", color=GREY)
-    above = {
-        "fontsize": 7,
-        "xytext": (0, 4),
-        "textcoords": "offset points",
-        "fontfamily": fonts,
-    }  # the spikes of the row
-    for row, (decision, target) in enumerate(zip(decision_B.tolist(), target_B.tolist(), strict=True)):
-        first_step = int(t_BN[row].min())
-        verdict = class_name(decision, names) + ("" if decision == target else ", wrong")
-        if first_step <= T:
-            colour = BLUE if decision == target else ORANGE
-            axis.scatter(dt_ms * first_step, row, s=90, marker="|", color=colour, linewidths=2)
-            side = "right" if first_step > 0.6 * T else "left"  # of the words, which stay within the picture
-            axis.annotate(f"{verdict}, {first_step * dt_ms:g} ms", (dt_ms * first_step, row), ha=side, **above)
-        else:
-            axis.annotate(f"  silent; the highest potential says {verdict}", (0, row), **above)
-    axis.set(xlim=(0, dt_ms * T), ylim=(-0.7, len(target_B) - 0.2), xlabel="time (ms)", ylabel="recording of")
-    labels = [class_name(target, names) for target in target_B.tolist()]
-    axis.set_yticks(range(len(target_B)), labels, fontfamily=fonts)
-    return figure
-
-
-@plt.rc_context(STYLE)
-def draw_anytime(curves_of: dict[str, dict[str, list]]) -> Figure:
-    """The curves of `Evaluation.anytime` of one network or of several by name: accuracy against time, and events.
-
-    The code is in the line's style; it has the colour too, as long as there is one network.
-    """
-    names, fonts = lettering(list(curves_of), longest=48)
-    figure, axes = plt.subplots(2, figsize=(WIDTH, 5))
-    for axis, x, over, label in zip(
-        axes, ("time_ms", "events"), ("time", "events"), ("elapsed time (ms)", "events seen"), strict=True
-    ):
-        for k, curves in enumerate(curves_of.values()):
-            for code, name, colour, style in CODES:
-                if len(curves_of) > 1:
-                    name, colour = f"{name}: {names[k] or k}", LAYERS[k % len(LAYERS)]
-                axis.plot(curves[x], curves[f"{code}_accuracy_over_{over}"], color=colour, ls=style, label=name)
-        end = max(curves[x][-1] for curves in curves_of.values())
-        axis.set(xlabel=label, ylabel="right decisions (%)", ylim=(0, 100), xlim=(0, end))
-        axis.grid(color=GREY, lw=0.4)
-    if len(curves_of) > 1:
-        ncols, font = 2 if max(map(columns, curves_of)) <= LONGEST else 1, {"family": fonts, "size": 8}
-        figure.legend(
-            *axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=ncols, prop=font, frameon=False
+def result_tables(metrics: dict) -> list[Table]:
+    """Both codes, the recordings, the layers, the cost of a decision, and that on a stream where it was tested."""
+    codes = [
+        ("accuracy", percent(metrics["fs_accuracy"]), percent(metrics["fr_accuracy"])),
+        ("95 % interval", *(interval(metrics[f"{code}_accuracy_interval"]) for code in ("fs", "fr"))),
+        *((name, _delay(metrics, name), _delay(metrics, f"fr_{name}")) for name in ("t_d50", "t_d90")),
+    ]
+    counts = [
+        ("recordings", f"{metrics['samples']:,}"),
+        ("without an output spike", f"{metrics['silent_samples']:,}"),
+        ("whose target neuron is silent", f"{metrics['silent_targets']:,}"),
+        ("spikes per neuron and recording", spikes(metrics["spikes_per_neuron"])),
+        ("loss", number(metrics["loss"])),
+    ]
+    for change, what in (("rounding", "delays"), ("quantising", "weights")):
+        if f"moved_by_{change}" in metrics:
+            counts += [
+                (f"decisions moved by rounding the {what}", _of(metrics[f"moved_by_{change}"], metrics)),
+                ("FS accuracy without that rounding", percent(metrics[f"fs_accuracy_before_{change}"])),
+            ]
+    if "weight_bytes" in metrics:
+        counts.append(("bytes of the rounded weights", f"{metrics['weight_bytes']:,}"))
+    rates, means = metrics["spikes_per_sample"], metrics["spikes_per_neuron_by_layer"]
+    middle = rates["percentiles"].index(50)
+    layers = [
+        (layer_name(k, len(means)), spikes(mean), spikes(of_neurons[middle]), spikes(of_neurons[-1]), f"{silent:,}")
+        for k, (mean, of_neurons, silent) in enumerate(
+            zip(means, rates["of_neurons_by_layer"], rates["never_fired_by_layer"], strict=True)
         )
-    else:
-        axes[0].legend(loc="lower right", frameon=False)
-    return figure
+    ]
+    result = [
+        Table("Accuracy and delay", ("", "first spike (FS)", "firing rate (FR)"), codes),
+        Table("Samples", (), counts),
+        Table(
+            "Spikes per neuron and recording",
+            ("layer", "mean", "median neuron", "busiest neuron", "neurons that never fire"),
+            layers,
+        ),
+        _cost_table("Cost of a decision", metrics["cost"]),
+    ]
+    if streaming := metrics.get("streaming"):
+        unlike = [
+            ("FS accuracy", percent(streaming["fs_accuracy"])),
+            ("decisions unlike those of batches", _of(streaming["differ_from_batches"], metrics)),
+            ("decisions moved by folding BatchNorm", _of(streaming["moved_by_folding"], metrics)),
+        ]
+        result += [
+            _cost_table("Cost of a decision on a stream of events", streaming),
+            Table("Decisions on that stream", (), unlike),
+        ]
+    return result
 
 
-@plt.rc_context(STYLE)
-def draw_latencies(samples: Samples, dt_ms: float, names: Sequence[str] | None) -> Figure:
-    """When the first output spike comes: right and wrong decisions together, and each class apart."""
-    classes, T = samples.output_spikes.shape[1], samples.fs_right.shape[1]
-    spoke = samples.first_step != NOTHING
-    time_ms = dt_ms * samples.first_step[spoke].numpy()
-    target = samples.target[spoke].numpy()
-    right = (samples.fs_label == samples.target)[spoke].numpy()
-    # whole steps a bin, so that no bin is higher because more steps fall into it
-    edges_ms = dt_ms * (np.arange(0, T + 1, max(1, -(-T // 50))) + 0.5)
-    height = 0.6 + 0.17 * min(classes, MOST_NAMES)
-    figure, (all_of_them, by_class) = plt.subplots(
-        2, sharex=True, figsize=(WIDTH, 2 + height), height_ratios=[1.6, height]
+def _of(count: int, metrics: dict) -> str:
+    return f"{count:,} of {metrics['samples']:,}"
+
+
+def _delay(metrics: dict, name: str) -> str:
+    """A delay in ms and steps."""
+    steps = metrics[f"{name}_steps"]
+    return DASH if steps is None else f"{number(metrics[f'{name}_ms'], 'ms')} ({steps} steps)"
+
+
+def _cost_table(title: str, cost: dict) -> Table:
+    """Means up to the decision and over the whole window."""
+    rows = [
+        (name, number(to_decision), number(whole), f"{100 * to_decision / max(whole, 1e-9):.0f} %")
+        for name, to_decision, whole in (
+            (name, value, cost["whole_window"][name]) for name, value in cost["to_decision"].items()
+        )
+    ]
+    return Table(title, ("mean of a recording", "to the decision", "whole window", "share"), rows)
+
+
+def energy_table(energy: dict[str, dict]) -> Table:
+    """Value, unit and source of each name; a name with `baseline_` before it stands beside that name."""
+
+    def quantity(name: str) -> str:
+        return number(energy[name]["value"], energy[name]["unit"]) if name in energy else DASH
+
+    rows = [
+        (
+            " ".join(PROPER_NAMES.get(word, word) for word in name.split("_")),
+            quantity(name),
+            quantity(f"baseline_{name}"),
+            one["source"],
+        )
+        for name, one in energy.items()
+        if not name.startswith("baseline_")
+    ]
+    return Table(
+        "Operations, memory and energy",
+        ("mean of a recording", "this network", "real-valued, dense", "source"),
+        rows,
+        is_words=True,
     )
-    all_of_them.hist(
-        [time_ms[right], time_ms[~right]], edges_ms, stacked=True, color=[BLUE, ORANGE], label=["right", "wrong"]
-    )
-    all_of_them.set_ylabel("samples")
-    all_of_them.set_title("first output spike", loc="left")
-    all_of_them.legend(loc="lower right", bbox_to_anchor=(1, 0.97), ncols=2, frameon=False)  # beside the title
-    shares = np.stack([np.histogram(time_ms[target == label], edges_ms)[0] for label in range(classes)]).astype(float)
-    shares *= 100 / np.maximum(1, np.bincount(samples.target.numpy(), minlength=classes))[:, None]
-    mesh = by_class.pcolormesh(edges_ms, np.arange(classes + 1) - 0.5, shares, cmap="cividis")
-    for label in range(classes):
-        if (target == label).any():
-            median_ms = np.median(time_ms[target == label])
-            by_class.plot([median_ms] * 2, [label - 0.4, label + 0.4], color="white", lw=2.5)
-            by_class.plot([median_ms] * 2, [label - 0.4, label + 0.4], color=ORANGE, lw=1.5)
-    by_class.set_yticks(**class_ticks(classes, names))
-    by_class.set(xlabel="time (ms)", ylabel="true class", xlim=(0, dt_ms * (T + 0.5)), ylim=(classes - 0.5, -0.5))
-    figure.colorbar(mesh, ax=by_class, label="share of the class (%)", location="bottom", aspect=40, shrink=0.8)
-    return figure
 
 
-@plt.rc_context(STYLE)
-def draw_confusion(confusion: Sequence[Sequence[int]], code: str, names: Sequence[str] | None) -> Figure:
-    """Rows are the true classes, columns what was decided; shares of a row as colours, and numbers where they fit."""
-    counts = np.asarray(confusion)
-    classes = len(counts)
-    shares = 100 * counts / np.maximum(1, counts.sum(1, keepdims=True))
-    figure, axis = plt.subplots(figsize=(WIDTH, WIDTH + 0.4))
-    image = axis.imshow(shares, cmap="cividis", vmin=0, vmax=100)
-    axis.spines[:].set_visible(False)
-    if classes <= 25:
-        for row, column in zip(*np.nonzero(counts), strict=True):
-            colour = BLACK if shares[row, column] > 55 else "white"
-            axis.annotate(
-                counts[row, column],
-                (column, row),
-                ha="center",
-                va="center",
-                color=colour,
-                fontsize=6 if classes > 12 else 8,
-            )
-    ticks = class_ticks(classes, names)
-    axis.set_xticks(**ticks, rotation=90)
-    axis.set_yticks(**ticks)
-    axis.set(xlabel="decided", ylabel="true class", title=code)
-    figure.colorbar(image, ax=axis, label="share of the true class (%)", location="bottom", aspect=40, shrink=0.8)
-    return figure
-
-
-@plt.rc_context(STYLE)
-def draw_rates(evaluation: Evaluation) -> Figure:
-    """Return how much the neurons of each layer fire: a histogram of spikes per sample, the silent ones counted."""
-    n = len(evaluation.samples().target)
-    layers = evaluation.neuron_spikes
-    highest = max(float(spikes_N.max()) / n for spikes_N in layers) or 1.0
-    figure, axes = plt.subplots(len(layers), sharex=True, squeeze=False, figsize=(WIDTH, 0.6 + 1.2 * len(layers)))
-    for k, (axis, spikes_N) in enumerate(zip(axes[:, 0], layers, strict=True)):
-        axis.hist((spikes_N / n).numpy(), np.linspace(0, highest, BINS + 1), color=LAYERS[k % len(LAYERS)])
-        silent = int((spikes_N == 0).sum())
-        axis.set_title(f"{layer_name(k, len(layers))}: {silent} of {len(spikes_N)} never fire", loc="right", fontsize=9)
-        axis.set_ylabel("neurons")
-    axes[-1, 0].set(xlabel="spikes per sample", xlim=(0, highest))
-    return figure
-
-
-def layer_name(k: int, layers: int) -> str:
-    """Layer k of so many, the output last."""
-    return "output" if k == layers - 1 else f"hidden {k + 1}"
+def _class_rows(metrics: dict) -> Iterator[tuple[str, ...]]:
+    """Accuracies of each class, when its first output spike comes, and silent recordings."""
+    places = [metrics["spikes_per_sample"]["percentiles"].index(percentile) for percentile in (5, 50, 95)]
+    for one in metrics["by_class"]:
+        times = one["first_spike_ms_percentiles"]
+        yield (
+            f"{one['samples']:,}",
+            percent(one["fs_accuracy"]),
+            percent(one["fr_accuracy"]),
+            *(number(times[place], "ms") if times else DASH for place in places),
+            str(one["silent_samples"]),
+            str(one["silent_targets"]),
+        )
 
 
 def learned_values(network: Network, dt_ms: float) -> dict[str, dict[str, Learned]]:
-    """Name of the value -> layer -> what was learned; time constants in ms. Empty where nothing is learned."""
+    """Name of the value -> layer -> what was learned; times in ms. Empty where nothing is learned."""
     layers = list(network.learned(dt_ms).values())
     result: dict[str, dict[str, Learned]] = {}
     for k, learned in enumerate(layers):
@@ -299,68 +376,87 @@ def learned_values(network: Network, dt_ms: float) -> dict[str, dict[str, Learne
     return result
 
 
-@plt.rc_context(STYLE)
-def draw_learned(values: dict[str, dict[str, Learned]]) -> Figure:
-    """A histogram of each learned value, the layers over one another, and dotted lines around where it began."""
-    figure, axes = plt.subplots(len(values), squeeze=False, figsize=(WIDTH, 0.8 + 1.5 * len(values)))
-    layers = list(dict.fromkeys(layer for of_layers in values.values() for layer in of_layers))
-    for axis, of_layers in zip(axes[:, 0], values.values(), strict=True):
-        arrays = {layer: learned.value.double().cpu().numpy() for layer, learned in of_layers.items()}
-        began = sorted({bound for learned in of_layers.values() for bound in learned.began})
-        title, unit, *_ = next(iter(of_layers.values()))
-        everything = np.concatenate([*arrays.values(), began])
-        if unit == "ms" and everything.min() > 0:  # these spread over decades
-            low, high = everything.min() / 1.05, everything.max() * 1.05
-            edges = np.geomspace(low, high, BINS + 1)
-            axis.set_xscale("log")
-            readable_log_axis(axis.xaxis)
-        else:
-            low, high = everything.min(), everything.max() + 1e-9
-            edges = np.linspace(low, high, BINS + 1)
-        for bound in began:
-            axis.axvline(bound, color=BLACK, lw=1, ls=":", label="before training")
-        for layer, array in arrays.items():
-            colour = LAYERS[layers.index(layer) % len(LAYERS)]
-            axis.hist(array, edges, histtype="step", lw=1.4, color=colour, label=layer)
-        axis.set(xlabel=f"{title} (ms)" if unit == "ms" else title, ylabel="neurons", xlim=(low, high))
-    by_label = dict(zip(*reversed(axes[0, 0].get_legend_handles_labels()), strict=True))
-    figure.legend(by_label.values(), by_label, loc="outside upper center", ncols=min(4, len(by_label)), frameon=False)
-    return figure
+def learned_table(values: dict[str, dict[str, Learned]]) -> Table:
+    """Mean, spread and range of what each layer learned, and what it began with."""
+    rows = []
+    for of_layers in values.values():
+        for layer, learned in of_layers.items():
+            array, began = learned.value.double().cpu().numpy(), dict.fromkeys(map(number, learned.began))
+            rows.append(
+                (
+                    f"{learned.title}{' (ms)' if learned.unit == 'ms' else ''}",
+                    layer,
+                    " to ".join(began),
+                    f"{number(array.mean())} ± {number(array.std())}",
+                    f"{number(array.min())} to {number(array.max())}",
+                    f"{array.size:,}",
+                )
+            )
+    return Table("", ("value", "layer", "before training", "mean ± std", "range", "values"), rows)
 
 
-def readable_log_axis(axis: matplotlib.axis.Axis) -> None:
-    """Plain numbers at 1, 2 and 5 of each decade."""
-    axis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
-    axis.set_minor_locator(matplotlib.ticker.NullLocator())
-
-
-@plt.rc_context(STYLE)
-def draw_learning(rows: Sequence[dict], best_epoch: int) -> Figure:
-    """The curves of metrics.jsonl by epoch: losses, accuracies and spikes on what was held out."""
-    groups = [
-        ("loss", [("train_loss", "training", BLACK, "-"), ("validation_loss", "held out", BLUE, "--")]),
-        (
-            "accuracy, held out (%)",
-            [*((f"validation_{c}_accuracy", *rest) for c, *rest in CODES), ("validation_accuracy", "", BLUE, "-")],
-        ),
-        ("spikes per neuron", [("validation_spikes_per_neuron", "", BLUE, "-")]),
+def _sections(
+    subject: Subject, metrics: dict, network: Network, evaluation: Evaluation, decisions: list[Picture]
+) -> list[Section]:
+    dt_ms, names = subject.cfg.data.dt_ms, metrics["class_names"]
+    anytime = keep(
+        pictures.draw_anytime({subject.run: metrics["anytime"]}),
+        subject.out,
+        "anytime.png",
+        "Right decisions, were the recording cut after so much time or after so many events. A recording without an "
+        "output spike by then counts as wrong",
+    )
+    latencies = keep(
+        pictures.draw_latencies(evaluation.samples(), dt_ms, names),
+        subject.out,
+        "latencies.png",
+        "Above: when the first output spike comes. Below: the same for each class, its median in orange",
+    )
+    confusion = [
+        keep(
+            pictures.draw_confusion(metrics["confusion"][code], title, names),
+            subject.out,
+            f"confusion_{code}.png",
+            f"Confusion under the {title} code: numbers of recordings",
+        )
+        for code, title, *_ in pictures.CODES
     ]
-    groups = [(label, [curve for curve in curves if curve[0] in rows[0]]) for label, curves in groups]
-    groups = [(label, curves) for label, curves in groups if curves]
-    figure, axes = plt.subplots(len(groups), sharex=True, squeeze=False, figsize=(WIDTH, 0.4 + 1.6 * len(groups)))
-    epochs = [row["epoch"] for row in rows]
-    for axis, (label, curves) in zip(axes[:, 0], groups, strict=True):
-        for name, words, colour, style in curves:
-            axis.plot(epochs, [row.get(name, np.nan) for row in rows], color=colour, ls=style, label=words)
-        axis.axvline(best_epoch, color=DARK, lw=0.8, ls=":")
-        axis.set_ylabel(label)
-        axis.grid(color=GREY, lw=0.4)
-        if len(curves) > 1:
-            axis.legend(frameon=False)
-    side = "right" if best_epoch > (epochs[0] + epochs[-1]) / 2 else "left"  # of the picture, where it would stick out
-    where = {"xycoords": ("data", "axes fraction"), "va": "top", "ha": side, "fontsize": 8}
-    axes[0, 0].annotate(" this checkpoint ", (best_epoch, 1), **where)
-    axes[-1, 0].set_xlabel("epoch")
-    axes[-1, 0].xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
-    return figure
+    rates = keep(
+        pictures.draw_rates(evaluation), subject.out, "rates.png", "How many spikes the neurons of each layer fire"
+    )
+    return [
+        Section(
+            "Results",
+            "Every recording of the test split weighs the same. Intervals are Wilson's. t_d50 and t_d90 are the times "
+            "by which half and 90 % of the decisions that come out right have been made.",
+            result_tables(metrics),
+        ),
+        Section(
+            "Energy",
+            "Estimates, with the constants they come from.",
+            [energy_table(metrics["energy"])] if "energy" in metrics else [],
+        ),
+        Section(
+            "Decisions",
+            "A recording's events, the spikes of each layer, the potential of each output neuron (the decided class in "
+            "orange, the true one in blue where it is another) and the output spikes, the first of them marked.",
+            pictures=decisions,
+        ),
+        Section("Delay", pictures=[anytime, latencies]),
+        Section("Classes", class_words(names), [class_table(names, CLASS_HEAD, _class_rows(metrics))], confusion),
+        Section("Activity", pictures=[rates]),
+        _learned_section(learned_values(network, dt_ms), subject.out),
+    ]
+
+
+def _learned_section(learned: dict[str, dict[str, Learned]], out: Path) -> Section:
+    title, words = "Learned neurons", "Time constants come from the learned decays, τ = -dt / ln λ."
+    if not learned:
+        return Section(title)
+    caption = (
+        "What the neurons of each layer learned, one value a neuron or a layer; time on a logarithmic axis. Dotted: "
+        "before training, one value for all, or two bounds between which they were drawn"
+    )
+    return Section(
+        title, words, [learned_table(learned)], [keep(pictures.draw_learned(learned), out, "learned.png", caption)]
+    )

@@ -17,10 +17,10 @@ from torch import Tensor
 from snn import checks, ops
 from snn.delays import DelayedLinear
 from snn.errors import InputError
-from snn.events import Events
-from snn.linear import EventLinear
-from snn.network import Network
+from snn.inputs import SparseCounts
+from snn.network import Layer, Network
 from snn.neurons import SpikingNeuron
+from snn.operations import fan_out
 from snn.ops import sparse
 from snn.ops import stream as kernels
 
@@ -38,7 +38,7 @@ class Work(NamedTuple):
 
     steps: int
     events: int  # taken; those past the window are not
-    synaptic_operations: int  # a weight added for an event or a spike; events that share channel and bin are one
+    synaptic_operations: int  # see `snn.operations`
     neuron_updates: int
     spikes: tuple[int, ...]  # per layer, the output last
 
@@ -73,22 +73,20 @@ class Stream:
         checks.whole("T_empty", T_empty, 0)
         if network.image is not None:
             raise InputError("streaming takes fully connected networks; this one has convolutions or pools")
-        checks.weights("the network", network.readout.weight)
+        checks.weights("the network", network.output.linear.weight)
         network.check_values("the network")
         network = network.folded()
         self.dt_ms, self.T, self.T_end = float(dt_ms), T, T + T_empty
         self.ticks_per_second, self.stops = float(ticks_per_second), stops
-        linears = [block.linear for block in network.blocks] + [network.readout]
-        neurons = [block.neurons for block in network.blocks] + [network.output]
-        self._layers = tuple(
-            _layer(linear, module, module is network.output) for linear, module in zip(linears, neurons, strict=True)
-        )
-        self._state_rows = [len(module.dynamics.values) for module in neurons]
-        self._kernels = kernels.kernels(tuple(module.dynamics for module in neurons))
+        dynamics = tuple(layer.neurons.dynamics for layer in network.layers)
+        inputs = [layer.linear.in_features for layer in network.layers]
+        self._layers = tuple(_layer(layer, layer is network.output) for layer in network.layers)
+        self._state_rows = [len(neuron.values) for neuron in dynamics]
+        self._kernels = kernels.kernels(dynamics)
         self._arguments = tuple(map(tuple, self._layers))
-        self.num_channels, self._neurons = linears[0].in_features, sum(layer.rows.shape[-1] for layer in self._layers)
+        self.num_channels, self._neurons = inputs[0], sum(layer.rows.shape[-1] for layer in self._layers)
         num_classes = self._layers[-1].rows.shape[-1]
-        room = max(num_classes, *(linear.in_features for linear in linears))
+        room = max(num_classes, *inputs)
         self._channels, self._counts = np.empty(room, np.int32), np.empty(room, self._layers[0].rows.dtype)
         self._entry_of_channel = np.empty(self.num_channels, np.int64)
         self._tally = np.empty(kernels.COUNTERS, np.int64)
@@ -166,13 +164,18 @@ class Stream:
         return Decision(int(self._tally[kernels.LABEL]), step, step * self.dt_ms)
 
 
-def _layer(linear: EventLinear, neurons: SpikingNeuron, is_output: bool) -> kernels.Layer:
+def _layer(layer: Layer, is_output: bool) -> kernels.Layer:
     """A layer as arrays."""
+    linear, neurons = layer.linear, layer.neurons
     weight_NC, neuron = linear.weight.detach(), neurons.dynamics
     N, C = weight_NC.shape
 
     def array(tensor: Tensor | None) -> np.ndarray | None:
         return None if tensor is None else np.array(tensor.detach())
+
+    def pruned(weight_NC: Tensor) -> np.ndarray | None:
+        """The fan-outs where they are not all N."""
+        return None if weight_NC.all() else fan_out(weight_NC).numpy().astype(np.int64)
 
     values_PN = np.stack([array(value.expand(N)) for value in neurons.values().values()])
     late_inputs = late_synapses = None
@@ -189,10 +192,12 @@ def _layer(linear: EventLinear, neurons: SpikingNeuron, is_output: bool) -> kern
         kernels.new_scratch(neuron, values_PN),
         np.empty((kernels.ROWS, 1, N), values_PN.dtype),
         sparse.slices(weight_NC).numpy(),
+        pruned(weight_NC),
         array(linear.bias),
         None if feedback is None else np.ascontiguousarray(array(feedback.V_NN).T),
         array(feedback.delay_N).astype(np.int64) if is_delayed else None,
         np.empty((feedback.D, N), values_PN.dtype) if is_delayed else None,
+        None if feedback is None else pruned(feedback.V_NN),
         np.empty(N, np.int64),
         np.zeros(2, np.int64),
         late_inputs,
@@ -203,7 +208,7 @@ def _layer(linear: EventLinear, neurons: SpikingNeuron, is_output: bool) -> kern
 
 
 @torch.inference_mode()
-def first_difference(network: Network, other: Network, x_T1C: Events) -> str:
+def first_difference(network: Network, other: Network, x_T1C: SparseCounts) -> str:
     """Where two networks of the same layers first part on one recording, in words: the potential and the threshold."""
     drives: dict[Network, list[Tensor]] = {}
     for each in (network, other):

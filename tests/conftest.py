@@ -14,7 +14,7 @@ import pytest
 import torch
 from matplotlib import pyplot as plt
 
-from snn import report
+from snn import pictures
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 LONGEST = "readme_commands"
@@ -106,7 +106,7 @@ TINY = (
 
 
 def unpainted(figure: plt.Figure) -> bytes:
-    """In place of `report.png`: the figure is made, but not painted, which takes seconds a report."""
+    """In place of `pictures.png`: the figure is made, but not painted, which takes seconds a report."""
     plt.close(figure)
     return b"\x89PNG, not painted"
 
@@ -119,7 +119,7 @@ def program(tmp_path: Path, monkeypatch, capfd, request):
     painted for a test that is marked so.
     """
     if request.node.get_closest_marker("painted") is None:
-        monkeypatch.setattr(report, "png", unpainted)
+        monkeypatch.setattr(pictures, "png", unpainted)
 
     def run(command: str) -> subprocess.CompletedProcess:
         script, *words = command.split()

@@ -21,21 +21,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datasets.augment import Augmentation, augment
-from datasets.events import Bins, Recordings, StoredRecordings, as_seen, batches, counts, frames, hold_out
-from snn import coding, compiling, config, evaluation, loss
+from datasets.binning import Bins, batches, bin_dense, bin_events
+from datasets.recordings import Recordings, StoredRecordings, downsampled
+from datasets.splits import hold_out
+from snn import coding, compiling, config, evaluation, loss, settings
 from snn.conv import EventConv, Pooling
 from snn.errors import InputError
-from snn.events import Dropped, Events
+from snn.inputs import SparseCounts, Spikes
 from snn.linear import EventLinear
 from snn.network import Network
 from snn.neurons import NEURONS
-from snn.ops import cpu, pool, sparse, sparse_conv, stream
+from snn.ops import cpu, max_pool, sparse, sparse_conv, stream
 from snn.ops.sparse_conv import Geometry
 from snn.streaming import Stream
 from snn.ttfs import evaluation as ttfs_evaluation
 from snn.ttfs import functional, kernels, layers
-from snn.ttfs.network import Network as TTFSNetwork
-from snn.ttfs.network import silent_neurons_drive
+from snn.ttfs.network import TTFSNetwork, silent_neurons_drive
 from snn.ttfs.simulation import Simulation
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -125,9 +126,9 @@ class Draw:
         numbers = self.tensor(n, density=1.0)
         return (self.whole(1, 0, 1) if self.wrong(0.03) else offsets), self.whole(n, 0, channels, torch.int32), numbers
 
-    def events(self, T: int, B: int, C: int) -> Events:
+    def events(self, T: int, B: int, C: int) -> SparseCounts:
         shape = self.shape(T, B, C)
-        return Events(*self.entries(T * B, C), tuple(self.number(size) for size in shape))
+        return SparseCounts(*self.entries(T * B, C), tuple(self.number(size) for size in shape))
 
     def array(self, values: np.ndarray) -> np.ndarray:
         """As it is, or as another type of numbers, or of another size."""
@@ -192,7 +193,7 @@ def layer_input(draw: Draw, C: int):
     if which == 0:
         return draw.events(T, B, C)
     x = draw.tensor(T, B, C)
-    return Dropped(x, draw.tensor(B, C)) if which == 1 and isinstance(x, Tensor) else x
+    return Spikes(x, draw.tensor(B, C)) if which == 1 and isinstance(x, Tensor) else x
 
 
 def autocast(draw: Draw) -> torch.autocast:
@@ -233,14 +234,14 @@ def pooling(draw: Draw) -> None:
 
 
 @entry
-def max_pool(draw: Draw) -> None:
+def maxima(draw: Draw) -> None:
     x, K = draw.tensor(draw.size(3), draw.size(7), draw.size(7), draw.size()), draw.number(draw.size(3))
-    y = pool.max_pool(x, K)
+    y = max_pool.max_pool(x, K)
     same(y, F.max_pool2d(x.permute(0, 3, 1, 2), K).permute(0, 2, 3, 1))
     backward(y)
 
 
-SPIKING = config.build(config.read_yaml(CONFIGS / "adlif_shd.yaml"), "fuzz").network
+SPIKING = settings.load(CONFIGS / "adlif_shd.yaml").network
 
 
 def network_of(draw: Draw) -> tuple[Network, int]:
@@ -291,10 +292,10 @@ def products(draw: Draw) -> None:
     entries, W, gy = draw.entries(R, C), draw.tensor(N, C), draw.tensor(R, N)
     if draw.chance(0.5):
         y = sparse.product(*entries, W)
-        same(y, Events(*entries, (R, 1, W.shape[1])).dense()[:, 0].to(W.dtype) @ W.T)
+        same(y, SparseCounts(*entries, (R, 1, W.shape[1])).dense()[:, 0].to(W.dtype) @ W.T)
     else:
         found = sparse.weight_gradient(*entries, gy, draw.number(C))
-        same(found, gy.T @ Events(*entries, (R, 1, C)).dense()[:, 0].to(gy.dtype))
+        same(found, gy.T @ SparseCounts(*entries, (R, 1, C)).dense()[:, 0].to(gy.dtype))
 
 
 @entry
@@ -306,7 +307,7 @@ def finding(draw: Draw) -> None:
     entries = sparse.compress(other, found)
     if other is x:
         product = x if mask is None else (x.view(-1, *mask.shape) * mask).view_as(x)
-        dense = Events(*entries, (len(x), 1, x.shape[1])).dense()[:, 0]
+        dense = SparseCounts(*entries, (len(x), 1, x.shape[1])).dense()[:, 0]
         same(dense, product.detach())
 
 
@@ -327,15 +328,15 @@ def binning(draw: Draw) -> None:
     C = draw.of([1, 8, 700])
     recordings, bins = draw.recordings(C), draw.bins(C)
     index = draw.index(recordings)
-    x = counts(recordings, index, bins)
-    same(x.dense(), frames(recordings, index, bins, CPU))
+    x = bin_events(recordings, index, bins)
+    same(x.dense(), bin_dense(recordings, index, bins, CPU))
 
 
 @entry
 def framing(draw: Draw) -> None:
     C = draw.of([1, 8, 700])
     recordings = draw.recordings(C)
-    frames(recordings, draw.index(recordings), draw.bins(C), CPU)
+    bin_dense(recordings, draw.index(recordings), draw.bins(C), CPU)
 
 
 @entry
@@ -361,9 +362,9 @@ def batching(draw: Draw) -> None:
         def change(loaded: Recordings, places: np.ndarray, numbers: np.ndarray) -> Recordings:
             return augment(loaded, places, numbers, how, key)
 
-    for x, _ in batches(as_seen(recordings, sensor), index, bins, draw.number(2), change=change):
+    for x, _ in batches(downsampled(recordings, sensor), index, bins, draw.number(2), change=change):
         x.dense()
-    hold_out(recordings, draw.number(0.3), "recording", 0)
+    hold_out(recordings, draw.number(0.3), 0)
 
 
 @entry
@@ -393,7 +394,7 @@ def losses(draw: Draw) -> None:
         loss.spike_count([draw.tensor(T, B, N), draw.tensor(T, B, 2, 3)][draw.wrong() :][:: draw.of([1, -1])], 1.0, 3.0)
     else:
         seen = Network(SPIKING.model_copy(update={"layers": ("4F",)}), (5,), N)(draw.tensor(T, B, 5))
-        what = config.build(config.read_yaml(CONFIGS / "adlif_shd.yaml"), "fuzz").loss
+        what = settings.load(CONFIGS / "adlif_shd.yaml").loss
         loss.objective(seen, target, what, coding.Window.of(T, 16, 200.0), training=draw.chance(0.5)).backward()
 
 
@@ -488,7 +489,7 @@ def ttfs_kernels(draw: Draw) -> None:
         kernels.to_earliest(draw.tensor(B, 1, H // 2, W // 2), places, draw.shape(B, 1, H, W))
 
 
-TTFS = config.build(config.read_yaml(CONFIGS / "ttfs_mnist_mlp.yaml"), "fuzz").ttfs
+TTFS = settings.load(CONFIGS / "ttfs_mnist_mlp.yaml").ttfs
 
 
 @entry
@@ -503,7 +504,7 @@ def ttfs_network(draw: Draw) -> None:
     (activity.V_BN.sum() + silent_neurons_drive(activity)).backward()
     if draw.chance(0.3):
         Simulation(network, draw.number(2)).run(x)
-    ttfs_evaluation.evaluate(network, [(x[:1].detach(), target)][draw.wrong() :], CPU).metrics()
+    ttfs_evaluation.evaluate_images(network, [(x[:1].detach(), target)][draw.wrong() :], CPU).metrics()
 
 
 @entry

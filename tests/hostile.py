@@ -22,14 +22,14 @@ import soundfile
 from scipy.io import savemat
 
 from datasets import images, readers
-from datasets.events import Recordings
 from datasets.prepare.dvsgesture import read_aedat
 from datasets.prepare.dvsplane import read_mat
-from datasets.prepare.nmnist import read_bin
 from datasets.prepare.ntidigits import convert_ntidigits
 from datasets.prepare.wav import read_audio
+from datasets.recordings import Recordings
 from snn.errors import InputError
-from tests.conftest import make_events, nmnist_bytes, write_shd
+from tests.conftest import make_events, write_shd
+from tests.make import image_data
 from tests.test_cameras import CHANNELS, make_pixels, write_camera
 
 SECONDS, MORE_MEMORY = 20, 2**30  # bytes
@@ -92,12 +92,6 @@ def small_aedat(path: Path) -> None:
     path.write_bytes(b"#!AER-DAT3.1\r\n#!END-HEADER\r\n" + 2 * packet)
 
 
-def small_nmnist(path: Path) -> None:
-    random = np.random.default_rng(0)
-    x, y, p = random.integers(0, (34, 34, 2), (50, 3)).T
-    path.write_bytes(nmnist_bytes(x, y, p, np.sort(random.integers(0, 300_000, 50))))
-
-
 def original_digits(path: Path) -> None:
     random = np.random.default_rng(0)
     with h5py.File(path, "w") as file:
@@ -138,7 +132,7 @@ def check(found: Recordings, channels: int) -> None:
 
 
 def read_images(path: Path) -> None:
-    found = images.read("npz", path.parent, path.stem, "train", (1, 4, 4), CLASSES)
+    found = images.read(image_data("npz", path.parent, path.stem, (1, 4, 4), CLASSES), "train")
     assert found.pixels.shape[1:] == (1, 4, 4)
     assert len(found.pixels) == len(found.labels)
     assert ((found.labels >= 0) & (found.labels < CLASSES)).all()
@@ -180,12 +174,6 @@ def read_aedat_file(path: Path) -> None:
     assert (data < (128, 128, 2)).all()
 
 
-def read_bin_file(path: Path) -> None:
-    times_s, units = read_bin(path)
-    assert len(times_s) == len(units) > 0
-    assert units.max() < 2 * 34 * 34
-
-
 def write_sound(path: Path) -> None:
     soundfile.write(path, np.random.default_rng(0).uniform(-0.5, 0.5, 1000), 8000)
 
@@ -215,7 +203,6 @@ LAYOUTS = {
     "npz": (".npz", small_images, read_images),
     "mat": (".mat", small_mat, read_mat_file),
     "aedat": (".aedat", small_aedat, read_aedat_file),
-    "nmnist": (".bin", small_nmnist, read_bin_file),
     "wav": (".wav", write_sound, read_sound),
     "flac": (".flac", write_sound, read_sound),
     "ogg": (".ogg", write_sound, read_sound),

@@ -1,8 +1,11 @@
 """What many tests make: calls of `multi_step` on every neuron, and ways to run and compare them."""
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
+from snn import config
 from snn.neurons import NEURONS
 from snn.neurons.values import Decay
 from snn.ops import Dynamics, Feedback, reference
@@ -16,6 +19,13 @@ DYNAMICS |= {
     "-".join((name, *firing)): NEURONS[name].dynamics_of("soft" if "soft" in firing else "hard", "late" in firing)
     for name, firing in (("CuLIF", ("soft", "late")), ("AdLIF", ("late",)), ("CuAdLIF", ("soft",)))
 }
+
+
+def image_data(layout: str, folder: Path, name: str, shape: tuple, num_classes: int, **more: object) -> config.Images:
+    """The section of a configuration that describes images."""
+    return config.Images(
+        layout=layout, path=str(folder), dataset_name=name, shape=shape, num_classes=num_classes, **more
+    )
 
 
 def make_values(neuron: Dynamics, N: int, dtype: torch.dtype) -> dict[str, Tensor]:

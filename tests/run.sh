@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# The fast tests, on all cores: bash tests/run.sh [words of pytest], for instance -m slow.
+# The checks and the fast tests, on all cores: bash tests/run.sh [words of pytest], for instance -m slow.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-python=$(bash run.sh --python)
+python=$(bash run.sh --python report export gpu cameras test)
 "$python" -m ruff check .
 "$python" -m ruff format --check .
+"$python" -m mypy
 exec "$python" -m pytest -n auto --dist worksteal "$@"

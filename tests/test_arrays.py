@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from datasets import arrays, readers
-from datasets.events import Bins, as_seen, batches
-from snn import config
+from datasets.binning import Bins, batches
+from datasets.recordings import downsampled
+from snn import config, settings
 from snn.errors import InputError
 from snn.network import Network
 from tests.conftest import REPOSITORY, nmnist_bytes
@@ -121,11 +122,11 @@ def test_what_is_written_trains(program, tmp_path):
 def test_recordings_in_memory_reach_a_network():
     recordings = arrays.in_memory(camera(), time_unit="us", sensor=SENSOR)
     sensor = config.Sensor(height=SENSOR[0], width=SENSOR[1], divide=16)
-    recordings = as_seen(recordings, sensor)
+    recordings = downsampled(recordings, sensor)
     bins = Bins(10.0, 20, 0, 2 * 15 * 19)
     x_TBC, labels = next(batches(recordings, np.arange(9), bins, 9))
-    values = config.read_yaml(REPOSITORY / "configs/adlif_shd.yaml")
-    network = Network(config.build(values, "x").network, sensor.shape, 3, "auto")
+    values = settings.read_yaml(REPOSITORY / "configs/adlif_shd.yaml")
+    network = Network(settings.build(values, "x").network, sensor.shape, 3, "auto")
     s_TBN, *_ = network(x_TBC)
     assert s_TBN.shape == (20, 9, 3)
     assert labels.tolist() == [0, 1, 2] * 3

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from datasets.augment import Augmentation, augment
-from datasets.events import Bins, Recordings, batches
+from datasets.binning import Bins, batches
+from datasets.recordings import Recordings
 
 OFF = {"stretch": 0.0, "time_jitter_ms": 0.0, "drop": 0.0, "shift": 0, "unit_jitter": 0}
 ALL_ON = {"stretch": 0.1, "time_jitter_ms": 3.0, "drop": 0.2, "shift": 4, "unit_jitter": 2}

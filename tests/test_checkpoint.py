@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from snn import checkpoint, config
+from snn import checkpoint, settings
 from snn.errors import InputError
 from snn.network import Network
 from tests.conftest import REPOSITORY, assert_one_line
@@ -42,9 +42,9 @@ def test_damaged_checkpoints(program, tmp_path):
 @pytest.fixture(scope="module")
 def whole_checkpoint(tmp_path_factory) -> Path:
     """A checkpoint of a small network with its optimiser."""
-    values = config.read_yaml(REPOSITORY / "configs" / "smoke.yaml")
+    values = settings.read_yaml(REPOSITORY / "configs" / "smoke.yaml")
     values["network"]["layers"], values["data"]["channels"] = ["8F"], 40
-    cfg = config.build(values, "test")
+    cfg = settings.build(values, "test")
     network = Network(cfg.network, (40,), 20)
     optimizer = torch.optim.Adam(network.parameters(), amsgrad=True)
     for parameter in network.parameters():

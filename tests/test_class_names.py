@@ -14,6 +14,7 @@ from snn import checkpoint
 from snn.classes import Named, numbers_in, tidied
 from snn.errors import InputError
 from tests.conftest import REPOSITORY, TINY, assert_one_line, make_events, write_shd
+from tests.make import image_data
 
 TRAIN = f"train.py --path_to_yaml {REPOSITORY}/configs/adlif_shd.yaml --dataset_name shd {TINY} --lr 5e-3"
 NAMES, OTHER_ORDER, OTHER_SET = ("null", "eins", "zwei"), ("zwei", "null", "eins"), ("null", "eins", "drei")
@@ -154,14 +155,15 @@ def test_training_says_that_the_test_file_has_other_classes(program, folders):
 def test_images_have_names_too(tmp_path):
     x, y = np.zeros((6, 4, 4), np.uint8), np.arange(6) % 3
     np.savez(tmp_path / "x.npz", x_train=x, y_train=y, x_test=x, y_test=y, class_names=np.array(OTHER_ORDER))
-    read = images.read("npz", tmp_path, "x", "test", (1, 4, 4), 3, classes=Named(NAMES, "x.pt"))
+    data = image_data("npz", tmp_path, "x", (1, 4, 4), 3)
+    read = images.read(data, "test", Named(NAMES, "x.pt"))
     assert [NAMES[label] for label in read.labels] == [OTHER_ORDER[label] for label in y]
     assert read.class_names == NAMES
     with pytest.raises(InputError, match=r"only x\.pt has 'drei'"):
-        images.read("npz", tmp_path, "x", "test", (1, 4, 4), 3, classes=Named(OTHER_SET, "x.pt"))
+        images.read(data, "test", Named(OTHER_SET, "x.pt"))
     np.savez(tmp_path / "x.npz", x_train=x, y_train=y, class_names=np.arange(3))
     with pytest.raises(InputError, match="class_names holds int64"):
-        images.read("npz", tmp_path, "x", "train", (1, 4, 4), 3)
+        images.read(data, "train")
 
 
 def test_a_checkpoint_whose_names_are_none(tmp_path, program, folders):

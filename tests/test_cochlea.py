@@ -1,5 +1,8 @@
 """The artificial cochlea, stage by stage: against the source equations, slow simulations and `lauscher`."""
 
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +11,7 @@ from scipy.fft import ifft, rfft
 from scipy.signal import resample
 
 from datasets.prepare import cochlea as c
+from datasets.prepare import cochlea_c
 from snn.errors import InputError
 
 FSDD = Path(__file__).parents[2] / "shared" / "data" / "fsdd_train.npz"
@@ -41,28 +45,35 @@ def test_velocity_peaks_at_the_place_of_each_frequency():
 
 
 def test_overlap_save_equals_one_long_transform():
-    """A block and a part against a single FFT; what differs is the wrap-around of the slowest answers."""
+    """All groups of places against a single FFT; what differs is the wrap-around and what lies between slow values."""
     audio = c.condition(np.random.default_rng(0).standard_normal(14_400), 48_000)
-    blocks = list(c.membrane_velocity(audio))
-    assert [len(block) for block in blocks] == [c.BLOCK, round((0.3 + c.PADDING_S) * c.RATE_HZ) - c.BLOCK]
-    velocity = np.concatenate(blocks)
+    hops = [hop.copy() for hop in c.membrane_velocity(audio)]
+    assert {len(hop) for hop in hops[:-1]} == {c.HOP}
+    velocity = np.concatenate(hops)
+    assert len(velocity) == round((0.3 + c.PADDING_S) * c.RATE_HZ)
     n = 12_000  # half a second: the sound, then silence
     transfer = np.concatenate([c.velocity_transfer(f) for f in np.split(np.linspace(1, c.RATE_HZ, n + 1)[:-1], 10)])
     spectrum = rfft(audio, n=2 * n)[:n, None]
-    for place, tolerance in {0: 0.01, 50: 1e-3, 150: 1e-4, 300: 1e-4, 500: 1e-4, 699: 1e-3}.items():
+    # Place 0 answers at 22 kHz, cut off by the 24 kHz of the spectrum, so its answer to an impulse never quite ends.
+    for place, tolerance in {0: 0.05, 50: 1e-3, 150: 1e-4, 287: 1e-4, 288: 3e-4, 500: 3e-4, 699: 1e-3}.items():
         expected = ifft(transfer[:, place : place + 1] * spectrum, axis=0).real[: len(velocity), 0]
         assert np.abs(velocity[:, place] - expected).max() < tolerance * np.abs(expected).max()
 
 
 def test_resting_state_is_a_fixed_point():
     ear = c.Ear.at_rest(0)
-    free, cleft, reprocessed, probability = ear.free.copy(), ear.cleft.copy(), ear.reprocessed.copy(), np.empty(700)
+    free, cleft, reprocessed, probability = (
+        ear.free.copy(),
+        ear.cleft.copy(),
+        ear.reprocessed.copy(),
+        np.empty(700, np.float32),
+    )
     for _ in range(24_000):
-        c.hair_cell_step(np.zeros(700), free, cleft, reprocessed, probability)
-    np.testing.assert_allclose(free, ear.free, rtol=1e-9)
-    np.testing.assert_allclose(cleft, ear.cleft, rtol=1e-9)
-    np.testing.assert_allclose(reprocessed, ear.reprocessed, rtol=1e-9)
-    np.testing.assert_allclose(probability, c.HAIR_H * ear.cleft * c.STEP_S, rtol=1e-9)
+        c.hair_cell_step(np.zeros(700, np.float32), free, cleft, reprocessed, probability)
+    np.testing.assert_allclose(free, ear.free, rtol=1e-4)
+    np.testing.assert_allclose(cleft, ear.cleft, rtol=1e-4)
+    np.testing.assert_allclose(reprocessed, ear.reprocessed, rtol=1e-4)
+    np.testing.assert_allclose(probability, c.HAIR_H * ear.cleft * c.STEP_S, rtol=1e-4)
     assert 60 < probability[0] / c.STEP_S < 70  # spontaneous rate of a fibre, Hz
 
 
@@ -72,22 +83,22 @@ def test_hair_cell_follows_the_equations():
     ear = c.Ear.at_rest(0)
     state = [ear.free[:1].copy(), ear.cleft[:1].copy(), ear.reprocessed[:1].copy()]
     q, cl, w = (float(part[0]) for part in state)
-    probability = np.empty(1)
+    probability = np.empty(1, np.float32)
     for u in np.random.default_rng(1).normal(0, 200, 2000):
         k = g * (u + a) / (u + a + b) if u + a > 0 else 0
         dq, dc, dw = y * max(m - q, 0) - k * q + x * w, k * q - (l + r) * cl, r * cl - x * w
         q, cl, w = max(q + dt * dq, 0), max(cl + dt * dc, 0), max(w + dt * dw, 0)
-        c.hair_cell_step(np.array([u]), *state, probability)
-        assert probability[0] == pytest.approx(h * cl * dt, rel=1e-9)
+        c.hair_cell_step(np.array([u], np.float32), *state, probability)
+        assert probability[0] == pytest.approx(h * cl * dt, rel=2e-5)
         assert probability[0] < 0.46
 
 
 def fibre_counts(probability, n_steps, seed):
     """`fibre_step` at constant probabilities: counts [n_steps, places] and the ready fibres before each draw."""
-    n = len(probability)
+    probability, n = probability.astype(np.float32), len(probability)
     random = np.random.SeedSequence(seed).generate_state(n, np.uint64)
-    ready, fired = np.full(n, float(c.N_FIBRES)), np.zeros((c.REFRACTORY_STEPS, n))
-    counts, before = np.empty((n_steps, n)), np.empty((n_steps, n))
+    ready, fired = np.full(n, c.N_FIBRES, np.float32), np.zeros((c.REFRACTORY_STEPS, n), np.float32)
+    counts, before = np.empty((2, n_steps, n), np.float32)
     for step in range(n_steps):
         slot = fired[step % c.REFRACTORY_STEPS]
         before[step] = ready + slot
@@ -153,7 +164,8 @@ def test_silent_fibres_never_fire():
 
 def test_bushy_cell_trace():
     """One cell by hand: below threshold, a spike, 1 ms of silence, recovery."""
-    current, potential, dead, spikes = np.zeros(1), np.zeros(1), np.zeros(1, np.int64), np.zeros(1, np.bool_)
+    current, potential = np.zeros((2, 1), np.float32)
+    dead, spikes = np.zeros(1, np.int32), np.zeros(1, np.bool_)
     i, v, rest, reference, fired = 0.0, 0.0, 0, [], []
     for step in range(400):
         count = float(step % 5)
@@ -163,7 +175,7 @@ def test_bushy_cell_trace():
         reference.append(v >= 1)
         if v >= 1:
             v, rest = 0.0, 24
-        c.bushy_cell_step(np.array([count]), current, potential, dead, spikes)
+        c.bushy_cell_step(np.array([count], np.float32), current, potential, dead, spikes)
         fired.append(bool(spikes[0]))
     assert fired == reference
     assert np.diff(np.flatnonzero(fired)).min() > c.REFRACTORY_STEPS
@@ -235,7 +247,7 @@ def test_against_lauscher():
     # Their inverse FFT spreads the same time over one sample more. Place 0 answers above 12 kHz, where samples alias
     # and cannot be moved to our times: only its power is compared.
     n_steps = len(audio) // 2
-    ours = np.concatenate(list(c.membrane_velocity(audio)))[:n_steps, places].T
+    ours = np.concatenate([hop.copy() for hop in c.membrane_velocity(audio)])[:n_steps, places].T
     theirs = resample(theirs, n_steps, axis=1)
     difference = np.sqrt(np.mean((ours - theirs) ** 2, axis=1) / np.mean(theirs**2, axis=1))
     assert np.all(difference[1:] < 0.01)
@@ -244,10 +256,10 @@ def test_against_lauscher():
     probabilities = np.asarray(membrane.transform(HairCell()).channels)
     ear = c.Ear.at_rest(0)
     state = [part[:4].copy() for part in (ear.free, ear.cleft, ear.reprocessed)]
-    probability = np.empty(4)
+    probability = np.empty(4, np.float32)
     for step in range(5000):
-        c.hair_cell_step(np.asarray(membrane.channels)[:, step], *state, probability)
-        np.testing.assert_allclose(probability, probabilities[:, step], rtol=1e-9)
+        c.hair_cell_step(np.asarray(membrane.channels, np.float32)[:, step].copy(), *state, probability)
+        np.testing.assert_allclose(probability, probabilities[:, step], rtol=1e-4)
 
     constant = np.array([0.004, 0.006, 0.01, 0.02, 0.05, 0.1, 0.3])
     n_steps = 48_000
@@ -255,7 +267,7 @@ def test_against_lauscher():
     trains = FiringProbability(np.repeat(constant[:, None], n_steps, 1), c.RATE_HZ).transform(BushyCell())
     theirs = np.bincount(np.asarray(trains._data)[1].astype(int), minlength=len(constant))
     counts, _ = fibre_counts(constant, n_steps, seed=9)
-    current, potential, dead = np.zeros(7), np.zeros(7), np.zeros(7, np.int64)
+    (current, potential), dead = np.zeros((2, 7), np.float32), np.zeros(7, np.int32)
     spikes, ours = np.zeros(7, np.bool_), np.zeros(7, int)
     for count in counts:
         c.bushy_cell_step(count, current, potential, dead, spikes)
@@ -280,3 +292,61 @@ def test_statistics_of_ready_made_cochleagrams():
     ours = np.histogram(units, bins=14, range=(0, 700))[0] / len(units)
     assert 0.6 * per_recording < len(units) / len(recordings) < 1.4 * per_recording
     assert 0.5 * np.abs(ours - theirs).sum() < 0.2
+
+
+COMPILERS = {"gcc": ("gcc",), "zig": (sys.executable, "-m", "ziglang", "cc")}
+
+
+@pytest.mark.parametrize("name", COMPILERS)
+def test_c_hears_what_python_hears(name):
+    """The transforms of C and of scipy round differently, which moves an event now and then: at most 1 in 1,000."""
+    if name == "gcc" and shutil.which("gcc") is None:
+        pytest.skip("needs gcc: apt install gcc")
+    if name == "zig":
+        pytest.importorskip("ziglang", reason="needs a C compiler: pip install ziglang")
+    compiled = cochlea_c.Compiled(COMPILERS[name], (*cochlea_c.FLAGS, "-Wall", "-Wextra", "-pedantic", "-Werror"))
+    theirs, ours = (hear(vowel(0.4), 48_000, (3, 4)) for hear in (c.cochlea, compiled.cochlea))
+    theirs, ours = (set(zip(times_s.tolist(), units.tolist(), strict=True)) for times_s, units in (theirs, ours))
+    assert len(theirs ^ ours) <= len(theirs) / 1000
+    whole = compiled.cochlea(vowel(0.2), 48_000, 5)
+    assert np.all(np.diff(whole[0]) >= 0)
+    for at_once in (1, 128, 1279, 5000):
+        for part, expected in zip(compiled.cochlea(vowel(0.2), 48_000, 5, at_once), whole, strict=True):
+            np.testing.assert_array_equal(part, expected)
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc: apt install gcc")
+def test_c_touches_only_its_struct(tmp_path):
+    """A sound pushed in pieces under AddressSanitizer and UBSan, without a word from them."""
+    main = """
+        #include <stdio.h>
+        #include <stdlib.h>
+        #include "cochlea.h"
+        int main(void) {
+          struct cochlea *ear = malloc(sizeof *ear);
+          float *tables = malloc(EAR_TABLES * sizeof *tables), audio[500];
+          uint64_t random[EAR_PLACES];
+          FILE *file = fopen("tables", "rb");
+          if (fread(tables, sizeof *tables, EAR_TABLES, file) != EAR_TABLES) return 1;
+          for (int k = 0; k < EAR_PLACES; k++) random[k] = 1 + (uint64_t)k * 0x9e3779b97f4a7c15u;
+          cochlea_start(ear, tables, random);
+          int events = 0;
+          for (int k = 0, at = 0; k < 60; k++, at = 0) {
+            for (int i = 0; i < 500; i++) audio[i] = (float)((500 * k + i) % 200 - 100) / 100.0f;
+            while (at < 500) {
+              at += cochlea_push(ear, audio + at, 500 - at);
+              events += ear->num_events;
+            }
+          }
+          printf("%d", events);
+          free(ear), free(tables), fclose(file);
+        }"""
+    (tmp_path / "main.c").write_text(main)
+    (tmp_path / "cochlea_constants.h").write_text(cochlea_c.constants())
+    cochlea_c.tables().tofile(tmp_path / "tables")
+    flags = ["-std=c99", "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-ffp-contract=off"]
+    sources = ["main.c", cochlea_c.SOURCE, "-I.", f"-I{cochlea_c.SOURCE.parent}"]
+    subprocess.run(["gcc", *flags, *sources, "-o", "hear"], cwd=tmp_path, check=True)
+    heard = subprocess.run(["./hear"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert heard.stderr == ""
+    assert int(heard.stdout) > 1000

@@ -7,8 +7,10 @@ import torch
 from torch.nn import functional as F
 
 from snn import conv
-from snn.conv import EventConv, Pooling, as_frames, as_pixels
-from snn.ops import pool, sparse_conv
+from snn.conv import EventConv, Pooling, as_frames, as_pixels, pixels_of
+from snn.errors import InputError
+from snn.inputs import SparseCounts
+from snn.ops import max_pool, sparse, sparse_conv
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}  # of the largest entry: sums in another order
 SHAPES = [  # T, B, inputs, outputs, height, width, kernel, stride
@@ -70,6 +72,60 @@ def test_convolution_equals_the_slow_one(monkeypatch, dtype, shape, share, is_ev
     assert_close(actual, expected)
     assert_close(gx, expected_gx)
     assert_close(gW, expected_gW)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=["f32", "f64"])
+@pytest.mark.parametrize("image", [(2, 5, 3), (1, 4, 4), (7, 1, 6)], ids=str)
+def test_events_of_images_become_rows_of_pixels(image, dtype):
+    """The very entries that are found in the dense images, with their channels last."""
+    (C, H, W), (T, B) = image, (4, 3)
+    torch.manual_seed(0)
+    x_TBC = torch.randint(0, 3, (T, B, C * H * W)).to(dtype)
+    x_TBC[1, 2] = 0  # an image without an event
+    x_TPC = x_TBC.view(T, B, C, H, W).movedim(2, -1).reshape(T, -1, C)
+    events = given_by_entries(x_TBC, shuffle=True)
+    rows = pixels_of(events, image)
+    assert rows.shape == x_TPC.shape
+    x_RC = x_TPC.flatten(0, 1)
+    expected = sparse.compress(x_RC, sparse.find(x_RC))
+    for entries, wanted in zip((rows.offsets, rows.channels, rows.counts), expected, strict=True):
+        assert torch.equal(entries, wanted)
+    assert torch.equal(pixels_of(x_TBC, image), x_TPC)
+    assert torch.equal(pixels_of(x_TBC.movedim(0, 1).contiguous().movedim(0, 1), image), x_TPC)
+    with pytest.raises(InputError, match="are no images of"):
+        pixels_of(events, (C, H, W + 1))
+
+
+def given_by_entries(x_TBC: torch.Tensor, shuffle: bool = False) -> SparseCounts:
+    """A batch as events, those of a step in any order."""
+    T, B, C = x_TBC.shape
+    offsets, channels, counts = sparse.compress(x_TBC.flatten(0, 1), sparse.find(x_TBC.flatten(0, 1)))
+    if shuffle:
+        for first, last in itertools.pairwise(offsets.tolist()):
+            order = first + torch.randperm(last - first)
+            channels[first:last], counts[first:last] = channels[order], counts[order]
+    return SparseCounts(offsets, channels, counts, (T, B, C))
+
+
+@pytest.mark.parametrize("is_event_driven", [True, False])
+def test_a_convolution_of_events_equals_that_of_their_pixels(is_event_driven, monkeypatch):
+    """Bit by bit, output and weight gradient; and where it is event-driven nothing dense is made of them."""
+    layer = EventConv(2, 5, 6, 7, 3, 1)
+    layer.dense_above = 1.0 if is_event_driven else -1.0
+    x_TBC = random_pixels(3, 4, 1, 1, 2 * 6 * 7, 0.2, torch.float32).view(3, 4, -1)
+    x_TPC, rows = (pixels_of(x, (2, 6, 7)) for x in (x_TBC, given_by_entries(x_TBC)))
+    expected = layer(x_TPC)
+    if is_event_driven:
+        monkeypatch.setattr(SparseCounts, "dense", lambda _: pytest.fail("made dense"))
+    actual = layer(rows)
+    assert layer.is_event_driven == is_event_driven
+    assert layer.active_share == float((x_TPC != 0).double().mean())
+    assert torch.equal(actual, expected)
+    upstream = torch.randn_like(expected)
+    gradients = [torch.autograd.grad(y, layer.weight, upstream)[0] for y in (actual, expected)]
+    assert torch.equal(*gradients)
+    with pytest.raises(InputError, match="do not fit a layer of 2 inputs"):
+        layer(given_by_entries(x_TBC))
 
 
 def test_the_rule_goes_by_activity_and_keeps_no_dense_input():
@@ -144,7 +200,7 @@ def test_maximum_pool_is_that_of_torch(shape, dtype):
     x_FHWC = (torch.rand(size) < 0.3).to(dtype) * torch.randint(-2, 3, size)
     x_FHWC.requires_grad_()
     expected = F.max_pool2d(x_FHWC.permute(0, 3, 1, 2), kernel).permute(0, 2, 3, 1)
-    actual = pool.max_pool(x_FHWC, kernel)
+    actual = max_pool.max_pool(x_FHWC, kernel)
     upstream = torch.randn_like(expected)
     assert torch.equal(actual, expected)
     assert torch.equal(*(torch.autograd.grad(out, x_FHWC, upstream)[0] for out in (actual, expected)))

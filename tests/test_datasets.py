@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from datasets import readers
-from datasets.events import Bins, Recordings, as_seen, batches, check_window, counts, frames, hold_out
+from datasets.binning import Bins, batches, bin_dense, bin_events
+from datasets.recordings import Recordings, downsampled
+from datasets.splits import groups_by, hold_out
 from snn.config import Sensor
 from snn.errors import InputError
 from tests.conftest import make_events, write_shd
@@ -17,8 +19,8 @@ from tests.conftest import make_events, write_shd
 CPU = torch.device("cpu")
 
 
-def read(path: Path, channels: int = 40, classes: int = 3, layout: str = "shd", split: str = "train"):
-    return readers.read(layout, path, split, channels, classes)
+def read(path: Path, channels: int = 40, classes: int = 3, layout: str = "shd", split: str = "train", **more: object):
+    return readers.read(layout, path, split, channels, classes, **more)
 
 
 def slow_counts(times, units, dt_ms, T, T_empty, channels):
@@ -39,8 +41,8 @@ def test_counts_equal_the_slow_version(tmp_path, dt_ms):
     recordings = read(write_shd(tmp_path / "x.h5", **events))
     index = np.array([3, 0, 11, 3])
     bins = Bins(dt_ms, 9, 2, 40)
-    x_TBC = counts(recordings, index, bins).dense()
-    assert torch.equal(frames(recordings, index, bins, CPU), x_TBC)
+    x_TBC = bin_events(recordings, index, bins).dense()
+    assert torch.equal(bin_dense(recordings, index, bins, CPU), x_TBC)
     assert x_TBC.shape == (11, 4, 40)
     assert x_TBC.dtype == torch.float32
     for b, r in enumerate(index):
@@ -49,8 +51,8 @@ def test_counts_equal_the_slow_version(tmp_path, dt_ms):
 
 def test_counts_are_not_binarised_and_do_not_overflow(tmp_path):
     path = write_shd(tmp_path / "x.h5", [np.full(70_000, 0.005)], [np.zeros(70_000)], [0])
-    events = counts(read(path, classes=1), np.array([0]), Bins(10.0, 1, 0, 1))
-    assert torch.equal(frames(read(path, classes=1), np.array([0]), Bins(10.0, 1, 0, 1), CPU), events.dense())
+    events = bin_events(read(path, classes=1), np.array([0]), Bins(10.0, 1, 0, 1))
+    assert torch.equal(bin_dense(read(path, classes=1), np.array([0]), Bins(10.0, 1, 0, 1), CPU), events.dense())
     assert events.counts.tolist() == [70_000]
     assert events.dense().tolist() == [[[70_000]]]
 
@@ -68,7 +70,7 @@ def test_events_may_be_in_any_order():
         for e in range(*offsets[r : r + 2]):
             if times[e] < 50:
                 expected[times[e] // 5, b, channels[e]] += 1
-    assert np.array_equal(counts(recordings, index, Bins(5, 10, 2, 20)).dense().numpy(), expected)
+    assert np.array_equal(bin_events(recordings, index, Bins(5, 10, 2, 20)).dense().numpy(), expected)
 
 
 def test_half_precision_times_of_the_official_files(tmp_path):
@@ -80,8 +82,8 @@ def test_half_precision_times_of_the_official_files(tmp_path):
         file.create_dataset("spikes/units", (1,), h5py.vlen_dtype(np.uint16))[0] = np.arange(4, dtype=np.uint16)
         file["labels"] = np.zeros(1, np.uint16)
     recordings, bins = read(tmp_path / "x.h5", classes=1), Bins(10.0, 12, 0, 4)
-    x_TBC = counts(recordings, np.array([0]), bins).dense()
-    assert torch.equal(frames(recordings, np.array([0]), bins, CPU), x_TBC)
+    x_TBC = bin_events(recordings, np.array([0]), bins).dense()
+    assert torch.equal(bin_dense(recordings, np.array([0]), bins, CPU), x_TBC)
     expected = [math.floor(1000 * float(t) / 10.0) for t in times]
     assert x_TBC[:, 0].argmax(0).tolist() == expected
 
@@ -92,22 +94,22 @@ def test_batches_cover_everything_once_in_order(shd_folder):
     seen = list(batches(recordings, index, Bins(10.0, 20, 0, 40), 16))
     assert [len(target) for _, target in seen] == [16, 16, 16, 12]
     assert torch.equal(torch.cat([target for _, target in seen]), torch.from_numpy(recordings.labels[index]))
-    alone = counts(recordings, index[19:20], Bins(10.0, 20, 0, 40)).dense()
+    alone = bin_events(recordings, index[19:20], Bins(10.0, 20, 0, 40)).dense()
     assert torch.equal(seen[1][0].dense()[:, 3], alone[:, 0])
 
 
 def test_hold_out_by_recording(shd_folder):
     recordings = read(shd_folder / "shd_train.h5")
-    kept, held = hold_out(recordings, 0.1, "recording", 0)
+    kept, held = hold_out(recordings, 0.1, 0)
     assert sorted([*kept, *held]) == list(range(60))
     assert np.bincount(recordings.labels[held]).tolist() == [2, 2, 2]
-    assert np.array_equal(held, hold_out(recordings, 0.1, "recording", 0)[1])
-    assert not np.array_equal(held, hold_out(recordings, 0.1, "recording", 1)[1])
+    assert np.array_equal(held, hold_out(recordings, 0.1, 0)[1])
+    assert not np.array_equal(held, hold_out(recordings, 0.1, 1)[1])
 
 
 def test_hold_out_whole_speakers(shd_folder):
     recordings = read(shd_folder / "shd_train.h5")
-    kept, held = hold_out(recordings, 0.3, "speaker", 0)
+    kept, held = hold_out(recordings, 0.3, 0, groups_by(recordings, "speaker", "validation"))
     speakers = recordings.speakers
     assert len(set(speakers[held])) == 2
     assert not set(speakers[kept]) & set(speakers[held])
@@ -117,17 +119,17 @@ def test_hold_out_that_cannot_be(tmp_path):
     events = make_events(6, 3, 40, 0)
     one_voice = read(write_shd(tmp_path / "one.h5", **(events | {"speakers": [1] * 6})))
     with pytest.raises(InputError, match="class 0 has nothing left to train on"):
-        hold_out(one_voice, 0.1, "speaker", 0)
+        hold_out(one_voice, 0.1, 0, groups_by(one_voice, "speaker", "validation"))
     single = read(write_shd(tmp_path / "single.h5", **(events | {"labels": [0, 1, 2, 0, 0, 0]})))
-    kept, held = hold_out(single, 0.5, "recording", 0)
+    kept, held = hold_out(single, 0.5, 0)
     assert set(single.labels[kept]) == {0, 1, 2}  # the only recording of a class is for training
     assert set(single.labels[held]) == {0}
     few = read(write_shd(tmp_path / "few.h5", **{name: values[:3] for name, values in events.items()}))
     with pytest.raises(InputError, match="nothing is held out"):
-        hold_out(few, 0.5, "recording", 0)
+        hold_out(few, 0.5, 0)
     nameless = read(write_shd(tmp_path / "none.h5", **(events | {"speakers": None})))
     with pytest.raises(InputError, match="names no speakers"):
-        hold_out(nameless, 0.1, "speaker", 0)
+        hold_out(nameless, 0.1, 0, groups_by(nameless, "speaker", "validation"))
 
 
 def test_ntidigits(tmp_path):
@@ -144,7 +146,7 @@ def test_ntidigits(tmp_path):
     assert train.labels.tolist() == [1, 0]
     assert read(path, 64, 3, "ntidigits", "test").labels.tolist() == [2]
     for b in range(2):
-        x_TC = counts(train, np.array([b]), Bins(5.0, 4, 0, 64)).dense()[:, 0]
+        x_TC = bin_events(train, np.array([b]), Bins(5.0, 4, 0, 64)).dense()[:, 0]
         assert x_TC.nonzero().tolist() == [[0, 3], [0, 4], [1, 4]]
     with h5py.File(path, "a") as file:
         del file["data/b"]
@@ -182,9 +184,9 @@ def test_times_of_any_type_count_from_the_first(tmp_path, ticks):
     write_ntidigits(tmp_path / "n.hdf5", ticks)
     recordings = read(tmp_path / "n.hdf5", 64, 1, "ntidigits")
     assert recordings.times.tolist() == [0, 128, 255]
-    x_TBC = counts(recordings, np.array([0]), Bins(0.05, 6, 0, 64)).dense()
+    x_TBC = bin_events(recordings, np.array([0]), Bins(0.05, 6, 0, 64)).dense()
     assert x_TBC[:, 0].nonzero().tolist() == [[0, 1], [2, 2], [5, 3]]
-    assert torch.equal(frames(recordings, np.array([0]), Bins(0.05, 6, 0, 64), CPU), x_TBC)
+    assert torch.equal(bin_dense(recordings, np.array([0]), Bins(0.05, 6, 0, 64), CPU), x_TBC)
 
 
 def write_ntidigits(path: Path, ticks: np.ndarray) -> None:
@@ -207,7 +209,7 @@ def test_lists_stored_otherwise(tmp_path, how):
     recordings = read(tmp_path / "x.h5")
     for name in ("offsets", "times", "channels", "labels"):
         assert np.array_equal(getattr(recordings, name), getattr(plain, name))
-    counts(recordings, np.arange(6), Bins(10.0, 20, 0, 40))
+    bin_events(recordings, np.arange(6), Bins(10.0, 20, 0, 40))
 
 
 GOOD = make_events(6, 3, 40, 0)
@@ -311,14 +313,14 @@ def test_values_of_the_wrong_kind(tmp_path, name, values, message):
 
 def test_times_in_another_unit_are_noticed(tmp_path, capsys):
     bins = Bins(10.0, 20, 0, 40)
-    check_window(read(write_shd(tmp_path / "s.h5", **GOOD)), bins)
+    read(write_shd(tmp_path / "s.h5", **GOOD), bins=bins)
     assert not capsys.readouterr().err
     half = GOOD | {"times": [np.linspace(0, 1, 60)] * 6}
-    check_window(read(write_shd(tmp_path / "half.h5", **half)), bins)
+    read(write_shd(tmp_path / "half.h5", **half), bins=bins)
     assert "20 % of the events fall into the 20 bins" in capsys.readouterr().err
     in_ms = GOOD | {"times": [1000 * times + 300 for times in GOOD["times"]]}
     with pytest.raises(InputError, match="0 % of the events fall into the 20 bins"):
-        check_window(read(write_shd(tmp_path / "ms.h5", **in_ms)), bins)
+        read(write_shd(tmp_path / "ms.h5", **in_ms), bins=bins)
 
 
 def test_missing_file_says_where_to_get_it(tmp_path):
@@ -337,9 +339,11 @@ def test_a_camera_is_seen_as_configured(tmp_path, divide, polarities):
     p[:3], y[:3], x[:3] = 1, height - 1, width - 1  # the last unit
     times = np.sort(random.uniform(0, 0.05, 500))
     path = write_shd(tmp_path / "x.h5", [times], [(p * height + y) * width + x], [0])
-    recordings = as_seen(read(path, sensor.num_units, classes=1), sensor)
+    recordings = downsampled(read(path, sensor.num_units, classes=1), sensor)
     assert sensor.shape == (polarities, math.ceil(height / divide), math.ceil(width / divide))
-    frames = counts(recordings, np.array([0]), Bins(10.0, 5, 0, math.prod(sensor.shape))).dense().view(5, *sensor.shape)
+    frames = (
+        bin_events(recordings, np.array([0]), Bins(10.0, 5, 0, math.prod(sensor.shape))).dense().view(5, *sensor.shape)
+    )
     expected = torch.zeros_like(frames)
     for k in range(500):
         n = math.floor(1000 * float(np.float32(times[k])) / 10.0)

@@ -1,15 +1,16 @@
 """Learned delays: layers against the equation, gradients by every input, chunks, threads, rounding, bad input."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 import torch
 
-from snn import architecture, config, exchange
+from snn import architecture, config, exchange, settings
 from snn.delays import DelayedLinear
 from snn.errors import InputError
-from snn.events import Dropped
+from snn.inputs import Spikes
 from snn.network import Network
 from snn.ops import taps
 from tests.test_events import TOLERANCE, as_events, assert_close, random_counts
@@ -78,7 +79,7 @@ def test_equals_the_definition(dtype, per, shape, as_what, sigma_steps, share):
     grads = torch.autograd.grad(y_TBN, values, upstream)
 
     given = x_TBC.clone().requires_grad_()
-    actual = layer({"events": as_events(x_TBC), "dropped": Dropped(given, mask_BC)}.get(as_what, given))
+    actual = layer({"events": as_events(x_TBC), "dropped": Spikes(given, mask_BC)}.get(as_what, given))
     assert layer.is_event_driven == (as_what != "dense product")
     assert_close(actual, y_TBN)
     of = [*layer.parameters(), given][: -1 if as_what == "events" else None]
@@ -110,7 +111,7 @@ def test_chunks_are_one_call(per, is_training, as_what, lengths):
     def run(lengths: tuple[int, ...]) -> list[torch.Tensor]:
         layer.reset()
         given = x_TBC.clone().requires_grad_()
-        whats = {"events": lambda x: as_events(x.detach()), "dropped": lambda x: Dropped(x, mask_BC)}
+        whats = {"events": lambda x: as_events(x.detach()), "dropped": lambda x: Spikes(x, mask_BC)}
         y_TBN = torch.cat([layer(whats.get(as_what, lambda x: x)(x)) for x in given.split(lengths)])
         of = [layer.weight] if as_what == "events" else [layer.weight, given]
         return [y_TBN, *torch.autograd.grad(y_TBN, of, torch.ones_like(y_TBN))]
@@ -188,9 +189,9 @@ def delayed(**changes) -> config.Config:
 def test_a_network_with_delays_learns_all_of_them_and_folds():
     network, x_TBC = build(delayed()), random_counts((25, 6, 30), 0.2, torch.float32)
     assert {name: module.steps.shape for name, module in network.delays().items()} == {
-        "blocks.0.linear.delays": (30,),
-        "blocks.1.linear.delays": (12, 16),
-        "readout.delays": (12,),
+        "layers.0.linear.delays": (30,),
+        "layers.1.linear.delays": (12, 16),
+        "layers.2.linear.delays": (12,),
     }
     activity = network.train()(as_events(x_TBC))
     activity.h_TBN.sum().backward()
@@ -250,7 +251,7 @@ def values(**network) -> dict:
 )
 def test_bad_fields_are_named(changes, message):
     with pytest.raises(InputError, match=message) as error:
-        config.build(values(**changes), "x.yaml")
+        settings.build(values(**changes), "x.yaml")
     assert "\n" not in str(error.value)
 
 
@@ -288,14 +289,14 @@ def test_train_resume_and_test(program, tmp_path):
     assert tested.returncode == 0, tested.stderr
     metrics = json.loads((tmp_path / "runs/whole/test/metrics.json").read_text())
     assert 0 <= metrics["moved_by_rounding"] <= metrics["samples"]
-    assert "moved by rounding" in tested.stdout
+    assert "decisions moved by rounding the delays" in tested.stdout
     page = (tmp_path / "runs/whole/test/report.html").read_text()
     assert "delay of each input (ms)" in page
     row = json.loads((tmp_path / "runs/whole/metrics.jsonl").read_text().splitlines()[-1])
-    assert "learned/blocks.1.neurons/delay_synapse" in row
+    assert "learned/layers.1/delay_synapse" in row
     streamed = program("test.py --load_pt_file runs/whole/best.pt --streaming")
     assert streamed.returncode == 0, streamed.stderr
-    assert "0 of 24 decisions" in next(line for line in streamed.stdout.splitlines() if "unlike batches" in line)
+    assert re.search(r"^decisions unlike those of batches +0 of 24$", streamed.stdout, re.MULTILINE)
 
 
 @pytest.mark.parametrize("per", ["input", "synapse"])

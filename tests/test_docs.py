@@ -1,10 +1,14 @@
 """What docs/ says is so: its paths and links lead somewhere, its programs run, its reference is up to date."""
 
+import ast
+import inspect
 import os
 import re
 import shlex
 import subprocess
 import sys
+from importlib import import_module
+from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,10 +17,11 @@ import pytest
 import torch
 
 from datasets import readers
+from datasets.layouts import LAYOUTS
 from datasets.prepare import dvsgesture, dvsplane, heidelberg, wav
 from datasets.prepare.__main__ import main
 from datasets.prepare.recordings import LISTS
-from snn import checkpoint, config, exchange
+from snn import checkpoint, config, exchange, manual, settings
 from snn.network import Network
 from tests.conftest import REPOSITORY, TINY, write_nmnist
 from tests.originals import write_originals
@@ -24,7 +29,7 @@ from tests.test_prepare_official import SPLITS
 from tests.test_recordings import save as save_sound
 
 PAGES = sorted((REPOSITORY / "docs").glob("*.md"))
-FIELDS = {line.split()[0] for kind in (config.Config, config.TTFSConfig) for line in config.describe(kind)}
+FIELDS = {option.name for kind in config.KINDS.values() for option in manual.options(kind)}
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -38,52 +43,64 @@ def blocks(page: str, language: str) -> list[str]:
 
 def test_pages_are_there():
     names = (
-        "adding_a_data_set adding_a_neuron configuration export method my_data reading_the_report recordings "
-        "several_processes supported"
+        "adding_a_data_set adding_a_neuron code configuration export library method my_data reading_the_report "
+        "recordings results runs several_processes speed supported"
     )
     assert [page.stem for page in PAGES] == names.split()
 
 
 def test_the_configuration_reference_is_up_to_date():
     written = (REPOSITORY / "docs" / "configuration.md").read_text()
-    assert written == config.markdown() + "\n", "python -m snn.config --markdown > docs/configuration.md"
+    assert written == manual.markdown() + "\n", "python -m snn.config --markdown > docs/configuration.md"
     assert all(f"| `{field}` |" in written for field in FIELDS)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_what_a_page_names_is_there(page):
     text = page.read_text()
-    paths = re.findall(r"(?:configs|snn|datasets|tests|benchmarks|docs)/[\w./]*\w|\b\w+\.py\b", text)
+    paths = re.findall(r"(?:configs|snn|datasets|tasks|tests|benchmarks|docs)/[\w./]*\w|\b\w+\.py\b", text)
     paths += [f"{'docs/' * (page.parent != REPOSITORY)}{link}" for link in re.findall(r"\]\(([\w./]+)\)", text)]
     for path in paths:
         assert (REPOSITORY / path).exists(), path
-    for field in re.findall(r"`(?:data|network|loss|train|ttfs)\.[\w.]+", text):
+    for field in re.findall(r"`(?:data|network|loss|train|ttfs)\.(?!py\b)[\w.]+", text):
         field = field.strip("`")
         assert any(known == field or known.startswith(f"{field}.") for known in FIELDS), field
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_words_of_commands_are_words_of_the_programs(page):
-    for program, words in re.findall(r"python (?:-m )?([\w./]+) ([^`\n#]*)", page.read_text()):
+    for program, words in re.findall(r"python (?:-m )?([\w./]+) ([^`\n#|]*)", page.read_text()):
         path = REPOSITORY / (program if program.endswith(".py") else f"{program.replace('.', '/')}.py")
         if not path.exists():
             path = path.with_suffix("") / "__main__.py"
-        known = path.read_text() + (REPOSITORY / "snn" / "cli.py").read_text()
+        known = path.read_text() + "".join(
+            (REPOSITORY / "snn" / name).read_text() for name in ("arguments.py", "manual.py")
+        )
         known += "".join(p.read_text() for p in (REPOSITORY / "datasets" / "prepare").glob("*.py"))
         for word in re.findall(r"(?<!\S)--[\w-]+", words):
             assert f'"{word}"' in known, f"{program} {word}"
 
 
-def test_the_data_set_of_the_page_trains_and_tests(program, tmp_path, monkeypatch):
-    (snippet,) = blocks("adding_a_data_set.md", "python")
+def test_the_data_sets_of_the_page_train_and_test(program, tmp_path, monkeypatch):
+    """One in SHD's layout, and the same recordings in a layout of the page's own that is no HDF5."""
+    files, layout = blocks("adding_a_data_set.md", "python")
     monkeypatch.chdir(tmp_path)
-    exec(compile(snippet, "adding_a_data_set.md", "exec"), {})
-    (commands,) = blocks("adding_a_data_set.md", "bash")
-    for command in commands.splitlines():
+    monkeypatch.setitem(LAYOUTS, "npz", None)  # and leave none behind
+    for snippet in (files, layout):
+        exec(compile(snippet, "adding_a_data_set.md", "exec"), {})
+    for split in ("train", "test"):
+        of = readers.read("shd", tmp_path / f"mine_{split}.h5", split, 30, 3)
+        times_us, lengths = (1e6 * of.times).astype(np.uint32), np.diff(of.offsets)
+        np.savez(f"mine_{split}.npz", times_us=times_us, units=of.channels, lengths=lengths, labels=of.labels)
+        given = readers.read("npz", tmp_path / f"mine_{split}.npz", split, 30, 3, in_memory=False)
+        assert np.array_equal(given.load(np.arange(30))[0].channels, of.load(np.arange(30))[0].channels[: 30 * 80])
+    commands = [line for block in blocks("adding_a_data_set.md", "bash") for line in block.splitlines()]
+    assert len(commands) == 4
+    for command in commands:
         small = " --hidden_size 8" if "train.py" in command else ""
         result = program(command.removeprefix("python ").replace("configs/", f"{REPOSITORY}/configs/") + small)
         assert result.returncode == 0, result.stderr
-    assert re.search(r"accuracy +[\d.]+ %", result.stdout)
+        assert "train.py" in command or re.search(r"accuracy +[\d.]+ %", result.stdout)
 
 
 def test_recordings_of_the_page_come_to_a_test_result(program, tmp_path, monkeypatch):
@@ -154,7 +171,7 @@ def test_the_snippets_for_exported_files_run(tmp_path, monkeypatch):
     torch.manual_seed(0)
     constants = config.NeuronParams(tau_mem_steps=5, tau_syn_steps=5, theta=0.1)
     network = Network(config.Network(layers=["6F"], neuron="CuLIF", neuron1=constants, neuron2=constants), (5,), 3)
-    network.blocks[0].norm.bias += 1
+    network.layers[0].norm.bias += 1
     for_nir, for_onnx = blocks("export.md", "python")
     monkeypatch.chdir(tmp_path)
     if find_spec("snntorch"):
@@ -174,7 +191,7 @@ def test_the_snippets_for_exported_files_run(tmp_path, monkeypatch):
 def test_the_onnx_snippet_runs(program, tmp_path):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    cfg = config.build(config.read_yaml(REPOSITORY / "configs" / "adlif_shd.yaml"), "test")
+    cfg = settings.load(REPOSITORY / "configs" / "adlif_shd.yaml")
     network = Network(cfg.network, cfg.data.shape, cfg.data.num_classes)
     checkpoint.save(tmp_path / "best.pt", cfg, network, epoch=1, validation={})
     assert program("export.py --load_pt_file best.pt --format onnx").returncode == 0
@@ -185,10 +202,41 @@ def test_the_onnx_snippet_runs(program, tmp_path):
     np.testing.assert_allclose(names["potentials"], h_TBN[-1].numpy(), atol=1e-5)
 
 
+def find_module(parts: list[str]) -> ModuleSpec | None:
+    try:
+        return find_spec(".".join(parts))
+    except ModuleNotFoundError:  # the one before the last is a class
+        return None
+
+
+CALL = re.compile(r"`((?:snn|datasets)(?:\.\w+)+)\(([^`]*)\)`")
+
+
+@pytest.mark.parametrize("page", [REPOSITORY / "README.md", *PAGES], ids=lambda page: page.stem)
+def test_calls_that_a_page_shows_have_the_arguments_of_the_code(page):
+    """Of `snn.module.name(a, b)`: a and b are its first arguments, in this order; `c=1` is one of its names."""
+    for name, words in CALL.findall(page.read_text(encoding="utf-8")):
+        modules = name.split(".")
+        while find_module(modules) is None:
+            modules.pop()
+        called = import_module(".".join(modules))
+        for part in name.split(".")[len(modules) :]:
+            called = getattr(called, part)
+        known = list(inspect.signature(called).parameters)
+        shown = ast.parse(f"f({words})", mode="eval").body
+        assert [argument.id for argument in shown.args] == known[: len(shown.args)], f"{page.name}: {name}"
+        assert {word.arg for word in shown.keywords} <= set(known), f"{page.name}: {name}"
+
+
+def test_pages_show_calls():
+    assert len(CALL.findall((REPOSITORY / "docs" / "library.md").read_text(encoding="utf-8"))) >= 8
+
+
 def test_no_page_is_long():
     for page in PAGES:
         if page.stem != "configuration":
-            assert len(Path(page).read_text().splitlines()) <= 100, page
+            assert len(Path(page).read_text().splitlines()) <= 120, page
+    assert len((REPOSITORY / "README.md").read_text().splitlines()) <= 150
 
 
 def test_every_command_of_my_data_runs_on_small_files_of_the_true_layout(program, tmp_path, monkeypatch):

@@ -4,10 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.events import Bins, counts
+from datasets.binning import Bins, bin_events
 from snn.coding import first_times, fr_decision, fs_decision
-from snn.evaluation import PERCENTILES, Evaluation, delay_steps, evaluate, operations
-from snn.network import Activity
+from snn.conv import EventConv
+from snn.evaluation import PERCENTILES, Evaluation, evaluate
+from snn.inputs import SparseCounts
+from snn.network import Activity, Network
+from snn.operations import SynapticOperations
+from snn.ops import sparse
 from tests.test_network import build, image_events, small_conv
 from tests.test_streaming import DT_MS, N_RECORDINGS, T_EMPTY, VARIANTS, decide, make_stream, recordings, trained
 from tests.test_streaming import T as T_EVENTS
@@ -112,12 +116,6 @@ def add(one: list[int], other: list[int]) -> list[int]:
     return [a + b for a, b in zip(one, other, strict=True)]
 
 
-def test_delay_is_the_first_step_that_reaches_the_share():
-    curve = torch.tensor([0, 1, 4, 5, 9, 10, 8])
-    assert [delay_steps(curve, p) for p in (10, 50, 90, 100)] == [2, 4, 5, 6]
-    assert delay_steps(torch.zeros(5), 50) is None
-
-
 def test_nothing_right_is_no_number():
     activity = Activity(torch.zeros(5, 2, 3), torch.zeros(5, 2, 3), (torch.zeros(5, 2, 3),))
     evaluation = Evaluation(neurons=[3])
@@ -168,7 +166,7 @@ def test_details_against_one_sample_at_a_time():
         firsts = [5 * row["first"] for row in mine if row["first"] <= 20]
         assert of_class["first_spike_ms_percentiles"] == pytest.approx(np.percentile(firsts, PERCENTILES))
     to_decision, whole = details["cost"]["to_decision"], details["cost"]["whole_window"]
-    for name, key in (("steps", "steps"), ("events", "events"), ("synaptic ops", "operations")):
+    for name, key in (("steps", "steps"), ("events", "events"), ("synaptic operations", "operations")):
         assert to_decision[name] == pytest.approx(np.mean([row[key] for row in rows]))
         assert to_decision[name] < whole[name]
     assert to_decision["neuron updates"] == pytest.approx(10 * to_decision["steps"])
@@ -177,11 +175,23 @@ def test_details_against_one_sample_at_a_time():
     assert details["spikes_per_sample"]["of_neurons_by_layer"][0] == pytest.approx(np.percentile(rates, PERCENTILES))
 
 
+@torch.no_grad()
+def prune(network: Network) -> None:
+    """The smallest tenth of the weights becomes 0."""
+    for name, weight in network.named_parameters():
+        if name.endswith(("linear.weight", ".V")):
+            weight[weight.abs() < weight.abs().quantile(0.1)] = 0
+
+
 @pytest.mark.parametrize("changes", VARIANTS, ids=str)
 def test_the_cost_of_a_decision_is_that_of_the_stream(changes):
-    """Sample by sample: steps, events, synaptic operations, spikes, up to the decision and of the whole window."""
+    """Sample by sample: steps, events, synaptic operations, spikes, up to the decision and of the whole window.
+
+    A tenth of the weights is 0, which makes no operation of an event.
+    """
     network = trained(**changes)
-    x_TBC = counts(recordings(), np.arange(N_RECORDINGS), Bins(DT_MS, T_EVENTS, T_EMPTY, 30))
+    prune(network)
+    x_TBC = bin_events(recordings(), np.arange(N_RECORDINGS), Bins(DT_MS, T_EVENTS, T_EMPTY, 30))
     goal = lambda activity, target_B: torch.tensor(0.0)  # noqa: E731
     target_B = torch.zeros(N_RECORDINGS, dtype=torch.int64)
     seen = evaluate(network.folded(), [(x_TBC, target_B)], goal, torch.device("cpu")).samples()
@@ -203,38 +213,45 @@ def test_the_cost_of_a_decision_is_that_of_the_stream(changes):
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_operations_of_convolutions_are_the_weights_that_an_entry_meets(stride):
-    """Each layer again with weights of 1: what comes out of it, summed, is the number of additions."""
+@pytest.mark.parametrize("pruned", [False, True])
+def test_operations_of_convolutions_are_the_weights_that_an_entry_meets(stride, pruned):
+    """Each layer again with weights of 1: what comes out of it, summed, is the number of additions. 0 is no weight."""
     layers = (f"6C3S{stride}", "P2", "4C3", "9R", "8F") if stride == 1 else ("6C3S2", "4C3S2", "9R")
     network = build(small_conv(layers=layers)).eval()
     x_TBC = (image_events() > 0).float()
     with torch.no_grad():
+        for weight in (
+            p for name, p in network.named_parameters() if pruned and name.endswith(("linear.weight", ".V"))
+        ):
+            weight[torch.rand_like(weight) < 0.1] = 0
         activity = network(x_TBC)
-        counted_TB = operations(network, x_TBC, activity.layers)
+        counted_TB = SynapticOperations(network).per_step(x_TBC, activity.layers)
         expected_TB = torch.zeros_like(counted_TB)
 
         def count(module, inputs, outputs):
             weight = module.weight.clone()
-            module.weight.fill_(1)
+            module.weight.copy_(weight != 0)
             expected_TB.add_(module._product(inputs[0]).reshape(*expected_TB.shape, -1).sum(2))
             module.weight.copy_(weight)
 
         network.reset()
         hooks = [
-            block.linear.register_forward_hook(count) for block in network.blocks if hasattr(block.linear, "shape")
+            layer.linear.register_forward_hook(count) for layer in network.layers if isinstance(layer.linear, EventConv)
         ]
         network(x_TBC)
         for hook in hooks:
             hook.remove()
         full = [
-            (block, s) for block, s in zip(network.blocks, activity.layers, strict=False) if block.neurons.V is not None
+            (layer, s) for layer, s in zip(network.layers, activity.layers, strict=True) if layer.neurons.V is not None
         ]
         assert full
-        for k, block in enumerate(network.blocks):
-            if hasattr(block.linear, "out_features"):
-                expected_TB += activity.layers[k - 1].sum(2) * block.linear.out_features
-        for _, s_TBN in full:
+        for k, layer in enumerate(network.layers):
+            if hasattr(layer.linear, "out_features"):
+                expected_TB += (activity.layers[k - 1] @ (layer.linear.weight != 0).float().T).sum(2)
+        for layer, s_TBN in full:
             assert s_TBN.any()
-            expected_TB[1:] += s_TBN[:-1].sum(2) * s_TBN.shape[2]
-        expected_TB += activity.layers[-2].sum(2) * network.readout.out_features
+            expected_TB[1:] += (s_TBN[:-1] @ (layer.neurons.V != 0).float().T).sum(2)
     assert torch.equal(counted_TB, expected_TB)
+    x_RC = x_TBC.flatten(0, 1)
+    events = SparseCounts(*sparse.compress(x_RC, sparse.find(x_RC)), tuple(x_TBC.shape))
+    assert torch.equal(SynapticOperations(network).per_step(events, activity.layers), expected_TB)

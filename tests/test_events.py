@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from snn import linear
-from snn.events import Dropped, Events
+from snn.inputs import SparseCounts, Spikes
 from snn.linear import EventLinear
 from snn.ops import sparse
 
@@ -18,9 +18,9 @@ def random_counts(shape: tuple, share: float, dtype: torch.dtype) -> torch.Tenso
     return (torch.randint(1, 5, shape) * active).to(dtype)
 
 
-def as_events(x_TBC: torch.Tensor) -> Events:
+def as_events(x_TBC: torch.Tensor) -> SparseCounts:
     x_RC = x_TBC.flatten(0, 1)
-    return Events(*sparse.compress(x_RC, sparse.find(x_RC)), tuple(x_TBC.shape))
+    return SparseCounts(*sparse.compress(x_RC, sparse.find(x_RC)), tuple(x_TBC.shape))
 
 
 def assert_close(actual: torch.Tensor, expected: torch.Tensor) -> None:
@@ -38,7 +38,7 @@ def test_events_and_dense_are_the_same_counts(shape, share):
 
 
 def test_a_channel_may_stand_twice():
-    events = Events(torch.tensor([0, 3]), torch.tensor([2, 0, 2], dtype=torch.int32), torch.ones(3), (1, 1, 4))
+    events = SparseCounts(torch.tensor([0, 3]), torch.tensor([2, 0, 2], dtype=torch.int32), torch.ones(3), (1, 1, 4))
     assert events.dense().flatten().tolist() == [1, 0, 2, 0]
     layer = EventLinear(4, 3)
     with torch.no_grad():
@@ -92,7 +92,7 @@ def test_what_is_dropped_is_the_product_with_its_mask(dtype, shape, dense_above,
     layer = EventLinear(shape[-1], 70).to(dtype)
     layer.dense_above = dense_above
     expected, actual = s_TBC.clone().requires_grad_(), s_TBC.clone().requires_grad_()
-    expected_out, actual_out = layer(expected * mask_BC), layer(Dropped(actual, mask_BC))
+    expected_out, actual_out = layer(expected * mask_BC), layer(Spikes(actual, mask_BC))
     assert layer.active_share == pytest.approx(float((s_TBC * mask_BC != 0).double().mean()))
     assert torch.equal(actual_out, expected_out)
     upstream = torch.randn_like(expected_out)
@@ -118,7 +118,7 @@ def test_one_number_among_ones_is_kept(place):
     assert sparse.find(x_RC).only_ones
     x_RC.view(-1)[place] = 2
     assert not sparse.find(x_RC).only_ones
-    assert torch.equal(Events(*sparse.compress(x_RC, sparse.find(x_RC)), (700, 1, 200)).dense()[:, 0], x_RC)
+    assert torch.equal(SparseCounts(*sparse.compress(x_RC, sparse.find(x_RC)), (700, 1, 200)).dense()[:, 0], x_RC)
 
 
 def test_results_do_not_depend_on_the_number_of_threads():

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from snn import checkpoint, config, exchange
+from snn import checkpoint, config, exchange, settings
 from snn.errors import InputError
 from snn.network import Network
-from snn.ttfs.network import Network as TTFSNetwork
+from snn.ttfs.network import TTFSNetwork
 from tests.conftest import REPOSITORY, assert_one_line
 
 nir = pytest.importorskip("nir")
@@ -37,7 +37,7 @@ def make_network(neuron: str, layers: list[str], shape: tuple[int, ...], **more)
             value -= 0.2 * torch.rand_like(value)
         elif name.endswith("running_var"):
             value *= 0.3
-        elif name == "readout.weight":
+        elif name == "layers.2.linear.weight":
             value *= 4
     return network
 
@@ -110,7 +110,7 @@ def test_without_the_initial_states_the_spikes_differ(tmp_path):
 def test_decays_come_back_bit_by_bit():
     network = make_network("PCuLIF", ["20F"], (30,))
     node = exchange.nir_graph(network, (30,), 1e-4).nodes["layer_1_neurons"]
-    values = network.blocks[0].neurons.values()
+    values = network.layers[0].neurons.values()
     for tau, lam in ((node.tau_mem, values["lam_m"]), (node.tau_syn, values["lam_s"])):
         assert torch.equal(torch.from_numpy(1 - 1e-4 / tau).float(), lam)
 
@@ -166,10 +166,10 @@ def test_a_step_is_a_step_of_the_network(neuron, layers, shape, more):
 
 def save(path: Path, network_section: dict, shape_section: dict) -> tuple[config.Config, Network]:
     """A checkpoint of an untrained network."""
-    values = config.read_yaml(REPOSITORY / "configs" / "adlif_shd.yaml")
+    values = settings.read_yaml(REPOSITORY / "configs" / "adlif_shd.yaml")
     values["network"] |= network_section
     values["data"] |= shape_section
-    cfg = config.build(values, "test")
+    cfg = settings.build(values, "test")
     torch.manual_seed(0)
     network = Network(cfg.network, cfg.data.shape, cfg.data.num_classes)
     checkpoint.save(path, cfg, network, epoch=1, validation={})
@@ -191,7 +191,7 @@ def test_the_first_difference_is_found():
         theirs[k][n, j] = 1 - theirs[k][n, j]
     first = simulators.first_difference(network, ran, theirs, latencies)
     assert first[:3] == (8 + 2, 1, 2)
-    h, theta = float(ran[1][1][10, 2]), network.output.threshold
+    h, theta = float(ran[1][1][10, 2]), network.output.neurons.threshold
     assert first.away == pytest.approx((h - theta) / (2**-25))  # the last place of .3 as float32
 
 
@@ -245,7 +245,7 @@ def test_an_approximation_counts_the_decisions_that_differ(program, tmp_path):
 
 
 def test_ttfs_networks_are_refused(program, tmp_path):
-    cfg = config.build(config.read_yaml(REPOSITORY / "configs" / "ttfs_mnist_mlp.yaml"), "test")
+    cfg = settings.load(REPOSITORY / "configs" / "ttfs_mnist_mlp.yaml")
     network = TTFSNetwork(cfg.ttfs, cfg.data.shape, cfg.data.num_classes)
     checkpoint.save(tmp_path / "ttfs.pt", cfg, network, epoch=1, validation={})
     assert_one_line(program("export.py --load_pt_file ttfs.pt --format nir"), "TTFS")

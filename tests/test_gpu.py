@@ -15,15 +15,14 @@ from snn import config, ops
 from snn.coding import Window
 from snn.conv import EventConv, Pooling
 from snn.delays import DelayedLinear
-from snn.events import Events
+from snn.inputs import SparseCounts
 from snn.linear import EventLinear
 from snn.loss import objective
 from snn.network import Network
 from snn.ops import reference, sparse
 from snn.replay import Replayed
 from snn.ttfs import functional, kernels
-from snn.ttfs.network import Network as TTFSNetwork
-from snn.ttfs.network import silent_neurons_drive
+from snn.ttfs.network import TTFSNetwork, silent_neurons_drive
 from snn.ttfs.simulation import Simulation
 from tests import test_ops, test_ttfs
 from tests.make import (
@@ -166,10 +165,10 @@ def test_memory():
     assert torch.cuda.max_memory_allocated() - before < 4.5 * size  # and gy and gx
 
 
-def events(T: int, B: int, C: int) -> Events:
+def events(T: int, B: int, C: int) -> SparseCounts:
     rate_RC = torch.full((T * B, C), 0.2, dtype=torch.float64)
     counts_RC = torch.poisson(rate_RC, generator=torch.Generator().manual_seed(3))
-    return Events(*sparse.compress(counts_RC, sparse.find(counts_RC)), (T, B, C))
+    return SparseCounts(*sparse.compress(counts_RC, sparse.find(counts_RC)), (T, B, C))
 
 
 def test_events_travel_and_are_laid_out_there():
@@ -234,7 +233,7 @@ def test_loss_and_gradients_of_a_network(network, mode):
 
     def value(net, x):
         net.reset()
-        target_B = torch.arange(6, device=net.readout.weight.device) % 4
+        target_B = torch.arange(6, device=net.output.linear.weight.device) % 4
         return objective(net(x), target_B, loss, window, training=True)
 
     assert_same_on_both(net, events(25, 6, 30), value)
@@ -248,15 +247,15 @@ def test_a_convolutional_network():
 
     def value(net, x):
         net.reset()
-        target_B = torch.arange(3, device=net.readout.weight.device)
+        target_B = torch.arange(3, device=net.output.linear.weight.device)
         return objective(net(x), target_B, cfg.loss, window, training=True)
 
     assert_same_on_both(net, events(12, 3, 512), value)
 
 
-def batch(seed: int, B: int) -> tuple[Events, Tensor]:
+def batch(seed: int, B: int) -> tuple[SparseCounts, Tensor]:
     counts_RC = torch.poisson(torch.full((25 * B, 30), 0.3), generator=torch.Generator().manual_seed(seed))
-    return Events(*sparse.compress(counts_RC, sparse.find(counts_RC)), (25, B, 30)), torch.arange(B) % 4
+    return SparseCounts(*sparse.compress(counts_RC, sparse.find(counts_RC)), (25, B, 30)), torch.arange(B) % 4
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])

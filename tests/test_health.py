@@ -6,10 +6,12 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from snn import config, health
+import tasks
+from snn import config, health, manual
 from snn.network import Network
 from tests.conftest import REPOSITORY, TINY
 
+CURES = tasks.events.EventTraining.cures
 TRAIN = f"train.py --path_to_yaml {REPOSITORY}/configs/adlif_shd.yaml --path_to_dataset shd --dataset_name shd {TINY}"
 
 WELL = {
@@ -18,7 +20,7 @@ WELL = {
     "validation_silent_samples": 10,
     "validation_spikes_per_neuron_by_layer": [3.0, 2.0, 0.5],
     "gradient_norm": 2000.0,
-    "gradient_norm/blocks.0.linear": 300.0,
+    "gradient_norm/layers.0.linear": 300.0,
 }
 
 
@@ -29,24 +31,23 @@ WELL = {
         ({"validation_spikes_per_neuron_by_layer": [3.0, 2.0, 0]}, ["layer 3 is dead", "network.neuron2.theta"]),
         ({"validation_silent_samples": 51}, ["silent outputs", "network.neuron2.theta", "loss.treg.weight"]),
         ({"gradient_norm": 2e6}, ["exploding gradients", "train.lr", "train.clip_norm"]),
-        ({"gradient_norm/blocks.0.linear": 0.0}, ["vanishing gradients", "blocks.0.linear"]),
+        ({"gradient_norm/layers.0.linear": 0.0}, ["vanishing gradients", "layers.0.linear"]),
     ],
 )
 def test_each_fault_is_named_with_its_cure(change, words):
-    assert health.warnings_of(WELL) == []
-    (warning,) = health.warnings_of(WELL | change)
+    assert health.warnings_of(WELL, CURES) == []
+    (warning,) = health.warnings_of(WELL | change, CURES)
     for word in words:
         assert word in warning
 
 
 def test_cures_are_fields_of_the_configuration():
-    known = set(config.describe()) | set(config.describe(config.TTFSConfig))
-    fields = {line.split()[0] for line in known}
+    fields = {option.name for kind in config.KINDS.values() for option in manual.options(kind)}
     worst = {"validation_spikes_per_neuron_by_layer": [0, 0], "gradient_norm": 1e9, "gradient_norm/x": 0.0}
     silent = {"validation_fs_accuracy": 0, "validation_samples": 1, "validation_silent_samples": 1}
     named = set()
-    for row in (worst, worst | silent):
-        for warning in health.warnings_of(row):
+    for row, cures in ((row, kind.training.cures) for row in (worst, worst | silent) for kind in tasks.KINDS):
+        for warning in health.warnings_of(row, cures):
             named |= {word.strip("(),;:.") for word in warning.split() if word.count(".") and word[0] in "nltd"}
     named = {name for name in named if name.split(".")[0] in ("network", "loss", "train", "data", "ttfs")}
     assert len(named) >= 8
@@ -63,8 +64,8 @@ def test_gradient_norms_are_those_before_clipping():
     assert norm > 0.1
     norms = health.gradient_norms(network, float(norm), 0.1)
     assert norms["gradient_norm"] == float(norm)
-    expected = float(whole["blocks.0.linear.weight"].norm())
-    assert norms["gradient_norm/blocks.0.linear"] == pytest.approx(expected, rel=1e-3)
+    expected = float(whole["layers.0.linear.weight"].norm())
+    assert norms["gradient_norm/layers.0.linear"] == pytest.approx(expected, rel=1e-3)
     assert norms["gradient_norm"] == pytest.approx(
         sum(v**2 for name, v in norms.items() if "/" in name) ** 0.5, rel=1e-3
     )
@@ -74,10 +75,10 @@ def test_learned_values_are_time_constants_and_couplings():
     constants = config.NeuronParams(tau_mem_steps=5, tau_syn_steps=7, theta=0.1)
     section = config.Network(layers=["6F"], neuron="CuAdLIF", neuron1=constants, neuron2=constants, tau_ada_steps=50)
     found = Network(section, (5,), 3).learned(dt_ms=1.0)
-    assert found["blocks.0.neurons"].keys() == {"tau_m", "tau_s", "tau_w", "a", "b"}
-    assert found["output"] == {}  # a CuLIF output learns none
+    assert found["layers.0"].keys() == {"tau_m", "tau_s", "tau_w", "a", "b"}
+    assert found["layers.1"] == {}  # a CuLIF output learns none
     for symbol, tau in (("tau_m", 5), ("tau_s", 7), ("tau_w", 50)):
-        learned = found["blocks.0.neurons"][symbol]
+        learned = found["layers.0"][symbol]
         torch.testing.assert_close(learned.value, torch.full((6,), float(tau)).double(), rtol=1e-4, atol=0)
         assert learned.began == (tau, tau)
 
@@ -93,14 +94,12 @@ def test_training_logs_and_warns_once(program, tmp_path):
     assert any("silent outputs" in line for line in warnings)
     run = tmp_path / "runs" / "run"
     row = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][-1]
-    assert row["learned/blocks.0.neurons/tau_m"] > 1
-    assert "gradient_norm/blocks.0.linear" in row
+    assert row["learned/layers.0/tau_m"] > 1
+    assert "gradient_norm/layers.0.linear" in row
     board = EventAccumulator(str(run))
     board.Reload()
     tags = board.Tags()
-    assert {"validation/spikes_per_neuron_by_layer/1", "gradient_norm", "learned/blocks.1.neurons/a"} <= set(
-        tags["scalars"]
-    )
-    assert "learned/blocks.0.neurons/tau_m" in tags["histograms"]
-    logged = board.Scalars("learned/blocks.0.neurons/tau_m")[-1]
-    assert (logged.step, logged.value) == (2, pytest.approx(row["learned/blocks.0.neurons/tau_m"]))
+    assert {"validation/spikes_per_neuron_by_layer/1", "gradient_norm", "learned/layers.1/a"} <= set(tags["scalars"])
+    assert "learned/layers.0/tau_m" in tags["histograms"]
+    logged = board.Scalars("learned/layers.0/tau_m")[-1]
+    assert (logged.step, logged.value) == (2, pytest.approx(row["learned/layers.0/tau_m"]))

@@ -12,7 +12,7 @@ from matplotlib import font_manager
 from matplotlib import pyplot as plt
 
 from snn import lettering as letters
-from snn import page, report, sections
+from snn import pictures, report
 from snn.lettering import LONGEST, columns, lettering, why_numbers
 
 HINDI, IN_STIX_ALONE = "नमस्ते", "ᶁ"
@@ -34,14 +34,14 @@ def bare_system(monkeypatch):
 def test_a_name_that_no_font_can_draw_is_a_number_and_the_reader_is_told():
     names = ("low", HINDI, "")
     assert lettering(names).names == ("low", None, None)
-    assert report.class_ticks(3, names)["labels"] == ["low", "1", "2"]
-    assert report.class_name(1, lettering(names).names) == "class 1"
+    assert pictures.class_ticks(3, names)["labels"] == ["low", "1", "2"]
+    assert pictures.class_name(1, lettering(names).names) == "class 1"
     assert "1 of 3 class names" in why_numbers(names)
-    assert sections.of_names(names) == why_numbers(names)
+    assert report.class_words(names) == why_numbers(names)
 
 
 def test_nothing_is_said_where_all_names_can_be_drawn():
-    assert why_numbers(("low", "é", IN_STIX_ALONE)) == why_numbers(None) == sections.of_names(("0", "1")) == ""
+    assert why_numbers(("low", "é", IN_STIX_ALONE)) == why_numbers(None) == report.class_words(("0", "1")) == ""
 
 
 @pytest.mark.usefixtures("bare_system")
@@ -93,8 +93,8 @@ def drawings(names: list[str]) -> dict[str, plt.Figure]:
     )
     confusion = np.eye(classes, dtype=int)
     return {
-        "latencies": report.draw_latencies(samples, 5.0, names),
-        "confusion": report.draw_confusion(confusion, "first spike", names),
+        "latencies": pictures.draw_latencies(samples, 5.0, names),
+        "confusion": pictures.draw_confusion(confusion, "first spike", names),
     }
 
 
@@ -124,34 +124,38 @@ def test_names_are_drawn_apart(classes, name):
 
 def test_many_classes_have_numbers_and_the_page_says_so():
     names = [f"word {k}" for k in range(100)]
-    assert report.class_ticks(100, names)["labels"][:3] == ["0", "5", "10"]
-    assert report.class_ticks(40, names[:40])["labels"] == names[:40]
-    assert "the table has each one's name" in sections.of_names(names)
+    assert pictures.class_ticks(100, names)["labels"][:3] == ["0", "5", "10"]
+    assert pictures.class_ticks(40, names[:40])["labels"] == names[:40]
+    assert "the table has each one's name" in report.class_words(names)
 
 
 def test_thousands_of_classes_can_be_painted():
     for figure in drawings([str(k) for k in range(2000)]).values():
         figure.savefig(io.BytesIO(), dpi=20)
-        assert max(figure.get_size_inches()) * report.DPI < 2**16
+        assert max(figure.get_size_inches()) * pictures.DPI < 2**16
         plt.close(figure)
 
 
 def test_the_page_has_names_as_text_in_any_script_beside_their_numbers():
     names = ["你好", HINDI, "مرحبا", "x" * 300]
-    metrics = {"accuracy": 50.0, "confusion": np.eye(4, dtype=int).tolist()}
-    table = page.class_table(metrics, names)
+    rows = [("1", "50 %")] * 4
+    table = report.class_table(names, ("images", "accuracy"), rows)
     assert [row[:2] for row in table.rows] == [(name, str(k)) for k, name in enumerate(names)]
-    html = page.render("t", "", [], [page.Section("Classes", tables=[table])])
+    html = report.render("t", "", [], [report.Section("Classes", tables=[table])])
     for name in names:
         assert f'<td dir="auto">{name}</td>' in html
-    assert page.class_table(metrics, ["0", "1", "2", "3"]).head == ("class", "images", "accuracy")
+    assert report.class_table(["0", "1", "2", "3"], ("images", "accuracy"), rows).head == (
+        "class",
+        "images",
+        "accuracy",
+    )
 
 
 def test_runs_in_one_picture_have_their_names():
     curves = {"time_ms": [1, 2], "events": [1, 2]}
     curves |= {f"{code}_accuracy_over_{over}": [0, 1] for code in ("fs", "fr") for over in ("time", "events")}
     runs = ["_digits_fs0.2_tau30_adlif", "_digits_fs0.2_tau30_cuadlif", "训练"]
-    figure = report.draw_anytime(dict.fromkeys(runs, curves))
+    figure = pictures.draw_anytime(dict.fromkeys(runs, curves))
     (legend,) = figure.legends
     texts = [text.get_text() for text in legend.get_texts()]
     assert texts[:2] == [f"first spike: {runs[0]}", f"firing rate: {runs[0]}"]

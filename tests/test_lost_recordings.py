@@ -10,10 +10,14 @@ import h5py
 import numpy as np
 import pytest
 
-from datasets import events, images, readers
-from datasets.events import Bins, Recordings, batches, check_first_times, check_window, hold_out
+from datasets import hdf5, images, readers
+from datasets.binning import Bins, batches
+from datasets.recordings import Recordings
+from datasets.splits import hold_out, name_of
+from datasets.window import check_first_times
 from snn.errors import InputError
 from tests.conftest import REPOSITORY, TINY, assert_one_line, make_events, write_shd
+from tests.make import image_data
 from tests.test_cameras import CHANNELS, make_pixels, write_camera
 
 TRAIN = f"train.py --path_to_yaml {REPOSITORY}/configs/adlif_shd.yaml --path_to_dataset shd --dataset_name shd {TINY}"
@@ -46,13 +50,12 @@ def empty(events: dict, *numbers: int) -> dict:
 )
 def test_recordings_are_counted_by_class(tmp_path, capsys, in_memory, change, parts):
     path = write_shd(tmp_path / "x.h5", **change(make_events(60, 3, 40, 0)))
-    recordings = readers.read("shd", path, "train", 40, 3, in_memory=in_memory)
-    check_window(recordings, BINS)
+    readers.read("shd", path, "train", 40, 3, in_memory=in_memory, bins=BINS)
     said = capsys.readouterr().err
     for part in [*parts, "data.strict=true", "look at data.T, data.dt_ms"]:
         assert part in said
     with pytest.raises(InputError, match=r"data\.strict=false"):
-        check_window(recordings, BINS, strict=True)
+        readers.read("shd", path, "train", 40, 3, in_memory=in_memory, bins=BINS, strict=True)
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
@@ -60,8 +63,7 @@ def test_a_class_that_loses_most_of_its_events_is_named(tmp_path, capsys, in_mem
     """Its recordings begin in the window and go on behind it; of all events most are seen."""
     events = make_events(60, 3, 40, 0)
     events["times"] = [times * (1 if r % 3 else 10) for r, times in enumerate(events["times"])]
-    recordings = readers.read("shd", write_shd(tmp_path / "x.h5", **events), "train", 40, 3, in_memory=in_memory)
-    check_window(recordings, BINS)
+    readers.read("shd", write_shd(tmp_path / "x.h5", **events), "train", 40, 3, in_memory=in_memory, bins=BINS)
     (said,) = [line for line in capsys.readouterr().err.splitlines() if "% of the events fall into" in line]
     share = np.mean(np.concatenate(events["times"][::3]) < 0.2)
     assert share < 0.2
@@ -71,15 +73,15 @@ def test_a_class_that_loses_most_of_its_events_is_named(tmp_path, capsys, in_mem
 
 def test_a_class_that_is_not_validated_is_named(shd_folder, capsys):
     recordings = readers.read("shd", shd_folder / "shd_train.h5", "train", 40, 3)
-    hold_out(recordings, 0.1, "recording", 0)
+    hold_out(recordings, 0.1, 0)
     assert not capsys.readouterr().err
     one_each = replace(recordings, labels=np.array([0] * 58 + [1, 2]), class_names=("a", "b", "c"))
-    hold_out(one_each, 0.1, "recording", 0)
+    hold_out(one_each, 0.1, 0)
     assert "nothing of class 1 (b), class 2 (c) is held out" in capsys.readouterr().err
 
 
 def test_nothing_is_said_of_a_file_without_fault(shd_folder, capsys):
-    check_window(readers.read("shd", shd_folder / "shd_train.h5", "train", 40, 3), BINS, strict=True)
+    readers.read("shd", shd_folder / "shd_train.h5", "train", 40, 3, bins=BINS, strict=True)
     assert not capsys.readouterr().err
 
 
@@ -87,7 +89,7 @@ def test_classes_are_named(tmp_path, capsys):
     one = Recordings(
         np.array([0, 1, 1]), np.zeros(1), 1.0, np.zeros(1, int), np.arange(2), None, "x.h5", ("ja", "nein")
     )
-    assert check_first_times(one, 1.0, "the window", "data.T", False).tolist() == [False, True]
+    check_first_times(one, one.first_times, 1.0, "the window", "data.T", False)
     assert "all 1 of class 1 (nein)" in capsys.readouterr().err
 
 
@@ -132,11 +134,11 @@ def test_empty_recordings_of_every_layout(tmp_path, layout):
 
 def test_first_events_of_a_pixel_count_lost_recordings_too(tmp_path, capsys):
     write_shd(tmp_path / "x_train.h5", **late(make_events(60, 3, 40, 0), lambda r: r % 3 == 2))
-    args = "shd", tmp_path, "x", "train", (1, 5, 8), 3, 200.0
-    images.read(*args)
+    data = image_data("shd", tmp_path, "x", (1, 5, 8), 3, window_ms=200.0)
+    images.read(data, "train")
     assert "all 20 of class 2" in capsys.readouterr().err
     with pytest.raises(InputError, match="in the first 200 ms: 20 of 60"):
-        images.read(*args, strict=True)
+        images.read(data.model_copy(update={"strict": True}), "train")
 
 
 @pytest.mark.parametrize("missing", [0, 1, 2])
@@ -144,9 +146,10 @@ def test_images_that_lack_a_class_are_not_trained_on(tmp_path, missing):
     y = np.delete(np.arange(30) % 3, np.s_[missing::3])
     x = np.zeros((len(y), 4, 4), np.uint8)
     np.savez(tmp_path / "x.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    data = image_data("npz", tmp_path, "x", (1, 4, 4), 3)
     with pytest.raises(InputError, match=f"x.npz: class {missing} has no image"):
-        images.read("npz", tmp_path, "x", "train", (1, 4, 4), 3)
-    assert len(images.read("npz", tmp_path, "x", "test", (1, 4, 4), 3)) == 20
+        images.read(data, "train")
+    assert len(images.read(data, "test")) == 20
 
 
 # what test.py will refuse
@@ -207,8 +210,8 @@ def test_training_says_what_test_will_refuse(program, tmp_path, shd_folder, spoi
 def test_training_reads_neither_labels_nor_events_of_the_test_file(shd_folder, monkeypatch):
     """What reads them is taken away, and the layout of an impossible file is still looked at."""
     for name in ("whole_numbers", "lengths_of_lists", "numbers"):
-        monkeypatch.setattr(readers.hdf5.File, name, lambda *_: pytest.fail("contents were read"))
-    _, found = readers.look("shd", shd_folder / "shd_test.h5", "test", 40, 3)
+        monkeypatch.setattr(hdf5.File, name, lambda *_: pytest.fail("contents were read"))
+    found = readers.look("shd", shd_folder / "shd_test.h5", "test", 40, 3)
     assert found.number == 24
 
 
@@ -231,13 +234,13 @@ def test_training_says_that_an_empty_test_recording_is_too_strict(program, tmp_p
 def test_the_layout_of_images_is_looked_at_as_well(tmp_path, change, message):
     x, y = np.zeros((6, 4, 4), np.uint8), np.arange(6) % 3
     np.savez_compressed(tmp_path / "x.npz", **({"x_train": x, "y_train": y, "x_test": x, "y_test": y} | change))
-    args = "npz", tmp_path, "x", "test", (1, 4, 4), 3
+    data = image_data("npz", tmp_path, "x", (1, 4, 4), 3)
     for look in (images.look, images.read):
         if message is None:
-            look(*args)
+            look(data, "test")
             continue
         with pytest.raises(InputError, match=message):
-            look(*args)
+            look(data, "test")
 
 
 CASES = REPOSITORY.parent / "shared" / "cases"
@@ -262,4 +265,4 @@ def test_cases_of_users(program, tmp_path, case, said):
 
 def test_a_label_below_zero_has_no_name():
     """Found by the fuzz of calls: a name was looked up from the end."""
-    assert events._name_of(SimpleNamespace(class_names=("low", "high")), -3) == "class -3"
+    assert name_of(SimpleNamespace(class_names=("low", "high")), -3) == "class -3"

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from snn import checkpoint, config, health
+from snn import checkpoint, config, health, settings
 from snn.errors import InputError
-from snn.events import Events
+from snn.inputs import SparseCounts
 from snn.linear import EventLinear
 from snn.network import Network
 from snn.neurons import NEURONS
@@ -21,7 +21,7 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
 def read(name: str) -> config.Config:
-    return config.build(config.read_yaml(CONFIGS / f"{name}.yaml"), name)
+    return settings.load(CONFIGS / f"{name}.yaml")
 
 
 def build(cfg: config.Config) -> Network:
@@ -59,7 +59,7 @@ def events(T: int = 25, B: int = 6) -> torch.Tensor:
     ],
 )
 def test_published_number_of_trainable_values(name, trainable):
-    assert build(read(name)).num_trainable() == trainable
+    assert sum(p.numel() for p in build(read(name)).parameters() if p.requires_grad) == trainable
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def slow_conv_network(network: Network, cfg: config.Config, x_TBC: torch.Tensor)
     """The network of `conv_layers` in the usual layout (B, C, H, W), one step and one layer after the other."""
     one, two = cfg.network.neuron1, cfg.network.neuron2
     pool = F.avg_pool2d if cfg.network.layers[1][0] == "A" else F.max_pool2d
-    conv1, _, conv2, full1, full2 = network.blocks
+    conv1, _, conv2, full1, full2, output = network.layers
     x = [x_BC.view(-1, *IMAGE) for x_BC in x_TBC]
     first, _ = slow_culif([F.conv2d(x_BCHW, conv1.linear.weight, padding=1) for x_BCHW in x], one)
     second, _ = slow_culif([pool(s, 2) for s in first], one)
@@ -122,7 +122,7 @@ def slow_conv_network(network: Network, cfg: config.Config, x_TBC: torch.Tensor)
     rows = [s.movedim(1, -1).flatten(1) for s in third]
     fourth, _ = slow_culif([s @ full1.linear.weight.T for s in rows], two, full1.neurons.V)
     fifth, _ = slow_culif([s @ full2.linear.weight.T for s in fourth], two)
-    last, potentials = slow_culif([s @ network.readout.weight.T for s in fifth], two)
+    last, potentials = slow_culif([s @ output.linear.weight.T for s in fifth], two)
     images = ([s.movedim(1, -1).flatten(1) for s in layer] for layer in (first, second, third))
     return [torch.stack(layer) for layer in (*images, fourth, fifth, last, potentials)]
 
@@ -164,9 +164,9 @@ def test_convolutional_networks_of_all_neurons(neuron, variant):
     for k, layer in enumerate(whole.layers):
         assert torch.equal(torch.cat([chunk.layers[k] for chunk in chunks]), layer)
     assert whole.layers[0].any()
-    assert all(value.shape in ((1,), (6,)) for value in network.blocks[0].neurons.values().values())
-    assert network.blocks[0].norm.num_features == 6
-    assert network.blocks[1].norm is None
+    assert all(value.shape in ((1,), (6,)) for value in network.layers[0].neurons.values().values())
+    assert network.layers[0].norm.num_features == 6
+    assert network.layers[1].norm is None
 
     network.train()
     optimizer = torch.optim.Adam(network.parameters(), 1e-2)
@@ -186,7 +186,7 @@ def test_convolutional_networks_of_all_neurons(neuron, variant):
 def test_events_are_the_same_to_a_convolution():
     network, x_TBC = build(small_conv()), image_events()
     x_RC = x_TBC.flatten(0, 1)
-    events = Events(*sparse.compress(x_RC, sparse.find(x_RC)), tuple(x_TBC.shape))
+    events = SparseCounts(*sparse.compress(x_RC, sparse.find(x_RC)), tuple(x_TBC.shape))
     dense = network(x_TBC)
     network.reset()
     assert all(torch.equal(a, b) for a, b in zip(dense.layers, network(events).layers, strict=True))
@@ -197,9 +197,8 @@ def test_constants_of_fully_connected_layers():
     cfg = small_conv()
     one, two = cfg.network.neuron1.theta, cfg.network.neuron2.theta
     network = build(cfg)
-    assert [block.neurons.threshold for block in network.blocks] == pytest.approx([one, one, one, two, two])
-    assert network.output.threshold == pytest.approx(two)
-    assert [block.neurons.threshold for block in build(small()).blocks] == pytest.approx([one, one])
+    assert [layer.neurons.threshold for layer in network.layers] == pytest.approx([one, one, one, two, two, two])
+    assert [layer.neurons.threshold for layer in build(small()).layers] == pytest.approx([one, one, two])
 
 
 @pytest.mark.parametrize(
@@ -216,7 +215,7 @@ def test_layers_that_do_not_fit(layers, message):
     values["data"]["sensor"] = {"height": 7, "width": 5}
     values["network"]["layers"] = layers
     with pytest.raises(InputError) as refusal:
-        config.build(values, "x.yaml")
+        settings.build(values, "x.yaml")
     assert str(refusal.value).startswith(f"x.yaml: {message}")
 
 
@@ -228,13 +227,13 @@ def test_a_camera_without_convolutions():
 def test_dropout_is_one_mask_a_sequence():
     network = build(small(dropout=0.5)).train()
     network(events())
-    mask = network.blocks[0].dropout.mask
+    mask = network.layers[0].dropout.mask
     assert mask.shape == (6, 16)
     network(events())
-    assert network.blocks[0].dropout.mask is mask
+    assert network.layers[0].dropout.mask is mask
     network.reset()
     network(events())
-    assert not torch.equal(network.blocks[0].dropout.mask, mask)
+    assert not torch.equal(network.layers[0].dropout.mask, mask)
 
 
 @pytest.mark.parametrize("layers", [("16F", "12F"), ("16R", "12R")], ids=str)
@@ -270,16 +269,16 @@ def test_blame_names_the_first_place():
     network, x_TBC, loss = build(small()), events(), torch.ones(())
     assert health.blame(network, x_TBC.log(), loss) == "the input"
     with torch.no_grad():
-        network.blocks[1].linear.weight[0, 0] = torch.nan
-    assert health.blame(network, x_TBC, loss) == "the parameter blocks.1.linear.weight"
+        network.layers[1].linear.weight[0, 0] = torch.nan
+    assert health.blame(network, x_TBC, loss) == "the parameter layers.1.linear.weight"
     with torch.no_grad():
-        network.blocks[1].linear.weight[0, 0] = 1
-        network.blocks[1].norm.running_var.fill_(-1)
+        network.layers[1].linear.weight[0, 0] = 1
+        network.layers[1].norm.running_var.fill_(-1)
     network.eval()
-    assert health.blame(network, x_TBC, loss) == "the output of blocks.1.norm"
+    assert health.blame(network, x_TBC, loss) == "the output of layers.1.norm"
     network = build(small_conv(batch_norm=True)).eval()
-    network.blocks[2].norm.running_var.fill_(-1)
-    assert health.blame(network, image_events(), loss) == "the output of blocks.2.norm"
+    network.layers[2].norm.running_var.fill_(-1)
+    assert health.blame(network, image_events(), loss) == "the output of layers.2.norm"
 
 
 @pytest.mark.parametrize(
@@ -363,8 +362,8 @@ def test_weights_of_another_network(tmp_path):
 def test_learned_values_out_of_range_are_refused(tmp_path, value, name):
     cfg = small(neuron="CuAdLIF", variant="superspike")
     weights = build(cfg).state_dict()
-    weights[f"blocks.0.neurons.{name}"][3] = value
-    with pytest.raises(InputError, match=rf"blocks\.0\.neurons: the learned value {name} is"):
+    weights[f"layers.0.neurons.{name}"][3] = value
+    with pytest.raises(InputError, match=rf"layers\.0\.neurons: the learned value {name} is"):
         checkpoint.load_weights(build(cfg), weights, tmp_path)
 
 

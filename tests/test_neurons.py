@@ -1,6 +1,10 @@
 """The modules: golden values through them, state carried between calls, step modes, parametrisations."""
 
 import math
+import os
+import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -8,6 +12,7 @@ import torch
 from snn import ops
 from snn.errors import InputError
 from snn.neurons import NEURONS, AdLIF, CuLIF, PCuLIF
+from tests.conftest import REPOSITORY
 
 CONSTANTS = {"tau_mem_steps": 5.0, "tau_syn_steps": 4.0, "theta": 0.3}
 
@@ -264,3 +269,34 @@ def test_what_needs_the_number_of_neurons_says_so():
     for more in ({}, {"per": "layer", "recurrent": True}):
         with pytest.raises(InputError, match="AdLIF needs num_neurons"):
             AdLIF(None, **CONSTANTS, **more)
+
+
+NEURON = """
+from snn.neurons.module import SpikingNeuron
+class {name}(SpikingNeuron):
+    STATES, VALUES = ("v",), {{}}
+    @staticmethod
+    def step(x, state, p):
+        return p.spike(x - p.theta), x, {{"v": x}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"toy.py": 2 * NEURON.format(name="Toy")}, "neuron Toy stands in .*toy.py and once more"),
+        ({"toy.py": NEURON.format(name="LIF")}, "neuron LIF stands in .*toy.py and .*lif.py"),
+        ({"lif.py": NEURON.format(name="Toy")}, "warning: .*lif.py is passed over; .*lif.py has the same name"),
+    ],
+    ids=["in one file", "of another file", "hidden file"],
+)
+def test_two_neurons_of_one_name(tmp_path, files, message):
+    """The second would train in place of the first, and nobody would be told."""
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    name = re.search(r"class (\w+)", "".join(files.values()))[1]
+    program = f"from snn.neurons import NEURONS\nNEURONS['{name}'](3, theta=1.0, tau_mem_steps=5.0)"
+    environment = os.environ | {"FIRST_SPIKE_NEURONS": str(tmp_path), "PYTHONPATH": str(REPOSITORY)}
+    result = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert re.search(message, result.stderr)

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from datasets import readers
-from datasets.events import in_order
-from datasets.prepare import dvsgesture, nmnist
-from snn import checkpoint, cli, config, yaml12
+from datasets.prepare import dvsgesture
+from datasets.recordings import sorted_by_time
+from snn import arguments, checkpoint, yaml12
 from snn.errors import InputError
-from tests.conftest import REPOSITORY, TINY, assert_one_line, make_events, write_nmnist, write_shd
+from tests.conftest import REPOSITORY, TINY, assert_one_line, make_events, write_shd
 from tests.test_class_names import metrics
 from tests.test_prepare_published import HEADER, packet, write_recording
 from tests.test_ttfs_programs import TRAIN as TRAIN_IMAGES
@@ -120,11 +120,6 @@ APPLE_DOUBLE = b"\0\x05\x16\x07\0\x02\0\0Mac OS X        " + bytes(96)
 
 
 def test_files_that_macos_adds_are_left_out(tmp_path):
-    write_nmnist(tmp_path / "nmnist", 1, 0)
-    (tmp_path / "nmnist" / "Train" / "3" / "._00000.bin").write_bytes(APPLE_DOUBLE)
-    nmnist.convert_nmnist(tmp_path / "nmnist", tmp_path / "out")
-    with h5py.File(tmp_path / "out" / "nmnist_train.h5") as file:
-        assert len(file["labels"]) == 10
     for user in (23, 24):
         write_recording(tmp_path / "gestures", f"user{user}_lab", [*range(1, 12)], user)
     for name in ("._user23_lab.aedat", "._user23_lab_labels.csv"):
@@ -180,9 +175,9 @@ def test_data_do_not_hide_a_run_of_their_name(tmp_path, monkeypatch, kind):
         Path("mine", "mine_train.h5").touch()
     if kind == "both are runs":
         Path("mine/last.pt").touch()
-    found = cli.find_checkpoint(Path("mine"))
+    found = arguments.find_checkpoint(Path("mine"))
     assert found == Path("mine/best.pt" if kind == "both are runs" else "runs/mine/best.pt")
-    assert cli.find_checkpoint(Path("runs/mine")) == cli.find_checkpoint(Path("mine.pt")) == Path(
+    assert arguments.find_checkpoint(Path("runs/mine")) == arguments.find_checkpoint(Path("mine.pt")) == Path(
         "runs/mine/best.pt"
     ) or (kind == "both are runs")
 
@@ -223,12 +218,6 @@ def test_a_ttfs_run_says_it_as_well(program):
 def test_yaml_that_is_nested_too_deep(tmp_path, text):
     with pytest.raises(InputError, match="x: not valid YAML"):
         yaml12.parse(text, "x")
-
-
-def test_json_that_is_nested_too_deep(tmp_path):
-    (tmp_path / "x.json").write_text("[" * 100_000)
-    with pytest.raises(InputError, match="cannot be read as JSON"):
-        config.read_json(tmp_path / "x.json")
 
 
 @pytest.mark.usefixtures("toy")
@@ -290,7 +279,7 @@ def test_events_in_order(tmp_path, in_memory):
     events = make_events(6, 3, 40, 0)
     events["times"][2] = np.zeros(60)  # all at one time: they stay as they are
     path = write_shd(tmp_path / "x.h5", **shuffled(events))
-    recordings = in_order(readers.read("shd", path, "train", 40, 3, in_memory=in_memory))
+    recordings = sorted_by_time(readers.read("shd", path, "train", 40, 3, in_memory=in_memory))
     loaded, places = recordings.load(np.array([4, 2]))
     raw = readers.read("shd", path, "train", 40, 3)
     for r, place in zip((4, 2), places, strict=True):

@@ -11,15 +11,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from datasets.events import Bins, Recordings, counts, frames
-from snn import config, loss
+from datasets.binning import Bins, bin_dense, bin_events
+from datasets.recordings import Recordings
+from snn import loss, settings
 from snn.conv import EventConv, Pooling
 from snn.errors import InputError
 from snn.evaluation import evaluate
-from snn.events import Dropped, Events
+from snn.inputs import SparseCounts, Spikes
 from snn.linear import EventLinear
 from snn.network import Network
-from snn.ops import pool, sparse, sparse_conv
+from snn.ops import max_pool, sparse, sparse_conv
 from snn.ops.sparse_conv import Geometry
 from snn.streaming import Stream
 from snn.ttfs import functional, kernels
@@ -32,7 +33,7 @@ CHANNELS = 30
 
 def network_of(layers: tuple[str, ...] = ("32F", "16R"), shape: tuple[int, ...] = (CHANNELS,)) -> Network:
     torch.manual_seed(0)
-    chosen = config.build(config.read_yaml(REPOSITORY / "configs" / "adlif_shd.yaml"), "test").network
+    chosen = settings.load(REPOSITORY / "configs" / "adlif_shd.yaml").network
     return Network(chosen.model_copy(update={"layers": layers}), shape, 4).eval()
 
 
@@ -50,7 +51,7 @@ def test_another_number_of_channels(density, channels):
     with pytest.raises(InputError, match=r"\(steps, samples, 30\)"):
         EventLinear(CHANNELS, 8)(x_TBC)
     with pytest.raises(InputError, match="must have the shape"):
-        EventLinear(CHANNELS, 8)(Dropped(x_TBC, torch.ones(5, channels)))
+        EventLinear(CHANNELS, 8)(Spikes(x_TBC, torch.ones(5, channels)))
 
 
 def test_a_training_step_on_more_channels():
@@ -134,7 +135,7 @@ def test_numbers_that_are_not_finite(density, value):
     with pytest.raises(InputError, match="finite"):
         network_of(("P2",), (1, 6, 5))(x_TBC)
     with pytest.raises(InputError, match="finite"):
-        EventLinear(CHANNELS, 8)(Dropped(x_TBC, torch.zeros(5, CHANNELS)))
+        EventLinear(CHANNELS, 8)(Spikes(x_TBC, torch.zeros(5, CHANNELS)))
 
 
 def test_batch_norm_on_one_number():
@@ -184,7 +185,7 @@ EVENTS = {"offsets": torch.tensor([0, 2, 3]), "channels": torch.tensor([1, 5, 2]
 )
 def test_events_that_do_not_fit(wrong):
     with pytest.raises(InputError):
-        Events(**{**EVENTS, "shape": (2, 1, CHANNELS), **wrong})
+        SparseCounts(**{**EVENTS, "shape": (2, 1, CHANNELS), **wrong})
     entries = {**EVENTS, **wrong}
     if "shape" not in wrong and "nan" not in str(wrong):
         with pytest.raises(InputError):  # the kernels themselves
@@ -197,11 +198,11 @@ def test_events_that_do_not_fit(wrong):
 
 
 def test_events_that_fit_another_network():
-    events = Events(**EVENTS, shape=(2, 1, 700))
+    events = SparseCounts(**EVENTS, shape=(2, 1, 700))
     for network in (network_of(), network_of(("4C3",), (1, 6, 5))):
         with pytest.raises(InputError, match="700"):
             network(events)
-    x_TBC = Events(**EVENTS, shape=(2, 1, CHANNELS))  # int64 channels
+    x_TBC = SparseCounts(**EVENTS, shape=(2, 1, CHANNELS))  # int64 channels
     assert torch.equal(network_of()(x_TBC).h_TBN, network_of()(x_TBC.dense()).h_TBN)
 
 
@@ -211,7 +212,7 @@ def test_channels_that_stand_many_times_in_a_row():
     shape, C, N = Geometry(2, 2, 3, 1), 2, 5
     offsets, channels = torch.tensor([0, 50, 60, 60, 61]), torch.randint(0, C, (61,), dtype=torch.int32)
     values, W = torch.rand(61), torch.randn(N, C, 3, 3, requires_grad=True)
-    x_FCHW = Events(offsets, channels, values, (1, 4, C)).dense().view(1, 2, 2, C).permute(0, 3, 1, 2)
+    x_FCHW = SparseCounts(offsets, channels, values, (1, 4, C)).dense().view(1, 2, 2, C).permute(0, 3, 1, 2)
     expected = F.conv2d(x_FCHW, W, padding=1)
     y_RN = sparse_conv.product(offsets, channels, values, W, shape)
     torch.testing.assert_close(y_RN, expected.detach().permute(0, 2, 3, 1).reshape(-1, N))
@@ -232,7 +233,7 @@ def test_what_was_found_in_another_matrix():
     with pytest.raises(InputError, match="float32"):
         sparse.find(x_RC.int())
     with pytest.raises(InputError, match="fits"):
-        pool.max_pool(torch.ones(1, 2, 2, 3), 3)
+        max_pool.max_pool(torch.ones(1, 2, 2, 3), 3)
 
 
 def recordings_of(channels: np.ndarray | None = None, times: np.ndarray | None = None, **others) -> Recordings:
@@ -258,7 +259,7 @@ BAD_TIMES = [
 ]
 
 
-@pytest.mark.parametrize("binned", [counts, partial(frames, device=CPU)], ids=["counts", "frames"])
+@pytest.mark.parametrize("binned", [bin_events, partial(bin_dense, device=CPU)], ids=["counts", "frames"])
 def test_recordings_that_cannot_be_binned(binned):
     index, bins = np.arange(6), Bins(10.0, 100, 0, 700)
     with pytest.raises(InputError, match=r"channel \d+; .* 0 to 63"):
@@ -337,7 +338,7 @@ def test_a_stream_that_is_none():
         with pytest.raises(InputError, match=next(iter(wrong))):
             Stream(network, **{"dt_ms": 10, "T": 100, **wrong})
     with pytest.raises(InputError, match="Network"):
-        Stream(network.readout, 10, 100)
+        Stream(network.output.linear, 10, 100)
     stream = Stream(network, 10, 100)
     for times in (np.zeros(1, np.float16), np.zeros(1, np.longdouble), np.zeros(1, ">f4"), [0], torch.zeros(1)):
         stream.push(times, [0])  # all numbers are taken
@@ -366,14 +367,14 @@ NOTEBOOK = """
 import sys; sys.path.insert(0, {repository!r})
 import numpy as np, torch
 from datasets import readers
-from datasets.events import Bins, batches
-from snn import config
+from datasets.binning import Bins, batches
+from snn import settings
 from snn.coding import Window
 from snn.loss import objective
 from snn.network import Network
 from snn.streaming import Stream
 
-cfg = config.build(config.read_yaml({repository!r} + "/configs/fsdd.yaml"), "fsdd")
+cfg = settings.load({repository!r} + "/configs/fsdd.yaml")
 recordings = readers.read("shd", "{name}_train.h5", "train", cfg.data.channels, {classes})
 network = Network(cfg.network, cfg.data.shape, {classes})
 optimizer = torch.optim.Adam(network.parameters())

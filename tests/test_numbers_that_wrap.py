@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from datasets import hdf5, images, readers
-from datasets.events import HALVES, Bins, check_window
+from datasets.binning import Bins
+from datasets.window import HALVES
 from snn.config import SENSORS, Sensor
 from snn.errors import InputError
 from tests.conftest import REPOSITORY, make_events
+from tests.make import image_data
 from tests.test_cameras import CHANNELS, make_pixels, write_camera
 
 CASES = REPOSITORY.parent / "shared" / "cases"
@@ -103,9 +105,10 @@ def test_pixels_of_a_camera(tmp_path):
 def test_labels_of_images(tmp_path):
     x, y = np.zeros((200, 4, 4), np.uint8), np.arange(200).astype(np.int8)
     np.savez(tmp_path / "x.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    data = image_data("npz", tmp_path, "x", (1, 4, 4), 200)
     for ask in (images.read, images.look):
         with pytest.raises(InputError, match="labels y_train are int8, which ends at 127"):
-            ask("npz", tmp_path, "x", "train", (1, 4, 4), 200)
+            ask(data, "train")
 
 
 # times
@@ -147,7 +150,7 @@ def test_halves_are_too_coarse_for_narrow_bins(tmp_path, capsys, dt_ms, is_said,
     halves = [times.astype(np.float16).astype(kind) for times in exact]
     path = write(tmp_path / "x.h5", halves, [np.zeros(3000)] * 3, [0, 1, 2], f"{kind} u2 i8")
     bins = Bins(dt_ms, round(1000 / dt_ms), 0, 1)
-    check_window(readers.read("shd", path, "train", 1, 3), bins)
+    readers.read("shd", path, "train", 1, 3, bins=bins)
     said = capsys.readouterr().err
     assert ("rounded to float16, too coarse for bins of" in said) == is_said
     if is_said:
@@ -157,7 +160,7 @@ def test_halves_are_too_coarse_for_narrow_bins(tmp_path, capsys, dt_ms, is_said,
         reached = len(np.unique(np.floor(1000 * HALVES[HALVES < 1] / dt_ms)))
         assert ("can hold none" in said) == (reached < bins.T)
         assert dt_ms == 0.5 or f"{bins.T - reached} of {bins.T} bins can hold none" in said
-    check_window(readers.read("shd", write(path, exact, [np.zeros(3000)] * 3, [0, 1, 2]), "train", 1, 3), bins)
+    readers.read("shd", write(path, exact, [np.zeros(3000)] * 3, [0, 1, 2]), "train", 1, 3, bins=bins)
     assert not capsys.readouterr().err
 
 
@@ -165,7 +168,7 @@ def test_whole_seconds_are_too_coarse(tmp_path, capsys):
     """Seconds that were cut to whole ones all lie in the first bin."""
     events = make_events(6, 3, 40, 0)
     path = write(tmp_path / "x.h5", events["times"], events["units"], events["labels"], "i8 u2 i8")
-    check_window(readers.read("shd", path, "train", 40, 3), Bins(10, 20, 0, 40))
+    readers.read("shd", path, "train", 40, 3, bins=Bins(10, 20, 0, 40))
     said = capsys.readouterr().err
     assert "its times are whole numbers of 1 s, too coarse for bins of 10 ms" in said
     assert "19 of 20 bins can hold none" in said

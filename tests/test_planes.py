@@ -8,6 +8,7 @@ import pytest
 
 from datasets import readers
 from datasets.prepare import planes
+from datasets.recordings import Recordings
 from snn.errors import InputError
 from tests.test_prepare import prepare
 
@@ -15,7 +16,7 @@ CHANNELS = 2 * planes.HEIGHT * planes.WIDTH
 SLOW = planes.Flight(80, 150, -60, 0, 1e-4, 0, 0, 1, 1, 0.85, 3.6e6)  # all the way down in 3.6 s
 
 
-def read(path: Path) -> readers.Recordings:
+def read(path: Path) -> Recordings:
     return readers.read("dvsplane", path, "train", CHANNELS, 4)
 
 

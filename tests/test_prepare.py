@@ -1,7 +1,6 @@
 """Speech, digits, WAV folders and the command line that makes event files of them."""
 
 import json
-import shutil
 import subprocess
 import sys
 import time
@@ -12,9 +11,10 @@ import numpy as np
 import pytest
 from scipy.io import wavfile
 
-from datasets.prepare import digits, make_if_missing, nmnist, recordings, speech, wav, writer
+from datasets import readers
+from datasets.prepare import digits, make_if_missing, recordings, speech, wav, writer
 from snn.errors import InputError
-from tests.conftest import nmnist_bytes, write_nmnist
+from tests.conftest import make_events, write_shd
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -239,18 +239,22 @@ def test_wav_errors_before_any_recording_is_heard(tmp_path):
 
 
 def test_a_set_that_was_made_otherwise_is_used_with_a_warning(tmp_path, capsys):
-    path = tmp_path / "digits_train.h5"
-    with writer.new_file(path, {"made_by": "digits", "seed": 0, "voices": 5}):
-        pass
-    make_if_missing(path, "digits", "--voices 5 --processes 2")
-    assert capsys.readouterr().err == ""
-    make_if_missing(path, "digits", "--seed 0 --voices 100")
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "was made with --voices 5, data.prepare says 100" in line
-    with h5py.File(path, "a") as file:
-        file.attrs["provenance"] = "[1"
-    make_if_missing(path, "digits", "--voices 100")
-    assert capsys.readouterr().err == ""
+    path = write_shd(tmp_path / "digits_train.h5", **make_events(6, 3, 40, 0))
+    for provenance, options, said in (
+        ('{"made_by": "digits", "seed": 0, "voices": 5}', "--voices 5 --processes 2", ""),
+        (
+            '{"made_by": "digits", "seed": 0, "voices": 5}',
+            "--seed 0 --voices 100",
+            "with --voices 5, data.prepare says 100",
+        ),
+        ("[1", "--voices 100", ""),
+    ):
+        with h5py.File(path, "a") as file:
+            file.attrs["provenance"] = provenance
+        make_if_missing(path, "digits", options)  # it is there, and stays
+        readers.read("shd", path, "train", 40, 3, options=options)
+        assert said in (line := capsys.readouterr().err)
+        assert line.count("\n") == bool(said)
 
 
 def test_wrong_words_are_one_line():
@@ -282,50 +286,4 @@ def test_help_names_the_sources():
     assert done.returncode == 0
     assert "digits" in done.stdout
     assert "wav" in done.stdout
-    assert "nmnist" in done.stdout
-
-
-def test_nmnist_events_are_those_of_the_original_format(tmp_path):
-    """Every bit field at its ends; y = 240 is the clock's overflow and no event."""
-    path = tmp_path / "x.bin"
-    path.write_bytes(
-        nmnist_bytes([0, 33, 7, 0, 1], [0, 33, 5, 240, 2], [0, 1, 1, 0, 0], [0, 2**23 - 1, 65_537, 9, 1_000])
-    )
-    times_s, units = nmnist.read_bin(path)
-    assert units.tolist() == [0, 2 * 34 * 34 - 1, 34 * 34 + 5 * 34 + 7, 2 * 34 + 1]
-    assert (times_s * 1e6).round().astype(int).tolist() == [0, 2**23 - 1, 65_537, 1_000 + 8192]
-
-
-def test_nmnist_folder(tmp_path):
-    write_nmnist(tmp_path / "original", 2, 0)
-    result = prepare("nmnist", tmp_path / "original", "--out", tmp_path / "nmnist")
-    assert result.returncode == 0, result.stderr
-    assert "20 recordings to train and 20 recordings to test" in result.stdout
-    train = contents(tmp_path / "nmnist" / "nmnist_train.h5")
-    assert train["labels"] == [digit for digit in range(10) for _ in range(2)]
-    times_s, units = nmnist.read_bin(tmp_path / "original" / "Train" / "3" / "00001.bin")
-    assert np.array_equal(train["times"][7], times_s.astype(np.float32))
-    assert np.array_equal(train["units"][7], units)
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("Train/4/00000.bin", nmnist_bytes([1], [1], [0], [1])[:-1], "4 bytes are no whole number of events"),
-        ("Test/0/00001.bin", nmnist_bytes([1, 34], [1, 2], [0, 0], [1, 1]), "an event at x = 34, y = 2, beside"),
-        ("Test/0/00001.bin", b"", "empty; this is no recording"),
-        ("Train/9", None, "Train/9 holds no .bin files"),
-    ],
-)
-def test_nmnist_files_that_are_refused(tmp_path, name, content, message):
-    write_nmnist(tmp_path / "original", 2, 0)
-    path = tmp_path / "original" / name
-    if content is None:
-        shutil.rmtree(path)
-    else:
-        path.write_bytes(content)
-    with pytest.raises(InputError) as refusal:
-        nmnist.convert_nmnist(tmp_path / "original", tmp_path / "out")
-    assert str(path) in str(refusal.value)
-    assert message in str(refusal.value)
-    assert not list(tmp_path.glob("out/.*"))
+    assert "events" in done.stdout

@@ -9,13 +9,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datasets.prepare import cameras, events, foreign
-from datasets.prepare.tables import Said
+from datasets.prepare import cameras, cut
+from datasets.prepare.cameras import foreign, pieces
+from datasets.prepare.cameras.pieces import Said
 from snn.errors import InputError
 from tests.conftest import REPOSITORY, nmnist_bytes
 
 RECORDINGS = REPOSITORY.parent / "shared" / "data" / "recordings"
 needs_recordings = pytest.mark.skipif(not RECORDINGS.is_dir(), reason="the recordings lie outside the repository")
+
+
+def recordings_of(path: Path, said: Said, size: tuple[int, int], shape: cut.Shape) -> list[tuple]:
+    """(times, units) of each recording, its parts together."""
+    made, parts = [], []
+    for part in cut.parts_of(path, said, size, shape):
+        parts.append((part.times, part.units))
+        if part.is_last:
+            made.append(tuple(map(np.concatenate, zip(*parts, strict=True))))
+            parts = []
+    assert not parts
+    return made
 
 
 def decoded(path: Path, **said) -> np.ndarray:
@@ -138,7 +151,7 @@ def test_evt3_of_any_words_is_the_oracles_in_blocks_of_any_size(tmp_path, monkey
     words = kinds << 12 | random.integers(0, 4096, 20_000)
     words[0] = HIGH(3)
     path = write_words(tmp_path / "x.raw", words)
-    monkeypatch.setattr(cameras, "BLOCK", int(random.integers(1, 3000)))
+    monkeypatch.setattr(pieces, "BLOCK", int(random.integers(1, 3000)))
     expected = evt3_by_definition(words)
     expected[:, 1] = np.minimum(expected[:, 1], 65535)
     assert np.array_equal(decoded(path), expected)
@@ -193,7 +206,7 @@ def test_recordings_have_the_events_that_several_libraries_find(name, said, numb
     assert tuple(found[-1]) == last
     if first and name != "ncars_loris.dat":
         assert tuple(found[0]) == first
-    ((times, units),) = events.recordings_of(RECORDINGS / name, Said(**said), size, events.Shape())
+    ((times, units),) = recordings_of(RECORDINGS / name, Said(**said), size, cut.Shape())
     assert np.array_equal(times, found[:, 0] - found[0, 0])
     assert np.array_equal(units, (found[:, 3] * size[0] + found[:, 2]) * size[1] + found[:, 1])
 
@@ -482,7 +495,7 @@ def test_invalid_events_of_aedat_3_are_left_out_and_its_clock_overflows(tmp_path
 
 @pytest.mark.parametrize("name", ["evt2", "dat", "aedat2"])
 def test_counters_that_overflow_go_on(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(cameras, "BLOCK", 160)
+    monkeypatch.setattr(pieces, "BLOCK", 160)
     e = some_events()
     late = later(e, 2**32 - 200_000)
     if name == "evt2":
@@ -497,8 +510,10 @@ def test_counters_that_overflow_go_on(tmp_path, monkeypatch, name):
 
 
 def test_nmnist_clock_moves_on_at_its_marks(tmp_path):
-    (tmp_path / "x.bin").write_bytes(nmnist_bytes([1, 0, 2], [3, 240, 4], [1, 0, 0], [5, 0, 6]))
-    assert decoded(tmp_path / "x.bin", size=(34, 34)).tolist() == [[5, 1, 3, 1], [6 + 2**13, 2, 4, 0]]
+    content = nmnist_bytes([1, 0, 2, 33], [3, 240, 4, 33], [1, 0, 0, 1], [5, 0, 6, 2**23 - 1])
+    (tmp_path / "x.bin").write_bytes(content)
+    expected = [[5, 1, 3, 1], [6 + 2**13, 2, 4, 0], [2**23 - 1 + 2**13, 33, 33, 1]]
+    assert decoded(tmp_path / "x.bin", size=(34, 34)).tolist() == expected
 
 
 # ---- what is refused
@@ -507,7 +522,7 @@ def test_nmnist_clock_moves_on_at_its_marks(tmp_path):
 def refusal(path: Path, size: tuple[int, int] | None = None, **said) -> str:
     def read() -> None:
         opened = cameras.open_recording(path, Said(size=size, **said))
-        list(events.recordings_of(path, Said(size=size, **said), (opened.height, opened.width), events.Shape()))
+        list(recordings_of(path, Said(size=size, **said), (opened.height, opened.width), cut.Shape()))
 
     with pytest.raises(InputError) as caught:
         read()
@@ -554,7 +569,7 @@ def test_pixels_beyond_the_sensor_are_refused(tmp_path, name):
     width = int(expected[:, 1].max())
     small = cameras.Opened(path, opened.height, width, opened.pieces)
     with pytest.raises(InputError) as caught:
-        list(events._checked(small, False))
+        list(cut._checked(small, False))
     assert f"event {e} is at x = {width}, y = {expected[e, 2]}" in str(caught.value)
     assert f"the sensor has x in 0..{width - 1}" in str(caught.value)
 
@@ -568,8 +583,8 @@ def test_times_that_fall_are_refused_or_sorted(tmp_path):
     message = refusal(tmp_path / "x.npy", **said)
     assert f"goes back in time at event {place}, from {e[place - 1, 0]} to {e[place, 0]} µs" in message
     assert "--sort" in message
-    shape = events.Shape(sort=True)
-    ((times, units),) = events.recordings_of(tmp_path / "x.npy", Said(**said), (100, 120), shape)
+    shape = cut.Shape(sort=True)
+    ((times, units),) = recordings_of(tmp_path / "x.npy", Said(**said), (100, 120), shape)
     order = np.argsort(e[:, 0], kind="stable")
     assert np.array_equal(times, e[order, 0] - e[:, 0].min())
     assert np.array_equal(units % 120, e[order, 1])

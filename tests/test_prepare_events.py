@@ -11,11 +11,17 @@ import h5py
 import numpy as np
 import pytest
 
+import tasks
 from datasets import readers
-from datasets.prepare import events, sources
-from datasets.prepare.events import Shape
+from datasets.binning import Bins
+from datasets.prepare import cameras, cut, events, sources
+from datasets.prepare.cameras import pieces
+from datasets.prepare.cameras.pieces import Piece, Said
+from datasets.prepare.cut import Shape
 from datasets.prepare.picture import Picture
-from datasets.prepare.tables import Piece, Said
+from datasets.recordings import Recordings
+from datasets.splits import hold_out
+from snn import config
 from snn.errors import InputError
 from tests.conftest import REPOSITORY, assert_one_line, nmnist_bytes
 from tests.test_prepare_cameras import write_aedat3
@@ -210,9 +216,10 @@ def pieces_of(t: list[int], x: list[int] | None = None, sizes: int = 3):
 
 
 def windows(t: list[int], window: int, stride: int, sizes: int) -> list[tuple[list[int], list[int]]]:
-    opened = events.Opened(Path("x"), 1, 1000, pieces_of(t, list(range(len(t))), sizes))
-    made = events._windows(Path("x"), events._checked(opened, False), window, stride)
-    return [(times.tolist(), units.tolist()) for times, units in made]
+    opened = cameras.Opened(Path("x"), 1, 1000, pieces_of(t, list(range(len(t))), sizes))
+    made = list(cut._windows(Path("x"), cut._checked(opened, False), window, stride))
+    assert all(is_last for _, _, is_last in made)
+    return [(times.tolist(), units.tolist()) for times, units, _ in made]
 
 
 @pytest.mark.parametrize("sizes", [1, 2, 100])
@@ -249,7 +256,7 @@ def test_hot_pixels_noise_and_divide(tmp_path):
     hot = np.arange(n) % 4 == 0
     x[hot], y[hot] = 3, 5
     units = ((p * height + y) * width + x).astype(np.uint32)
-    keep = events._cool(t, units, height, width, 500.0)
+    keep = ~cut._hot_pixels([(t, units)], (height, width), 500.0)[units % (height * width)]
     counts = np.array([((x == a) & (y == b)).sum() for a, b in zip(x, y, strict=True)])
     seconds = (t[-1] - t[0]) / 1e6
     assert np.array_equal(keep, counts <= 500 * seconds)
@@ -259,9 +266,61 @@ def test_hot_pixels_noise_and_divide(tmp_path):
         any(t[e] - t[k] <= 900 and max(abs(x[e] - x[k]), abs(y[e] - y[k])) == 1 for k in range(e)) for e in range(n)
     ]
     # of a pixel only its latest event counts, which is the nearest in time
-    assert events._supported(t, units, height, width, 900).tolist() == expected
+    latest, found = np.full((height + 2, width + 2), -(2**62), np.int64), np.empty(n, bool)
+    for part in (slice(0, 150), slice(150, n)):
+        cut._find_supported(t[part], units[part], height, width, 900, latest, found[part])
+    assert found.tolist() == expected
     assert 0 < sum(expected) < n
-    assert np.array_equal(events._shrunk(units, height, width, 3), (p * 3 + y // 3) * 4 + x // 3)
+    assert np.array_equal(cut._shrunk(units, height, width, 3), (p * 3 + y // 3) * 4 + x // 3)
+
+
+@pytest.mark.parametrize("more", ["", "--hot-pixel-hz 20", "--noise-us 20000 --divide 2", "--sort --hot-pixel-hz 20"])
+def test_recordings_that_come_in_parts_are_the_same(program, tmp_path, monkeypatch, more):
+    """Of a long recording no more than a part is in memory until it is written."""
+    write_tree(tmp_path / "in", 3)
+    content = {}
+    for at_once in (2**18, 64):
+        monkeypatch.setattr(cut, "AT_ONCE", at_once)
+        monkeypatch.setattr(pieces, "BLOCK", 5 * at_once // 2)
+        result = program(f"-m datasets.prepare events in --out {at_once}/mine {SENSOR} {more}")
+        assert result.returncode == 0, result.stderr
+        with h5py.File(tmp_path / f"{at_once}/mine/mine_train.h5") as file:
+            content[at_once] = [[v.tolist() for v in file[f"spikes/{name}"][()]] for name in ("times", "units")]
+    assert content[64] == content[2**18]
+    lengths = [len(times) for times in content[64][0]]
+    assert max(lengths) > 64
+    assert (min(lengths) < 300) == ("--" in more)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_windows_of_one_file_are_held_out_together(program, tmp_path, in_memory):
+    written = write_tree(tmp_path / "in", 10)
+    words = f"{SENSOR} --window-ms 20 --stride-ms 10 --test-share 0 --out data/mine"
+    assert program(f"-m datasets.prepare events in {words}").returncode == 0
+    with h5py.File(tmp_path / "data/mine/mine_train.h5") as file:
+        files, labels = file["extra/file"][()], file["labels"][()]
+    assert len(np.unique(files)) == len(written) < len(files) / 10
+    sensor = config.Sensor(height=HEIGHT, width=WIDTH)
+    about = {"dataset_name": "mine", "path": str(tmp_path / "data/mine"), "sensor": sensor, "num_classes": 2}
+    data = config.Data(**about, dt_ms=1.0, T=20, test_by="recording", test_share=0.2, in_memory=in_memory)
+    bins = Bins(1.0, 20, 0, 2 * HEIGHT * WIDTH)
+    recordings = tasks.events.read_recordings(data, "train", bins)
+    kept, _, held_out = tasks.events.for_validation(recordings, data, bins, 0)
+    tested = np.setdiff1d(np.arange(len(files)), np.concatenate([kept, held_out]))
+    parts = [set(files[part]) for part in (kept, held_out, tested)]
+    assert [len(part) for part in parts] == [14, 2, 4]  # of either class a fifth, then a tenth
+    assert not parts[0] & parts[1]
+    assert not parts[2] & (parts[0] | parts[1])
+    assert [np.bincount(labels[part]).all() for part in (kept, held_out, tested)] == [True] * 3
+    test = tasks.events.read_recordings(data, "test", bins)
+    assert test.files.tolist() == files[tested].tolist()
+
+
+def test_a_seed_that_is_no_number_is_refused():
+    recordings = Recordings(np.arange(5), np.zeros(4), 1.0, np.zeros(4, np.int64), np.array([0, 0, 1, 1]), None, "x")
+    for seed in ("a", -1, 1.5, None):
+        with pytest.raises(InputError, match="the seed must be a whole number"):
+            hold_out(recordings, 0.5, seed)
 
 
 def write_partly_invalid(folder: Path) -> int:
@@ -330,8 +389,8 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_files(tmp_path, monkeypat
         file.write(b"123")
     bad.write_bytes(content)
     made = []
-    of = events.recordings_of
-    monkeypatch.setattr(events, "recordings_of", lambda path, *rest: made.append(path) or of(path, *rest))
+    of = events.parts_of
+    monkeypatch.setattr(events, "parts_of", lambda path, *rest: made.append(path) or of(path, *rest))
     convert("cut")
     assert len(made) == len(found) - 7
     for name in ("mine_train.h5", "mine_test.h5"):

@@ -14,23 +14,23 @@ import yaml
 from matplotlib import pyplot as plt
 
 import tasks
-from snn import checkpoint, config, page, report, statistics
+from snn import checkpoint, config, pictures, report, settings, statistics, tables
 from snn.files import write_whole
 from snn.network import Network
-from snn.page import Section, Tile
-from snn.ttfs.network import Network as TTFSNetwork
+from snn.report import Section, Tile
+from snn.ttfs.network import TTFSNetwork
 from tests.conftest import REPOSITORY, assert_one_line, make_events, write_shd
 
 NAMES = ("one", "two & <three>", "four")
 
 
 def small_config(seed: int = 0, **network) -> config.Config:
-    values = config.read_yaml(REPOSITORY / "configs" / "adlif_shd.yaml")
+    values = settings.read_yaml(REPOSITORY / "configs" / "adlif_shd.yaml")
     values["data"] |= {"dataset_name": "toy", "path": "data", "channels": 40, "num_classes": 3, "T": 20}
     values["network"] |= {"layers": ["16F", "12R"], "neuron1": {"tau_mem_steps": 5, "tau_syn_steps": 5, "theta": 0.2}}
     values["network"] |= {"neuron2": {"tau_mem_steps": 5, "tau_syn_steps": 5, "theta": 0.02}} | network
     values["train"]["seed"] = seed
-    return config.build(values, "test")
+    return settings.build(values, "test")
 
 
 def save_run(folder: Path, cfg: config.AnyConfig, names: tuple[str, ...] = ("best.pt",)) -> Path:
@@ -81,9 +81,9 @@ def labels_of(figure: plt.Figure) -> set[str]:
 
 def test_the_page_holds_everything(program, toy, monkeypatch):
     labels = set()
-    monkeypatch.setattr(report, "draw_rates", noting(report.draw_rates, labels))
-    monkeypatch.setattr(report, "draw_learned", noting(report.draw_learned, labels))
-    monkeypatch.setattr(report, "draw_decision", noting(report.draw_decision, labels))
+    monkeypatch.setattr(pictures, "draw_rates", noting(pictures.draw_rates, labels))
+    monkeypatch.setattr(pictures, "draw_learned", noting(pictures.draw_learned, labels))
+    monkeypatch.setattr(pictures, "draw_decision", noting(pictures.draw_decision, labels))
     result = program("test.py --load_pt_file a --test_single_delay")
     assert result.returncode == 0, result.stderr
     assert labels >= {"time (ms)", "spikes per sample", "membrane time constant (ms)", "output potential"}
@@ -91,7 +91,7 @@ def test_the_page_holds_everything(program, toy, monkeypatch):
     html, metrics = (folder / "report.html").read_text(), read_metrics("runs/a")
     assert_needs_nothing(html)
     assert f"{metrics['fs_accuracy']:.2f} %" in html
-    assert page.interval(metrics["fs_accuracy_interval"]) in html
+    assert tables.interval(metrics["fs_accuracy_interval"]) in html
     assert "two &amp; &lt;three&gt;" in html
     assert "<three>" not in html
     for title in ("Results", "Decisions", "Delay", "Classes", "Activity", "Learned neurons", "Training", "Provenance"):
@@ -127,14 +127,14 @@ def test_pictures_are_painted(program, toy):
     assert len(paths) > 12
     for path in paths:
         pixels = plt.imread(path)
-        assert pixels.shape[1] == 5 * report.DPI
+        assert pixels.shape[1] == 5 * pictures.DPI
         assert 0.01 < np.mean(pixels[..., :3] < 0.9) < 0.9  # neither blank nor full
 
 
 def test_an_energy_has_its_section():
     energy = {"of a decision": {"value": 1234.5, "unit": "nJ", "source": "45 nm <CMOS>"}}
-    html = page.render(
-        "x", "", [Tile("a", "1")], [Section("Energy", tables=[page.energy_table(energy)]), Section("No")]
+    html = report.render(
+        "x", "", [Tile("a", "1")], [Section("Energy", tables=[report.energy_table(energy)]), Section("No")]
     )
     assert "1,234 nJ" in html
     assert "45 nm &lt;CMOS&gt;" in html
@@ -147,8 +147,8 @@ def test_many_at_once(program, toy, monkeypatch):
     assert program("test.py --load_pt_file a").returncode == 0
     alone = read_metrics("runs/a")
     reads = []
-    read = tasks.read_recordings
-    monkeypatch.setattr(tasks, "read_recordings", lambda *words: reads.append(words) or read(*words))
+    read = tasks.events.read_recordings
+    monkeypatch.setattr(tasks.events, "read_recordings", lambda *words: reads.append(words) or read(*words))
     result = program("test.py --load_pt_file a runs/b runs/c/best.pt runs/c/last.pt a --test-batch-size 10")
     assert result.returncode == 0, result.stderr
     assert len(reads) == 1
@@ -167,11 +167,11 @@ def test_many_at_once(program, toy, monkeypatch):
 
 
 def ttfs_config(seed: int = 0) -> config.TTFSConfig:
-    values = config.read_yaml(REPOSITORY / "configs" / "ttfs_mnist_mlp.yaml")
+    values = settings.read_yaml(REPOSITORY / "configs" / "ttfs_mnist_mlp.yaml")
     values["data"] |= {"dataset_name": "toy", "path": "data", "layout": "npz", "shape": [1, 6, 6], "num_classes": 3}
     values["ttfs"]["layers"] = "8F"
     values["train"]["seed"] = seed
-    return config.build(values, "test")
+    return settings.build(values, "test")
 
 
 def test_networks_that_spike_once(program, toy):
@@ -208,7 +208,7 @@ def check_samples(toy: Path) -> None:
         curve = metrics["anytime"][f"{code}_accuracy_over_time"]
         assert curve == pytest.approx(100 * samples[f"{code}_right"].mean(0))
     assert metrics["silent_samples"] == (samples["first_step"] == -1).sum()
-    assert metrics["cost"]["whole_window"]["synaptic ops"] == pytest.approx(samples["operations"].mean())
+    assert metrics["cost"]["whole_window"]["synaptic operations"] == pytest.approx(samples["operations"].mean())
     assert metrics["cost"]["to_decision"]["events"] == pytest.approx(samples["events_to_decision"].mean())
     assert samples["output_spikes"].sum() == samples["layer_spikes"][:, -1].sum() > 0
     by_class = [of_class["samples"] for of_class in metrics["by_class"]]
@@ -311,7 +311,7 @@ def test_learned_values_are_those_of_the_neurons():
     assert set(values["tau_m"]) == {"hidden 1", "hidden 2"}
     assert values["tau_m"]["hidden 1"].value.numpy() == pytest.approx(50.0)  # 5 steps
     assert values["tau_w"]["hidden 2"].value.numpy() == pytest.approx(1000.0, rel=1e-4)
-    assert values["a"]["hidden 1"].value.numpy() == pytest.approx(network.blocks[0].neurons.a.detach().numpy())
+    assert values["a"]["hidden 1"].value.numpy() == pytest.approx(network.layers[0].neurons.a.detach().numpy())
 
 
 def test_learned_values_stand_beside_where_they_began():
@@ -321,7 +321,7 @@ def test_learned_values_stand_beside_where_they_began():
         name: {layer: one._replace(value=0.5 * one.value) for layer, one in layers.items()}
         for name, layers in values.items()
     }
-    figure = report.draw_learned(learned)
+    figure = pictures.draw_learned(learned)
     lines = {
         axis.get_xlabel(): [line.get_xdata()[0] for line in axis.lines if line.get_label() == "before training"]
         for axis in figure.axes
@@ -332,7 +332,7 @@ def test_learned_values_stand_beside_where_they_began():
     assert lines["adaptation to spikes, b"] == [0.0, 1.0]
     assert "before training" in [text.get_text() for text in figure.legends[0].get_texts()]
     plt.close(figure)
-    rows = page.learned_table(learned).rows
+    rows = report.learned_table(learned).rows
     assert {row[:3] for row in rows} >= {("membrane time constant (ms)", "hidden 1", "50")}
     assert {row[2] for row in rows if row[0].endswith(", a")} == {"0 to 1"}
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from benchmarks import results
-from snn import config
+from benchmarks import results, speed
+from snn import settings
 from snn.errors import InputError
 from tests.conftest import REPOSITORY
 
@@ -30,62 +30,96 @@ def repository(tmp_path, monkeypatch):
     for name in ("adlif_shd", "ttfs_mnist_mlp", "smoke"):
         (tmp_path / "configs" / f"{name}.yaml").write_text((REPOSITORY / "configs" / f"{name}.yaml").read_text())
     result = {
+        "network": "X-Y",
         "machine": {"processor": "X", "cores": 2},
         "versions": {"torch": "9.9"},
         "seeds": {"0": seed(90.0), "3": seed(92.0)},
     }
     (tmp_path / "results" / "adlif_shd.json").write_text(json.dumps(result))
-    (tmp_path / "README.md").write_text(f"before\n{results.BEGIN}\nold\n{results.END}\nafter\n")
+    for page, names in (("README", ("results",)), ("docs/results", ("results",)), ("docs/speed", ("cpu", "gpu"))):
+        marked = "\nold\n".join("\nold\n".join(comment.format(name) for comment in results.COMMENTS) for name in names)
+        (tmp_path / f"{page}.md").write_text(f"before\n{marked}\nafter\n")
     monkeypatch.setattr(results, "REPOSITORY", tmp_path)
     monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(results, "FIGURE", tmp_path / "docs" / "results.png")
+    monkeypatch.setattr(results, "SPEED", tmp_path / "docs" / "speed.png")
     return tmp_path
 
 
-def test_the_table_is_rebuilt_from_what_is_stored(repository):
+def test_the_pages_are_rebuilt_from_what_is_stored(repository):
     results.rebuild()
-    text = (repository / "README.md").read_text()
-    assert text.startswith("before\n")
-    assert text.endswith("\nafter\n")
-    assert "old" not in text
-    lines = text.splitlines()
+    readme, page, speed = (
+        (repository / name).read_text() for name in ("README.md", "docs/results.md", "docs/speed.md")
+    )
+    for text in (readme, page, speed):
+        assert text.startswith("before\n")
+        assert text.endswith("\nafter\n")
+    assert "| `adlif_shd` | X-Y | 91.0 ± 1.4 % | 81.0 ± 1.4 % | 300 ± 0 ms |" in readme.splitlines()
+    assert "old" not in readme + page
     assert (
         "| `configs/adlif_shd.yaml` | 700-256-256-20 AdLIF | 94.08 % | 91.0 ± 1.4 % | 81.0 ± 1.4 % | "
-        "300 ± 0 and 300 ± 0 ms | 3.00 ± 0.00 |" in lines
+        "300 ± 0 and 300 ± 0 ms | 3.00 ± 0.00 |" in page.splitlines()
     )
-    assert any(line.startswith("| `configs/ttfs_mnist_mlp.yaml`") and "| not run |" in line for line in lines)
-    assert "smoke" not in text
-    assert "`adlif_shd` 0, 3" in text
-    assert (repository / "docs" / "results.png").read_bytes().startswith(b"\x89PNG")
+    assert any(
+        line.startswith("| `configs/ttfs_mnist_mlp.yaml`") and "| not run |" in line for line in page.splitlines()
+    )
+    assert "smoke" not in page
+    assert "`adlif_shd` 0, 3" in page
+    for name in ("results", "speed"):
+        assert (repository / "docs" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     results.rebuild()  # again changes nothing
-    assert (repository / "README.md").read_text() == text
+    assert (repository / "docs" / "results.md").read_text() == page
 
 
-def test_without_markers_the_readme_stays(repository):
-    (repository / "README.md").write_text("no place\n")
-    with pytest.raises(InputError, match="the table goes between the lines"):
+@pytest.mark.parametrize("page", ["README.md", "docs/results.md", "docs/speed.md"])
+def test_without_its_comments_no_page_is_changed(repository, page):
+    before = {path: path.read_text() for path in repository.rglob("*.md")}
+    (repository / page).write_text("no place\n")
+    with pytest.raises(InputError, match=f"{page}: needs the lines .* between which a table goes"):
         results.rebuild()
-    assert (repository / "README.md").read_text() == "no place\n"
+    before[repository / page] = "no place\n"
+    assert {path: path.read_text() for path in repository.rglob("*.md")} == before
+
+
+def test_a_speed_has_its_range_and_its_command():
+    found = {
+        "machines": {"cpu": "a machine"},
+        "measured": [
+            {
+                "machine": "cpu",
+                "what": "a step",
+                "command": "python -m x",
+                "here": "1 ms",
+                "others": [{"who": "A", "took": "2 ms", "times": [1.5, 2.0]}, {"who": "B", "took": "3 ms"}],
+            }
+        ],
+    }
+    assert speed.table(found, "cpu").splitlines()[2:] == [
+        "| what | who | took | others take |",
+        "|---|---|---|---|",
+        "| a step (`python -m x`) | here | **1 ms** | |",
+        "| | A | 2 ms | 1.5 to 2 x |",
+        "| | B | 3 ms |  |",
+    ]
 
 
 def test_a_delay_that_does_not_exist_is_a_dash():
-    assert results.mean_of([seed(1.0), seed(1.0, None)], "t_d50_ms", 0, "") == "-"
+    assert results.mean_of([seed(1.0), seed(1.0, None)], "t_d50_ms", 0, "") == "–"
     assert results.mean_of([seed(87.04)], "fs_accuracy", 1, " %") == "87.0 %"
 
 
-def test_the_readme_shows_what_results_hold():
-    text = (REPOSITORY / "README.md").read_text()
-    if results.BEGIN not in text:
-        pytest.skip("the README has no markers for results")
-    shown = text.split(results.BEGIN)[1].split(results.END)[0].strip()
-    assert shown == results.table(results.stored()), "run python -m benchmarks.results --readme"
+def test_the_pages_show_what_is_stored():
+    for path, sections in results.pages(results.stored(), speed.stored()).items():
+        text = path.read_text(encoding="utf-8")
+        for name, content in sections.items():
+            assert results.between(text, name, content, path) == text, "run python -m benchmarks.results --readme"
 
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "results").glob("*.json")), ids=lambda path: path.stem)
 def test_stored_results_say_where_they_come_from(path):
     result = json.loads(path.read_text())
     cfg_path = REPOSITORY / result["configuration"]
-    assert result["network"] == results.describe(config.build(config.read_yaml(cfg_path), str(cfg_path)))
+    assert result["network"] == results.describe(settings.load(cfg_path))
     assert result["command"].startswith(f"python -m benchmarks.results {result['configuration']} --seeds")
     assert {"torch", "python", "spikingjelly"} <= result["versions"].keys()
     assert {"processor", "cores", "load_at_start"} <= result["machine"].keys()

@@ -24,8 +24,8 @@ import pytest
 import torch
 
 import tasks
-from snn import checkpoint, config, linear, runs
-from snn.events import Events
+from snn import checkpoint, linear, runs, settings
+from snn.inputs import SparseCounts
 from snn.network import Network
 from tests.conftest import ON_CPU, REPOSITORY, TINY, TORCHRUN, assert_one_line, make_events, write_shd
 
@@ -177,20 +177,20 @@ def test_killed_at_20_random_moments(data, command):
 @pytest.mark.usefixtures("data")
 @pytest.mark.parametrize(
     ("command", "task", "number"),
-    [(EVENTS, "EventTask", signal.SIGTERM), (IMAGES, "ImageTask", signal.SIGINT)],
+    [(EVENTS, tasks.events.EventTraining, signal.SIGTERM), (IMAGES, tasks.images.ImageTraining, signal.SIGINT)],
 )
 def test_a_signal_ends_with_the_batch(program, tmp_path, monkeypatch, command, task, number):
     """It comes in the second batch of the second epoch, and the run goes on with the third."""
     words = f"{command} --epochs 3 {ON_CPU}"  # on a GPU `_loss` is not called for a step that is replayed
     assert program(f"{words} --save_name whole").returncode == 0
-    loss, steps = getattr(tasks, task)._loss, iter(range(100))
+    loss, steps = task._loss, iter(range(100))
 
     def interrupted(self, *batch: object) -> torch.Tensor:
         if next(steps) == 5:
             signal.raise_signal(number)
         return loss(self, *batch)
 
-    monkeypatch.setattr(getattr(tasks, task), "_loss", interrupted)
+    monkeypatch.setattr(task, "_loss", interrupted)
     handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
     result = program(f"{words} --save_name x")
     assert result.returncode == 128 + number
@@ -210,7 +210,7 @@ def test_a_second_ctrl_c_ends_at_once(program, tmp_path, monkeypatch):
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(tasks.EventTask, "after_step", impatient)
+    monkeypatch.setattr(tasks.events.EventTraining, "after_step", impatient)
     result = program(f"{EVENTS} --epochs 1 --save_name x")
     assert result.returncode == 130
     assert "goes on from runs/x/last.pt" in result.stderr
@@ -254,13 +254,20 @@ def test_two_processes_resume_within_an_epoch(data):
     assert state(data / "runs" / "x") == state(data / "runs" / "whole")
 
 
+KINDS = [(EVENTS, tasks.events.EventTraining), (IMAGES, tasks.images.ImageTraining)]
+
+
+def weight_of_output(network: torch.nn.Module) -> torch.Tensor:
+    return network.readout.weight if hasattr(network, "readout") else network.output.linear.weight
+
+
 @pytest.mark.usefixtures("data")
-@pytest.mark.parametrize(("command", "task"), [(EVENTS, "EventTask"), (IMAGES, "ImageTask")])
+@pytest.mark.parametrize(("command", "task"), KINDS)
 @pytest.mark.parametrize("fault", ["input", "weight", "loss", "gradient"])
 def test_not_a_finite_number(program, tmp_path, monkeypatch, command, task, fault):
     """In the second batch: the place, the samples and the checkpoint are named, and that checkpoint is good."""
     command = f"{command} {ON_CPU}"  # on a GPU a step that is replayed would not see what is spoiled here
-    kind = getattr(tasks, task)
+    kind = task
     batches, loss, after_step, steps = kind.batches, kind._loss, kind.after_step, iter(range(100))
 
     orders = []
@@ -269,7 +276,7 @@ def test_not_a_finite_number(program, tmp_path, monkeypatch, command, task, faul
         orders.append(order.tolist())
         for step, (x, target_B) in enumerate(batches(self, order)):
             if step == 1 and fault == "input":
-                if isinstance(x, Events):
+                if isinstance(x, SparseCounts):
                     x.counts[x.offsets[7] : x.offsets[8]] = math.inf  # step 0 of sample 7
                 else:
                     x[7, 0, 3, 3] = math.nan
@@ -280,21 +287,22 @@ def test_not_a_finite_number(program, tmp_path, monkeypatch, command, task, faul
         if next(steps) == 1 and fault == "loss":
             return value / 0
         if fault == "gradient":
-            self.network.readout.weight.register_hook(lambda gradient: gradient * math.nan)
+            weight_of_output(self.network).register_hook(lambda gradient: gradient * math.nan)
         return value
 
     def spoiled_step(self) -> None:
         after_step(self)
         if fault == "weight":
-            self.network.readout.weight.data[1, 2] = math.nan
+            weight_of_output(self.network).data[1, 2] = math.nan
 
     monkeypatch.setattr(kind, "batches", spoiled_batches)
     monkeypatch.setattr(kind, "_loss", spoiled_loss)
     monkeypatch.setattr(kind, "after_step", spoiled_step)
     result = program(f"{command} --epochs 1 --save_name x")
     step = {"input": 2, "loss": 2, "weight": 1, "gradient": 1}[fault]
-    place = {"input": "the input", "loss": "the loss"}.get(fault, f"{fault} readout.weight")
-    place = place.replace("gradient ", "the gradient of ").replace("weight readout", "the parameter readout")
+    output = "readout" if task is tasks.images.ImageTraining else "layers.2.linear"
+    place = {"input": "the input", "loss": "the loss"}.get(fault, f"{fault} {output}.weight")
+    place = place.replace("gradient ", "the gradient of ").replace(f"weight {output}", f"the parameter {output}")
     assert_one_line(result, f"epoch 1/1, step {step}: not a finite number in {place};", "runs/x/last.pt holds")
     named = [int(number) for number in result.stderr.rsplit(": ", 1)[1].split(", ")]
     assert named == (orders[0][16 + 7 :][:1] if fault == "input" else orders[0][16 * (step - 1) :][:16])
@@ -338,11 +346,13 @@ def fill_up_and_resume(program: Callable, folder: Path, kilobytes: int, whole: t
 
 
 @pytest.mark.parametrize("kilobytes", [20, 80])
+@pytest.mark.mounts
 def test_a_full_disk(program, data, whole, kilobytes):
     assert fill_up_and_resume(program, data, kilobytes, whole)
 
 
 @pytest.mark.slow
+@pytest.mark.mounts
 def test_a_disk_that_is_full_at_any_page(program, data, whole):
     kilobytes = 4
     while fill_up_and_resume(program, data, kilobytes, whole):
@@ -351,6 +361,7 @@ def test_a_disk_that_is_full_at_any_page(program, data, whole):
 
 
 @pytest.mark.usefixtures("data")
+@pytest.mark.mounts
 def test_a_read_only_folder(program, tmp_path):
     """At the start and on the way on: one line, and nothing moves."""
     words = f"{EVENTS} --epochs 1 --save_name x"
@@ -417,9 +428,9 @@ def test_what_stops_a_run_leaves_it_as_it_was(program, data, fault):
 def test_bits_of_our_kernels_do_not_go_by_threads(monkeypatch):
     """Torch's BatchNorm and oneDNN's convolutions sum in an order that goes by them."""
     monkeypatch.setattr(linear, "input_gradient", torch.matmul)
-    values = config.read_yaml(REPOSITORY / "configs" / "adlif_digits.yaml")
+    values = settings.read_yaml(REPOSITORY / "configs" / "adlif_digits.yaml")
     values["network"]["batch_norm"] = False
-    network = Network(config.build(values, "test").network, (700,), 20)
+    network = Network(settings.build(values, "test").network, (700,), 20)
     x_TBC = 8 * (torch.rand(30, 24, 700) < 0.1).float()
     threads, found = torch.get_num_threads(), []
     for number in (1, 2):
@@ -444,7 +455,7 @@ def test_a_seed_is_a_run(program, tmp_path, command):
     one, same, other = (state(tmp_path / "runs" / name) for name in ("one", "same", "other"))
     assert one == same
     assert one[0] != other[0]
-    assert one[1]["last.pt readout.weight"] != other[1]["last.pt readout.weight"]
+    assert one[1]["last.pt layers.2.linear.weight"] != other[1]["last.pt layers.2.linear.weight"]
 
 
 @pytest.mark.usefixtures("data")

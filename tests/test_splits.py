@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import tasks
-from datasets import events
-from datasets.events import Bins
-from snn import config
+from datasets import binning
+from datasets.binning import Bins
+from snn import config, settings
 from snn.errors import InputError
 from tests.conftest import REPOSITORY, TINY, assert_one_line, make_events, write_shd
 
@@ -31,8 +31,8 @@ def test_the_validation_file_chooses_the_model_and_all_others_train(program, shd
     assert result.returncode == 0, result.stderr
     assert "60 recordings to train on, 9 held out" in result.stdout
     data = data_of(shd_folder, validation_file=name)
-    recordings = tasks.read_recordings(data, "train", BINS)
-    kept, validation, held_out = tasks.for_validation(recordings, data, BINS, 0)
+    recordings = tasks.events.read_recordings(data, "train", BINS)
+    kept, validation, held_out = tasks.events.for_validation(recordings, data, BINS, 0)
     assert kept.tolist() == list(range(60))
     assert (validation.where, held_out.tolist()) == (str(path), list(range(9)))
     result = program("test.py --load_pt_file runs/shd_fs0.2_tau20_adlif")
@@ -60,7 +60,7 @@ def named(shd_folder):
 
 def for_validation(folder: Path, **fields):
     data = data_of(folder, **fields)
-    return tasks.for_validation(tasks.read_recordings(data, "train", BINS), data, BINS, 0)
+    return tasks.events.for_validation(tasks.events.read_recordings(data, "train", BINS), data, BINS, 0)
 
 
 def test_names_decide_on_the_classes_of_a_validation_file(named):
@@ -103,9 +103,9 @@ def test_with_nothing_held_out_the_last_epoch_counts_and_it_says_so(program, shd
 def test_a_set_without_a_test_file_sets_the_same_part_apart_for_every_seed(shd_folder, by, in_memory):
     (shd_folder / "shd_test.h5").unlink()
     data = data_of(shd_folder, test_by=by, in_memory=in_memory)
-    recordings = tasks.read_recordings(data, "train", BINS)
-    test = tasks.read_recordings(data, "test", BINS)
-    parts = [tasks.for_validation(recordings, data, BINS, seed) for seed in (0, 1)]
+    recordings = tasks.events.read_recordings(data, "train", BINS)
+    test = tasks.events.read_recordings(data, "test", BINS)
+    parts = [tasks.events.for_validation(recordings, data, BINS, seed) for seed in (0, 1)]
     assert len(test) == 12
     rests = [np.sort(np.concatenate([kept, held_out])) for kept, _, held_out in parts]
     assert np.array_equal(*rests)
@@ -124,8 +124,8 @@ def test_a_set_without_a_test_file_sets_the_same_part_apart_for_every_seed(shd_f
                 found = loaded.times[part], loaded.channels[part]
         assert np.array_equal(found[0], loaded.times[part])
         assert np.array_equal(found[1], loaded.channels[part])
-    x_TBC, labels = next(events.batches(test, np.array([7, 2]), BINS, 2))
-    y_TBC, _ = next(events.batches(recordings, tested[[7, 2]], BINS, 2))
+    x_TBC, labels = next(binning.batches(test, np.array([7, 2]), BINS, 2))
+    y_TBC, _ = next(binning.batches(recordings, tested[[7, 2]], BINS, 2))
     assert torch.equal(x_TBC.dense(), y_TBC.dense())
     assert labels.tolist() == recordings.labels[tested[[7, 2]]].tolist()
 
@@ -159,6 +159,6 @@ def test_the_published_network_on_ssc_reads_the_official_files(program, tmp_path
     )
     assert result.returncode == 0, result.stderr
     assert "70 recordings to train on, 35 held out" in result.stdout
-    values = config.read_yaml(REPOSITORY / "configs/adlif_ssc.yaml")
-    cfg = config.build(values, "adlif_ssc.yaml")
+    values = settings.read_yaml(REPOSITORY / "configs/adlif_ssc.yaml")
+    cfg = settings.build(values, "adlif_ssc.yaml")
     assert (cfg.network.layers, cfg.network.neuron, cfg.data.num_classes) == (("512F", "512F"), "AdLIF", 35)

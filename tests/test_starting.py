@@ -78,12 +78,31 @@ def test_one_place_chooses_where_kernels_are_kept():
             assert not re.search(r"cache=True|CACHE_DIR", path.read_text(encoding="utf-8")), path
 
 
-def test_train_starts_without_jit_docstrings_or_unicode(tmp_path):
-    result = run(f"-OO {REPOSITORY}/train.py --help", tmp_path, NUMBA_DISABLE_JIT="1", PYTHONIOENCODING="ascii")
+def test_train_starts_without_docstrings_or_unicode(tmp_path):
+    result = run(f"-OO {REPOSITORY}/train.py --help", tmp_path, PYTHONIOENCODING="ascii")
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert b"taum taus theta" in result.stdout
+
+
+def test_help_does_not_wait_for_torch(tmp_path):
+    """Importing it takes seconds."""
+    result = run(f"-X importtime {REPOSITORY}/train.py --help", tmp_path)
+    assert result.returncode == 0
+    assert re.search(rb"\| +snn\.config\n", result.stderr)
+    assert not re.search(rb"\| +(torch|numba|numpy|matplotlib)\n", result.stderr)
+
+
+def test_a_process_without_jit_is_told_so_once(tmp_path):
+    result = run("-m snn.ops.show AdLIF", tmp_path, NUMBA_DISABLE_JIT="1")
     assert result.returncode == 0, result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert b"warning: NUMBA_DISABLE_JIT is set" in result.stderr
-    assert b"taum taus theta" in result.stdout
+
+
+def test_training_does_without_the_packages_of_the_report(tmp_path):
+    (tmp_path / "own.py").write_text("import sys\nsys.modules.update(matplotlib=None, jinja2=None)\nimport train\n")
+    result = run(f"{tmp_path / 'own.py'}", tmp_path)
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize("module", ["snn.config", "datasets.prepare"])
@@ -144,6 +163,27 @@ def test_a_system_that_is_not_supported_is_told_so_in_one_line(tmp_path, system)
     assert result.stderr == ("error: first-spike needs Python 3.11 or newer on Linux or macOS; on Windows, WSL 2\n")
 
 
+WITHOUT = "import runpy, sys; sys.modules[{!r}] = None; sys.argv = [{!r}]; runpy.run_path({!r}, run_name='__main__')"
+
+
+@pytest.mark.parametrize(
+    ("program", "package", "extra"),
+    [
+        ("test.py", "matplotlib", "report"),
+        ("compare.py", "jinja2", "report"),
+        ("demo.py", "matplotlib", "report"),
+        ("export.py", "nir", "export"),
+    ],
+)
+def test_a_missing_extra_is_named_in_one_line(program, package, extra):
+    words = [sys.executable, "-c", WITHOUT.format(package, program, str(REPOSITORY / program))]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    result = subprocess.run(words, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert f"does not have {package}: bash run.sh --python {extra} installs what is missing" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     "words", [["train.py"], ["test.py"], ["compare.py"], ["export.py"], ["demo.py"], ["-m", "datasets.prepare"]]
 )
@@ -169,13 +209,13 @@ esac"""
 OFFLINE = "WARNING: Retrying (Retry(total=0)): x\\nERROR: No matching distribution found for torch\\n"
 
 
-def run_sh(folder: Path, python3: str | None, **environment: str) -> list[str]:
+def run_sh(folder: Path, python3: str | None, code: int = 2, **environment: str) -> list[str]:
     """The lines of run.sh, in a copy of its own, with only this python3."""
-    for name in ("run.sh", "requirements.txt"):
+    for name in ("run.sh", "requirements.txt", "pyproject.toml"):
         shutil.copy(REPOSITORY / name, folder / name)
     tools = folder / "bin"
     tools.mkdir()
-    for name in ("bash", "dirname", "uname", "grep", "tail", "rm", "mkdir", "cp"):
+    for name in ("bash", "dirname", "uname", "grep", "tail", "tr", "rm", "mkdir", "cp"):
         (tools / name).symlink_to(shutil.which(name))
     for name, text in {"python3": python3, "uname": environment.pop("uname", None)}.items():
         if text:
@@ -185,7 +225,7 @@ def run_sh(folder: Path, python3: str | None, **environment: str) -> list[str]:
     result = subprocess.run(
         [tools / "bash", "run.sh"], cwd=folder, env={"PATH": str(tools), **environment}, capture_output=True, text=True
     )
-    assert result.returncode == 2
+    assert result.returncode == code, result.stderr
     assert result.stdout == ""
     return [line for line in result.stderr.splitlines() if not line.startswith("installing the packages")]
 
@@ -216,26 +256,68 @@ def test_run_sh_leaves_a_broken_venv_to_its_owner(tmp_path):
     assert (tmp_path / ".venv").exists()
 
 
-def test_packages_of_other_systems_are_not_asked_for(tmp_path):
-    """run.sh --python finds all packages there, of which one is for another system only."""
+@pytest.mark.parametrize(
+    ("extras", "required", "found"),
+    [
+        ("", 'numpy>=2 # numbers\n\nno-such-package>=1; sys_platform == "plan9"\n', True),
+        ("", "numpy>=2\nno-such-package>=1\n", False),
+        ("report", "numpy>=2\n", True),
+        ("report other", "numpy>=2\n", False),
+    ],
+)
+def test_run_sh_asks_for_the_packages_of_this_system_and_of_the_extras(tmp_path, extras, required, found):
+    """Where the first Python has them run.sh prints it; otherwise it makes a .venv, which here it may not."""
     shutil.copy(REPOSITORY / "run.sh", tmp_path / "run.sh")
-    (tmp_path / "requirements.txt").write_text('numpy>=2 # numbers\n\nno-such-package>=1; sys_platform == "plan9"\n')
+    (tmp_path / "requirements.txt").write_text(required)
+    (tmp_path / "pyproject.toml").write_text(
+        '[project.optional-dependencies]\nreport = ["jinja2>=3"]\nother = ["no-such-package"]\ngpu = []\n'
+    )
+    (tmp_path / ".venv").symlink_to(tmp_path / "gone")
     command, environment = (
-        ["bash", str(tmp_path / "run.sh"), "--python"],
+        ["bash", str(tmp_path / "run.sh"), "--python", *extras.split()],
         os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
     )
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert "python" in result.stdout
+    assert result.returncode == (0 if found else 2), result.stderr
+    assert ("python" in result.stdout) == found
 
 
 def test_cuda_packages_are_for_linux_alone():
-    for line in (REPOSITORY / "requirements.txt").read_text(encoding="utf-8").splitlines():
-        assert "cuda" not in line.partition("#")[0] or 'sys_platform == "linux"' in line
+    with (REPOSITORY / "pyproject.toml").open("rb") as file:
+        gpu = tomllib.load(file)["project"]["optional-dependencies"]["gpu"]
+    assert all("sys_platform == 'linux'" in line for line in gpu)
+    assert "cuda" not in (REPOSITORY / "requirements.txt").read_text(encoding="utf-8").lower()
+
+
+# Python for run.sh, without packages: it answers for torch's index as told, and notes what pip is to install
+NOTING = """case "$*" in
+  *version_info* | *--version) ;;
+  "-m venv"*) mkdir -p "$3/bin"; cp "$0" "$3/bin/python" ;;
+  *urlopen*) exit $UNREACHABLE ;;
+  *"pip install"*) echo "$* $(tr '\n' ' ')" >> "$NOTED" ;;
+  "- "*) echo torch; echo numpy; exit 1 ;;
+  *) exit 1 ;;
+esac"""
+
+
+@pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="of a machine without a GPU")
+@pytest.mark.parametrize(
+    ("unreachable", "uname", "from_torch"), [("0", None, True), ("1", None, False), ("0", "echo Darwin", False)]
+)
+def test_without_a_gpu_torch_comes_from_its_own_index_where_that_answers(tmp_path, unreachable, uname, from_torch):
+    noted = tmp_path / "noted"
+    words = {"uname": uname} if uname else {}
+    run_sh(tmp_path, NOTING, code=1, UNREACHABLE=unreachable, NOTED=str(noted), **words)
+    *first, rest = noted.read_text().splitlines()
+    assert rest.endswith("-r /dev/stdin torch numpy ")
+    assert "--index-url" not in rest
+    assert [line.split("pip install")[1] for line in first] == [
+        " --quiet --disable-pip-version-check --index-url https://download.pytorch.org/whl/cpu -r /dev/stdin torch "
+    ] * from_torch
 
 
 NOTEBOOK = (
-    "import first_spike, datasets; from datasets.events import Bins; from datasets import readers; import snn.config"
+    "import first_spike, datasets; from datasets.binning import Bins; from datasets import readers; import snn.config"
 )
 
 
@@ -252,10 +334,3 @@ def test_a_notebook_finds_our_datasets_beside_another_package_of_that_name(tmp_p
     result = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True)
     assert result.returncode == 0, result.stderr
     assert (str(tmp_path).encode() in result.stdout) == bool(other)
-
-
-def test_the_installation_leaves_hugging_faces_datasets_alone():
-    with (REPOSITORY / "pyproject.toml").open("rb") as file:
-        tool = tomllib.load(file)["tool"]["setuptools"]
-    assert tool["packages"]["find"]["include"] == ["snn*"]
-    assert tool["py-modules"] == ["first_spike"]

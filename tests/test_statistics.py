@@ -79,6 +79,12 @@ def test_paired_mean():
     assert statistics.paired_mean(np.array([1.0]), np.array([3.0])) == (2.0, None, None)
 
 
+def test_delay_is_the_first_step_that_reaches_the_share():
+    curves = np.array([[0, 1, 4, 5, 9, 10, 8], [0] * 7])
+    assert [statistics.delays(curves, percent)[0] for percent in (10, 50, 90, 100)] == [2, 4, 5, 6]
+    assert math.isnan(statistics.delays(curves, 50)[1])
+
+
 def test_delays_of_pairs():
     """A network that is right k steps earlier on every sample: the difference, without doubt; a shuffled one, with."""
     random = np.random.default_rng(1)

@@ -14,9 +14,10 @@ import pytest
 import torch
 
 import tasks
-from datasets import hdf5, images, readers
+from datasets import hdf5, images, layouts, readers
 from datasets.augment import Augmentation, augment
-from datasets.events import Bins, Recordings, StoredRecordings, as_seen, batches, check_window
+from datasets.binning import Bins, batches
+from datasets.recordings import Recordings, StoredRecordings, downsampled
 from snn import config
 from snn.config import SENSORS, Sensor
 from snn.errors import InputError
@@ -44,7 +45,7 @@ def equal(one: tuple, other: tuple) -> bool:
 @pytest.mark.parametrize("change", [None, partial(augment, how=ALL_ON, key=7)], ids=["as it is", "augmented"])
 @pytest.mark.parametrize("layout", FEW)
 def test_batches_are_the_same_bit_for_bit(tmp_path, monkeypatch, layout, change):
-    monkeypatch.setattr(readers, "WINDOW", 7)  # the recordings have some 50 events
+    monkeypatch.setattr(layouts, "WINDOW", 7)  # the recordings have some 50 events
     LAYOUTS[layout][1](tmp_path / "x.h5")
     held, stored = both(tmp_path / "x.h5", layout, FEW[layout])
     assert isinstance(held, Recordings)
@@ -52,7 +53,7 @@ def test_batches_are_the_same_bit_for_bit(tmp_path, monkeypatch, layout, change)
     assert np.array_equal(held.offsets, stored.offsets)
     if "dvs" in layout:
         height, width = SENSORS[layout.split(",")[0]]
-        held, stored = (as_seen(r, Sensor(height=height, width=width, divide=4)) for r in (held, stored))
+        held, stored = (downsampled(r, Sensor(height=height, width=width, divide=4)) for r in (held, stored))
     bins = Bins(10.0, 6, 2, FEW[layout])  # shorter than the recordings
     index = np.random.default_rng(0).permutation(np.arange(len(held)).repeat(2))
     each = [list(batches(r, index, bins, 3, change=change)) for r in (held, stored)]
@@ -62,28 +63,29 @@ def test_batches_are_the_same_bit_for_bit(tmp_path, monkeypatch, layout, change)
 
 
 def test_only_the_window_of_a_long_recording_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, "WINDOW", 100)
+    monkeypatch.setattr(layouts, "WINDOW", 100)
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file["0/time"], file["0/labels"] = np.arange(100_000, dtype=np.uint32), np.uint8(0)
         file["0/data"] = np.zeros((100_000, 3), np.uint16)
     _, stored = both(tmp_path / "x.h5", "dvsplane", CHANNELS["dvsplane"], 1)
-    loaded, _ = stored.load(np.array([0]), Bins(1.0, 2, 0, 1))  # 2,000 µs
+    loaded, _ = stored.load(np.array([0]), 2000.0)
     assert 2000 <= len(loaded.times) <= 2200
     assert len(stored.load(np.array([0]))[0].times) == 100_000
 
 
-def test_each_process_opens_the_file_for_itself(shd_folder):
+def test_each_process_opens_the_file_for_itself(shd_folder, monkeypatch):
     """A handle that a forked process shares moves under it."""
     held, stored = both(shd_folder / "shd_train.h5", "shd", 40)
-    file = next(part for part in stored.events.args if isinstance(part, hdf5.File))
-    handle = file.open()
-    assert file.open() is handle
+    handles = []
+    monkeypatch.setattr(hdf5.h5py, "File", lambda *args, opened=h5py.File: handles.append(args) or opened(*args))
+    stored.load(np.arange(60))
+    assert not handles  # this process has one
     child = os.fork()
     if child == 0:
         code = 1
         try:
             loaded, _ = stored.load(np.arange(60))
-            if np.array_equal(loaded.times, held.times) and file.open() is not handle:
+            if np.array_equal(loaded.times, held.times) and len(handles) == 1:
                 code = 0
         finally:
             os._exit(code)
@@ -110,8 +112,8 @@ def test_events_are_checked_before_training(shd_folder):
 
 def test_window_and_first_events(shd_folder, capsys):
     held, stored = both(shd_folder / "shd_train.h5", "shd", 40)
-    for recordings in (held, stored):
-        check_window(recordings, Bins(10.0, 5, 0, 40))
+    for in_memory in (True, False):
+        readers.read("shd", shd_folder / "shd_train.h5", "train", 40, 3, in_memory=in_memory, bins=Bins(10.0, 5, 0, 40))
         assert "% of the events fall into the 5 bins of 10 ms" in capsys.readouterr().err
     first = [images.first_events(recordings, (1, 5, 8), 200.0).pixels for recordings in (held, stored)]
     assert np.array_equal(*first)
@@ -133,8 +135,9 @@ def test_memory_does_not_grow_with_the_set(tmp_path):
         path = tmp_path / f"{recordings}.h5"
         make_gestures(path, recordings, 100_000)
         tracemalloc.start()
-        stored = readers.read("dvsgesture", path, "train", CHANNELS["dvsgesture"], 2, in_memory=False)
-        for _ in batches(stored, np.arange(recordings), Bins(10.0, 120, 40, CHANNELS["dvsgesture"]), 4):
+        bins = Bins(10.0, 120, 40, CHANNELS["dvsgesture"])
+        stored = readers.read("dvsgesture", path, "train", bins.channels, 2, in_memory=False, bins=bins)
+        for _ in batches(stored, np.arange(recordings), bins, 4):
             pass
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
@@ -152,11 +155,12 @@ import resource
 from pathlib import Path
 import numpy as np
 from datasets import readers
-from datasets.events import Bins, batches
+from datasets.binning import Bins, batches
 from tests.test_stored import make_gestures
 def run(name, recordings):
-    stored = readers.read("dvsgesture", Path(name), "train", 32768, 2, in_memory=False)
-    for _ in batches(stored, np.arange(recordings), Bins(10.0, 120, 40, 32768), 4):
+    bins = Bins(10.0, 120, 40, 32768)
+    stored = readers.read("dvsgesture", Path(name), "train", 32768, 2, in_memory=False, bins=bins)
+    for _ in batches(stored, np.arange(recordings), bins, 4):
         pass
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 folder = {str(tmp_path)!r}
@@ -172,7 +176,7 @@ print((run(folder + "/x.h5", 300) - before) / 1024)
 def test_the_configuration_decides(shd_folder, in_memory):
     about = {"dataset_name": "shd", "channels": 40, "num_classes": 3, "dt_ms": 10.0, "T": 20}
     data = config.Data(**about, path=str(shd_folder), in_memory=in_memory)
-    recordings = tasks.read_recordings(data, "train", Bins(10.0, 20, 0, 40))
+    recordings = tasks.events.read_recordings(data, "train", Bins(10.0, 20, 0, 40))
     assert isinstance(recordings, Recordings if in_memory else StoredRecordings)
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.events import Bins, Recordings, counts
+from datasets.binning import Bins, bin_events
+from datasets.recordings import Recordings
 from snn.coding import first_times, fs_decision
 from snn.errors import InputError
 from snn.network import Network
@@ -45,12 +46,12 @@ def trained(**changes) -> Network:
     """A network whose BatchNorm has seen data."""
     network = build(small(**changes)).train()
     with torch.no_grad():
-        for block in network.blocks:
-            if block.norm is not None:
-                block.norm.weight.uniform_(0.5, 2)
-                block.norm.bias.uniform_(-0.2, 0.2)
+        for layer in network.layers:
+            if layer.norm is not None:
+                layer.norm.weight.uniform_(0.5, 2)
+                layer.norm.bias.uniform_(-0.2, 0.2)
         for _ in range(3):
-            network(counts(recordings(), np.arange(N_RECORDINGS), Bins(DT_MS, T, T_EMPTY, 30)))
+            network(bin_events(recordings(), np.arange(N_RECORDINGS), Bins(DT_MS, T, T_EMPTY, 30)))
             network.reset()
     return network.eval()
 
@@ -58,7 +59,7 @@ def trained(**changes) -> Network:
 def activity(network: Network, x_TBC=None):
     network.reset()
     if x_TBC is None:
-        x_TBC = counts(recordings(), np.arange(N_RECORDINGS), Bins(DT_MS, T, T_EMPTY, 30))
+        x_TBC = bin_events(recordings(), np.arange(N_RECORDINGS), Bins(DT_MS, T, T_EMPTY, 30))
     with torch.no_grad():
         return network(x_TBC)
 
@@ -112,7 +113,7 @@ def test_the_work_is_what_was_active_up_to_the_decision(changes):
     folded = network.folded()
     bins = Bins(DT_MS, T, T_EMPTY, 30)
     for r in range(N_RECORDINGS):
-        x_T1C = counts(recordings(), np.array([r]), bins)
+        x_T1C = bin_events(recordings(), np.array([r]), bins)
         _, _, layers = activity(folded, x_T1C)
         stream = make_stream(network)
         decision = decide(stream, r, 10)
@@ -131,13 +132,13 @@ def test_the_work_is_what_was_active_up_to_the_decision(changes):
 def test_folding_changes_nothing_but_rounding():
     network = trained()
     folded = network.folded()
-    assert all(block.norm is None and block.linear.bias is not None for block in folded.blocks)
-    assert all(block.norm is not None for block in network.blocks)  # the network itself stays as it was
-    x_TBC = counts(recordings(), np.arange(N_RECORDINGS), Bins(DT_MS, T, T_EMPTY, 30))
-    block, folded_block = network.blocks[0], folded.blocks[0]
+    assert all(layer.norm is None and layer.linear.bias is not None for layer in folded.layers[:-1])
+    assert all(layer.norm is not None for layer in network.layers[:-1])  # the network itself stays as it was
+    x_TBC = bin_events(recordings(), np.arange(N_RECORDINGS), Bins(DT_MS, T, T_EMPTY, 30))
+    layer, folded_layer = network.layers[0], folded.layers[0]
     with torch.no_grad():
-        drive_TBN, folded_TBN = block.norm(block.linear(x_TBC)), folded_block.linear(x_TBC)
-    assert folded_block.linear.is_event_driven
+        drive_TBN, folded_TBN = layer.norm(layer.linear(x_TBC)), folded_layer.linear(x_TBC)
+    assert folded_layer.linear.is_event_driven
     torch.testing.assert_close(folded_TBN, drive_TBN, rtol=0, atol=1e-5 * float(drive_TBN.abs().max()))
     h_TBN, folded_h_TBN = activity(network).h_TBN, activity(folded).h_TBN
     same = (activity(network).layers[1] == activity(folded).layers[1]).all(0).all(-1)  # no spike moved by rounding
@@ -148,18 +149,18 @@ def test_folding_changes_nothing_but_rounding():
 def test_folding_a_convolution():
     network, x_TBC = build(small_conv(batch_norm=True)).train(), image_events()
     with torch.no_grad():
-        for block in network.blocks:
-            if block.norm is not None:
-                block.norm.weight.uniform_(0.5, 2)
-                block.norm.bias.uniform_(-0.2, 0.2)
+        for layer in network.layers:
+            if layer.norm is not None:
+                layer.norm.weight.uniform_(0.5, 2)
+                layer.norm.bias.uniform_(-0.2, 0.2)
         network(x_TBC)
     network.reset()
     network.eval()
     image_TPC = x_TBC.view(25, 6, *IMAGE).movedim(2, -1).reshape(25, -1, IMAGE[0])
-    block, folded_block = network.blocks[0], network.folded().blocks[0]
+    layer, folded_layer = network.layers[0], network.folded().layers[0]
     with torch.no_grad():
-        drive_TPN, folded_TPN = block.norm(block.linear(image_TPC)), folded_block.linear(image_TPC)
-    assert folded_block.linear.is_event_driven
+        drive_TPN, folded_TPN = layer.norm(layer.linear(image_TPC)), folded_layer.linear(image_TPC)
+    assert folded_layer.linear.is_event_driven
     torch.testing.assert_close(folded_TPN, drive_TPN, rtol=0, atol=1e-5 * float(drive_TPN.abs().max()))
     with pytest.raises(InputError, match="takes fully connected networks"):
         make_stream(network)
@@ -168,11 +169,11 @@ def test_folding_a_convolution():
 def test_where_two_networks_part():
     network = trained()
     other = network.folded()
-    x_T1C = counts(recordings(), np.array([3]), Bins(DT_MS, T, T_EMPTY, 30))
+    x_T1C = bin_events(recordings(), np.array([3]), Bins(DT_MS, T, T_EMPTY, 30))
     same = network.folded()
     assert first_difference(other, same, x_T1C) == "no spike differs"
     with torch.no_grad():
-        other.blocks[1].linear.bias[5] += 10  # neuron 5 of the second layer fires at once
+        other.layers[1].linear.bias[5] += 10  # neuron 5 of the second layer fires at once
     before, after = activity(same, x_T1C).layers[1], activity(other, x_T1C).layers[1]
     step = int((before != after).nonzero()[0, 0]) + 1
     words = first_difference(same, other, x_T1C)
@@ -184,7 +185,7 @@ def test_where_two_networks_part():
 def test_an_output_that_never_fires_leaves_it_to_the_potential(changes):
     network = trained(**changes)
     silent = copy.deepcopy(network)
-    silent.output.theta.fill_(1e6)
+    silent.output.neurons.theta.fill_(1e6)
     s_TBN, h_TBN, _ = activity(silent.folded())
     assert not s_TBN.any()
     assert (h_TBN.amax(0).amax(-1) > 0).any()
@@ -195,13 +196,13 @@ def test_an_output_that_never_fires_leaves_it_to_the_potential(changes):
 
 def test_the_highest_of_negative_potentials():
     network = trained(neuron="AdLIF", output_neuron="AdLIF")
-    network.output.theta.fill_(1e6)
+    network.output.neurons.theta.fill_(1e6)
     with torch.no_grad():
-        network.readout.weight.copy_(-1 - torch.arange(4.0).flip(0).view(-1, 1).expand(4, 12))
-        for block in network.blocks:
-            block.norm.bias.fill_(50)  # all fire in the first step
-        network.output.a.zero_()
-        network.output.b.zero_()
+        network.output.linear.weight.copy_(-1 - torch.arange(4.0).flip(0).view(-1, 1).expand(4, 12))
+        for layer in network.layers[:-1]:
+            layer.norm.bias.fill_(50)  # all fire in the first step
+        network.output.neurons.a.zero_()
+        network.output.neurons.b.zero_()
     _, h_TBN, _ = activity(network.folded())
     assert (h_TBN < 0).all()
     assert {decide(make_stream(network), r, 20).label for r in range(N_RECORDINGS)} == {3}

@@ -10,6 +10,7 @@ import torch
 from datasets import images
 from snn.errors import InputError
 from tests.conftest import write_shd
+from tests.make import image_data
 
 
 def write_npz(path: Path, shape: tuple = (6, 5), n: int = 12, classes: int = 3, **changes) -> Path:
@@ -25,7 +26,7 @@ def write_npz(path: Path, shape: tuple = (6, 5), n: int = 12, classes: int = 3, 
 
 
 def read_npz(folder: Path, shape: tuple = (1, 6, 5), split: str = "train") -> images.Images:
-    return images.read("npz", folder, "toy", split, shape, 3)
+    return images.read(image_data("npz", folder, "toy", shape, 3), split)
 
 
 def test_npz(tmp_path):
@@ -96,8 +97,9 @@ def test_torchvision_mnist(tmp_path):
     random = np.random.default_rng(0)
     x, y = random.integers(0, 256, (9, 28, 28), np.uint8), np.arange(9)
     write_mnist(tmp_path, x, y)
-    images.fetch_if_missing("torchvision", tmp_path, "mnist")  # nothing to fetch
-    got = images.read("torchvision", tmp_path, "mnist", "test", (1, 28, 28), 10)
+    data = image_data("torchvision", tmp_path, "mnist", (1, 28, 28), 10)
+    images.fetch_if_missing(data)  # nothing to fetch
+    got = images.read(data, "test")
     assert np.array_equal(got.pixels[:, 0], x)
     assert np.array_equal(got.labels, y)
 
@@ -109,12 +111,13 @@ def test_torchvision_that_cannot_be_fetched(tmp_path, monkeypatch):
         raise OSError("no route to host")
 
     monkeypatch.setattr(CIFAR10, "download", no_network)
+    data = image_data("torchvision", tmp_path, "cifar10", (3, 32, 32), 10)
     with pytest.raises(InputError, match=r"CIFAR10 is not there whole.*cannot be fetched \(no route to host\)"):
-        images.fetch_if_missing("torchvision", tmp_path, "cifar10")
+        images.fetch_if_missing(data)
     with pytest.raises(InputError, match="CIFAR10 is not there whole"):
-        images.read("torchvision", tmp_path, "cifar10", "train", (3, 32, 32), 10)
+        images.read(data, "train")
     with pytest.raises(InputError, match="sets here are mnist, fmnist, cifar10, cifar100"):
-        images.read("torchvision", tmp_path, "imagenet", "train", (3, 32, 32), 10)
+        images.read(data.model_copy(update={"dataset_name": "imagenet"}), "train")
 
 
 def test_first_events(tmp_path):
@@ -126,15 +129,15 @@ def test_first_events(tmp_path):
         [[3, 3, 7, 0], [1, 5]],
         [0, 1],
     )
-    got = images.read("shd", tmp_path, "toy", "train", shape, 2, window_ms=100)
+    got = images.read(image_data("shd", tmp_path, "toy", shape, 2, window_ms=100.0), "train")
     expected = np.zeros((2, 8))
     expected[0, 3], expected[0, 7], expected[1, 5] = 0.8, 0.9, 1.0
     np.testing.assert_allclose(got.pixels.reshape(2, 8), expected, atol=1e-6)
     with pytest.raises(InputError, match=r"data\.window_ms is missing"):
-        images.read("shd", tmp_path, "toy", "train", shape, 2)
+        images.read(image_data("shd", tmp_path, "toy", shape, 2), "train")
     write_shd(tmp_path / "late_train.h5", [[0.5]], [[0]], [0])
     with pytest.raises(InputError, match="0 % of the events fall into the first 100 ms"):
-        images.read("shd", tmp_path, "late", "train", shape, 1, window_ms=100)
+        images.read(image_data("shd", tmp_path, "late", shape, 1, window_ms=100.0), "train")
 
 
 def test_crop_moves_each_image_by_its_own_shift():

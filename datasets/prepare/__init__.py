@@ -4,13 +4,10 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 from pathlib import Path
 
-from datasets import hdf5
-
-PROVENANCE = "provenance"  # HDF5 attribute: a JSON object of the parameters the file was made with
 MAKEABLE = ("digits", "planes")  # sets that need no files of the user's
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 
@@ -24,17 +21,9 @@ def make_if_missing(path: Path, dataset_name: str, options: str | None) -> None:
     """Where `path` is missing and the set can be made, make it there: `python -m datasets.prepare <name> <options>`.
 
     In a process of its own, whose workers need not load all that a training program has loaded. If it fails it has said
-    why, and this program ends with its exit code. A set that is there stays; a line says if it was made otherwise.
+    why, and this program ends with its exit code. A set that is there stays.
     """
-    if options is None or dataset_name not in MAKEABLE:
-        return
-    if path.exists():
-        for word, wanted, made in _differences(path, options):
-            print(
-                f"warning: {path} was made with {word} {made}, data.prepare says {wanted}; another data.path, or none "
-                "of its files, makes it anew",
-                file=sys.stderr,
-            )
+    if options is None or dataset_name not in MAKEABLE or path.exists():
         return
     print(f"{path} is missing: making the data set {dataset_name} (once)", flush=True)
     command = [sys.executable, "-m", "datasets.prepare", dataset_name, "--out", str(path.parent), *options.split()]
@@ -47,15 +36,17 @@ def make_if_missing(path: Path, dataset_name: str, options: str | None) -> None:
         sys.exit(code)
 
 
-def _differences(path: Path, options: str) -> list[tuple[str, str, str]]:
-    """(word, value in the options, value the file was made with) where the two differ."""
+def warn_if_made_otherwise(path: Path, provenance: Callable[[], str | None], options: str) -> None:
+    """Say which of these options a set that is there was made without, by what its file holds as its provenance."""
     try:
-        provenance = dict(json.loads(hdf5.File(path).attribute(PROVENANCE) or "{}"))  # without one it is not ours
+        made_with = dict(json.loads(provenance() or "{}"))  # without one it is not ours
     except (TypeError, ValueError):  # damaged: whoever reads the events finds what else is
-        return []
-    found = []
+        return
     for word, wanted in pairwise(options.split()):
-        made = str(provenance.get(word.removeprefix("--"), wanted))
+        made = str(made_with.get(word.removeprefix("--"), wanted))
         if word.startswith("--") and made != wanted:
-            found.append((word, wanted, made))
-    return found
+            print(
+                f"warning: {path} was made with {word} {made}, data.prepare says {wanted}; another data.path, or none "
+                "of its files, makes it anew",
+                file=sys.stderr,
+            )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datasets.prepare import digits, dvsgesture, dvsplane, events, heidelberg, nmnist, ntidigits, planes, wav
+from datasets.prepare import digits, dvsgesture, dvsplane, events, heidelberg, ntidigits, planes, wav
 from snn.cli import OneLineParser, run
 
 
@@ -13,7 +13,7 @@ def main() -> None:
         description="Make event files in the published layouts.",
     )
     subparsers = parser.add_subparsers(required=True, metavar="SOURCE")
-    for source in (digits, planes, wav, events, heidelberg, ntidigits, dvsgesture, dvsplane, nmnist):
+    for source in (digits, planes, wav, events, heidelberg, ntidigits, dvsgesture, dvsplane):
         source.add_parser(subparsers)
     args = parser.parse_args()
     args.run(args)

@@ -43,22 +43,51 @@ PLACES_CM = np.linspace(0.0, 3.5, N_PLACES)
 # Basilar membrane: stiffness S(c) = C0 e^(-αc) - a, damping R(c) = δ sqrt(C0 m) e^(-αc/2), mass m, density ρ, height h.
 MEMBRANE_A, ALPHA, RHO, C0, DELTA, HEIGHT, MASS = 3500.0, 3.0, 1.0, 1e9, 0.15, 0.1, 0.05
 
-# The filter runs by overlap-save in blocks of one size, so one transfer function serves audio of every length: of each
-# FFT the first PAST and the last FUTURE steps, which the wrap-around spoils, are dropped. The answer to an impulse lies
-# mostly *before* it: the equations follow the sign convention e^(-iωt) but are applied to an FFT in the convention
-# e^(+iωt). SHD was made this way, so this is kept. At the slowest place (unit 699) the answer falls to a thousandth of
-# its peak 140 ms before and 20 ms after the impulse.
-PAST, BLOCK, FUTURE = 480, 5760, 3360
-FFT_STEPS = PAST + BLOCK + FUTURE
+# The filter runs by overlap-save. The answer to an impulse lies mostly *before* it: the equations follow the sign
+# convention e^(-iωt) but are applied to an FFT in the convention e^(+iωt). SHD was made this way, so this is kept. At
+# the slowest place (unit 699) the answer falls to a thousandth of its peak 140 ms before and 20 ms after the impulse.
+HOP = 640  # steps between two transforms
+LOOKAHEAD = 3584  # 149 ms: so much of the sound after a hop is needed for its velocity
+PAST = 1920  # steps of the sound before a hop
+WINDOW = 2 * (PAST + HOP + LOOKAHEAD)  # samples
+LANES = 32  # neighbouring places that are computed together, as vectors do
+BLOCKS = math.ceil(N_PLACES / LANES)
 
+
+class Group(NamedTuple):
+    """Blocks of places whose velocity is computed in one way: the slower a place, the fewer values say all of it."""
+
+    first_block: int
+    end_block: int
+    decimation: int  # steps between two values of the inverse FFT
+    points: int  # of the inverse FFT
+    past: int  # values before the hop's first: the answer after an impulse
+
+
+GROUPS = (
+    Group(0, 4, 1, 768, 56),
+    Group(4, 9, 1, 1024, 128),
+    Group(9, 13, 2, 768, 120),
+    Group(13, 16, 4, 512, 112),
+    Group(16, 19, 8, 512, 128),
+    Group(19, 22, 16, 384, PAST // 16),
+)
+TAPS = 8  # values from which one between them is made
+BAND = 0.235  # cycles a value up to which that is nearly exact
+FELT = 1e-5  # of a place's largest |V|: what is less is left out
+
+# What follows the membrane computes in float32, as twice as many fit into a vector: its constants are of that type.
 # Hair cell: the rates y, g, l, r, x in 1/s, A and B in units of the velocity, h in spikes/s, the transmitter M.
-Y, G, L, R, X, A, B, HAIR_H, HAIR_M = 5.05, 2000.0, 2500.0, 6580.0, 66.3, 5.0, 300.0, 50_000.0, 1.0
+Y, G, L, R, X, A, B, HAIR_H, HAIR_M = map(np.float32, (5.05, 2000.0, 2500.0, 6580.0, 66.3, 5.0, 300.0, 50_000.0, 1.0))
 
 N_FIBRES = 40
 REFRACTORY_STEPS = RATE_HZ // 1000  # 1 ms, of a fibre and of a bushy cell
 
-TAU_MEM_S, TAU_SYN_S, THRESHOLD, WEIGHT = 1e-3, 0.5e-3, 1.0, 13_000 / N_FIBRES
-DECAY_MEM, DECAY_SYN = math.exp(-STEP_S / TAU_MEM_S), math.exp(-STEP_S / TAU_SYN_S)
+TAU_MEM_S, TAU_SYN_S, THRESHOLD, WEIGHT = 1e-3, 0.5e-3, np.float32(1.0), np.float32(13_000 / N_FIBRES)
+DECAY_MEM, DECAY_SYN = (np.float32(math.exp(-STEP_S / tau_s)) for tau_s in (TAU_MEM_S, TAU_SYN_S))
+
+DT, LOSS, RELEASE = np.float32(STEP_S), np.float32(L + R), np.float32(HAIR_H * STEP_S)
+ZERO, THIRD, HALF, ONE, TWO, TO_UNIFORM = map(np.float32, (0.0, 1 / 3, 0.5, 1.0, 2.0, 2.0**-24))
 
 
 def cochlea(audio: np.ndarray, sample_rate_hz: int, seed: int | Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -70,8 +99,8 @@ def cochlea(audio: np.ndarray, sample_rate_hz: int, seed: int | Sequence[int]) -
     """
     ear = Ear.at_rest(seed)
     events = [
-        transduce(velocity, block * BLOCK, ear)
-        for block, velocity in enumerate(membrane_velocity(condition(audio, sample_rate_hz)))
+        transduce(velocity, hop * HOP, ear)
+        for hop, velocity in enumerate(membrane_velocity(condition(audio, sample_rate_hz)))
     ]
     steps, units = (np.concatenate(parts) for parts in zip(*events, strict=True))
     return (steps * STEP_S).astype(np.float32), units
@@ -139,47 +168,103 @@ def velocity_transfer(frequency_hz: np.ndarray) -> np.ndarray:
     return 2 * omega / xi * pressure_ratio(frequency_hz, PLACES_CM) * z
 
 
-@cache
-def _filter_tables() -> tuple[np.ndarray, np.ndarray]:
-    """V over the bins of one block, folded for a real inverse FFT: Re IFFT(Y) = IRFFT((Y[k] + conj Y[-k]) / 2).
+class Filter(NamedTuple):
+    """How the velocity of one group of places is computed."""
 
-    Returns V[c, k]/2 for k = 0 ... FFT_STEPS/2 and conj V[c, -k]/2 for those places, the first few, where it is not 0.
-    """
-    frequency_hz = np.linspace(1, RATE_HZ, FFT_STEPS + 1)[:-1]  # 1 Hz where 0 is meant: V is singular at 0
-    transfer = np.empty((N_PLACES, FFT_STEPS), np.complex64)
-    for part in np.array_split(np.arange(FFT_STEPS), 32):  # in parts, or the intermediate arrays would need gigabytes
-        transfer[:, part] = velocity_transfer(frequency_hz[part]).T / 2
-    bins = np.arange(FFT_STEPS // 2 + 1)
-    n_mirrored = 1 + np.flatnonzero(transfer[:, bins.size :].any(axis=1))[-1]
-    # Indexing leaves the places along the fast axis; the FFTs run along the bins.
-    return np.ascontiguousarray(transfer[:, bins]), np.ascontiguousarray(transfer[:n_mirrored, -bins].conj())
+    group: Group
+    transfer: tuple[np.ndarray, ...]  # of each block, complex64 [bins, LANES]: V / (2 points decimation)
+    taps: np.ndarray  # float32 [decimation, TAPS]: the values between two of the inverse FFT
+
+
+@cache
+def filters() -> tuple[Filter, ...]:
+    """The filter of each group; places beyond the last of 700 are silent."""
+    made = []
+    for group in GROUPS:
+        frequency_hz = np.linspace(1, RATE_HZ, group.points * group.decimation + 1)[:-1]  # 1 Hz for 0: V is singular
+        frequency_hz = frequency_hz[: group.points // (1 if group.decimation == 1 else 2)]
+        first, end = group.first_block * LANES, group.end_block * LANES
+        transfer = np.zeros((len(frequency_hz), end - first), np.complex128)
+        for part in np.array_split(np.arange(len(frequency_hz)), 8):  # whole, it would take much memory
+            transfer[part, : min(end, N_PLACES) - first] = velocity_transfer(frequency_hz[part])[:, first:end]
+        is_felt = np.abs(transfer) > FELT * np.abs(transfer).max(axis=0)
+        transfer[0] = 0  # a constant pressure moves nothing
+        transfer /= 2 * group.points * group.decimation
+        blocks = [
+            transfer[: 1 + np.flatnonzero(is_felt[:, k : k + LANES].any(axis=1))[-1], k : k + LANES].astype(
+                np.complex64
+            )
+            for k in range(0, end - first, LANES)
+        ]
+        made.append(Filter(group, tuple(blocks), _taps(group.decimation)))
+    return tuple(made)
+
+
+def _taps(decimation: int) -> np.ndarray:
+    """Weights, float32 [decimation, TAPS], for values between two others: least squares over all tones up to BAND."""
+    tones = 2j * np.pi * np.linspace(-BAND, BAND, 1000)[:, None]
+    wanted = np.exp(tones * (np.arange(decimation) / decimation))
+    taps, *_ = np.linalg.lstsq(np.exp(tones * (np.arange(TAPS) - (TAPS // 2 - 1))), wanted, rcond=None)
+    return np.ascontiguousarray(taps.real.T, dtype=np.float32)
+
+
+def steps_of(n_samples: int) -> int:
+    """How many steps are computed for so much conditioned audio."""
+    return math.ceil((n_samples / AUDIO_RATE_HZ + PADDING_S) * RATE_HZ)
 
 
 def membrane_velocity(audio: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield the velocity of the basilar membrane in blocks, float32 [up to BLOCK, 700], at 24 kHz.
+    """Yield the velocity of the basilar membrane hop by hop, float32 [up to HOP, 700], at 24 kHz.
 
-    audio: float32 [samples] at 48 kHz as from `condition`. The blocks together end PADDING_S after the audio.
+    audio: float32 [samples] at 48 kHz as from `condition`. The next hop overwrites the last one. All hops together end
+    PADDING_S after the audio.
     """
-    transfer, mirrored = _filter_tables()
-    n_steps = math.ceil((len(audio) / AUDIO_RATE_HZ + PADDING_S) * RATE_HZ)
-    n_blocks = math.ceil(n_steps / BLOCK)
-    padded = np.zeros(2 * (PAST + n_blocks * BLOCK + FUTURE), np.float32)
+    n_steps = steps_of(len(audio))
+    padded = np.zeros(2 * HOP * math.ceil(n_steps / HOP) + WINDOW, np.float32)
     padded[2 * PAST : 2 * PAST + len(audio)] = audio
-    bins = np.arange(transfer.shape[1])
-    places = [slice(j, j + 50) for j in range(0, N_PLACES, 50)]  # as many at a time as the processor's cache holds
-    for first in range(0, n_steps, BLOCK):
-        spectrum = rfft(padded[2 * first : 2 * (first + FFT_STEPS)])[:FFT_STEPS]
-        spectrum_mirrored = spectrum[-bins].conj()
-        velocity = np.empty((min(BLOCK, n_steps - first), N_PLACES), np.float32)
-        for group in places:
-            response = transfer[group] * spectrum[bins]
-            response[: len(mirrored[group])] += mirrored[group] * spectrum_mirrored
-            velocity[:, group] = irfft(response, n=FFT_STEPS, axis=1)[:, PAST : PAST + len(velocity)].T
-        yield velocity
+    velocity = np.empty((HOP, N_PLACES), np.float32)
+    for first in range(0, n_steps, HOP):
+        for group, transfers, taps in filters():
+            begin = 2 * (first + PAST - group.past * group.decimation)
+            spectrum = rfft(padded[begin : begin + 2 * group.points * group.decimation])[:, None]
+            middle, place = group.points // 2, group.first_block * LANES
+            slow = np.empty((group.points, LANES * len(transfers)), np.float32)
+            for block, transfer in enumerate(transfers):
+                n_bins = len(transfer)
+                response = transfer * spectrum[:n_bins]
+                if n_bins > middle + 1:  # these places answer above half the rate
+                    response[group.points - n_bins + 1 : middle + 1] += response[middle:][::-1].conj()
+                answer = irfft(response[: middle + 1], n=group.points, axis=0, norm="forward")
+                slow[:, block * LANES : (block + 1) * LANES] = answer
+            slow = slow[:, : N_PLACES - place]
+            if group.decimation == 1:
+                velocity[:, place : place + slow.shape[1]] = slow[group.past : group.past + HOP]
+            else:
+                _fill_in(np.ascontiguousarray(slow[group.past - (TAPS // 2 - 1) :]), taps, velocity, place)
+        yield velocity[: n_steps - first]
+
+
+@kernel
+def _fill_in(slow, taps, velocity, place):
+    """Set `velocity` [HOP, 700] from `place` on by values [steps, places] of every len(taps) steps."""
+    total = np.empty(slow.shape[1], np.float32)
+    for step in range(len(velocity)):
+        first, tap = step // len(taps), taps[step % len(taps)]
+        total[:] = ZERO
+        for i in range(TAPS):
+            _add(tap[i], slow[first + i], total)
+        velocity[step, place : place + len(total)] = total
+
+
+@inlined
+def _add(factor, values, total):
+    """Add factor * values to total."""
+    for j in range(values.size):
+        total[j] += factor * values[j]
 
 
 class Ear(NamedTuple):
-    """The state of hair cells, fibres and bushy cells, [700] each unless said otherwise; overwritten at each step."""
+    """The state of hair cells, fibres and bushy cells, [700] float32 unless said otherwise; each step overwrites it."""
 
     free: np.ndarray  # q: transmitter ready for release
     cleft: np.ndarray  # c: transmitter in the synaptic cleft
@@ -189,25 +274,37 @@ class Ear(NamedTuple):
     fired: np.ndarray  # [REFRACTORY_STEPS, 700] number of fibres that fired in each of the last steps, a ring buffer
     current: np.ndarray  # bushy cell: synaptic current, threshold/s
     potential: np.ndarray  # bushy cell: membrane potential
-    dead_steps: np.ndarray  # bushy cell: refractory steps left
+    dead_steps: np.ndarray  # int32, bushy cell: refractory steps left
 
     @staticmethod
     def at_rest(seed: int | Sequence[int]) -> Ear:
-        """The state after long silence (Meddis 1988); the fibres and bushy cells have not fired yet."""
-        k = G * A / (A + B)
-        cleft = HAIR_M * Y * k / (L * k + Y * (L + R))
-        random = np.random.SeedSequence(seed).generate_state(N_PLACES, np.uint64)
+        """The state after long silence; the fibres and bushy cells have not fired yet."""
+        free, cleft, reprocessed = (np.full(N_PLACES, value, np.float32) for value in resting_transmitter())
         return Ear(
-            free=np.full(N_PLACES, cleft * (L + R) / k),
-            cleft=np.full(N_PLACES, cleft),
-            reprocessed=np.full(N_PLACES, cleft * R / X),
-            random=np.maximum(random, 1),  # 0 is the one state that xorshift never leaves
-            ready=np.full(N_PLACES, float(N_FIBRES)),
-            fired=np.zeros((REFRACTORY_STEPS, N_PLACES)),
-            current=np.zeros(N_PLACES),
-            potential=np.zeros(N_PLACES),
-            dead_steps=np.zeros(N_PLACES, np.int64),
+            free=free,
+            cleft=cleft,
+            reprocessed=reprocessed,
+            random=noise_states(seed),
+            ready=np.full(N_PLACES, N_FIBRES, np.float32),
+            fired=np.zeros((REFRACTORY_STEPS, N_PLACES), np.float32),
+            current=np.zeros(N_PLACES, np.float32),
+            potential=np.zeros(N_PLACES, np.float32),
+            dead_steps=np.zeros(N_PLACES, np.int32),
         )
+
+
+def resting_transmitter() -> tuple[float, float, float]:
+    """q, c and w of a hair cell after long silence (Meddis 1988)."""
+    y, g, l, r, x, a, b, m = map(float, (Y, G, L, R, X, A, B, HAIR_M))
+    k = g * a / (a + b)
+    cleft = m * y * k / (l * k + y * (l + r))
+    return cleft * (l + r) / k, cleft, cleft * r / x
+
+
+def noise_states(seed: int | Sequence[int]) -> np.ndarray:
+    """The first states of the generators of noise, uint64 [700]."""
+    states = np.random.SeedSequence(seed).generate_state(N_PLACES, np.uint64)
+    return np.maximum(states, 1)  # 0 is the one state that xorshift never leaves
 
 
 @inlined
@@ -218,34 +315,34 @@ def hair_cell_step(velocity, free, cleft, reprocessed, probability):
     """
     for j in range(velocity.size):
         shifted = velocity[j] + A
-        k = G * shifted / (shifted + B) if shifted > 0 else 0.0
+        k = G * shifted / (shifted + B) if shifted > ZERO else ZERO
         released = k * free[j]
-        d_free = Y * max(HAIR_M - free[j], 0.0) - released + X * reprocessed[j]
-        d_cleft = released - (L + R) * cleft[j]
+        d_free = Y * max(HAIR_M - free[j], ZERO) - released + X * reprocessed[j]
+        d_cleft = released - LOSS * cleft[j]
         d_reprocessed = R * cleft[j] - X * reprocessed[j]
-        free[j] = max(free[j] + STEP_S * d_free, 0.0)
-        cleft[j] = max(cleft[j] + STEP_S * d_cleft, 0.0)
-        reprocessed[j] = max(reprocessed[j] + STEP_S * d_reprocessed, 0.0)
-        probability[j] = HAIR_H * cleft[j] * STEP_S
-
-
-@inlined
-def _uniform(state):
-    """A number in [0, 1) from the upper 53 bits of a uint64."""
-    return np.float64(state >> np.uint64(11)) * 2.0**-53
+        free[j] = max(free[j] + DT * d_free, ZERO)
+        cleft[j] = max(cleft[j] + DT * d_cleft, ZERO)
+        reprocessed[j] = max(reprocessed[j] + DT * d_reprocessed, ZERO)
+        probability[j] = RELEASE * cleft[j]
 
 
 @inlined
 def _binomial(n, p, u):
     """The number of successes in `n` trials of probability `p` < 1, by inversion: the largest k with u < P(K >= k)."""
-    mass = (1 - p) ** n
-    tail = 1 - mass
+    mass, power = ONE, ONE - p
+    bits = n
+    while bits:  # (1 - p) ** n by squaring, which is the same on every machine
+        if bits & 1:
+            mass *= power
+        power *= power
+        bits >>= 1
+    tail, odds = ONE - mass, p / (ONE - p)
     k = 0
     while u < tail and k < n:
         k += 1
-        mass *= (n - k + 1) / k * p / (1 - p)
+        mass *= np.float32(n - k + 1) / np.float32(k) * odds
         tail -= mass
-    return k
+    return np.float32(k)
 
 
 @inlined
@@ -255,6 +352,7 @@ def fibre_step(probability, random, ready, fired, counts):
     The fibres of a place are exchangeable, so one binomial draw replaces 40 Bernoulli draws. `fired` [700] holds the
     counts of REFRACTORY_STEPS ago, whose fibres become ready now, and is replaced by `counts`.
     """
+    uniform = np.empty(probability.size, np.float32)
     undecided = np.empty(probability.size, np.bool_)
     for j in range(probability.size):
         state = random[j]
@@ -262,17 +360,20 @@ def fibre_step(probability, random, ready, fired, counts):
         state ^= state >> np.uint64(7)
         state ^= state << np.uint64(17)
         random[j] = state
+        uniform[j] = np.float32(np.int32(state >> np.uint64(40))) * TO_UNIFORM  # the upper 24 bits: in [0, 1)
+    for j in range(probability.size):
         ready[j] += fired[j]
-        # Bonferroni: P(K >= 1) lies between mean - pairs and mean, and P(K >= 2) below pairs. This decides nearly all
-        # draws without a power.
-        u = _uniform(state)
-        mean = ready[j] * probability[j]
-        pairs = mean * (mean - probability[j]) / 2
-        counts[j] = 1.0 if u < mean - pairs else 0.0
-        undecided[j] = (u < pairs) | ((u >= mean - pairs) & (u < mean))
+        # Bonferroni: P(K >= 1) lies between `one` and triples above it, P(K >= 2) between `two` and pairs, and
+        # P(K >= 3) below triples. This decides nearly all draws without a power.
+        u, p, mean = uniform[j], probability[j], ready[j] * probability[j]
+        pairs = HALF * mean * (mean - p)
+        triples = THIRD * pairs * (mean - TWO * p)
+        one, two = mean - pairs, pairs - TWO * triples
+        counts[j] = (ONE if u < one else ZERO) + (ONE if u < two else ZERO)
+        undecided[j] = (u < triples) | ((u >= two) & (u < pairs)) | ((u >= one) & (u < one + triples))
     for j in range(probability.size):
         if undecided[j]:
-            counts[j] = _binomial(int(ready[j]), probability[j], _uniform(random[j]))
+            counts[j] = _binomial(int(ready[j]), probability[j], uniform[j])
     for j in range(probability.size):
         ready[j] -= counts[j]
         fired[j] = counts[j]
@@ -280,23 +381,27 @@ def fibre_step(probability, random, ready, fired, counts):
 
 @inlined
 def bushy_cell_step(counts, current, potential, dead_steps, spikes):
-    """Set `spikes` [700] where a leaky integrate-and-fire cell driven by `counts` [700] fibre spikes fires."""
+    """Set `spikes` [700] where a leaky integrate-and-fire cell driven by `counts` [700] fires; return how many do."""
+    n_spikes = 0
     for j in range(counts.size):
         current[j] = DECAY_SYN * current[j] + WEIGHT * counts[j]
-        integrated = DECAY_MEM * potential[j] + STEP_S * current[j] if dead_steps[j] == 0 else 0.0
+        is_alive = ONE if dead_steps[j] == 0 else ZERO
+        integrated = is_alive * (DECAY_MEM * potential[j] + DT * current[j])
         spikes[j] = integrated >= THRESHOLD
-        potential[j] = 0.0 if spikes[j] else integrated
+        n_spikes += spikes[j]
+        potential[j] = (ZERO if spikes[j] else ONE) * integrated
         dead_steps[j] = REFRACTORY_STEPS if spikes[j] else max(dead_steps[j] - 1, 0)
+    return n_spikes
 
 
 @kernel
 def transduce(velocity, first_step, ear):
-    """Run hair cells, fibres and bushy cells over a block of velocity [T, 700] that begins at `first_step`.
+    """Run hair cells, fibres and bushy cells over a hop of velocity [T, 700] that begins at `first_step`.
 
     ear: `Ear`, overwritten. Returns the step, int64 [events], and unit, uint16 [events], of each event in order.
     """
     n_steps, n_places = velocity.shape
-    probability, counts = np.empty(n_places), np.empty(n_places)
+    probability, counts = np.empty(n_places, np.float32), np.empty(n_places, np.float32)
     spikes = np.empty(n_places, np.bool_)
     # A cell that fires is then refractory, so this is as many events as there can be.
     most = n_places * (n_steps // REFRACTORY_STEPS + 1)
@@ -305,7 +410,8 @@ def transduce(velocity, first_step, ear):
     for step in range(first_step, first_step + n_steps):
         hair_cell_step(velocity[step - first_step], ear.free, ear.cleft, ear.reprocessed, probability)
         fibre_step(probability, ear.random, ear.ready, ear.fired[step % REFRACTORY_STEPS], counts)
-        bushy_cell_step(counts, ear.current, ear.potential, ear.dead_steps, spikes)
+        if bushy_cell_step(counts, ear.current, ear.potential, ear.dead_steps, spikes) == 0:
+            continue
         for unit in range(n_places):
             if spikes[unit]:
                 steps[n_events], units[n_events] = step, unit

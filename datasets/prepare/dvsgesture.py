@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from datasets.prepare import visible
-from datasets.prepare.cameras import aedat3_packets
+from datasets.prepare.cameras.aedat import aedat3_packets
 from datasets.prepare.parallel import map_in_order
 from datasets.prepare.writer import write_camera
 from snn.errors import InputError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,7 +24,7 @@ class Picture:
         height, width = (-(-side // self.divide) for side in sensor)
         self.counts = np.zeros((len(labels), 2, height, width), np.int64)
         self.recordings = np.zeros(len(labels), np.int64)
-        self.slice_us, self.rates = 1000, np.zeros((len(labels), SLICES), np.int64)
+        self.slice_us, self.rates = 1, np.zeros((len(labels), SLICES), np.int64)
 
     def see(self, label: int, times: np.ndarray, units: np.ndarray) -> None:
         """Count a recording, of a long one evenly spread events."""
@@ -37,9 +38,13 @@ class Picture:
         self.recordings[label] += 1
 
     def save(self, path: Path) -> None:
-        """Paint the picture."""
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
+        """Paint the picture, or say that matplotlib is missing."""
+        try:
+            from matplotlib.backends.backend_agg import FigureCanvasAgg
+            from matplotlib.figure import Figure
+        except ModuleNotFoundError:
+            print(f"{path.name} is not painted, as matplotlib is missing (pip install matplotlib)", file=sys.stderr)
+            return
 
         shown = min(len(self.labels), 20)
         columns = min(shown, 5)

@@ -1,4 +1,4 @@
-"""Which recordings a folder holds, of which class and subject each is, and whether it is to train on or to test."""
+"""The recordings of a folder: the class and subject of each, and whether it is to train on or to test."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def _source(path: Path, fields: dict[str, str | None], where: str) -> Source:
 
 
 def _by_lists(folder: Path, sources: list[Source], lists: dict[str, Path]) -> list[Source]:
-    """As Speech Commands has them: lists of the files to test and to validate; the others are to train on."""
+    """Take the splits from lists, as Speech Commands has them: files to test and to validate; the others train."""
     places = {source.path.relative_to(folder).as_posix(): k for k, source in enumerate(sources)}
     split = dict.fromkeys(range(len(sources)), "train")
     for name, path in lists.items():

@@ -47,10 +47,12 @@ class Store:
         class_names: Sequence[str] | None,
         subjects: Sequence[int | str | None],
         where: Path,
+        files: Sequence[int] | None = None,
     ) -> None:
         """Labels are names, which are numbered in sorted order, or numbers from 0; so are subjects, or all None.
 
-        With `class_names` a name's number is its place there. `where` is the file, for messages.
+        With `class_names` a name's number is its place there. `where` is the file, for messages. `files`: the
+        number of the file that each recording was cut from, where one gave several: they are held out together.
         """
         if not self.number:
             raise InputError(f"{where}: there is no recording to write")
@@ -63,6 +65,8 @@ class Store:
             if None in subjects:
                 raise InputError(f"{where}: recording {subjects.index(None)} names no subject, and others do")
             self.file["extra/speaker"] = numbered(subjects, None, f"{where}: the subject")[0]
+        if files is not None:
+            self.file["extra/file"] = np.array(files, np.uint32)
 
     def _resize(self, size: int) -> None:
         for dataset in self.lists:

@@ -26,7 +26,7 @@ from datasets.prepare.recordings import Recording
 from datasets.prepare.writer import is_made, write_events
 from snn.errors import InputError
 
-RECIPE = 1  # part of the provenance: raise it with any change that makes other files from the same recordings
+RECIPE = 2  # part of the provenance: raise it with any change that makes other files from the same recordings
 MAX_RATE_HZ = 1_000_000
 MAX_S = 600
 BLOCK_SAMPLES = 2**20  # read at once: what a header promises is never allocated

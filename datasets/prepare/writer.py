@@ -11,7 +11,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from datasets.prepare import PROVENANCE
+from datasets.hdf5 import PROVENANCE
 from snn.errors import InputError
 
 

@@ -4,8 +4,10 @@ Every backend, streams, reports and exports follow from that file. A file laid i
 the environment variable FIRST_SPIKE_NEURONS names, is one of NEURONS; see docs/adding_a_neuron.md.
 """
 
+import ast
 import os
 import sys
+from collections import Counter
 from importlib import import_module
 from pathlib import Path
 
@@ -22,9 +24,17 @@ def _found() -> dict[str, type[SpikingNeuron]]:
             print(f"warning: FIRST_SPIKE_NEURONS names {folder}, which is not a folder", file=sys.stderr)
         for path in sorted(Path(folder).glob("[!_]*.py")):
             module = import_module(f"{__name__}.{path.stem}")
+            if not path.samefile(module.__file__):
+                print(f"warning: {path} is passed over; {module.__file__} has the same name", file=sys.stderr)
+                continue
+            top = ast.parse(path.read_text(encoding="utf-8")).body
+            classes = Counter(statement.name for statement in top if isinstance(statement, ast.ClassDef))
             for name, value in vars(module).items():
                 is_neuron = isinstance(value, type) and issubclass(value, SpikingNeuron) and hasattr(value, "STATES")
                 if is_neuron and value.__module__ == module.__name__:
+                    if name in neurons or classes[name] > 1:
+                        other = sys.modules[neurons[name].__module__].__file__ if name in neurons else "once more"
+                        value.FAULT = f"neuron {name} stands in {path} and {other}: give one of them another name"
                     neurons[name] = value
     return neurons
 

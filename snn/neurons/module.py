@@ -13,6 +13,8 @@ from snn import checks, ops
 from snn.errors import InputError
 from snn.learned import Delays, Learned
 from snn.neurons.values import Decay, Derived, Value
+from snn.norm import Normed
+from snn.ops.reference import NORM
 
 
 class CubaLIF(NamedTuple):
@@ -63,6 +65,7 @@ class SpikingNeuron(MemoryModule):
     VALUES: ClassVar[Mapping[str, Value]]
     CUBA: ClassVar[CubaLIF | None] = None
     THETA: ClassVar[Value] = Value("threshold", "theta", learned=False)
+    FAULT: ClassVar[str | None] = None  # why there can be no such layer
 
     def __init__(
         self,
@@ -95,6 +98,8 @@ class SpikingNeuron(MemoryModule):
         self.dynamics = self.dynamics_of(reset, spike_first, ops.Surrogate(surrogate, surrogate_slope))
         self.return_potential = return_potential
         self.checks_states = True  # not within a network, which says itself where a number is not finite
+        self.says_near = False  # whether the next layer wants to know, of this one's last output, where u was near 0
+        self.near_TW: Tensor | None = None  # see `ops.near_room`
         self.backend = backend
         self.step_mode = step_mode
         is_raw = decay == "raw"
@@ -137,6 +142,8 @@ class SpikingNeuron(MemoryModule):
         surrogate: ops.Surrogate | None = None,
     ) -> ops.Dynamics:
         """Return what is known of the neuron before any tensor is: how it fires, and the names of states and values."""
+        if cls.FAULT:
+            raise InputError(cls.FAULT)
         for name in (*cls.STATES, *cls.values_of()):
             if name in RESERVED or not name.isidentifier():
                 raise InputError(f"{cls._place(name)}: a state or value cannot be called {name}")
@@ -213,19 +220,25 @@ class SpikingNeuron(MemoryModule):
         self, inputs: tuple[Tensor], states: tuple[Tensor | None, ...]
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
         """Run all T steps on explicit states (in the order of `named_memories`)."""
-        (x,), values = inputs, self.values()
+        (x,), values, dynamics = inputs, self.values(), self.dynamics
+        if isinstance(x, Normed):
+            x, *norm = x
+            values, dynamics = values | dict(zip(NORM, norm, strict=True)), dynamics.behind_norm()
         x_TBN = x.flatten(2) if isinstance(x, Tensor) and x.dim() > 3 else x
         own = max(value.numel() for value in values.values())  # 1 where the layer has one value for all
         x_TBN = checks.like_weights("x", x_TBN, ("steps", "samples", own if own > 1 else "neurons"), values["theta"])
         with checks.without_autocast(x_TBN.device):
+            says_near = self.says_near and torch.is_grad_enabled()
+            self.near_TW = ops.near_room(x_TBN, dynamics, self.feedback, self.backend) if says_near else None
             y_TBN, h_TBN, state = ops.multi_step(
                 x_TBN,
                 values,
                 dict(zip(self._memories, states, strict=True)),
-                self.dynamics,
+                dynamics,
                 self.feedback,
                 want_h=self.return_potential,
                 backend=self.backend,
+                near_TW=self.near_TW,
             )
         if self.checks_states:  # a number that is not finite stays in them
             for name in self.dynamics.states:
@@ -251,4 +264,4 @@ class SpikingNeuron(MemoryModule):
 
 
 # The frame's own states, names that a step or a module has for something else, and the keywords of C.
-RESERVED = {*ops.reference.FRAME, "x", "s", "p", "V", "delays", "real", "state", "values", "kept", "training"}
+RESERVED = {*ops.reference.FRAME, *NORM, "x", "s", "p", "V", "delays", "real", "state", "values", "kept", "training"}

@@ -32,20 +32,37 @@ def multi_step(
     *,
     backend: str = "auto",
     want_h: bool = True,
+    near_TW: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
     """Run T steps of a layer: (y_TBN, h_TBN, final state). See `snn.ops.reference` for the equations and shapes.
 
     `auto` takes the compiled backend of x's device, where there is one. h is None, and not even stored, unless wanted.
+    near_TW is the result of `near_room`, to be filled.
     """
     _check(x_TBN, values, state, neuron, feedback)
-    if backend == "auto":
-        backend = {"cpu": "cpu", "cuda": "cupy"}.get(x_TBN.device.type, "torch")
+    backend = _named(backend, x_TBN)
     if backend == "torch":
         y_TBN, h_TBN, state = reference.multi_step(x_TBN, values, state, neuron, feedback)
         return y_TBN, h_TBN if want_h else None, state
     if backend not in _FUSED:
         raise InputError(f"backend '{backend}' is not known; known are auto, {', '.join(BACKENDS)}")
-    return fused.multi_step(kernels(backend, x_TBN.device), x_TBN, values, state, neuron, feedback, want_h)
+    return fused.multi_step(kernels(backend, x_TBN.device), x_TBN, values, state, neuron, feedback, want_h, near_TW)
+
+
+def near_room(x_TBN: Tensor, neuron: Dynamics, feedback: Feedback | None, backend: str = "auto") -> Tensor | None:
+    """Room for what `multi_step` finds on the CPU: where u lies within the reach of a surrogate of finite width.
+
+    (T, ceil(B·N / 64)) int64, a bit for each column b·N + n. Where it is 0, a gradient of the output comes to nothing.
+    None: it may matter everywhere.
+    """
+    if _named(backend, x_TBN) != "cpu":
+        return None
+    return kernels("cpu", x_TBN.device).near_room(x_TBN, neuron, feedback is not None)
+
+
+def _named(backend: str, x_TBN: Tensor) -> str:
+    """Which backend "auto" is."""
+    return {"cpu": "cpu", "cuda": "cupy"}.get(x_TBN.device.type, "torch") if backend == "auto" else backend
 
 
 def kernels(backend: str, device: torch.device) -> ModuleType:
@@ -83,6 +100,8 @@ def _check(
     named = [(name, value, ((N,), (1,))) for name, value in values.items()]
     named += [(f"state.{name}", tensor, ((B, N),)) for name, tensor in state.items() if name != "y"]
     if feedback is not None:
+        if neuron.normed:
+            raise InputError("a recurrent layer takes its input as it is: scale and shift would reach what is fed back")
         named += [("V", feedback.V_NN, ((N, N),)), ("delay", feedback.delay_N, ((N,),))]
         named += [("state.y", state.get("y"), ((feedback.D, B, N),))]
         if feedback.delay_N is not None and feedback.delay_N.device.type == "cpu":

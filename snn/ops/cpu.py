@@ -14,8 +14,9 @@ from torch import Tensor
 from snn.ops import printer
 from snn.ops.compiled import in_parts, inlined, printed
 from snn.ops.fused import Call
-from snn.ops.lanes import CACHE_LINE_BYTES, LINE
+from snn.ops.lanes import CACHE_LINE_BYTES, LANES, LINE
 from snn.ops.reference import Dynamics
+from snn.ops.trace import trace
 
 TILE = 512  # columns, a multiple of LINE
 STRIDE = TILE + 16  # between rows of scratch; the odd cache lines keep equal columns of two rows off one cache set
@@ -53,6 +54,14 @@ def add_rows(out, c, rows_KN, picked):
 def kernels(neuron: Dynamics, learned: frozenset[str] = frozenset()) -> ModuleType:
     """The compiled module of a neuron, with the gradients of these values."""
     return printed(neuron.name, printer.numba(neuron, learned))
+
+
+def near_room(x_TBN: Tensor, neuron: Dynamics, recurrent: bool) -> Tensor | None:
+    """See `snn.ops.near_room`."""
+    T, B, N = x_TBN.shape
+    if trace(neuron).near is None or (recurrent and N % LINE):  # its samples, computed apart, would share words
+        return None
+    return torch.empty(T, -(-B * N // LANES), dtype=torch.int64)
 
 
 def _run(kernel, arguments: tuple, results: tuple[Tensor | None, ...], recurrent: bool) -> None:
@@ -101,8 +110,9 @@ def forward(
     values_PN: Tensor,
 ) -> None:
     """See `snn.ops.fused.Backend`."""
-    tensors = (x_TBN, s_TBN, h_TBN, total_TBN, marks_CSBN, state_SBN, past_DBN)
-    arguments = (*map(_columns, tensors), *_feedback(call, transposed=True), values_PN.detach().numpy())
+    near_TW = None if call.near_TW is None else call.near_TW.numpy().view(np.uint16)
+    x_TM, s_TM, h_TM, *others = map(_columns, (x_TBN, s_TBN, h_TBN, total_TBN, marks_CSBN, state_SBN, past_DBN))
+    arguments = (x_TM, s_TM, h_TM, near_TW, *others, *_feedback(call, transposed=True), values_PN.detach().numpy())
     _run(kernels(call.neuron).forward_columns, arguments, (s_TBN, h_TBN), call.feedback is not None)
 
 

@@ -24,6 +24,7 @@ class Call(NamedTuple):
     feedback: Feedback | None
     want_h: bool
     records: bool  # for a backward pass
+    near_TW: Tensor | None = None  # room for what `near_room` describes
 
 
 class Backend(Protocol):
@@ -60,7 +61,7 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(ctx, call: Call, x_TBN, past_DBN, V_NN, delay_N, state_SBN, values_PN):
         s_TBN, h_TBN, kept_TBN, marks_CSBN, final_SBN = _run_forward(call, x_TBN, past_DBN, state_SBN, values_PN)
-        ctx.call = call._replace(feedback=None)
+        ctx.call = call._replace(feedback=None, near_TW=None)
         ctx.longest = call.feedback.longest if call.feedback else 0
         ctx.set_materialize_grads(False)
         spikes_TBN = s_TBN if call.feedback else None
@@ -122,6 +123,7 @@ def multi_step(
     neuron: Dynamics,
     feedback: Feedback | None,
     want_h: bool,
+    near_TW: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
     """`snn.ops.multi_step` on one compiled backend, arguments already checked."""
     state = reference.filled(state, neuron, x_TBN[0], feedback.D if feedback else 0)
@@ -136,7 +138,7 @@ def multi_step(
     tensors = (x_TBN.contiguous(), past_DBN, V_NN, delay_N, state_SBN, values_PN)
     records = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
     learned = frozenset(name for name in neuron.values if records and values[name].requires_grad)
-    call = Call(backend, neuron, learned, feedback, want_h or neuron.spike_first, records)
+    call = Call(backend, neuron, learned, feedback, want_h or neuron.spike_first, records, near_TW)
     if records:
         s_TBN, h_TBN, final_SBN = _Fused.apply(call, *tensors)
     else:

@@ -267,6 +267,13 @@ def unlike(_, lanes, number):
 
 
 @intrinsic
+def word(_, truths):
+    """A bit for each of LINE truths."""
+    bits = ir.IntType(LINE)
+    return types.uint16(truths), lambda context, builder, _, arguments: builder.bitcast(arguments[0], bits)
+
+
+@intrinsic
 def ones(_, bits):
     """Return how many bits are set."""
     return types.int64(types.uint64), lambda context, builder, _, arguments: builder.ctpop(arguments[0])

@@ -1,16 +1,18 @@
-"""A neuron's step as source text: numba for the CPU, CUDA for GPUs. `python -m snn.ops.show AdLIF` shows it.
+"""A neuron's step as source text: numba for the CPU, CUDA for GPUs, C. `python -m snn.ops.show AdLIF` shows it.
 
-The text of one neuron is short functions (a step, its derivative, loads and stores of states and values). What is the
-same for all neurons stands in a frame around it: `kernels/neuron.py` and `kernels/neuron.cu`.
+The text of one neuron is short functions (a step, its derivative, loads and stores of states and values; in C the step
+alone). What is the same for all neurons stands in a frame around it: `kernels/neuron.py`, `kernels/neuron.cu` and
+`snn/embedded/network.c`.
 """
 
 import keyword
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from snn.errors import InputError
 from snn.ops.reference import Dynamics
 from snn.ops.trace import Step, Symbol, trace
 
@@ -23,7 +25,8 @@ class Language:
 
     operations: dict[str, str]
     number: str
-    assignment: str
+    assignment: str  # to a name, of an expression, with its `kind`
+    kind: str  # of numbers
     taken: frozenset[str]  # names that mean something else in the frame
 
 
@@ -36,6 +39,7 @@ NUMBA = Language(
     | {"spike": "where({0} {fires} 0, 1, zeros(r, LINE))"},
     "{}",
     "{} = {}",
+    "",
     frozenset({"r", "j", "load", "store", "where", "zeros", "state", "values", "recalled", "gvalues", "gstate"}),
 )
 CUDA = Language(
@@ -45,8 +49,16 @@ CUDA = Language(
     | {"minimum": "{1} < {0} ? {1} : {0}", "maximum": "{1} > {0} ? {1} : {0}"}
     | {"spike": "{0} {fires} real(0) ? real(1) : real(0)"},
     "real({})",
-    "const real {} = {};",
+    "const {kind} {} = {};",
+    "real",
     frozenset({"real", "state", "values", "recalled", "gvalues", "gstate", "int", "long", "float", "double", "auto"}),
+)
+C = replace(
+    CUDA,
+    operations=CUDA.operations | {"abs": "{0} < 0.0f ? -{0} : {0}", "spike": "{0} {fires} 0.0f ? 1.0f : 0.0f"},
+    number="{}f",
+    kind="float",
+    taken=CUDA.taken | {"potential"},
 )
 
 
@@ -113,10 +125,8 @@ class Text:
                 is_truth = symbol.op in (">=", ">", "<=", "<")
                 if symbol not in self.names:
                     self.names[symbol] = f"{'c' if is_truth else 't'}{len(self.names)}"
-                assignment = self.language.assignment
-                if is_truth:
-                    assignment = assignment.replace("const real", "const bool")
-                result.append(assignment.format(self.names[symbol], self._written(symbol)))
+                kind = "bool" if is_truth else self.language.kind
+                result.append(self.language.assignment.format(self.names[symbol], self._written(symbol), kind=kind))
         return result
 
     def _written(self, symbol: Symbol) -> str:
@@ -141,7 +151,7 @@ HEADER = """import numpy as np
 from snn.ops.compiled import inlined, kernel
 from snn.ops.cpu import STEPS, STRIDE, TILE, add_rows
 from snn.ops.lanes import (
-    LINE, exponential, fence, load, load_part, store, store_part, store_past, where, zeros
+    LINE, exponential, fence, load, load_part, store, store_part, store_past, where, word, zeros
 )"""
 
 
@@ -187,8 +197,9 @@ def numba(neuron: Dynamics, learned: frozenset[str]) -> str:
 
     g_after = [f"g{k}" for k in range(S)]
     sums = [f"sum_{name}" for name in order]
-    forward = text.lines([step.spike, step.potential, *step.after])
-    forward_result = f"{named([step.spike])[0]}, {named([step.potential])[0]}, {_tuple(named(step.after))}"
+    forward = text.lines([step.spike, step.potential, step.near, *step.after])
+    near = text.names.get(step.near, "None")
+    forward_result = f"{', '.join(named([step.spike, step.potential]))}, {near}, {_tuple(named(step.after))}"
     backward_lines = text.lines([step.g_x, *step.g_states, *step.g_values.values()])
     summed = [
         f"{total} + {text.operand(g)}" if g is not None else total
@@ -232,7 +243,7 @@ def numba(neuron: Dynamics, learned: frozenset[str]) -> str:
         function("recall(r, j)", "As kept: the input, and states.", [], _tuple(rows(0, 1 + len(recalled)))),
         function(
             "step(r, x, state, values)",
-            "One step: spike, potential, states after it.",
+            "One step: spike, potential, whether it is near the threshold, states after it.",
             [*unpacked(state_names, "state"), *unpacked(value_names, "values"), *forward],
             forward_result,
         ),
@@ -341,3 +352,28 @@ __device__ inline real backward_step(
 }}
 
 {(KERNELS / "neuron.cu").read_text(encoding="utf-8")}"""
+
+
+def c(neuron: Dynamics) -> tuple[str, str, list[str]]:
+    """(struct of the states, function of a step, values that it takes after x and the potential) in C, float32."""
+    step = trace(neuron)
+    if step.spike.op != "spike":
+        raise InputError(f"neuron {neuron.name}: its output is not a spike of size 1, which is all that C can say")
+    text = Text(step, C)
+    states = [next(s for s in step.symbols if s.op == "state" and s.name == name) for name in neuron.states]
+    x, names = text.names[step.symbols[0]], [text.names[s] for s in states]
+    lines = text.lines([step.spike, step.potential, *step.after], known=text.values)
+    after = [f"state->{name} = {text.operand(s, False)};" for name, s in zip(names, step.after, strict=True)]
+    spike, potential = text.operand(step.spike), text.operand(step.potential, False)
+    read = set(re.findall(r"\w+", " ".join([*lines, *after, spike, potential])))
+    before = [f"const float {name} = state->{name};" for name in names if name in read]
+    values = [s for s in text.values if text.names[s] in read]
+    parameters = ", ".join(f"float {text.names[s]}" for s in values)
+    body = [*before, *lines, *after, f"*potential = {potential};", f"return {spike} != 0.0f;"]
+    return (
+        f"typedef struct {{ float {', '.join(names)}; }} {neuron.name}_state;",
+        f"/* One step with the input x: whether the neuron fires. Its potential is that before a reset. */\n"
+        f"static bool step_{neuron.name}({neuron.name}_state *state, float {x}, float *potential,\n"
+        f"    {parameters})\n" + "{\n" + "".join(f"    {line}\n" for line in body) + "}",
+        [s.name for s in values],
+    )

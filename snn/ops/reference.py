@@ -9,6 +9,7 @@ of a step, `state` has its states by name, and `p` the values by name (θ among 
 
 What is the same for all neurons is written around it. A recurrent layer adds V y to its input, y its own output of the
 step before, or, with a delay d_j for each neuron j, V ((1 - f) y_{n-1-k} + f y_{n-2-k}) with k = floor(d), f = d - k.
+A layer that is `normed` reads scale · x + shift in place of x: a BatchNorm before it need not write that down.
 With `spike_first` (the plain-autograd variant of the published code, Liu et al. 2023, doi 10.3389/fnins.2023.1266003)
 the output is the spike of the step before, y_n = [h_{n-1} > θ], strictly above the threshold.
 
@@ -16,7 +17,7 @@ Shapes: T steps, B samples, N neurons, D outputs before the first.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple
 
@@ -26,6 +27,7 @@ from torch import Tensor
 from snn.ops.surrogate import Surrogate
 
 State = Mapping[str, Tensor | None]  # what is carried from one step, or one call, to the next; None stands for zeros
+NORM = ("scale", "shift")  # values of a layer that is `normed`
 FRAME = ("h", "y")  # carried around the neuron: the potential whose spike is still to come out, the last outputs
 
 
@@ -40,6 +42,11 @@ class Dynamics:
     reset: Literal["hard", "soft"] = "hard"
     spike_first: bool = False
     surrogate: Surrogate = field(default_factory=Surrogate)
+    normed: bool = False
+
+    def behind_norm(self) -> "Dynamics":
+        """The same neuron with two more values, scale and shift of its input."""
+        return replace(self, values=(*self.values, *NORM), normed=True)
 
     def carried(self, recurrent: bool) -> tuple[str, ...]:
         """Names of all that a layer carries on."""
@@ -53,6 +60,10 @@ class Parameters(SimpleNamespace):
         super().__init__(**values)
         self.spike = spike_function
         self._neuron = neuron
+
+    def normed(self, x: Tensor) -> Tensor:
+        """The input of a step of x, as it comes to the layer."""
+        return self.scale * x + self.shift if self._neuron.normed else x
 
     def fire(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """(spike, membrane after the reset)."""
@@ -127,6 +138,7 @@ def multi_step(
     outputs, potentials = [], []
     fed = list(state["y"]) if feedback else []
     for x in x_TBN:
+        x = p.normed(x)
         if feedback:
             x = x + delayed(torch.stack(fed), feedback)[0] @ feedback.V_NN.T
         s, h, new = neuron.step(x, SimpleNamespace(**{name: state[name] for name in neuron.states}), p)

@@ -1,8 +1,9 @@
 """Products with what is mostly zero, on the CPU: the work follows the events.
 
-Rows R = T·B, inputs C, outputs N. `offsets` (R + 1), `channels` and `counts` are those of `snn.events.Events`. Outputs
-are cut into S slices of L = LANES, the last filled up with zeros. What an event adds to a slice is one contiguous row
-of W_SCL, what it is added to stays in registers, and the weights of a slice stay in the second-level cache.
+Rows R = T·B, inputs C, outputs N. `offsets` (R + 1), `channels` and `counts` are those of `snn.inputs.SparseCounts`.
+Outputs are cut into S slices of L = LANES, the last filled up with zeros. What an event adds to a slice is one
+contiguous row of W_SCL, what it is added to stays in registers, and the weights of a slice stay in the second-level
+cache.
 """
 
 import math
@@ -16,12 +17,27 @@ from torch.nn import functional as F
 
 from snn import checks
 from snn.errors import InputError
-from snn.events import check_entries
-from snn.ops.compiled import in_parts, kernel
-from snn.ops.lanes import LANES, add_product, load, load_part, lowest, ones, prefetch, store, store_part, unlike, zeros
+from snn.inputs import check_entries
+from snn.ops.compiled import in_parts, inlined, kernel
+from snn.ops.lanes import (
+    LANES,
+    LINE,
+    add_product,
+    load,
+    load_part,
+    lowest,
+    ones,
+    prefetch,
+    store,
+    store_part,
+    total,
+    unlike,
+    zeros,
+)  # fmt: skip
 
 SECTION = 8192  # rows, at most, whose share of the weight gradient is one sum; many cores would like them smaller
 SERIAL_BELOW = 1024  # words: less is looked through before a second thread has woken up
+PICKED = 4  # inputs whose gradients are summed side by side
 AHEAD = 4  # rows; a slice of them is too short for the processor to see what comes next
 
 
@@ -51,6 +67,60 @@ def _weight_gradient(offsets, channels, counts, gy, gW_KSCL, begin, end):
             for e in range(offsets[r], offsets[r + 1]):
                 row = (part * C + channels[e]) * LANES
                 store(gW_KSCL, row, add_product(load(gW_KSCL, row, LANES), counts[e], gy_L))
+
+
+@inlined
+def _put(out, rows, mask, b, C, c, sum_0, sum_1):
+    """The entries of input c in two rows."""
+    factor = mask[np.uint64(b * C + c)]
+    out[np.uint64(rows[0] * C + c)] = factor * total(sum_0)
+    out[np.uint64(rows[1] * C + c)] = factor * total(sum_1)
+
+
+@kernel
+def _input_gradient(near_TW, gy, W_CN, mask_BC, gs, begin, end):
+    """gs = mask (gy @ W) where bit b·C + c of the step or of its neighbour is set, elsewhere 0.
+
+    Of steps 2k and 2k + 1 of sample b, for begin <= k·B + b < end: most neurons are near the threshold in both or in
+    none, and weights once loaded serve both. Rows of gy and W_CN end in zeros: whole lines.
+    """
+    T, (B, C), N = len(near_TW), mask_BC.shape, gy.shape[1]
+    out, mask = gs.reshape(-1), mask_BC.reshape(-1)
+    picked = np.empty(C + PICKED, np.int64)
+    for part in range(begin, end):
+        t, b = part // B * 2, part % B
+        rows = t * B + b, min(t + 1, T - 1) * B + b
+        for row in rows:
+            for c in range(C):
+                out[np.uint64(row * C + c)] = 0
+        count = 0
+        for w in range(b * C // LANES, -(-(b + 1) * C // LANES)):
+            word = near_TW[t, w] | near_TW[min(t + 1, T - 1), w]
+            while word:
+                c = w * LANES + lowest(word) - b * C  # beyond the row's ends it is another sample's
+                if 0 <= c < C:
+                    picked[count] = c
+                    count += 1
+                word &= word - np.uint64(1)
+        for k in range(count, count + PICKED - 1):
+            picked[k] = picked[count - 1]  # the last one again, to be a whole group
+        gy_0, gy_1 = rows[0] * N, rows[1] * N
+        for k in range(0, count, PICKED):
+            c_0, c_1, c_2, c_3 = picked[k], picked[k + 1], picked[k + 2], picked[k + 3]
+            a_0, a_1, a_2, a_3 = zeros(gy, LINE), zeros(gy, LINE), zeros(gy, LINE), zeros(gy, LINE)
+            b_0, b_1, b_2, b_3 = zeros(gy, LINE), zeros(gy, LINE), zeros(gy, LINE), zeros(gy, LINE)
+            for n in range(0, N, LINE):
+                g_0, g_1 = load(gy, gy_0 + n, LINE), load(gy, gy_1 + n, LINE)
+                w_0, w_1 = load(W_CN, c_0 * N + n, LINE), load(W_CN, c_1 * N + n, LINE)
+                w_2, w_3 = load(W_CN, c_2 * N + n, LINE), load(W_CN, c_3 * N + n, LINE)
+                a_0, a_1 = add_product(a_0, g_0, w_0), add_product(a_1, g_0, w_1)
+                a_2, a_3 = add_product(a_2, g_0, w_2), add_product(a_3, g_0, w_3)
+                b_0, b_1 = add_product(b_0, g_1, w_0), add_product(b_1, g_1, w_1)
+                b_2, b_3 = add_product(b_2, g_1, w_2), add_product(b_3, g_1, w_3)
+            _put(out, rows, mask, b, C, c_0, a_0, b_0)
+            _put(out, rows, mask, b, C, c_1, a_1, b_1)
+            _put(out, rows, mask, b, C, c_2, a_2, b_2)
+            _put(out, rows, mask, b, C, c_3, a_3, b_3)
 
 
 @kernel
@@ -105,7 +175,7 @@ def _gather(x, mask, words, firsts, C, offsets, channels, counts, begin, end):
             again = again + LANES if again + LANES < len(mask) else 0
 
 
-class Found(NamedTuple):
+class Nonzeros(NamedTuple):
     """Which entries of x · mask are not zero, LANES at a time in their order."""
 
     mask: Tensor | None  # whole words long, and again from its first entry after its last
@@ -119,7 +189,7 @@ class Found(NamedTuple):
         return int(self.firsts[-1])
 
 
-def find(x_RC: Tensor, mask_BC: Tensor | None = None) -> Found:
+def find(x_RC: Tensor, mask_BC: Tensor | None = None) -> Nonzeros:
     """The entries that are not zero of a matrix of rows t·B + b, those of a sample b times its mask.
 
     float32 or float64, on the CPU, as everywhere in this module.
@@ -139,10 +209,10 @@ def find(x_RC: Tensor, mask_BC: Tensor | None = None) -> Found:
     arguments = (x.numpy(), kept, words, firsts[1:], others)
     threads = torch.get_num_threads() if len(words) > SERIAL_BELOW else 1
     in_parts(lambda begin, end: _find(*arguments, begin, end), len(words), threads)
-    return Found(mask_BC, words, not others[0], x_RC.shape, np.cumsum(firsts, out=firsts))
+    return Nonzeros(mask_BC, words, not others[0], x_RC.shape, np.cumsum(firsts, out=firsts))
 
 
-def compress(x_RC: Tensor, found: Found) -> tuple[Tensor, Tensor, Tensor]:
+def compress(x_RC: Tensor, found: Nonzeros) -> tuple[Tensor, Tensor, Tensor]:
     """(offsets, channels, counts) of what `find` found there."""
     check_matrix("x", x_RC, found.shape)
     (R, C), x = x_RC.shape, x_RC.detach().contiguous().view(-1).numpy()
@@ -169,7 +239,7 @@ def check_matrix(name: str, x: Tensor, shape: Sequence[int | str]) -> None:
 
 
 def check_on_cpu(offsets: Tensor, channels: Tensor, counts: Tensor, num_channels: int, rows: int | None = None) -> None:
-    """InputError unless these are entries as in `snn.events.Events`, on the CPU."""
+    """InputError unless these are entries as in `snn.inputs.SparseCounts`, on the CPU."""
     check_entries(offsets, channels, counts, num_channels, rows)
     if offsets.device.type != "cpu":
         raise InputError(f"the entries are on {offsets.device}; move them with .to('cpu')")
@@ -184,7 +254,7 @@ def arrays(
 
 
 def product(offsets: Tensor, channels: Tensor, counts: Tensor, W_NC: Tensor, are_checked: bool = False) -> Tensor:
-    """counts @ W^T: (R, N). `are_checked`: `snn.events.Events` holds these entries, or `compress` made them."""
+    """counts @ W^T: (R, N). `are_checked`: `snn.inputs.SparseCounts` holds these entries, or `compress` made them."""
     if not are_checked:
         check_matrix("W", W_NC, ("outputs", "inputs"))
         check_on_cpu(offsets, channels, counts, W_NC.shape[1])
@@ -211,3 +281,22 @@ def weight_gradient(
     in_parts(lambda begin, end: _weight_gradient(*arguments, begin, end), K * S, torch.get_num_threads())
     gW_SCL = gW_KSCL[0] if K == 1 else gW_KSCL.sum(0)
     return gW_SCL.transpose(1, 2).reshape(-1, num_inputs)[:N]
+
+
+def kept(near_TW: Tensor, mask_BC: Tensor | None, shape: Sequence[int]) -> Tensor:
+    """Bits of `snn.ops.near_room` without what is dropped, for spikes of that shape (T, B, C)."""
+    mask = torch.ones(1, shape[1] * shape[2]) if mask_BC is None else mask_BC.reshape(1, -1)
+    return near_TW & torch.from_numpy(find(mask).words.view(np.int64))
+
+
+def input_gradient(gy_RN: Tensor, W_NC: Tensor, near_TW: Tensor, mask_BC: Tensor | None) -> Tensor:
+    """(gy @ W) · mask where a bit of near_TW is set (the result of `kept`), and in the step beside it; elsewhere 0."""
+    (R, N), C = gy_RN.shape, W_NC.shape[1]
+    T, fill = len(near_TW), (0, -N % LINE)
+    mask_BC = gy_RN.new_ones(R // T, C) if mask_BC is None else mask_BC
+    gs_RC, words = gy_RN.new_empty(R, C), near_TW.numpy().view(np.uint64)
+    gy_RN, W_CN = F.pad(gy_RN.detach(), fill).contiguous(), F.pad(W_NC.detach().T, fill).contiguous()
+    arguments = (words, gy_RN.numpy(), W_CN.numpy(), mask_BC.contiguous().numpy(), gs_RC.numpy())
+    pairs = -(-T // 2) * len(mask_BC)
+    in_parts(lambda begin, end: _input_gradient(*arguments, begin, end), pairs, torch.get_num_threads())
+    return gs_RC

@@ -42,6 +42,37 @@ class Geometry(NamedTuple):
 
 
 @kernel
+def _pixel_rows(offsets, channels, counts, pixels, pixel_offsets, pixel_channels, pixel_counts, begin, end):
+    """The entries of the images begin ... end pixel by pixel; `pixel_offsets` begin as zeros."""
+    pixels = np.uint32(pixels)
+    for r in range(begin, end):
+        first, last = offsets[r], offsets[r + 1]
+        ends = pixel_offsets[r * pixels + 1 :]  # first how many entries a pixel has, then where the next goes
+        for e in range(first, last):
+            ends[channels[e] % pixels] += 1
+        at = first
+        for p in range(pixels):
+            number = ends[p]
+            ends[p] = at
+            at += number
+        for e in range(first, last):
+            c = channels[e] // pixels
+            p = channels[e] - c * pixels
+            to = ends[p]
+            pixel_channels[to], pixel_counts[to] = c, counts[e]
+            ends[p] = to + 1
+        for p in range(pixels):
+            for e in range(first + 1, ends[p]):  # few: in the order of their channels, as the dense product has them
+                c, count = pixel_channels[e], pixel_counts[e]
+                k = e
+                while k > first and pixel_channels[k - 1] > c:
+                    pixel_channels[k], pixel_counts[k] = pixel_channels[k - 1], pixel_counts[k - 1]
+                    k -= 1
+                pixel_channels[k], pixel_counts[k] = c, count
+            first = ends[p]
+
+
+@kernel
 def _sort_frames(offsets, channels, counts, starts, rows, values, begin, end):
     """Order the entries of each frame by channel: frame k has those of channel c at starts[k, c]..."""
     frames, C = starts.shape[0], starts.shape[1] - 1
@@ -170,6 +201,21 @@ def _frames(offsets: Tensor, shape: Geometry) -> int:
     if left or not frames:
         raise InputError(f"{len(offsets) - 1} rows are no whole frames of {shape.height} x {shape.width} pixels")
     return frames
+
+
+def pixel_rows(offsets: Tensor, channels: Tensor, counts: Tensor, pixels: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Entries with a row a pixel, of entries with a row an image, where pixel p has the channels c · pixels + p.
+
+    Those of a pixel are in the order of their channels.
+    """
+    offsets, channels, counts = arrays(offsets, channels, counts, counts.dtype)
+    images = len(offsets) - 1
+    pixel_offsets = np.zeros(images * pixels + 1, np.int64)
+    pixel_offsets[0] = offsets[0]
+    entries = pixel_offsets, np.empty(len(channels), np.int32), np.empty_like(counts)
+    arguments = (offsets, channels, counts, pixels, *entries)
+    in_parts(lambda begin, end: _pixel_rows(*arguments, begin, end), images, torch.get_num_threads())
+    return tuple(map(torch.from_numpy, entries))
 
 
 def product(

@@ -10,8 +10,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from snn.events import step_of
 from snn.ops import cpu, printer
+from snn.ops.binning import step_of
 from snn.ops.compiled import kernel, printed
 from snn.ops.cpu import STRIDE, TILE
 from snn.ops.reference import Dynamics
@@ -44,10 +44,12 @@ class Layer(NamedTuple):
     scratch: np.ndarray  # (tiles · rows · STRIDE,): values and states of TILE neurons each, as in kernels/neuron.py
     rows: np.ndarray  # (ROWS, 1, N)
     W_SCL: np.ndarray  # see `snn.ops.sparse`
+    fan_out_C: np.ndarray | None  # see `snn.operations`; None: that of each input is N, which costs less to count
     bias_N: np.ndarray | None
     VT_NN: np.ndarray | None
     whole_N: np.ndarray | None  # delays of what a recurrent layer feeds back, in steps
     past_DN: np.ndarray | None  # its last outputs, that of step t in row t mod D
+    fan_out_N: np.ndarray | None  # of what it feeds back; None: as well, or it feeds nothing back
     picked: np.ndarray  # (N,) room
     offsets: np.ndarray  # (2,): one row of entries
     late_inputs: (

@@ -35,6 +35,11 @@ class Surrogate:
             raise InputError(f"the slope of a surrogate must be positive, not {self.slope}")
         object.__setattr__(self, "slope", float(self.slope or SLOPES[self.name]))
 
+    @property
+    def reach(self) -> float:
+        """The |u| beyond which the derivative is exactly 0."""
+        return 1 / self.slope if self.name in ("triangle", "boxcar") else math.inf
+
     def derivative(self, u: Tensor) -> Tensor:
         """ds/du."""
         k, away = self.slope, torch.abs(u)
@@ -45,9 +50,9 @@ class Surrogate:
             scaled = (math.pi / 2 * k) * u
             return (k / 2) / (1 + scaled * scaled)
         if self.name == "triangle":
-            return torch.where(away <= 1 / k, k * (1 - k * away), 0.0)
+            return torch.where(away <= self.reach, k * (1 - k * away), 0.0)
         if self.name == "boxcar":
-            return torch.where(away <= 1 / k, k / 2, 0.0)
+            return torch.where(away <= self.reach, k / 2, 0.0)
         return torch.exp(-k * away)
 
     def smooth(self, u: Tensor) -> Tensor:

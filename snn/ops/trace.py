@@ -6,6 +6,7 @@ backwards, one rule an operation (reverse mode).
 """
 
 import inspect
+import math
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -38,24 +39,6 @@ class Symbol:
                 self.trace.fail(f"'{op}' of {type(argument).__name__}: an operand is neither a symbol nor a number")
         return Symbol(self.trace, op, arguments)
 
-    def __add__(self, other: Any) -> "Symbol":
-        return self._new("+", self, other)
-
-    def __radd__(self, other: Any) -> "Symbol":
-        return self._new("+", other, self)
-
-    def __sub__(self, other: Any) -> "Symbol":
-        return self._new("-", self, other)
-
-    def __rsub__(self, other: Any) -> "Symbol":
-        return self._new("-", other, self)
-
-    def __mul__(self, other: Any) -> "Symbol":
-        return self._new("*", self, other)
-
-    def __rmul__(self, other: Any) -> "Symbol":
-        return self._new("*", other, self)
-
     def __truediv__(self, other: Any) -> "Symbol":
         if not isinstance(other, Symbol):  # GPUs multiply by the inverse, CPUs divide
             self.trace.fail(
@@ -63,26 +46,11 @@ class Symbol:
             )
         return self._new("/", self, other)
 
-    def __rtruediv__(self, other: Any) -> "Symbol":
-        return self._new("/", other, self)
-
     def __neg__(self) -> "Symbol":
         return self._new("negative", self)
 
     def __abs__(self) -> "Symbol":
         return self._new("abs", self)
-
-    def __ge__(self, other: Any) -> "Symbol":
-        return self._new(">=", self, other)
-
-    def __gt__(self, other: Any) -> "Symbol":
-        return self._new(">", self, other)
-
-    def __le__(self, other: Any) -> "Symbol":
-        return self._new("<=", self, other)
-
-    def __lt__(self, other: Any) -> "Symbol":
-        return self._new("<", self, other)
 
     def __bool__(self):
         self.trace.fail("a condition on a symbol; use torch.where")
@@ -101,6 +69,16 @@ class Symbol:
         trace = next(argument.trace for argument in arguments if isinstance(argument, cls))
         return trace.call(function.__name__, (*arguments, *(keywords or {}).values()))
 
+
+def _operator(op: str, is_swapped: bool) -> Callable[[Symbol, Any], Symbol]:
+    """The method that writes down an operation between a symbol and a symbol or a number."""
+    return lambda self, other: self._new(op, *((other, self) if is_swapped else (self, other)))
+
+
+for _name, _op in {"add": "+", "sub": "-", "mul": "*", "ge": ">=", "gt": ">", "le": "<=", "lt": "<"}.items():
+    setattr(Symbol, f"__{_name}__", _operator(_op, False))
+for _name, _op in {"radd": "+", "rsub": "-", "rmul": "*", "rtruediv": "/"}.items():
+    setattr(Symbol, f"__{_name}__", _operator(_op, True))
 
 # Torch's names -> ours.
 FUNCTIONS = {name: name for name in ("where", "abs", "minimum", "maximum", "exp", "detach", "negative", "square")}
@@ -142,6 +120,9 @@ class Step:
 
     The gradients given are named gs, gh and g_<state after the step>; those computed are of x, of each state before the
     step, and what the step adds to the gradient of each value. None: there is none.
+
+    near: whether u is within the surrogate's reach. Elsewhere the gradient of the output, which goes on to u alone, is
+    multiplied by 0: it need not be computed. None: it has to be, everywhere.
     """
 
     neuron: Dynamics
@@ -152,6 +133,7 @@ class Step:
     g_x: Symbol | None
     g_states: tuple[Symbol | None, ...]
     g_values: Mapping[str, Symbol | None]
+    near: Symbol | None
 
     def needed(self, outputs: Iterable[Any], known: Iterable[Symbol] = ()) -> list[Symbol]:
         """The symbols that these depend on, in order; not those behind what is known."""
@@ -198,7 +180,7 @@ def trace(neuron: Dynamics, learned: frozenset[str] = frozenset()) -> Step:
         return u._new("spike", u)
 
     p = Parameters(neuron, values, spike_of)
-    outputs, local = _run(neuron, x, SimpleNamespace(**states), p)
+    outputs, local = _run(neuron, p.normed(x), SimpleNamespace(**states), p)
     spike, potential, after = _checked(trace, outputs)
     for name, symbol in local.items():
         if isinstance(symbol, Symbol) and symbol.name is None:
@@ -210,6 +192,10 @@ def trace(neuron: Dynamics, learned: frozenset[str] = frozenset()) -> Step:
     for symbol, gradient in g.items():
         if symbol.name and gradient.name is None:
             gradient.name = f"g_{symbol.name}{'_before' if symbol.op == 'state' else ''}"
+    near = None
+    if neuron.surrogate.reach < math.inf and spike.op == "spike" and not neuron.spike_first:
+        near = abs(spike.arguments[0]) <= neuron.surrogate.reach
+        near.name = "near"
     return Step(
         neuron,
         tuple(trace.symbols),
@@ -219,6 +205,7 @@ def trace(neuron: Dynamics, learned: frozenset[str] = frozenset()) -> Step:
         g.get(x),
         tuple(g.get(symbol) for symbol in states.values()),
         {name: g.get(values[name]) for name in neuron.values if name in learned},
+        near,
     )
 
 

@@ -11,15 +11,16 @@ from torch import Tensor
 
 from snn import checks, statistics
 from snn.errors import InputError
+from snn.operations import fan_out
 from snn.ttfs.layers import DirectEncoder
-from snn.ttfs.network import Network
+from snn.ttfs.network import TTFSNetwork
 
 BINS = 20  # of a spike-time histogram, over [0, T]
 SUMS = ("targets", "labels", "loss", "spikes", "operations", "histograms")
 
 
 @dataclass
-class Evaluation:
+class TTFSEvaluation:
     """Sums over images, never means of batches, so that each image weighs the same."""
 
     targets: list[Tensor] = field(default_factory=list)  # of each batch, (B,)
@@ -53,7 +54,7 @@ class Evaluation:
             "confusion": statistics.confusion(target_n, label_n, self.classes).tolist(),
         }
 
-    def __add__(self, other: "Evaluation") -> "Evaluation":
+    def __add__(self, other: "TTFSEvaluation") -> "TTFSEvaluation":
         """Of the images of both. A part may be without images, and then knows nothing of the network."""
         summed = {name: getattr(self, name) + getattr(other, name) for name in SUMS}
         return replace(self if self.images else other, **summed)
@@ -82,12 +83,12 @@ class Evaluation:
 
 
 @torch.inference_mode()
-def examine(
-    network: Network,
+def examine_images(
+    network: TTFSNetwork,
     x_BCHW: Tensor,
     target_B: Tensor,
     device: torch.device,
-    result: Evaluation,
+    result: TTFSEvaluation,
     simulate: Callable[[Tensor], tuple[Tensor, list[Tensor]]] | None = None,
 ) -> None:
     """Run the network over a batch of pixels and labels, into `result`.
@@ -109,7 +110,7 @@ def examine(
         result.disagreements = (result.disagreements or 0) + disagree
     if not result.fan_outs:
         result.fan_outs = [layer.fan_out(t_in.shape[1:]) for layer, t_in, _ in passages]
-        result.fan_outs.append(V_BN.new_full(t_out.shape[1:], V_BN.shape[1]))
+        result.fan_outs.append(fan_out(network.readout.weight).view(t_out.shape[1:]))
         result.classes = V_BN.shape[1]
         result.neurons = [t[0].numel() for _, _, t in passages]
         if isinstance(network.encoder, DirectEncoder):
@@ -127,9 +128,11 @@ def examine(
     )
 
 
-def evaluate(network: Network, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> Evaluation:
-    """`examine` over all batches of (pixels (B, C, H, W), labels (B,))."""
-    result = Evaluation()
+def evaluate_images(
+    network: TTFSNetwork, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device
+) -> TTFSEvaluation:
+    """`examine_images` over all batches of (pixels (B, C, H, W), labels (B,))."""
+    result = TTFSEvaluation()
     for x_BCHW, target_B in batches:
-        examine(network, x_BCHW, target_B, device, result)
+        examine_images(network, x_BCHW, target_B, device, result)
     return result

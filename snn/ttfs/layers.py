@@ -4,9 +4,9 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import grad
 
-from snn import checks
+from snn import checks, operations
+from snn.ops.sparse_conv import Geometry
 from snn.ttfs import functional
 
 
@@ -16,7 +16,13 @@ def _flat(t: Tensor) -> Tensor:
     return t.flatten(1)
 
 
-class SpikingLayer(nn.Module):
+class GivesTimes(nn.Module):
+    """A module whose outputs are spike times: infinity is that of a spike that there is not."""
+
+    gives_times = True
+
+
+class SpikingLayer(GivesTimes):
     """Weights with neurons behind them; no bias. What `Linear` and `Conv2d` have in common.
 
     Args:
@@ -67,7 +73,7 @@ class SpikingLayer(nn.Module):
         raise NotImplementedError
 
     def fan_out(self, shape: torch.Size) -> Tensor:
-        """Synapses behind each input, for inputs of this shape without the batch."""
+        """How many synapses that are not 0 each input meets, for inputs of this shape without the batch."""
         raise NotImplementedError
 
     def extra_repr(self) -> str:
@@ -88,7 +94,7 @@ class Linear(SpikingLayer):
         return nn.functional.linear(x.flatten(1), W)
 
     def fan_out(self, shape: torch.Size) -> Tensor:
-        return self.weight.new_full(shape, len(self.weight))
+        return operations.fan_out(self.synapses()).view(shape)
 
 
 class Conv2d(SpikingLayer):
@@ -109,12 +115,11 @@ class Conv2d(SpikingLayer):
         return nn.functional.conv2d(x, W, None, self.stride, self.padding)
 
     def fan_out(self, shape: torch.Size) -> Tensor:
-        W = torch.ones_like(self.weight)
-        outputs = self.sums(W.new_zeros(1, *shape), W)
-        return grad.conv2d_input((1, *shape), W, torch.ones_like(outputs), self.stride, self.padding)[0]
+        geometry = Geometry(*shape[1:], self.weight.shape[-1], self.stride)
+        return operations.fan_out(self.synapses(), geometry)
 
 
-class EarliestSpike(nn.Module):
+class EarliestSpike(GivesTimes):
     """Passes the earliest spike of each patch on: the maximum pool of leads. Patches do not overlap."""
 
     def __init__(self, kernel: int):
@@ -125,7 +130,7 @@ class EarliestSpike(nn.Module):
         return functional.max_pool2d(t_BCHW, self.kernel)
 
 
-class AverageLead(nn.Module):
+class AverageLead(GivesTimes):
     """Passes the mean lead of each patch on, silent inputs counted as 0."""
 
     def __init__(self, kernel: int, T: float):
@@ -152,7 +157,7 @@ class Readout(nn.Module):
         return functional.readout(_flat(t), self.weight, self.T)
 
 
-class UnitEncoder(nn.Module):
+class UnitEncoder(GivesTimes):
     """Pixels in [0, 1] to times (1 - x) T."""
 
     def __init__(self, T: float):
@@ -164,7 +169,7 @@ class UnitEncoder(nn.Module):
         return functional.unit_encode(x, self.T)
 
 
-class DirectEncoder(nn.Module):
+class DirectEncoder(GivesTimes):
     """A first layer of real numbers, `layer`'s sums over the pixels themselves, clamped to [0, 1] and sent as times."""
 
     def __init__(self, layer: SpikingLayer):

@@ -28,7 +28,7 @@ class Passage(NamedTuple):
     t_out: Tensor
 
 
-class Activity(NamedTuple):
+class TTFSActivity(NamedTuple):
     """What a network did with a batch: the output potentials, and each layer of neurons in its turn."""
 
     V_BN: Tensor
@@ -36,7 +36,7 @@ class Activity(NamedTuple):
     t_out: Tensor  # what the readout sees
 
 
-class Network(nn.Module):
+class TTFSNetwork(nn.Module):
     """Encoder, layers of neurons and pools, readout. No bias; Normal(0, sqrt(2 / fan_in)) weights.
 
     The input is (B, C, H, W) with values in [0, 1]; the direct encoder takes any values and makes the first layer its
@@ -77,20 +77,20 @@ class Network(nn.Module):
             raise InputError(f"ttfs.layers = {ttfs.layers}: needs a layer of neurons{beside}, such as 512F or 64C3")
         self.readout = layers.Readout(math.prod(shapes[-1]), num_classes, ttfs.T)
 
-    def forward(self, x_BCHW: Tensor) -> Activity:
+    def forward(self, x_BCHW: Tensor) -> TTFSActivity:
         """Of pixels of any type of number, taken in that of the weights. InputError where they do not fit."""
         x_BCHW = checks.like_weights("the pixels", x_BCHW, ("images", *self.input_shape), self.readout.weight)
         with checks.without_autocast(x_BCHW.device):
             return self._forward(x_BCHW)
 
-    def _forward(self, x_BCHW: Tensor) -> Activity:
+    def _forward(self, x_BCHW: Tensor) -> TTFSActivity:
         t = self.encoder(x_BCHW)
         passages = []
         for module in self.layers:
             t_in, t = t, module(t)
             if isinstance(module, layers.SpikingLayer):
                 passages.append(Passage(module, t_in, t))
-        return Activity(self.readout(t), tuple(passages), t)
+        return TTFSActivity(self.readout(t), tuple(passages), t)
 
     def fold(self) -> None:
         """Let all weights be plain ones: the same function without normalisation."""
@@ -103,9 +103,6 @@ class Network(nn.Module):
         for name, parameter in self.named_parameters():
             if not parameter.isfinite().all():
                 raise InputError(f"{where}: {name} holds a value that is no finite number")
-
-    def num_trainable(self) -> int:
-        return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
 
 def _layer(
@@ -129,7 +126,7 @@ def _layer(
     return layers.Linear(math.prod(before), *after, T, **options)
 
 
-def silent_neurons_drive(activity: Activity, mean: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
+def silent_neurons_drive(activity: TTFSActivity, mean: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
     """By how much the drive of neurons that no sample of the batch made fire misses 0, mean over them, layers summed.
 
     A silent neuron has no gradient. This term reaches the weights of the ones (channels of a convolution) that were

@@ -1,26 +1,80 @@
-"""Pictures of when a network's neurons spike."""
+"""report.html of a TTFS network."""
 
-import matplotlib
+from collections.abc import Iterator
 
-matplotlib.use("Agg")  # files only; no screen is needed
+from snn import pictures
+from snn.report import Column, Section, Subject, Tile, class_table, class_words, keep, write_page
+from snn.tables import Table, interval, number, percent, spikes
+from snn.ttfs.evaluation import TTFSEvaluation
 
-import matplotlib.pyplot as plt
-import numpy as np
-from matplotlib.figure import Figure
-from torch import Tensor
+COLUMNS = (
+    Column("accuracy %", "accuracy", 2),
+    Column("spikes/neuron", "spikes_per_neuron", 3),
+    Column("synaptic operations", "synaptic_operations_per_image", 0),
+)
 
-BLUE = "#0072B2"
+
+def write(subject: Subject, metrics: dict, evaluation: TTFSEvaluation) -> None:
+    """report.html of a TTFS network."""
+    write_page(subject, metrics, "images", _tiles(metrics), _sections(subject, metrics, evaluation))
 
 
-def draw_spike_times(histograms: Tensor, T: float) -> Figure:
-    """A histogram a layer, from `snn.ttfs.evaluation`: (layers, bins) spikes over [0, T] of each layer's clock."""
-    layers, bins = histograms.shape
-    figure, axes = plt.subplots(layers, sharex=True, squeeze=False, figsize=(5, 1 + 1.1 * layers), layout="constrained")
-    edges = np.linspace(0, T, bins + 1)
-    for k, (axis, counts) in enumerate(zip(axes[:, 0], histograms.cpu().numpy(), strict=True)):
-        axis.stairs(100 * counts / max(counts.sum(), 1), edges, fill=True, color=BLUE)
-        axis.set_ylabel(f"layer {k + 1} (%)")
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0, 0].set_title("share of a layer's spikes, by time", fontsize=10)
-    axes[-1, 0].set(xlabel=f"time since the layer's window began; T = {T:g} ends it", xlim=(0, T))
-    return figure
+def _tiles(metrics: dict) -> list[Tile]:
+    operations = metrics["synaptic_operations_per_image"]
+    share = f"{100 * operations / metrics['synapses']:.0f} % of all synapses"
+    return [
+        Tile("accuracy", percent(metrics["accuracy"]), interval(metrics["accuracy_interval"])),
+        Tile("spikes per neuron", spikes(metrics["spikes_per_neuron"]), "each at most one"),
+        Tile("synaptic operations", number(operations), share),
+        Tile("images", f"{metrics['images']:,}", "of the test split"),
+    ]
+
+
+def result_tables(metrics: dict) -> list[Table]:
+    """The network, then its layers."""
+    rows = [
+        ("images", f"{metrics['images']:,}"),
+        ("accuracy", percent(metrics["accuracy"])),
+        ("95 % interval", interval(metrics["accuracy_interval"])),
+        ("loss", number(metrics["loss"])),
+        ("spikes per neuron", spikes(metrics["spikes_per_neuron"])),
+        ("synaptic operations an image", number(metrics["synaptic_operations_per_image"])),
+        ("synapses", f"{metrics['synapses']:,}"),
+        ("latency", f"{metrics['latency_windows']} windows"),
+    ]
+    if "disagreements_with_simulation" in metrics:
+        unlike = f"{metrics['disagreements_with_simulation']:,} of {metrics['images']:,}"
+        rows.append(("decisions unlike the simulation over time", unlike))
+    # the last of the synaptic operations are those of the readout, which does not spike
+    layers = [
+        (str(k + 1), spikes(mean), number(operations))
+        for k, (mean, operations) in enumerate(
+            zip(metrics["spikes_per_neuron_by_layer"], metrics["synaptic_operations_by_layer"], strict=False)
+        )
+    ]
+    return [
+        Table("", (), rows),
+        Table("Layers", ("layer", "spikes per neuron", "synaptic operations into it"), layers),
+    ]
+
+
+def _class_rows(metrics: dict) -> Iterator[tuple[str, str]]:
+    """Images of each class, and the share that is decided right."""
+    for k, row in enumerate(metrics["confusion"]):
+        yield f"{sum(row):,}", percent(100 * row[k] / sum(row) if sum(row) else None)
+
+
+def _sections(subject: Subject, metrics: dict, evaluation: TTFSEvaluation) -> list[Section]:
+    out, names = subject.out, metrics["class_names"]
+    times = pictures.draw_spike_times(evaluation.histograms, subject.cfg.ttfs.T)
+    confusion = pictures.draw_confusion(metrics["confusion"], "decisions", names)
+    return [
+        Section("Results", "Every image of the test split weighs the same.", result_tables(metrics)),
+        Section("Spike times", pictures=[keep(times, out, "spike_times.png", "When the neurons of each layer fire")]),
+        Section(
+            "Classes",
+            class_words(names),
+            [class_table(names, ("images", "accuracy"), _class_rows(metrics))],
+            [keep(confusion, out, "confusion.png", "Confusion: numbers of images")],
+        ),
+    ]

@@ -12,14 +12,14 @@ from torch import Tensor
 
 from snn import checks
 from snn.ttfs.layers import AverageLead, EarliestSpike, SpikingLayer
-from snn.ttfs.network import Network
+from snn.ttfs.network import TTFSNetwork
 
 
 class Simulation:
     """A network's copy in float64, run in `steps` steps a window."""
 
-    def __init__(self, network: Network, steps: int = 8):
-        checks.kind("the network", network, Network)
+    def __init__(self, network: TTFSNetwork, steps: int = 8):
+        checks.kind("the network", network, TTFSNetwork)
         checks.whole("steps", steps, 1)
         self.network = copy.deepcopy(network).double().eval()
         self.network.fold()

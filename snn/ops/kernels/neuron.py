@@ -14,22 +14,29 @@ FORWARD_ROWS, BACKWARD_ROWS = P + S, KEPT + SEGMENT * (1 + R)
 
 
 @inlined
+def copy(to, at, source, begin, number):
+    """As many numbers from there on, a line at a time: by itself the compiler would take them one by one."""
+    for j in range(0, number, LINE):
+        store_part(to, at + j, number - j, load_part(source, begin + j, number - j, LINE))
+
+
+@inlined
 def spread(r, at, source_XN, N, m, width):
     """Rows of values of columns m...; column m is neuron m mod N."""
     for k in range(len(source_XN)):
         n, j = m % N, 0
         while j < width:
             run = min(N - n, width - j)  # up to the last neuron
-            for i in range(run):
-                r[at + k * STRIDE + j + i] = source_XN[k, n + i]
+            copy(r, at + k * STRIDE + j, source_XN, k * N + n, run)
             n, j = 0, j + run
 
 
 @inlined
-def forward_steps(x_TM, fed, s_TM, h_TM, marks_CSM, r, at, m, width, begin, end, past):
+def forward_steps(x_TM, fed, s_TM, h_TM, near_TW, marks_CSM, r, at, m, width, begin, end, past):
     """Steps begin ... end of the tile m ... m + width, whose rows lie in r from `at`.
 
-    fed: the input of one step of a recurrent layer, in place of x. past: write past the caches.
+    fed: the input of one step of a recurrent layer, in place of x. near: a bit for each column, or None; a tile begins
+    with a word of them. past: write past the caches.
     """
     T, M = s_TM.shape
     for j in range(0, width, LINE):
@@ -38,7 +45,9 @@ def forward_steps(x_TM, fed, s_TM, h_TM, marks_CSM, r, at, m, width, begin, end,
         for t in range(begin, end):
             k = t * M + m + j
             x = load_part(x_TM, k, left, LINE) if fed is None else load_part(fed, m % len(fed) + j, left, LINE)
-            spike, potential, state = step(r, x, state, values)
+            spike, potential, near, state = step(r, x, state, values)
+            if near_TW is not None:
+                near_TW[t, (m + j) // LINE] = word(near)
             if past:
                 store_past(s_TM, k, spike)
             else:
@@ -63,7 +72,7 @@ def recompute_steps(x_TM, r, at, m, width, first, begin, end):
         for t in range(begin, end):
             x = load_part(x_TM, t * M + m + j, left, LINE)
             remember(r, at + (KEPT + (t - first) * (1 + R)) * STRIDE + j, x, state)
-            _, _, state = step(r, x, state, values)
+            _, _, _, state = step(r, x, state, values)
         store_states(r, at + j, state)
 
 
@@ -108,7 +117,7 @@ def delayed(fed, s_TM, past_DM, m, t, lag, whole_N, share_N):
 
 @kernel
 def forward_columns(
-    x_TM, s_TM, h_TM, total_TM, marks_CSM, state_SM, past_DM, VT_NN, whole_N, share_N, lag, values_PN,
+    x_TM, s_TM, h_TM, near_TW, total_TM, marks_CSM, state_SM, past_DM, VT_NN, whole_N, share_N, lag, values_PN,
     past, group, begin, end,
 ):  # fmt: skip
     """Groups begin ... end of `group` columns; a recurrent layer's group is a sample. States are updated in place."""
@@ -140,14 +149,13 @@ def forward_columns(
             for k in range(0, size, TILE):
                 at, width = k // TILE * size_of_tile, min(TILE, size - k)
                 if VT_NN is None:  # two calls, as numba does not know before running which of two types an argument has
-                    forward_steps(x_TM, None, s_TM, h_TM, marks_CSM, r, at, m + k, width, t, end_t, past)
+                    forward_steps(x_TM, None, s_TM, h_TM, near_TW, marks_CSM, r, at, m + k, width, t, end_t, past)
                 else:
-                    forward_steps(x_TM, fed, s_TM, h_TM, marks_CSM, r, at, m + k, width, t, end_t, past)
+                    forward_steps(x_TM, fed, s_TM, h_TM, near_TW, marks_CSM, r, at, m + k, width, t, end_t, past)
         for k in range(0, size, TILE):
             at, width = k // TILE * size_of_tile, min(TILE, size - k)
             for s in range(S):
-                for j in range(width):
-                    state_SM[s, m + k + j] = r[at + (P + s) * STRIDE + j]
+                copy(state_SM, s * M + m + k, r, at + (P + s) * STRIDE, width)
     fence()
 
 
@@ -209,9 +217,8 @@ def backward_columns(
                         backward_steps(gs_TM, row, gh_TM, gx_TM, r, at, m + k, width, first, t - 1, t, past)
         for k in range(0, size, TILE):
             at, width = k // TILE * size_of_tile, min(TILE, size - k)
-            for j in range(width):
-                for s in range(S):
-                    gstate_SM[s, m + k + j] = r[at + (G + s) * STRIDE + j]
-                for q in range(Q):
-                    gvalues_QM[q, m + k + j] = r[at + (G + S + q) * STRIDE + j]
+            for s in range(S):
+                copy(gstate_SM, s * M + m + k, r, at + (G + s) * STRIDE, width)
+            for q in range(Q):
+                copy(gvalues_QM, q * M + m + k, r, at + (G + S + q) * STRIDE, width)
     fence()

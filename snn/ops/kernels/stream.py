@@ -3,13 +3,17 @@
 
 @inlined
 def run_layer_K(
-    tally, channels, counts, number, scratch, rows, W_SCL, bias_N, VT_NN, whole_N, past_DN, picked, offsets,
-    late_inputs, late_synapses, spike_first, is_output,
+    tally, channels, counts, number, scratch, rows, W_SCL, fan_out_C, bias_N, VT_NN, whole_N, past_DN, fan_out_N,
+    picked, offsets, late_inputs, late_synapses, spike_first, is_output,
 ):  # fmt: skip
     """One step of a `Layer`. Its entries come in and its spikes go out in `channels` and `counts`: how many."""
     x, s, h = rows[X, 0], rows[S, 0], rows[H, 0]
     N = len(x)
-    tally[SYNAPTIC] += number * N  # counted as the events come in, whenever a delay lets them arrive
+    if fan_out_C is None:  # counted as the events come in, whenever a delay lets them arrive
+        tally[SYNAPTIC] += number * N
+    else:
+        for e in range(number):
+            tally[SYNAPTIC] += fan_out_C[channels[e]]
     if late_inputs is not None:  # those of this step leave for later ones, and those that are due come in
         whole_C, channels_DC, counts_DC, numbers_D = late_inputs
         D = len(numbers_D)
@@ -41,7 +45,11 @@ def run_layer_K(
     if VT_NN is not None:  # s still holds the spikes of the step before
         fed = rows[FED, 0]
         fed[:] = 0
-        tally[SYNAPTIC] += N * np.count_nonzero(s)
+        if fan_out_N is None:
+            tally[SYNAPTIC] += N * np.count_nonzero(s)
+        else:
+            for j in range(N):
+                tally[SYNAPTIC] += fan_out_N[j] if s[j] != 0 else 0
         if whole_N is None:
             add_rows(fed, s, VT_NN, picked)
         else:
@@ -53,7 +61,7 @@ def run_layer_K(
     size_of_tile = len(scratch) // -(-N // TILE)
     for k in range(0, N, TILE):
         at, width = k // TILE * size_of_tile, min(TILE, N - k)
-        steps_K(rows[X], None, rows[S], rows[H], None, scratch, at, k, width, 0, 1, False)
+        steps_K(rows[X], None, rows[S], rows[H], None, None, scratch, at, k, width, 0, 1, False)
     if spike_first:
         s_due, peak_due = rows[DUE, 0], rows[PEAK_DUE, 0]
         for j in range(N):

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from datasets import hdf5
+from datasets.prepare.cameras import metavision
+from datasets.prepare.cameras.pieces import Piece, Said, Size
 from snn.errors import InputError
 
 ROWS = 2**18  # that are read at once
@@ -22,26 +23,6 @@ TICKS = {"s": 1e6, "ms": 1e3, "us": 1.0, "ns": 1e-3}  # µs in a unit
 NAMES = {"t": ("t", "ts", "time", "times", "timestamp", "timestamps"), "x": ("x",), "y": ("y",)}
 NAMES["p"] = ("p", "pol", "polarity", "on")
 COLUMNS = tuple(NAMES)
-
-
-class Piece(NamedTuple):
-    """Some events in the order of the file."""
-
-    t: np.ndarray  # [events] int64, µs
-    x: np.ndarray  # [events] uint16
-    y: np.ndarray  # [events] uint16
-    p: np.ndarray  # [events] uint8
-
-
-@dataclass(frozen=True)
-class Said:
-    """Hold what the user says about the files, None where nothing."""
-
-    format: str | None = None
-    size: tuple[int, int] | None = None  # height, width
-    time_unit: str | None = None
-    columns: tuple[str, ...] | None = None
-    brighter: float | None = None  # the polarity that says so
 
 
 def open_npy(path: Path, said: Said) -> tuple[None, Iterator[Piece]]:
@@ -74,10 +55,8 @@ def open_npz(path: Path, said: Said) -> tuple[None, Iterator[Piece]]:
     return None, _from_columns(path, [arrays[name] for name in columns.names], columns.unit, said.brighter)
 
 
-def open_hdf5(path: Path, said: Said) -> tuple[tuple[int, int] | None, Iterator[Piece]]:
+def open_hdf5(path: Path, said: Said) -> tuple[Size | None, Iterator[Piece]]:
     """Metavision's /CD/events, or a group /events of t, x, y and p as DSEC has it."""
-    from datasets.prepare import metavision
-
     file = hdf5.File(path)
     if file.is_group("events"):
         if missing := [name for name in COLUMNS if not file.is_dataset(f"events/{name}")]:

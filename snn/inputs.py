@@ -1,27 +1,16 @@
-"""A batch of events: counts per step, sample and channel, without the zeros."""
+"""What layers take in beside plain tensors: counts of events without the zeros; spikes with a product still to do."""
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from snn import checks
 from snn.errors import InputError
-from snn.ops.compiled import inlined
-
-
-@inlined
-def step_of(time, ticks_per_second, dt_ms, T):
-    """The step, counted from 0, of an event at `time` ticks: floor(1000 t / dt) (Liu et al. 2023); T if that is past T.
-
-    1000 t and dt · ticks are both exact: an event on the edge of a bin falls to the bin it begins.
-    """
-    return np.int64(min(np.floor(1000.0 * np.float64(time) / (dt_ms * ticks_per_second)), np.float64(T)))
 
 
 @dataclass(frozen=True)
-class Events:
+class SparseCounts:
     """Row r = t·B + b (step t, sample b) has the entries offsets[r] to offsets[r + 1] - 1: channel and count of each.
 
     A channel may stand twice in a row; its counts add up. InputError if these do not fit each other, or a count is not
@@ -42,9 +31,17 @@ class Events:
         check_entries(self.offsets, self.channels, self.counts, C, T * B)
         checks.finite("counts", self.counts)
 
-    def to(self, device: torch.device) -> "Events":
+    def to(self, device: torch.device) -> "SparseCounts":
         """The same on another device: the entries travel, not the zeros."""
-        return Events(self.offsets.to(device), self.channels.to(device), self.counts.to(device), self.shape)
+        return SparseCounts(self.offsets.to(device), self.channels.to(device), self.counts.to(device), self.shape)
+
+    def check_fits(self, inputs: int, device: torch.device) -> None:
+        """InputError unless a layer of so many inputs on that device can take these."""
+        C = self.shape[2]
+        if inputs != C or self.counts.device != device:
+            raise InputError(
+                f"events of {C} channels on {self.counts.device} do not fit a layer of {inputs} inputs on {device}"
+            )
 
     def per_step(self) -> Tensor:
         """(T, B): how many events each step of each sample has, float64."""
@@ -72,7 +69,7 @@ class Events:
 def check_entries(
     offsets: Tensor, channels: Tensor, counts: Tensor, num_channels: int, rows: int | None = None
 ) -> None:
-    """InputError unless these are the entries of so many rows (None: of any), as in `Events`: kernels go by them.
+    """InputError unless these are the entries of so many rows (None: of any), as in `SparseCounts`: kernels go by them.
 
     On a GPU, too, values are looked at.
     """
@@ -91,16 +88,24 @@ def check_entries(
 
 
 @dataclass(frozen=True)
-class Dropped:
-    """Spikes and the mask of a dropout, one for all steps: their product, left to the layer that takes it in."""
+class Spikes:
+    """Spikes, and the mask of a dropout, one for all steps: their product is left to the layer that takes them in.
+
+    near_TW, see `snn.ops.near_room`, says which of them have any use for a gradient.
+    """
 
     s_TBN: Tensor
-    mask_BN: Tensor
+    mask_BN: Tensor | None = None  # nothing is dropped
+    near_TW: Tensor | None = None  # all have
 
     def __post_init__(self) -> None:
         checks.tensor("spikes", self.s_TBN, ("steps", "samples", "neurons"))
-        checks.tensor("the mask of a dropout", self.mask_BN, self.s_TBN.shape[1:], device=self.s_TBN.device)
-        checks.finite("the mask of a dropout", self.mask_BN)
+        T, B, N = self.s_TBN.shape
+        if self.mask_BN is not None:
+            checks.tensor("the mask of a dropout", self.mask_BN, (B, N), device=self.s_TBN.device)
+            checks.finite("the mask of a dropout", self.mask_BN)
+        if self.near_TW is not None:
+            checks.tensor("near", self.near_TW, (T, -(-B * N // 64)), (torch.int64,), torch.device("cpu"))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -108,9 +113,9 @@ class Dropped:
 
     def dense(self) -> Tensor:
         """(T, B, N)."""
-        return self.s_TBN * self.mask_BN
+        return self.s_TBN if self.mask_BN is None else self.s_TBN * self.mask_BN
 
 
-def as_tensor(x: Tensor | Events | Dropped) -> Tensor:
+def as_tensor(x: Tensor | SparseCounts | Spikes) -> Tensor:
     """A layer's input with its zeros."""
     return x if isinstance(x, Tensor) else x.dense()

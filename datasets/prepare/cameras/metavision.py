@@ -1,8 +1,11 @@
 """Events as Metavision compresses them in HDF5 (its filter 0x8ECF), chunk by chunk.
 
 Decoded here, because the vendor's plugin must be built by hand and evlib 0.13.2 refuses, or misreads, whole files that
-follow the format (November 2026). A chunk has a word of flags and of its number of events, the first time in 64 bits,
-then times, rows, columns and polarities, each as the flags say: see `_decode`.
+follow the format (November 2026). There is no description but the vendor's codec, github.com/prophesee-ai/hdf5_ecf,
+which is under the Apache License 2.0; `_decode` was written from the layout found there, not from its text.
+
+A chunk has a word of flags and of its number of events, the first time in 64 bits, then times, rows, columns and
+polarities, each as the flags say.
 """
 
 from __future__ import annotations
@@ -14,8 +17,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from datasets.prepare.tables import Piece
-from snn.compiling import kernel
+from datasets.prepare.cameras.pieces import Piece
+from snn.compiling import inlined, kernel
 from snn.errors import InputError
 
 FILTER = 0x8ECF
@@ -55,9 +58,30 @@ def pieces(path: Path, dataset: h5py.Dataset) -> Iterator[Piece]:
             yield Piece(*(column[:wanted] for column in piece))  # the last chunk is filled up with zeros
 
 
-@kernel
+# Four numbers of three digits each lie in twelve, the lowest first: places of the high, middle and low digit of each.
+PACKED = np.array(((3, 2, 1), (7, 6, 0), (11, 5, 4), (10, 9, 8)))
+
+
+@inlined
 def _word(content, place):
     return np.int64(content[place]) | np.int64(content[place + 1]) << 8
+
+
+@inlined
+def _packed_bytes(content, place, k):
+    """Return the k-th number of 24 bits, whose digits are bytes."""
+    high, middle, low = PACKED[k % 4]
+    start = place + 12 * (k // 4)
+    return np.int64(content[start + high]) << 16 | np.int64(content[start + middle]) << 8 | content[start + low]
+
+
+@inlined
+def _packed_halves(content, place, k):
+    """Return the k-th number of 12 bits, whose digits are half bytes."""
+    value, start = np.int64(0), place + 6 * (k // 4)
+    for digit in PACKED[k % 4]:
+        value = value << 4 | content[start + digit // 2] >> 4 * (digit % 2) & 15
+    return value
 
 
 @kernel
@@ -65,9 +89,9 @@ def _decode(content, flags, t, x, y, p):
     """Write the events of a chunk; whether it is whole.
 
     Times: a byte of step and count; 15 as step puts four bits of a longer step before it, 15 as count 16 bits after it.
-    Flag 2: y, x and p in 11, 11 and 1 of 24 bits each, four in 12 bytes. Else rows, y in 11 bits and its count in 5, 31
-    puts 16 bits after it; then with flag 1 x and p in 12 bits each, four in 6 bytes; else columns, x in 11 bits and one
-    of 5 for each that follows at the next pixels; then polarities, one bit and its count in 7, 127 puts 16 after it.
+    Flag 2: y, x and p in 11, 11 and 1 of 24 bits each. Else rows, y in 11 bits and its count in 5, 31 puts 16 bits
+    after it; then with flag 1 x and p in 12 bits each; else columns, x in 11 bits and one of 5 for each that follows at
+    the next pixels; then polarities, one bit and its count in 7, 127 puts 16 after it.
     """
     n, end, place = len(t), len(content), HEAD
     time = np.int64(0)
@@ -99,18 +123,7 @@ def _decode(content, flags, t, x, y, p):
         if place + 12 * groups > end:
             return False
         for k in range(n):
-            at = place + 12 * (k // 4)
-            a = _word(content, at) | _word(content, at + 2) << 16
-            b = _word(content, at + 4) | _word(content, at + 6) << 16
-            c = _word(content, at + 8) | _word(content, at + 10) << 16
-            if k % 4 == 0:
-                bits = a >> 8
-            elif k % 4 == 1:
-                bits = (a & 0xFF) | (b >> 16) << 8
-            elif k % 4 == 2:
-                bits = (b & 0xFFFF) | (c >> 24) << 16
-            else:
-                bits = c & 0xFFFFFF
+            bits = _packed_bytes(content, place, k)
             y[k], x[k], p[k] = bits >> 12 & 0x7FF, bits >> 1 & 0x7FF, bits & 1
         return True
     done = 0
@@ -130,16 +143,7 @@ def _decode(content, flags, t, x, y, p):
         if place + 6 * groups > end:
             return False
         for k in range(n):
-            at = place + 6 * (k // 4)
-            a, b, c = _word(content, at), _word(content, at + 2), _word(content, at + 4)
-            if k % 4 == 0:
-                bits = a >> 4
-            elif k % 4 == 1:
-                bits = (a & 0xF) | (b >> 8) << 4
-            elif k % 4 == 2:
-                bits = (b & 0xFF) | (c >> 12) << 8
-            else:
-                bits = c & 0xFFF
+            bits = _packed_halves(content, place, k)
             x[k], p[k] = bits >> 1, bits & 1
         return True
     done = 0

@@ -37,7 +37,7 @@ def open_by_faery(path: Path, said: object = None) -> tuple[tuple[int, int], Ite
 
 
 def _piece(content: bytes):
-    from datasets.prepare.tables import Piece
+    from datasets.prepare.cameras.pieces import Piece
 
     number, start, columns = len(content) // BYTES, 0, []
     for dtype, size in COLUMNS:

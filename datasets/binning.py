@@ -1,0 +1,239 @@
+"""Recordings binned into counts of events per step and channel, batch by batch.
+
+Events stay events on the CPU: no dense frame is made here. Sets larger than memory stay in their file, and each batch
+reads its own.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal, NoReturn
+
+import numpy as np
+import torch
+
+from datasets.recordings import AnyRecordings, Recordings, check_index
+from snn import checks, config
+from snn.errors import InputError
+from snn.inputs import SparseCounts
+from snn.ops.binning import step_of
+from snn.ops.compiled import in_parts, inlined, kernel
+
+
+@dataclass(frozen=True)
+class Bins:
+    """Cut time into T bins of dt_ms, then T_empty empty steps."""
+
+    dt_ms: float
+    T: int
+    T_empty: int
+    channels: int
+
+    def __post_init__(self) -> None:
+        checks.number("dt_ms", self.dt_ms, above=0)
+        for name, value, least in (("T", self.T, 1), ("T_empty", self.T_empty, 0), ("channels", self.channels, 1)):
+            checks.whole(name, value, least)
+
+    @classmethod
+    def of(cls, data: config.Data, split: Literal["train", "test"]) -> "Bins":
+        """The bins of a split."""
+        T, T_empty = data.T, data.T_empty
+        if split == "test":
+            T, T_empty = data.test_T or T, T_empty if data.test_T_empty is None else data.test_T_empty
+        return cls(data.dt_ms, T, T_empty, math.prod(data.shape))
+
+    def end_ticks(self, ticks_per_second: float) -> float:
+        """When the last of the T bins ends."""
+        return self.T * self.dt_ms * ticks_per_second / 1000
+
+
+@inlined
+def _find_steps(times, channels, ticks_per_second, dt_ms, T, num_channels, steps):
+    """steps[k] = the step of event k, T past the window; whether all have a place, without which no step is found.
+
+    An event has none where its time is negative or not finite, or its channel not there.
+    """
+    is_wrong = False
+    for k in range(len(steps)):
+        time, c = times[k], channels[k]
+        is_wrong |= not ((time >= 0) & (time < np.inf) & (c >= 0) & (c < num_channels))
+    if is_wrong:
+        return False
+    for k in range(len(steps)):
+        steps[k] = step_of(times[k], ticks_per_second, dt_ms, T)
+    return True
+
+
+@kernel
+def _count_entries(
+    offsets, times, event_channels, index, ticks_per_second, dt_ms, T, num_channels, starts, bins, ranks, numbers_R,
+    are_wrong, begin, end,
+):  # fmt: skip
+    """How many entries each row t·B + b gets; and of each event its bin, T past the window, and its entry's rank there.
+
+    For samples begin ... end; the events of sample b have theirs at starts[b]... A sample with an event without a place
+    goes no further than to are_wrong[b] = True.
+    """
+    B = len(index)
+    seen = np.full(num_channels, -1, np.int64)  # the last row in which a channel stood
+    rank = np.empty(num_channels, np.int64)  # of its entry there
+    for b in range(begin, end):
+        first = offsets[index[b]]
+        size = offsets[index[b] + 1] - first
+        sample_bins, sample_ranks = bins[starts[b] :], ranks[starts[b] :]
+        sample_times, sample_channels = times[first:], event_channels[first:]
+        rule = ticks_per_second, dt_ms, T, num_channels
+        if not _find_steps(sample_times, sample_channels, *rule, sample_bins[:size]):
+            are_wrong[b] = True
+            continue
+        r, number = b, 0  # of the row at hand, as events mostly stay in it
+        for k in range(size):
+            step = sample_bins[k]
+            if step == T:
+                continue
+            if step * B + b != r:
+                numbers_R[r] = number
+                r = step * B + b
+                number = numbers_R[r]
+            c = sample_channels[k]
+            is_new = seen[c] != r
+            rank[c] = number if is_new else rank[c]
+            seen[c] = r
+            number += is_new
+            sample_ranks[k] = rank[c]
+        numbers_R[r] = number
+
+
+@kernel
+def _lay_entries(offsets, event_channels, index, T, starts, bins, ranks, offsets_R, channels, counts, begin, end):
+    """Write channel and count of each entry; counts begin as zeros. As `_count_entries`."""
+    B = len(index)
+    for b in range(begin, end):
+        first = offsets[index[b]]
+        sample_channels, sample_bins, sample_ranks = event_channels[first:], bins[starts[b] :], ranks[starts[b] :]
+        last_step, row, row_counts = -1, channels, counts
+        for k in range(offsets[index[b] + 1] - first):
+            step = sample_bins[k]
+            if step == T:
+                continue
+            if step != last_step:
+                last_step = step
+                row, row_counts = channels[offsets_R[step * B + b] :], counts[offsets_R[step * B + b] :]
+            rank = np.uint32(sample_ranks[k])  # numba asks of any other index whether it is negative
+            row[rank] = sample_channels[k]
+            row_counts[rank] += np.float32(1)
+
+
+def bin_events(recordings: Recordings, index: np.ndarray, bins: Bins) -> SparseCounts:
+    """Events per bin and channel of the recordings in `index`: (T + T_empty, B, channels) float32, zeros left out.
+
+    The bin of an event is `snn.ops.binning.step_of`; events past T are dropped. InputError if an event of these
+    recordings has a time that is negative or not finite, or a channel that is not among those of `bins`.
+    """
+    starts = _starts(recordings, index, bins)
+    T, B, C = bins.T + bins.T_empty, len(index), bins.channels
+    bin_of_event, rank_of_event = np.empty((2, starts[-1]), np.int32)
+    numbers_R, are_wrong = np.zeros(T * B, np.int64), np.zeros(B, bool)
+    events = recordings.offsets, recordings.times, recordings.channels, index, recordings.ticks_per_second
+    first = *events, bins.dt_ms, bins.T, C, starts, bin_of_event, rank_of_event, numbers_R, are_wrong
+    in_parts(lambda begin, end: _count_entries(*first, begin, end), B, torch.get_num_threads())
+    if are_wrong.any():
+        _refuse(recordings, index[are_wrong], C)
+    offsets = np.concatenate([[0], np.cumsum(numbers_R)])
+    entries = np.empty(offsets[-1], np.int32), np.zeros(offsets[-1], np.float32)
+    events = recordings.offsets, recordings.channels, index
+    second = *events, bins.T, starts, bin_of_event, rank_of_event, offsets, *entries
+    in_parts(lambda begin, end: _lay_entries(*second, begin, end), B, torch.get_num_threads())
+    return SparseCounts(torch.from_numpy(offsets), *map(torch.from_numpy, entries), (T, B, C))
+
+
+@kernel
+def _find_cells(
+    offsets, times, channels, index, ticks_per_second, dt_ms, T, row_past, num_channels, starts, cells, are_wrong,
+    begin, end,
+):  # fmt: skip
+    """cells[starts[b] + k] = (step · B + b) · channels + channel of event k of sample b, in step `row_past` past T.
+
+    For samples begin ... end; are_wrong as in `_count_entries`.
+    """
+    B = len(index)
+    for b in range(begin, end):
+        first, size = offsets[index[b]], offsets[index[b] + 1] - offsets[index[b]]
+        sample_times, sample_channels, sample_cells = times[first:], channels[first:], cells[starts[b] :]
+        rule = ticks_per_second, dt_ms, T, num_channels
+        if not _find_steps(sample_times, sample_channels, *rule, sample_cells[:size]):
+            are_wrong[b] = True
+            continue
+        for k in range(size):
+            step = row_past if sample_cells[k] == T else sample_cells[k]
+            sample_cells[k] = (step * B + b) * num_channels + np.int64(sample_channels[k])
+
+
+def bin_dense(recordings: Recordings, index: np.ndarray, bins: Bins, device: torch.device) -> torch.Tensor:
+    """`bin_events` with its zeros, on a device: what travels there is the cell of each event, and they add up there."""
+    starts = _starts(recordings, index, bins)
+    T, B, C = bins.T + bins.T_empty, len(index), bins.channels
+    cells = np.empty(starts[-1], np.int32 if (T + 1) * B * C < 2**31 else np.int64)
+    are_wrong = np.zeros(B, bool)
+    events = recordings.offsets, recordings.times, recordings.channels, index, recordings.ticks_per_second
+    arguments = *events, bins.dt_ms, bins.T, T, C, starts, cells, are_wrong
+    in_parts(lambda begin, end: _find_cells(*arguments, begin, end), B, torch.get_num_threads())
+    if are_wrong.any():
+        _refuse(recordings, index[are_wrong], C)
+    out_TBC = torch.zeros(T + 1, B, C, device=device)  # the last step takes what lies past the window
+    ones = out_TBC.new_ones(1).expand(len(cells))
+    out_TBC.view(-1).index_add_(0, torch.from_numpy(cells).to(device), ones)
+    return out_TBC[:T]
+
+
+def _starts(recordings: Recordings, index: np.ndarray, bins: Bins) -> np.ndarray:
+    """(B + 1,): where the events of each recording in `index` would begin, one after another.
+
+    InputError unless there are such recordings, and steps whose length in ticks is a number.
+    """
+    check_index(index, recordings)
+    checks.whole("the number of recordings in a batch", len(index), 1)
+    checks.number("a step in thousandths of a tick", bins.dt_ms * recordings.ticks_per_second, above=0)
+    return np.concatenate([[0], np.cumsum(recordings.offsets[index + 1] - recordings.offsets[index])])
+
+
+def _refuse(recordings: Recordings, index: np.ndarray, num_channels: int) -> NoReturn:
+    """Say which event of these recordings has no place."""
+    for r in index:
+        for e in range(*recordings.offsets[r : r + 2]):
+            time, channel = recordings.times[e], recordings.channels[e]
+            if not (0 <= time < np.inf and 0 <= channel < num_channels):
+                raise InputError(
+                    f"{recordings.where}: event {e} (of recording {r}) has the time {time} and the channel {channel}; "
+                    f"times must be finite and not negative, channels 0 to {num_channels - 1}"
+                )
+    raise AssertionError
+
+
+def batches(
+    recordings: AnyRecordings,
+    index: np.ndarray,
+    bins: Bins,
+    batch_size: int,
+    share: Callable[[np.ndarray], np.ndarray] = lambda part: part,
+    change: Callable[[Recordings, np.ndarray, np.ndarray], Recordings] | None = None,
+    device: torch.device | None = None,
+) -> Iterator[tuple[SparseCounts | torch.Tensor, torch.Tensor]]:
+    """(counts (T, B, channels), labels (B,) int64) of the recordings in `index`, in its order.
+
+    The counts are `SparseCounts`; for a GPU as `device` they are dense, and there. `share` picks what this process
+    takes of each batch's recordings. `change` gives those at the places in some recordings changed, in that order; it
+    is told their numbers in the whole set.
+    """
+    check_index(index, recordings)
+    checks.whole("batch_size", batch_size, 1)
+    for start in range(0, len(index), batch_size):
+        part = share(index[start : start + batch_size])
+        # a changed event may come into the window from behind it
+        until = bins.end_ticks(recordings.ticks_per_second) if change is None else np.inf
+        loaded, places = recordings.load(part, until)
+        if change is not None:
+            loaded, places = change(loaded, places, part), np.arange(len(part))
+        is_gpu = device is not None and device.type != "cpu"
+        x_TBC = bin_dense(loaded, places, bins, device) if is_gpu else bin_events(loaded, places, bins)
+        yield x_TBC, torch.from_numpy(recordings.labels[part])

@@ -1,0 +1,110 @@
+"""Recordings as event cameras and other tools write them, read piece by piece: `open_recording`.
+
+Each module reads one family of formats, and names its definition. Most are decoded here, because no library had all of
+them right when they were compared (November 2026): of a repeated EVT3 TIME_HIGH evt3 0.4.1 forgets the low bits; faery
+0.7.1 takes the largest time so far for the time, misses the counter's overflow, and gives what is whole of a truncated
+file without a word; expelliarmus 1.1.12 takes a low part that steps back for an overflow; faery refuses N-CARS' DAT,
+evlib 0.13.2 reads it as text. AEDAT 4, and .es of an ATIS, are faery's, in a process of its own (foreign.py). ROS bags
+are left out: their readers build an object for every event; convert them to .npz.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from datasets.prepare.cameras import aedat, event_stream, foreign, nmnist, prophesee, tables
+from datasets.prepare.cameras.pieces import Piece, Said, Size, beginning
+from snn.errors import InputError
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A recording whose events have not been read yet."""
+
+    path: Path
+    height: int
+    width: int
+    pieces: Iterator[Piece]  # with the times of the file in µs; not checked yet
+
+    @property
+    def invalid(self) -> int:
+        """Events among those read so far that the camera's software marked invalid (AEDAT 3.1), left out."""
+        return getattr(self.pieces, "invalid", 0)
+
+
+class Format(NamedTuple):
+    """Tell a format by its name and first bytes, and read it."""
+
+    suffixes: tuple[str, ...]
+    begins: re.Pattern[bytes] | None  # its first bytes, where it has a header
+    open: Callable[[Path, Said], tuple[Size | None, Iterator[Piece]]]
+    title: str
+
+
+def open_recording(path: Path, said: Said) -> Opened:
+    """Find the format and the size of the sensor. InputError, with a remedy, if either is neither found nor said.
+
+    A format is told by the name, and the first bytes must agree; a .raw by its header.
+    """
+    start = beginning(path, 64)
+    name = said.format or _by_name(path, start)
+    kind = FORMATS[name]
+    if kind.begins is not None and not kind.begins.match(start):
+        others = (other for other in FORMATS.values() if other.suffixes and other.begins)
+        looks = next((other.title for other in others if other.begins.match(start)), None)
+        raise InputError(
+            f"{path}: no {kind.title} file by its first bytes {start[:8]!r}"
+            + (f"; it looks like {looks}: rename it, or say --format" if looks else "; fetch it again, or leave it out")
+        )
+    found, pieces = kind.open(path, said)
+    if found and said.size and found != said.size:
+        raise InputError(
+            f"{path}: says that its sensor has {found[0]}x{found[1]} pixels (height x width), and --sensor "
+            f"{said.size[0]}x{said.size[1]}; leave --sensor out"
+        )
+    size = found or said.size
+    if size is None:
+        raise InputError(f"{path}: does not say the size of its sensor; say it by --sensor HEIGHTxWIDTH")
+    return Opened(path, *size, pieces)
+
+
+def _by_name(path: Path, start: bytes) -> str:
+    suffix = path.suffix.lower()
+    names = [name for name, kind in FORMATS.items() if suffix in kind.suffixes]
+    if not names:
+        known = ", ".join(sorted({s for kind in FORMATS.values() for s in kind.suffixes}))
+        raise InputError(f"{path}: no recording by its name; known are {known}, others by --format")
+    fitting = [name for name in names if FORMATS[name].begins is not None and FORMATS[name].begins.match(start)]
+    return (fitting or names)[0]
+
+
+def is_recording(path: Path) -> bool:
+    """Return whether a file's name is that of a recording."""
+    return any(path.suffix.lower() in kind.suffixes for kind in FORMATS.values())
+
+
+RAW = re.compile(rb"% ")
+HDF5 = re.compile(rb"\x89HDF\r\n\x1a\n")
+TEXT = re.compile(rb"(\xef\xbb\xbf)?[\t\r\n\x20-\x7e\x80-\xff]*\Z")
+FORMATS = {
+    "raw": Format((".raw",), RAW, prophesee.open_raw, "Prophesee RAW"),
+    "evt2": Format((), None, prophesee.open_raw, "EVT2"),
+    "evt21": Format((), None, prophesee.open_raw, "EVT2.1"),
+    "evt3": Format((), None, prophesee.open_raw, "EVT3"),
+    "dat": Format((".dat",), re.compile(rb"%"), prophesee.open_dat, "DAT"),
+    "aedat2": Format((".aedat", ".aedat2"), re.compile(rb"#!AER-DAT2\.0"), aedat.open_aedat2, "AEDAT 2"),
+    "aedat3": Format((".aedat", ".aedat3"), re.compile(rb"#!AER-DAT3\.1"), aedat.open_aedat3, "AEDAT 3.1"),
+    "aedat2-dvs128": Format((), re.compile(rb"#"), aedat.open_aedat2, "AEDAT 2"),
+    "aedat2-davis": Format((), re.compile(rb"#"), aedat.open_aedat2, "AEDAT 2"),
+    "aedat4": Format((".aedat4",), re.compile(rb"#!AER-DAT4\.0"), foreign.open_by_faery, "AEDAT 4"),
+    "es": Format((".es",), re.compile(rb"Event Stream"), event_stream.open_es, "Event Stream"),
+    "metavision": Format((".hdf5", ".h5"), HDF5, tables.open_hdf5, "HDF5"),
+    "nmnist": Format((".bin",), None, nmnist.open_bin, "N-MNIST"),
+    "npy": Format((".npy",), re.compile(rb"\x93NUMPY"), tables.open_npy, "numpy .npy"),
+    "npz": Format((".npz",), re.compile(rb"PK\x03\x04"), tables.open_npz, "numpy .npz"),
+    "csv": Format((".csv", ".tsv"), TEXT, tables.open_csv, "CSV"),
+}

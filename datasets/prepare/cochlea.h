@@ -1,0 +1,58 @@
+/* The artificial cochlea of datasets/prepare/cochlea.py, which has its equations and prints its constants; the same spikes.
+
+   static struct cochlea ear;                       // 1.3 MB
+   cochlea_start(&ear, tables, random);
+   while (count > 0) {                              // samples at 48 kHz as they come
+     int taken = cochlea_push(&ear, samples, count);
+     for (int e = 0; e < ear.num_events; e++)       // in the order of their steps of 1/24000 s
+       use(ear.steps[e], ear.units[e]);
+     samples += taken, count -= taken;
+   }
+
+   No allocation, no library; everything is in the one struct. Compile without contraction (-ffp-contract=off), or the
+   spikes are others. */
+
+#ifndef COCHLEA_H
+#define COCHLEA_H
+
+#include <stdint.h>
+
+#include "cochlea_constants.h"
+
+#define COCHLEA_BLOCKS (EAR_PLACES_PADDED / EAR_LANES)
+#define COCHLEA_MOST_EVENTS (EAR_PLACES_PADDED * (EAR_HOP / EAR_REFRACTORY_STEPS + 1)) /* in a hop: a cell that fired is refractory */
+
+/* Hair cells, fibres and bushy cells of neighbouring places; `Ear` in cochlea.py says what each is. */
+struct cochlea_cells {
+  float free[EAR_LANES], cleft[EAR_LANES], reprocessed[EAR_LANES];
+  uint64_t random[EAR_LANES];
+  float ready[EAR_LANES], fired[EAR_REFRACTORY_STEPS][EAR_LANES];
+  float current[EAR_LANES], potential[EAR_LANES];
+  int32_t dead_steps[EAR_LANES];
+};
+
+struct cochlea {
+  int32_t num_events; /* of the last push */
+  int32_t steps[COCHLEA_MOST_EVENTS];
+  uint16_t units[COCHLEA_MOST_EVENTS];
+  int32_t steps_done; /* all events before this step have been given */
+  float gain;         /* of the sound within the next hop; may be set anew before each push */
+  int32_t missing;    /* samples until the next hop */
+  int32_t num_found;
+  uint16_t found_steps[COCHLEA_MOST_EVENTS], found_units[COCHLEA_MOST_EVENTS];
+  const float *tables;
+  struct cochlea_cells cells[COCHLEA_BLOCKS];
+  float audio[EAR_WINDOW];
+  float spectrum[2][EAR_MOST_BINS];
+  float work[4][EAR_MOST_POINTS * EAR_PAIRS];
+  float slow[EAR_MOST_SLOW][EAR_LANES], velocity[EAR_HOP][EAR_LANES];
+};
+
+/* Begin in long silence. tables: as `cochlea.tables()` gives them; random: [EAR_PLACES] states of the noise, none of them 0. */
+void cochlea_start(struct cochlea *ear, const float *tables, const uint64_t *random);
+
+/* Take samples until a hop is complete, or all: returns how many were taken. The events of the hop are then in `steps` and
+   `units`. They lie LOOKAHEAD steps and up to a hop behind the samples, as the membrane's answer begins before its cause. */
+int cochlea_push(struct cochlea *ear, const float *samples, int count);
+
+#endif

@@ -1,0 +1,104 @@
+"""Flat files of the recordings made so far, so that a conversion that was interrupted goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from datasets.prepare.sources import Source
+from snn.errors import InputError
+
+Events = tuple[np.ndarray, np.ndarray]  # times in µs and units, both uint32
+
+
+class Unfinished:
+    """Flat files of the recordings made so far: their events, and a line of JSON for each source that is done."""
+
+    def __init__(self, folder: Path, settings: dict, sources: Sequence[Source]):
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in folder.glob("*.h5*"):  # of a run that was killed
+            path.unlink()
+        self.lines: list[dict] = []
+        head = json.dumps(settings, sort_keys=True)
+        index = folder / "index.jsonl"
+        known = index.read_text(encoding="utf-8").splitlines() if index.is_file() else []
+        if known[:1] == [head]:
+            for source, line in zip(sources, known[1:], strict=False):
+                try:
+                    entry = json.loads(line)
+                except ValueError:  # the run was killed while it wrote this line
+                    break
+                if entry.get("source") != self._identity(source) or "invalid" not in entry:
+                    break
+                self.lines.append(entry)
+        events = sum(sum(entry["lengths"]) for entry in self.lines)
+        self.index = index.open("w", encoding="utf-8")
+        for line in (head, *map(json.dumps, self.lines)):
+            self.index.write(line + "\n")
+        self.index.flush()
+        self.times, self.units = (self._opened(name, 4 * events) for name in ("times", "units"))
+        if (self.folder / "times").stat().st_size < 4 * events or (self.folder / "units").stat().st_size < 4 * events:
+            raise InputError(f"{folder}: what is left of the interrupted run is damaged; remove this folder")
+        self.lengths: list[int] = []
+        self.begin = self.end = events  # of the recording at hand, in the flat files
+        self.latest: Events | None = None
+
+    def _opened(self, name: str, size: int):
+        file = (self.folder / name).open("ab")
+        if file.tell() > size:
+            file.truncate(size)
+        return file
+
+    @staticmethod
+    def _identity(source: Source) -> list:
+        state = source.path.stat()
+        return [str(source.path), state.st_size, state.st_mtime_ns]
+
+    def append(self, times: np.ndarray, units: np.ndarray) -> None:
+        """Some more events of the recording at hand."""
+        self.times.write(times)
+        self.units.write(units)
+        self.end += len(times)
+        self.latest = times, units
+
+    def whole(self) -> Events | None:
+        """The events of the recording at hand, which ends here; None if it has none."""
+        begin, self.begin = self.begin, self.end
+        if begin == self.end:
+            return None
+        self.lengths.append(self.end - begin)
+        if len(self.latest[0]) == self.end - begin:  # it came in one part
+            return self.latest
+        self.times.flush()
+        self.units.flush()
+        return self._stored(begin, self.end - begin)
+
+    def commit(self, source: Source, invalid: int) -> None:
+        """All of a source is there, but for so many events that are marked invalid."""
+        self.times.flush()
+        self.units.flush()
+        self.lines.append({"source": self._identity(source), "lengths": self.lengths, "invalid": invalid})
+        self.index.write(json.dumps(self.lines[-1]) + "\n")
+        self.index.flush()
+        self.lengths = []
+
+    def close(self) -> None:
+        for file in (self.times, self.units, self.index):
+            file.close()
+
+    def recordings(self) -> Iterator[tuple[int, Events]]:
+        """(number of the source, events) of each recording that was made before."""
+        begin = 0
+        for number, entry in enumerate(self.lines):
+            for length in entry["lengths"]:
+                yield number, self._stored(begin, length)
+                begin += length
+
+    def _stored(self, begin: int, length: int) -> Events:
+        """Events in the flat files, which stay there until somebody looks at them."""
+        times, units = (np.memmap(self.folder / name, np.uint32, "r", 4 * begin, length) for name in ("times", "units"))
+        return times, units

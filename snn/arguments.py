@@ -1,0 +1,158 @@
+"""The command line of train.py and test.py: the published words, each a field of the configuration, and `--set`.
+
+Importing this does not import torch, so that --help and wrong words are answered at once.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from snn import architecture, settings, yaml12
+from snn.cli import OneLineParser
+from snn.config import AnyConfig
+from snn.errors import InputError
+from snn.files import REPOSITORY
+
+# word -> (field, type, number of values, help); the published command line of Liu et al. 2023
+_COMMON = {
+    "--path_to_dataset": ("data.path", str, None, "folder of the data files"),
+    "--dataset_name": ("data.dataset_name", str, None, "reads <name>_train.h5 and <name>_test.h5"),
+    "--num_classes": ("data.num_classes", int, None, "classes"),
+    "--dt": ("data.dt_ms", float, None, "time bin (ms)"),
+    "--hidden_size": ("network.layers", int, "+", "neurons of each fully connected layer"),
+    "--neuron1": (("network.neuron1", ("tau_mem_steps", "tau_syn_steps", "theta")), float, 3, "hidden τm τs θ"),
+    "--neuron2": (("network.neuron2", ("tau_mem_steps", "tau_syn_steps", "theta")), float, 3, "output τm τs θ"),
+    "--loss_mode": ("loss.mode", str, None, "first_time or firing_rate"),
+    "--FS": (("loss.fs", ("alpha", "D", "A")), float, "+", "first-spike code: α [D [A]]"),
+    "--FR": ("loss.fr.alpha", float, None, "firing-rate code: α"),
+    "--treg": (("loss.treg", ("weight", "beta")), float, 2, "regulariser of silent targets: λ β"),
+    "--seed": ("train.seed", int, None, "seed"),
+    "--test-batch-size": ("train.test_batch_size", int, None, "batch of validation and test"),
+}
+TRAIN = _COMMON | {
+    "--T": ("data.T", int, None, "time bins"),
+    "--T_empty": ("data.T_empty", int, None, "empty steps after the bins"),
+    "--batch-size": ("train.batch_size", int, None, "batch"),
+    "--epochs": ("train.epochs", int, None, "epochs"),
+    "--lr": ("train.lr", float, None, "learning rate"),
+    "--weight_decay": ("train.weight_decay", float, None, "weight decay"),
+    "--lr_decay": ("train.lr_decay", bool, 0, "cosine schedule"),
+    "--clip_norm": ("train.clip_norm", float, None, "largest norm of the gradient"),
+    "--log-interval": ("train.log_interval", int, None, "steps between updates of the progress bar"),
+}
+TEST = _COMMON | {
+    "--T": ("data.test_T", int, None, "time bins"),
+    "--T_empty": ("data.test_T_empty", int, None, "empty steps after the bins"),
+}
+
+
+class Parser(OneLineParser):
+    """Takes the words of `table`, and those added later. `checkpoints` is argparse's `nargs` of --load_pt_file."""
+
+    def __init__(
+        self, description: str | None, table: dict, yaml_help: str = "configuration", checkpoints: str | None = None
+    ):
+        super().__init__(description=description, allow_abbrev=False)
+        self.table = table
+        self.add_argument("--path_to_yaml", type=Path, metavar="YAML", help=yaml_help)
+        for word, (_, kind, number, help_text) in table.items():
+            # SUPPRESS: a word that is not given leaves no attribute, so that an explicit 0 or false differs from none
+            if number == 0:
+                self.add_argument(word, action="store_true", default=argparse.SUPPRESS, help=help_text)
+            else:
+                self.add_argument(word, type=kind, nargs=number, default=argparse.SUPPRESS, help=help_text)
+        self.add_argument(
+            "--set",
+            action="append",
+            default=[],
+            metavar="SECTION.FIELD=VALUE",
+            help="set any field of the configuration (python -m snn.config lists them); the value is YAML",
+        )
+        self.add_argument(
+            "--load_pt_file", type=Path, nargs=checkpoints, metavar="PT", help="checkpoint, run folder or run name"
+        )
+        self.add_argument("--best_model", action="store_true", help="load best.pt of a run, which is the default")
+        self.add_argument(
+            "--distributed",
+            action="store_true",
+            help="train with all processes that were started, which is the default under torchrun",
+        )
+
+    def override(self, values: dict, args: argparse.Namespace, where: Path | None = None) -> AnyConfig:
+        """The configuration of plain `values`, which the words of the command line change in place.
+
+        Messages name `where` the values come from; the default is --path_to_yaml.
+        """
+        for word, (target, *_) in self.table.items():
+            name = word.lstrip("-").replace("-", "_")
+            if not hasattr(args, name):
+                continue
+            given = getattr(args, name)
+            if word == "--hidden_size":
+                given = architecture.resized(_layers(values), given)
+            if isinstance(target, str):
+                settings.override(values, target, given)
+                continue
+            section, fields = target
+            if len(given) > len(fields):
+                self.error(f"{word} takes at most {len(fields)} values, not {len(given)}")
+            for field, value in zip(fields, given, strict=False):
+                settings.override(values, f"{section}.{field}", value)
+        for assignment in args.set:
+            field, equals, text = assignment.partition("=")
+            if not equals:
+                self.error(f"--set {assignment}: write section.field=value")
+            settings.override(values, field.strip(), yaml12.parse(text, f"--set {field}"))
+        return settings.build(values, str(where or args.path_to_yaml))
+
+
+def train_parser(description: str | None) -> Parser:
+    """The words of train.py."""
+    parser = Parser(description, TRAIN)
+    parser.add_argument("--save_name", help="name of the run; default <dataset>_<fs|fr><α>_tau<τ>_<neuron>")
+    parser.add_argument("--add_name", help="text to add to the run's default name")
+    parser.add_argument("--verbose", action="store_true", help="say after each epoch how active each layer's input is")
+    parser.add_argument("--resume", action="store_true", help="go on with the run of that name where it ended")
+    return parser
+
+
+def _layers(values: dict) -> list[str]:
+    """The layers in unchecked values; an empty list if they are not a list of words."""
+    network = values.get("network")
+    layers = network.get("layers") if isinstance(network, dict) else None
+    is_list = isinstance(layers, list) and all(isinstance(word, str) for word in layers)
+    return layers if is_list else []
+
+
+def find_yaml(path: Path) -> Path:
+    """A configuration by its path. Published commands write ../configs/x.yaml for what is configs/x.yaml here."""
+    in_repository = REPOSITORY / "configs" / path.name
+    if not path.exists() and path.parent.name == "configs" and in_repository.exists():
+        print(f"{path} is not there; reading {os.path.relpath(in_repository)}", file=sys.stderr)
+        return in_repository
+    return path
+
+
+def find_checkpoint(path: Path) -> Path:
+    """A checkpoint by its path; or best.pt of a run by its folder, its name or its published name <run>.pt.
+
+    A run is also found if another folder or file, such as one of data, has its name. Raises InputError if there is
+    neither.
+    """
+    run = Path("runs") / path.name.removesuffix(".pt")
+    folders = sorted(filter(Path.is_dir, (path, run)), key=lambda folder: not any(folder.glob("*.pt")))
+    if path.is_file() and (path.suffix == ".pt" or not folders):
+        return path
+    if folders:
+        return folders[0] / "best.pt"
+    raise InputError(f"{path}: no such checkpoint, and there is no run {run}; train one with train.py")
+
+
+def default_yaml(words: list[str]) -> Path:
+    """The configuration to use without --path_to_yaml: the data set's own, or that of SHD if it has none."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--dataset_name", default="digits")
+    name = parser.parse_known_args(words)[0].dataset_name
+    own = REPOSITORY / "configs" / f"adlif_{name}.yaml"
+    return own if own.is_file() else REPOSITORY / "configs" / "adlif_shd.yaml"

@@ -1,0 +1,235 @@
+"""A trained network as C: a folder of C99 without library or allocation, for a microcontroller or anything else.
+
+The C files of this folder are what is the same for all networks. `#if` of a word in capitals, and @WORDS@, are resolved
+here; so the C that is written has only what its network needs. Every sum is in the order of `snn.ops.stream`.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from snn import checks
+from snn.delays import DelayedLinear
+from snn.errors import InputError
+from snn.network import Layer, Network
+from snn.ops import printer
+from snn.ops.reference import Dynamics
+from snn.quantise import as_int8, quantised
+
+HERE = Path(__file__).parent
+FILES = ("network.h", "network.c", "main.c", "Makefile", "README.md")
+BLOCK = 4  # neurons; so many sums a small processor keeps in registers, and few rows need filling up
+LARGEST = 2**16  # an input or neuron is named by 16 bits
+NUMBERS = {"bool": "?", "uint16_t": "u2", "int32_t": "i4", "uint32_t": "u4", "float": "f4"}  # as numpy calls them
+
+
+class Code(NamedTuple):
+    """A network in C."""
+
+    files: dict[str, str]  # name -> text
+    constants_bytes: int  # of flash: weights, biases, scales, delays, and values of neurons
+    state_bytes: int  # of RAM: sizeof(network)
+
+
+def code(
+    network: Network,
+    dt_ms: float,
+    T: int,
+    T_empty: int = 0,
+    class_names: Sequence[str] | None = None,
+    int8: bool = False,
+) -> Code:
+    """C that decides as `snn.streaming.Stream` does on events whose times are whole microseconds.
+
+    With `int8` the weights are those of `quantised(network)`, a byte each. InputError for a network that this C cannot
+    say.
+    """
+    if network.image is not None:
+        raise InputError("--format c takes fully connected networks; this one has convolutions or pools")
+    step_us = round(1000 * dt_ms)
+    if step_us < 1 or not math.isclose(step_us, 1000 * dt_ms, rel_tol=1e-12):
+        raise InputError(f"--format c counts time in microseconds, of which dt_ms {dt_ms:g} is no whole number")
+    if (T + T_empty) * step_us >= 2**32:
+        raise InputError(f"--format c counts microseconds in 32 bits, but the window has {(T + T_empty) * step_us:,}")
+    checks.weights("the network", network.output.linear.weight)
+    if network.output.linear.weight.dtype != torch.float32:
+        raise InputError("--format c takes float32 networks; convert this one with network.float()")
+    network.check_values("the network")
+    network = (quantised if int8 else Network.folded)(network)
+    sizes = [network.num_channels, *(layer.linear.out_features for layer in network.layers)]
+    if max(sizes) > LARGEST:
+        raise InputError(f"--format c names inputs and neurons by 16 bits, but a layer has {max(sizes):,}")
+    layers = [_printed(k, layer, layer is network.output, int8) for k, layer in enumerate(network.layers, 1)]
+    neurons = {layer.neuron.name: printer.c(layer.neuron) for layer in layers}
+    arrays = [array for layer in layers for array in layer.arrays]
+    names = [f"class {k}" for k in range(sizes[-1])] if class_names is None else class_names
+    flags = {
+        "INT8": int8,
+        "SUMS_ROWS": any(not layer.flags["SYNAPTIC"] or layer.flags["RECURRENT"] for layer in layers),
+    }
+    words = {
+        "TITLE": f"A first-spike network {'-'.join(map(str, sizes))} with {'int8' if int8 else 'float32'} weights.",
+        "CHANNELS": sizes[0],
+        "CLASSES": sizes[-1],
+        "CLASS_NAMES": ", ".join(map(_quoted, names)),
+        "STEP_US": step_us,
+        "STEPS": T,
+        "EMPTY_STEPS": T_empty,
+        "LAYERS": len(layers),
+        "NEURONS": ", ".join(map(str, sizes[1:])),
+        "WIDEST": max(sizes[1:]),
+        "WIDEST_ROW": _filled(max(sizes[1:])),
+        "BLOCK": BLOCK,
+        "MOST_EVENTS": min(2**16 - 1, (2**31 - 1) // (127 * sizes[0])) if int8 else 2**16 - 1,
+        "SUM": "int32_t" if int8 else "float",
+        "STATES": "\n".join(struct for struct, _, _ in neurons.values()),
+        "MEMORY": "".join(_template("layer.h", layer) for layer in layers).rstrip(),
+        "NEURON_STEPS": "\n\n".join(function for _, function, _ in neurons.values()),
+        "LAYER_STEPS": "\n".join(_template("layer.c", layer) for layer in layers).rstrip(),
+        "CALLS": "\n".join(f"    run_layer_{k}(net);" for k in range(1, len(layers) + 1)),
+    }
+    files = {name: _resolved((HERE / name).read_text(encoding="utf-8"), flags, words) for name in FILES[:-1]}
+    files["weights.h"] = "".join(["#include <stdint.h>\n", *map(_array, arrays)])
+    constants_bytes, state_bytes = sum(array.nbytes for _, array in arrays), _size(files["network.h"])
+    words |= {"CONSTANTS": f"{constants_bytes:,}", "STATE": f"{state_bytes:,}"}
+    files["README.md"] = _resolved((HERE / "README.md").read_text(encoding="utf-8"), flags, words)
+    return Code(files, constants_bytes, state_bytes)
+
+
+class Printed(NamedTuple):
+    """A layer for the templates `layer.h` and `layer.c`."""
+
+    neuron: Dynamics
+    flags: dict[str, bool]
+    words: dict[str, object]
+    arrays: list[tuple[str, np.ndarray]]
+
+
+def _printed(k: int, layer: Layer, is_output: bool, int8: bool) -> Printed:
+    """Layer k, counted from 1."""
+    linear, module = layer.linear, layer.neurons
+    neuron, feedback = module.dynamics, module.feedback
+    (N, C), arrays = linear.weight.shape, []
+
+    def add(name: str, tensor: Tensor) -> None:
+        arrays.append((f"{name}_{k}", tensor.detach().contiguous().numpy()))
+
+    def add_weights(weights: str, scales: str, weight_NC: Tensor) -> None:
+        if int8:
+            weight_NC, scale_N = as_int8(weight_NC)
+            add(scales, scale_N)
+        add(weights, F.pad(weight_NC.T, (0, _filled(N) - N)))
+
+    add_weights("weights", "scales", linear.weight)
+    if linear.bias is not None:
+        add("biases", linear.bias)
+    words = {"K": k, "INDEX": k - 1, "BEFORE": k - 2, "INPUTS": C, "N": N, "ROW": _filled(N), "NEURON": neuron.name}
+    words["SUM"] = "int32_t" if int8 else "float"
+    per = linear.per if isinstance(linear, DelayedLinear) else None
+    if per is not None:
+        whole = linear.delays.taps()[0]
+        words["D"] = int(whole.max()) + 1
+        add(f"{per}_delays", _unsigned(whole if per == "input" else whole.T))
+    delays = feedback is not None and feedback.delay_N is not None
+    if feedback is not None:
+        add_weights("recurrent_weights", "recurrent_scales", feedback.V_NN)
+    if delays:
+        words["PAST"] = feedback.D
+        add("recurrent_delays", _unsigned(feedback.delay_N))
+    values = module.values()
+    said = []
+    for name in printer.c(neuron)[2]:
+        if len(values[name].unique()) == 1:
+            said.append(_number(values[name].detach().numpy().flat[0]))
+        else:
+            add(f"{neuron.name}_{name}", values[name])
+            said.append(f"{neuron.name}_{name}_{k}[n]")
+    words["VALUES"] = "".join(f", {word}" for word in said)
+    flags = {
+        "INPUT": k == 1,
+        "OUTPUT": is_output,
+        "INT8": int8,
+        "BIAS": linear.bias is not None,
+        "AXONAL": per == "input",
+        "SYNAPTIC": per == "synapse",
+        "RECURRENT": feedback is not None,
+        "RECURRENT_DELAYS": delays,
+        "SPIKE_FIRST": neuron.spike_first,
+    }
+    return Printed(neuron, flags, words, arrays)
+
+
+def _filled(width: int) -> int:
+    """The next whole number of blocks."""
+    return -(-width // BLOCK) * BLOCK
+
+
+def _unsigned(whole: Tensor) -> Tensor:
+    """Delays in steps in as few bytes as they need."""
+    return whole.to(torch.uint8 if whole.max() < 2**8 else torch.uint16)
+
+
+def _template(name: str, layer: Printed) -> str:
+    return _resolved((HERE / name).read_text(encoding="utf-8"), layer.flags, layer.words)
+
+
+def _number(value: np.floating) -> str:
+    """A float32, in the fewest digits that mean it."""
+    return f"{value!s}f"
+
+
+def _array(named: tuple[str, np.ndarray]) -> str:
+    """The definition of an array, row after row."""
+    name, array = named
+    kind = "float" if array.dtype == np.float32 else f"{array.dtype}_t"
+    words = np.array([_number(value) for value in array.flat] if kind == "float" else [str(v) for v in array.flat])
+    rows = ",\n".join("    " + ", ".join(row) for row in words.reshape(-1, array.shape[-1]))
+    return f"\nstatic const {kind} {name}[{' * '.join(map(str, array.shape))}] = {{\n{rows},\n}};\n"
+
+
+def _quoted(text: str) -> str:
+    """A string of C: its bytes in UTF-8, all that is not plain as three octal digits."""
+    is_plain = re.compile(r"[\w .,;:()+*/=<>!#-]", re.ASCII).fullmatch
+    return '"' + "".join(chr(b) if is_plain(chr(b)) else f"\\{b:03o}" for b in text.encode()) + '"'
+
+
+def _size(header: str) -> int:
+    """sizeof(network), where each number has its own alignment, as with all compilers for small processors."""
+    header = re.sub(r"/\*.*?\*/", "", header, flags=re.DOTALL)
+    constants = dict(re.findall(r"#define (\w+) (\d+)", header))
+    kinds: dict[str, np.dtype] = {kind: np.dtype(code) for kind, code in NUMBERS.items()}
+    for body, name in re.findall(r"typedef struct \{(.*?)\} (\w+);", header, re.DOTALL):
+        fields = []
+        for kind, declared in re.findall(r"(\w+) ([^;]+);", body):
+            for field in declared.split(","):
+                field_name, *sizes = re.findall(r"\w+", field)
+                fields.append((field_name, kinds[kind], tuple(int(constants.get(size, size)) for size in sizes)))
+        kinds[name] = np.dtype(fields, align=True)
+    return kinds["network"].itemsize
+
+
+def _resolved(text: str, flags: Mapping[str, bool], words: Mapping[str, object]) -> str:
+    """Text with its @WORDS@ put in, and of each `#if` of a flag what holds. Other `#if` stay."""
+    lines, keeps = [], []  # keeps: for each open #if whether its lines stay; None: it is C's own
+    for line in text.splitlines():
+        word, _, name = line.strip().partition(" ")
+        if word in ("#if", "#ifdef", "#ifndef"):
+            keeps.append(flags[name] if word == "#if" and name.isidentifier() else None)
+            is_ours = keeps[-1] is not None
+        elif word == "#else":
+            is_ours = keeps[-1] is not None
+            keeps[-1] = not keeps[-1] if is_ours else None
+        elif word == "#endif":
+            is_ours = keeps.pop() is not None
+        else:
+            is_ours = False
+        if not is_ours and False not in keeps:
+            lines.append(line)
+    return re.sub("@([A-Z_]+)@", lambda found: str(words[found[1]]), "\n".join(lines) + "\n")

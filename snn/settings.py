@@ -1,0 +1,107 @@
+"""From a YAML to a configuration: reading, overriding, checking, and saying in one line what is wrong."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import ValidationError
+
+from snn import yaml12
+from snn.config import KINDS, AnyConfig, Config, Mark, Section
+from snn.errors import InputError
+
+
+def load(path: Path) -> AnyConfig:
+    """The configuration in a YAML file. Raises InputError that names the file, the field and what is allowed."""
+    return build(read_yaml(path), str(path))
+
+
+def read_yaml(path: Path) -> dict:
+    """The mapping in a YAML file, unchecked."""
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")  # Windows editors begin it with a mark
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as YAML: {getattr(error, 'strerror', None) or error}") from None
+    values = yaml12.parse(text, str(path))
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: must hold the sections {', '.join(Config.model_fields)}, not {values!r:.40}")
+    return values
+
+
+def override(values: dict, field: str, value: Any) -> None:
+    """Set `section.field` in plain values, in place. Raises InputError if there is no such field."""
+    *sections, name = field.split(".")
+    section: type[Section] | None = kind_of(values)
+    for step, part in enumerate([*sections, name]):
+        if section is None or part not in section.model_fields:
+            known = ", ".join(section.model_fields) if section else "no fields"
+            inside = ".".join(sections[:step]) or "the configuration"
+            raise InputError(f"{field} is not known; {inside} has {known}")
+        section = section_in(section.model_fields[part].annotation)
+    for part in sections:
+        values[part] = {} if values.get(part) is None else values[part]
+        values = values[part]
+        if not isinstance(values, dict):
+            raise InputError(f"{field} cannot be set: {part} is not a section but {values!r:.40}")
+    values[name] = value
+
+
+def build(values: dict, where: str) -> AnyConfig:
+    """The configuration of plain values. Raises InputError that names `where`, the field and what is allowed."""
+    kind = kind_of(values)
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise InputError(f"{where}: " + "; ".join(_explain(item, kind) for item in error.errors())) from None
+
+
+def kind_of(values: dict) -> type[AnyConfig]:
+    """The kind of configuration that plain values are, by the one section that only this kind has."""
+    return next((kind for section, kind in reversed(KINDS.items()) if section in values), Config)
+
+
+def _explain(item: dict, kind: type[AnyConfig]) -> str:
+    """One of pydantic's errors in our words."""
+    field = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        section = kind
+        for name in item["loc"][:-1]:
+            section = section_in(section.model_fields[name].annotation)
+        return f"{field} is not known; known here: {', '.join(section.model_fields)}"
+    if item["type"] == "missing":
+        return f"{field} is missing"
+    wanted = {"tuple_type": "input should be a list", "model_type": "input should be a section of fields"}
+    if item["type"] == "value_error":  # ours
+        return ": ".join(filter(None, (field, str(item["ctx"]["error"]))))
+    message = wanted.get(item["type"], f"{item['msg'][0].lower()}{item['msg'][1:]}")
+    return f"{field} = {item['input']!r:.60}: {message}"
+
+
+def section_in(annotation: Any) -> type[Section] | None:
+    """The section that a field holds, even if it may be left out; None if it holds a value."""
+    kinds = (annotation, *get_args(annotation))
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), None)
+
+
+def differences(one: Section, other: Section, prefix: str = "") -> Iterator[str]:
+    """Names of the fields whose values differ."""
+    if type(one) is not type(other):
+        yield f"{prefix}kind of network"
+        return
+    for name in type(one).model_fields:
+        a, b = getattr(one, name), getattr(other, name)
+        if isinstance(a, Section) and isinstance(b, Section):
+            yield from differences(a, b, f"{prefix}{name}.")
+        elif a != b:
+            yield f"{prefix}{name}"
+
+
+def marked(section: type[Section], *marks: Mark, prefix: str = "") -> set[str]:
+    """Names of the fields that have one of these marks, as `differences` gives them."""
+    names: set[str] = set()
+    for name, field in section.model_fields.items():
+        if any(mark in field.metadata for mark in marks):
+            names.add(f"{prefix}{name}")
+        elif inside := section_in(field.annotation):
+            names |= marked(inside, *marks, prefix=f"{prefix}{name}.")
+    return names

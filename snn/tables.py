@@ -1,0 +1,83 @@
+"""Tables of results, for the terminal and for the page, and the one place where numbers are rounded.
+
+A share in percent has two decimals, the bounds of its interval one; spikes per neuron have three decimals; any other
+number has four digits. A number that does not exist is a dash.
+"""
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from statistics import mean, stdev
+from typing import NamedTuple
+
+DASH = "–"
+
+
+class Table(NamedTuple):
+    """Rows of text under a head, which may be empty. The first cell of each row names it."""
+
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    is_words: bool = False  # the cells are words, which begin on the left; numbers end on the right
+
+    def text(self) -> str:
+        """The table for a terminal: columns aligned, the title above them."""
+        lines = [self.head, *self.rows] if self.head else self.rows
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        aligned = (
+            "  ".join(
+                cell.ljust(width) if k == 0 or self.is_words else cell.rjust(width)
+                for k, (cell, width) in enumerate(zip(line, widths, strict=True))
+            ).rstrip()
+            for line in lines
+        )
+        return "\n".join([*filter(None, [self.title]), *aligned])
+
+    def html(self) -> str:
+        """The table as an element of the page."""
+        title = f"<caption>{escape(self.title)}</caption>" if self.title else ""
+        head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in self.head)
+        head = f"<thead><tr>{head}</tr></thead>" if self.head else ""
+        rows = ("".join(f'<td dir="auto">{escape(cell)}</td>' for cell in row) for row in self.rows)
+        body = "".join(f"<tr>{row}</tr>\n" for row in rows)
+        return f'<table class="{"words" if self.is_words else "numbers"}">{title}{head}<tbody>\n{body}</tbody></table>'
+
+
+def text(tables: Iterable[Table]) -> str:
+    """Several tables for a terminal, those without rows left out."""
+    return "\n\n".join(table.text() for table in tables if table.rows)
+
+
+def number(value: float | None, unit: str = "") -> str:
+    """Four digits, thousands apart."""
+    if value is None:
+        return DASH
+    digits = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{digits} {unit}" if unit else digits
+
+
+def percent(value: float | None) -> str:
+    return DASH if value is None else f"{value:.2f} %"
+
+
+def interval(low_high: Sequence[float]) -> str:
+    """The bounds of an interval, in percent."""
+    return f"{low_high[0]:.1f} to {low_high[1]:.1f} %"
+
+
+def spikes(value: float) -> str:
+    """Spikes per neuron."""
+    return f"{value:.3f}"
+
+
+def layer_name(k: int, layers: int) -> str:
+    """The name of layer k of all `layers`, the output last."""
+    return "output" if k == layers - 1 else f"hidden {k + 1}"
+
+
+def mean_and_std(values: Sequence[float | None], digits: int) -> str:
+    """Mean ± standard deviation, of one value the value; a dash if one does not exist."""
+    if None in values:
+        return DASH
+    spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{mean(values):.{digits}f}{spread}"

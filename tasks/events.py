@@ -1,0 +1,381 @@
+"""First-spike networks on recordings of events."""
+
+import argparse
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datasets import binning, layouts, prepare, readers
+from datasets.augment import Augmentation, augment
+from datasets.binning import Bins
+from datasets.recordings import AnyRecordings, downsampled, subset
+from datasets.splits import groups_by, hold_out, say_unseen
+from snn import architecture, config, energy, pictures, report, tables
+from snn.classes import Named
+from snn.coding import Window, narrowed_D
+from snn.conv import EventConv
+from snn.errors import InputError
+from snn.evaluation import NOTHING, Evaluation, Samples, evaluate, examine
+from snn.health import Cures
+from snn.inputs import SparseCounts
+from snn.lettering import why_numbers
+from snn.linear import EventLinear
+from snn.loss import objective
+from snn.machine import find_device
+from snn.network import Network
+from snn.quantise import quantised, weight_bytes
+from snn.replay import Replayed
+from snn.report import Picture, Subject
+from snn.streaming import Stream
+from snn.team import Team
+from tasks import streams
+from tasks.kind import Kind, Result, Testing, Training, fingerprint, named, say_missing, say_refusal
+
+NARROWS_BY = 0.01  # over a training, the triangle of a delay
+TEST_SEED = 0  # draws what data.test_by sets apart: the same recordings whatever the run's seed
+
+
+class EventTraining(Training):
+    """Training with a first-spike or a firing-rate loss."""
+
+    items = "recordings"
+    cures = Cures(
+        dead="a lower network.neuron1.theta",
+        dead_output="a lower network.neuron2.theta",
+        exploding="a smaller train.lr or train.clip_norm, or a smaller loss.fs.A",
+        vanishing="a lower network.neuron1.theta, or network.batch_norm",
+    )
+
+    def __init__(self, cfg: config.Config, team: Team, classes: Named | None = None):
+        super().__init__(cfg, team)
+        data, train = cfg.data, cfg.train
+        self.chosen_by = "fs_accuracy" if cfg.loss.mode == "first_time" else "fr_accuracy"
+        if team.leads:
+            prepare.make_if_missing(data.train_path, data.dataset_name, data.prepare)
+        team.wait()
+        self.bins = Bins.of(data, "train")
+        self.recordings = read_recordings(data, "train", self.bins, classes)
+        self.class_names = self.recordings.class_names
+        if team.leads:
+            say_refusal(partial(look_at_test_data, data, Named(self.class_names, self.recordings.where)))
+        self.kept, self.validation, self.held_out = for_validation(self.recordings, data, self.bins, train.seed)
+        check_batch_norm(cfg, len(self.kept), 1 if train.sync_batch_norm else team.size)
+        height, width = data.shape[1:] if data.sensor else (1, data.channels)
+        self.augmentation = Augmentation(**data.augment.model_dump(), width=width, height=height)
+        torch.manual_seed(train.seed)
+        self.network = cfg.new_network().to(team.device)
+        if train.sync_batch_norm:
+            team.synchronise(self.network)
+        groups = parameter_groups(self.network, train.delay_lr)
+        self.optimizer = torch.optim.Adam(groups, train.lr, weight_decay=train.weight_decay, amsgrad=True, fused=True)
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.loss = team.parallel(self.network, self._loss)
+        if team.device.type == "cuda" and team.size == 1 and train.cuda_graphs:
+            self.loss = Replayed(self.network, self._loss)
+        self.recorded: tuple[Window, float] | None = None  # what a recorded step holds
+
+    @classmethod
+    def schedule(cls, cfg: config.Config, epoch: int) -> dict[str, float]:
+        """Return the learning rate and D, the width of the gradient window."""
+        fs = cfg.loss.fs
+        D = narrowed_D(fs.D, fs.D_final, epoch / cfg.train.epochs) if fs.D_final else fs.D
+        return super().schedule(cfg, epoch) | {"D": D}
+
+    def begin_epoch(self, epoch: int, random: np.random.Generator) -> dict[str, float]:
+        self.change = None
+        if not self.augmentation.is_off:
+            self.change = partial(augment, how=self.augmentation, key=int(random.integers(2**63)))
+        train, now = self.cfg.train, self.schedule(self.cfg, epoch)
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * now["lr"] / train.lr
+        left = NARROWS_BY ** (epoch / max(1, train.epochs - 1))
+        sigma_steps = self.cfg.network.delay_sigma_steps * (left - NARROWS_BY) / (1 - NARROWS_BY)
+        window = gradient_window(self.cfg, self.bins, now["D"])
+        if (window, sigma_steps) != self.recorded and isinstance(self.loss, Replayed):
+            self.loss.forget()
+        self.recorded = window, sigma_steps
+        self.network.narrow_delays(sigma_steps)
+        self.objective = partial(objective, loss=self.cfg.loss, window=window)
+        return now
+
+    def batches(self, order: np.ndarray) -> Iterator[tuple[SparseCounts | Tensor, Tensor]]:
+        size = self.cfg.train.batch_size
+        return binning.batches(self.recordings, order, self.bins, size, self.team.share, self.change, self.team.device)
+
+    def _loss(self, x_TBC: SparseCounts, target_B: Tensor, weight: float) -> Tensor:
+        self.network.reset()
+        mean = partial(self.team.mean, weight=weight)
+        return self.objective(self.network(x_TBC), target_B, training=True, mean=mean)
+
+    def after_step(self) -> None:
+        self.network.clamp_values()
+
+    def evaluate(self, held_out: np.ndarray) -> Evaluation:
+        size, device = self.cfg.train.test_batch_size, self.team.device
+        batches = binning.batches(self.validation, held_out, self.bins, size, device=device)
+        return evaluate(self.network, batches, partial(self.objective, training=False), device)
+
+    def metrics(self, evaluation: Evaluation) -> dict:
+        return evaluation.metrics(self.cfg.data.dt_ms)
+
+    def describe(self, validation: dict) -> str:
+        return (
+            f"FS {validation['fs_accuracy']:6.2f} %  FR {validation['fr_accuracy']:6.2f} %  "
+            f"{validation['spikes_per_neuron']:.2f} spikes/neuron  {validation['silent_samples']} silent"
+        )
+
+    def conclude(self, validation: dict) -> str:
+        return (
+            f"validation FS accuracy {validation['fs_accuracy']:.2f} %, FR accuracy {validation['fr_accuracy']:.2f} %"
+        )
+
+    def learned(self) -> dict[str, Tensor]:
+        layers = self.network.learned(dt_ms=1.0)
+        return {f"{layer}/{name}": value.value for layer, found in layers.items() for name, value in found.items()}
+
+    def activity(self) -> list[str]:
+        """Say how active each layer's last input was, and which product that made it take."""
+        lines = []
+        for name, module in self.network.named_modules():
+            if isinstance(module, EventConv | EventLinear):
+                share = "" if math.isnan(module.active_share) else f"{100 * module.active_share:.1f} % active, "
+                lines.append(f"{name}: input {share}{'event-driven' if module.is_event_driven else 'dense'} product")
+        return lines
+
+
+class EventTesting(Testing):
+    """A test under first-spike and firing-rate decoding."""
+
+    items = "recordings"
+    words: ClassVar = {
+        "show": "draw one decision of every class",
+        "energy": "count operations, memory traffic and energy",
+        "streaming": "also decide on events as they come, and say at what cost",
+        "test_single_delay": "draw the output spikes of one recording of each class",
+        "quantise": "round the weights as export.py does, and say which decisions that moves",
+    }
+    choices: ClassVar = {"quantise": ("int8",)}
+    columns = report.COLUMNS
+
+    def __init__(self, args: argparse.Namespace, subjects: Sequence[Subject]):
+        super().__init__(args, subjects)
+        data, train = subjects[0].cfg.data, subjects[0].cfg.train
+        device = torch.device("cpu") if args.quantise else find_device(train.device)
+        self.data, self.device, self.batch_size = data, device, train.test_batch_size
+        self.bins = Bins.of(data, "test")
+        self.trained = [subject.network().to(self.device) for subject in subjects]
+        self.networks = [quantised(network) for network in self.trained] if args.quantise else self.trained
+        if args.streaming:
+            for network in self.networks:
+                Stream(
+                    network, self.bins.dt_ms, self.bins.T, self.bins.T_empty
+                )  # refuses what it cannot take before the work is done
+        prepare.make_if_missing(data.test_path, data.dataset_name, data.prepare)
+        self.recordings = read_recordings(data, "test", self.bins, subjects[0].classes)
+        say_missing(self.recordings.labels, data.num_classes, str(data.test_path), "recording")
+        self.evaluations = [Evaluation() for _ in subjects]
+        self.objectives = [
+            partial(objective, loss=cfg.loss, window=gradient_window(cfg, self.bins, cfg.loss.fs.D), training=False)
+            for cfg in (subject.cfg for subject in subjects)
+        ]
+        self.meters = [energy.Meter(network) for network in self.networks] if args.energy else []
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.recordings) / self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[SparseCounts | Tensor, Tensor]]:
+        with ExitStack() as metering:
+            for meter in self.meters:
+                metering.enter_context(meter)
+            yield from self._batches(np.arange(len(self.recordings)), self.batch_size)
+
+    def _batches(self, index: np.ndarray, size: int) -> Iterator[tuple[SparseCounts | Tensor, Tensor]]:
+        return binning.batches(self.recordings, index, self.bins, size, device=self.device)
+
+    def examine(self, x_TBC: SparseCounts | Tensor, target_B: Tensor) -> None:
+        for network, goal, evaluation in zip(self.networks, self.objectives, self.evaluations, strict=True):
+            examine(network, x_TBC, target_B, goal, self.device, evaluation)
+
+    def results(self) -> Iterator[Result]:
+        recordings, bins = self.recordings, self.bins
+        names = named(recordings.class_names, self.data.num_classes)
+        if why := why_numbers(names):
+            print(f"warning: {why}", file=sys.stderr)
+        has_names = names if recordings.class_names is not None else None
+        about = {"data": str(self.data.test_path), "dt_ms": bins.dt_ms, "T": bins.T, "T_empty": bins.T_empty}
+        about["samples_of"] = fingerprint(recordings.labels, has_names, np.diff(recordings.offsets))
+        about["class_names"] = names
+        for k, (subject, network, evaluation) in enumerate(
+            zip(self.subjects, self.networks, self.evaluations, strict=True)
+        ):
+            samples = evaluation.samples()
+            metrics = evaluation.metrics(bins.dt_ms) | evaluation.details(bins.dt_ms)
+            if self.meters:
+                metrics["energy"] = self.meters[k].result()
+            if self.args.quantise:
+                metrics |= self._moved_by("quantising", self.trained[k], samples)
+                metrics["weight_bytes"] = weight_bytes(network)
+            elif network.delays():
+                metrics |= self._rounding(network, samples)
+            if self.args.streaming:
+                metrics["streaming"] = streams.measure(network, recordings, bins, self.batch_size)
+            metrics |= subject.provenance() | about | {"anytime": evaluation.anytime(bins.dt_ms)}
+            report.write(subject, metrics, network, evaluation, self._draw(subject, network, samples))
+            kept = {name: value for name, value in samples._asdict().items() if name != "events_by_step"}
+            yield Result(subject, metrics, kept)
+
+    def _rounding(self, network: Network, samples: Samples) -> dict[str, float]:
+        """Return which decisions rounding the delays moves."""
+        for delays in network.delays().values():
+            delays.train()  # where they are not rounded
+        moved = self._moved_by("rounding", network, samples)
+        network.eval()
+        return moved
+
+    def _moved_by(self, change: str, before: Network, samples: Samples) -> dict[str, float]:
+        """Return how many FS decisions a change of the network moves, and the accuracy before it."""
+        everything = self._batches(np.arange(len(self.recordings)), self.batch_size)
+        label_n = np.concatenate([streams.decide(before, x_TBC)[:, 0] for x_TBC, _ in everything])
+        return {
+            f"moved_by_{change}": int((label_n != samples.fs_label.numpy()).sum()),
+            f"fs_accuracy_before_{change}": 100 * float((label_n == samples.target.numpy()).mean()),
+        }
+
+    def _draw(self, subject: Subject, network: Network, samples: Samples) -> list[Picture]:
+        """The first recording, a right decision of median delay, a late one, a wrong one; with --show each class."""
+        names, labels = self.recordings.class_names, self.recordings.labels
+
+        def draw(r: int, file: str, what: str) -> Picture:
+            x_T1C, target_1 = next(self._batches(np.array([r]), 1))
+            figure = pictures.draw_decision(network, x_T1C, self.bins.dt_ms, names=names, target=int(target_1))
+            return report.keep(figure, subject.out, file, what)
+
+        spoke = (samples.first_step != NOTHING).numpy()
+        right = (samples.fs_label == samples.target).numpy()
+        by_delay = np.argsort(samples.first_step.numpy(), kind="stable")
+        right_by_delay = by_delay[(spoke & right)[by_delay]]
+        drawn = [draw(0, "decision.png", "The first recording of the file")]
+        if len(right_by_delay):
+            typical, late = right_by_delay[len(right_by_delay) // 2], right_by_delay[-1]
+            drawn.append(draw(typical, "decision_typical.png", f"Recording {typical}, right after the median delay"))
+            drawn.append(draw(late, "decision_late.png", f"Recording {late}, the latest of the right decisions"))
+        if not right.all():
+            wrong = int((~right).argmax())
+            drawn.append(draw(wrong, "decision_wrong.png", f"Recording {wrong}, the first that is decided wrongly"))
+        classes, first_of_class = np.unique(labels, return_index=True)
+        if self.args.show:
+            for label, r in zip(classes, first_of_class, strict=True):
+                name = pictures.class_name(label, names)
+                drawn.append(draw(r, f"decision_{label}.png", f"Recording {r}, the first of {name}"))
+        if self.args.test_single_delay:
+            x_TBC, target_B = next(self._batches(first_of_class, len(classes)))
+            figure = pictures.draw_single_delay(network, x_TBC, target_B, self.bins.dt_ms, names)
+            what = "Output spikes of one recording of each class"
+            drawn.append(report.keep(figure, subject.out, "single_delay.png", what))
+        return drawn
+
+    @staticmethod
+    def tables(metrics: dict) -> list[tables.Table]:
+        energies = [report.energy_table(metrics["energy"])] if "energy" in metrics else []
+        return [*report.result_tables(metrics), *energies]
+
+
+def gradient_window(cfg: config.Config, bins: Bins, D: float) -> Window:
+    """The window of the gradient of first-spike times."""
+    fs = cfg.loss.fs
+    return Window.of(bins.T + bins.T_empty, D, fs.A, fs.window)
+
+
+def check_batch_norm(cfg: config.Config, recordings: int, parts: int) -> None:
+    """InputError if BatchNorm would see a batch of one value: one step of one recording (of a batch in `parts`)."""
+    data, size = cfg.data, cfg.train.batch_size
+    smallest = max((recordings % size or min(size, recordings)) // parts, 1)
+    pixels = [math.prod(shape[1:]) for shape in architecture.shapes(cfg.network.layers, data.shape)]
+    if cfg.network.batch_norm and (data.T + data.T_empty) * smallest * min(pixels, default=2) == 1:
+        raise InputError(
+            f"train.batch_size = {size}: one of {recordings} recordings to train on makes a batch of its own, whose "
+            "one step is too little for BatchNorm; choose another train.batch_size, a larger data.T, or "
+            "network.batch_norm=false"
+        )
+
+
+def read_recordings(data: config.Data, split: layouts.Split, bins: Bins, classes: Named | None = None) -> AnyRecordings:
+    """The recordings of one split, as the network sees them; those of a camera are down-sampled.
+
+    Where they and `classes` name the same classes, their labels are the numbers in `classes`. With data.test_by those
+    to test are a part of the training file, where they stay: see `for_validation`.
+    """
+    if split == "test" and data.test_by:
+        recordings = _read(data, data.train_path, "train", bins, classes)
+        return subset(recordings, _apart(recordings, data)[1])
+    return _read(data, data.train_path if split == "train" else data.test_path, split, bins, classes)
+
+
+def for_validation(
+    recordings: AnyRecordings, data: config.Data, bins: Bins, seed: int
+) -> tuple[np.ndarray, AnyRecordings, np.ndarray]:
+    """(indices to train on, recordings to choose the best model by, their indices), of the training recordings.
+
+    What is held out comes from the validation file where there is one, else from the training recordings.
+    """
+    rest, _ = _apart(recordings, data)
+    if data.validation_path:
+        classes = Named(recordings.class_names, recordings.where)
+        validation = _read(data, data.validation_path, "test", bins, classes)
+        say_unseen(validation, recordings.labels[rest], validation.labels, "validation")
+        return rest, validation, np.arange(len(validation))
+    groups = groups_by(recordings, data.validation_by, "validation") if data.validation_share else None
+    kept, held_out = hold_out(recordings, data.validation_share, seed, groups, rest)
+    return kept, recordings, held_out
+
+
+def _apart(recordings: AnyRecordings, data: config.Data) -> tuple[np.ndarray, np.ndarray]:
+    """Indices (to train on and validate, to test) of a training file."""
+    if data.test_by is None:
+        return np.arange(len(recordings)), np.arange(0)
+    return hold_out(recordings, data.test_share, TEST_SEED, groups_by(recordings, data.test_by, "test"), name="test")
+
+
+def _read(data: config.Data, path: Path, split: layouts.Split, bins: Bins, classes: Named | None) -> AnyRecordings:
+    numbers = data.num_units, data.num_classes
+    options = data.prepare if data.dataset_name in prepare.MAKEABLE else None
+    recordings = readers.read(
+        data.layout,
+        path,
+        split,
+        *numbers,
+        origin=data.origin,
+        in_memory=data.in_memory,
+        classes=classes,
+        bins=bins,
+        strict=data.strict,
+        options=options,
+    )
+    return downsampled(recordings, data.sensor) if data.sensor else recordings
+
+
+def look_at_test_data(data: config.Data, classes: Named) -> None:
+    """Raise what test.py would, as far as names, sizes and types tell: no label or event is read."""
+    if not data.test_by and (data.test_path.exists() or data.prepare is None):
+        numbers = data.num_units, data.num_classes
+        about = {"origin": data.origin, "classes": classes, "strict": data.strict}
+        readers.look(data.layout, data.test_path, "test", *numbers, **about)
+
+
+def parameter_groups(network: Network, delay_lr: float) -> list[dict]:
+    """For an optimiser: delays, if there are any, have their own learning rate and do not decay."""
+    delays = [module.steps for module in network.delays().values()]
+    others = [parameter for parameter in network.parameters() if all(parameter is not one for one in delays)]
+    groups = [{"params": others}]
+    return [*groups, {"params": delays, "lr": delay_lr, "weight_decay": 0.0}] if delays else groups
+
+
+KIND = Kind(config.Config, EventTraining, EventTesting)

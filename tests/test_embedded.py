@@ -1,0 +1,372 @@
+"""C against Python: decisions, their steps and the spikes of all layers, natively and as on a microcontroller."""
+
+import copy
+import ctypes
+import json
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import embedded as bench
+from datasets.binning import Bins
+from datasets.recordings import Recordings
+from snn import checkpoint, embedded, ops
+from snn.coding import first_times, fs_decision
+from snn.config import NeuronParams
+from snn.errors import InputError
+from snn.network import Network
+from snn.neurons import NEURONS, SpikingNeuron
+from snn.ops import printer
+from snn.ops.binning import step_of
+from snn.quantise import as_int8, quantised
+from tests.conftest import assert_one_line
+from tests.test_network import build, small, small_conv
+from tests.test_streaming import DT_MS, T_EMPTY, VARIANTS, T, activity, make_stream, recordings, trained
+
+BINS = Bins(DT_MS, T, T_EMPTY, 30)
+NAMES = ("zero", 'a "b"', "fünf??=", "\\")
+WEIGHTS = pytest.mark.parametrize("int8", [False, True], ids=["float32", "int8"])
+GCC = shutil.which("gcc")
+needs_gcc = pytest.mark.skipif(GCC is None, reason="needs gcc: apt install gcc")
+
+
+def crowded(n: int = 6) -> Recordings:
+    """Most events are of few channels, so that a channel has many in a step."""
+    random = np.random.default_rng(6)
+    lengths = random.integers(500, 900, n)
+    times = [np.sort(random.integers(0, 280_000, k)) for k in lengths]
+    channels = (random.random(lengths.sum()) ** 3 * 30).astype(np.uint16)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    labels = np.zeros(n, np.int64)
+    return Recordings(offsets, np.concatenate(times).astype(np.uint32), 1e6, channels, labels, None, "made up")
+
+
+def code_of(network: Network, int8: bool = False, **changes) -> embedded.Code:
+    return embedded.code(network, **({"dt_ms": DT_MS, "T": T, "T_empty": T_EMPTY, "int8": int8} | changes))
+
+
+def lines_of(network: Network, data: Recordings) -> list[str]:
+    """Spikes and decisions that are to come from the C, by batches of a folded network."""
+    lines = []
+    for row in range(len(data)):
+        lines += bench.spikes(network, data, row, BINS)
+        s_TBN, h_TBN, _ = activity(network, bench.bin_events(data, np.array([row]), BINS))
+        t_BN = first_times(s_TBN, h_TBN)
+        step, label = int(t_BN.amin()), int(fs_decision(t_BN))
+        lines.append(f"decision 1 {label} {step}" if step <= T + T_EMPTY else f"decision 3 {label} 0")
+    return lines
+
+
+def run(tmp_path, network: Network, data: Recordings, int8: bool, *options: str) -> list[str]:
+    """What the C of a network says, with all its spikes."""
+    bench.write_code(code_of(network, int8), tmp_path)
+    bench.write_recordings(tmp_path, data, range(len(data)))
+    size, *lines = bench.run_native(tmp_path, ["gcc", *options], "-DSPIKES")
+    assert size == f"size {code_of(network, int8).state_bytes}"
+    return lines
+
+
+@needs_gcc
+@WEIGHTS
+@pytest.mark.parametrize("changes", VARIANTS, ids=str)
+def test_every_spike_and_decision_is_that_of_a_stream(changes, int8, tmp_path):
+    network, data = trained(**changes), recordings()
+    folded = (quantised if int8 else Network.folded)(network)
+    lines = run(tmp_path, network, data, int8, *bench.SANITISED)
+    expected = lines_of(folded, data)
+    assert lines == expected
+    assert [line for line in lines if line[0] == "d"] == bench.decisions(folded, data, range(len(data)), BINS)
+    fired = {line.split()[2] for line in lines if line[0] == "s"}
+    assert fired == {"0", "1", "2"}
+
+
+@needs_gcc
+@pytest.mark.parametrize("changes", [VARIANTS[0], VARIANTS[3], VARIANTS[4]], ids=str)
+def test_many_events_of_a_channel_in_a_step(changes, tmp_path):
+    network, data = trained(**changes), crowded()
+    assert bench.bin_events(data, np.arange(len(data)), BINS).counts.max() > 9
+    assert run(tmp_path, network, data, False, "-O3") == lines_of(network.folded(), data)
+
+
+@needs_gcc
+@pytest.mark.parametrize("name", NEURONS)
+@pytest.mark.parametrize("reset", ["hard", "soft"])
+def test_each_neuron(name, reset, tmp_path):
+    params = NeuronParams(tau_mem_steps=5.0, tau_syn_steps=5.0, theta=0.005 if name == "BRF" else 0.05)
+    changes = {"neuron": name, "output_neuron": name, "reset": reset, "neuron1": params, "neuron2": params}
+    network, data = trained(**changes), recordings(6)
+    folded = network.folded()
+    for module in folded.modules():
+        if isinstance(module, SpikingNeuron):
+            module.backend = "torch"  # the definition itself
+    lines = run(tmp_path, network, data, False, "-O3")
+    assert lines == lines_of(folded, data)
+    assert {line.split()[2] for line in lines if line[0] == "s"} >= {"0", "1"}
+
+
+SUMS = """
+#include "network.c"
+#include <math.h>
+#include <stdlib.h>
+int differing(int number)
+{
+    int found = 0;
+    for (int k = 0; k < number; k++) {
+        const float count = (float)(3 + rand() % 65533), sum = ldexpf((float)rand() / RAND_MAX - 0.5f, rand() % 30);
+        const float weight = ldexpf((float)rand() / RAND_MAX - 0.5f, rand() % 60 - 40);
+        found += add_product(sum, count, weight) != fmaf(count, weight, sum);
+    }
+    return found;
+}
+float once(float sum, float count, float weight) { return add_product(sum, count, weight); }
+"""
+
+
+def library(tmp_path, *sources: str, options: tuple[str, ...] = ()) -> ctypes.CDLL:
+    bench.ran(["gcc", "-std=c99", "-O2", "-shared", "-fPIC", "-I.", *sources, *options, "-o", "lib.so"], tmp_path)
+    return ctypes.CDLL(str(tmp_path / "lib.so"))
+
+
+@needs_gcc
+def test_a_count_times_a_weight_is_added_with_one_rounding(tmp_path):
+    bench.write_code(code_of(trained()), tmp_path)
+    (tmp_path / "sums.c").write_text(SUMS)
+    sums = library(tmp_path, "sums.c", options=("-lm",))
+    assert sums.differing(1_000_000) == 0
+    sums.once.restype, sums.once.argtypes = ctypes.c_float, [ctypes.c_float] * 3
+    weight = (2**24 - 2**12 + 1) / 2**30  # 4097 of it are 64 + 2^-30: in double 2^30 + 64, halfway between two floats
+    assert sums.once(2**30, 4097, weight) == 2**30 + 128
+    assert sums.once(-(2**30), 4097, -weight) == -(2**30) - 128
+
+
+class Machine:
+    """A network in C, called from here."""
+
+    def __init__(self, tmp_path, network: Network, **changes):
+        code = code_of(network, **changes)
+        bench.write_code(code, tmp_path)
+        self.library = library(tmp_path, "network.c")
+        self.net = ctypes.create_string_buffer(code.state_bytes)
+        self.call("reset")
+
+    def call(self, name: str, *numbers: int) -> int:
+        return getattr(self.library, f"network_{name}")(self.net, *map(ctypes.c_uint32, numbers))
+
+    def number(self, offset: int) -> int:
+        return int.from_bytes(self.net.raw[offset : offset + 4], "little")
+
+    @property
+    def steps(self) -> int:
+        return self.number(0)
+
+
+def silent(network: Network) -> Network:
+    network = copy.deepcopy(network)
+    network.output.neurons.theta.fill_(1e6)
+    return network
+
+
+RUNNING, DECIDED, PAST, BY_POTENTIAL, BACK, NO_CHANNEL, TOO_MANY, NO_EVENTS = 0, 1, 2, 3, -1, -2, -3, -4
+END_US = int(1000 * DT_MS) * T
+
+
+@needs_gcc
+def test_answers_to_inputs_that_do_not_fit(tmp_path):
+    machine = Machine(tmp_path, silent(trained()))
+    assert machine.call("finish") == NO_EVENTS
+    assert machine.call("push", 15_000, 29) == RUNNING
+    before = machine.net.raw
+    assert machine.call("push", 15_000, 30) == NO_CHANNEL
+    assert machine.call("push", 14_999, 0) == BACK
+    assert machine.call("push", 2**32 - 1, 2**32 - 1) == NO_CHANNEL
+    assert machine.call("advance", 14_999) == BACK
+    assert machine.net.raw == before
+    for _ in range(65_534):
+        assert machine.call("push", 15_000, 29) == RUNNING
+    before = machine.net.raw
+    assert machine.call("push", 16_000, 29) == TOO_MANY
+    assert machine.net.raw == before
+    assert machine.call("push", 20_000, 29) == RUNNING  # in the next step there is room
+    assert machine.call("push", END_US, 0) == PAST
+    assert machine.steps == T
+    assert machine.call("push", 2**32 - 1, 0) == PAST
+    assert machine.call("finish") == BY_POTENTIAL
+    assert machine.steps == T + T_EMPTY
+    assert machine.call("push", 2**32 - 1, 0) == PAST
+    machine.call("reset")
+    assert machine.net.raw == bytes(len(machine.net.raw))
+    assert machine.call("push", 0, 0) == RUNNING
+    assert machine.call("finish") == BY_POTENTIAL
+    assert machine.call("push", 0, 0) == PAST  # that step has run
+
+
+@needs_gcc
+def test_a_clock_in_place_of_events_and_going_on_after_the_decision(tmp_path):
+    network = trained()
+    with torch.no_grad():  # its bias alone fires an output neuron
+        network.output.linear.weight.abs_()
+        network.layers[1].norm.bias += 100
+    machine = Machine(tmp_path, network)
+    assert machine.call("push", 0, 3) == RUNNING
+    assert machine.call("advance", 9_999) == RUNNING
+    assert machine.steps == 0
+    assert machine.call("advance", 10_000) in (RUNNING, DECIDED)
+    assert machine.steps == 1
+    assert machine.call("advance", 2**32 - 1) == DECIDED
+    decided = machine.steps
+    assert 1 <= decided < T
+    assert machine.number(4) == decided
+    assert machine.call("push", 2**32 - 1, 3) == DECIDED
+    assert machine.call("finish") == DECIDED
+    assert machine.steps == decided
+    machine.call("reset")
+    machine.net[10] = 1  # runs_on
+    assert machine.call("push", END_US - 1, 3) == DECIDED
+    assert machine.steps == T - 1
+    assert machine.number(4) == decided
+
+
+@needs_gcc
+def test_the_program_that_comes_with_it(tmp_path):
+    network = silent(trained())
+    bench.write_code(code_of(network, class_names=NAMES), tmp_path)
+    bench.ran(["make", "-s", "CC=gcc -Werror"], tmp_path)
+    (tmp_path / "good.txt").write_text("0 1\n1000 29\n90000 4\n")
+
+    def said(*names: str) -> subprocess.CompletedProcess:
+        return subprocess.run(["./network", *names], cwd=tmp_path, capture_output=True, text=True)
+
+    stream = make_stream(network)
+    stream.push(np.array([0, 1000, 90_000]), np.array([1, 29, 4]))
+    assert said("good.txt").stdout == f"good.txt: {NAMES[stream.finish().label]} by potential\n"
+    for text, words in {
+        "0 1\n0 30\n": "bad.txt, event 2: no such channel",
+        "5 1\n4 2\n": "bad.txt, event 2: its time is before that of the event before",
+        "0 1\nx\n": "bad.txt, event 2: not a time in microseconds and a channel",
+        "0 1\n99999999999 1\n": "bad.txt, event 2: not a time in microseconds and a channel",
+    }.items():
+        (tmp_path / "bad.txt").write_text(text)
+        result = said("bad.txt")
+        assert (result.returncode, result.stderr) == (2, words + "\n")
+    (tmp_path / "none.txt").write_text("")
+    assert said("none.txt").stdout == "none.txt: no event within the window, no decision\n"
+    assert said("away.txt").returncode == said().returncode == 2
+
+
+def test_times_in_seconds_fall_into_the_same_steps_as_in_microseconds():
+    random = np.random.default_rng(0)
+    seconds = (random.integers(0, 100, 10_000) * 0.01 + random.integers(-1, 2, 10_000) * 1e-7).clip(0)
+    times = np.sort(seconds).astype(np.float32)
+    data = Recordings(np.array([0, 10_000]), times, 1.0, np.zeros(10_000, int), np.zeros(1, int), None, "made up")
+    steps = np.array([step_of(time, 1.0, 10.0, 100) for time in data.times])
+    assert (bench.microseconds(data, slice(None)) // 10_000 == steps).all()
+
+
+@pytest.mark.skipif(bool(bench.missing_for_arm()), reason=bench.missing_for_arm() or "all is there")
+@WEIGHTS
+@pytest.mark.parametrize("board", bench.BOARDS, ids=lambda board: board.name)
+def test_decisions_on_a_microcontroller(board, int8, tmp_path):
+    network, data = trained(**VARIANTS[1]), recordings(20)
+    bench.write_code(code_of(network, int8), tmp_path)
+    bench.write_recordings(tmp_path, data, range(20))
+    lines = [line.split() for line in bench.run_on(board, tmp_path)[1:]]
+    expected = bench.decisions((quantised if int8 else Network.folded)(network), data, range(20), BINS)
+    assert [" ".join(words[:4]) for words in lines] == expected
+    for *_, step, to_decision, to_end in lines:
+        assert 0 < int(to_decision) <= int(to_end) * 1.01
+        if 0 < int(step) < T / 2:
+            assert int(to_decision) < 0.7 * int(to_end)
+
+
+def test_networks_that_c_cannot_say():
+    with pytest.raises(InputError, match="convolutions or pools"):
+        code_of(build(small_conv()))
+    with pytest.raises(InputError, match=r"dt_ms 0\.0005 is no whole number"):
+        code_of(trained(), dt_ms=0.0005)
+    with pytest.raises(InputError, match="takes float32 networks"):
+        code_of(trained().double())
+    with pytest.raises(InputError, match="microseconds in 32 bits"):
+        code_of(trained(), T=10**6)
+
+
+def test_a_neuron_whose_output_is_no_spike_cannot_be_said():
+    def step(x, state, p):
+        s = p.spike(state.v - p.theta)
+        return 2 * s, state.v, {"v": x + p.weights * state.v}
+
+    graded = ops.Dynamics("Graded", step, ("v",), ("theta", "weights"))
+    with pytest.raises(InputError, match="Graded: its output is not a spike of size 1"):
+        printer.c(graded)
+
+
+def test_export_writes_a_folder_once(program, tmp_path):
+    cfg = small()
+    checkpoint.save(tmp_path / "net.pt", cfg, build(cfg), epoch=1)
+    result = program("export.py --load_pt_file net.pt --format c")
+    assert result.returncode == 0, result.stderr
+    assert sorted(path.name for path in (tmp_path / "net_c").iterdir()) == sorted([*embedded.FILES, "weights.h"])
+    assert result.stdout.startswith("net_c: C for ")
+    assert_one_line(program("export.py --load_pt_file net.pt --format c"), "net_c", "already", "--out")
+    assert program("export.py --load_pt_file net.pt --format c --quantise int8 --out small").returncode == 0
+    assert "int8_t" in (tmp_path / "small" / "weights.h").read_text()
+    assert_one_line(program("export.py --load_pt_file net.pt --format nir --quantise int8"), "--format c")
+    assert_one_line(program("export.py --load_pt_file net.pt --format c --out no/where"), "cannot be written")
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_weights_as_bytes():
+    generator = torch.Generator().manual_seed(0)
+    weight_NC = torch.randn(50, 40, generator=generator) * torch.logspace(-6, 6, 50)[:, None]
+    weight_NC[3], weight_NC[4], weight_NC[5, :] = 0, 0, 2.0**-7 * 127
+    weight_NC[4, 0] = 2.0**-7
+    whole_NC, scale_N = as_int8(weight_NC)
+    assert whole_NC.dtype == torch.int8
+    largest_N = whole_NC.abs().amax(1)
+    assert largest_N[3] == 0
+    assert ((largest_N >= 64) | (weight_NC.abs().amax(1) == 0)).all()
+    assert (torch.frexp(scale_N).mantissa == 0.5).all()  # powers of two
+    rounded_NC = whole_NC * scale_N[:, None]
+    assert ((rounded_NC - weight_NC).abs() <= scale_N[:, None] / 2).all()
+    again_NC, again_N = as_int8(rounded_NC)
+    assert (again_NC == whole_NC).all()
+    assert (again_N == scale_N).all()
+
+
+def test_a_quantised_network_is_a_network_whose_sums_do_not_depend_on_their_order():
+    network = trained(layers=("16R", "12FDS3"), batch_norm=True)
+    small_one = quantised(network)
+    assert network.layers[0].norm is not None  # a copy
+    for weight_NC in (small_one.layers[0].linear.weight, small_one.layers[0].neurons.V, small_one.output.linear.weight):
+        whole_NC, scale_N = as_int8(weight_NC)
+        assert (whole_NC * scale_N[:, None] == weight_NC).all()
+    assert not (small_one.output.linear.weight == network.output.linear.weight).any()
+    shuffled = copy.deepcopy(small_one)
+    order = torch.randperm(12)
+    with torch.no_grad():
+        x_RC = torch.poisson(torch.full((50, 12), 3.0))
+        expected = x_RC.double() @ small_one.output.linear.weight.double().T
+        assert (x_RC[:, order] @ shuffled.output.linear.weight[:, order].T == expected.float()).all()
+
+
+def test_a_quantised_network_is_tested_like_any_other(program, shd_folder):
+    cfg = small()
+    cfg = cfg.model_copy(update={"data": cfg.data.model_copy(update={"channels": 40, "num_classes": 3, "T": 20})})
+    network, run_folder = build(cfg).eval(), shd_folder.parent / "runs" / "run"
+    run_folder.mkdir(parents=True)
+    with torch.no_grad():  # a weight beside which all others of its neuron are rounded to 0
+        network.layers[0].linear.weight[:8, 0] = 1000
+    checkpoint.save(run_folder / "best.pt", cfg, network, epoch=1)
+    words = "test.py --load_pt_file run --path_to_dataset shd --set train.device=cpu"
+    for more in ("", " --quantise int8"):
+        result = program(words + more)
+        assert result.returncode == 0, result.stderr
+    exact, rounded = (json.loads((run_folder / name / "metrics.json").read_text()) for name in ("test", "test_int8"))
+    labels = [np.load(run_folder / name / "samples.npz")["fs_label"] for name in ("test", "test_int8")]
+    assert rounded["moved_by_quantising"] == (labels[0] != labels[1]).sum() > 0
+    assert rounded["fs_accuracy_before_quantising"] == pytest.approx(exact["fs_accuracy"])
+    assert rounded["weight_bytes"] == 40 * 16 + 16 * 12 + 12 * 3 + 4 * (16 + 12 + 3)
+    assert "moved_by_quantising" not in exact
+    assert "decisions moved by rounding the weights" in result.stdout

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from functools import partial
+from typing import ClassVar
 
 import pytest
 import torch
@@ -348,8 +349,11 @@ def test_a_step_that_no_backend_knows(message, step):
 
 
 def test_a_value_without_range():
-    with pytest.raises(InputError, match="has no range"):
-        Value("gain")
+    class Toy(NEURONS["LIF"]):
+        VALUES: ClassVar = {"gain": Value("gain")}
+
+    with pytest.raises(InputError, match=r"neuron Toy \(.*test_ops.py, line \d+\): the value gain has no range"):
+        Toy.dynamics_of()
 
 
 @pytest.mark.parametrize("operation", ["minimum", "maximum", "abs", "neg", "square", "detach", "div", "where"])

@@ -332,6 +332,8 @@ def bad_steps():
     yield "'exp' is not known here", lambda x, state, p: (p.spike(x), torch.exp(x), {"v": x})
     yield "'tanh' is not known here", lambda x, state, p: (p.spike(x), x.tanh(), {"v": x})
     yield "the state v is not returned", lambda x, state, p: (p.spike(x), x, {})
+    yield "unsupported operand type", lambda x, state, p: (p.spike(x), x**2, {"v": x})
+    yield "no attribute 'lam_x'", lambda x, state, p: (p.spike(x), p.lam_x * x, {"v": x})
     yield "u is returned, but is no state", lambda x, state, p: (p.spike(x), x, {"v": x, "u": x})
     yield "a step returns", lambda x, state, p: (p.spike(x), x)
     yield "use torch.where", lambda x, state, p: (p.spike(x), x, {"v": x if x > 0 else -x})

@@ -31,7 +31,7 @@ import snn  # noqa: F401 - comes first, because it says which packages are missi
 from snn import arguments, cli
 
 if __name__ == "__main__":
-    cli.run(arguments.train_parser(__doc__).parse_args)  # --help and wrong words need not wait for torch
+    cli.run(arguments.train_parser(__doc__).parse_args)  # answers --help and wrong options before torch is imported
 
 # isort: split
 import numpy as np

@@ -57,7 +57,7 @@ class Parser(OneLineParser):
         self.table = table
         self.add_argument("--path_to_yaml", type=Path, metavar="YAML", help=yaml_help)
         for word, (_, kind, number, help_text) in table.items():
-            # SUPPRESS: an option that is not given leaves no attribute, so that an explicit 0 or false differs from it
+            # SUPPRESS: an option that is not given leaves no attribute, which tells it from an explicit 0 or false
             if number == 0:
                 self.add_argument(word, action="store_true", default=argparse.SUPPRESS, help=help_text)
             else:

@@ -30,7 +30,7 @@ class Window:
 
     @classmethod
     def of(cls, T: int, D: float, A: float, norm: Literal["peak", "paper"] = "peak") -> "Window":
-        """Return the window σ = max(1, floor(T/D)), 2W + 1 = min(6σ + 1, 2 floor(T/2) + 1).
+        """Return the window with σ = max(1, floor(T/D)) and 2W + 1 = min(6σ + 1, 2 floor(T/2) + 1).
 
         Its amplitude is A, or A / (2πσ) with norm "paper", as in the paper.
         """

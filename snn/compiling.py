@@ -68,7 +68,7 @@ def printed(name: str, source: str) -> ModuleType:
 
 @cache
 def _first_writable(beside: Path) -> Path | None:
-    """Return the first writable: NUMBA_CACHE_DIR, beside the source, the user's cache, their own temporary folder."""
+    """Return the first writable folder: NUMBA_CACHE_DIR, beside the source, the user's cache, a temporary one."""
     places = [
         *([Path(numba.config.CACHE_DIR).absolute()] if numba.config.CACHE_DIR else []),
         beside,

@@ -128,7 +128,7 @@ def write_c(args: argparse.Namespace, cfg: config.Config, network: Network, out:
 
 def write_html(args: argparse.Namespace, cfg: config.Config, network: Network, out: Path, names: Names = None) -> str:
     """Write the page that listens, and return a line about it."""
-    import listen  # loads audio packages, which the other formats do not need
+    import listen  # loads the cochlea and speech synthesis, which the other formats do not need
 
     text = listen.page(network, cfg.data, names, args.load_pt_file.parent.name)
     write(out, lambda part: part.write_text(text, encoding="utf-8"))

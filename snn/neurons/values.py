@@ -39,7 +39,7 @@ class Value:
 
     @property
     def has_range(self) -> bool:
-        """Return whether something bounds it: a learned value must have low and high, or draw."""
+        """Return whether the value is bounded: a learned value needs low, high or draw."""
         return not self.learned or self.low > -math.inf or self.high < math.inf or self.draw is not None
 
     def start(self, name: str, settings: Mapping[str, float | None]) -> float | None:

@@ -74,7 +74,7 @@ def _first_writable(beside: Path) -> Path | None:
         beside,
         Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "first-spike"),
     ]
-    found = (place for place in places if place.is_absolute() and _is_writable(place))  # ~ stays without a home
+    found = (place for place in places if place.is_absolute() and _is_writable(place))  # without a home, ~ remains
     return next(found, None) or _own_temporary()
 
 

@@ -61,7 +61,8 @@ class SparseCounts:
         T, B, C = self.shape
         out = self.counts.new_zeros(self.shape)
         rows, numbers = torch.arange(T * B, device=self.offsets.device), self.offsets.diff()
-        rows = torch.repeat_interleave(rows, numbers, output_size=len(self.counts))  # unsized, it waits for a GPU
+        # without output_size the CPU would wait for the GPU
+        rows = torch.repeat_interleave(rows, numbers, output_size=len(self.counts))
         out.view(-1).index_add_(0, rows * C + self.channels, self.counts)
         return out
 

@@ -42,7 +42,7 @@ class Replayed:
 
     def _record(self, x_TBC: Tensor, target_B: Tensor, weight: float) -> None:
         self.forget()
-        gc.collect()  # the old recording is in a cycle; freed later, it would spoil the new one
+        gc.collect()  # the old recording is in a cycle; freed during the new one, it would spoil that
         self._x_TBC = x_TBC.clone()  # torch copies later batches into it
         device = x_TBC.device
         # torch first runs the step a few times, which must change neither statistics nor random states

@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from snn.errors import InputError
 
-TIMEOUT = timedelta(minutes=10)  # for a message: far longer than a step or a validation takes
+TIMEOUT = timedelta(minutes=10)  # for a message, if a process hangs; far longer than a step or validation
 PATIENCE = timedelta(days=1)  # for `Team.wait`, while the leader makes or fetches data
 Part = TypeVar("Part")
 Loss = Callable[..., Tensor]  # arguments (x, labels, weight)

@@ -1,8 +1,8 @@
 """Compare two trained networks on the same samples: python compare.py runs/a runs/b
 
-Both must have been tested by test.py on the same data. Prints a table and writes compare.html, with the pictures side
-by side: accuracies and their paired difference (Newcombe's interval, exact McNemar test), delays and their paired
-difference, under each code that both have.
+Both must have been tested by test.py on the same data. The program prints tables and writes compare.html, which also
+shows the pictures side by side. Under each code that both have, it gives the accuracies and their paired difference
+(Newcombe's interval, exact McNemar test), and the delays and their paired difference.
 """
 
 import json
@@ -10,7 +10,7 @@ import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
-import snn  # first, it says which packages are missing
+import snn  # comes first, because it says which packages are missing
 
 if __name__ == "__main__":
     snn.need("matplotlib", "jinja2", extra="report")
@@ -29,7 +29,7 @@ from snn.tables import DASH, Table, number
 
 # arrays of samples.npz
 DECISIONS = {"fs_label": "first spike (FS)", "fr_label": "firing rate (FR)", "label": "decision"}
-PICTURES = (  # those worth a look side by side
+PICTURES = (  # worth seeing side by side
     "latencies.png",
     "confusion_fs.png",
     "confusion_fr.png",
@@ -79,7 +79,7 @@ def main() -> None:
     ]
     tiles = [
         Tile(f"{row[0]}, difference", row[3].split(" (")[0], f"p = {row[-1]}") for row in accuracy.rows
-    ]  # the interval stands in the table
+    ]  # the table gives the interval
     n = len(one.samples["target"])
     lead = f"{one.name} and {other.name} on the same {n:,} samples of {one.metrics['data']}."
     html = render(f"{one.name} against {other.name}", lead, tiles, sections)
@@ -91,7 +91,7 @@ def main() -> None:
 
 
 def read(path: Path) -> Tested:
-    """The test results of a run, which is given by its folder, its name, its checkpoint or the folder of the test."""
+    """Read the test results of a run, given by its folder, its name, its checkpoint or the folder of the test."""
     beside = [path.parent / "test"] if path.is_file() else []
     candidates = (path, path / "test", *beside, Path("runs") / path.name.removesuffix(".pt") / "test")
     folder = next((folder for folder in candidates if (folder / "metrics.json").is_file()), None)
@@ -111,7 +111,7 @@ def read(path: Path) -> Tested:
 
 
 def check_same_samples(one: Tested, other: Tested) -> None:
-    """Raises InputError if the two were tested on different data."""
+    """Raise InputError if the two were tested on different data."""
     if one.metrics["samples_of"] == other.metrics["samples_of"]:
         return
     data = (f"{run.metrics['data']} ({len(run.samples['target'])} samples)" for run in (one, other))
@@ -122,7 +122,7 @@ def check_same_samples(one: Tested, other: Tested) -> None:
 
 
 def in_classes_of(one: Tested, other: Tested) -> Tested:
-    """The other run with its classes numbered as in the first. Raises InputError if the class names differ."""
+    """Return the other run with its classes numbered as in the first. Raise InputError if the class names differ."""
     wanted, own = (Named(tuple(run.metrics["class_names"]), run.name) for run in (one, other))
     numbers = numbers_in(wanted, own)
     labels = {name: numbers[other.samples[name]] for name in ("target", *DECISIONS) if name in other.samples}
@@ -130,12 +130,12 @@ def in_classes_of(one: Tested, other: Tested) -> Tested:
 
 
 def codes(one: Tested, other: Tested) -> list[str]:
-    """The decisions that both have."""
+    """Return the codes under which both have decisions."""
     return [name for name in DECISIONS if name in one.samples and name in other.samples]
 
 
 def accuracy_table(one: Tested, other: Tested) -> Table:
-    """A row for each code."""
+    """Return the table of accuracies, with a row for each code."""
     rows = []
     for name in codes(one, other):
         right = [run.samples[name] == run.samples["target"] for run in (one, other)]
@@ -155,7 +155,7 @@ def accuracy_table(one: Tested, other: Tested) -> Table:
 
 
 def delay_table(one: Tested, other: Tested) -> Table:
-    """Delays of networks that spike in time; no rows for others."""
+    """Return the table of delays; it has no rows for networks whose tests measure none."""
     rows = []
     if all("fs_right" in run.samples for run in (one, other)):
         dt_ms = one.metrics["dt_ms"], other.metrics["dt_ms"]
@@ -175,7 +175,7 @@ def delay_table(one: Tested, other: Tested) -> Table:
 
 
 def signed(difference: Difference) -> str:
-    """A difference of delays and its interval."""
+    """Format a difference of delays and its interval."""
     value, low, high = difference
     if value is None:
         return DASH
@@ -183,7 +183,7 @@ def signed(difference: Difference) -> str:
 
 
 def class_table(one: Tested, other: Tested) -> Table:
-    """The number of right decisions in each class under each code."""
+    """Return the table of the numbers of right decisions in each class under each code."""
     names, target = one.metrics["class_names"], one.samples["target"]
     rows = []
     for label, name in enumerate(names):
@@ -197,7 +197,7 @@ def class_table(one: Tested, other: Tested) -> Table:
 
 
 def curves(one: Tested, other: Tested) -> list[Picture]:
-    """The accuracy of both over time, in one picture."""
+    """Draw the accuracy of both over time in one picture."""
     if not all("anytime" in run.metrics for run in (one, other)):
         return []
     figure = pictures.draw_anytime({run.name: run.metrics["anytime"] for run in (one, other)})
@@ -205,7 +205,7 @@ def curves(one: Tested, other: Tested) -> list[Picture]:
 
 
 def pairs(one: Tested, other: Tested) -> list[Picture]:
-    """The pictures that both tests have, side by side."""
+    """Return the pictures that both tests have, in pairs."""
     return [
         Picture((run.folder / name).read_bytes(), f"{run.name}: {name}")
         for name in PICTURES
@@ -215,7 +215,7 @@ def pairs(one: Tested, other: Tested) -> list[Picture]:
 
 
 def configurations(one: Tested, other: Tested) -> list[Table]:
-    """The fields that differ; empty if a run has lost its config.yaml."""
+    """Return a table of the fields that differ, or none if a run has lost its config.yaml."""
     paths = [run.folder.parent / "config.yaml" for run in (one, other)]
     if not all(path.is_file() for path in paths):
         return []

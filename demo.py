@@ -1,9 +1,9 @@
 """Hear a word and decide at the first spike: python demo.py [some.wav] [--load_pt_file runs/<name>/best.pt]
 
-The sound goes through the artificial cochlea, and its events through the network as they come. Says when the network
-decides and draws audio, events, output potentials and spikes on one time axis. Without a file, a word that a test
-voice of the set `digits` says; without a checkpoint, the newest run. With --udp or --stdin it listens to events that a
-camera, a cochlea or `python -m datasets.send` sends.
+The artificial cochlea turns the sound into events, and the network takes them as they come. The program says when the
+network decides and draws audio, events, output potentials and spikes on one time axis. Without a file it takes a word
+that a test voice of the set `digits` says; without a checkpoint it takes the newest run. With --udp or --stdin it takes
+events that a camera, a cochlea or `python -m datasets.send` sends.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-import snn  # first, it says which packages are missing
+import snn  # comes first, because it says which packages are missing
 
 if __name__ == "__main__":
     snn.need("matplotlib", extra="report")
@@ -62,7 +62,7 @@ def main() -> None:
 
     stream = Stream(network, data.dt_ms, data.T, data.T_empty)
     decision, ends = None, np.searchsorted(times_s, np.arange(0, length_ms, data.dt_ms)[1:] / 1000)
-    for few in np.split(np.arange(len(times_s)), ends):  # what was heard in one step
+    for few in np.split(np.arange(len(times_s)), ends):  # the events of one step
         if decision := stream.push(times_s[few], channels[few]):
             break
     decision = decision or stream.finish()
@@ -86,15 +86,15 @@ def main() -> None:
 
 
 def follow(args: argparse.Namespace, network: Network, data: config.Data, names: list[str] | None) -> None:
-    """Decide on events that come live, recording by recording, until there are no more or Ctrl-C."""
+    """Decide on live events, recording by recording, until they end or Ctrl-C is pressed."""
     sensor = (data.sensor.height, data.sensor.width) if data.sensor else (1, data.channels)
-    channel_of_unit = np.tile(np.arange(sensor[1]), 2)  # of a cochlea, which has no polarities
+    channel_of_unit = np.tile(np.arange(sensor[1]), 2)  # right for a cochlea, which has no polarities
     if data.sensor:
         units = np.arange(2 * sensor[0] * sensor[1])
         each = Recordings(np.array([0, len(units)]), units, 1.0, units, np.zeros(1, np.int64), None, "the sensor")
         channel_of_unit = downsampled(each, data.sensor).channels
     stream = Stream(network, data.dt_ms, data.T, data.T_empty, ticks_per_second=1e6)
-    stream.push([0], [0])  # compiles
+    stream.push([0], [0])  # compiles the kernels before the first event comes
     layout = args.layout or (live.PIPE_LAYOUT if args.stdin else live.UDP_LAYOUT)
     source = live.Source(sys.stdin.buffer if args.stdin else live.listen(args.udp), layout, sensor)
     where = "the standard input" if args.stdin else f"UDP port {args.udp}"
@@ -131,7 +131,7 @@ def read_command_line() -> argparse.Namespace:
 
 
 def newest_run() -> Path:
-    """best.pt of the run that was trained last."""
+    """Return the path of best.pt of the run that was trained last."""
     found = sorted(Path("runs").glob("*/best.pt"), key=lambda path: path.stat().st_mtime)
     if not found:
         raise InputError("there is no runs/*/best.pt yet; train by: bash run.sh, or name one by --load_pt_file")

@@ -1,8 +1,9 @@
 """Write a trained network for other tools: python export.py --load_pt_file runs/<name>/best.pt --format nir
 
 nir: a graph in the Neuromorphic Intermediate Representation, which snnTorch, SpikingJelly, Norse and others read.
-onnx: one step of the network, state in and state out, for onnxruntime. c: a folder of C99 for a microcontroller.
-html: one page that hears words by microphone and shows how the network decides.
+onnx: one step of the network for onnxruntime, which takes the state and returns the next one.
+c: a folder of C99 for a microcontroller.
+html: one page that hears words through the microphone and shows how the network decides.
 docs/export.md and docs/embedded.md say how to run each.
 """
 
@@ -17,7 +18,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
-import snn  # first, it says which packages are missing
+import snn  # comes first, because it says which packages are missing
 
 if __name__ == "__main__":
     snn.need("nir", extra="export")
@@ -49,12 +50,12 @@ def main() -> None:
 
 
 def said_names(names: Names) -> dict[str, str]:
-    """The metadata that name the classes, in the order of the outputs: a JSON list."""
+    """Return the metadata that name the classes: a JSON list in the order of the outputs."""
     return {} if names is None else {"class_names": json.dumps(names)}
 
 
 def write_nir(args: argparse.Namespace, cfg: config.Config, network: Network, out: Path, names: Names = None) -> str:
-    """The network as a NIR graph: a line about it."""
+    """Write the network as a NIR graph, and return a line about it."""
     left_out = exchange.unsaid_by_nir(network)
     exported = exchange.approximated(network) if left_out and args.approximate else network
     graph = exchange.nir_graph(exported, cfg.data.shape, args.dt)
@@ -76,7 +77,7 @@ def write_nir(args: argparse.Namespace, cfg: config.Config, network: Network, ou
 
 
 def write_onnx(_: argparse.Namespace, cfg: config.Config, network: Network, out: Path, names: Names = None) -> str:
-    """One step of the network as an ONNX model: a line about it."""
+    """Write one step of the network as an ONNX model, and return a line about it."""
     if missing := [name for name in ("onnx", "onnxscript") if find_spec(name) is None]:
         raise InputError(f"--format onnx needs {' and '.join(missing)}: pip install onnx onnxscript onnxruntime")
     step = exchange.Step(network, cfg.data.shape).eval()
@@ -86,7 +87,7 @@ def write_onnx(_: argparse.Namespace, cfg: config.Config, network: Network, out:
 
     def save(part: Path) -> None:
         with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of its own workings
+            warnings.simplefilter("ignore")  # torch warns of its own internals
             program = torch.onnx.export(
                 step,
                 inputs,
@@ -104,7 +105,7 @@ def write_onnx(_: argparse.Namespace, cfg: config.Config, network: Network, out:
 
 
 def write_c(args: argparse.Namespace, cfg: config.Config, network: Network, out: Path, names: Names = None) -> str:
-    """A folder of C: a line about it."""
+    """Write a folder of C, and return a line about it."""
     if out.exists():
         raise InputError(f"{out}: is there already; remove it, or choose another --out")
     bins = Bins.of(cfg.data, "test")
@@ -126,8 +127,8 @@ def write_c(args: argparse.Namespace, cfg: config.Config, network: Network, out:
 
 
 def write_html(args: argparse.Namespace, cfg: config.Config, network: Network, out: Path, names: Names = None) -> str:
-    """The page that listens: a line about it."""
-    import listen  # which loads what hears and speaks, as the other formats need not
+    """Write the page that listens, and return a line about it."""
+    import listen  # loads the cochlea and speech synthesis, which the other formats do not need
 
     text = listen.page(network, cfg.data, names, args.load_pt_file.parent.name)
     write(out, lambda part: part.write_text(text, encoding="utf-8"))
@@ -138,7 +139,7 @@ WRITERS = {"nir": write_nir, "onnx": write_onnx, "c": write_c, "html": write_htm
 
 
 def write(out: Path, save: Callable[[Path], None]) -> None:
-    """Save into a temporary file beside `out`, which takes its place only when it is whole."""
+    """Save into a temporary file beside `out`, and move it there only when it is complete."""
     try:
         handle, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.")
         os.close(handle)
@@ -159,7 +160,7 @@ def write(out: Path, save: Callable[[Path], None]) -> None:
 def differing_decisions(
     cfg: config.Config, folder: str | None, names: Names, network: Network, other: Network
 ) -> tuple[int, int]:
-    """(first-spike decisions that differ, all) on the recordings that were held out in training."""
+    """Return (differing, all) first-spike decisions on the recordings that were held out in training."""
     data = cfg.data if folder is None else cfg.data.model_copy(update={"path": folder})
     bins = Bins.of(data, "train")
     recordings = tasks.events.read_recordings(data, "train", bins, Named(names, "the checkpoint"))

@@ -1,18 +1,18 @@
 """Test trained networks: python test.py --load_pt_file runs/<name>/best.pt [more checkpoints, run folders or names]
 
-The networks come from the checkpoints alone. One is printed as a table; several as a row each, with mean ± std of those
-whose configurations differ only in the seed. Each run gets its folder runs/<name>/test/: report.html with all of it,
-the pictures of that page as PNG, metrics.json (percent, steps, ms), and samples.npz with what each sample gave, for
-compare.py.
+The networks come from the checkpoints alone. One network is printed as a table. Several are printed as a row each, with
+mean ± std over those whose configurations differ only in the seed. Each run gets a folder runs/<name>/test/ with
+report.html (all results), the pictures of that page as PNG, metrics.json (percent, steps, ms), and samples.npz, which
+holds the results of each sample for compare.py.
 
 A first-spike network is tested under first-spike and firing-rate decoding. --show draws a decision of every class, and
---test_single_delay the output spikes of one recording of each class together. --streaming decides on events as they
-come and compares the cost with that of whole windows. --energy counts operations, memory traffic and energy
+--test_single_delay draws the output spikes of one recording of each class in one picture. --streaming decides on events
+as they come and compares the cost with that of whole windows. --energy counts operations, memory traffic and energy
 (`snn/energy.py`; models of hardware: `snn/hardware.py`). --quantise int8 tests the network as export.py writes it to C,
-in the folder test_int8/, and says which decisions that moves.
+writes to the folder test_int8/, and says how many decisions quantising changes.
 
-Of a TTFS network: accuracy, spikes and when they come. --simulate runs every image through a simulation over time, too,
-and counts the decisions that differ.
+The test of a TTFS network measures accuracy, the number of spikes and their times. --simulate also runs every image
+through a simulation over time and counts the decisions that differ.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-import snn  # first, it says which packages are missing
+import snn  # comes first, because it says which packages are missing
 
 if __name__ == "__main__":
     snn.need("matplotlib", "jinja2", extra="report")
@@ -69,11 +69,11 @@ def main() -> None:
 
 
 def alike(subjects: Sequence[Subject]) -> list[list[Subject]]:
-    """Networks that see the same batches, together."""
+    """Group the networks that see the same batches."""
     groups = defaultdict(list)
     for subject in subjects:
         data, train = subject.cfg.data, subject.cfg.train
-        path = getattr(data, "test_path", None)  # the training file, where data.test_by says so
+        path = getattr(data, "test_path", None)  # the training file if data.test_by is set
         seen = data.model_dump_json(exclude=settings.marked(type(data), Mark.TRAINING))
         same = type(subject.cfg), seen, path, train.test_batch_size, train.device, subject.content["class_names"]
         groups[same].append(subject)
@@ -81,7 +81,7 @@ def alike(subjects: Sequence[Subject]) -> list[list[Subject]]:
 
 
 def write(result: Result) -> None:
-    """metrics.json and samples.npz."""
+    """Write metrics.json and samples.npz."""
     out, file = result.subject.out, io.BytesIO()
     write_whole(out / "metrics.json", json.dumps(result.metrics, indent=2) + "\n")
     np.savez_compressed(file, **{name: np.asarray(value) for name, value in result.samples.items()})
@@ -89,7 +89,7 @@ def write(result: Result) -> None:
 
 
 def read_command_line() -> tuple[argparse.Namespace, list[Subject]]:
-    """Words, and what is to be tested: checkpoints, their configurations with the words over them."""
+    """Return the arguments and the networks to test, whose configurations the arguments override."""
     yaml_help = "take the data section from this configuration"
     parser = arguments.Parser(__doc__, arguments.TEST, yaml_help, checkpoints="+")
     for kind in tasks.KINDS:
@@ -104,7 +104,7 @@ def read_command_line() -> tuple[argparse.Namespace, list[Subject]]:
     folders = [path.parent for path in paths]
     subjects = []
     for path in paths:
-        keeps_apart = folders.count(path.parent) > 1 and path.stem != "best"  # from others of its run
+        keeps_apart = folders.count(path.parent) > 1 and path.stem != "best"  # from other checkpoints of its run
         words = ["test", *([path.stem] if keeps_apart else []), *([args.quantise] if args.quantise else [])]
         out = path.parent / "_".join(words)
         subjects.append(Subject(path, *read_checkpoint(parser, args, path), out))
@@ -112,7 +112,7 @@ def read_command_line() -> tuple[argparse.Namespace, list[Subject]]:
 
 
 def read_checkpoint(parser: arguments.Parser, args: argparse.Namespace, path: Path) -> tuple[config.AnyConfig, dict]:
-    """Configuration (data of --path_to_yaml, then the other words over it) and content of a checkpoint."""
+    """Return (configuration, content) of a checkpoint; --path_to_yaml replaces the data, other arguments override."""
     trained, content = checkpoint.load(path)
     values = trained.model_dump(mode="json")
     if args.path_to_yaml is not None:
@@ -136,7 +136,7 @@ def read_checkpoint(parser: arguments.Parser, args: argparse.Namespace, path: Pa
 
 
 def open_folder(out: Path) -> None:
-    """Make the folder for what comes out, and see that it can be written, before the work is done."""
+    """Make the output folder, and check that it can be written before the work begins."""
     try:
         out.mkdir(exist_ok=True)
         probe = out / ".writable"

@@ -1,17 +1,17 @@
 """Train a network: python train.py --path_to_yaml configs/adlif_digits.yaml
 
-The loop is here; what it trains, a first-spike network on events or a TTFS network on images, is in tasks/.
-Writes runs/<name>/: best.pt and last.pt (weights and the whole configuration), config.yaml, metrics.jsonl and what
-TensorBoard reads. The best model is chosen on data held out from the training file. test.py alone reads the test file;
-of its layout is said before training what test.py would refuse.
+This file holds the loop. tasks/ holds what it trains: a first-spike network on events or a TTFS network on images.
+A run writes runs/<name>/: best.pt and last.pt (weights and the whole configuration), config.yaml, metrics.jsonl and
+TensorBoard's file. The best model is chosen on data held out from the training file. Only test.py reads the test data;
+training looks at their layout first and warns if test.py would refuse it.
 
-last.pt is how far the run is; what the other files hold beyond it, a kill having come in between, is done again. With
---resume a run goes on at the batch after that of its last.pt: on the CPU to the same bits as if it had never ended.
+last.pt marks how far the run got. If a kill left newer data in the other files, that work is repeated. With --resume a
+run continues at the batch after its last.pt, and on the CPU produces the same bits as an uninterrupted run.
 
 The same seed gives the same bits on the same machine with the same packages and number of threads. With another number
-of threads (OMP_NUM_THREADS) torch's BatchNorm sums in another order while it trains; a potential at the threshold may
-then spike or not, and it is another run, as with another seed. The rest of the default network does not depend on
-threads. Another kind of processor may round otherwise, and a GPU from run to run.
+of threads (OMP_NUM_THREADS), torch's BatchNorm sums in another order in training. A potential at the threshold may then
+spike or not, and the run differs as it would with another seed. Nothing else in the default network depends on the
+number of threads. Another kind of processor may round differently, and a GPU may do so from run to run.
 """
 
 import argparse
@@ -25,13 +25,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import snn  # noqa: F401 - first, it says which packages are missing
+import snn  # noqa: F401 - comes first, because it says which packages are missing
 
 # isort: split
 from snn import arguments, cli
 
 if __name__ == "__main__":
-    cli.run(arguments.train_parser(__doc__).parse_args)  # --help and wrong words need not wait for torch
+    cli.run(arguments.train_parser(__doc__).parse_args)  # answers --help and wrong options before torch is imported
 
 # isort: split
 import numpy as np
@@ -49,25 +49,25 @@ from snn.memory import keep_freed_memory
 from snn.team import Team, gather
 from tasks.kind import Training
 
-NO_STANDING = (-math.inf, -math.inf)  # of no epoch
+NO_STANDING = (-math.inf, -math.inf)  # before the first epoch
 THE_LAST = "the last, as nothing was held out to choose by (data.validation_share is 0)"
 
 
 @dataclass
 class Position:
-    """How far a run is. The order of an epoch is not here: all that is random in it follows from (seed, epoch)."""
+    """The progress of a run. It omits the order of an epoch, since (seed, epoch) determine everything random in it."""
 
-    epoch: int = 0  # whole epochs done
-    step: int = 0  # batches done of the next
-    loss_sum: float = 0.0  # of this process's samples in these batches
-    seconds: float = 0.0  # that they took
+    epoch: int = 0  # complete epochs
+    step: int = 0  # batches done in the next epoch
+    loss_sum: float = 0.0  # over this process's samples in these batches
+    seconds: float = 0.0  # that these batches took
     random: tuple[Tensor, ...] = ()  # states of torch's generators after these batches
     gradient_norm: float = 0.0  # of the last batch, before it was clipped
     best: tuple[float, float] = NO_STANDING  # (accuracy, -loss) of the best epoch
     best_epoch: int = 0
 
     def content(self, team: Team) -> dict[str, Any]:
-        """For the checkpoint, what differs from process to process in the order of their ranks."""
+        """Return the entries for the checkpoint; those that differ between processes are listed by rank."""
         own = {"loss_sum": self.loss_sum, "random": random_states(team.device)}
         common = {"epoch": self.epoch, "step": self.step, "seconds": self.seconds}
         return {**common, "best": self.best, "best_epoch": self.best_epoch, "processes": team.gathered(own)}
@@ -80,7 +80,7 @@ def main() -> None:
     team = gather(args.distributed, find_device(train.device))
     run = runs.folder(args.save_name or cfg.run_name + (f"_{args.add_name}" if args.add_name else ""))
     last = run / "last.pt"
-    _lock = runs.lock(run) if team.leads else None  # held to the end
+    _lock = runs.lock(run) if team.leads else None  # held until the program ends
     found, *resumed = checkpoint.load_newest(last) if args.resume else (None,)
     started_from = arguments.find_checkpoint(args.load_pt_file) if args.load_pt_file and not args.resume else None
     content = checkpoint.load(started_from)[1] if started_from else resumed[1] if resumed else {}
@@ -99,7 +99,7 @@ def main() -> None:
     begun = position.content(team)
 
     def open_run() -> AbstractContextManager:
-        """The folder of the run is there from here on; with TensorBoard's file in it."""
+        """Create or reopen the folder of the run, and open TensorBoard's file in it."""
         if found:
             runs.reopen(run, found, position.epoch)
         else:
@@ -119,7 +119,7 @@ def main() -> None:
             if task.patience and epoch - position.best_epoch >= task.patience:
                 break
             started = time.perf_counter() - position.seconds
-            # everything random in an epoch follows from (seed, epoch), so a run resumes exactly
+            # (seed, epoch) determine everything random in an epoch, so a run resumes exactly
             random = np.random.default_rng([train.seed, epoch])
             torch.manual_seed(int(random.integers(2**62)) + team.rank)
             order = random.permutation(task.kept)
@@ -168,7 +168,7 @@ def main() -> None:
             f"best epoch {content['epoch']}: {task.conclude(validation) if validation else THE_LAST}\n"
             f"saved in {run / 'best.pt'}; test it by: bash run_test.sh {run / 'best.pt'}"
         )
-        if cfg.data.shape == (700,):  # of the cochlea
+        if cfg.data.shape == (700,):  # the channels of the cochlea
             command = f"$(bash run.sh --python export) export.py --load_pt_file {run / 'best.pt'} --format html"
             print(f"make a page that listens by: {command}")
     team.part_ways()
@@ -183,7 +183,7 @@ def train_epoch(
     interruption: cli.Interruption,
     last: Path,
 ) -> bool:
-    """The rest of one pass over the training set in this order: whether it came to its end. `position` moves along."""
+    """Train on the rest of an epoch in this order and update `position`. Return whether the epoch is complete."""
     network, optimizer = task.network, task.optimizer
     network.train()
     if position.step:
@@ -227,13 +227,13 @@ def train_epoch(
 
 
 def random_states(device: torch.device) -> list[Tensor]:
-    """Of torch's generators that draw for this device."""
+    """Return the states of the torch generators that draw for this device."""
     states = [torch.get_rng_state()]
     return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
 
 
 def set_random_states(states: Sequence[Tensor], device: torch.device) -> None:
-    """Let torch's generators go on from these."""
+    """Set torch's generators to these states."""
     torch.set_rng_state(states[0])
     if device.type == "cuda":
         torch.cuda.set_rng_state(states[1], device)
@@ -255,7 +255,7 @@ def resume(
     optimizer: torch.optim.Optimizer,
     team: Team,
 ) -> Position:
-    """Take up a run where its checkpoint left it."""
+    """Restore a run from its checkpoint and return its position."""
     path = run / "last.pt"
     may_change = settings.marked(type(cfg), Mark.MACHINE, Mark.RESUME)
     if changed := [name for name in settings.differences(cfg, cfg_then) if name not in may_change]:
@@ -284,7 +284,7 @@ def resume(
 
 
 def say_jumps(path: Path, cfg_then: config.AnyConfig, cfg: config.AnyConfig, epoch: int) -> None:
-    """Say which curves over the epochs go on elsewhere, as there are now more epochs, or fewer."""
+    """Warn of schedules that jump here because the number of epochs has changed."""
     then, now, before = (
         tasks.kind_of(c).training.schedule(c, k)
         for c, k in ((cfg_then, epoch), (cfg, epoch), (cfg_then, max(epoch - 1, 0)))

@@ -1,13 +1,13 @@
 """First-spike coded spiking neural networks. Import from the submodules: `from snn.neurons import AdLIF`.
 
-Programs import it before anything that may be missing.
+Programs import this package first: it says which of the packages they need are missing.
 """
 
 import sys
 from importlib.util import find_spec
 
 __version__ = "0.2.0"
-PACKAGES = ("numpy", "torch", "numba", "h5py", "yaml", "pydantic", "tqdm", "spikingjelly")  # that all programs need
+PACKAGES = ("numpy", "torch", "numba", "h5py", "yaml", "pydantic", "tqdm", "spikingjelly")  # all programs need these
 
 
 def _stop(why: str) -> None:

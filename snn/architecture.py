@@ -1,4 +1,4 @@
-"""Layer lists as words: 64C3 is a convolution, P2 a pool, 512F fully connected. For all kinds of networks here."""
+"""Layer lists as words, for all kinds of networks: 64C3 is a convolution, P2 a pool, 512F a fully connected layer."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Pool(NamedTuple):
 
 
 class Delay(NamedTuple):
-    """Learned delays of what comes in, or of a recurrent layer's own spikes, each between 0 and max_steps."""
+    """Learned delays of a layer's input, or of a recurrent layer's own spikes, each between 0 and max_steps."""
 
     per: Literal["input", "synapse", "neuron"]
     max_steps: int
@@ -44,18 +44,18 @@ class Full(NamedTuple):
     size: int
     is_recurrent: bool
     delay: Delay | None = None
-    recurrent_delay_max_steps: int | None = None  # of its own spikes on their way back
+    recurrent_delay_max_steps: int | None = None  # delays the layer's own spikes on their way back
 
 
 def parse_delay(word: str) -> Delay:
-    """D25 or DS25. Raises InputError for anything else."""
+    """Parse D25 or DS25. Raise InputError for anything else."""
     if not (found := re.fullmatch(r"D(S?)([1-9]\d*)", word)):
         raise InputError(f"'{word}' is no delay; write D25 (one for each input, up to 25 steps) or DS25 (each synapse)")
     return Delay("synapse" if found[1] else "input", int(found[2]))
 
 
 def parse(words: Iterable[str]) -> tuple[Conv | Pool | Full, ...]:
-    """Layers from words. Raises InputError that names the first word that is none, or a conv or pool after 512F."""
+    """Parse words into layers. InputError names the first word that is no layer, or a conv or pool after 512F."""
     layers: list[Conv | Pool | Full] = []
     for word in words:
         if found := re.fullmatch(r"([1-9]\d*)C([1-9]\d*)(?:S([1-9]\d*))?", word):
@@ -79,9 +79,9 @@ def parse(words: Iterable[str]) -> tuple[Conv | Pool | Full, ...]:
 
 
 def shapes(words: Sequence[str], shape: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """The shape after each layer, (channels, height, width) or (neurons,), of an input of this shape.
+    """Return the shape after each layer, (channels, height, width) or (neurons,), for an input of this shape.
 
-    Raises InputError that names the first layer that does not fit.
+    InputError names the first layer that does not fit.
     """
     result = []
     for word, layer in zip(words, parse(words), strict=True):
@@ -102,7 +102,7 @@ def shapes(words: Sequence[str], shape: tuple[int, ...]) -> list[tuple[int, ...]
 
 
 def resized(words: Sequence[str], sizes: Sequence[int]) -> list[str]:
-    """The same convolutions and pools, then fully connected layers of these sizes, recurrent or delayed as those."""
+    """Return the words with fully connected layers of these sizes, recurrent or delayed as before; the rest stays."""
     full = [word for word, layer in zip(words, parse(words), strict=True) if isinstance(layer, Full)]
     kinds = [word.lstrip("0123456789") for word in full] or ["F"]
     kinds += kinds[-1:] * len(sizes)

@@ -1,6 +1,6 @@
-"""The command line of train.py and test.py: the published words, each a field of the configuration, and `--set`.
+"""The command line of train.py and test.py: the published options, each a field of the configuration, and `--set`.
 
-Importing this does not import torch, so that --help and wrong words are answered at once.
+Importing this module does not import torch, so that --help and wrong options are answered at once.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from snn.config import AnyConfig
 from snn.errors import InputError
 from snn.files import REPOSITORY
 
-# word -> (field, type, number of values, help); the published command line of Liu et al. 2023
+# option -> (field, type, number of values, help); the published command line of Liu et al. 2023
 _COMMON = {
     "--path_to_dataset": ("data.path", str, None, "folder of the data files"),
     "--dataset_name": ("data.dataset_name", str, None, "reads <name>_train.h5 and <name>_test.h5"),
@@ -48,7 +48,7 @@ TEST = _COMMON | {
 
 
 class Parser(OneLineParser):
-    """Takes the words of `table`, and those added later. `checkpoints` is argparse's `nargs` of --load_pt_file."""
+    """A parser for the options of `table` and those added later; `checkpoints` is the `nargs` of --load_pt_file."""
 
     def __init__(
         self, description: str | None, table: dict, yaml_help: str = "configuration", checkpoints: str | None = None
@@ -57,7 +57,7 @@ class Parser(OneLineParser):
         self.table = table
         self.add_argument("--path_to_yaml", type=Path, metavar="YAML", help=yaml_help)
         for word, (_, kind, number, help_text) in table.items():
-            # SUPPRESS: a word that is not given leaves no attribute, so that an explicit 0 or false differs from none
+            # SUPPRESS: an option that is not given leaves no attribute, which tells it from an explicit 0 or false
             if number == 0:
                 self.add_argument(word, action="store_true", default=argparse.SUPPRESS, help=help_text)
             else:
@@ -80,7 +80,7 @@ class Parser(OneLineParser):
         )
 
     def override(self, values: dict, args: argparse.Namespace, where: Path | None = None) -> AnyConfig:
-        """The configuration of plain `values`, which the words of the command line change in place.
+        """Change plain `values` in place by the command line, and return the configuration that they describe.
 
         Messages name `where` the values come from; the default is --path_to_yaml.
         """
@@ -108,7 +108,7 @@ class Parser(OneLineParser):
 
 
 def train_parser(description: str | None) -> Parser:
-    """The words of train.py."""
+    """Return the parser of train.py."""
     parser = Parser(description, TRAIN)
     parser.add_argument("--save_name", help="name of the run; default <dataset>_<fs|fr><α>_tau<τ>_<neuron>")
     parser.add_argument("--add_name", help="text to add to the run's default name")
@@ -118,7 +118,7 @@ def train_parser(description: str | None) -> Parser:
 
 
 def _layers(values: dict) -> list[str]:
-    """The layers in unchecked values; an empty list if they are not a list of words."""
+    """Return the layers in unchecked values, or an empty list if these are not a list of words."""
     network = values.get("network")
     layers = network.get("layers") if isinstance(network, dict) else None
     is_list = isinstance(layers, list) and all(isinstance(word, str) for word in layers)
@@ -126,7 +126,7 @@ def _layers(values: dict) -> list[str]:
 
 
 def find_yaml(path: Path) -> Path:
-    """A configuration by its path. Published commands write ../configs/x.yaml for what is configs/x.yaml here."""
+    """Find a configuration by its path. Published commands write ../configs/x.yaml for our configs/x.yaml."""
     in_repository = REPOSITORY / "configs" / path.name
     if not path.exists() and path.parent.name == "configs" and in_repository.exists():
         print(f"{path} is not there; reading {os.path.relpath(in_repository)}", file=sys.stderr)
@@ -135,10 +135,10 @@ def find_yaml(path: Path) -> Path:
 
 
 def find_checkpoint(path: Path) -> Path:
-    """A checkpoint by its path; or best.pt of a run by its folder, its name or its published name <run>.pt.
+    """Find a checkpoint by its path, or best.pt of a run by its folder, its name or its published name <run>.pt.
 
-    A run is also found if another folder or file, such as one of data, has its name. Raises InputError if there is
-    neither.
+    A run is found even if another folder or file, such as a data set, has its name. Raise InputError if there is no
+    such checkpoint or run.
     """
     run = Path("runs") / path.name.removesuffix(".pt")
     folders = sorted(filter(Path.is_dir, (path, run)), key=lambda folder: not any(folder.glob("*.pt")))
@@ -150,7 +150,7 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def default_yaml(words: list[str]) -> Path:
-    """The configuration to use without --path_to_yaml: the data set's own, or that of SHD if it has none."""
+    """Choose the configuration without --path_to_yaml: the data set's own, or that of SHD if it has none."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--dataset_name", default="digits")
     name = parser.parse_known_args(words)[0].dataset_name

@@ -1,7 +1,7 @@
 """Checkpoints: plain tensors, numbers and text, written whole or not at all, read without running code.
 
-A file is what torch.save writes, then MARK and the SHA-256 of all before. torch.load looks at no checksum and takes a
-flipped bit for a weight. A file without a sum (of version 1) is held against those of its zip archive.
+A file holds the bytes of torch.save, then MARK and the SHA-256 of these bytes: torch.load checks no sum and takes a
+flipped bit for a weight. A file without this sum (version 1) is checked against the sums within its zip archive.
 """
 
 import io
@@ -28,14 +28,14 @@ FOR_RESUME = {"optimizer": dict, "step": int, "processes": list, "best": (tuple,
 
 
 class Damaged(InputError):
-    """A checkpoint that is not there or not whole; the one before it may be."""
+    """An error for a checkpoint that is missing or incomplete; the one before it may be intact."""
 
 
 def save(path: Path, config: AnyConfig, network: nn.Module, keep: bool = False, **more: Any) -> None:
-    """Write configuration, weights and `more` to path, by way of a file beside it that is read back first.
+    """Write configuration, weights and `more` to a file beside path, read it back, and move it to path.
 
-    What path held before goes, or if told to `keep` it becomes `previous(path)`. InputError if `load_weights` would
-    refuse the weights.
+    This replaces the file at path; with `keep`, that file moves to `previous(path)`. Raise InputError if `load_weights`
+    would refuse the weights.
     """
     try:
         network.check_values(f"{path}: not written, as it could not be loaded")
@@ -71,17 +71,17 @@ def save(path: Path, config: AnyConfig, network: nn.Module, keep: bool = False, 
 
 
 def previous(path: Path) -> Path:
-    """Return where the checkpoint before the one at path is kept."""
+    """Return the path that keeps the checkpoint before the one at `path`."""
     return path.with_suffix(f".previous{path.suffix}")
 
 
 def unfinished(path: Path) -> Path:
-    """Return where a file is written that will stand at path when it is whole."""
+    """Return the temporary path of a file that moves to `path` when it is complete."""
     return path.with_name(f".{path.name}.part")
 
 
 def sync_folder(folder: Path) -> None:
-    """Let the names of a folder's files survive a loss of power."""
+    """Make the names of a folder's files survive a loss of power."""
     opened = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(opened)
@@ -90,9 +90,9 @@ def sync_folder(folder: Path) -> None:
 
 
 def load(path: Path, for_resume: bool = False) -> tuple[AnyConfig, dict[str, Any]]:
-    """(configuration, content) of a checkpoint; with what a run needs to go on, if it is `for_resume`.
+    """Read (configuration, content) of a checkpoint; `for_resume` also requires the entries that resuming needs.
 
-    content["class_names"] are the names of the classes, or None where the training file has none.
+    content["class_names"] are the names of the classes, or None if the training file has none.
     """
     try:
         content = torch.load(io.BytesIO(_checked(path.read_bytes())), map_location="cpu", weights_only=True)
@@ -100,7 +100,7 @@ def load(path: Path, for_resume: bool = False) -> tuple[AnyConfig, dict[str, Any
         raise Damaged(f"{path}: no such checkpoint; train one with train.py{_beside(path)}") from None
     except OSError as error:
         raise Damaged(f"{path}: cannot be read ({error.strerror}){_beside(path)}") from None
-    except Exception:  # torch's unpickler raises whatever foreign bytes lead it to
+    except Exception:  # for foreign bytes torch's unpickler may raise anything
         raise Damaged(
             f"{path}: not a checkpoint of ours, or damaged; train again or take another{_beside(path)}"
         ) from None
@@ -128,7 +128,7 @@ def load(path: Path, for_resume: bool = False) -> tuple[AnyConfig, dict[str, Any
 
 
 def _renamed(weights: dict[str, Any], hidden: int) -> dict[str, Any]:
-    """Weights as they are named since version 3: before, hidden layers were `blocks` and the output stood beside."""
+    """Rename weights as in version 3; before, hidden layers were `blocks`, and the output layer was not among them."""
     names = {"blocks.": "layers.", "readout.": f"layers.{hidden}.linear.", "output.": f"layers.{hidden}.neurons."}
     renamed = {}
     for name, value in weights.items():
@@ -138,7 +138,7 @@ def _renamed(weights: dict[str, Any], hidden: int) -> dict[str, Any]:
 
 
 def load_newest(path: Path) -> tuple[Path, AnyConfig, dict[str, Any]]:
-    """(where it lay, configuration, content) of what a run can go on from: path, or the one before if it is damaged."""
+    """Read (path, configuration, content) of a checkpoint to resume from: this one, or if damaged the one before."""
     try:
         return path, *load(path, for_resume=True)
     except Damaged as damage:
@@ -154,7 +154,7 @@ def load_newest(path: Path) -> tuple[Path, AnyConfig, dict[str, Any]]:
 
 
 def _checked(data: bytes) -> bytes:
-    """Return what torch.save wrote, of the bytes of a file; ValueError if they are not those that were written."""
+    """Return the part of a file that torch.save wrote. Raise ValueError if the bytes have changed since."""
     mark = len(data) - sha256().digest_size - len(MARK)
     if data[max(mark, 0) :].startswith(MARK):
         if sha256(memoryview(data)[:mark]).digest() != data[mark + len(MARK) :]:
@@ -167,13 +167,13 @@ def _checked(data: bytes) -> bytes:
 
 
 def _beside(path: Path) -> str:
-    """Return which other checkpoints lie there."""
+    """List the other checkpoints in the same folder, for a message."""
     others = sorted(other.name for other in path.parent.glob("*.pt") if other.name != path.name)
     return f"; beside it: {', '.join(others)}" if others else ""
 
 
 def load_network(path: str | Path, backend: str | None = None) -> tuple[nn.Module, AnyConfig, dict[str, Any]]:
-    """(trained network in evaluation mode, configuration, content) of a checkpoint; `backend`: not train.backend."""
+    """Load (network in evaluation mode, configuration, content) of a checkpoint. `backend` replaces train.backend."""
     path = Path(path)
     cfg, content = load(path)
     network = cfg.new_network(backend).eval()
@@ -196,7 +196,7 @@ def load_weights(network: nn.Module, weights: dict[str, torch.Tensor], path: Pat
 
 
 def _kind(value: Any) -> str:
-    """Type and shape of a weight, for comparison and for messages."""
+    """Return the type and shape of a weight, for comparison and for messages."""
     if not isinstance(value, torch.Tensor):
         return type(value).__name__
     return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"

@@ -1,7 +1,7 @@
-"""Checks, in words, of what a caller hands in. A compiled kernel looks where a shape or an index points.
+"""Checks of a caller's arguments, with errors in words. A compiled kernel reads wherever a shape or an index points.
 
-Shapes, types and devices cost nothing to look at. Values do: on a GPU the CPU would wait for them, and a recorded step
-(`snn.replay`) must not, so there they are not looked at unless a docstring says so.
+Shapes, types and devices cost nothing to check. Values do: the CPU would have to wait for a GPU, and a recorded step
+(`snn.replay`) must not wait. So values on a GPU are not checked unless a docstring says so.
 """
 
 import math
@@ -28,9 +28,9 @@ def tensor(
     dtypes: Sequence[torch.dtype] = NUMBERS,
     device: torch.device | None = None,
 ) -> None:
-    """InputError unless x is a tensor of this shape, of one of these types, on this device.
+    """Raise InputError unless x is a tensor of this shape, of one of these types, on this device.
 
-    A size that may be anything but 0 is a word, which says what it counts; an ellipsis is any number of more sizes.
+    A word as a size stands for any size but 0 and says what it counts; an ellipsis stands for any number of sizes.
     """
     if not isinstance(x, Tensor) or x.layout != torch.strided or x.is_nested:
         raise InputError(f"{name} must be a dense torch tensor, but is a {_kind(x)}")
@@ -50,14 +50,14 @@ def tensor(
 
 
 def kind(name: str, value: object, *types: type) -> None:
-    """InputError unless value is of one of these types."""
+    """Raise InputError unless value is of one of these types."""
     if not isinstance(value, types):
         names = " or a ".join(f"{of.__module__}.{of.__name__}" for of in types)
         raise InputError(f"{name} must be a {names}, but is a {_kind(value)}")
 
 
 def weights(name: str, W: Tensor) -> None:
-    """InputError unless a layer computes with such weights: no half precision, in which no threshold can be met."""
+    """Raise InputError unless a layer can compute with W; half precision is too coarse to meet a threshold."""
     if W.dtype not in FLOATS:
         kind = str(W.dtype).removeprefix("torch.")
         raise InputError(f"{name} is {kind}; layers compute in float32 or float64: call .float() on the network")
@@ -66,35 +66,35 @@ def weights(name: str, W: Tensor) -> None:
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager:
-    """In which operations keep the type of what they take."""
+    """Return a context in which operations keep the type of their inputs."""
     on = torch.is_autocast_enabled(device.type)
     return torch.autocast(device.type, enabled=False) if on else nullcontext()
 
 
 def like_weights(name: str, x: Tensor, shape: Sequence[int | str], W: Tensor) -> Tensor:
-    """x as the weights it meets have it: any real numbers, taken as their type, on their device."""
+    """Return x, any real numbers, in the type of W. Raise InputError unless its shape fits and it is on W's device."""
     weights("the layer's weight", W)
     tensor(name, x, shape, STORED, W.device)
     return x.to(W.dtype)
 
 
 def finite(name: str, x: Tensor, entries: Tensor | None = None) -> None:
-    """InputError if a number on the CPU is NaN or infinite. Only `entries`, if given, can be neither 0 nor 1.
+    """Raise InputError if a number on the CPU is NaN or infinite. If `entries` are given, all others are 0 or 1.
 
-    torch.compile does not see it: its graph would break here.
+    torch.compile skips this check, which would break its graph.
     """
     if torch.compiler.is_compiling():
         return
     x, entries = x.detach(), (x if entries is None else entries).detach()
     if x.device.type != "cpu" or math.isfinite(entries.sum().item()):
         return
-    if not x.isfinite().all():  # a sum of large numbers may be none
+    if not x.isfinite().all():  # a sum of large finite numbers may overflow
         place = (~x.isfinite()).nonzero()[0].tolist()
         raise InputError(f"{name} holds {x[tuple(place)].item()} at {place}; every number must be finite")
 
 
 def labels(target_B: Tensor, samples: int, classes: int, device: torch.device | None = None) -> None:
-    """InputError unless these are the class numbers, 0 to classes - 1, of so many samples."""
+    """Raise InputError unless these are class numbers, 0 to classes - 1, one for each of the `samples`."""
     tensor("the labels", target_B, (samples,), (torch.int64,), device)
     if target_B.device.type == "cpu" and samples:
         low, high = (bound.item() for bound in target_B.aminmax())
@@ -103,20 +103,20 @@ def labels(target_B: Tensor, samples: int, classes: int, device: torch.device | 
 
 
 def number(name: str, value: float, least: float = -math.inf, above: float = -math.inf) -> None:
-    """InputError unless value is a finite number, at least `least` and above `above`."""
+    """Raise InputError unless value is a finite number, at least `least` and above `above`."""
     if not (is_number(value) and math.isfinite(value) and value >= least and value > above):
         bound = f" above {above:g}" if above > -math.inf else f", at least {least:g}" if least > -math.inf else ""
         raise InputError(f"{name} must be a finite number{bound}, but is {value!r}")
 
 
 def whole(name: str, value: int, least: int, most: int = 2**31 - 1) -> None:
-    """InputError unless value is a whole number from least to most."""
+    """Raise InputError unless value is a whole number from least to most."""
     if not (is_number(value) and isinstance(value, Integral) and least <= value <= most):
         raise InputError(f"{name} must be a whole number, {least} to {most}, but is {value!r}")
 
 
 def sizes(name: str, shape: tuple[int, ...]) -> None:
-    """InputError unless shape is a tuple of sizes of at least 1."""
+    """Raise InputError unless shape is a tuple of sizes of at least 1."""
     if not isinstance(shape, tuple | list) or not len(shape):
         raise InputError(f"{name} must be a tuple of sizes, as (700,) or (2, 34, 34), but is {shape!r}")
     for size in shape:
@@ -124,7 +124,7 @@ def sizes(name: str, shape: tuple[int, ...]) -> None:
 
 
 def is_number(value: object) -> bool:
-    """Return whether value is a plain real number, not a truth value."""
+    """Return whether value is a plain real number, not a boolean."""
     return isinstance(value, Real) and not isinstance(value, bool)
 
 

@@ -1,4 +1,4 @@
-"""Classes by name: where files name their classes, the names decide and not the numbers."""
+"""Classes by name: if files name their classes, they are matched by name and not by number."""
 
 import unicodedata
 from collections.abc import Iterable
@@ -8,23 +8,23 @@ import numpy as np
 
 from snn.errors import InputError
 
-MOST_SAID = 5  # names in a message
+MOST_SAID = 5  # the most names in a message
 
 
 class Named(NamedTuple):
     """The classes 0, 1, ... of a network or a file, and where their names come from, for messages."""
 
-    names: tuple[str, ...] | None  # None: it names none
+    names: tuple[str, ...] | None  # None: the classes have no names
     where: str
 
 
 def tidied(names: Iterable[str]) -> tuple[str, ...]:
-    """Names without what cannot be seen: blanks around them, and the two ways of writing an accent."""
+    """Remove invisible differences between names: blanks around them, and the two encodings of an accent."""
     return tuple(unicodedata.normalize("NFC", name).strip() for name in names)
 
 
 def numbers_in(wanted: Named, own: Named) -> np.ndarray:
-    """(classes,) int64: the number in `wanted` of each class of `own`. InputError if they are not the same classes."""
+    """Return (classes,) int64: the number in `wanted` of each class of `own`. InputError if the classes differ."""
     if own.names == wanted.names:
         return np.arange(len(own.names))
     if alone := " and ".join(filter(None, (_only(own, wanted), _only(wanted, own)))):
@@ -37,7 +37,7 @@ def numbers_in(wanted: Named, own: Named) -> np.ndarray:
 
 
 def _only(one: Named, other: Named) -> str:
-    """The names that one has and the other has not, in words."""
+    """List the names that `one` has and `other` lacks, for a message."""
     names = sorted(set(one.names) - set(other.names))
     said = ", ".join(f"{name!r:.40}" for name in names[:MOST_SAID]) + (", ..." if len(names) > MOST_SAID else "")
     return f"only {one.where} has {said}" if names else ""

@@ -1,4 +1,4 @@
-"""Programs and their users: one line for each mistake, exit codes, and signals that wait for a good moment."""
+"""Command-line behaviour of all programs: one line for each mistake, exit codes, and signals handled in good order."""
 
 import argparse
 import errno
@@ -14,21 +14,21 @@ from typing import Any, NoReturn
 from snn import output
 from snn.errors import InputError
 
-LOST_PROCESS = r"\bgloo\b|\bNCCL\b|Connection (closed|reset) by peer"  # in what torch.distributed raises
+LOST_PROCESS = r"\bgloo\b|\bNCCL\b|Connection (closed|reset) by peer"  # in the errors of torch.distributed
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Raises InputError for a wrong word. --help shows the first line of the description, a module's docstring."""
+    """A parser that raises InputError for a wrong option. --help shows the first line of the module's docstring."""
 
     def __init__(self, *, description: str | None = None, **words: Any):
-        super().__init__(description=(description or "").partition("\n")[0], **words)  # None: python -OO
+        super().__init__(description=(description or "").partition("\n")[0], **words)  # python -OO leaves None
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"command line: {message}; {self.prog} --help lists the words")
 
 
 class Interruption:
-    """While active, SIGINT and SIGTERM are only recorded in `number` (0: none came), so that work ends in good order.
+    """A context that only records SIGINT and SIGTERM, in `number` (0: none came), so that work ends in good order.
 
     A second Ctrl-C ends the program at once with `advice`. Signals that the shell ignores stay ignored.
     """
@@ -52,7 +52,7 @@ class Interruption:
 
 
 class Interrupted(Exception):
-    """The program ends because a signal of this number asked it to; what it did is kept."""
+    """An exception that ends the program because a signal of this number came; completed work is kept."""
 
     def __init__(self, message: str, number: int):
         super().__init__(message)
@@ -66,15 +66,15 @@ def _quiet_about_ctrl_c(unraisable: "sys.UnraisableHookArgs") -> None:
 
 
 def _quiet_about_files(failure: "threading.ExceptHookArgs") -> None:
-    """Do not report a full disk twice: TensorBoard's thread raises it again for its next caller (`snn.runs.log`)."""
+    """Do not report a full disk twice: TensorBoard's thread raises the error again in `snn.runs.log`."""
     if not issubclass(failure.exc_type, OSError):
         threading.__excepthook__(failure)
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a program. Mistakes of the user and faults of the machine are one line and exit code 2, Ctrl-C is code 130.
+    """Run a program. Mistakes of the user and faults of the machine give one line and exit code 2; Ctrl-C gives 130.
 
-    SIGTERM is code 143 in programs that use `Interruption`.
+    SIGTERM gives 143 in programs that use `Interruption`.
     """
     output.take_any_character()
     sys.unraisablehook = _quiet_about_ctrl_c
@@ -99,7 +99,7 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(141)
     except OSError as error:
         if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise  # this is not about a file of the user, but a fault of ours
+            raise  # the fault is ours and not in a file of the user
         message, code = f"error: {error.filename or 'writing'}: {error.strerror}", 2
     except Interrupted as interrupted:
         message, code = str(interrupted), 128 + interrupted.number

@@ -1,7 +1,7 @@
-"""First-spike (FS) and firing-rate (FR) code: output spikes to times, counts and decisions.
+"""First-spike (FS) and firing-rate (FR) code: from output spikes to times, counts and decisions.
 
 Source: Liu et al. 2023, doi 10.3389/fnins.2023.1266003. Times are in steps and the first step is 1.
-Shapes: T steps (the empty ones included), B samples, N output neurons.
+Shapes: T steps (including the empty ones), B samples, N output neurons.
 """
 
 import math
@@ -30,7 +30,10 @@ class Window:
 
     @classmethod
     def of(cls, T: int, D: float, A: float, norm: Literal["peak", "paper"] = "peak") -> "Window":
-        """σ = max(1, floor(T/D)); 2W + 1 = min(6σ + 1, 2 floor(T/2) + 1); amplitude A, or A / (2πσ) as in the paper."""
+        """Return the window with σ = max(1, floor(T/D)) and 2W + 1 = min(6σ + 1, 2 floor(T/2) + 1).
+
+        Its amplitude is A, or A / (2πσ) with norm "paper", as in the paper.
+        """
         checks.whole("T", T, 1)
         checks.number("D", D, above=0)
         sigma = max(1, math.floor(T / D))
@@ -39,13 +42,13 @@ class Window:
 
 
 def narrowed_D(D: float, D_final: float, progress: float) -> float:
-    """D = D0 (D1 / D0)^progress, progress = epoch / epochs: a window that narrows (Liu & Dragotti 2025)."""
+    """Return D = D0 (D1 / D0)^progress, progress = epoch / epochs: the window narrows (Liu & Dragotti 2025)."""
     return D * (D_final / D) ** progress
 
 
 @lru_cache(maxsize=4)  # tables of a long T are large, and one is in use at a time
 def _window_table(T: int, window: Window, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(T + 1, T): G(m - n) for the steps m = 1..T, n = 1..T; last Σ_m G(m - n), what all steps together give."""
+    """Return (T + 1, T): G(m - n) for the steps m = 1..T, n = 1..T; the last row is the sum over all m."""
     n = torch.arange(T, dtype=torch.float64)
     k_TT = n[:, None] - n
     gaussian_TT = torch.exp(-(k_TT**2) / (2 * window.sigma_steps**2)) * (k_TT.abs() <= window.half_width_steps)
@@ -59,7 +62,7 @@ class _FirstTimes(torch.autograd.Function):
         n_T11 = torch.arange(1, T + 1, device=s_TBN.device, dtype=torch.int32).view(T, 1, 1)
         first_BN = torch.where(s_TBN > 0, n_T11, T + 1).amin(0)
         silent_BN = first_BN > T
-        # rank 1..N by descending peak potential, firing neurons included; equal peaks rank by index
+        # rank 1..N by descending peak potential, including firing neurons; equal peaks rank by index
         order_BN = peak_BN.argsort(dim=-1, descending=True, stable=True)
         rank_BN = order_BN.argsort(dim=-1) + 1
         ctx.save_for_backward(first_BN)
@@ -77,14 +80,14 @@ class _FirstTimes(torch.autograd.Function):
 
 
 def first_times(s_TBN: Tensor, h_TBN: Tensor, window: Window | None = None) -> Tensor:
-    """First-spike times t^F in steps, (B, N), of the dtype of s but at least float32.
+    """Return first-spike times t^F in steps, (B, N), of the dtype of s but at least float32.
 
-    s_TBN are output spikes, h_TBN the potentials before the reset. A neuron that fires has the step of its first spike,
-    1..T. A silent one has T + r, r its rank 1..N in its sample by descending peak potential, ties by index. Without a
-    window the times carry no gradient.
+    s_TBN are output spikes, h_TBN the potentials before the reset. The time of a firing neuron is the step of its first
+    spike, 1..T. The time of a silent neuron is T + r, where r is its rank 1..N in its sample by descending peak
+    potential; ties rank by index. Without a window the times carry no gradient.
 
-    Gradient (none reaches h): dL/ds_n = -A Σ_m G(m - n) g_m, where a firing neuron's g stands at its first spike and a
-    silent one's at every step. Both sums are rows of a table, so nothing is convolved.
+    Gradient (none reaches h): dL/ds_n = -A Σ_m G(m - n) g_m. The g of a firing neuron is at its first spike, that of a
+    silent neuron at every step. Both sums are rows of a table, so that nothing is convolved.
     """
     checks.tensor("s", s_TBN, ("steps", "samples", "neurons"))
     checks.tensor("h", h_TBN, s_TBN.shape, device=s_TBN.device)
@@ -92,7 +95,7 @@ def first_times(s_TBN: Tensor, h_TBN: Tensor, window: Window | None = None) -> T
 
 
 def fs_decision(t_BN: Tensor) -> Tensor:
-    """The class whose neuron fires first, argmin t^F; equal times go to the lower class number. (B,) int64."""
+    """Return the class whose neuron fires first, argmin t^F, (B,) int64; equal times go to the lower class number."""
     checks.tensor("t", t_BN, (..., "neurons"))
     checks.finite("t", t_BN)
     N = t_BN.shape[-1]
@@ -100,13 +103,13 @@ def fs_decision(t_BN: Tensor) -> Tensor:
 
 
 def decide(s_TBN: Tensor, h_TBN: Tensor) -> tuple[Tensor, Tensor]:
-    """(decision, step of the first output spike from 1, more than T where there is none), (B,) int64 each."""
+    """Return (decision, step of the first output spike, 1..T, or more than T without a spike), (B,) int64 each."""
     t_BN = first_times(s_TBN, h_TBN)
     return fs_decision(t_BN), t_BN.amin(-1).long()
 
 
 def fr_decision(counts_BN: Tensor) -> Tensor:
-    """The class whose neuron fires most; equal counts go to the lower class number. Any leading shape; int64."""
+    """Return the class whose neuron fires most, int64; equal counts go to the lower number. Any leading shape."""
     checks.tensor("counts", counts_BN, (..., "neurons"))
     N = counts_BN.shape[-1]
     return (counts_BN.to(torch.int64) * N + torch.arange(N - 1, -1, -1, device=counts_BN.device)).argmax(-1)

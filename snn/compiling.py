@@ -1,4 +1,4 @@
-"""Kernels compiled by numba: how, where the result is kept, and what the user hears of it. Does without torch."""
+"""Compilation of kernels by numba, the cache on disk, and the notice to the user. Does not import torch."""
 
 import os
 import sys
@@ -20,16 +20,16 @@ if numba.config.DISABLE_JIT:
     os.environ.pop("NUMBA_DISABLE_JIT", None)
     numba.config.DISABLE_JIT = 0
 
-inlined = numba.njit(error_model="numpy")  # Python's check for a division by zero would keep loops from vectors
+inlined = numba.njit(error_model="numpy")  # Python's check for division by zero would prevent vectorisation
 NOT_KEPT = "no folder can be written to keep it, so each program compiles anew; NUMBA_CACHE_DIR can name one"
-_place_of: dict[Callable, Path | None] = {}  # kernel -> the folder that keeps it
+_place_of: dict[Callable, Path | None] = {}  # kernel -> its cache folder
 
 
 def kernel(function: Callable) -> Callable:
-    """Compile at the first call and keep the result on disk where a folder can be written; other threads run meanwhile.
+    """Compile a kernel at its first call and cache it on disk if a folder can be written. It releases the GIL.
 
-    numba compiles anew what it kept when the kernel's own file has changed. A kernel that calls those of other files is
-    kept in a folder named after what these hold, so that it is compiled anew with them too.
+    numba compiles a cached kernel again if its own file has changed. A kernel that calls functions in other files is
+    cached in a folder named after a hash of those files, so that it is compiled again if they change.
     """
     own = function.__code__.co_filename
     beside = Path(own).parent / "__pycache__"  # numba's own choice
@@ -50,7 +50,7 @@ def kernel(function: Callable) -> Callable:
 
 
 def printed(name: str, source: str) -> ModuleType:
-    """A module of source text, kept as a file where one can be written, as numba needs for what it keeps on disk."""
+    """Make a module of source text, stored in a file if possible, since numba caches only code that has a file."""
     title = f"snn.ops.printed.{name}_{sha256(source.encode()).hexdigest()[:12]}"
     if title in sys.modules:
         return sys.modules[title]
@@ -68,18 +68,18 @@ def printed(name: str, source: str) -> ModuleType:
 
 @cache
 def _first_writable(beside: Path) -> Path | None:
-    """NUMBA_CACHE_DIR, beside the source, the user's cache or a folder of the user's own in the temporary directory."""
+    """Return the first writable folder: NUMBA_CACHE_DIR, beside the source, the user's cache, a temporary one."""
     places = [
         *([Path(numba.config.CACHE_DIR).absolute()] if numba.config.CACHE_DIR else []),
         beside,
         Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "first-spike"),
     ]
-    found = (place for place in places if place.is_absolute() and _is_writable(place))  # without a home, ~ stays
+    found = (place for place in places if place.is_absolute() and _is_writable(place))  # without a home, ~ remains
     return next(found, None) or _own_temporary()
 
 
 def _is_writable(folder: Path) -> bool:
-    """Return whether files can be made there; makes the folder."""
+    """Make the folder, and return whether it can hold new files."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
@@ -90,7 +90,7 @@ def _is_writable(folder: Path) -> bool:
 
 @cache
 def _own_temporary() -> Path | None:
-    """A temporary folder that nobody else may write, as numba runs what it finds there."""
+    """Return a temporary folder that nobody else may write to, because numba runs the code it finds there."""
     try:
         folder = Path(tempfile.gettempdir(), f"first-spike-{os.getuid()}")
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -102,7 +102,7 @@ def _own_temporary() -> Path | None:
 
 
 def _files_of(function: Callable, seen: set[Callable]) -> set[str]:
-    """The source files of a function and of all compiled ones that it calls, and they call."""
+    """Return the source files of a function and of all compiled functions that it calls, directly or not."""
     seen.add(function)
     files = {function.__code__.co_filename}
     for name in function.__code__.co_names:
@@ -114,17 +114,17 @@ def _files_of(function: Callable, seen: set[Callable]) -> set[str]:
 
 
 class _CompileNotice(event.Listener):
-    """Says what a first call waits for. numba sends this event only when nothing that fits lies in its disk cache."""
+    """A notice that a first call waits for a compilation. numba sends the event only if its cache has no match."""
 
     def on_start(self, event: event.Event) -> None:
         function = event.data["dispatcher"]
-        if function in _place_of and parent_process() is None:  # else one of many alike
+        if function in _place_of and parent_process() is None:  # otherwise each of many processes would say so
             place = _place_of[function]
             keeping = f"this happens once, it is kept in {place}" if place else NOT_KEPT
             print(f"compiling a CPU kernel ({function.__name__.strip('_')}); {keeping}", file=sys.stderr, flush=True)
 
     def on_end(self, event: event.Event) -> None:
-        """Nothing to say."""
+        """Do nothing."""
 
 
 event.register("numba:compile", _CompileNotice())

@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from torch import nn
 
 Share = Annotated[float, Field(ge=0, lt=1)]
-Steps = Annotated[float, Field(ge=0.1)]  # a time constant; exp(-1/τ) of less is 0
+Steps = Annotated[float, Field(ge=0.1)]  # a time constant τ; below this, exp(-1/τ) is practically 0
 
 
 class Mark(Enum):
-    """Marks fields that some comparison of configurations leaves out; `snn.settings.marked` lists them."""
+    """A mark on fields that a comparison of configurations leaves out; `snn.settings.marked` lists them."""
 
     MACHINE = "where the data lie or what computes; the result does not depend on it"
     RESUME = "a resumed run may have another value"
@@ -40,7 +40,7 @@ class Mark(Enum):
 
 
 class Section(BaseModel):
-    """Frozen. Unknown keys, wrong types, NaN and infinity are errors, and nothing is converted: "3" is not a number."""
+    """A frozen section. Unknown keys, wrong types, NaN and infinity are errors; nothing is converted: "3" is text."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -85,7 +85,7 @@ class Sensor(Section):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(polarities, height, width) of what the network sees."""
+        """Return (polarities, height, width) as the network sees them."""
         return self.polarities, -(-self.height // self.divide), -(-self.width // self.divide)
 
 
@@ -176,12 +176,12 @@ class Data(DataSet):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Return what the network sees: (channels,), or (polarities, height, width)."""
+        """Return the shape of an input step: (channels,) or (polarities, height, width)."""
         return (self.channels,) if self.sensor is None else self.sensor.shape
 
     @property
     def num_units(self) -> int:
-        """Channels of the files."""
+        """Return the number of channels in the files."""
         return self.channels if self.sensor is None else self.sensor.num_units
 
     @property
@@ -190,7 +190,7 @@ class Data(DataSet):
 
     @property
     def validation_path(self) -> Path | None:
-        """The validation file, if one is named or lies there."""
+        """Return the validation file, if one is named or is there."""
         path = self.folder / (self.validation_file or f"{self.dataset_name}_validation.h5")
         return path if self.validation_file or path.is_file() else None
 
@@ -211,7 +211,7 @@ class NeuronParams(Section):
 
 
 def _known_neuron(name: str) -> str:
-    from snn.neurons import NEURONS  # which need torch
+    from snn.neurons import NEURONS  # imported here because they import torch
 
     if name not in NEURONS:
         raise ValueError(f"'{name}' is not known; known are {', '.join(NEURONS)}")
@@ -275,7 +275,7 @@ class Network(Section):
 
     @property
     def delays(self) -> dict[str, architecture.Delay]:
-        """The learned delays, by the field and word that ask for them."""
+        """Return the learned delays, by the field and word that ask for them."""
         layers = list(zip(self.layers, architecture.parse(self.layers), strict=True))
         delays = {f"layers: layer '{word}'": getattr(layer, "delay", None) for word, layer in layers}
         for word, layer in layers:
@@ -377,10 +377,10 @@ class FirstSpikeTrain(Train):
 
 
 class AnyConfig(Section):
-    """Configuration of a kind of network. A kind is known by the one section that only its configurations have.
+    """Configuration of a kind of network. One section that no other kind has identifies the kind.
 
-    A subclass names it (`class Mine(AnyConfig, section="mine")`), and is then found by that section. Its data have a
-    shape, that of a sample as the network sees it.
+    A subclass names that section (`class Mine(AnyConfig, section="mine")`). Its data have a `shape`: that of a sample
+    as the network sees it.
     """
 
     section: ClassVar[str]
@@ -396,11 +396,11 @@ class AnyConfig(Section):
 
     @property
     def run_name(self) -> str:
-        """The default name of a run."""
+        """Return the default name of a run."""
         raise NotImplementedError
 
     def new_network(self, backend: str | None = None) -> "nn.Module":
-        """The network that is described here, untrained; `backend`: in place of train.backend."""
+        """Build the untrained network that this configuration describes; `backend` replaces train.backend."""
         raise NotImplementedError
 
 
@@ -441,13 +441,13 @@ class Config(AnyConfig, section="network", title="A first-spike network"):
 
     @property
     def run_name(self) -> str:
-        """The published name: <dataset>_<fs|fr><α>_tau<τ of neuron2>_<neuron>."""
+        """Return the published name: <dataset>_<fs|fr><α>_tau<τ of neuron2>_<neuron>."""
         code, alpha = ("fs", self.loss.fs.alpha) if self.loss.mode == "first_time" else ("fr", self.loss.fr.alpha)
         tau = self.network.neuron2.tau_mem_steps
         return f"{self.data.dataset_name}_{code}{alpha:g}_tau{tau:g}_{self.network.neuron.lower()}"
 
     def new_network(self, backend: str | None = None) -> "nn.Module":
-        from snn import network  # only now, as configurations are also read where nobody waits for torch
+        from snn import network  # imported here so that reading a configuration does not import torch
 
         data = self.data
         return network.Network(self.network, data.shape, data.num_classes, backend or self.train.backend, data.dt_ms)
@@ -512,7 +512,7 @@ class TTFSConfig(AnyConfig, section="ttfs", title="A TTFS network"):
 
     @property
     def run_name(self) -> str:
-        """<dataset>_ttfs_<layers>."""
+        """Return <dataset>_ttfs_<layers>."""
         return f"{self.data.dataset_name}_ttfs_{re.sub(r'[^A-Za-z0-9]+', '-', self.ttfs.layers).strip('-')}"
 
     def new_network(self, backend: str | None = None) -> "nn.Module":
@@ -522,6 +522,6 @@ class TTFSConfig(AnyConfig, section="ttfs", title="A TTFS network"):
 
 
 if __name__ == "__main__":
-    from snn import cli, manual  # which reads this module
+    from snn import cli, manual  # imported here because manual imports this module
 
     cli.run(manual.main)

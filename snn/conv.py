@@ -1,7 +1,7 @@
 """Convolutions and pools over images of neurons.
 
-Images are channels-last with their pixels among the samples: (T, P, C), P = B·H·W pixels, pixel (b·H + y)·W + x. So the
-neurons of `snn.neurons` run on them as they are, one value a channel, and nothing is copied between layers.
+Images are channels-last and their pixels count as samples: (T, P, C), P = B·H·W pixels, pixel (b·H + y)·W + x. So the
+neurons of `snn.neurons` run on them as they are, with one value per channel, and nothing is copied between layers.
 """
 
 import math
@@ -16,24 +16,24 @@ from snn.inputs import SparseCounts, as_tensor
 from snn.ops import max_pool, sparse, sparse_conv
 from snn.ops.sparse_conv import Geometry
 
-# The share of active inputs up to which the event-driven convolution, forward and weight gradient together, is the
-# faster one. `python -m benchmarks.networks` measures it: 64 to 128 channels, one thread of a busy machine with
-# AVX-512: 1.6 x faster at .15, 1.2 x at .2, slower at .3.
+# Up to this share of active inputs the event-driven convolution (forward and weight gradient together) is the faster
+# one. Measured by `python -m benchmarks.networks` for 64 to 128 channels on one thread of a busy machine with AVX-512:
+# 1.6 x faster at a share of 0.15, 1.2 x at 0.2, slower at 0.3.
 DENSE_ABOVE = 0.15
 
 
 def as_frames(x_TPC: Tensor, height: int, width: int) -> Tensor:
-    """(frames, C, height, width), channels last in memory; a view."""
+    """View pixels as (frames, C, height, width), channels last in memory."""
     return x_TPC.reshape(-1, height, width, x_TPC.shape[-1]).permute(0, 3, 1, 2)
 
 
 def as_pixels(x_FCHW: Tensor, T: int) -> Tensor:
-    """(T, P, C); a view of a tensor that has its channels last in memory."""
+    """View frames that have their channels last in memory as (T, P, C)."""
     return x_FCHW.permute(0, 2, 3, 1).reshape(T, -1, x_FCHW.shape[1])
 
 
 def pixels_of(x_TBC: Tensor | SparseCounts, image: tuple[int, int, int]) -> Tensor | SparseCounts:
-    """(T, P, C) of images (C, H, W) whose channels are counted as (c·H + y)·W + x. On the CPU, events stay events."""
+    """Return (T, P, C) of images (C, H, W) with channels counted as (c·H + y)·W + x. On the CPU events stay sparse."""
     C, H, W = image
     T, B, channels = x_TBC.shape
     if channels != C * H * W:
@@ -46,7 +46,7 @@ def pixels_of(x_TBC: Tensor | SparseCounts, image: tuple[int, int, int]) -> Tens
 
 
 def check_pixels(x_TPC: Tensor | SparseCounts, height: int, width: int) -> None:
-    """InputError unless the pixels are whole images."""
+    """Raise InputError unless the pixels make up whole images."""
     if x_TPC.shape[1] % (height * width):
         raise InputError(f"x has {x_TPC.shape[1]} pixels a step, no whole images of {height} x {width}")
 
@@ -54,9 +54,9 @@ def check_pixels(x_TPC: Tensor | SparseCounts, height: int, width: int) -> None:
 class EventConv(nn.Module):
     """A convolution, padded by kernel // 2: (T, P, C) to (T, P', N). It has no bias until one is set.
 
-    On the CPU an input with few active entries takes the event-driven product, equal to the dense one up to rounding.
-    Elsewhere, and where activity is dense, it is torch's. `active_share` is what the last input had. Types of numbers,
-    and `SparseCounts` as input, are as in `snn.linear.EventLinear`.
+    On the CPU an input with few active entries takes the event-driven product, which equals the dense one up to
+    rounding. Other inputs take torch's convolution. `active_share` is that of the last input. Types of numbers, and
+    `SparseCounts` as input, are as in `snn.linear.EventLinear`.
     """
 
     def __init__(self, inputs: int, outputs: int, height: int, width: int, kernel: int, stride: int):
@@ -93,9 +93,9 @@ class EventConv(nn.Module):
         return as_pixels(F.conv2d(x_FCHW, self.weight, None, self.geometry.stride, self.geometry.kernel // 2), T)
 
     def _entries(self, x_TPC: Tensor | SparseCounts) -> tuple[Tensor | None, ...] | None:
-        """(x_RC, offsets, channels, counts) of an input that takes the event-driven product, otherwise None.
+        """Return (x_RC, offsets, channels, counts) of an input that takes the event-driven product, otherwise None.
 
-        x_RC: None where the input is `SparseCounts`.
+        x_RC is None if the input is `SparseCounts`.
         """
         if isinstance(x_TPC, SparseCounts):
             self.active_share = len(x_TPC.counts) / math.prod(x_TPC.shape)
@@ -116,7 +116,7 @@ class EventConv(nn.Module):
 
 
 class _EventConvolution(torch.autograd.Function):
-    """The convolution of x given by its entries. x itself, or None, is here for its gradient only and is not kept."""
+    """The convolution of x, given by its entries. x itself (or None) only receives the gradient and is not kept."""
 
     @staticmethod
     def forward(ctx, x_RC, offsets, channels, counts, W_NCKK, shape: Geometry):
@@ -129,7 +129,7 @@ class _EventConvolution(torch.autograd.Function):
         offsets, channels, counts, W_NCKK = ctx.saved_tensors
         shape, C = ctx.shape, W_NCKK.shape[1]
         gx_RC = gW_NCKK = None
-        if ctx.needs_input_grad[0]:  # that of a dense input: silent neurons have a gradient too
+        if ctx.needs_input_grad[0]:  # the gradient of a dense input, since silent neurons have one too
             gx_RC = _input_gradient(gy_RN, W_NCKK, shape)
         if ctx.needs_input_grad[4]:
             gW_NCKK = sparse_conv.weight_gradient(offsets, channels, counts, gy_RN, C, shape, True)
@@ -137,7 +137,7 @@ class _EventConvolution(torch.autograd.Function):
 
 
 def _input_gradient(gy_RN: Tensor, W_NCKK: Tensor, shape: Geometry) -> Tensor:
-    """The gradient of the input rows. As `nn.grad.conv2d_input`, which would not keep the channels last."""
+    """Return the gradient of the input rows. `nn.grad.conv2d_input` is the same, but does not keep channels last."""
     gy_FNHW = as_frames(gy_RN, shape.out_height, shape.out_width)
     like_x = gy_RN.new_empty(1).expand(len(gy_FNHW), W_NCKK.shape[1], shape.height, shape.width)
     gx_FCHW, _, _ = torch.ops.aten.convolution_backward(
@@ -157,7 +157,7 @@ def _input_gradient(gy_RN: Tensor, W_NCKK: Tensor, shape: Geometry) -> Tensor:
 
 
 class Pooling(nn.Module):
-    """Maximum or average of windows that do not overlap: (T, P, C) to (T, P', C). What fills no window is left out.
+    """Maximum or average of windows that do not overlap: (T, P, C) to (T, P', C). Partial windows are left out.
 
     Numbers that are neither float32 nor float64 are taken as float32.
     """

@@ -1,8 +1,8 @@
-"""Linear layers whose inputs arrive late, each by a learned delay: one an input (axonal), or one a synapse.
+"""Linear layers whose inputs arrive late by learned delays: one per input (axonal) or one per synapse.
 
-Delays are real numbers of steps in training, and whole steps, rounded, in evaluation, in `Network.folded()` and in
-streams. See `snn.ops.taps` for the equations. What is still on its way at the end of a call is a memory of the layer
-like the state of neurons, so that a long sequence may come in chunks.
+Delays are real numbers of steps in training. In evaluation, in `Network.folded()` and in streams they are rounded to
+whole steps. See `snn.ops.taps` for the equations. Input that is still on its way at the end of a call stays in the
+layer, as the state of neurons does, so that a long sequence may come in chunks.
 """
 
 from typing import Literal
@@ -24,7 +24,7 @@ Per = Literal["input", "synapse"]
 class DelayedLinear(EventLinear, MemoryModule):
     """An `EventLinear` whose inputs come late, one delay per input or per synapse; the output is (T, B, N).
 
-    On the CPU the work follows the events. Elsewhere, and where activity is dense, it is plain torch operations.
+    On the CPU the work follows the events. On other devices, and for dense activity, plain torch operations do it.
     """
 
     def __init__(
@@ -42,10 +42,10 @@ class DelayedLinear(EventLinear, MemoryModule):
         self.per = per
         self.register_memory("past", None)
         if per == "synapse":
-            self.dense_above = 1.0  # dense products are one for each step of delay
+            self.dense_above = 1.0  # dense would mean one product for each step of delay
 
     def learned(self, dt_ms: float) -> dict[str, Learned]:
-        """Return what the layer learned beside weights, by name, in the units of a report."""
+        """Return the values that the layer learned besides weights, by name, in the units of a report."""
         return {f"delay_{self.per}": self.delays.learned(dt_ms)}
 
     def _product(self, x_TBC: Tensor | SparseCounts | Spikes) -> Tensor:
@@ -118,7 +118,7 @@ class _SynapticProduct(torch.autograd.Function):
 def _joined(
     past: Tensor | SparseCounts | None, x_TBC: Tensor | SparseCounts | Spikes
 ) -> Tensor | SparseCounts | Spikes:
-    """Steps that came before and those that come now."""
+    """Join the steps that came before and those that come now."""
     if past is None:
         return x_TBC
     if past.shape[1:] != x_TBC.shape[1:]:
@@ -136,7 +136,7 @@ def _joined(
 
 
 def _last(x_TBC: Tensor | SparseCounts | Spikes, steps: int) -> Tensor | SparseCounts:
-    """The last steps; of dropped spikes as they were fired."""
+    """Return the last steps; those of `Spikes` without their dropout mask."""
     if isinstance(x_TBC, SparseCounts):
         T, B, C = x_TBC.shape
         steps = min(steps, T)

@@ -1,19 +1,19 @@
-"""What an inference costs on hardware that works on events: operations, memory traffic, energy by published constants.
+"""The cost of an inference on event-driven hardware: operations, memory traffic, and energy by published constants.
 
 Counts are exact, per recording, from one pass over the data:
 
 - synaptic operations, as in `snn.operations`: accumulates (ACs) where the inputs are 0 or 1, multiply-accumulates
-  (MACs) where they are counts. Dense operations: all weights, in all steps.
+  (MACs) where they are counts. Dense operations: every weight in every step.
 - footprint, connection sparsity, activation sparsity (NeuroBench): bytes of parameters and constants; share of weights
   that are 0; share of neurons and steps without a spike.
-- memory traffic (SpikingJelly 2.0, NeuromorphicMemoryAccessCounter): each effective operation reads its weight, each
-  neuron its bias, and reads and writes its states, in every step. What moves events about is not counted.
-- energy (SpikingJelly 2.0, simple_energy): MACs, ACs and bytes times constants of Horowitz 2014. It ranks networks, and
-  measures none: a constant a byte knows no memory hierarchy.
-- energy by models that know one, after Lemaire et al., SpikeSim and NeuroMC: `snn.hardware`.
+- memory traffic (SpikingJelly 2.0, NeuromorphicMemoryAccessCounter): each effective operation reads its weight, and in
+  every step each neuron reads its bias and reads and writes its states. Moving the events is not counted.
+- energy (SpikingJelly 2.0, simple_energy): MACs, ACs and bytes times constants of Horowitz 2014. It ranks networks but
+  measures none, because one constant per byte ignores the memory hierarchy.
+- energy by models with a memory hierarchy, after Lemaire et al., SpikeSim and NeuroMC: see `snn.hardware`.
 
-The baseline is a network of the same layers with real-valued neurons, one value kept a neuron, run densely on the same
-frames. BatchNorm counts as folded into weights and biases.
+The baseline is a network of the same layers with real-valued neurons, which keep one value each, run densely on the
+same frames. BatchNorm counts as folded into weights and biases.
 """
 
 import torch
@@ -37,7 +37,7 @@ Entry = dict[str, float | str]  # value, unit, source
 
 
 class Meter:
-    """Counts while a network runs: `with Meter(network) as meter: evaluate(network, ...)`, then `meter.result()`."""
+    """A meter that counts while a network runs: `with Meter(network) as meter: ...`, then `meter.result()`."""
 
     def __init__(self, network: Network):
         self.network = network
@@ -46,13 +46,13 @@ class Meter:
         self.convs = {m: hardware.as_conv(m.weight, _geometry(m)[2]) for m in self.linears}
         self.convs |= {m: hardware.as_conv(m.V) for m in self.neurons if m.V is not None}
         self.samples = self.neuron_steps = self.steps = 0
-        self.spikes: dict[nn.Module, int] = {}  # of a layer of neurons
-        self.events: dict[nn.Module, float] = {}  # that came to a linear map, or back to neurons
+        self.spikes: dict[nn.Module, int] = {}  # of each layer of neurons
+        self.events: dict[nn.Module, float] = {}  # that reach a linear map, or return to neurons
         self.spikesim_pj = 0.0
-        self.active: dict[nn.Module, Tensor] = {}  # of each input of a linear map: how often it was not 0
-        self.fed_back: dict[nn.Module, Tensor] = {}  # of each neuron of a recurrent layer: spikes that come back
-        self.sizes: dict[nn.Module, int] = {}  # neurons of a sample
-        self.counts = False  # whether an input above 1 was seen
+        self.active: dict[nn.Module, Tensor] = {}  # how often each input of a map was not 0
+        self.fed_back: dict[nn.Module, Tensor] = {}  # spikes fed back, per neuron of a layer
+        self.sizes: dict[nn.Module, int] = {}  # neurons per sample
+        self.counts = False  # becomes true at an input above 1
 
     def __enter__(self) -> "Meter":
         self.hooks = [module.register_forward_pre_hook(self._linear) for module in self.linears]
@@ -94,16 +94,16 @@ class Meter:
             self._events(module, back_RN, back_RN.view(*back_RN.shape, 1, 1))
 
     def result(self) -> dict[str, Entry]:
-        """Name -> value, unit, source; counts and energies are means per recording."""
+        """Return name -> value, unit, source; counts and energies are means per recording."""
         weights = [m.weight for m in self.linears] + [m.V for m in self.fed_back]
         operations = [float((self.active[m] * _fan_out(m)).sum()) / self.samples for m in self.linears]
         recurrent = sum(float(spikes @ fan_out(m.V).cpu()) / self.samples for m, spikes in self.fed_back.items())
-        # counts meet the weights of the first layer; a pool before them makes no more than neurons, which give 0 or 1
+        # counts meet the weights of the first layer, unless a pool comes first: its neurons give 0 or 1
         begins_with_pool = isinstance(self.network.layers[0].linear, Pooling)
         macs = operations[0] if self.counts and not begins_with_pool else 0.0
         acs = sum(operations) + recurrent - macs
         dense = self.steps * (
-            sum(float(_fan_out(m, torch.ones_like(m.weight)).sum()) for m in self.linears)  # padding is no input
+            sum(float(_fan_out(m, torch.ones_like(m.weight)).sum()) for m in self.linears)  # padding does not count
             + sum(m.V.numel() for m in self.fed_back)
         )
         folded = self.network.folded()
@@ -169,7 +169,7 @@ class Meter:
         return {name: {"value": value, "unit": unit, "source": source} for name, value, unit, source in rows}
 
     def _for_models(self, begins_with_pool: bool) -> tuple[list[hardware.Synapses], list[hardware.Neurons]]:
-        """Return what came to the weights and what the neurons gave, means of a recording."""
+        """Return the inputs of the weights and the spikes of the neurons, as means per recording."""
         biased = {layer.linear for layer in self.network.layers if layer.norm is not None}
         synapses = []
         for module, conv in self.convs.items():
@@ -194,12 +194,12 @@ class Meter:
 
 
 def _geometry(module: nn.Module) -> tuple[int, int, int]:
-    """(height, width, stride) of what a linear map slides over; one pixel where it slides over nothing."""
+    """Return (height, width, stride) of the image that a convolution slides over, or of one pixel for other maps."""
     return (*module.geometry[:2], module.geometry.stride) if isinstance(module, EventConv) else (1, 1, 1)
 
 
 def _fan_out(module: EventConv | EventLinear, weight: Tensor | None = None) -> Tensor:
-    """(C,), or (pixels, C): that of each input in each step, through these weights or the module's."""
+    """Return the fan-out of each input in a step, (C,) or (pixels, C), through these weights or the module's."""
     weight = module.weight if weight is None else weight
     if isinstance(module, EventLinear):
         return fan_out(weight).cpu()

@@ -1,4 +1,4 @@
-"""One pass over recordings under both codes: accuracies, spikes, delays (Liu et al. 2023), cost of a decision."""
+"""Evaluation of recordings under both codes in one pass: accuracies, spikes, delays (Liu et al. 2023), and costs."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -16,42 +16,42 @@ from snn.network import Activity, Network
 from snn.operations import SynapticOperations
 
 EVENT_BUDGETS = 101  # points of a curve over events
-NOTHING = -1  # stands for a decision, or the step of a first spike, that there is not
+NOTHING = -1  # no decision, or no first spike
 PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
 
 
 class Samples(NamedTuple):
-    """What each of n samples gave. Steps count from 1; a decision falls at the first output spike, or at the end."""
+    """The results of n samples. Steps count from 1; a decision is made at the first output spike, or at the end."""
 
-    target: Tensor  # (n,) int64, as the next four
+    target: Tensor  # (n,) int64, like the next four
     fs_label: Tensor
     fr_label: Tensor
     first_step: Tensor  # of the first output spike, or NOTHING
     target_step: Tensor  # of the first spike of the target's neuron, or NOTHING
     output_spikes: Tensor  # (n, classes) int32
     layer_spikes: Tensor  # (n, layers) int32, the output last
-    steps_to_decision: Tensor  # (n,) int64, as the next four
-    events: Tensor  # of the whole window
+    steps_to_decision: Tensor  # (n,) int64, like the next four
+    events: Tensor  # in the whole window
     events_to_decision: Tensor
-    operations: Tensor  # synaptic ones, see `snn.operations`
+    operations: Tensor  # synaptic operations, see `snn.operations`
     operations_to_decision: Tensor
-    fs_right: Tensor  # (n, T) bool: has the sample an output spike by then, and is the decision of the code right?
+    fs_right: Tensor  # (n, T) bool: the sample has an output spike by then, and the decision of the code is right
     fr_right: Tensor
-    events_by_step: Tensor  # (n, T) int32: so far
+    events_by_step: Tensor  # (n, T) int32: the sum up to each step
 
 
 @dataclass
 class Evaluation:
-    """Samples, not batches, so that each sample weighs the same."""
+    """Results kept per sample and not per batch, so that each sample has the same weight."""
 
     neurons: list[int] = field(default_factory=list)  # per layer, the output last
     loss: float = 0.0  # sum over samples
-    neuron_spikes: list[Tensor] = field(default_factory=list)  # per layer (N,) float64: of each neuron, all samples
+    neuron_spikes: list[Tensor] = field(default_factory=list)  # per layer (N,) float64: each neuron's, all samples
     batches: list[Samples] = field(default_factory=list)
-    operations: SynapticOperations | None = field(default=None, repr=False)  # once for all batches
+    operations: SynapticOperations | None = field(default=None, repr=False)  # built once for all batches
 
     def add(self, activity: Activity, target_B: Tensor, events_TB: Tensor, operations_TB: Tensor) -> None:
-        """Take one batch."""
+        """Add one batch."""
         s_TBN, h_TBN, layers = activity
         T = len(s_TBN)
         checks.labels(target_B, *s_TBN.shape[1:], s_TBN.device)
@@ -88,7 +88,7 @@ class Evaluation:
         self.neuron_spikes = [sum_N + s_N for sum_N, s_N in zip(before, of_neurons, strict=True)]
 
     def samples(self) -> Samples:
-        """All samples, in their order."""
+        """Return all samples in their order."""
         if not self.batches:
             raise InputError("there is not one sample: nothing was evaluated")
         if len(self.batches) > 1:
@@ -96,14 +96,14 @@ class Evaluation:
         return self.batches[0]
 
     def __add__(self, other: "Evaluation") -> "Evaluation":
-        """Of the samples of both. A part may be without samples, and then knows no neurons."""
+        """Return the evaluation of the samples of both; either may be empty."""
         if not (self.batches and other.batches):
             return self if self.batches else other
         spikes = [a_N + b_N for a_N, b_N in zip(self.neuron_spikes, other.neuron_spikes, strict=True)]
         return Evaluation(self.neurons, self.loss + other.loss, spikes, self.batches + other.batches)
 
     def metrics(self, dt_ms: float) -> dict:
-        """Plain numbers, accuracies in percent; None where a delay does not exist (nothing was ever right)."""
+        """Return plain numbers, accuracies in percent. A delay is None if no decision was ever right."""
         seen = self.samples()
         n = len(seen.target)
         spikes_L = seen.layer_spikes.sum(0, dtype=torch.float64)
@@ -127,7 +127,7 @@ class Evaluation:
         return metrics
 
     def details(self, dt_ms: float) -> dict:
-        """Return what a test says beyond `metrics`: intervals, classes, distributions and the cost of a decision."""
+        """Return what a test adds to `metrics`: intervals, classes, distributions and the cost of a decision."""
         seen = self.samples()
         n, classes = seen.output_spikes.shape
         T = seen.fs_right.shape[1]
@@ -158,7 +158,7 @@ class Evaluation:
         return details | {"cost": {"to_decision": to_decision, "whole_window": whole}}
 
     def _of_class(self, seen: Samples, label: int, dt_ms: float) -> dict:
-        """Samples of one class: accuracies in percent (None without samples), and when the first output spike came."""
+        """Return the results of one class: accuracies in percent (None without samples) and first-spike times."""
         is_of_class = seen.target == label
         n = int(is_of_class.sum())
         steps = seen.first_step[is_of_class]
@@ -172,7 +172,7 @@ class Evaluation:
         }
 
     def anytime(self, dt_ms: float) -> dict[str, list]:
-        """Accuracy in percent, were the recording cut after so much time, or after so many events of it.
+        """Return the accuracy in percent if each recording ended after a given time, or a given number of events.
 
         A sample without an output spike by then counts as wrong (Liu et al. 2023). Events come in whole steps.
         """
@@ -183,14 +183,14 @@ class Evaluation:
         steps_BE = torch.searchsorted(seen_BT, budget_E.expand(len(seen_BT), -1).contiguous(), right=True)
         curves = {"time_ms": [dt_ms * n for n in range(1, T + 1)], "events": budget_E.tolist()}
         for code, right_BT in (("fs", samples.fs_right), ("fr", samples.fr_right)):
-            from_start_BT = torch.cat([torch.zeros_like(right_BT[:, :1]), right_BT], 1)  # after 0 steps: nothing
+            from_start_BT = torch.cat([torch.zeros_like(right_BT[:, :1]), right_BT], 1)  # after 0 steps: none right
             for over, right_BX in (("time", right_BT), ("events", from_start_BT.gather(1, steps_BE))):
                 curves[f"{code}_accuracy_over_{over}"] = (100 * right_BX.double().mean(0)).tolist()
         return curves
 
 
 def percentiles(values_n: Tensor) -> list[float] | None:
-    """The values at PERCENTILES; None of nothing."""
+    """Return the values at PERCENTILES, or None if there are no values."""
     if not len(values_n):
         return None
     return torch.quantile(values_n.double(), torch.tensor(PERCENTILES, dtype=torch.float64) / 100).tolist()
@@ -205,9 +205,9 @@ def examine(
     device: torch.device,
     result: Evaluation,
 ) -> None:
-    """Run the network over a batch of counts (T, B, channels) and labels (B,), from a fresh state, into `result`.
+    """Run the network over counts (T, B, channels) from a fresh state, and add the outcome for labels (B,) to `result`.
 
-    `objective` is the mean loss of a batch.
+    `objective` returns the mean loss of a batch.
     """
     checks.kind("a batch", x_TBC, Tensor, SparseCounts)
     network.eval()
@@ -228,7 +228,7 @@ def evaluate(
     objective: Callable[[Activity, Tensor], Tensor],
     device: torch.device,
 ) -> Evaluation:
-    """`examine` over all batches."""
+    """Run `examine` over all batches."""
     result = Evaluation()
     for x_TBC, target_B in batches:
         examine(network, x_TBC, target_B, objective, device, result)

@@ -1,19 +1,19 @@
-"""A trained network in the words of other tools: a graph of the Neuromorphic Intermediate Representation, or one step.
+"""Export of trained networks: as a graph of the Neuromorphic Intermediate Representation (NIR), or as one step.
 
-NIR (Pedersen et al. 2024, doi 10.1038/s41467-024-52259-9) gives neurons as differential equations. Its CubaLIF is
+NIR (Pedersen et al. 2024, doi 10.1038/s41467-024-52259-9) describes neurons by differential equations. Its CubaLIF is
 
     τ_syn dI/dt = -I + w_in S,   τ_mem dv/dt = -v + r I,   a spike and v = 0 above v_threshold.
 
-The simulators that read it (snnTorch, SpikingJelly, Norse) take steps of forward Euler, the new current at once:
+The simulators that read it (snnTorch, SpikingJelly, Norse) take forward Euler steps and use the new current at once:
 
     I_m = (1 - dt/τ_syn) I_{m-1} + (dt/τ_syn) w_in S_m,   h_m = (1 - dt/τ_mem) v_{m-1} + (dt/τ_mem) r I_m.
 
 So τ = dt / (1 - λ), w_in = τ_syn / dt and r = τ_mem / dt give our decays, and the factor 1 - λ_m of our drive goes into
-the weights. They are a step ahead in every layer that has a current (ours enters one step late), which asks for:
+the weights. The simulators are a step ahead in every layer that has a current, since ours enters one step late:
 
-- the output at step m is ours at step m + latency;
-- layer k begins in the state it has in our network when the first input reaches it (its bias was there before);
-- a recurrent layer's spikes come back later: copies of its neurons, which repeat each spike a step later, hand it on.
+- their output at step m is ours at step m + latency;
+- layer k begins in the state that it has in our network when the first input reaches it (its bias acted before);
+- a recurrent layer's spikes must come back later, so copies of its neurons repeat each spike a step later.
 """
 
 import copy
@@ -37,7 +37,7 @@ from snn.ops.reference import Dynamics
 
 
 class Layer(NamedTuple):
-    """A linear map or pool and its neurons, with the shapes it lies between: (C, H, W) or (N,)."""
+    """A linear map or pool and its neurons, with the shapes before and after it: (C, H, W) or (N,)."""
 
     name: str
     linear: EventLinear | EventConv | Pooling
@@ -47,14 +47,14 @@ class Layer(NamedTuple):
 
 
 class Beginning(NamedTuple):
-    """What a layer holds when the first input reaches it: current, and membrane after the step that is due."""
+    """The state of a layer when the first input reaches it: its current, and its membrane after the pending step."""
 
     i: Tensor
     v: Tensor
 
 
 def layers_of(network: Network, shape: tuple[int, ...]) -> list[Layer]:
-    """All layers from the input of this shape to the output."""
+    """List all layers, from the input of this shape to the output."""
     layers = []
     for k, layer in enumerate(network.layers, 1):
         name, linear, neurons = f"layer_{k}", layer.linear, layer.neurons
@@ -70,8 +70,8 @@ def layers_of(network: Network, shape: tuple[int, ...]) -> list[Layer]:
 
 
 def unsaid_by_nir(network: Network) -> list[str]:
-    """Return what this network has and NIR's neurons have not, in words."""
-    found = {}  # in the order of the layers, each once
+    """List in words the features of this network that NIR's neurons lack."""
+    found = {}  # a dict keeps the order of the layers, and each feature once
     for neurons in _neurons(network):
         kind, values = type(neurons).__name__, neurons.values()
         if neurons.CUBA is None:
@@ -93,7 +93,7 @@ def _refuse_delays(network: Network) -> None:
 
 
 def approximated(network: Network) -> Network:
-    """A folded copy that NIR can say, as far as leaving out makes it so: values that NIR has not 0, resets hard."""
+    """Return a folded copy without what NIR lacks, as far as possible: values it lacks are 0, and resets are hard."""
     network = network.folded()
     for neurons in _neurons(network):
         neurons.dynamics = replace(neurons.dynamics, reset="hard")
@@ -104,9 +104,9 @@ def approximated(network: Network) -> Network:
 
 @torch.no_grad()
 def nir_graph(network: Network, shape: tuple[int, ...], dt_s: float) -> nir.NIRGraph:
-    """The network as a graph for a simulator that takes steps of dt_s. InputError for what NIR cannot say.
+    """Return the network as a graph for a simulator with steps of dt_s. InputError if NIR cannot express it.
 
-    Metadata of the graph: `latency_steps`; of its layers: `i_initial` and `v_initial`, the state to begin with.
+    The graph has the metadata `latency_steps`; its layers have `i_initial` and `v_initial`, their initial state.
     """
     _refuse_delays(network)
     network = network.folded()
@@ -116,7 +116,7 @@ def nir_graph(network: Network, shape: tuple[int, ...], dt_s: float) -> nir.NIRG
     beginnings, latency = _beginnings(network, layers)
 
     graph = _Graph(shape, dt_s)
-    copies = 0  # neurons that only repeat spikes, after those of the layer before
+    copies = 0  # neurons that only repeat spikes, at the end of the layer before
     for layer, beginning in zip(layers, beginnings, strict=True):
         lam_m, lam_s = _decays(layer.neurons)
         gain_N = 1 - lam_m
@@ -131,7 +131,7 @@ def nir_graph(network: Network, shape: tuple[int, ...], dt_s: float) -> nir.NIRG
             if not layer.linear.is_average:
                 if layer is layers[0]:
                     raise InputError("NIR cannot say a maximum pool over event counts; only one over spikes")
-                # of spikes: a neuron without memory fires where the average is not 0
+                # the maximum of spikes: a neuron without memory that fires if the average is not 0
                 graph.neurons(f"{layer.name}_maximum", layer.after, *torch.tensor([0.0, 0.0, 0.5 / kernel**2]))
             identity = torch.eye(layer.after[0]) * gain_N
             graph.conv(f"{layer.name}_weights", identity[:, :, None, None], None, gain_N, 1, layer.after)
@@ -160,19 +160,19 @@ def nir_graph(network: Network, shape: tuple[int, ...], dt_s: float) -> nir.NIRG
 
 
 def _decays(neurons: SpikingNeuron) -> tuple[Tensor, Tensor]:
-    """(λ_m, λ_s) as float64, a neuron without a current as one whose current lasts for a step."""
+    """Return (λ_m, λ_s) as float64. λ_s is 0 for a neuron without a current, as if its current lasted one step."""
     values, cuba = neurons.values(), neurons.CUBA
     lam_s = torch.zeros(1) if cuba.lam_s is None else values[cuba.lam_s]
     return values[cuba.lam_m].double(), lam_s.double()
 
 
 def latency_of(neurons: SpikingNeuron) -> int:
-    """Steps from an input to the first spike it can cause."""
+    """Return the number of steps from an input to the first spike it can cause."""
     return int(neurons.CUBA.current is not None) + int(neurons.dynamics.spike_first)
 
 
 def _beginnings(network: Network, layers: list[Layer]) -> tuple[list[Beginning], int]:
-    """Return what each layer holds when the first input reaches it, and the steps until the output can answer."""
+    """Return each layer's state when the first input reaches it, and the steps until the output can answer."""
     latency = sum(latency_of(layer.neurons) for layer in layers)
     network.reset()
     empty = torch.zeros(1, 1, math.prod(layers[0].before))
@@ -199,7 +199,7 @@ def _current_and_membrane(neurons: SpikingNeuron) -> tuple[Tensor, Tensor]:
 
 
 def _as_said(state: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """A state of one sample in NIR's order: (C, H, W) from ours, (H·W, C)."""
+    """Return one sample's state in NIR's order: (C, H, W) from our (H·W, C)."""
     if len(shape) == 3 and state.numel() > 1:
         C, H, W = shape
         return state.view(H, W, C).permute(2, 0, 1)
@@ -207,10 +207,10 @@ def _as_said(state: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def _repeating(neurons: SpikingNeuron, gain_N: Tensor) -> Tensor:
-    """Recurrent weights of a layer and its copies, as many times N as it has latency.
+    """Return recurrent weights for a layer and its copies; there is one copy of N neurons for each step of latency.
 
-    Copy k is pushed over θ by a spike of copy k - 1 (copy 0 are the neurons) and takes what remains of the push back a
-    step later, so that it repeats the spike once. The last copy has V's weights to the neurons.
+    A spike of copy k - 1 pushes copy k over θ (copy 0 is the layer itself). A step later copy k cancels the rest of the
+    push, so that it repeats the spike only once. The last copy has V's weights to the neurons.
     """
     N, stages = len(neurons.V), latency_of(neurons)
     push = 2.0 ** math.ceil(math.log2(2 * neurons.threshold))
@@ -225,7 +225,7 @@ def _repeating(neurons: SpikingNeuron, gain_N: Tensor) -> Tensor:
 
 
 class _Graph:
-    """Nodes in a row, and loops around some of them."""
+    """A chain of nodes, with loops around some of them."""
 
     def __init__(self, shape: tuple[int, ...], dt_s: float):
         self.dt_s = dt_s
@@ -268,7 +268,7 @@ class _Graph:
         theta: Tensor,
         start: Beginning | None = None,
     ) -> None:
-        """CubaLIF with these decays per step, one a neuron (of an image: a channel) or one for all."""
+        """Add a CubaLIF node with these decays per step: one per neuron (per channel of an image) or one for all."""
 
         def tau(lam: Tensor) -> np.ndarray:  # float64, so that 1 - dt / τ is λ again, bit by bit
             value = self.dt_s / (1 - lam.double().view(-1, *[1] * (len(shape) - 1)))
@@ -290,7 +290,7 @@ class _Graph:
         )
 
     def recurrent(self, name: str, weight: Tensor) -> None:
-        """A loop around the last node."""
+        """Add a loop around the last node."""
         self.nodes[name] = nir.Linear(_array(weight))
         self.edges += [(self.last, name), (name, self.last)]
 
@@ -304,10 +304,10 @@ def _array(tensor: Tensor) -> np.ndarray:
 
 
 class Step(nn.Module):
-    """One step of a network in plain torch operations, its state given and returned: what ONNX can say.
+    """One step of a network in plain torch operations that ONNX has; it takes the state and returns the next.
 
-    Takes (x, *states), x (B, channels) as `Network` takes it; gives (spikes, potentials, *states), (B, classes) first.
-    `state_names` and `state_shapes` name the states in their order, which begin as zeros.
+    It takes (x, *states), x (B, channels) as for `Network`, and returns (spikes, potentials, *states), the first two
+    (B, classes). `state_names` and `state_shapes` list the states in their order. All states begin as zeros.
     """
 
     def __init__(self, network: Network, shape: tuple[int, ...]):

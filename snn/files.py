@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Atomic writes of files."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent  # the folder that holds thi
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write by way of a temporary file beside it: what was there before stays until all of the new is written."""
+    """Write to a temporary file beside path and move it there; the old file stays until the new one is complete."""
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         part.write_bytes(content.encode(errors="backslashreplace") if isinstance(content, str) else content)

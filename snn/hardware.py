@@ -1,18 +1,18 @@
-"""What models of hardware say of a network: SpikingJelly 2.0's energy models, on the counts of `snn.energy`.
+"""Energy by models of hardware: SpikingJelly 2.0's energy models, applied to the counts of `snn.energy`.
 
 - Lemaire et al. 2022: a digital core for each layer, 45 nm, 32-bit integers. A spike comes out of a queue and is added
-  to every potential it reaches; an access costs what a memory of that size costs. An event is a spike, so a count of
-  three is three. Each state of a neuron has a memory and decays by a MAC a step (the model knows one state). The
-  baseline is its formal network: a frame, all weights.
-- SpikeSim (Moitra et al. 2023): weights in RRAM crossbars of 64 x 64, read by inputs of 0 or 1. As published, all of
-  them work in all steps, whatever the spikes; the second figure is SpikingJelly's, where rows without an event and
-  patches without any rest. It knows convolutions: a fully connected layer is one of a single pixel. It has no
+  to every potential it reaches; the cost of an access depends on the size of the memory. An event is a spike, so a
+  count of three is three spikes. Each state of a neuron has a memory and decays by one MAC per step (the published
+  model has one state). The baseline is its formal network, in which a frame meets all weights.
+- SpikeSim (Moitra et al. 2023): weights in RRAM crossbars of 64 x 64, read by inputs of 0 or 1. As published, all
+  crossbars work in all steps, whatever the spikes. The second figure is SpikingJelly's, where rows and patches without
+  an event rest. The model covers convolutions; a fully connected layer is one over a single pixel. It does not cover
   real-valued networks.
-- NeuroMC (2026): a training chip of 32 nm with 16-bit values, here forward only. Work does not depend on how many
-  spikes there are, only on whether inputs are spikes (additions) or not (MACs: frames of counts, and the baseline).
-  Neurons are its LIF. DRAM costs nothing.
+- NeuroMC (2026): a training chip of 32 nm with 16-bit values, used here for the forward pass only. Work does not depend
+  on how many spikes there are, only on whether inputs are spikes (additions) or not (MACs: frames of counts, and the
+  baseline). Neurons are its LIF. DRAM costs nothing.
 
-Pools have no weights, and cost no model anything but their neurons. All results are pJ a recording.
+Pools have no weights; in each model they cost only what their neurons cost. All results are in pJ per recording.
 """
 
 import copy
@@ -41,9 +41,9 @@ SPIKESIM_SOURCE = (
 
 
 class Synapses(NamedTuple):
-    """The weights between two layers, and what came to them in a recording."""
+    """The weights between two layers, and the mean input they receive in a recording."""
 
-    conv: nn.Conv2d  # the same weights as a convolution of torch's; fully connected: over one pixel
+    conv: nn.Conv2d  # a torch convolution with these weights; over one pixel if fully connected
     height: int
     width: int
     is_full: bool
@@ -57,13 +57,13 @@ class Synapses(NamedTuple):
 
     @property
     def sites(self) -> int:
-        """Output pixels."""
+        """Return the number of output pixels."""
         stride = self.conv.stride[0]
         return -(-self.height // stride) * -(-self.width // stride)
 
 
 class Neurons(NamedTuple):
-    """Those of a layer, the states of each, and the spikes of all in a recording."""
+    """The number of neurons in a layer, of states per neuron, and of all their spikes in a recording (mean)."""
 
     size: int
     states: int
@@ -71,7 +71,7 @@ class Neurons(NamedTuple):
 
 
 def as_conv(weight: Tensor, stride: int = 1) -> nn.Conv2d:
-    """A convolution with these weights, which are shared; (N, C) those of a fully connected layer."""
+    """Return a convolution that shares these weights; those of a fully connected layer are (N, C)."""
     weight = weight.detach().view(*weight.shape[:2], *(weight.shape[2:] or (1, 1)))
     N, C, K, _ = weight.shape
     conv = nn.Conv2d(C, N, K, stride, K // 2, bias=False, device="meta")
@@ -80,7 +80,7 @@ def as_conv(weight: Tensor, stride: int = 1) -> nn.Conv2d:
 
 
 def lemaire(synapses: Sequence[Synapses], neurons: Sequence[Neurons], steps: int) -> float:
-    """Of spikes: additions, addresses, and memory."""
+    """Return the energy of the spiking network by Lemaire et al.: additions, addresses and memory."""
     queue = LEMAIRE.snn_fifo_capacity_elements
     pj = 0.0
     for s in synapses:
@@ -97,7 +97,7 @@ def lemaire(synapses: Sequence[Synapses], neurons: Sequence[Neurons], steps: int
 
 
 def lemaire_baseline(synapses: Sequence[Synapses], steps: int) -> float:
-    """Of a frame a step: MACs, addresses, and memory."""
+    """Return the energy of the baseline by Lemaire et al., one frame per step: MACs, addresses and memory."""
     pj = 0.0
     for s in synapses:
         N, weights = s.conv.out_channels, s.conv.weight.numel()
@@ -119,8 +119,8 @@ def _access(words: float, words_held: float) -> float:
 
 
 def spikesim_events(conv: nn.Conv2d, active_FCHW: Tensor) -> float:
-    """Of all these frames of 0 and 1 together; crossbars and rows that no event reaches rest."""
-    with torch.inference_mode(False), torch.no_grad():  # under inference mode torch hides the convolution from it
+    """Return the energy of all these frames of 0 and 1 together; crossbars and rows without an event rest."""
+    with torch.inference_mode(False), torch.no_grad():  # inference mode hides the convolution from the profiler
         active_FCHW = active_FCHW.clone()
         with op_counter.SpikeSimEnergyProfiler(config=SPIKESIM) as profiler:
             conv(active_FCHW)
@@ -128,7 +128,7 @@ def spikesim_events(conv: nn.Conv2d, active_FCHW: Tensor) -> float:
 
 
 def spikesim_published(synapses: Sequence[Synapses], steps: int) -> float:
-    """Every crossbar, in every step."""
+    """Return the energy if every crossbar works in every step."""
     pj = 0.0
     for s in synapses:
         crossbars = math.prod(math.ceil(n / SPIKESIM.xbar_size) for n in (s.conv.in_channels, s.conv.out_channels))
@@ -139,9 +139,9 @@ def spikesim_published(synapses: Sequence[Synapses], steps: int) -> float:
 def neuromc(
     synapses: Sequence[Synapses], neurons: Sequence[Neurons], steps: int
 ) -> op_counter.NeuroMCRuntimeEnergyReport:
-    """SpikingJelly's report on a recording of these shapes; without neurons that of real-valued inputs.
+    """Return SpikingJelly's report on a recording of these shapes; without neurons, inputs are real-valued.
 
-    On the CPU: it does not know the kernels that its neurons take on a GPU.
+    It runs on the CPU, because the profiler does not know the kernels that SpikingJelly's neurons use on a GPU.
     """
     layers = nn.ModuleList([*(copy.deepcopy(s.conv).cpu() for s in synapses), *(neuron.IFNode() for _ in neurons)])
     shapes = [(s.conv.in_channels, s.height, s.width) for s in synapses] + [(layer.size,) for layer in neurons]
@@ -156,7 +156,7 @@ def neuromc(
 
 
 def neuromc_source(report: op_counter.NeuroMCRuntimeEnergyReport) -> str:
-    """With what an operation cost, mean of all layers."""
+    """Cite the model, with the energy of an operation as the mean over all layers."""
     constant = report.energy_mac_pj / report.primitive_counts["totals"]["mac"]
     return (
         f"NeuroMC, doi 10.1038/s41467-026-70586-x, {report.model_info.technology_nm} nm, 16 bit: {constant:.3g} pJ an "

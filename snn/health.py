@@ -1,4 +1,4 @@
-"""Where a training step went wrong, and what an epoch's numbers say about a run that goes wrong."""
+"""Diagnosis of training: find where a step went wrong, and warn of a run whose numbers look wrong."""
 
 import math
 from typing import NamedTuple
@@ -12,9 +12,9 @@ from snn.norm import Normed
 
 
 def blame(network: nn.Module, x: Tensor | SparseCounts, loss: Tensor) -> str:
-    """The first place where a step meets a number that is not finite: from the input onwards, then back from the loss.
+    """Name the first place with a number that is not finite, from the input to the loss and then backwards.
 
-    A bad weight or statistic comes before what it does to the layers.
+    A bad weight or statistic is named before the layers that it spoils.
     """
     if samples_at_fault(x):
         return "the input"
@@ -27,7 +27,7 @@ def blame(network: nn.Module, x: Tensor | SparseCounts, loss: Tensor) -> str:
         for out in outputs if type(outputs) is tuple else (outputs,):
             out = out.dense() if isinstance(out, Normed | Spikes) else out
             is_fine = out.isfinite()
-            if getattr(module, "gives_times", False):  # infinity is the time of a spike that there is not
+            if getattr(module, "gives_times", False):  # inf is valid there: it marks a silent neuron
                 is_fine |= out == math.inf
             if not is_fine.all():
                 faults.append(f"the output of {names[module]}")
@@ -50,8 +50,8 @@ def blame(network: nn.Module, x: Tensor | SparseCounts, loss: Tensor) -> str:
 
 
 def samples_at_fault(x: Tensor | SparseCounts) -> list[int]:
-    """The samples of a batch, events or dense (T, B, ...) or images (B, C, H, W), with a number that is not finite."""
-    if (x.counts if isinstance(x, SparseCounts) else x).sum().isfinite():  # as nearly always
+    """List the samples that are not finite in a batch of events, dense (T, B, ...) or images (B, C, H, W)."""
+    if (x.counts if isinstance(x, SparseCounts) else x).sum().isfinite():  # true nearly always
         return []
     if isinstance(x, SparseCounts):
         entries = (~x.counts.isfinite()).nonzero().flatten()
@@ -62,17 +62,17 @@ def samples_at_fault(x: Tensor | SparseCounts) -> list[int]:
 
 
 def are_finite(values: list[Tensor]) -> bool:
-    """Whether all numbers of a network's weights and statistics are; their norm nearly always says so at once."""
+    """Return whether all weights and statistics are finite; nearly always one look at their norm is enough."""
     return bool(nn.utils.get_total_norm(values).isfinite()) or all(bool(value.isfinite().all()) for value in values)
 
 
-# Norms before clipping: of a step (1e3 to 1e4 is usual, as loss.fs.A is 200), and of a module in it.
+# Norms before clipping: of a whole step (1e3 to 1e4 is usual, because loss.fs.A is 200), and of one module in it.
 EXPLODES_ABOVE = 1e6
 VANISHES_BELOW = 1e-8
 
 
 def gradient_norms(network: nn.Module, clipped_from: float, clip_norm: float) -> dict[str, float]:
-    """Norm of the last step's gradient, in all and of each module, before it was clipped from `clipped_from`."""
+    """Return the norms of the last step's gradient, total and by module, before clipping from `clipped_from`."""
     modules: dict[str, list[Tensor]] = {}
     for name, parameter in network.named_parameters():
         if parameter.grad is not None:
@@ -83,18 +83,18 @@ def gradient_norms(network: nn.Module, clipped_from: float, clip_norm: float) ->
 
 
 class Cures(NamedTuple):
-    """Advice for a run that goes wrong: fields of a kind's configuration that are worth a try."""
+    """Advice for a run that goes wrong: fields of the configuration that are worth changing."""
 
     dead: str  # for a hidden layer that never fires
     dead_output: str
-    exploding: str  # for gradients, as the next
+    exploding: str  # for gradients, like the next
     vanishing: str
 
 
 def warnings_of(row: dict, cures: Cures) -> list[str]:
-    """What is wrong with a run, from an epoch's numbers as in metrics.jsonl: a sentence each, with the likely cure.
+    """Find faults in an epoch's numbers (as in metrics.jsonl), and describe each in a sentence with its likely cure.
 
-    A sentence has no number that changes from epoch to epoch, so that it need be said only once.
+    No sentence has a number that changes from epoch to epoch, so that each need be said only once.
     """
     found = []
     by_layer = row.get("validation_spikes_per_neuron_by_layer", [])

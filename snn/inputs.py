@@ -1,4 +1,4 @@
-"""What layers take in beside plain tensors: counts of events without the zeros; spikes with a product still to do."""
+"""The inputs of layers besides plain tensors: sparse counts of events, and spikes whose mask is still to be applied."""
 
 from dataclasses import dataclass
 
@@ -11,10 +11,10 @@ from snn.errors import InputError
 
 @dataclass(frozen=True)
 class SparseCounts:
-    """Row r = t·B + b (step t, sample b) has the entries offsets[r] to offsets[r + 1] - 1: channel and count of each.
+    """Counts without the zeros. Row r = t·B + b (step t, sample b) has the entries offsets[r] to offsets[r + 1] - 1.
 
-    A channel may stand twice in a row; its counts add up. InputError if these do not fit each other, or a count is not
-    finite.
+    An entry is a channel and a count. A channel may occur twice in a row; its counts add up. InputError if the tensors
+    do not fit together, or a count is not finite.
     """
 
     offsets: Tensor  # (T·B + 1,) int64
@@ -32,11 +32,11 @@ class SparseCounts:
         checks.finite("counts", self.counts)
 
     def to(self, device: torch.device) -> "SparseCounts":
-        """The same on another device: the entries travel, not the zeros."""
+        """Return a copy on another device; only the entries are sent, not the zeros."""
         return SparseCounts(self.offsets.to(device), self.channels.to(device), self.counts.to(device), self.shape)
 
     def check_fits(self, inputs: int, device: torch.device) -> None:
-        """InputError unless a layer of so many inputs on that device can take these."""
+        """Raise InputError unless a layer with this number of inputs on this device can take the counts."""
         C = self.shape[2]
         if inputs != C or self.counts.device != device:
             raise InputError(
@@ -44,12 +44,12 @@ class SparseCounts:
             )
 
     def per_step(self) -> Tensor:
-        """(T, B): how many events each step of each sample has, float64."""
+        """Return (T, B): the number of events in each step of each sample, float64."""
         total = torch.cat([self.counts.new_zeros(1, dtype=torch.float64), self.counts.cumsum(0, dtype=torch.float64)])
         return total[self.offsets].diff().view(self.shape[:2])
 
     def entries_per_step(self, weight_C: Tensor | None = None) -> Tensor:
-        """(T, B): how many entries each step of each sample has, or the sum of their channels' weights, float64."""
+        """Return (T, B): the number of entries in each step of each sample, or the sum of their weights, float64."""
         if weight_C is None:
             return self.offsets.diff().double().view(self.shape[:2])
         weights = weight_C.double()[self.channels]
@@ -57,11 +57,12 @@ class SparseCounts:
         return total[self.offsets].diff().view(self.shape[:2])
 
     def dense(self) -> Tensor:
-        """(T, B, channels), of the counts' dtype."""
+        """Return (T, B, channels) of the counts' dtype."""
         T, B, C = self.shape
         out = self.counts.new_zeros(self.shape)
         rows, numbers = torch.arange(T * B, device=self.offsets.device), self.offsets.diff()
-        rows = torch.repeat_interleave(rows, numbers, output_size=len(self.counts))  # without it a GPU is waited for
+        # without output_size the CPU would wait for the GPU
+        rows = torch.repeat_interleave(rows, numbers, output_size=len(self.counts))
         out.view(-1).index_add_(0, rows * C + self.channels, self.counts)
         return out
 
@@ -69,15 +70,15 @@ class SparseCounts:
 def check_entries(
     offsets: Tensor, channels: Tensor, counts: Tensor, num_channels: int, rows: int | None = None
 ) -> None:
-    """InputError unless these are the entries of so many rows (None: of any), as in `SparseCounts`: kernels go by them.
+    """Raise InputError unless these are entries as in `SparseCounts`, on which kernels rely; rows None: any number.
 
-    On a GPU, too, values are looked at.
+    Values on a GPU are checked too.
     """
     checks.tensor("offsets", offsets, ("rows + 1" if rows is None else rows + 1,), (torch.int64,))
     entries = channels.numel() if isinstance(channels, Tensor) else 0
     checks.tensor("channels", channels, (entries,), (torch.int32, torch.int64), offsets.device)
     checks.tensor("counts", counts, (entries,), (*checks.WHOLE, *checks.FLOATS), offsets.device)
-    begins = offsets.cpu().numpy()  # numpy's small operations are the cheaper ones
+    begins = offsets.cpu().numpy()  # small operations are cheaper in numpy
     first, last = begins[0], begins[-1]
     if first != 0 or last != entries or (begins[1:] < begins[:-1]).any():
         raise InputError(f"offsets must rise from 0 to the {entries} entries, but go from {first} to {last} or fall")
@@ -89,14 +90,14 @@ def check_entries(
 
 @dataclass(frozen=True)
 class Spikes:
-    """Spikes, and the mask of a dropout, one for all steps: their product is left to the layer that takes them in.
+    """Spikes and a dropout mask, the same for all steps; the layer that takes them in multiplies the two.
 
-    near_TW, see `snn.ops.near_room`, says which of them have any use for a gradient.
+    near_TW (see `snn.ops.near_room`) marks the spikes that can use a gradient.
     """
 
     s_TBN: Tensor
-    mask_BN: Tensor | None = None  # nothing is dropped
-    near_TW: Tensor | None = None  # all have
+    mask_BN: Tensor | None = None  # None: nothing is dropped
+    near_TW: Tensor | None = None  # None: all can use one
 
     def __post_init__(self) -> None:
         checks.tensor("spikes", self.s_TBN, ("steps", "samples", "neurons"))
@@ -112,10 +113,10 @@ class Spikes:
         return tuple(self.s_TBN.shape)
 
     def dense(self) -> Tensor:
-        """(T, B, N)."""
+        """Return (T, B, N)."""
         return self.s_TBN if self.mask_BN is None else self.s_TBN * self.mask_BN
 
 
 def as_tensor(x: Tensor | SparseCounts | Spikes) -> Tensor:
-    """A layer's input with its zeros."""
+    """Return a layer's input as a dense tensor."""
     return x if isinstance(x, Tensor) else x.dense()

@@ -1,4 +1,4 @@
-"""Layers learn more than weights: values as reports show them, and delays, which several kinds of layers have."""
+"""Learned quantities besides weights: values as reports show them, and delays, which several kinds of layers have."""
 
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ class Learned(NamedTuple):
 
     title: str
     unit: str  # "ms", or "1" for a plain number
-    value: Tensor  # one a neuron, an input or a synapse, or one for the layer
+    value: Tensor  # one per neuron, input or synapse, or one for the layer
     began: tuple[float, float]  # bounds of the initial values
 
 
@@ -22,10 +22,10 @@ class Delays(nn.Module):
     """Learned delays of any shape, in steps from 0 to max_steps.
 
     Args:
-        shape: of the delays.
-        max_steps: the longest.
-        initial_steps: they begin at random between these two.
-        title: of what they delay, for reports.
+        shape: the shape of the delays.
+        max_steps: the longest delay.
+        initial_steps: the delays begin at random between these two.
+        title: the name of the delays in reports.
     """
 
     def __init__(self, shape: tuple[int, ...], max_steps: int, initial_steps: tuple[float, float], title: str):
@@ -37,25 +37,25 @@ class Delays(nn.Module):
 
     @property
     def reach(self) -> int:
-        """The largest number of steps by which an event may come late."""
+        """Return the largest number of steps by which an event may come late."""
         return taps.reach(self.max_steps, self.sigma_steps if self.training else 0.0)
 
     def taps(self) -> tuple[Tensor, Tensor]:
-        """(first, h_K), see `snn.ops.taps.taps`; in evaluation the rounded delay alone, K = 1."""
+        """Return (first, h_K), see `snn.ops.taps.taps`; in evaluation only the rounded delay, K = 1."""
         if self.training:
             return taps.taps(self.steps, self.sigma_steps)
         first = taps.rounded(self.steps).long()
         return first, self.steps.new_ones(1, *first.shape)
 
     def as_said(self) -> tuple[Tensor, int, float]:
-        """(delays, the longest, σ) as they stand, for `snn.ops.taps.product`."""
+        """Return the present (delays, longest delay, σ) for `snn.ops.taps.product`."""
         if self.training:
             return self.steps, self.max_steps, self.sigma_steps
         return taps.rounded(self.steps), self.max_steps, 0.0
 
     @torch.no_grad()
     def round(self) -> None:
-        """Make them whole steps for good."""
+        """Round the delays to whole steps permanently."""
         self.steps.copy_(taps.rounded(self.steps))
 
     @torch.no_grad()
@@ -64,7 +64,7 @@ class Delays(nn.Module):
         self.steps.clamp_(0, self.max_steps)
 
     def check_values(self, where: str) -> None:
-        """InputError if a delay lies outside 0 to max_steps, or is no number."""
+        """Raise InputError if a delay lies outside 0 to max_steps or is NaN."""
         fine = (self.steps >= 0) & (self.steps <= self.max_steps)
         if not fine.all():
             raise InputError(
@@ -72,7 +72,7 @@ class Delays(nn.Module):
             )
 
     def learned(self, dt_ms: float) -> Learned:
-        """Return what was learned, for a report."""
+        """Return the learned delays for a report."""
         low, high = self.initial_steps
         return Learned(self.title, "ms", dt_ms * self.steps.detach().flatten(), (dt_ms * low, dt_ms * high))
 

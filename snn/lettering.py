@@ -1,4 +1,4 @@
-"""Class names in pictures: those that a font of this system has the glyphs for, none too long.
+"""Class names in pictures: shortened where necessary, and only those that a font of this system can draw.
 
 matplotlib is imported where it is needed: training does without it.
 """
@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from matplotlib.font_manager import FontEntry
 
-LONGEST = 18  # columns of a class name, of which a Chinese character takes two
+LONGEST = 18  # columns of a class name; a Chinese character takes two
 NO_GLYPHS = {"Cc", "Cf", "Zs"}  # categories of characters that need none
 
 
 class Lettering(NamedTuple):
-    """The names as pictures show them, None for one that no font can draw, and the fonts in the order to try them."""
+    """The names as pictures show them (None if no font can draw one), and the fonts in the order to try."""
 
     names: tuple[str | None, ...] | None
     fonts: list[str]
@@ -29,7 +29,7 @@ class Lettering(NamedTuple):
 def lettering(names: Sequence[str] | None, longest: int = LONGEST) -> Lettering:
     """Shorten names for a picture and find fonts for them.
 
-    A name of more than `longest` columns loses its middle; names that are then alike get their number.
+    A name of more than `longest` columns loses its middle; names that are then equal get their number.
     """
     from matplotlib import rcParams
 
@@ -45,7 +45,7 @@ def lettering(names: Sequence[str] | None, longest: int = LONGEST) -> Lettering:
 
 
 def why_numbers(names: Sequence[str] | None) -> str:
-    """A sentence that says why pictures have numbers instead of names; empty if they have none."""
+    """Explain in a sentence why pictures show numbers instead of names; return "" if they show all names."""
     short = lettering(names).names or ()
     missing = sum(name is None for name, full in zip(short, names or (), strict=True) if full.strip())
     if not missing:
@@ -57,29 +57,29 @@ def why_numbers(names: Sequence[str] | None) -> str:
 
 
 def columns(text: str) -> int:
-    """The width of a text, in Latin letters."""
+    """Return the width of a text in Latin letters."""
     wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
     return len(text) + wide - sum(unicodedata.combining(c) > 0 for c in text)
 
 
 def _without_middle(name: str, most: int) -> str:
-    """The name in at most `most` columns; its ending stays, since endings tell names apart as often as beginnings."""
+    """Shorten the name to at most `most` columns but keep its ending: endings often tell names apart."""
     if columns(name) <= most:
         return name
     half = (most - 1) // 2
     tail = _first(name[::-1], half)[::-1]
-    while tail and unicodedata.category(tail[0]).startswith("M"):  # marks of a letter that is cut off
+    while tail and unicodedata.category(tail[0]).startswith("M"):  # marks on a letter that was cut off
         tail = tail[1:]
     return f"{_first(name, half)}…{tail}"
 
 
 def _first(text: str, most: int) -> str:
-    """As much of the beginning as fits into `most` columns."""
+    """Return as much of the beginning as fits into `most` columns."""
     return next(text[:k] for k in range(len(text), -1, -1) if columns(text[:k]) <= most)
 
 
 def _apart(name: str) -> str:
-    """A name that is read from the right, isolated so that it does not turn the words around it (Unicode UAX #9)."""
+    """Isolate a name that is read from the right, so that it does not reorder the words around it (Unicode UAX #9)."""
     return f"\u2068{name}\u2069" if any(unicodedata.bidirectional(c) in ("R", "AL") for c in name) else name
 
 
@@ -89,7 +89,7 @@ def _needs_glyph(character: str) -> bool:
 
 @lru_cache
 def _fonts(characters: frozenset[str]) -> tuple[list[str], frozenset[str]]:
-    """Families that together have these characters beside the usual font, and those that no font has."""
+    """Return font families that, with the usual font, cover these characters, and the characters that none covers."""
     from matplotlib import font_manager
     from matplotlib.ft2font import FT2Font
 
@@ -107,23 +107,23 @@ def _fonts(characters: frozenset[str]) -> tuple[list[str], frozenset[str]]:
 
 
 def _known_fonts() -> list[FontEntry]:
-    """All fonts of this system: upright ones of normal weight first, sans before serif."""
+    """List all fonts of this system: upright fonts of normal weight first, sans before serif."""
     from matplotlib import font_manager
 
     manager = font_manager.fontManager
     for path in set(font_manager.findSystemFonts()) - {entry.fname for entry in manager.ttflist}:
-        with suppress(OSError, RuntimeError):  # one that cannot be read
+        with suppress(OSError, RuntimeError):  # skips a font that cannot be read
             manager.addfont(path)  # installed since matplotlib last looked
     return sorted(manager.ttflist, key=lambda e: (e.style != "normal", e.weight != 400, "Sans" not in e.name))
 
 
 def _those_of(path: str, characters: set[str]) -> set[str]:
-    """The characters that a font has as outlines. Colour fonts cannot be drawn and count as empty."""
+    """Return the characters that a font has as outlines. Colour fonts cannot be drawn and count as empty."""
     from matplotlib.ft2font import FaceFlags, FT2Font
 
     try:
         font = FT2Font(path)
-    except (OSError, RuntimeError):  # damaged, or gone since
+    except (OSError, RuntimeError):  # damaged, or deleted since
         return set()
     if FaceFlags.COLOR in font.face_flags or FaceFlags.SCALABLE not in font.face_flags:
         return set()

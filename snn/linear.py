@@ -1,4 +1,4 @@
-"""A linear layer whose work follows the events: where its input is mostly zero, only what is not zero is multiplied."""
+"""A linear layer whose work follows the events: if most of the input is zero, it multiplies only the other entries."""
 
 import math
 from dataclasses import replace
@@ -13,29 +13,31 @@ from snn import checks
 from snn.inputs import SparseCounts, Spikes, as_tensor
 from snn.ops import sparse
 
-# The share of active inputs up to which the event-driven product, forward and weight gradient together, is not slower.
-# `python -m benchmarks.events` measures it, 700 to 256, 2 cores with AVX-512: at .2 it is 1.9 x faster on an AMD EPYC,
-# as fast on an Intel Xeon, whose dense product is a faster one; at .3 1.3 x faster and slower.
+# Up to this share of active inputs the event-driven product (forward and weight gradient together) is not slower.
+# Measured by `python -m benchmarks.events` for 700 to 256 on 2 cores with AVX-512. At a share of 0.2 it is 1.9 x faster
+# on an AMD EPYC and equally fast on an Intel Xeon, whose dense product is faster; at 0.3 it is 1.3 x faster on the
+# EPYC and slower on the Xeon.
 DENSE_ABOVE = 0.2
 
-# The same for the gradient of the input, where the neurons before have a surrogate of finite width: the share of their
-# outputs, not dropped, whose gradient can come to anything, up to which it is faster to compute these alone. And how
-# many outputs of ours that takes: of few the dense product is no work, and writing down its result is. One core of an
-# AMD EPYC, 256 to 256, 12,800 rows: dense 16.5 ms, a share of 0.1 7, 0.2 10, 0.35 13, 0.5 16 ms; 256 to 128: 9 ms
-# against 4.6, 6.3, 8.3, 10 ms; 256 to 64: 4.8 against 3.3, 4.6, 6, 7 ms.
+# The same for the gradient of the input if the neurons before have a surrogate of finite width. Some of their outputs
+# are not dropped and can have a gradient other than 0; up to this share of them, it is faster to compute only these
+# gradients. The layer also needs enough outputs: with few, the dense product costs little beside writing its result.
+# One core of an AMD EPYC, 12,800 rows, dense against shares of 0.1, 0.2, 0.35 and 0.5: 256 to 256, 16.5 ms against 7,
+# 10, 13 and 16 ms; 256 to 128, 9 ms against 4.6, 6.3, 8.3 and 10 ms; 256 to 64, 4.8 ms against 3.3, 4.6, 6 and 7 ms.
 DENSE_GRADIENT_ABOVE = 0.4
 FEW_OUTPUTS = 128
 
 
 class EventLinear(layer.Linear):
-    """SpikingJelly's Linear, for dense input (T, B, C), `SparseCounts` or `Spikes`; the output is (T, B, N).
+    """SpikingJelly's Linear for dense input (T, B, C), `SparseCounts` or `Spikes`; the output is (T, B, N).
 
-    The weights are float32 or float64. Input of any real numbers, truth values included, is taken as their type, and so
-    is all that is computed, under `torch.autocast` too. On the CPU an input that is not finite is an InputError.
+    The weights are float32 or float64. The input may be any real numbers or booleans; it is converted to the type of
+    the weights, in which everything is computed, even under `torch.autocast`. On the CPU an input that is not finite is
+    an InputError.
 
-    On the CPU an input with few active entries takes the event-driven product, equal to the dense one up to rounding.
-    Elsewhere, and where activity is dense, it is the dense product. `active_share` is what the last input had. Of
-    `Spikes` that say where a gradient can come to anything, those few get one, the others 0; `near_share` is how many.
+    On the CPU an input with few active entries takes the event-driven product, which equals the dense one up to
+    rounding. Other inputs take the dense product. `active_share` is that of the last input. `Spikes` may mark where a
+    gradient can be other than 0: then only these get one, and `near_share` is their share.
     """
 
     def __init__(self, inputs: int, outputs: int, bias: bool = False):
@@ -55,7 +57,7 @@ class EventLinear(layer.Linear):
             return self._product(self._checked(x_TBC))
 
     def _checked(self, x_TBC: Tensor | SparseCounts | Spikes) -> Tensor | SparseCounts | Spikes:
-        """The input, if it fits: of the weights' dtype and on their device."""
+        """Return the input in the weights' dtype; InputError unless it fits and is on their device."""
         if isinstance(x_TBC, SparseCounts):
             x_TBC.check_fits(self.in_features, self.weight.device)
             return x_TBC
@@ -73,9 +75,9 @@ class EventLinear(layer.Linear):
         return self._add_bias(y_RN).view(*x_TBC.shape[:2], -1)
 
     def _entries(self, x_TBC: Tensor | SparseCounts | Spikes) -> tuple[Tensor | None, ...] | None:
-        """(s_RC, mask_BC, offsets, channels, counts) of an input that takes the event-driven product, otherwise None.
+        """Return (s_RC, mask_BC, offsets, channels, counts) if the input takes the event-driven product, or None.
 
-        s_RC · mask_BC is that input, None where it is `SparseCounts`.
+        s_RC · mask_BC is that input; s_RC is None if the input is `SparseCounts`.
         """
         if isinstance(x_TBC, SparseCounts):
             self.active_share = len(x_TBC.counts) / math.prod(x_TBC.shape)
@@ -93,7 +95,7 @@ class EventLinear(layer.Linear):
         return (s_RC, mask_BC, *entries) if entries else None
 
     def _near(self, x_TBC: Tensor | SparseCounts | Spikes) -> Tensor | None:
-        """Where a gradient of the input is to be computed, if not everywhere."""
+        """Return where to compute the gradient of the input, or None for everywhere."""
         if not isinstance(x_TBC, Spikes) or x_TBC.near_TW is None:
             return None
         near_TW = sparse.kept(x_TBC.near_TW, x_TBC.mask_BN, x_TBC.shape)
@@ -106,9 +108,9 @@ class EventLinear(layer.Linear):
 
 
 class _EventProduct(torch.autograd.Function):
-    """(s · mask) @ W^T for a product s · mask given by its entries. s itself, or None, is here for its gradient.
+    """(s · mask) @ W^T for a product s · mask given by its entries. s itself (or None) only receives the gradient.
 
-    near_TW: where that gradient is wanted; None: everywhere.
+    near_TW marks where that gradient is needed; None: everywhere.
     """
 
     @staticmethod
@@ -132,14 +134,14 @@ class _EventProduct(torch.autograd.Function):
 
 
 def input_gradient(gy_RN: Tensor, W_NC: Tensor) -> Tensor:
-    """gy @ W, of which nothing is sparse.
+    """Return gy @ W, both dense.
 
-    In float32 as a 1×1 convolution of channels-last pixels: torch has oneDNN compute those, with AVX-512 on any
-    processor that has it, but has MKL compute products, with AVX2 on AMD's.
+    float32 is computed as a 1×1 convolution of channels-last pixels. torch gives convolutions to oneDNN, which uses
+    AVX-512 on any processor that has it, but products to MKL, which uses AVX2 on AMD processors.
     """
     if gy_RN.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
         return gy_RN @ W_NC
     y_1NR1, W_CN11 = gy_RN[None, :, None].permute(0, 3, 1, 2), W_NC.T[:, :, None, None]
-    # named, as torch by itself would not take oneDNN where there is one thread
+    # call it by name, because torch by itself would not choose oneDNN for one thread
     gs_1CR1 = torch.ops.aten.mkldnn_convolution(y_1NR1, W_CN11, None, [0, 0], [1, 1], [1, 1], 1)
     return gs_1CR1.permute(0, 2, 3, 1).reshape(len(gy_RN), -1)

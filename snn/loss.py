@@ -1,6 +1,6 @@
 """The losses of Liu et al. 2023 (doi 10.3389/fnins.2023.1266003), each a mean over the B samples of a batch.
 
-Labels are int64, 0 to classes - 1; others are an InputError on the CPU (on a GPU their values are not looked at).
+Labels are int64, 0 to classes - 1. Others are an InputError on the CPU; on a GPU their values are not checked.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,15 +16,15 @@ from snn.network import Activity
 
 
 def first_time(t_BN: Tensor, target_B: Tensor, alpha: float) -> Tensor:
-    """Cross-entropy of softmax(-α t^F). α per step."""
+    """Return the cross-entropy of softmax(-α t^F), α per step."""
     _check(t_BN, target_B, alpha=alpha)
     return F.cross_entropy(-alpha * t_BN, target_B)
 
 
 def silent_target(t_BN: Tensor, target_B: Tensor, T: int, weight: float, beta: float) -> Tensor:
-    """The regulariser λ mean(exp(β τ) - 1), τ the time of the target neuron if that is silent (t^F > T), else 0.
+    """Return the regulariser λ mean(exp(β τ) - 1) for training.
 
-    Training only. `weight` is λ; β per step.
+    τ is the time of the target neuron if it is silent (t^F > T), otherwise 0. `weight` is λ; β is per step.
     """
     _check(t_BN, target_B, T=T, weight=weight, beta=beta)
     t_B = t_BN.gather(1, target_B.unsqueeze(1)).squeeze(1)
@@ -33,7 +33,7 @@ def silent_target(t_BN: Tensor, target_B: Tensor, T: int, weight: float, beta: f
 
 
 def firing_rate(s_TBN: Tensor, target_B: Tensor, alpha: float) -> Tensor:
-    """Cross-entropy of softmax(α_FR rate), rate in spikes per step."""
+    """Return the cross-entropy of softmax(α_FR rate), rate in spikes per step."""
     checks.tensor("spikes", s_TBN, ("steps", "samples", "classes"), checks.FLOATS)
     _check(s_TBN[0], target_B, alpha=alpha)
     return F.cross_entropy(alpha * s_TBN.mean(0), target_B)
@@ -47,7 +47,7 @@ def _check(x_BN: Tensor, target_B: Tensor, **constants: float) -> None:
 
 
 def spikes_per_neuron(layers: Sequence[Tensor]) -> Tensor:
-    """N_s: spikes per sample and neuron, over all the layers, each (T, B, ...)."""
+    """Return N_s, the number of spikes per sample and neuron over all layers, each (T, B, ...)."""
     if not layers:
         raise InputError("there are no layers whose spikes could be counted")
     checks.tensor("spikes", layers[0], ("steps", "samples", "neurons", ...))
@@ -61,7 +61,7 @@ def spikes_per_neuron(layers: Sequence[Tensor]) -> Tensor:
 def spike_count(
     layers: Sequence[Tensor], weight: float, target: float, mean: Callable[[Tensor], Tensor] = lambda x: x
 ) -> Tensor:
-    """The optional term λ_s |N_s - N_target| (in the paper only). `mean` as in `objective`."""
+    """Return the optional term λ_s |N_s - N_target| (from the paper only). `mean` is as in `objective`."""
     return weight * (mean(spikes_per_neuron(layers)) - target).abs()
 
 
@@ -73,9 +73,9 @@ def objective(
     training: bool,
     mean: Callable[[Tensor], Tensor] = lambda x: x,
 ) -> Tensor:
-    """Return what the configuration asks to minimise. The two regularising terms belong to training only.
+    """Return the loss that the configuration asks for. The two regularising terms are added in training only.
 
-    Where the samples are a part of a batch, `mean` makes of a mean over them that over the batch.
+    `mean` turns the mean over this process's samples into the mean over the whole batch.
     """
     s_TBN, h_TBN, layers = activity
     if loss.mode == "first_time":

@@ -1,4 +1,4 @@
-"""The machine: which device computes, and where and with what a number came to be."""
+"""The machine: the choice of a device, and the hardware and software versions behind a number."""
 
 import os
 import platform
@@ -15,17 +15,16 @@ PACKAGES = ("torch", "spikingjelly", "numpy", "numba")
 
 
 def find_device(name: str) -> torch.device:
-    """The device of that name, with TF32 off; auto is CUDA where there is one. Raises InputError if it cannot be used.
+    """Return the device of this name and turn TF32 off; "auto" is CUDA if available. InputError if it cannot be used.
 
-    TF32 would keep 10 bits of a float32's mantissa in convolutions, and the network would decide differently than on
-    the CPU.
+    TF32 would keep only 10 mantissa bits in convolutions, and the network would decide differently than on the CPU.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         chosen = torch.device(name)
         if chosen.type != "cpu":
-            torch.zeros(1, device=chosen).item()  # meta makes tensors, but they hold no numbers
+            torch.zeros(1, device=chosen).item()  # fails on the meta device, whose tensors hold no numbers
             torch.backends.cudnn.allow_tf32 = False
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
@@ -34,7 +33,7 @@ def find_device(name: str) -> torch.device:
 
 
 def processor() -> str:
-    """The model's name as Linux has it, else what Python knows."""
+    """Return the processor's name from Linux, or what Python knows on other systems."""
     info = Path("/proc/cpuinfo")
     text = info.read_text(encoding="utf-8") if info.exists() else ""
     names = [line.split(":")[1].strip() for line in text.splitlines() if line.startswith("model name")]
@@ -42,14 +41,14 @@ def processor() -> str:
 
 
 def machine(device: torch.device) -> dict[str, str | int]:
-    """The processor, on how many of its cores this process may run, and the GPU if that is the device."""
+    """Return the processor, the number of cores this process may use, and the GPU if that is the device."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     gpu = {"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
     return {"processor": processor(), "cores": cores} | gpu
 
 
 def versions() -> dict[str, str]:
-    """Of Python, the packages that compute, and this repository: its commit, with + if files have changed since."""
+    """Return versions of Python, the computing packages, and this repository (its commit; + marks changed files)."""
     found = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
     git = ["git", "-C", str(REPOSITORY)]
     try:
@@ -57,6 +56,6 @@ def versions() -> dict[str, str]:
             subprocess.run([*git, *words], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
             for words in (("rev-parse", "--short", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
         )
-    except (OSError, subprocess.SubprocessError):  # no git, or no repository
+    except (OSError, subprocess.SubprocessError):  # there is no git, or no repository
         return found
     return found | {"commit": commit + ("+" if changed else "")}

@@ -1,4 +1,4 @@
-"""The list of options for people, on the screen or as docs/configuration.md: `python -m snn.config [--markdown]`."""
+"""The manual of options, for the screen or as docs/configuration.md: `python -m snn.config [--markdown]`."""
 
 import sys
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ class Option(NamedTuple):
 
 
 def options(section: type[Section], prefix: str = "") -> Iterator[Option]:
-    """The fields of a section, those of sections within it too."""
+    """Yield the fields of a section, including those of the sections within it."""
     for name, field in section.model_fields.items():
         if inside := section_in(field.annotation):
             yield from options(inside, f"{prefix}{name}.")
@@ -28,7 +28,7 @@ def options(section: type[Section], prefix: str = "") -> Iterator[Option]:
 
 
 def _words(annotation: Any) -> str:
-    """How a type reads: int, a | b | c, list of int."""
+    """Describe a type in words: int, a | b | c, list of int."""
     if get_origin(annotation) is Literal:
         return " | ".join(str(value) for value in get_args(annotation))
     if get_origin(annotation) is dict:
@@ -43,13 +43,13 @@ def _words(annotation: Any) -> str:
 
 
 def titles() -> Iterator[tuple[str, type[Section]]]:
-    """Each kind of configuration, and what tells it from the others."""
+    """Yield each kind of configuration with a title that names the section which identifies it."""
     for section, kind in KINDS.items():
         yield f"{kind.model_config['title']}: a YAML with a section `{section}`", kind
 
 
 def text() -> str:
-    """The manual for a terminal."""
+    """Return the manual for a terminal."""
     lines = []
     for title, kind in titles():
         lines += ["", title, "", *(f"{o.name:<29} {o.default:<12} {o.takes:<22} {o.meaning}" for o in options(kind))]
@@ -57,7 +57,7 @@ def text() -> str:
 
 
 def markdown() -> str:
-    """The manual as the page docs/configuration.md."""
+    """Return the manual as the page docs/configuration.md."""
     lines = [
         "# Configuration",
         "",

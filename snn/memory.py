@@ -1,4 +1,4 @@
-"""Memory between the steps of a training loop, and how much there is."""
+"""Memory: keep freed memory between the steps of a training loop, and find out how much is available."""
 
 import ctypes
 import os
@@ -16,25 +16,25 @@ CONTROL_GROUPS = (  # version 2 and version 1: folder, limit, in use
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep what is freed for the next step, for the rest of this process (glibc; elsewhere nothing).
+    """Make the C library keep freed memory for the next step, for the rest of this process (glibc only).
 
-    It would else return each large tensor to the system and fetch it back page by page: a third of a training step.
+    Otherwise it returns each large tensor to the system and fetches it back page by page: a third of a training step.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:
-        mallopt(_M_MMAP_MAX, 0)  # no mapping of its own for a large tensor, which would end with it
-        mallopt(_M_TRIM_THRESHOLD, -1)  # never
+        mallopt(_M_MMAP_MAX, 0)  # a large tensor gets no mapping of its own, which would end with the tensor
+        mallopt(_M_TRIM_THRESHOLD, -1)  # never give memory back
 
 
 def available_bytes() -> int:
-    """Return how much more memory this process may take: of the machine, of its control group, and of its own limit."""
+    """Return how much more memory this process may take, by the machine, its control group and its own limit."""
     try:
         (kilobytes,) = re.findall(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(encoding="utf-8"))
         limits = [1024 * int(kilobytes)]
-    except (OSError, ValueError):  # not Linux: half of what there is
+    except (OSError, ValueError):  # not Linux: assume half of the machine's memory
         limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2]
     for folder, most, used in CONTROL_GROUPS:
-        with suppress(OSError, ValueError):  # no such group, or its limit is "max"
+        with suppress(OSError, ValueError):  # there is no such group, or its limit is "max"
             limits.append(
                 int(Path(folder, most).read_text(encoding="utf-8"))
                 - int(Path(folder, used).read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Networks built from the configuration: a list of layers, the output the last of them."""
+"""Networks built from the configuration: a list of layers, the last of which is the output."""
 
 import copy
 import math
@@ -23,7 +23,7 @@ from snn.norm import LazyNorm
 
 
 class Activity(NamedTuple):
-    """What a network did: output spikes and potentials, and the spikes of all layers, the output last."""
+    """The activity of a network: output spikes and potentials, and the spikes of all layers, the output last."""
 
     s_TBN: Tensor
     h_TBN: Tensor
@@ -31,7 +31,7 @@ class Activity(NamedTuple):
 
 
 class LazyDropout(Dropout):
-    """SpikingJelly's, one mask a sequence, but its product is left to the next layer, which multiplies spikes alone."""
+    """SpikingJelly's Dropout with one mask per sequence, which the next layer applies to the spikes it multiplies."""
 
     def multi_step_functional_forward(
         self, inputs: tuple[Tensor], states: tuple[Tensor | None], **_: object
@@ -44,9 +44,9 @@ class LazyDropout(Dropout):
 
 
 class Layer(nn.Module):
-    """One layer: linear map or pool, BatchNorm over T·B, neurons, dropout with one mask a sequence.
+    """One layer: linear map or pool, BatchNorm over T·B, neurons, and dropout with one mask per sequence.
 
-    As in Liu et al. 2023, whose pools have neurons too. An image's pixels are samples here: (T, P, C), see `snn.conv`.
+    As in Liu et al. 2023, pools have neurons too. The pixels of an image count as samples: (T, P, C), see `snn.conv`.
     """
 
     def __init__(
@@ -54,13 +54,13 @@ class Layer(nn.Module):
     ):
         super().__init__()
         self.linear = linear
-        Norm = LazyNorm if neurons.V is None else BatchNorm1d  # what is fed back joins the input behind it
+        Norm = LazyNorm if neurons.V is None else BatchNorm1d  # feedback joins the input behind it
         self.norm = Norm(norm_size, step_mode="m") if norm_size else None
         self.neurons = neurons
         self.dropout = dropout
 
     def forward(self, x_TBC: Tensor | SparseCounts | Spikes) -> tuple[Tensor | Spikes, Tensor] | tuple[Tensor, Tensor]:
-        """Of a hidden layer (spikes after dropout, spikes as they were fired), of the output (spikes, potentials)."""
+        """Return (spikes after dropout, spikes as fired) for a hidden layer, (spikes, potentials) for the output."""
         x_TBN = self.linear(x_TBC)
         if self.norm is not None:
             if self.training and x_TBN.shape[0] * x_TBN.shape[1] == 1:
@@ -75,17 +75,17 @@ class Layer(nn.Module):
         return passed, s_TBN
 
     def learned(self, dt_ms: float) -> dict[str, Learned]:
-        """Return what the layer learned beside weights, by name."""
+        """Return the values that the layer learned besides weights, by name."""
         delays = self.linear.learned(dt_ms) if isinstance(self.linear, DelayedLinear) else {}
         return delays | self.neurons.learned(dt_ms)
 
 
 class Network(nn.Module):
-    """A list of layers; the last one, the output, has one neuron a class. No bias; Xavier uniform weights.
+    """A list of layers; the last one, the output, has one neuron per class. No bias; Xavier uniform weights.
 
-    The input is (T, B, channels), dense or as `SparseCounts`; that of a convolution holds an image of `shape`, its
-    channels counted as (channel·H + y)·W + x. The state stays until `reset()`: a long sequence may come in chunks. A
-    step has dt_ms, by which the delays begin that `network.delay_init_ms` asks for.
+    The input is (T, B, channels), dense or as `SparseCounts`. For a convolution it holds an image of `shape`, whose
+    channels are counted as (channel·H + y)·W + x. The state stays until `reset()`, so a long sequence may come in
+    chunks. dt_ms is the length of a step; `network.delay_init_ms` needs it for the initial delays.
     """
 
     def __init__(
@@ -115,16 +115,16 @@ class Network(nn.Module):
 
     @property
     def output(self) -> Layer:
-        """The last layer, which decides."""
+        """Return the last layer, which decides."""
         return self.layers[-1]
 
-    @torch.compiler.disable  # torch.compile cannot look into compiled kernels: it runs the network as it is
+    @torch.compiler.disable  # torch.compile cannot trace compiled kernels; it runs the network as it is
     def forward(self, x_TBC: Tensor | SparseCounts) -> Activity:
-        """Run all steps of x from the state as it stands. An image's layer is (T, B, H·W·C), its channels last.
+        """Run all steps of x from the present state. A layer of an image is (T, B, H·W·C), its channels last.
 
-        x holds any real numbers, which are taken as those of the weights are (float32, or float64), on their device.
-        All is computed in that type, under `torch.autocast` too: half a precision cannot tell a potential from a
-        threshold. InputError where x does not fit, or holds a number on the CPU that is not finite.
+        x may be any real numbers on the weights' device; they are converted to the type of the weights (float32 or
+        float64), in which everything is computed, even under `torch.autocast`: half precision cannot tell a potential
+        from a threshold. InputError if x does not fit, or holds a number on the CPU that is not finite.
         """
         with checks.without_autocast(self.output.linear.weight.device):
             return self._forward(x_TBC)
@@ -138,7 +138,7 @@ class Network(nn.Module):
         if self.image:
             x_TBC = pixels_of(x_TBC, self.image)
         for layer in self.layers:
-            if isinstance(layer.linear, EventLinear) and self.image:  # the pixels of an image side by side
+            if isinstance(layer.linear, EventLinear) and self.image:  # lay the pixels side by side
                 x_TBC = x_TBC.view(T, B, -1)
             if layer is self.output:
                 s_TBN, h_TBN = layer(x_TBC)
@@ -148,7 +148,7 @@ class Network(nn.Module):
         return Activity(s_TBN, h_TBN, tuple(spikes))
 
     def run(self, x_TBC: Tensor | SparseCounts) -> Activity:
-        """Run whole sequences: from a fresh state, and with nothing left behind."""
+        """Run whole sequences from a fresh state, and reset the state afterwards."""
         self.reset()
         try:
             return self(x_TBC)
@@ -163,7 +163,7 @@ class Network(nn.Module):
 
     @torch.no_grad()
     def folded(self) -> "Network":
-        """A copy for inference on the CPU, BatchNorm within weights and biases and dropout gone.
+        """Return a copy for inference on the CPU, with BatchNorm folded into weights and biases, and without dropout.
 
         All its products are event-driven, so that batches and `snn.streaming` sum in the same order.
         """
@@ -185,28 +185,28 @@ class Network(nn.Module):
         return folded
 
     def delays(self) -> dict[str, Delays]:
-        """The learned delays by their module's name."""
+        """Return the learned delays by the name of their module."""
         return {name: module for name, module in self.named_modules() if isinstance(module, Delays)}
 
     def narrow_delays(self, sigma_steps: float) -> None:
-        """Give the triangle of all delays this σ, in training."""
+        """Set the σ of the triangle of all delays, for training."""
         for delays in self.delays().values():
             delays.sigma_steps = sigma_steps
 
     def clamp_values(self) -> None:
-        """Bring all learned values that have a range back into it; call it after each step of the optimiser."""
+        """Bring all learned values back into their ranges; call this after each step of the optimiser."""
         for module in self.modules():
             if isinstance(module, Delays | SpikingNeuron):
                 module.clamp_values()
 
     def check_values(self, where: str) -> None:
-        """InputError if a learned value is outside its range."""
+        """Raise InputError if a learned value is outside its range."""
         for name, module in self.named_modules():
             if isinstance(module, Delays | SpikingNeuron):
                 module.check_values(f"{where}, {name}")
 
     def learned(self, dt_ms: float) -> dict[str, dict[str, Learned]]:
-        """Layer after layer, the output last: what it learned beside weights, by name."""
+        """Return the values that each layer learned besides weights, by layer (the output last) and name."""
         return {f"layers.{k}": layer.learned(dt_ms) for k, layer in enumerate(self.layers)}
 
 
@@ -219,7 +219,7 @@ def _hidden(
     backend: str,
     dt_ms: float,
 ) -> Layer:
-    """A hidden layer between two shapes."""
+    """Build a hidden layer between two shapes."""
     is_full, is_pool = isinstance(word, Full), isinstance(word, Pool)
     if is_full:
         linear = _linear(network, math.prod(before), word.size, word.delay, dt_ms)
@@ -227,13 +227,13 @@ def _hidden(
         linear = Pooling(*before[1:], word.kernel, word.is_average)
     else:
         linear = EventConv(before[0], word.channels, *before[1:], word.kernel, word.stride)
-    # in the published convolutional networks both fully connected layers are of the second kind
+    # in the published convolutional networks both fully connected layers have neurons of the second kind
     params = network.neuron2 if is_full and in_conv_net else network.neuron1
     neurons = _neurons(network, network.neuron, params, after[0], word if is_full else None, False, backend, dt_ms)
     neurons.says_near = not in_conv_net
     norm_size = after[0] if network.batch_norm and not is_pool else None
     dropout = None
-    if network.dropout:  # an image's pixels are still to be laid side by side, or seen by a convolution
+    if network.dropout:  # a convolution or flattening comes next, which cannot apply a mask
         dropout = (Dropout if in_conv_net else LazyDropout)(network.dropout, step_mode="m")
     return Layer(linear, neurons, norm_size, dropout)
 
@@ -241,7 +241,7 @@ def _hidden(
 def _linear(
     network: config.Network, inputs: int, outputs: int, delay: architecture.Delay | None, dt_ms: float
 ) -> EventLinear:
-    """A fully connected layer's map."""
+    """Build the map of a fully connected layer."""
     if delay is None:
         return EventLinear(inputs, outputs)
     return DelayedLinear(inputs, outputs, *delay, _initial_steps(network, dt_ms))

@@ -1,4 +1,4 @@
-"""BatchNorm that leaves its product and its sum to the neurons behind it: two passes over the rows fewer, each way."""
+"""BatchNorm that leaves its scaling and shift to the neurons after it, which saves two passes over memory each way."""
 
 from typing import NamedTuple
 
@@ -11,14 +11,14 @@ from snn.ops import rows
 
 
 class Normed(NamedTuple):
-    """scale · x + shift, for neurons to compute as they read x."""
+    """An input scale · x + shift that neurons compute as they read x."""
 
     x_TBN: Tensor
     scale_N: Tensor
     shift_N: Tensor
 
     def dense(self) -> Tensor:
-        """(T, B, N)."""
+        """Return (T, B, N)."""
         return self.scale_N * self.x_TBN + self.shift_N
 
 
@@ -38,9 +38,9 @@ class LazyNorm(BatchNorm1d):
 
 
 class _Norm(torch.autograd.Function):
-    """(x, scale, shift, mean, variance) of rows, so that (x - mean) / sqrt(variance + eps) · weight + bias is wanted.
+    """(x, scale, shift, mean, variance) of rows: scale x + shift = (x - mean) / sqrt(variance + eps) · weight + bias.
 
-    The gradient of x comes in without what flows through mean and variance, which is added to it in place.
+    The incoming gradient of x lacks the part through mean and variance, which is added in place.
     """
 
     @staticmethod

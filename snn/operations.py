@@ -1,8 +1,8 @@
-"""Synaptic operations: how often an input that is not 0 meets a weight that is not 0.
+"""Synaptic operations: the number of times an input that is not 0 meets a weight that is not 0.
 
-This is the field's measure of a network's work on hardware that works on events: the effective operations of NeuroBench
-(Yik et al. 2025, doi 10.1038/s41467-025-56739-4). Events that share channel and step are one input. Every table that
-says "synaptic operations" counts them by the fan-outs here: those of a decision, of a stream, of energy, of images.
+This is the field's measure of a network's work on event-driven hardware: the effective operations of NeuroBench (Yik et
+al. 2025, doi 10.1038/s41467-025-56739-4). Events that share channel and step are one input. Every table that says
+"synaptic operations", for decisions, streams, energy or images, counts them by the fan-outs of this module.
 """
 
 from typing import TYPE_CHECKING
@@ -22,7 +22,7 @@ EXACT_BELOW = 2**24  # up to here float32 holds every whole number
 
 
 def fan_out(weight: Tensor, shape: Geometry | None = None) -> Tensor:
-    """How many weights that are not 0 each input meets, float64: (C,), or (C, H, W) of a convolution of that shape."""
+    """Count the weights other than 0 that each input meets: float64, (C,), or (C, H, W) of a convolution of `shape`."""
     is_there = (weight.detach() != 0).double()
     if shape is None:
         return is_there.sum(0)
@@ -32,7 +32,7 @@ def fan_out(weight: Tensor, shape: Geometry | None = None) -> Tensor:
 
 
 class SynapticOperations:
-    """Counts those of a network whose weights stay as they are now."""
+    """A counter for a network whose weights no longer change."""
 
     def __init__(self, network: "Network"):
         self.of_inputs = [_of_inputs(layer.linear, layer is network.layers[0]) for layer in network.layers]
@@ -40,7 +40,7 @@ class SynapticOperations:
         self.of_loops = [None if V is None else _short(fan_out(V)) for V in loops]
 
     def per_step(self, x_TBC: SparseCounts | Tensor, layers: tuple[Tensor, ...]) -> Tensor:
-        """(T, B) float64: for the events that come in and for the spikes of all layers, the output last."""
+        """Return (T, B) float64: operations of the incoming events and of the spikes of all layers, the output last."""
         total_TB = torch.zeros(x_TBC.shape[:2], dtype=torch.float64, device=layers[0].device)
         for of_input_C, x in zip(self.of_inputs, (x_TBC, *layers[:-1]), strict=True):
             if of_input_C is not None:
@@ -52,7 +52,7 @@ class SynapticOperations:
 
 
 def _of_inputs(linear: nn.Module, is_first: bool) -> Tensor | None:
-    """Fan-outs in the order of the network's input or of `Activity.layers`; None of a pool, which has no weights."""
+    """Return fan-outs in the order of the network's input or of `Activity.layers`; None for a pool, without weights."""
     if isinstance(linear, Pooling):
         return None
     if not isinstance(linear, EventConv):
@@ -62,18 +62,18 @@ def _of_inputs(linear: nn.Module, is_first: bool) -> Tensor | None:
 
 
 def _short(fan_out_C: Tensor) -> Tensor:
-    """On the CPU; (1,) where it is the same for all inputs."""
+    """Return the fan-outs on the CPU, shortened to (1,) if all are equal."""
     fan_out_C = fan_out_C.cpu()
     return fan_out_C[:1] if (fan_out_C == fan_out_C[0]).all() else fan_out_C
 
 
 def _added_up(x_TBC: SparseCounts | Tensor, fan_out_C: Tensor) -> Tensor:
-    """(T, B) float64: the fan-outs of the inputs that are not 0."""
+    """Return (T, B) float64: the sum of the fan-outs of the inputs that are not 0."""
     if len(fan_out_C) == 1:
         number_TB = x_TBC.entries_per_step() if isinstance(x_TBC, SparseCounts) else x_TBC.count_nonzero(2).double()
         return number_TB * fan_out_C.item()
     if isinstance(x_TBC, SparseCounts):
         return x_TBC.entries_per_step(fan_out_C.to(x_TBC.channels.device))
-    unit = np.gcd.reduce(fan_out_C.numpy().astype(np.int64)).item()  # spares most sums a type of 64 bits
+    unit = np.gcd.reduce(fan_out_C.numpy().astype(np.int64)).item()  # lets most sums do without 64 bits
     exact = torch.float32 if fan_out_C.sum() < unit * EXACT_BELOW else torch.float64
     return unit * ((x_TBC != 0).to(exact) @ (fan_out_C / unit).to(x_TBC.device, exact)).double()

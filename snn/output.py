@@ -1,4 +1,4 @@
-"""Text to a terminal or a file that may not take every character."""
+"""Text output to a terminal or a file whose encoding may lack some characters."""
 
 import codecs
 import io
@@ -8,14 +8,14 @@ PLAIN = str.maketrans({"–": "-", "±": "+-", "τ": "tau", "θ": "theta", "α":
 
 
 def _plainly(error: UnicodeEncodeError) -> tuple[str, int]:
-    """Characters that an encoding lacks, in ASCII: signs of our tables by others, the rest as \\u and a number."""
+    """Replace characters that an encoding lacks by ASCII: signs of our tables by other signs, the rest by \\u codes."""
     lacking = error.object[error.start : error.end]
     return lacking.translate(PLAIN).encode("ascii", "backslashreplace").decode("ascii"), error.end
 
 
 def take_any_character() -> None:
-    """No character ends a program whose terminal or file does not take it (PYTHONIOENCODING, the locale)."""
+    """Replace characters that the terminal or file cannot take (PYTHONIOENCODING, the locale) instead of failing."""
     codecs.register_error("plainly", _plainly)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # None or another under some launchers
+        if isinstance(stream, io.TextIOWrapper):  # some launchers have None or another type
             stream.reconfigure(errors="plainly")

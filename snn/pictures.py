@@ -1,4 +1,4 @@
-"""Pictures of what a network does. Each is narrow, so that its words can be read on a telephone as well."""
+"""Pictures of a network's activity and results. Each is narrow, so that its text can also be read on a telephone."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ if TYPE_CHECKING:
 
 Words = ParamSpec("Words")
 
-# colour-blind safe (Okabe & Ito); two more greys
+# colours that are safe for the colour-blind (Okabe & Ito), and two greys
 BLACK, ORANGE, BLUE, GREY, DARK = "#000000", "#D55E00", "#0072B2", "#BBBBBB", "#555555"
-LAYERS = (BLUE, "#E69F00", "#009E73", "#CC79A7", "#56B4E9", ORANGE, "#F0E442")  # in turn
+LAYERS = (BLUE, "#E69F00", "#009E73", "#CC79A7", "#56B4E9", ORANGE, "#F0E442")  # one after another
 CODES = (("fs", "first spike", ORANGE, "-"), ("fr", "firing rate", BLUE, "--"))
 WIDTH = 5  # inches
 HIGHEST = 60  # inches
 DPI = 200
 LONGEST_TITLE = 58  # columns
-MOST_NAMES = 40  # of classes at an axis; more of them have numbers
+MOST_NAMES = 40  # of classes at an axis; more classes than that are numbered
 BINS = 40  # of a histogram
 
 STYLE = {
@@ -50,17 +50,17 @@ STYLE = {
 
 @cache
 def pyplot() -> ModuleType:
-    """matplotlib.pyplot, imported with the first picture: training does without it."""
+    """Import matplotlib.pyplot with the first picture, since training does not need it."""
     import matplotlib
 
-    matplotlib.use("Agg")  # files only; no screen is needed
+    matplotlib.use("Agg")  # draws into files and needs no screen
     from matplotlib import pyplot
 
     return pyplot
 
 
 def styled(draw: Callable[Words, Figure]) -> Callable[Words, Figure]:
-    """Have a function draw in our style."""
+    """Make a function draw in our style."""
 
     @wraps(draw)
     def drawn(*args: Words.args, **kwargs: Words.kwargs) -> Figure:
@@ -71,7 +71,7 @@ def styled(draw: Callable[Words, Figure]) -> Callable[Words, Figure]:
 
 
 def png(figure: Figure) -> bytes:
-    """The picture painted; the figure is closed."""
+    """Render a figure as PNG and close it."""
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=DPI)
     pyplot().close(figure)
@@ -89,10 +89,9 @@ def draw_decision(
     target: int | None = None,
     audio: tuple[np.ndarray, int] | None = None,
 ) -> Figure:
-    """One recording on one time axis: events, hidden spikes, output potentials and spikes, the decision marked.
+    """Draw one recording on one time axis: events, hidden spikes, output potentials and spikes, with the decision.
 
-    names: of the classes; target: the true class, where it is known; audio: [samples] and sample rate (Hz), drawn on
-    top, where there is one.
+    names: class names; target: the true class, if known; audio: [samples] and sample rate (Hz), drawn on top if given.
     """
     names, fonts = lettering(names)
     activity = network.eval().run(x_T1C)
@@ -112,7 +111,7 @@ def draw_decision(
         step, index = s_TBN[:, 0].flatten(1).nonzero().cpu().numpy().T
         axis.scatter(time_ms[step], index, s=3, marker=".", color=BLACK, linewidths=0)
         neurons = s_TBN[0].numel()
-        axis.set(ylabel=name, ylim=(-0.03 * neurons, 1.03 * neurons))  # the same in all pictures, whoever is silent
+        axis.set(ylabel=name, ylim=(-0.03 * neurons, 1.03 * neurons))  # the same whichever neurons are silent
     colours = {target: BLUE} | {decision: ORANGE}
     _draw_potentials(axes[-2], time_ms, activity.h_TBN[:, 0].cpu().numpy(), network.output.neurons.threshold, colours)
     _draw_output_spikes(axes[-1], time_ms, activity.s_TBN[:, 0].cpu().numpy(), colours)
@@ -135,7 +134,7 @@ def draw_decision(
 def _draw_potentials(
     axis: Axes, time_ms: np.ndarray, h_TN: np.ndarray, theta: float, colours: dict[int | None, str]
 ) -> None:
-    """The potential of each output neuron, those of some neurons in colours of their own."""
+    """Draw the potential of each output neuron, with separate colours for some neurons."""
     for neuron, h_T in enumerate(h_TN.T):
         colour = colours.get(neuron, GREY)
         width = {ORANGE: 1.8, BLUE: 1.2, GREY: 0.7}[colour]
@@ -146,7 +145,7 @@ def _draw_potentials(
 
 
 def _draw_output_spikes(axis: Axes, time_ms: np.ndarray, s_TN: np.ndarray, colours: dict[int | None, str]) -> None:
-    """The spikes of each output neuron, those of the decided class in its colour."""
+    """Draw the spikes of each output neuron, those of the decided class in its colour."""
     step, index = s_TN.nonzero()
     is_decided = [colours.get(neuron) == ORANGE for neuron in index]
     axis.scatter(time_ms[step], index, s=22, marker="|", color=[ORANGE if it else BLACK for it in is_decided])
@@ -154,12 +153,12 @@ def _draw_output_spikes(axis: Axes, time_ms: np.ndarray, s_TN: np.ndarray, colou
 
 
 def class_name(label: int, names: Sequence[str | None] | None) -> str:
-    """A class's name where it has one, else its number."""
+    """Return the name of a class, or its number if it has no name."""
     return f"class {label}" if names is None or label >= len(names) or names[label] is None else f"'{names[label]}'"
 
 
 def class_ticks(classes: int, names: Sequence[str] | None) -> dict[str, Any]:
-    """The ticks of an axis of classes: names, or round numbers if names would not fit."""
+    """Return the ticks of an axis of classes: names, or round numbers if names would not fit."""
     if classes > MOST_NAMES:
         numbers = range(0, classes, 5 * -(-classes // 200))
         return {"ticks": numbers, "labels": list(map(str, numbers)), "fontsize": 7}
@@ -174,7 +173,7 @@ def class_ticks(classes: int, names: Sequence[str] | None) -> dict[str, Any]:
 def draw_single_delay(
     network: Network, x_TBC: SparseCounts | Tensor, target_B: Tensor, dt_ms: float, names: Sequence[str] | None
 ) -> Figure:
-    """One recording of each class: all output spikes in one raster, a row a recording, the first spike marked."""
+    """Draw the output spikes of one recording of each class: a raster with a row per recording, first spikes marked."""
     names, fonts = lettering(names)
     activity = network.eval().run(x_TBC)
     decision_B, first_B = decide(activity.s_TBN, activity.h_TBN)
@@ -187,14 +186,14 @@ def draw_single_delay(
         "xytext": (0, 4),
         "textcoords": "offset points",
         "fontfamily": fonts,
-    }  # the spikes of the row
+    }  # the spikes in the row
     rows = zip(decision_B.tolist(), first_B.tolist(), target_B.tolist(), strict=True)
     for row, (decision, first_step, target) in enumerate(rows):
         verdict = class_name(decision, names) + ("" if decision == target else ", wrong")
         if first_step <= T:
             colour = BLUE if decision == target else ORANGE
             axis.scatter(dt_ms * first_step, row, s=90, marker="|", color=colour, linewidths=2)
-            side = "right" if first_step > 0.6 * T else "left"  # of the words, which stay within the picture
+            side = "right" if first_step > 0.6 * T else "left"  # keeps the text within the picture
             axis.annotate(f"{verdict}, {first_step * dt_ms:g} ms", (dt_ms * first_step, row), ha=side, **above)
         else:
             axis.annotate(f"  silent; the highest potential says {verdict}", (0, row), **above)
@@ -206,9 +205,9 @@ def draw_single_delay(
 
 @styled
 def draw_anytime(curves_of: dict[str, dict[str, list]]) -> Figure:
-    """The curves of `Evaluation.anytime` of one network or of several by name: accuracy against time, and events.
+    """Draw the curves of `Evaluation.anytime` for one or several networks, by name: accuracy over time and events.
 
-    The code is in the line's style; it has the colour too, as long as there is one network.
+    The line style shows the code. The colour shows the network or, if there is only one, also the code.
     """
     names, fonts = lettering(list(curves_of), longest=48)
     figure, axes = pyplot().subplots(2, figsize=(WIDTH, 5))
@@ -235,13 +234,13 @@ def draw_anytime(curves_of: dict[str, dict[str, list]]) -> Figure:
 
 @styled
 def draw_latencies(samples: Samples, dt_ms: float, names: Sequence[str] | None) -> Figure:
-    """When the first output spike comes: right and wrong decisions together, and each class apart."""
+    """Draw the times of the first output spike: for right and wrong decisions, and for each class."""
     classes, T = samples.output_spikes.shape[1], samples.fs_right.shape[1]
     spoke = samples.first_step != NOTHING
     time_ms = dt_ms * samples.first_step[spoke].numpy()
     target = samples.target[spoke].numpy()
     right = (samples.fs_label == samples.target)[spoke].numpy()
-    # whole steps a bin, so that no bin is higher because more steps fall into it
+    # each bin has the same whole number of steps, so that none is higher because it covers more steps
     edges_ms = dt_ms * (np.arange(0, T + 1, max(1, -(-T // 50))) + 0.5)
     height = 0.6 + 0.17 * min(classes, MOST_NAMES)
     figure, (all_of_them, by_class) = pyplot().subplots(
@@ -269,7 +268,7 @@ def draw_latencies(samples: Samples, dt_ms: float, names: Sequence[str] | None) 
 
 @styled
 def draw_confusion(confusion: Sequence[Sequence[int]], code: str, names: Sequence[str] | None) -> Figure:
-    """Rows are the true classes, columns what was decided; shares of a row as colours, and numbers where they fit."""
+    """Draw true classes as rows and decisions as columns: shares of a row as colours, and numbers where they fit."""
     counts = np.asarray(confusion)
     classes = len(counts)
     shares = 100 * counts / np.maximum(1, counts.sum(1, keepdims=True))
@@ -297,7 +296,7 @@ def draw_confusion(confusion: Sequence[Sequence[int]], code: str, names: Sequenc
 
 @styled
 def draw_rates(evaluation: Evaluation) -> Figure:
-    """A histogram of each layer: spikes per sample of its neurons. The title counts those that never fire."""
+    """Draw a histogram for each layer of its neurons' spikes per sample. The title counts neurons that never fire."""
     n = len(evaluation.samples().target)
     layers = evaluation.neuron_spikes
     highest = max(float(spikes_N.max()) / n for spikes_N in layers) or 1.0
@@ -313,7 +312,7 @@ def draw_rates(evaluation: Evaluation) -> Figure:
 
 @styled
 def draw_learned(values: dict[str, dict[str, Learned]]) -> Figure:
-    """A histogram of each learned value, the layers over one another, and dotted lines around where it began."""
+    """Draw a histogram of each learned value, with the layers overlaid and dotted lines at its initial bounds."""
     figure, axes = pyplot().subplots(len(values), squeeze=False, figsize=(WIDTH, 0.8 + 1.5 * len(values)))
     layers = list(dict.fromkeys(layer for of_layers in values.values() for layer in of_layers))
     for axis, of_layers in zip(axes[:, 0], values.values(), strict=True):
@@ -321,7 +320,7 @@ def draw_learned(values: dict[str, dict[str, Learned]]) -> Figure:
         began = sorted({bound for learned in of_layers.values() for bound in learned.began})
         title, unit, *_ = next(iter(of_layers.values()))
         everything = np.concatenate([*arrays.values(), began])
-        if unit == "ms" and everything.min() > 0:  # these spread over decades
+        if unit == "ms" and everything.min() > 0:  # time constants spread over decades
             low, high = everything.min() / 1.05, everything.max() * 1.05
             edges = np.geomspace(low, high, BINS + 1)
             axis.set_xscale("log")
@@ -341,7 +340,7 @@ def draw_learned(values: dict[str, dict[str, Learned]]) -> Figure:
 
 
 def readable_log_axis(axis: Axis) -> None:
-    """Plain numbers at 1, 2 and 5 of each decade."""
+    """Label a logarithmic axis with plain numbers at 1, 2 and 5 of each decade."""
     from matplotlib import ticker
 
     axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
@@ -351,7 +350,7 @@ def readable_log_axis(axis: Axis) -> None:
 
 @styled
 def draw_learning(rows: Sequence[dict], best_epoch: int) -> Figure:
-    """The curves of metrics.jsonl by epoch: losses, accuracies and spikes on what was held out."""
+    """Draw the curves of metrics.jsonl by epoch: losses, and accuracies and spikes on the held-out samples."""
     groups = [
         ("loss", [("train_loss", "training", BLACK, "-"), ("validation_loss", "held out", BLUE, "--")]),
         (
@@ -372,7 +371,7 @@ def draw_learning(rows: Sequence[dict], best_epoch: int) -> Figure:
         axis.grid(color=GREY, lw=0.4)
         if len(curves) > 1:
             axis.legend(frameon=False)
-    side = "right" if best_epoch > (epochs[0] + epochs[-1]) / 2 else "left"  # of the picture, where it would stick out
+    side = "right" if best_epoch > (epochs[0] + epochs[-1]) / 2 else "left"  # keeps the text within the picture
     where = {"xycoords": ("data", "axes fraction"), "va": "top", "ha": side, "fontsize": 8}
     axes[0, 0].annotate(" this checkpoint ", (best_epoch, 1), **where)
     axes[-1, 0].set_xlabel("epoch")
@@ -382,7 +381,7 @@ def draw_learning(rows: Sequence[dict], best_epoch: int) -> Figure:
 
 @styled
 def draw_spike_times(histograms: Tensor, T: float) -> Figure:
-    """A histogram a layer, from `snn.ttfs.evaluation`: (layers, bins) spikes over [0, T] of each layer's clock."""
+    """Draw a histogram per layer from `snn.ttfs.evaluation`: (layers, bins) spikes over [0, T] of the layer's clock."""
     layers, bins = histograms.shape
     figure, axes = pyplot().subplots(layers, sharex=True, squeeze=False, figsize=(WIDTH, 1 + 1.1 * layers))
     edges = np.linspace(0, T, bins + 1)

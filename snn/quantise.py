@@ -1,7 +1,7 @@
-"""Networks whose weights are bytes: whole numbers from -127 to 127 times a power of two for each neuron.
+"""Quantised networks: int8 weights, whole numbers from -127 to 127 times a power of two for each neuron.
 
-Sums of such weights are exact in float32 as in integers, up to 2^24 times the power of two, whatever their order. So a
-quantised network is an ordinary `Network`, and integer sums in C, times the power of two, are its bits.
+In float32, sums of such weights are as exact as in integers, in any order, up to 2^24 times the power of two. So a
+quantised network is an ordinary `Network`, and integer sums in C, times the power of two, give the same bits.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ LARGEST = 127
 
 @torch.no_grad()
 def quantised(network: Network) -> Network:
-    """A copy for inference, `network.folded()`, with the weights of all layers and recurrences rounded to int8."""
+    """Return a copy for inference, `network.folded()`, with all weights, also the recurrent ones, rounded to int8."""
     network = network.folded()
     for weight in _weights(network):
         whole_NC, scale_N = as_int8(weight.flatten(1))
@@ -25,12 +25,12 @@ def quantised(network: Network) -> Network:
 
 
 def weight_bytes(network: Network) -> int:
-    """Return how many bytes the weights of a quantised network take, with a float32 power of two for each neuron."""
+    """Return the number of bytes of the weights of a quantised network, with a float32 power of two per neuron."""
     return sum(weight.numel() + 4 * len(weight) for weight in _weights(network))
 
 
 def _weights(network: Network) -> Iterator[Tensor]:
-    """Yield all weights, (N, ...) each: those of layers, of which pools have none, and of recurrences."""
+    """Yield all weights, (N, ...) each: those of layers other than pools, and recurrent ones."""
     for layer in network.layers:
         for weight in (getattr(layer.linear, "weight", None), layer.neurons.V):
             if weight is not None:
@@ -39,12 +39,12 @@ def _weights(network: Network) -> Iterator[Tensor]:
 
 @torch.no_grad()
 def as_int8(weight_NC: Tensor) -> tuple[Tensor, Tensor]:
-    """(whole numbers (N, C), int8; powers of two (N,)). The largest whole number of each neuron is 64 to 127.
+    """Return (whole numbers (N, C), int8; powers of two (N,)). The largest whole number of each neuron is 64 to 127.
 
-    Weights that are rounded already stay as they are.
+    Weights that are already rounded do not change.
     """
     needed_N = weight_NC.abs().amax(1) / LARGEST
-    mantissa_N = torch.frexp(needed_N).mantissa  # 0.5 <= mantissa < 1; of a power of two 0.5
+    mantissa_N = torch.frexp(needed_N).mantissa  # 0.5 <= mantissa < 1; 0.5 for a power of two
     scale_N = torch.where(mantissa_N == 0.5, needed_N, needed_N / mantissa_N)  # the power of two at or above
     scale_N = torch.where(needed_N > 0, scale_N, 1.0)
     return (weight_NC / scale_N[:, None]).round().to(torch.int8), scale_N

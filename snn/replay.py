@@ -1,7 +1,7 @@
 """Forward and backward of a training step as CUDA graphs: recorded once, then replayed without Python in between.
 
-The layers of a first-spike network are small beside what a GPU can do, and most of the time it would wait for Python; a
-recurrent layer alone is hundreds of launches. Replayed, a step takes the GPU's own time.
+The layers of a first-spike network are small for a GPU, which would spend most of the time waiting for Python; a
+recurrent layer alone takes hundreds of launches. A replayed step takes only the GPU's own time.
 """
 
 import gc
@@ -12,24 +12,24 @@ from torch import Tensor, nn
 
 from snn.errors import InputError
 
-Loss = Callable[[Tensor, Tensor, float], Tensor]  # of (x, labels, weight)
+Loss = Callable[[Tensor, Tensor, float], Tensor]  # arguments (x, labels, weight)
 
 
 class Replayed:
-    """A loss of a network on a GPU. Batches as large as the largest so far are replayed, smaller ones computed afresh.
+    """A loss of a network on a GPU that is replayed for batches of the largest size so far, and computed for others.
 
-    What is recorded is one course of events: the loss must not ask for a value on the CPU, nor change between batches
-    without `forget()`. A recording keeps the memory of its step.
+    A recording has no branches: the loss must not ask for a value on the CPU, nor change between batches without
+    `forget()`. A recording keeps the memory of its step.
     """
 
     def __init__(self, network: nn.Module, loss: Loss):
         self.network, self.loss = network, loss
         self.forget()
-        # torch records on a stream of its own and warns of steps that are not replayed: they may wait a little
+        # torch records on a separate stream and warns of steps that are not replayed; those only wait a little
         torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
 
     def forget(self) -> None:
-        """Record anew at the next batch."""
+        """Record again at the next batch."""
         self._step: Callable[[Tensor, Tensor], Tensor] | None = None
         self._x_TBC: Tensor | None = None
 
@@ -42,10 +42,10 @@ class Replayed:
 
     def _record(self, x_TBC: Tensor, target_B: Tensor, weight: float) -> None:
         self.forget()
-        gc.collect()  # the one before is in a cycle; freed while another is recorded, it would spoil that
-        self._x_TBC = x_TBC.clone()  # where torch puts the batches to come
+        gc.collect()  # the old recording is in a cycle; freed during the new one, it would spoil that
+        self._x_TBC = x_TBC.clone()  # torch copies later batches into it
         device = x_TBC.device
-        # torch runs the step a few times first: that must not count in statistics, nor in what is drawn
+        # torch first runs the step a few times, which must change neither statistics nor random states
         kept = [(buffer, buffer.clone()) for buffer in self.network.buffers()]
         random = torch.cuda.get_rng_state(device)
         step = _Step(self.network, lambda x, target: self.loss(x, target, weight))
@@ -67,7 +67,7 @@ class Replayed:
 
 
 class _Step(nn.Module):
-    """The loss as a module, so that torch finds the parameters that have gradients."""
+    """A module that computes the loss, in which torch finds the parameters that have gradients."""
 
     def __init__(self, network: nn.Module, loss: Callable[[Tensor, Tensor], Tensor]):
         super().__init__()

@@ -1,7 +1,7 @@
-"""report.html of a tested network: one page that needs nothing else, and its pictures beside it as PNG.
+"""report.html of a tested network: one self-contained page, and its pictures beside it as PNG.
 
-First the page itself, then what the reports of all kinds of networks share, then the report of a first-spike network
-(`snn.ttfs.report` is that of a TTFS network). `snn.pictures` draws, `snn.tables` words and rounds.
+First comes the page itself, then what the reports of all kinds of networks share, then the report of a first-spike
+network (that of a TTFS network is `snn.ttfs.report`). `snn.pictures` draws; `snn.tables` formats numbers.
 """
 
 import base64
@@ -35,7 +35,7 @@ TEMPLATE = Path(__file__).with_suffix(".html")
 
 
 class Tile(NamedTuple):
-    """A number one reads first."""
+    """A number for readers to see first."""
 
     name: str
     value: str
@@ -43,7 +43,7 @@ class Tile(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """A picture within the page."""
+    """A picture on the page."""
 
     png: bytes
     caption: str
@@ -55,7 +55,7 @@ class Picture(NamedTuple):
 
 
 class Section(NamedTuple):
-    """A heading and what stands below it."""
+    """A heading and the content below it."""
 
     title: str
     text: str = ""
@@ -65,8 +65,8 @@ class Section(NamedTuple):
 
 
 def render(title: str, lead: str, tiles: Sequence[Tile], sections: Iterable[Section]) -> str:
-    """The page as HTML. Sections that hold nothing are left out."""
-    import jinja2  # only now: training does without it
+    """Render the page as HTML without its empty sections."""
+    import jinja2  # imported here because training does not need it
 
     environment = jinja2.Environment(autoescape=True, trim_blocks=True)
     sections = [section for section in sections if section.tables or section.pictures or section.code]
@@ -75,7 +75,7 @@ def render(title: str, lead: str, tiles: Sequence[Tile], sections: Iterable[Sect
 
 
 class Subject(NamedTuple):
-    """A network to be tested, and the folder for what comes out."""
+    """A network to test, and the folder for the results."""
 
     path: Path
     cfg: AnyConfig
@@ -83,18 +83,18 @@ class Subject(NamedTuple):
     out: Path
 
     def network(self) -> nn.Module:
-        """The network with its weights."""
+        """Build the network and load its weights."""
         network = self.cfg.new_network().eval()
         checkpoint.load_weights(network, self.content["network"], self.path)
         return network
 
     @property
     def classes(self) -> Named:
-        """The names of the network's classes."""
+        """Return the names of the network's classes."""
         return Named(self.content["class_names"], str(self.path))
 
     def provenance(self) -> dict:
-        """Where the numbers of a test come from."""
+        """Return the facts that say where the numbers of a test come from."""
         return {
             "checkpoint": str(self.path),
             "epoch": self.content["epoch"],
@@ -107,20 +107,20 @@ class Subject(NamedTuple):
 
     @property
     def run(self) -> str:
-        """The name of its run, with that of the checkpoint if it is not best.pt."""
+        """Return the name of the run, with that of the checkpoint if it is not best.pt."""
         run = self.path.absolute().parent.name
         return run if self.path.stem == "best" else f"{run}/{self.path.name}"
 
 
 def keep(figure: "Figure", out: Path, file: str, caption: str) -> Picture:
-    """A picture for the page, written as PNG beside it as well."""
+    """Make a picture for the page, and also write it as PNG beside the page."""
     picture = Picture(pictures.png(figure), caption, file)
     write_whole(out / file, picture.png)
     return picture
 
 
 def write_page(subject: Subject, metrics: dict, items: str, tiles: Sequence[Tile], sections: Sequence[Section]) -> None:
-    """report.html of any kind of network: its own tiles and sections, then how it was trained and where it is from."""
+    """Write report.html for any kind of network: its tiles and sections, then its training and provenance."""
     n = metrics.get("samples", metrics.get("images"))
     lead = f"Epoch {metrics['epoch']} of {subject.path.parent}, tested on {n:,} {items} of {metrics['data']}."
     page = render(subject.run, lead, tiles, [*sections, *_origin(subject, metrics)])
@@ -144,7 +144,7 @@ def _origin(subject: Subject, metrics: dict) -> list[Section]:
 
 
 def _read_log(path: Path) -> list[dict]:
-    """The epochs of metrics.jsonl; none where the run has no such file. A torn line is left out."""
+    """Read the epochs in metrics.jsonl, or none if there is no such file. Incomplete lines are left out."""
     rows = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
         with suppress(ValueError):
@@ -153,7 +153,7 @@ def _read_log(path: Path) -> list[dict]:
 
 
 def provenance_table(tests: Sequence[dict], head: Sequence[str] = ()) -> Table:
-    """Where the numbers of tests come from: a row for each fact, a column for the metrics of each test."""
+    """Return a table of where the numbers of tests come from: a row for each fact, a column for each test."""
 
     def words(value: object) -> str:
         return ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
@@ -164,14 +164,14 @@ def provenance_table(tests: Sequence[dict], head: Sequence[str] = ()) -> Table:
 
 
 def class_words(names: Sequence[str]) -> str:
-    """A sentence that says why pictures have numbers instead of names; empty if they have none."""
+    """Explain in a sentence why pictures show numbers instead of names; return "" if they show all names."""
     if len(names) > pictures.MOST_NAMES:
         return f"Pictures of more than {pictures.MOST_NAMES} classes have numbers; the table has each one's name."
     return why_numbers(names)
 
 
 def class_table(names: Sequence[str], head: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    """The row of each class under its name, beside its number where the name is another."""
+    """Return a table with a row for each class; its number stands beside its name if the two differ."""
     numbers = [str(k) for k in range(len(names))]
     if list(names) == numbers:
         return Table("By class", ("class", *head), [(name, *row) for name, row in zip(names, rows, strict=True)])
@@ -180,7 +180,7 @@ def class_table(names: Sequence[str], head: Sequence[str], rows: Iterable[Sequen
 
 
 class Column(NamedTuple):
-    """A metric in a table with a row for each network."""
+    """A metric as a column of the table that has a row for each network."""
 
     title: str
     key: str
@@ -188,7 +188,7 @@ class Column(NamedTuple):
 
 
 def runs_table(tested: Sequence[tuple[Subject, dict]], columns: Sequence[Column]) -> Table:
-    """A row for each network and its metrics, then mean ± std of those whose configurations differ only in the seed."""
+    """Return a table: a row per network, then mean ± std over those whose configurations differ only in the seed."""
 
     def cells(metrics: Sequence[dict]) -> list[str]:
         return [tables.mean_and_std([each[c.key] for each in metrics], c.digits) for c in columns]
@@ -222,7 +222,7 @@ COLUMNS = (
     Column("silent", "silent_samples", 0),
 )
 CLASS_HEAD = ("recordings", "FS", "FR", "5 % spoke by", "50 %", "95 %", "silent", "silent targets")
-PROPER_NAMES = {  # in the keys of energies
+PROPER_NAMES = {  # spelling of names in the keys of energies
     "macs": "MACs",
     "acs": "ACs",
     "lemaire": "(Lemaire)",
@@ -232,7 +232,7 @@ PROPER_NAMES = {  # in the keys of energies
 
 
 def write(subject: Subject, metrics: dict, network: Network, evaluation: Evaluation, decisions: list[Picture]) -> None:
-    """report.html of a first-spike network; `decisions` shows single recordings."""
+    """Write report.html of a first-spike network; `decisions` are pictures of single recordings."""
     sections = _sections(subject, metrics, network, evaluation, decisions)
     write_page(subject, metrics, "recordings", _tiles(metrics), sections)
 
@@ -254,7 +254,7 @@ def _tiles(metrics: dict) -> list[Tile]:
 
 
 def result_tables(metrics: dict) -> list[Table]:
-    """Both codes, the recordings, the layers, the cost of a decision, and that on a stream where it was tested."""
+    """Return tables: both codes, the recordings, the layers, the cost of a decision, and on a stream if tested."""
     codes = [
         ("accuracy", percent(metrics["fs_accuracy"]), percent(metrics["fr_accuracy"])),
         ("95 % interval", *(interval(metrics[f"{code}_accuracy_interval"]) for code in ("fs", "fr"))),
@@ -311,13 +311,13 @@ def _of(count: int, metrics: dict) -> str:
 
 
 def _delay(metrics: dict, name: str) -> str:
-    """A delay in ms and steps."""
+    """Format a delay in ms and steps."""
     steps = metrics[f"{name}_steps"]
     return DASH if steps is None else f"{number(metrics[f'{name}_ms'], 'ms')} ({steps} steps)"
 
 
 def _cost_table(title: str, cost: dict) -> Table:
-    """Means up to the decision and over the whole window."""
+    """Return a table of mean costs up to the decision and over the whole window."""
     rows = [
         (name, number(to_decision), number(whole), f"{100 * to_decision / max(whole, 1e-9):.0f} %")
         for name, to_decision, whole in (
@@ -328,7 +328,7 @@ def _cost_table(title: str, cost: dict) -> Table:
 
 
 def energy_table(energy: dict[str, dict]) -> Table:
-    """Value, unit and source of each name; a name with `baseline_` before it stands beside that name."""
+    """Return a table of the value, unit and source of each entry, with the entry `baseline_<name>` beside it."""
 
     def quantity(name: str) -> str:
         return number(energy[name]["value"], energy[name]["unit"]) if name in energy else DASH
@@ -352,7 +352,7 @@ def energy_table(energy: dict[str, dict]) -> Table:
 
 
 def _class_rows(metrics: dict) -> Iterator[tuple[str, ...]]:
-    """Accuracies of each class, when its first output spike comes, and silent recordings."""
+    """Yield a row for each class: accuracies, first-spike times and silent recordings."""
     places = [metrics["spikes_per_sample"]["percentiles"].index(percentile) for percentile in (5, 50, 95)]
     for one in metrics["by_class"]:
         times = one["first_spike_ms_percentiles"]
@@ -367,7 +367,7 @@ def _class_rows(metrics: dict) -> Iterator[tuple[str, ...]]:
 
 
 def learned_values(network: Network, dt_ms: float) -> dict[str, dict[str, Learned]]:
-    """Name of the value -> layer -> what was learned; times in ms. Empty where nothing is learned."""
+    """Return name of the value -> layer -> learned value, times in ms. Empty if nothing is learned."""
     layers = list(network.learned(dt_ms).values())
     result: dict[str, dict[str, Learned]] = {}
     for k, learned in enumerate(layers):
@@ -377,7 +377,7 @@ def learned_values(network: Network, dt_ms: float) -> dict[str, dict[str, Learne
 
 
 def learned_table(values: dict[str, dict[str, Learned]]) -> Table:
-    """Mean, spread and range of what each layer learned, and what it began with."""
+    """Return a table of the mean, spread and range of each layer's learned values, and of their initial values."""
     rows = []
     for of_layers in values.values():
         for layer, learned in of_layers.items():

@@ -1,4 +1,4 @@
-"""The folder of a run: runs/<name> with config.yaml, last.pt, best.pt, metrics.jsonl and what TensorBoard reads."""
+"""The folder of a run: runs/<name> with config.yaml, last.pt, best.pt, metrics.jsonl and TensorBoard's file."""
 
 import fcntl
 import json
@@ -21,14 +21,14 @@ from snn.errors import InputError
 
 
 def folder(name: str) -> Path:
-    """runs/<name>; the name must be that of a folder and nothing more."""
+    """Return runs/<name>. InputError unless the name is that of a single folder."""
     if not re.fullmatch(r"[\w.+-]*\w[\w.+-]*", name):
         raise InputError(f"'{name}' cannot name a run: letters, digits and . _ + - only (--save_name, --dataset_name)")
     return Path("runs") / name
 
 
 def lock(run: Path) -> TextIO:
-    """Keep other processes from training into the same folder, for as long as the file that is returned is open."""
+    """Keep other processes from training into the same folder as long as the returned file is open."""
     path = run.parent / f".{run.name}.lock"
     try:
         run.parent.mkdir(exist_ok=True)
@@ -42,7 +42,7 @@ def lock(run: Path) -> TextIO:
 
 
 def begin(run: Path, cfg: config.AnyConfig, save: Callable[[Path], None]) -> None:
-    """Make the folder with config.yaml and a last.pt to begin from, and only then move an earlier run of that name."""
+    """Make the folder with config.yaml and an initial last.pt, and only then move away an earlier run of that name."""
     if run.exists() and not (run / "config.yaml").exists():
         raise InputError(f"{run} is there already and is no run of ours; choose another --save_name")
     new = run.with_name(f".{run.name}.new")
@@ -63,7 +63,7 @@ def begin(run: Path, cfg: config.AnyConfig, save: Callable[[Path], None]) -> Non
 
 
 def reopen(run: Path, found: Path, epochs: int) -> None:
-    """Undo what came after the checkpoint that was found: it is last.pt, and metrics.jsonl ends with its epoch."""
+    """Undo what came after the checkpoint `found`: it becomes last.pt, and metrics.jsonl ends with its epoch."""
     for part in run.glob(".*.part"):
         part.unlink()
     if found.name != "last.pt":
@@ -78,7 +78,7 @@ def reopen(run: Path, found: Path, epochs: int) -> None:
 
 @contextmanager
 def tensorboard(run: Path, first_epoch: int) -> Iterator[SummaryWriter]:
-    """TensorBoard's file, where it may have begun with epochs that are done again."""
+    """Open TensorBoard's file, in which epochs from first_epoch on are written again."""
     try:
         board = SummaryWriter(run, purge_step=first_epoch)
     except OSError as error:
@@ -86,12 +86,12 @@ def tensorboard(run: Path, first_epoch: int) -> Iterator[SummaryWriter]:
     try:
         yield board
     finally:
-        with suppress(OSError):  # `log` has flushed, or has said why it could not
+        with suppress(OSError):  # `log` has flushed, or has reported why it could not
             board.close()
 
 
 def log(run: Path, board: SummaryWriter, row: dict, validation: str, constants: dict[str, Tensor]) -> None:
-    """An epoch's numbers to the screen, to metrics.jsonl and to TensorBoard, which gets histograms of constants too."""
+    """Log an epoch's numbers to the screen, metrics.jsonl and TensorBoard, with histograms of constants in the last."""
     tqdm.write(
         f"epoch {row['epoch']:3d}  loss {row['train_loss']:.4f}  validation: {validation}  ({row['seconds']:.1f} s)"
     )

@@ -1,4 +1,4 @@
-"""From a YAML to a configuration: reading, overriding, checking, and saying in one line what is wrong."""
+"""Reading a configuration from YAML, overriding and checking it, with one line for each mistake."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,14 +12,14 @@ from snn.errors import InputError
 
 
 def load(path: Path) -> AnyConfig:
-    """The configuration in a YAML file. Raises InputError that names the file, the field and what is allowed."""
+    """Read a configuration from a YAML file. InputError names the file, the field and what is allowed."""
     return build(read_yaml(path), str(path))
 
 
 def read_yaml(path: Path) -> dict:
-    """The mapping in a YAML file, unchecked."""
+    """Read the mapping in a YAML file, unchecked."""
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")  # Windows editors begin it with a mark
+        text = Path(path).read_text(encoding="utf-8-sig")  # Windows editors may put a byte order mark first
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as YAML: {getattr(error, 'strerror', None) or error}") from None
     values = yaml12.parse(text, str(path))
@@ -29,7 +29,7 @@ def read_yaml(path: Path) -> dict:
 
 
 def override(values: dict, field: str, value: Any) -> None:
-    """Set `section.field` in plain values, in place. Raises InputError if there is no such field."""
+    """Set `section.field` in plain values, in place. InputError if there is no such field."""
     *sections, name = field.split(".")
     section: type[Section] | None = kind_of(values)
     for step, part in enumerate([*sections, name]):
@@ -47,7 +47,7 @@ def override(values: dict, field: str, value: Any) -> None:
 
 
 def build(values: dict, where: str) -> AnyConfig:
-    """The configuration of plain values. Raises InputError that names `where`, the field and what is allowed."""
+    """Build a configuration from plain values. InputError names `where`, the field and what is allowed."""
     kind = kind_of(values)
     try:
         return kind.model_validate(values)
@@ -56,12 +56,12 @@ def build(values: dict, where: str) -> AnyConfig:
 
 
 def kind_of(values: dict) -> type[AnyConfig]:
-    """The kind of configuration that plain values are, by the one section that only this kind has."""
+    """Return the kind of configuration that plain values describe, by the one section that only this kind has."""
     return next((kind for section, kind in reversed(KINDS.items()) if section in values), Config)
 
 
 def _explain(item: dict, kind: type[AnyConfig]) -> str:
-    """One of pydantic's errors in our words."""
+    """Explain one of pydantic's errors in our words."""
     field = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
         section = kind
@@ -71,20 +71,20 @@ def _explain(item: dict, kind: type[AnyConfig]) -> str:
     if item["type"] == "missing":
         return f"{field} is missing"
     wanted = {"tuple_type": "input should be a list", "model_type": "input should be a section of fields"}
-    if item["type"] == "value_error":  # ours
+    if item["type"] == "value_error":  # raised by our own checks
         return ": ".join(filter(None, (field, str(item["ctx"]["error"]))))
     message = wanted.get(item["type"], f"{item['msg'][0].lower()}{item['msg'][1:]}")
     return f"{field} = {item['input']!r:.60}: {message}"
 
 
 def section_in(annotation: Any) -> type[Section] | None:
-    """The section that a field holds, even if it may be left out; None if it holds a value."""
+    """Return the section that a field holds, even an optional one, or None if the field holds a value."""
     kinds = (annotation, *get_args(annotation))
     return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), None)
 
 
 def differences(one: Section, other: Section, prefix: str = "") -> Iterator[str]:
-    """Names of the fields whose values differ."""
+    """Yield the names of the fields whose values differ."""
     if type(one) is not type(other):
         yield f"{prefix}kind of network"
         return
@@ -97,7 +97,7 @@ def differences(one: Section, other: Section, prefix: str = "") -> Iterator[str]
 
 
 def marked(section: type[Section], *marks: Mark, prefix: str = "") -> set[str]:
-    """Names of the fields that have one of these marks, as `differences` gives them."""
+    """Return the names of the fields with one of these marks, in the form that `differences` yields."""
     names: set[str] = set()
     for name, field in section.model_fields.items():
         if any(mark in field.metadata for mark in marks):

@@ -1,19 +1,19 @@
-"""How sure the numbers of a test are: intervals of 95 %, and two networks on the same samples."""
+"""Statistics of test results: 95 % intervals, and comparisons of two networks on the same samples."""
 
 import math
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import bdtr, ndtri, stdtrit  # scipy.stats takes a fifth of a program's start
+from scipy.special import bdtr, ndtri, stdtrit  # importing scipy.stats takes a fifth of a program's start
 
 CONFIDENCE = 0.95
 Z = float(ndtri((1 + CONFIDENCE) / 2))
 RESAMPLES = 2000  # of a bootstrap
-AT_ONCE = 100  # of them
+AT_ONCE = 100  # resamples at a time
 
 
 class Difference(NamedTuple):
-    """An estimate of second minus first, and its interval; None where there is none."""
+    """An estimate of second minus first, and its interval; either is None if it does not exist."""
 
     value: float | None
     low: float | None
@@ -21,19 +21,19 @@ class Difference(NamedTuple):
 
 
 def wilson(right: int, n: int) -> tuple[float, float]:
-    """The interval of a proportion (Wilson 1927), as shares."""
+    """Return the interval of a proportion (Wilson 1927), as shares."""
     p, half = right / n, Z * math.sqrt(right * (n - right) / n + Z**2 / 4)
     centre = n * p + Z**2 / 2
     return max(0.0, (centre - half) / (n + Z**2)), min(1.0, (centre + half) / (n + Z**2))
 
 
 def confusion(target_n: np.ndarray, label_n: np.ndarray, classes: int) -> np.ndarray:
-    """(classes, classes): how many samples of the class of a row were decided for the class of a column."""
+    """Return (classes, classes): the number of samples of each true class (row) by decided class (column)."""
     return np.bincount(target_n * classes + label_n, minlength=classes**2).reshape(classes, classes)
 
 
 def mcnemar(right_1_n: np.ndarray, right_2_n: np.ndarray) -> float:
-    """The exact two-sided p of McNemar's test: are both networks right equally often on these samples?"""
+    """Return the exact two-sided p of McNemar's test that both networks are right equally often on these samples."""
     first_alone, second_alone = int((right_1_n & ~right_2_n).sum()), int((right_2_n & ~right_1_n).sum())
     if first_alone + second_alone == 0:
         return 1.0
@@ -41,10 +41,10 @@ def mcnemar(right_1_n: np.ndarray, right_2_n: np.ndarray) -> float:
 
 
 def paired_proportions(right_1_n: np.ndarray, right_2_n: np.ndarray) -> Difference:
-    """Return how much more often the second network is right on the same samples, as a share.
+    """Return the share of the same samples by which the second network is right more often.
 
-    The interval is method 10 of Newcombe, Statistics in Medicine 17 (1998) 2635: Wilson's limits of both, and how
-    strongly they go together.
+    The interval is method 10 of Newcombe, Statistics in Medicine 17 (1998) 2635: it combines Wilson's limits of both
+    shares with their correlation.
     """
     n = len(right_1_n)
     both, neither = int((right_1_n & right_2_n).sum()), int((~right_1_n & ~right_2_n).sum())
@@ -64,7 +64,7 @@ def paired_proportions(right_1_n: np.ndarray, right_2_n: np.ndarray) -> Differen
 
 
 def paired_mean(x_1_n: np.ndarray, x_2_n: np.ndarray) -> Difference:
-    """The mean of x_2 - x_1 over pairs, with the interval of Student's t."""
+    """Return the mean of x_2 - x_1 over pairs, with the interval of Student's t."""
     d_n = x_2_n - x_1_n
     if len(d_n) < 2:
         return Difference(float(d_n.mean()) if len(d_n) else None, None, None)
@@ -73,7 +73,7 @@ def paired_mean(x_1_n: np.ndarray, x_2_n: np.ndarray) -> Difference:
 
 
 def delays(right_RT: np.ndarray, percent: float) -> np.ndarray:
-    """t_d(p) of each curve: the first step, from 1, that reaches p % of its own maximum; NaN where that is 0."""
+    """Return t_d(p) of each curve: the first step, from 1, that reaches p % of its maximum; NaN if that is 0."""
     highest_R = right_RT.max(1)
     reached_RT = right_RT * 100 >= percent * highest_R[:, None]
     return np.where(highest_R > 0, reached_RT.argmax(1) + 1.0, np.nan)
@@ -82,7 +82,7 @@ def delays(right_RT: np.ndarray, percent: float) -> np.ndarray:
 def paired_delays(
     right_1_nT: np.ndarray, right_2_nT: np.ndarray, percent: float, dt_ms: tuple[float, float]
 ) -> Difference:
-    """t_d(p) of the second network minus that of the first (ms), samples drawn again in pairs (bootstrap)."""
+    """Return t_d(p) of the second network minus that of the first (ms); a bootstrap resamples pairs."""
     n = len(right_1_nT)
     random = np.random.default_rng(0)  # the same files give the same interval
     right_1_nT, right_2_nT = right_1_nT.astype(np.float32), right_2_nT.astype(np.float32)

@@ -1,4 +1,4 @@
-"""Streaming inference: events in as they come, the decision out at the first output spike.
+"""Streaming inference: take events as they come, and give the decision at the first output spike.
 
 stream = Stream(network, dt_ms=10, T=100)
 for times_s, channels in chunks:
@@ -26,7 +26,7 @@ from snn.ops import stream as kernels
 
 
 class Decision(NamedTuple):
-    """What the network says: by its first output spike or, where the window held none (step is None), by potential."""
+    """A decision by the first output spike or, if the window had none (step is None), by the highest potential."""
 
     label: int
     step: int | None  # of the first output spike, from 1
@@ -34,26 +34,26 @@ class Decision(NamedTuple):
 
 
 class Work(NamedTuple):
-    """What was done so far."""
+    """The work done so far."""
 
     steps: int
-    events: int  # taken; those past the window are not
+    events: int  # taken; events past the window are not
     synaptic_operations: int  # see `snn.operations`
     neuron_updates: int
     spikes: tuple[int, ...]  # per layer, the output last
 
 
 class Stream:
-    """One recording at a time through a network, on the CPU. Only what the events make happen is computed.
+    """A network on the CPU that takes one recording at a time, event by event, and computes only what events change.
 
-    Decisions and their times are those of `network.folded()` on whole recordings, bit by bit: BatchNorm is within the
-    weights.
+    Decisions and their times equal those of `network.folded()` on whole recordings, bit by bit: BatchNorm is folded
+    into the weights.
 
     Args:
-        network: of fully connected layers, recurrent or not.
+        network: a network of fully connected layers, recurrent or not.
         dt_ms, T, T_empty: the steps, as in the configuration's data section.
-        ticks_per_second: of the times that are pushed; 1 for seconds.
-        stops: no work is done after the decision; False runs on to the end of the window, to compare.
+        ticks_per_second: the unit of the times that are pushed; 1 for seconds.
+        stops: stop work after the decision; False runs on to the end of the window, for comparison.
     """
 
     def __init__(
@@ -91,11 +91,11 @@ class Stream:
         self._entry_of_channel = np.empty(self.num_channels, np.int64)
         self._tally = np.empty(kernels.COUNTERS, np.int64)
         self._spikes = np.empty(len(self._layers), np.int64)
-        self.output_counts = np.empty(num_classes, np.int64)  # spikes so far of each class
+        self.output_counts = np.empty(num_classes, np.int64)  # spikes of each class so far
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything: the next event begins a new recording."""
+        """Forget everything; the next event begins a new recording."""
         for layer, first in zip(self._layers, self._state_rows, strict=True):
             layer.reset(first)
         self._entry_of_channel.fill(-1)
@@ -104,22 +104,22 @@ class Stream:
         self._last_time = 0.0
 
     def push(self, times: np.ndarray, channels: np.ndarray) -> Decision | None:
-        """Take the next events, (n,) times from the recording's start and (n,) channels: the decision, once it is made.
+        """Take the next events, and return the decision once it is made.
 
-        Times may not fall, within a call or from call to call. The events of a step are summed when the first event
-        after it arrives. Events past the T bins are dropped, as in training. Raises InputError before any event of a
-        call is taken.
+        Events are (n,) times from the recording's start and (n,) channels. Times may not fall, within a call or from
+        call to call. The events of a step are summed when the first event after it arrives. Events past the T bins are
+        dropped, as in training. An InputError comes before any event of the call is taken.
         """
         try:
             times, channels = np.asarray(times), np.asarray(channels)
-        except (RuntimeError, TypeError, ValueError) as error:  # lists of lists of any length, tensors on a GPU
+        except (RuntimeError, TypeError, ValueError) as error:  # ragged lists, tensors on a GPU
             raise InputError(f"times and channels must be arrays of numbers: {error}") from None
         if times.ndim != 1 or times.shape != channels.shape:
             raise InputError(f"events need as many times as channels, but have {times.shape} and {channels.shape}")
-        if len(times) and (times.dtype.kind not in "iuf" or channels.dtype.kind not in "iu"):  # [] is of no type
+        if len(times) and (times.dtype.kind not in "iuf" or channels.dtype.kind not in "iu"):  # [] has no type
             raise InputError(f"times must be numbers and channels whole ones, not {times.dtype} and {channels.dtype}")
         if len(times):
-            # as they are binned anyway; compiled code knows not every type. A channel beyond int64 becomes negative
+            # the types that binning uses; compiled code does not take every type. A channel beyond int64 turns negative
             times, channels = times.astype(np.float64), channels.astype(np.int64)
             steps = np.empty(len(times), np.int64)
             binning = (self.ticks_per_second, self.dt_ms, self.T, steps)
@@ -138,9 +138,9 @@ class Stream:
         return self._decision()
 
     def finish(self) -> Decision | None:
-        """There are no more events: run on to the decision, or to the end of the window, where potentials decide.
+        """End the recording: run on to the decision, or to the end of the window, where potentials decide.
 
-        None if there was no event within the window: there is nothing to decide on.
+        Return None if no event came within the window, since there is nothing to decide on.
         """
         if self._tally[kernels.EVENTS] == 0:
             return None
@@ -149,7 +149,7 @@ class Stream:
 
     @property
     def work(self) -> Work:
-        """Return what was done since `reset`."""
+        """Return the work done since `reset`."""
         steps, events, synaptic = (int(self._tally[k]) for k in (kernels.STEP, kernels.EVENTS, kernels.SYNAPTIC))
         return Work(steps, events, synaptic, steps * self._neurons, tuple(self._spikes.tolist()))
 
@@ -165,7 +165,7 @@ class Stream:
 
 
 def _layer(layer: Layer, is_output: bool) -> kernels.Layer:
-    """A layer as arrays."""
+    """Convert a layer to arrays."""
     linear, neurons = layer.linear, layer.neurons
     weight_NC, neuron = linear.weight.detach(), neurons.dynamics
     N, C = weight_NC.shape
@@ -174,7 +174,7 @@ def _layer(layer: Layer, is_output: bool) -> kernels.Layer:
         return None if tensor is None else np.array(tensor.detach())
 
     def pruned(weight_NC: Tensor) -> np.ndarray | None:
-        """The fan-outs where they are not all N."""
+        """Return the fan-outs, or None if all are N."""
         return None if weight_NC.all() else fan_out(weight_NC).numpy().astype(np.int64)
 
     values_PN = np.stack([array(value.expand(N)) for value in neurons.values().values()])
@@ -209,7 +209,7 @@ def _layer(layer: Layer, is_output: bool) -> kernels.Layer:
 
 @torch.inference_mode()
 def first_difference(network: Network, other: Network, x_T1C: SparseCounts) -> str:
-    """Where two networks of the same layers first part on one recording, in words: the potential and the threshold."""
+    """Describe the first spike in which two networks of the same layers differ on a recording: potential, threshold."""
     drives: dict[Network, list[Tensor]] = {}
     for each in (network, other):
         drives[each] = []

@@ -1,7 +1,7 @@
-"""Tables of results, for the terminal and for the page, and the one place where numbers are rounded.
+"""Tables of results for the terminal and the page. Numbers are rounded here and nowhere else.
 
-A share in percent has two decimals, the bounds of its interval one; spikes per neuron have three decimals; any other
-number has four digits. A number that does not exist is a dash.
+A percentage has two decimals, and the bounds of its interval have one; spikes per neuron have three decimals; any other
+number has four digits. A dash stands for a number that does not exist.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,10 +18,10 @@ class Table(NamedTuple):
     title: str
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
-    is_words: bool = False  # the cells are words, which begin on the left; numbers end on the right
+    is_words: bool = False  # cells are words, aligned on the left; numbers are aligned on the right
 
     def text(self) -> str:
-        """The table for a terminal: columns aligned, the title above them."""
+        """Format the table for a terminal: columns aligned, the title above them."""
         lines = [self.head, *self.rows] if self.head else self.rows
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         aligned = (
@@ -34,7 +34,7 @@ class Table(NamedTuple):
         return "\n".join([*filter(None, [self.title]), *aligned])
 
     def html(self) -> str:
-        """The table as an element of the page."""
+        """Format the table as an element of the page."""
         title = f"<caption>{escape(self.title)}</caption>" if self.title else ""
         head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in self.head)
         head = f"<thead><tr>{head}</tr></thead>" if self.head else ""
@@ -44,12 +44,12 @@ class Table(NamedTuple):
 
 
 def text(tables: Iterable[Table]) -> str:
-    """Several tables for a terminal, those without rows left out."""
+    """Format several tables for a terminal, without those that have no rows."""
     return "\n\n".join(table.text() for table in tables if table.rows)
 
 
 def number(value: float | None, unit: str = "") -> str:
-    """Four digits, thousands apart."""
+    """Format a number with four digits and separated thousands."""
     if value is None:
         return DASH
     digits = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
@@ -61,22 +61,22 @@ def percent(value: float | None) -> str:
 
 
 def interval(low_high: Sequence[float]) -> str:
-    """The bounds of an interval, in percent."""
+    """Format the bounds of an interval, in percent."""
     return f"{low_high[0]:.1f} to {low_high[1]:.1f} %"
 
 
 def spikes(value: float) -> str:
-    """Spikes per neuron."""
+    """Format spikes per neuron."""
     return f"{value:.3f}"
 
 
 def layer_name(k: int, layers: int) -> str:
-    """The name of layer k of all `layers`, the output last."""
+    """Return the name of layer k of `layers`, the output last."""
     return "output" if k == layers - 1 else f"hidden {k + 1}"
 
 
 def mean_and_std(values: Sequence[float | None], digits: int) -> str:
-    """Mean ± standard deviation, of one value the value; a dash if one does not exist."""
+    """Format mean ± standard deviation: of one value, only the value; a dash if any value does not exist."""
     if None in values:
         return DASH
     spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""

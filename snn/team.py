@@ -1,8 +1,8 @@
-"""The processes that train one network together: one, or those that torchrun has started.
+"""The processes that train one network together: one process, or those that torchrun has started.
 
 Each process takes its share of every batch. `Team.parallel` wraps the loss in torch's DistributedDataParallel, so that
-a step is that of the whole batch, however the shares differ in size; what is no mean over samples goes through
-`Team.mean`, and BatchNorm through `SyncBatchNorm`. The first process writes.
+a step is that of the whole batch even if the shares differ in size. Terms that are not means over samples go through
+`Team.mean`, and BatchNorm through `SyncBatchNorm`. Only the first process writes files.
 """
 
 import os
@@ -24,15 +24,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from snn.errors import InputError
 
-TIMEOUT = timedelta(minutes=10)  # of a message: far above a step or a validation, for a process that hangs
-PATIENCE = timedelta(days=1)  # of `Team.wait`, while the leader makes or fetches data
+TIMEOUT = timedelta(minutes=10)  # for a message, if a process hangs; far longer than a step or validation
+PATIENCE = timedelta(days=1)  # for `Team.wait`, while the leader makes or fetches data
 Part = TypeVar("Part")
-Loss = Callable[..., Tensor]  # of (x, labels, weight)
+Loss = Callable[..., Tensor]  # arguments (x, labels, weight)
 
 
 @dataclass(frozen=True)
 class Team:
-    """This process is number `rank` of `size`, at work on `device`; `patient` is the group that may wait for long."""
+    """The processes as seen by one: it is number `rank` of `size`, on `device`. Group `patient` may wait for long."""
 
     device: torch.device
     rank: int = 0
@@ -44,26 +44,26 @@ class Team:
         return self.rank == 0
 
     def share(self, batch: np.ndarray) -> np.ndarray:
-        """This process's recordings of a batch. One that would have none repeats another's, with weight 0."""
+        """Return this process's share of a batch. An empty share repeats a recording of another, with weight 0."""
         return batch[self.rank % len(batch) :: self.size]
 
     def weight(self, batch_size: int) -> float:
-        """The part of a batch of this size that this process has, 0 to 1."""
+        """Return this process's fraction of a batch of this size, 0 to 1."""
         return len(range(self.rank, batch_size, self.size)) / batch_size
 
     def part(self, index: np.ndarray) -> np.ndarray:
-        """This process's recordings of what is only summed over, as validation is; there may be none."""
+        """Return this process's part of samples that are only summed over, as in validation; it may be empty."""
         return index[self.rank :: self.size]
 
     def sum(self, value: float) -> float:
-        """The sum of a number over all processes."""
+        """Return the sum of a number over all processes."""
         total = torch.tensor(value, dtype=torch.float64, device=self.device)
         if self.size > 1:
             dist.all_reduce(total)
         return float(total)
 
     def largest(self, *values: int) -> list[int]:
-        """Of each of these the largest that any process has: all hear the same at the same place."""
+        """Return, for each value, the largest of any process. All processes get the same result at the same point."""
         if self.size == 1:
             return list(values)
         most = torch.tensor(values, device=self.device, dtype=torch.int64)
@@ -71,24 +71,24 @@ class Team:
         return most.tolist()
 
     def gathered(self, value: Part) -> list[Part]:
-        """All processes' values, in the order of their ranks."""
+        """Return all processes' values in the order of their ranks."""
         values = [value] * self.size
         if self.size > 1:
             dist.all_gather_object(values, value)
         return values
 
     def total(self, part: Part) -> Part:
-        """The sum, in their order, of what the processes have; all get the same."""
+        """Return the sum of all processes' parts, added in the order of their ranks; all get the same result."""
         return reduce(add, self.gathered(part))
 
     def mean(self, value: Tensor, weight: float) -> Tensor:
-        """The mean over a batch of what is the mean over this process's share. Its gradient reaches all shares."""
+        """Turn the mean over this process's share into the mean over the batch. Its gradient reaches all shares."""
         return value if self.size == 1 else _Sum.apply(value * weight)
 
     def parallel(self, network: nn.Module, loss: Loss) -> Loss:
-        """`loss`(x, labels, weight) of this process's share, so that backward() leaves the whole batch's gradient.
+        """Wrap `loss`(x, labels, weight) of this process's share: backward() leaves the whole batch's gradient.
 
-        With more than one process the loss comes out times weight · size, and all must call it at the same time.
+        With several processes the loss comes out multiplied by weight · size, and all must call it at the same time.
         """
         if self.size == 1:
             return loss
@@ -96,7 +96,7 @@ class Team:
         return DistributedDataParallel(share, forward_sync_buffers=False, gradient_as_bucket_view=True)
 
     def synchronise(self, network: nn.Module) -> None:
-        """Let each BatchNorm of a new network see whole batches."""
+        """Make each BatchNorm of a new network see whole batches."""
         if self.size == 1:
             return
         for module in list(network.modules()):
@@ -105,25 +105,25 @@ class Team:
                     setattr(module, name, SyncBatchNorm(child.num_features, step_mode="m").to(self.device))
 
     def agree(self, network: nn.Module) -> None:
-        """Let all have the leader's buffers. They differ where BatchNorm is not synchronised."""
+        """Copy the leader's buffers to all processes. They differ if BatchNorm is not synchronised."""
         if self.size > 1:
             for buffer in network.buffers():
                 dist.broadcast(buffer, 0)
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Wait until all processes are here."""
         if self.size > 1:
             dist.barrier(self.patient)
 
     def part_ways(self) -> None:
-        """The end of working together, once all have come to it."""
+        """Wait for all processes and end the group."""
         self.wait()
         if self.size > 1:
             dist.destroy_process_group()
 
 
 class SyncBatchNorm(layer.BatchNorm1d):
-    """SpikingJelly's BatchNorm1d in step mode "m", its statistics those of all processes, on CPUs too.
+    """SpikingJelly's BatchNorm1d in step mode "m" with statistics over all processes, on CPUs too.
 
     A process whose share only repeats a recording of another (`counts` False) adds nothing to them.
     """
@@ -131,7 +131,7 @@ class SyncBatchNorm(layer.BatchNorm1d):
     counts = True
 
     def forward(self, x_TBN: Tensor) -> Tensor:
-        if not (self.training and torch.is_grad_enabled()):  # without a gradient a process may be here alone
+        if not (self.training and torch.is_grad_enabled()):  # without a gradient, other processes may not call this
             return super().forward(x_TBN)
         y_RN, moments_KN = _SyncBatchNorm.apply(x_TBN.flatten(0, 1), self.weight, self.bias, self.eps, self.counts)
         with torch.no_grad():
@@ -147,7 +147,7 @@ class _SyncBatchNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x_RN, weight_N, bias_N, eps, counts):
-        # BatchNorm's own, as torch.var_mean takes eight times as long as all of BatchNorm here (torch 2.14, CPU)
+        # BatchNorm's own, because torch.var_mean takes eight times as long as all of BatchNorm here (torch 2.14, CPU)
         mean_N, var_N = (m_N.double() for m_N in torch.batch_norm_update_stats(x_RN, None, None, 0.0))
         n = len(x_RN) * counts
         sums_KN = torch.stack([torch.full_like(mean_N, n), n * mean_N, n * (var_N + mean_N.square())])
@@ -170,7 +170,7 @@ class _SyncBatchNorm(torch.autograd.Function):
         )
         sums_KN = torch.stack([gweight_N, gbias_N])
         dist.all_reduce(sums_KN)
-        # Σ gy x̂ comes by way of the variance, Σ gy by way of the mean: all in all linear in gy and in x
+        # Σ gy x̂ comes through the variance and Σ gy through the mean; the whole is linear in gy and in x
         inverse_N = torch.rsqrt(var_N + ctx.eps)
         scale_N = weight_N * inverse_N
         slope_N = -scale_N * inverse_N * ctx.share_of_row * sums_KN[0]
@@ -180,7 +180,7 @@ class _SyncBatchNorm(torch.autograd.Function):
 
 
 class _Sum(torch.autograd.Function):
-    """The sum of a tensor over all processes. Each process's loss depends on it, so gradients are summed as well."""
+    """The sum of a tensor over all processes. Each process's loss depends on it, so gradients are also summed."""
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
@@ -197,7 +197,7 @@ class _Sum(torch.autograd.Function):
 
 
 class _Share(nn.Module):
-    """What DistributedDataParallel wraps: it averages gradients over processes, so each loss is made weight · size."""
+    """The module for DistributedDataParallel, which averages gradients: so each loss is multiplied by weight · size."""
 
     def __init__(self, network: nn.Module, loss: Loss, size: int):
         super().__init__()
@@ -211,7 +211,7 @@ class _Share(nn.Module):
 
 
 def gather(distributed: bool, device: torch.device) -> Team:
-    """The team that torchrun, or with `distributed` another launcher, has started; else this process alone."""
+    """Join the team that torchrun (or, with `distributed`, another launcher) started; otherwise return this process."""
     started = dist.is_torchelastic_launched() or (distributed and "WORLD_SIZE" in os.environ)
     if not started or os.environ.get("WORLD_SIZE") == "1":
         return Team(device)

@@ -1,4 +1,4 @@
-"""YAML with the numbers of its version 1.2 (1e-3 is one; 1:30, 010 and dates are none); no key may stand twice."""
+"""YAML with the numbers of version 1.2 (1e-3 is a number; 1:30, 010 and dates are not) and without repeated keys."""
 
 import re
 from typing import Any
@@ -31,7 +31,7 @@ for _tag, _pattern in _NUMBERS.items():
 
 
 def parse(text: str, where: str) -> Any:
-    """A YAML text to plain values; an InputError names `where`."""
+    """Parse a YAML text into plain values; an InputError names `where`."""
     try:
         return yaml.load(text, _Loader)
     except RecursionError:

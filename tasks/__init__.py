@@ -1,6 +1,6 @@
-"""The kinds of networks that train.py trains and test.py tests, in a file each. A further kind is a row of KINDS."""
+"""The kinds of networks that train.py trains and test.py tests, one file each. Add a row to KINDS for another kind."""
 
-import first_spike  # noqa: F401 - finds our datasets, beside Hugging Face's too
+import first_spike  # noqa: F401 - makes Python find our datasets even beside Hugging Face's
 from snn.config import AnyConfig
 from tasks import events, images
 from tasks.kind import Kind
@@ -9,5 +9,5 @@ KINDS = (events.KIND, images.KIND)
 
 
 def kind_of(cfg: AnyConfig) -> Kind:
-    """The kind of a configuration."""
+    """Return the kind of network that a configuration describes."""
     return next(kind for kind in KINDS if isinstance(cfg, kind.config))

@@ -1,4 +1,4 @@
-"""First-spike networks on recordings of events."""
+"""Training and testing of first-spike networks on recordings of events."""
 
 import argparse
 import math
@@ -39,12 +39,12 @@ from snn.team import Team
 from tasks import streams
 from tasks.kind import Kind, Result, Testing, Training, fingerprint, named, say_missing, say_refusal
 
-NARROWS_BY = 0.01  # over a training, the triangle of a delay
-TEST_SEED = 0  # draws what data.test_by sets apart: the same recordings whatever the run's seed
+NARROWS_BY = 0.01  # the factor by which the triangle of a delay narrows over a training
+TEST_SEED = 0  # data.test_by sets the same recordings apart whatever the run's seed
 
 
 class EventTraining(Training):
-    """Training with a first-spike or a firing-rate loss."""
+    """Training that minimises a first-spike or a firing-rate loss."""
 
     items = "recordings"
     cures = Cures(
@@ -80,7 +80,7 @@ class EventTraining(Training):
         self.loss = team.parallel(self.network, self._loss)
         if team.device.type == "cuda" and team.size == 1 and train.cuda_graphs:
             self.loss = Replayed(self.network, self._loss)
-        self.recorded: tuple[Window, float] | None = None  # what a recorded step holds
+        self.recorded: tuple[Window, float] | None = None  # constants in the recorded step
 
     @classmethod
     def schedule(cls, cfg: config.Config, epoch: int) -> dict[str, float]:
@@ -142,7 +142,7 @@ class EventTraining(Training):
         return {f"{layer}/{name}": value.value for layer, found in layers.items() for name, value in found.items()}
 
     def activity(self) -> list[str]:
-        """Say how active each layer's last input was, and which product that made it take."""
+        """Say how active each layer's last input was, and which product the layer took for it."""
         lines = []
         for name, module in self.network.named_modules():
             if isinstance(module, EventConv | EventLinear):
@@ -177,7 +177,7 @@ class EventTesting(Testing):
             for network in self.networks:
                 Stream(
                     network, self.bins.dt_ms, self.bins.T, self.bins.T_empty
-                )  # refuses what it cannot take before the work is done
+                )  # raises InputError for networks it cannot take, before the work begins
         prepare.make_if_missing(data.test_path, data.dataset_name, data.prepare)
         self.recordings = read_recordings(data, "test", self.bins, subjects[0].classes)
         say_missing(self.recordings.labels, data.num_classes, str(data.test_path), "recording")
@@ -233,15 +233,15 @@ class EventTesting(Testing):
             yield Result(subject, metrics, kept)
 
     def _rounding(self, network: Network, samples: Samples) -> dict[str, float]:
-        """Return which decisions rounding the delays moves."""
+        """Return how many FS decisions rounding the delays changes, and the accuracy before it."""
         for delays in network.delays().values():
-            delays.train()  # where they are not rounded
+            delays.train()  # in training mode they are not rounded
         moved = self._moved_by("rounding", network, samples)
         network.eval()
         return moved
 
     def _moved_by(self, change: str, before: Network, samples: Samples) -> dict[str, float]:
-        """Return how many FS decisions a change of the network moves, and the accuracy before it."""
+        """Return how many FS decisions differ from those of the network `before`, and its accuracy."""
         everything = self._batches(np.arange(len(self.recordings)), self.batch_size)
         label_n = np.concatenate([streams.decide(before, x_TBC)[:, 0] for x_TBC, _ in everything])
         return {
@@ -250,7 +250,7 @@ class EventTesting(Testing):
         }
 
     def _draw(self, subject: Subject, network: Network, samples: Samples) -> list[Picture]:
-        """The first recording, a right decision of median delay, a late one, a wrong one; with --show each class."""
+        """Draw the first recording, a right decision of median delay, a late one, a wrong one; --show: each class."""
         names, labels = self.recordings.class_names, self.recordings.labels
 
         def draw(r: int, file: str, what: str) -> Picture:
@@ -289,13 +289,13 @@ class EventTesting(Testing):
 
 
 def gradient_window(cfg: config.Config, bins: Bins, D: float) -> Window:
-    """The window of the gradient of first-spike times."""
+    """Return the window that spreads the gradient of first-spike times."""
     fs = cfg.loss.fs
     return Window.of(bins.T + bins.T_empty, D, fs.A, fs.window)
 
 
 def check_batch_norm(cfg: config.Config, recordings: int, parts: int) -> None:
-    """InputError if BatchNorm would see a batch of one value: one step of one recording (of a batch in `parts`)."""
+    """Raise InputError if BatchNorm would see a single value: one step of one recording, in any of `parts` shares."""
     data, size = cfg.data, cfg.train.batch_size
     smallest = max((recordings % size or min(size, recordings)) // parts, 1)
     pixels = [math.prod(shape[1:]) for shape in architecture.shapes(cfg.network.layers, data.shape)]
@@ -308,10 +308,10 @@ def check_batch_norm(cfg: config.Config, recordings: int, parts: int) -> None:
 
 
 def read_recordings(data: config.Data, split: layouts.Split, bins: Bins, classes: Named | None = None) -> AnyRecordings:
-    """The recordings of one split, as the network sees them; those of a camera are down-sampled.
+    """Read the recordings of one split as the network sees them; those of a camera are down-sampled.
 
-    Where they and `classes` name the same classes, their labels are the numbers in `classes`. With data.test_by those
-    to test are a part of the training file, where they stay: see `for_validation`.
+    If the file names the same classes as `classes`, the labels are the numbers in `classes`. With data.test_by the test
+    recordings are a part of the training file, and the split "train" still contains them: see `for_validation`.
     """
     if split == "test" and data.test_by:
         recordings = _read(data, data.train_path, "train", bins, classes)
@@ -322,9 +322,9 @@ def read_recordings(data: config.Data, split: layouts.Split, bins: Bins, classes
 def for_validation(
     recordings: AnyRecordings, data: config.Data, bins: Bins, seed: int
 ) -> tuple[np.ndarray, AnyRecordings, np.ndarray]:
-    """(indices to train on, recordings to choose the best model by, their indices), of the training recordings.
+    """Return (indices to train on, recordings that contain the held-out ones, indices of the held-out ones).
 
-    What is held out comes from the validation file where there is one, else from the training recordings.
+    The held-out recordings come from the validation file if there is one, otherwise from the training recordings.
     """
     rest, _ = _apart(recordings, data)
     if data.validation_path:
@@ -338,7 +338,7 @@ def for_validation(
 
 
 def _apart(recordings: AnyRecordings, data: config.Data) -> tuple[np.ndarray, np.ndarray]:
-    """Indices (to train on and validate, to test) of a training file."""
+    """Split a training file: return the indices (to train on and validate, to test)."""
     if data.test_by is None:
         return np.arange(len(recordings)), np.arange(0)
     return hold_out(recordings, data.test_share, TEST_SEED, groups_by(recordings, data.test_by, "test"), name="test")
@@ -363,7 +363,7 @@ def _read(data: config.Data, path: Path, split: layouts.Split, bins: Bins, class
 
 
 def look_at_test_data(data: config.Data, classes: Named) -> None:
-    """Raise what test.py would, as far as names, sizes and types tell: no label or event is read."""
+    """Raise the error test.py would raise, as far as names, sizes and types tell; no label or event is read."""
     if not data.test_by and (data.test_path.exists() or data.prepare is None):
         numbers = data.num_units, data.num_classes
         about = {"origin": data.origin, "classes": classes, "strict": data.strict}
@@ -371,7 +371,7 @@ def look_at_test_data(data: config.Data, classes: Named) -> None:
 
 
 def parameter_groups(network: Network, delay_lr: float) -> list[dict]:
-    """For an optimiser: delays, if there are any, have their own learning rate and do not decay."""
+    """Return groups for an optimiser: delays, if there are any, have their own learning rate and no weight decay."""
     delays = [module.steps for module in network.delays().values()]
     others = [parameter for parameter in network.parameters() if all(parameter is not one for one in delays)]
     groups = [{"params": others}]

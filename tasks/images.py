@@ -1,4 +1,4 @@
-"""TTFS networks, whose neurons spike at most once, on images."""
+"""Training and testing of TTFS networks, whose neurons spike at most once, on images."""
 
 import argparse
 import math
@@ -28,7 +28,7 @@ from tasks.kind import Kind, Result, Testing, Training, fingerprint, named, say_
 
 
 class ImageTraining(Training):
-    """Training with the cross-entropy of the output potentials."""
+    """Training that minimises the cross-entropy of the output potentials."""
 
     items = "images"
     chosen_by = "accuracy"
@@ -52,7 +52,7 @@ class ImageTraining(Training):
             say_refusal(partial(images.look, data, "test", Named(self.class_names, self.images.where)))
         self.kept, self.held_out = hold_out(self.images, data.validation_share, train.seed)
         self.augment = images.augmentations(data.augment, data.crop_pad)
-        self.spikes_by_layer: list[float] = []  # of the last validation
+        self.spikes_by_layer: list[float] = []  # in the last validation
         torch.manual_seed(train.seed)
         self.network = cfg.new_network().to(team.device)
         parameters = self.network.parameters()
@@ -91,14 +91,14 @@ class ImageTraining(Training):
         return f"validation accuracy {validation['accuracy']:.2f} %"
 
     def activity(self) -> list[str]:
-        """Say which share of each layer's neurons fired for a held-out image."""
+        """Say what share of each layer's neurons fires for a held-out image, on average."""
         return [
             f"layer {k}: {100 * share:.1f} % of its neurons fire" for k, share in enumerate(self.spikes_by_layer, 1)
         ]
 
 
 class ImageTesting(Testing):
-    """A test of accuracy, spikes and when they come."""
+    """A test of accuracy, the number of spikes and their times."""
 
     items = "images"
     words: ClassVar = {"simulate": "run a TTFS network over time as well"}

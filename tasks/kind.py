@@ -1,4 +1,4 @@
-"""A kind of network as a value: all that train.py and test.py need to know of it."""
+"""The definition of a kind of network: everything that train.py and test.py need to know about it."""
 
 import argparse
 import hashlib
@@ -24,7 +24,7 @@ from snn.ttfs.evaluation import TTFSEvaluation
 
 
 class Kind(NamedTuple):
-    """A kind of network: its configuration, and its two halves."""
+    """A kind of network: its configuration, its training and its testing."""
 
     config: type[AnyConfig]
     training: "type[Training]"
@@ -32,17 +32,17 @@ class Kind(NamedTuple):
 
 
 class Training(ABC):
-    """The half of train.py. A new one has read its data and built its network.
+    """The part that train.py uses. The constructor reads the data and builds the network.
 
     Attributes:
         items: a word for its samples.
-        chosen_by: the metric of `validate` by which the best model is chosen; of equals, the lower loss.
+        chosen_by: the metric of `validate` that chooses the best model; between equals, the lower loss decides.
         cures: advice for a run that goes wrong.
-        patience: epochs without a better model before training ends, or None.
-        network, optimizer: to be trained.
-        kept, held_out: indices of the samples to train on, and to choose the best model by.
-        class_names: of the training file, or None.
-        loss: of (x, labels, weight), the mean loss of this process's share of a training batch.
+        patience: training ends after this many epochs without a better model; None: it never ends early.
+        network, optimizer: the network to train, and its optimiser.
+        kept, held_out: indices of the samples to train on, and of those that choose the best model.
+        class_names: the class names in the training file, or None.
+        loss: a function of (x, labels, weight): the mean loss of this process's share of a training batch.
     """
 
     items: ClassVar[str]
@@ -61,12 +61,12 @@ class Training(ABC):
 
     @classmethod
     def schedule(cls, cfg: AnyConfig, epoch: int) -> dict[str, float]:
-        """Return what changes from epoch to epoch, by name: at least the learning rate, "lr"."""
+        """Return the values that change from epoch to epoch, by name: at least the learning rate, "lr"."""
         train = cfg.train
         return {"lr": train.lr * (1 + math.cos(math.pi * epoch / train.epochs)) / 2 if train.lr_decay else train.lr}
 
     def begin_epoch(self, epoch: int, random: np.random.Generator) -> dict[str, float]:
-        """Set what changes from epoch to epoch, and return it. `random` draws what is random in this epoch."""
+        """Set and return the values that change from epoch to epoch. `random` makes the epoch's random choices."""
         now = self.schedule(self.cfg, epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = now["lr"]
@@ -74,17 +74,17 @@ class Training(ABC):
 
     @abstractmethod
     def batches(self, order: np.ndarray) -> Iterator[tuple[Any, Tensor]]:
-        """Yield (x, labels): the training samples in this order, of each batch the share of this process."""
+        """Yield (x, labels) for the training samples in this order: this process's share of each batch."""
 
     def after_step(self) -> None:  # noqa: B027 - most networks need nothing
-        """Do what follows a step of the optimiser."""
+        """Do the work that follows each step of the optimiser."""
 
     @abstractmethod
     def evaluate(self, held_out: np.ndarray) -> Evaluation | TTFSEvaluation:
-        """Sums over these held-out samples; those of two parts can be added."""
+        """Return sums over these held-out samples. The results for two parts can be added."""
 
     def validate(self) -> dict:
-        """Metrics on what is held out, of which each process sees a part; none where nothing is held out."""
+        """Return the metrics on the held-out samples, split among the processes; empty if nothing is held out."""
         self.team.agree(self.network)
         if not len(self.held_out):
             return {}
@@ -92,40 +92,40 @@ class Training(ABC):
 
     @abstractmethod
     def metrics(self, evaluation: Any) -> dict:
-        """Plain numbers from the sums, among them "loss" and `chosen_by`."""
+        """Turn the sums into plain numbers, including "loss" and `chosen_by`."""
 
     @abstractmethod
     def describe(self, validation: dict) -> str:
-        """An epoch's validation, for the screen."""
+        """Describe an epoch's validation for the screen."""
 
     @abstractmethod
     def conclude(self, validation: dict) -> str:
-        """The best epoch's accuracy, in a sentence."""
+        """Give the best epoch's accuracy in words."""
 
     def learned(self) -> dict[str, Tensor]:
-        """Return what the network learned beside weights, for the log; times in steps."""
+        """Return the values that the network learned besides weights, for the log. Times are in steps."""
         return {}
 
     def activity(self) -> list[str]:
-        """Say how active the network was last, a line a layer."""
+        """Say how active the network was in its last pass, one line per layer."""
         return []
 
 
 class Result(NamedTuple):
-    """A network that was tested."""
+    """The result of testing one network."""
 
     subject: Subject
     metrics: dict  # for metrics.json
-    samples: dict[str, np.ndarray | Tensor]  # what each sample gave, for samples.npz
+    samples: dict[str, np.ndarray | Tensor]  # arrays with an entry per sample, for samples.npz
 
 
 class Testing(ABC):
-    """The half of test.py: several networks that see the same batches. A new one has read its data and the networks.
+    """The part that test.py uses: several networks that see the same batches. The constructor loads both.
 
     Attributes:
-        words: words of the command line that this kind takes, and their help.
-        choices: what follows a word, if anything does.
-        columns: of a table with a row for each network.
+        words: options of the command line that this kind takes, and their help.
+        choices: the values that an option takes, if it takes one.
+        columns: the columns of a table with a row for each network.
         items: a word for its samples.
     """
 
@@ -143,7 +143,7 @@ class Testing(ABC):
 
     @abstractmethod
     def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
-        """Yield the batches: (x, labels)."""
+        """Yield the batches as (x, labels)."""
 
     @abstractmethod
     def examine(self, x: Any, target_B: Tensor) -> None:
@@ -151,21 +151,21 @@ class Testing(ABC):
 
     @abstractmethod
     def results(self) -> Iterator[Result]:
-        """Yield what was found, network after network, once all batches are examined; its report.html is written."""
+        """Write report.html for each network and yield its result, after all batches have been examined."""
 
     @staticmethod
     @abstractmethod
     def tables(metrics: dict) -> list[Table]:
-        """The numbers for people."""
+        """Return the tables that show these metrics."""
 
 
 def named(class_names: Sequence[str] | None, num_classes: int) -> list[str]:
-    """A word for each class: its name where it has one, else its number."""
+    """Return a word for each class: its name, or its number if it has no name."""
     return [class_names[k] if class_names is not None and k < len(class_names) else str(k) for k in range(num_classes)]
 
 
 def fingerprint(labels_n: np.ndarray, class_names: Sequence[str] | None, *of_samples: np.ndarray) -> str:
-    """Tells one list of samples from another: by class, whatever the order of the classes, and these arrays."""
+    """Hash a list of samples: their classes, in whatever order these are numbered, and the arrays `of_samples`."""
     by_name_n = labels_n if class_names is None else np.argsort(np.argsort(class_names))[labels_n]
     digest = hashlib.sha256()
     for array in (by_name_n, *of_samples):
@@ -174,7 +174,7 @@ def fingerprint(labels_n: np.ndarray, class_names: Sequence[str] | None, *of_sam
 
 
 def say_missing(labels_n: np.ndarray, classes: int, where: str, item: str) -> None:
-    """Say so if classes have nothing to be tested on."""
+    """Warn if there are classes without a sample to test."""
     if len(missing := np.setdiff1d(np.arange(classes), labels_n)):
         print(
             f"warning: {where}: no {item} of {len(missing)} of the network's {classes} classes, the first of them "
@@ -184,7 +184,7 @@ def say_missing(labels_n: np.ndarray, classes: int, where: str, item: str) -> No
 
 
 def say_refusal(look: Callable[[], None]) -> None:
-    """Say now, before training, what test.py would refuse: `look` raises it as InputError."""
+    """Warn, before training, of test data that test.py would refuse; `look` then raises InputError."""
     try:
         look()
     except InputError as error:

@@ -1,4 +1,4 @@
-"""Every test recording as a stream of events: whether it is decided as in batches, and at what cost."""
+"""A test on streams: compare decisions on single events with those in batches, and measure their cost."""
 
 import time
 
@@ -18,7 +18,7 @@ COSTS = ("events", "synaptic operations", "neuron updates", "time (ms)")
 
 
 def measure(network: Network, recordings: AnyRecordings, bins: Bins, batch_size: int) -> dict:
-    """Every recording as a stream: accuracy, means of what a decision costs, and what differs from batches."""
+    """Run every recording as a stream. Return the accuracy, the mean costs and the number of decisions that differ."""
     recordings, everything = sorted_by_time(recordings), np.arange(len(recordings))
     folded = network.folded()
     of_batches = {
@@ -29,9 +29,9 @@ def measure(network: Network, recordings: AnyRecordings, bins: Bins, batch_size:
         name: Stream(network, bins.dt_ms, bins.T, bins.T_empty, recordings.ticks_per_second, stops)
         for name, stops in (("to_decision", True), ("whole_window", False))
     }
-    decisions = np.full((len(recordings), 2), NOTHING)  # where no event lies within the window
+    decisions = np.full((len(recordings), 2), NOTHING)  # stays so if no event lies within the window
     costs = {name: np.empty((len(recordings), len(COSTS))) for name in streams}
-    for r in tqdm([0, *everything], "streaming", leave=False, disable=None):  # the first one twice: compiled, warm
+    for r in tqdm([0, *everything], "streaming", leave=False, disable=None):  # run the first one twice: once to compile
         loaded, (place,) = recordings.load(np.array([r]))
         events = slice(loaded.offsets[place], loaded.offsets[place + 1])
         times, channels = loaded.times[events], loaded.channels[events]
@@ -52,7 +52,7 @@ def measure(network: Network, recordings: AnyRecordings, bins: Bins, batch_size:
     empty = decisions[:, 0] == NOTHING
     decisions[empty] = of_batches["folded"][
         empty
-    ]  # a stream has nothing to decide on, but potentials do, as in batches
+    ]  # a stream without events makes no decision, so take that of the batch, by potential
     return {
         "fs_accuracy": 100 * float(np.mean(decisions[:, 0] == recordings.labels)),
         "without_events": int(empty.sum()),
@@ -64,7 +64,7 @@ def measure(network: Network, recordings: AnyRecordings, bins: Bins, batch_size:
 
 @torch.inference_mode()
 def decide(network: Network, x_TBC: SparseCounts | torch.Tensor) -> np.ndarray:
-    """(B, 2): decision under FS, and the step of the first output spike, NOTHING where there is none."""
+    """Return (B, 2): the FS decision and the step of the first output spike, or NOTHING if there is no spike."""
     s_TBN, h_TBN, _ = network.run(x_TBC.to(next(network.parameters()).device))
     label_B, first_B = decisions_of(s_TBN, h_TBN)
     return torch.stack([label_B, torch.where(first_B > len(s_TBN), NOTHING, first_B)], 1).cpu().numpy()

@@ -1,7 +1,7 @@
-"""The neurons, a file each: equations with their source, states, values, and one step in plain torch.
+"""The neurons, one file each: equations with their source, states, values, and one step in plain torch.
 
-Every backend, streams, reports and exports follow from that file. A file laid into this folder, or into a folder that
-the environment variable FIRST_SPIKE_NEURONS names, is one of NEURONS; see docs/adding_a_neuron.md.
+Every backend, streams, reports and exports follow from that file. Put a file into this folder, or into one that the
+environment variable FIRST_SPIKE_NEURONS names, to add it to NEURONS; see docs/adding_a_neuron.md.
 """
 
 import ast
@@ -17,7 +17,7 @@ __path__ += [folder for folder in os.environ.get("FIRST_SPIKE_NEURONS", "").spli
 
 
 def _found() -> dict[str, type[SpikingNeuron]]:
-    """Name -> class, of all files in these folders."""
+    """Return name -> class for all files in these folders."""
     neurons: dict[str, type[SpikingNeuron]] = {}
     for folder in __path__:
         if not Path(folder).is_dir():

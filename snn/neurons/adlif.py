@@ -5,14 +5,14 @@ from snn.neurons.values import Decay, Value
 
 
 class AdLIF(SpikingNeuron):
-    """Adaptive LIF neuron: an adaptation w couples to the potential (a) and to the spikes (b); all of it is learned.
+    """Adaptive LIF neuron: an adaptation w couples to the potential (a) and to the spikes (b); all values are learned.
 
         h_n = λ_m v_{n-1} + (1 - λ_m) (x_n - w_{n-1})
         s_n = [h_n >= θ],   v_n = h_n after the reset
         w_n = λ_w w_{n-1} + z_{n-1},   z_n = a h_n + b s_n
 
-    Source: Liu, Leung, Dragotti 2023, doi 10.3389/fnins.2023.1266003. What joins w one step later, z, is a state so
-    that a sequence may come in chunks.
+    Source: Liu, Leung, Dragotti 2023, doi 10.3389/fnins.2023.1266003. z joins w one step later; it is a state, so that
+    a sequence may come in chunks.
     """
 
     CUBA = CubaLIF(zeroed=("a", "b"))
@@ -26,7 +26,7 @@ class AdLIF(SpikingNeuron):
 
     @staticmethod
     def step(x, state, p):
-        """One step: (s, h, next state)."""
+        """Compute one step: (s, h, next state)."""
         h = p.lam_m * state.v + (1 - p.lam_m) * (x - state.w)
         s, v = p.fire(h)
         return s, h, {"v": v, "w": p.lam_w * state.w + state.z, "z": p.a * h + p.b * s}

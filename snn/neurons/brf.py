@@ -14,8 +14,9 @@ class BRF(SpikingNeuron):
         v_n = v_{n-1} + δ (ω u_{n-1} + b_n v_{n-1})
         s_n = [u_n >= θ + q_{n-1}],   q_n = 0.9 q_{n-1} + s_n
 
-    u + iv is the complex state, q a refractory variable that raises the threshold and the damping, δ = 0.01 s the step
-    for which ω (rad/s) and b (1/s) are given. Nothing is detached. Source: Higuchi et al. 2024, arXiv 2402.14603.
+    u + iv is the complex state; q is a refractory variable that raises the threshold and the damping; δ = 0.01 s is the
+    step for which ω (rad/s) and b (1/s) are given. Every term carries gradient. Source: Higuchi et al. 2024, arXiv
+    2402.14603.
     """
 
     STATES = ("u", "v", "q")
@@ -32,7 +33,7 @@ class BRF(SpikingNeuron):
 
     @staticmethod
     def step(x, state, p):
-        """One step: (s, h, next state)."""
+        """Compute one step: (s, h, next state)."""
         b = p.p_omega - p.b - state.q
         u = state.u + p.delta * (b * state.u - p.omega * state.v + x)
         v = state.v + p.delta * (p.omega * state.u + b * state.v)

@@ -26,7 +26,7 @@ class CuAdLIF(SpikingNeuron):
 
     @staticmethod
     def step(x, state, p):
-        """One step: (s, h, next state)."""
+        """Compute one step: (s, h, next state)."""
         h = p.lam_m * state.v + (1 - p.lam_m) * (state.i - state.w)
         s, v = p.fire(h)
         i, w = p.lam_s * state.i + x, p.lam_w * state.w + state.z

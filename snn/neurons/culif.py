@@ -25,13 +25,13 @@ class CuLIF(SpikingNeuron):
 
     @staticmethod
     def step(x, state, p):
-        """One step: (s, h, next state)."""
+        """Compute one step: (s, h, next state)."""
         h = p.lam_m * state.v + (1 - p.lam_m) * state.i
         s, v = p.fire(h)
         return s, h, {"v": v, "i": p.lam_s * state.i + x}
 
 
 class PCuLIF(CuLIF):
-    """CuLIF whose decays are learned: λ = sigmoid(p)."""
+    """CuLIF with learned decays, λ = sigmoid(p)."""
 
     VALUES = {name: replace(value, learned=True) for name, value in CuLIF.VALUES.items()}

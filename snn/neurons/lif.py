@@ -12,7 +12,7 @@ class LIF(SpikingNeuron):
         h_n = λ_m v_{n-1} + (1 - λ_m) x_n
         s_n = [h_n >= θ],   v_n = h_n after the reset
 
-    SpikingJelly's LIFNode with decay_input is this with its tau = 1 / (1 - λ_m).
+    SpikingJelly's LIFNode with decay_input and tau = 1 / (1 - λ_m) is the same neuron.
     """
 
     CUBA = CubaLIF()
@@ -21,13 +21,13 @@ class LIF(SpikingNeuron):
 
     @staticmethod
     def step(x, state, p):
-        """One step: (s, h, next state)."""
+        """Compute one step: (s, h, next state)."""
         h = p.lam_m * state.v + (1 - p.lam_m) * x
         s, v = p.fire(h)
         return s, h, {"v": v}
 
 
 class PLIF(LIF):
-    """LIF whose decay is learned, λ_m = sigmoid(p) (Fang et al. 2021, whose k is 1 - λ_m, one a layer: per="layer")."""
+    """LIF with a learned decay λ_m = sigmoid(p). Fang et al. 2021 learn k = 1 - λ_m, one per layer (per="layer")."""
 
     VALUES = {"lam_m": replace(LIF.VALUES["lam_m"], learned=True)}

@@ -1,4 +1,4 @@
-"""Neurons as SpikingJelly modules: what all have in common. `snn.neurons` has the list, a file each."""
+"""The base class of all neurons, a SpikingJelly module. `snn.neurons` has the list, one file each."""
 
 import inspect
 from collections.abc import Mapping
@@ -18,27 +18,27 @@ from snn.ops.reference import NORM
 
 
 class CubaLIF(NamedTuple):
-    """A neuron as NIR's current-based LIF: names of its values and states; None where it has no current."""
+    """The names of a neuron's values and states in NIR's current-based LIF; None if the neuron has no current."""
 
     lam_m: str = "lam_m"
     lam_s: str | None = None
     membrane: str = "v"
     current: str | None = None
-    zeroed: tuple[str, ...] = ()  # values that must be 0, for NIR cannot say what they do
+    zeroed: tuple[str, ...] = ()  # values that must be 0, because NIR cannot express their effect
 
 
 class SpikingNeuron(MemoryModule):
-    """A layer of neurons with its state. A subclass is a neuron: its states, its values, and its step.
+    """A layer of neurons with its state. A subclass defines a neuron by its states, its values, and its step.
 
-        STATES   names of what is carried from step to step, all 0 at the start
-        CUBA     how NIR can say it, if it can
-        VALUES   name -> `Value`: what `step` reads from p; θ is there for every neuron
+        STATES   names of the states carried from step to step, all 0 at the start
+        CUBA     the neuron in NIR's terms, or None
+        VALUES   name -> `Value`, which `step` reads from p; every neuron also has θ
         step     a pure function (x, state, p) -> (s, h, {state: its next value}), in plain torch. p.fire(h) gives
                  (spike, membrane after the reset), p.spike(u) the spike of u = h - θ; h is what the report calls the
                  potential. See `snn.ops.reference`; `snn.ops.trace` says which operations every backend knows
 
     Args:
-        num_neurons: N, which a layer that learns values per neuron or is recurrent needs; others take (T, B, ...) of
+        num_neurons: N, needed if the layer learns values per neuron or is recurrent; otherwise it takes (T, B, ...) of
             any shape.
         tau_mem_steps, tau_syn_steps, tau_ada_steps: (initial) time constants of membrane, synaptic current and
             adaptation, in steps, as far as the neuron has them.
@@ -46,26 +46,26 @@ class SpikingNeuron(MemoryModule):
         initial: other initial values, by name (a decay by its time constant in steps).
         reset: "hard" (to 0) or "soft" (by θ).
         per: learned values are one per "neuron" or one per "layer".
-        spike_first: the variant of the published plain-autograd code: the output is one step late and the threshold
-            must be exceeded.
+        spike_first: the variant of the published plain-autograd code, in which the output is one step late and the
+            potential must exceed the threshold.
         decay: learned decays are sigmoid(p), or "raw" numbers that `clamp_values` keeps within [2/e, 0.995].
         surrogate, surrogate_slope: the derivative of the spike, see `snn.ops.surrogate`.
-        recurrent: add V y_{n-1} to the input, y the layer's own output.
-        max_delay_steps: the output of each neuron of a recurrent layer comes back later by a learned delay, in steps
-            between 0 and this; drawn evenly from `delay_steps`, by default all of that. Real in training, rounded in
-            evaluation.
+        recurrent: add V y_{n-1} to the input, where y is the layer's own output.
+        max_delay_steps: the output of each neuron of a recurrent layer comes back later by a learned delay of 0 to this
+            many steps, drawn evenly from `delay_steps` (by default this whole range). Delays are real numbers in
+            training and rounded in evaluation.
         return_potential: return (spikes, potentials before the reset) instead of spikes.
         backend: "auto" or one of `snn.ops.BACKENDS`.
 
-    Input and output are (T, B, N) in step mode "m" (or (T, B, ...)), (B, N) in step mode "s". The state stays until
-    `reset()`, so a long sequence may be given in chunks.
+    Input and output are (T, B, N) (or (T, B, ...)) in step mode "m", and (B, N) in step mode "s". The state stays until
+    `reset()`, so a long sequence may come in chunks.
     """
 
     STATES: ClassVar[tuple[str, ...]]
     VALUES: ClassVar[Mapping[str, Value]]
     CUBA: ClassVar[CubaLIF | None] = None
     THETA: ClassVar[Value] = Value("threshold", "theta", learned=False)
-    FAULT: ClassVar[str | None] = None  # why there can be no such layer
+    FAULT: ClassVar[str | None] = None  # says why no such layer can exist
 
     def __init__(
         self,
@@ -97,8 +97,8 @@ class SpikingNeuron(MemoryModule):
             raise InputError(f"backend '{backend}' is not known; known are auto, {', '.join(ops.BACKENDS)}")
         self.dynamics = self.dynamics_of(reset, spike_first, ops.Surrogate(surrogate, surrogate_slope))
         self.return_potential = return_potential
-        self.checks_states = True  # not within a network, which says itself where a number is not finite
-        self.says_near = False  # whether the next layer wants to know, of this one's last output, where u was near 0
+        self.checks_states = True  # a network turns this off, as it finds numbers that are not finite itself
+        self.says_near = False  # true if the next layer needs to know where u was near 0 in this layer's last output
         self.near_TW: Tensor | None = None  # see `ops.near_room`
         self.backend = backend
         self.step_mode = step_mode
@@ -131,7 +131,7 @@ class SpikingNeuron(MemoryModule):
 
     @classmethod
     def values_of(cls) -> dict[str, Value]:
-        """All values, θ the first."""
+        """Return all values, θ first."""
         return {"theta": cls.THETA, **cls.VALUES}
 
     @classmethod
@@ -141,7 +141,7 @@ class SpikingNeuron(MemoryModule):
         spike_first: bool = False,
         surrogate: ops.Surrogate | None = None,
     ) -> ops.Dynamics:
-        """Return what is known of the neuron before any tensor is: how it fires, and the names of states and values."""
+        """Return the neuron's description, which needs no tensor: its firing, and the names of states and values."""
         if cls.FAULT:
             raise InputError(cls.FAULT)
         for name in (*cls.STATES, *cls.values_of()):
@@ -157,19 +157,19 @@ class SpikingNeuron(MemoryModule):
 
     @classmethod
     def _place(cls, name: str) -> str:
-        """Name the neuron, its file and the line that has a name first, for errors."""
+        """Name the neuron, its file and the first line that contains `name`, for error messages."""
         lines, first = inspect.getsourcelines(cls)
         line = next((k for k, text in enumerate(lines, first) if f'"{name}"' in text), first)
         return f"neuron {cls.__name__} ({inspect.getsourcefile(cls)}, line {line})"
 
     @property
     def threshold(self) -> float:
-        """The threshold; the mean one where neurons differ."""
+        """Return the threshold, or its mean if neurons differ."""
         return float(self.values()["theta"].mean())
 
     @property
     def feedback(self) -> ops.Feedback | None:
-        """Return what a recurrent layer feeds back to itself; delays are whole steps in evaluation."""
+        """Return the weights and delays of a recurrent layer's feedback; delays are whole steps in evaluation."""
         if self.V is None:
             return None
         if self.delays is None:
@@ -181,7 +181,7 @@ class SpikingNeuron(MemoryModule):
         return self._parameters.get(self._values[name].stored_as(name))
 
     def values(self) -> dict[str, Tensor]:
-        """The values as they stand, by name, each of shape (N,) or (1,)."""
+        """Return the present values by name, each of shape (N,) or (1,)."""
         found = {}
         for name, value in self._values.items():
             if isinstance(value, Derived):
@@ -193,7 +193,7 @@ class SpikingNeuron(MemoryModule):
 
     @torch.no_grad()
     def learned(self, dt_ms: float) -> dict[str, Learned]:
-        """Return what the layer learned, by name, in the units of a report."""
+        """Return the values that the layer learned, by name, in the units of a report."""
         found = {}
         for name, tensor in self.values().items():
             if (value := self._values[name]).learned:
@@ -211,7 +211,7 @@ class SpikingNeuron(MemoryModule):
                 value.clamp_(stored)
 
     def check_values(self, where: str) -> None:
-        """InputError if a learned value lies outside its range, or is no number."""
+        """Raise InputError if a learned value lies outside its range or is NaN."""
         for name, value in self.values().items():
             if not (fine := self._values[name].holds(value)).all():
                 raise InputError(f"{where}: the learned value {name} is {value[~fine][0].item():g}, outside its range")
@@ -225,7 +225,7 @@ class SpikingNeuron(MemoryModule):
             x, *norm = x
             values, dynamics = values | dict(zip(NORM, norm, strict=True)), dynamics.behind_norm()
         x_TBN = x.flatten(2) if isinstance(x, Tensor) and x.dim() > 3 else x
-        own = max(value.numel() for value in values.values())  # 1 where the layer has one value for all
+        own = max(value.numel() for value in values.values())  # 1 if the layer has one value for all
         x_TBN = checks.like_weights("x", x_TBN, ("steps", "samples", own if own > 1 else "neurons"), values["theta"])
         with checks.without_autocast(x_TBN.device):
             says_near = self.says_near and torch.is_grad_enabled()
@@ -240,7 +240,7 @@ class SpikingNeuron(MemoryModule):
                 backend=self.backend,
                 near_TW=self.near_TW,
             )
-        if self.checks_states:  # a number that is not finite stays in them
+        if self.checks_states:  # a number that is not finite stays in the states
             for name in self.dynamics.states:
                 checks.finite(f"after x, which must be finite, the state {name}", state[name])
         outputs = (y_TBN, h_TBN) if self.return_potential else (y_TBN,)
@@ -249,13 +249,13 @@ class SpikingNeuron(MemoryModule):
     def single_step_functional_forward(
         self, inputs: tuple[Tensor], states: tuple[Tensor | None, ...]
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
-        """One step on explicit states: T = 1."""
+        """Run one step, T = 1, on explicit states."""
         checks.kind("x", inputs[0], Tensor)
         outputs, states = self.multi_step_functional_forward((inputs[0].unsqueeze(0),), states)
         return tuple(out.squeeze(0) for out in outputs), states
 
     def __getstate__(self) -> dict:
-        """For copies: the state, without the graph that led to it, which torch does not copy."""
+        """Return the state for copies, without its autograd graph, which torch does not copy."""
         memories = {k: v.detach() if isinstance(v, Tensor) else v for k, v in self._memories.items()}
         return {**self.__dict__, "_memories": memories}
 
@@ -263,5 +263,5 @@ class SpikingNeuron(MemoryModule):
         return f"{self.dynamics}, recurrent={self.V is not None}, backend={self.backend}, {super().extra_repr()}"
 
 
-# The frame's own states, names that a step or a module has for something else, and the keywords of C.
+# Reserved names: the base class's own states, names that a step or a module uses otherwise, and the keywords of C.
 RESERVED = {*ops.reference.FRAME, *NORM, "x", "s", "p", "V", "delays", "real", "state", "values", "kept", "training"}

@@ -1,7 +1,7 @@
-"""The values of a neuron: initial value, range, parametrisation, unit, and what the report calls them.
+"""The values of a neuron: initial value, range, parametrisation, unit, and name in the report.
 
-A value is declared once, in the neuron's class; layer and report ask the declaration. Where it is learned, the layer
-holds a parameter of one number a neuron or one a layer, from which `of` gives the value that the step sees.
+A value is declared once, in the neuron's class; layer and report use the declaration. For a learned value the layer
+holds a parameter of one number per neuron or per layer, from which `of` computes the value that the step sees.
 """
 
 import math
@@ -17,15 +17,15 @@ from snn.errors import InputError
 
 @dataclass(frozen=True)
 class Value:
-    """A number as it stands, kept between `low` and `high`.
+    """A number stored without transformation, kept between `low` and `high`.
 
     Args:
-        title: in the report.
+        title: its title in the report.
         initial: a number, the name of one of the layer's settings, or None: drawn evenly between the bounds of `draw`,
             by default its range.
-        low, high: range, both included.
-        learned: whether it is a parameter.
-        draw: bounds of the initial values.
+        low, high: its range, both ends included.
+        learned: true if it is a parameter.
+        draw: the bounds of the initial values.
     """
 
     title: str
@@ -39,11 +39,11 @@ class Value:
 
     @property
     def has_range(self) -> bool:
-        """Return whether something bounds it: a learned value must have low and high, or draw."""
+        """Return whether the value is bounded: a learned value needs low, high or draw."""
         return not self.learned or self.low > -math.inf or self.high < math.inf or self.draw is not None
 
     def start(self, name: str, settings: Mapping[str, float | None]) -> float | None:
-        """The initial value, or None where it is drawn."""
+        """Return the initial value, or None if it is drawn."""
         initial = settings[name] if settings.get(name) is not None else self.initial
         if not isinstance(initial, str):
             return initial
@@ -52,49 +52,49 @@ class Value:
         return settings[initial]
 
     def tensor(self, initial: float | None, shape: tuple[int, ...]) -> Tensor:
-        """Return what is stored, at the start of training."""
+        """Return the stored tensor at the start of training."""
         if initial is not None:
             return torch.full(shape, float(initial))
         low, high = self.draw or (self.low, self.high)
         return torch.rand(shape) * (high - low) + low if (low, high) != (0, 1) else torch.rand(shape)
 
     def add_to(self, module: nn.Module, name: str, shape: tuple[int, ...], initial: float | None) -> None:
-        """Give a layer what holds this value: a parameter, or a buffer that the configuration restores."""
+        """Register this value in a layer: as a parameter, or as a buffer that the configuration restores."""
         if self.learned:
             module.register_parameter(self.stored_as(name), nn.Parameter(self.tensor(initial, shape)))
         else:
             module.register_buffer(name, self.fixed(initial), persistent=False)
 
     def fixed(self, initial: float) -> Tensor:
-        """The value where it is not learned, (1,)."""
+        """Return the value if it is not learned, (1,)."""
         return torch.full((1,), float(initial))
 
     def stored_as(self, name: str) -> str:
-        """The parameter's name."""
+        """Return the parameter's name."""
         return name
 
     def of(self, stored: Tensor) -> Tensor:
-        """The value, of what is stored."""
+        """Compute the value from the stored tensor."""
         return stored
 
     def clamp_(self, stored: Tensor) -> None:
-        """Bring what is stored back into its range."""
+        """Bring the stored tensor back into its range."""
         stored.clamp_(self.low, self.high)
 
     def holds(self, value: Tensor) -> Tensor:
-        """Return where the value lies in its range."""
+        """Return a mask of the entries that lie in the range."""
         return (value >= self.low) & (value <= self.high)
 
     def word(self, name: str) -> str:
-        """Return what it is called in reports and logs."""
+        """Return the value's name in reports and logs."""
         return name
 
     def shown(self, value: Tensor, dt_ms: float) -> Tensor:
-        """The value in the report's unit."""
+        """Return the value in the report's unit."""
         return value
 
     def began(self, initial: float | None, dt_ms: float) -> tuple[float, float]:
-        """The bounds of its initial values, in the report's unit."""
+        """Return the bounds of the initial values in the report's unit."""
         low, high = (initial, initial) if initial is not None else self.draw or (self.low, self.high)
         return float(low), float(high)
 
@@ -103,7 +103,7 @@ class Value:
 class Decay(Value):
     """A decay per step, λ = exp(-1/τ), 0 < λ < 1, given by τ in steps.
 
-    It is learned as sigmoid(p), or `raw`, a number that is kept within [2/e, 0.995] (as published for `superspike`).
+    It is learned as sigmoid(p), or "raw" as a number kept within [2/e, 0.995] (as published for `superspike`).
     """
 
     low: float = 0.0
@@ -128,7 +128,7 @@ class Decay(Value):
     def clamp_(self, stored: Tensor) -> None:
         if self.parametrisation == "raw":
             stored.clamp_(2 / math.e, 0.995)
-        else:  # beyond, float32 has no decay between 0 and 1
+        else:  # beyond these bounds, float32 has no decay between 0 and 1
             stored.clamp_(-15, 15)
 
     def holds(self, value: Tensor) -> Tensor:
@@ -145,13 +145,13 @@ class Decay(Value):
         return dt_ms * low, dt_ms * high
 
     def bounds_steps(self) -> tuple[float, float]:
-        """Return the bounds of the time constants where they are drawn."""
+        """Return the bounds between which time constants are drawn."""
         return math.nan, math.nan
 
 
 @dataclass(frozen=True)
 class BoundedDecay(Decay):
-    """λ = exp(-1/τ), τ = shortest + r (longest - shortest) steps, r learned within [0, 1] and drawn evenly from it."""
+    """λ = exp(-1/τ) with τ = shortest + r (longest - shortest) steps; r in [0, 1] is drawn evenly and learned."""
 
     shortest_steps: float = 1.0
     longest_steps: float = 100.0
@@ -176,9 +176,9 @@ class BoundedDecay(Decay):
 
 @dataclass(frozen=True)
 class RateDecay(Decay):
-    """λ = exp(-e^q), q the logarithm of the rate 1/τ per step: learned in log space, drawn evenly there from `draw`.
+    """λ = exp(-e^q), where q, the logarithm of the rate 1/τ per step, is learned and drawn evenly in log space.
 
-    `draw` are bounds of the rate, per step.
+    `draw` gives the bounds of the rate, per step.
     """
 
     def tensor(self, initial: float | None, shape: tuple[int, ...]) -> Tensor:
@@ -202,10 +202,10 @@ class RateDecay(Decay):
 
 @dataclass(frozen=True)
 class Derived(Value):
-    """A number computed in torch from the values that stand before it, once and not in every step."""
+    """A number computed in torch from the values declared before it, once and not in every step."""
 
     learned: bool = False
     function: Callable[[Mapping[str, Tensor]], Tensor] | None = None
 
     def add_to(self, module: nn.Module, name: str, shape: tuple[int, ...], initial: float | None) -> None:
-        """Nothing is stored."""
+        """Store nothing."""

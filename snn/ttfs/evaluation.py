@@ -1,4 +1,4 @@
-"""One pass over images: accuracy, spikes, synaptic operations and spike times of a network that spikes once."""
+"""Evaluation of a TTFS network on images in one pass: accuracy, spikes, synaptic operations and spike times."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -21,18 +21,18 @@ SUMS = ("targets", "labels", "loss", "spikes", "operations", "histograms")
 
 @dataclass
 class TTFSEvaluation:
-    """Sums over images, never means of batches, so that each image weighs the same."""
+    """Sums over images, never means of batches, so that each image has the same weight."""
 
     targets: list[Tensor] = field(default_factory=list)  # of each batch, (B,)
-    labels: list[Tensor] = field(default_factory=list)  # what was decided
+    labels: list[Tensor] = field(default_factory=list)  # the decisions
     classes: int = 0
     loss: float = 0.0
-    disagreements: int | None = None  # with a simulation over time, if there is one
+    disagreements: int | None = None  # with a simulation over time, if one is run
     neurons: list[int] = field(default_factory=list)  # per layer
     spikes: Tensor | float = 0.0  # (layers,) float64
-    operations: Tensor | float = 0.0  # (layers + readout,) float64: a spike at a synapse
-    fan_outs: list[Tensor] = field(default_factory=list)  # of each, the synapses of every input
-    multiplications: int = 0  # of a direct encoder, per image
+    operations: Tensor | float = 0.0  # (layers + readout,) float64: spikes at synapses
+    fan_outs: list[Tensor] = field(default_factory=list)  # per layer and readout: the synapses of each input
+    multiplications: int = 0  # in a direct encoder, per image
     histograms: Tensor | int = 0  # (layers, BINS) int64
 
     @property
@@ -40,13 +40,13 @@ class TTFSEvaluation:
         return sum(map(len, self.targets))
 
     def decisions(self) -> tuple[np.ndarray, np.ndarray]:
-        """(n,) true classes and (n,) decisions, in the order of the images."""
+        """Return (n,) true classes and (n,) decisions, in the order of the images."""
         if not self.targets:
             raise InputError("there is not one image: nothing was evaluated")
         return torch.cat(self.targets).numpy(), torch.cat(self.labels).numpy()
 
     def details(self) -> dict:
-        """Return what a test says beyond `metrics`."""
+        """Return what a test adds to `metrics`: the interval of the accuracy in percent, and the confusion matrix."""
         target_n, label_n = self.decisions()
         low, high = statistics.wilson(int((target_n == label_n).sum()), self.images)
         return {
@@ -55,12 +55,12 @@ class TTFSEvaluation:
         }
 
     def __add__(self, other: "TTFSEvaluation") -> "TTFSEvaluation":
-        """Of the images of both. A part may be without images, and then knows nothing of the network."""
+        """Return the evaluation of the images of both; either may be empty."""
         summed = {name: getattr(self, name) + getattr(other, name) for name in SUMS}
         return replace(self if self.images else other, **summed)
 
     def metrics(self) -> dict:
-        """Plain numbers, accuracy in percent."""
+        """Return plain numbers, accuracy in percent."""
         target_n, label_n = self.decisions()
         shares = [float(spikes) / self.images / n for spikes, n in zip(self.spikes, self.neurons, strict=True)]
         operations = (self.operations / self.images).tolist()
@@ -74,7 +74,7 @@ class TTFSEvaluation:
             "synaptic_operations_by_layer": operations,
             "synapses": sum(int(fan_out.sum()) for fan_out in self.fan_outs),
             "encoder_multiplications_per_image": self.multiplications,
-            # the image comes in the first window, layer k fires in window k + 1, the readout's clock ends at 2T
+            # the image comes in the first window, layer k fires in window k + 1, and the readout's clock ends at 2T
             "latency_windows": len(self.neurons) + 2,
         }
         if self.disagreements is not None:
@@ -91,9 +91,9 @@ def examine_images(
     result: TTFSEvaluation,
     simulate: Callable[[Tensor], tuple[Tensor, list[Tensor]]] | None = None,
 ) -> None:
-    """Run the network over a batch of pixels and labels, into `result`.
+    """Run the network over a batch of pixels and labels, and add the outcome to `result`.
 
-    `simulate` runs the same images another way; the images it decides otherwise are counted.
+    `simulate` runs the same images another way; the images that it decides differently are counted.
     """
     checks.kind("a batch", x_BCHW, Tensor)
     network.eval()
@@ -131,7 +131,7 @@ def examine_images(
 def evaluate_images(
     network: TTFSNetwork, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device
 ) -> TTFSEvaluation:
-    """`examine_images` over all batches of (pixels (B, C, H, W), labels (B,))."""
+    """Run `examine_images` over all batches of (pixels (B, C, H, W), labels (B,))."""
     result = TTFSEvaluation()
     for x_BCHW, target_B in batches:
         examine_images(network, x_BCHW, target_B, device, result)

@@ -1,20 +1,21 @@
-"""Layers of neurons that spike once, in closed form (Wei et al., ICCV 2023), as functions of spike times.
+"""Layers of neurons that spike at most once, in closed form (Wei et al., ICCV 2023), as functions of spike times.
 
-A time t lies in [0, T], or is inf for a silent neuron; each layer sets its clock to 0 again. A neuron integrates
+A time t lies in [0, T], or is inf for a silent neuron; each layer restarts its clock at 0. A neuron integrates
 V(s) = Σ w max(s - t_i, 0) over its inputs and fires in [T, 2T], when V reaches the threshold 2T - s. All inputs have
-come by then, so V is a straight line. With a mask m (1 if the input fires) and a lead a = T - t (0 if silent),
+arrived by then, so V is a straight line. With a mask m (1 if the input fires) and a lead a = T - t (0 if silent),
 
     S = Σ w m,  A = Σ w a,  drive V(2T) = T S + A,
     t_out = (T - A) / (1 + S), 0 if A >= T (early), inf if the drive is negative (silent).
 
 The paper writes I = Σ w m t = T S - A and t* = T + t_out = (2T + I) / (1 + S). A neuron that is neither early nor
-silent has 1 + S > 0: from A < T and T S + A >= 0 follows S > -1. Both sums share their weights, so one call on the
-stacked [m; a] gives [S; A]. Gradients: dt/dA = -1 / (1 + S), dt/dS = -t / (1 + S), and 0 for early and silent neurons.
-Without any drive, S = A = 0, V and the threshold meet at 2T: such a neuron is silent here, and fires at T with
-`zero_drive_fires`, as in the authors' framework.
+silent has 1 + S > 0: A < T and T S + A >= 0 imply S > -1. Both sums share their weights, so one call on the stacked
+[m; a] gives [S; A]. Gradients: dt/dA = -1 / (1 + S), dt/dS = -t / (1 + S), and 0 for early and silent neurons. Without
+any drive, S = A = 0, V and the threshold meet at 2T. Such a neuron is silent here; with `zero_drive_fires` it fires at
+T, as in the authors' framework.
 
-Shapes: B samples, N inputs, O outputs; C channels, H, W. Times are taken in the type of the weights they meet, float32
-or float64, under `torch.autocast` too. InputError if a shape does not fit, or a time on the CPU is outside [0, T].
+Shapes: B samples, N inputs, O outputs; C channels, H, W. Times are converted to the type of the weights they meet,
+float32 or float64, even under `torch.autocast`. InputError if a shape does not fit, or a time on the CPU is outside
+[0, T].
 """
 
 import math
@@ -31,19 +32,19 @@ from snn.ttfs import kernels
 
 
 def spike_times(S: Tensor, A: Tensor, T: float, zero_drive_fires: bool = False) -> Tensor:
-    """The formula in plain torch, differentiated by autograd: the reference of what is compiled."""
+    """Compute the formula in plain torch, differentiated by autograd: the reference for the compiled kernels."""
     drive = T * S + A
     is_early = A >= T
     is_silent = ~is_early & ((drive < 0) | _without_drive(S, A, zero_drive_fires))
-    # inf and 0 must not meet a product or a quotient, in either direction
+    # inf and 0 must not meet in a product or a quotient, forward or backward
     has_slope = ~(is_early | is_silent)
     t = (T - torch.where(has_slope, A, T)) / torch.where(has_slope, 1 + S, 1)
-    t = t - (t - t.clamp(max=T)).detach()  # rounding may lead beyond T
+    t = t - (t - t.clamp(max=T)).detach()  # rounding may exceed T
     return torch.where(is_silent, math.inf, t)
 
 
 def masks_and_leads(t: Tensor, T: float) -> tuple[Tensor, Tensor]:
-    """m and a of spike times. A time that is no number stays none."""
+    """Return m and a of spike times. NaN stays NaN."""
     is_silent = t == math.inf
     return (~is_silent).to(t.dtype), T - torch.where(is_silent, T, t)
 
@@ -51,7 +52,7 @@ def masks_and_leads(t: Tensor, T: float) -> tuple[Tensor, Tensor]:
 def linear(
     t_BN: Tensor, W_ON: Tensor, T: float, *, zero_drive_fires: bool = False, grad_clip: float | None = None
 ) -> Tensor:
-    """Spike times (B, O) of a fully connected layer. Its product runs once forward and twice backward."""
+    """Return the spike times (B, O) of a fully connected layer. Its product runs once forward and twice backward."""
     check_window(T)
     checks.tensor("W", W_ON, ("outputs", "inputs"))
     t_BN = checks.like_weights("t", t_BN, ("samples", W_ON.shape[1]), W_ON)
@@ -68,7 +69,7 @@ def conv2d(
     zero_drive_fires: bool = False,
     grad_clip: float | None = None,
 ) -> Tensor:
-    """Spike times of a convolutional layer; what the padding adds is silent."""
+    """Return the spike times of a convolutional layer; its padding is silent."""
     check_window(T)
     checks.tensor("W", W_OCKK, ("outputs", "channels", "kernel", "kernel"))
     checks.whole("stride", stride, 1)
@@ -93,13 +94,13 @@ def _apply(
 
 
 def max_pool2d(t_BCHW: Tensor, kernel: int, stride: int | None = None, padding: int = 0) -> Tensor:
-    """The earliest spike of each patch; patches may overlap."""
+    """Return the earliest spike of each patch; patches may overlap."""
     _check_pool(t_BCHW, kernel, stride, padding)
     return _EarliestSpike.apply(t_BCHW, kernel, stride or kernel, padding)
 
 
 def avg_pool2d(t_BCHW: Tensor, kernel: int, T: float, stride: int | None = None, padding: int = 0) -> Tensor:
-    """Patches averaged as leads a = T - t, a silent input counting as 0; silent where the whole patch is."""
+    """Average patches as leads a = T - t, with 0 for a silent input; the result is silent if the whole patch is."""
     check_window(T)
     _check_pool(t_BCHW, kernel, stride, padding)
     check_times(t_BCHW, T)
@@ -109,7 +110,7 @@ def avg_pool2d(t_BCHW: Tensor, kernel: int, T: float, stride: int | None = None,
 
 
 def readout(t_BN: Tensor, W_ON: Tensor, T: float) -> Tensor:
-    """The potentials V(2T) = Σ w m (2T - t) of neurons that do not fire: (B, O). The largest decides."""
+    """Return the potentials V(2T) = Σ w m (2T - t) of neurons that do not fire, (B, O). The largest decides."""
     check_window(T)
     checks.tensor("W", W_ON, ("outputs", "inputs"))
     t_BN = checks.like_weights("t", t_BN, ("samples", W_ON.shape[1]), W_ON)
@@ -119,13 +120,13 @@ def readout(t_BN: Tensor, W_ON: Tensor, T: float) -> Tensor:
 
 
 def unit_encode(x: Tensor, T: float) -> Tensor:
-    """Pixels in [0, 1] to times: t = (1 - x) T, so that bright comes first; 0 is silent."""
+    """Convert pixels in [0, 1] to times t = (1 - x) T, so that bright pixels come first; 0 is silent."""
     check_window(T)
     checks.tensor("the pixels", x, (...,))
     x = x if x.is_floating_point() else x.float()
-    if not torch.compiler.is_compiling() and x.numel():  # a compiled graph would break here
+    if not torch.compiler.is_compiling() and x.numel():  # this would break a compiled graph
         low, high = (bound.item() for bound in x.aminmax())
-        if not (low >= 0 and high <= 1):  # NaN fails this
+        if not (low >= 0 and high <= 1):  # also true for NaN
             raise InputError(
                 f"pixels must lie in 0 to 1, these go from {low:g} to {high:g}; divide by their largest value"
             )
@@ -133,7 +134,7 @@ def unit_encode(x: Tensor, T: float) -> Tensor:
 
 
 def direct_encode(y: Tensor, T: float) -> Tensor:
-    """Values of a layer of real numbers to times: clamped to [0, 1], then as pixels."""
+    """Convert the real values of a layer to times: clamp them to [0, 1], then treat them as pixels."""
     check_window(T)
     checks.tensor("the values", y, (...,))
     y = (y if y.is_floating_point() else y.float()).clamp(0, 1)
@@ -141,13 +142,13 @@ def direct_encode(y: Tensor, T: float) -> Tensor:
 
 
 def check_window(T: float) -> None:
-    """InputError unless T is a length of time."""
+    """Raise InputError unless T is a positive, finite length of time."""
     if not (checks.is_number(T) and T > 0 and math.isfinite(T)):
         raise InputError(f"the window T = {T} must be a positive number")
 
 
 def check_times(t: Tensor, T: float) -> None:
-    """InputError if a time on the CPU is neither in [0, T] nor inf. NaN passes: it stays NaN, which the loss shows."""
+    """Raise InputError if a time on the CPU is neither in [0, T] nor inf. NaN passes and shows up in the loss."""
     if t.device.type == "cpu" and kernels.fits(t):
         kernels.check_times(t, T)
 
@@ -166,10 +167,10 @@ def _check_fit(t_BCHW: Tensor, kernel: int, padding: int) -> None:
 
 
 class _Layer(torch.autograd.Function):
-    """Spike times of a layer, its products included.
+    """Spike times of a layer, including its products.
 
-    Kept for the backward pass: the times that come in, the times that go out (which the next layer keeps too) and
-    1 / (1 + S), 0 where there is no slope: as much as a clamp and a linear map keep.
+    The backward pass needs the incoming times, the outgoing times (which the next layer keeps too) and 1 / (1 + S), or
+    0 without a slope. This takes no more memory than a clamp and a linear map.
     """
 
     @staticmethod
@@ -207,7 +208,7 @@ class _Layer(torch.autograd.Function):
 
 
 class _EarliestSpike(torch.autograd.Function):
-    """-max_pool2d(-t), which keeps no copy of -t but where each patch's spike came from."""
+    """-max_pool2d(-t), which keeps only the place that each patch's spike came from, and no copy of -t."""
 
     @staticmethod
     def forward(ctx, t_BCHW: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
@@ -224,7 +225,7 @@ class _EarliestSpike(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, g_BCHW: Tensor) -> tuple[Tensor | None, ...]:
         (source_BCHW,) = ctx.saved_tensors
-        if source_BCHW.dtype == torch.uint8:  # places in patches, by the kernel
+        if source_BCHW.dtype == torch.uint8:  # places within patches, from the kernel
             return kernels.to_earliest(g_BCHW, source_BCHW, ctx.shape), None, None, None
         g_BCR = g_BCHW.new_zeros((*ctx.shape[:2], math.prod(ctx.shape[2:])))
         g_BCR.scatter_add_(2, source_BCHW.flatten(2), g_BCHW.flatten(2))
@@ -232,12 +233,12 @@ class _EarliestSpike(torch.autograd.Function):
 
 
 def _split(t: Tensor, T: float) -> Tensor:
-    """[m; a] along the first axis."""
+    """Return [m; a] along the first axis."""
     return kernels.split(t, T) if kernels.fits(t) else torch.cat(masks_and_leads(t, T))
 
 
 def _fire(x: Tensor, T: float, zero_drive_fires: bool) -> tuple[Tensor, Tensor]:
-    """Spike times, and 1 / (1 + S) of the neurons that have a slope, from [S; A]."""
+    """Return spike times, and 1 / (1 + S) of the neurons that have a slope, from [S; A]."""
     if kernels.fits(x):
         return kernels.fire(x, T, zero_drive_fires)
     S, A = x.chunk(2)
@@ -249,10 +250,10 @@ def _fire(x: Tensor, T: float, zero_drive_fires: bool) -> tuple[Tensor, Tensor]:
 
 
 def _spread(g: Tensor, t: Tensor, r: Tensor, T: float, grad_clip: float) -> Tensor:
-    """The gradient of [S; A] from that of the times.
+    """Return the gradient of [S; A] from that of the times.
 
-    grad_clip bounds 1 / (1 + S) and t* / (1 + S), the gradients by I and by S at constant I, as the authors' framework
-    does with 1.
+    grad_clip bounds 1 / (1 + S) and t* / (1 + S), the gradients with respect to I and, at constant I, to S. In the
+    authors' framework it is 1.
     """
     if kernels.fits(g, t, r):
         return kernels.spread(g, t, r, T, grad_clip)
@@ -264,7 +265,7 @@ def _spread(g: Tensor, t: Tensor, r: Tensor, T: float, grad_clip: float) -> Tens
 
 
 def _by_time(g_a: Tensor, t: Tensor) -> Tensor:
-    """The gradient of t from that of a = T - t, in its place. A mask has none, so silent inputs have none."""
+    """Turn the gradient of a = T - t into that of t, in place. A mask has no gradient, so silent inputs have none."""
     return kernels.by_time(g_a, t) if kernels.fits(g_a, t) else g_a.neg_().masked_fill_(t == math.inf, 0)
 
 

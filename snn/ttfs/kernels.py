@@ -1,8 +1,8 @@
-"""What stands between the products of a layer, compiled: each one pass over memory.
+"""Compiled kernels for the steps between the products of a layer; each is one pass over memory.
 
-For the CPU by numba, here; for GPUs the same, all but the pools, in `snn/ops/kernels/ttfs.cu`. Equal to the plain torch
-of `snn.ttfs.functional` in every bit. Arrays of a layer are flat; x and g hold two halves, see there. Those of a 2 x 2
-pool are maps.
+The CPU kernels are here, compiled by numba; those for GPUs, all but the pools, are in `snn/ops/kernels/ttfs.cu`. They
+equal the plain torch of `snn.ttfs.functional` in every bit. Arrays of a layer are flat; x and g hold two halves, see
+there. Arrays of a 2 x 2 pool are maps.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,16 +15,16 @@ from snn import checks, ops
 from snn.errors import InputError
 from snn.ops.compiled import in_parts, kernel
 
-ROUNDING = 1e-4  # of T; an average of leads may pass T by it
-SERIAL_BELOW = 1 << 15  # neurons: less is done before a second thread has woken up
+ROUNDING = 1e-4  # as a share of T; an average of leads may exceed T by this much
+SERIAL_BELOW = 1 << 15  # neurons; fewer are done before a second thread has woken up
 
 
-# Selections instead of branches, and slices that begin at 0: so the compiler makes vector instructions of the loops.
+# Selections instead of branches, and slices that begin at 0, let the compiler vectorise the loops.
 
 
 @kernel
 def _split(x, t, outside, T, low, high, begin, end):
-    """outside[0] = 1 if a time is neither in low ... high nor inf. NaN is not, which stays none."""
+    """Split times, and set outside[0] = 1 if one is neither in low ... high nor inf. NaN does not count and stays."""
     m, a, t = x[begin:end], x[t.size + begin : t.size + end], t[begin:end]
     one, zero = t.dtype.type(1), t.dtype.type(0)
     is_outside = False
@@ -60,7 +60,7 @@ def _spread(g, t, r, gx, T, clip, begin, end):
     zero = t.dtype.type(0)
     if clip == np.inf:
         for k in range(t.size):
-            time = zero if r[k] == zero else t[k]  # inf and 0 must not meet
+            time = zero if r[k] == zero else t[k]  # inf times 0 would be NaN
             g_m[k] = -(g[k] * (time * r[k]))
             g_a[k] = -(g[k] * r[k])
     else:
@@ -81,7 +81,7 @@ def _by_time(g, t, begin, end):
 
 @kernel
 def _earliest(t, out, places, begin, end):
-    """The lines begin ... end of `out`, counted over all maps (of F, H, W). Of equals the first; NaN before all."""
+    """Fill lines begin ... end of `out`, counted over all maps. The first of equal times wins, and NaN before all."""
     _, height, width = out.shape
     for line in range(begin, end):
         f, y = line // height, line % height
@@ -102,7 +102,7 @@ def _earliest(t, out, places, begin, end):
 
 @kernel
 def _to_earliest(g, places, gt, begin, end):
-    """The maps begin ... end of `gt`: each gradient goes where its spike came from."""
+    """Fill maps begin ... end of `gt`: each gradient goes to the place that its spike came from."""
     _, height, width = g.shape
     for f in range(begin, end):
         gt[f] = 0
@@ -113,14 +113,14 @@ def _to_earliest(g, places, gt, begin, end):
 
 
 def fits(*tensors: Tensor) -> bool:
-    """Return whether the kernels take these: CPU or GPU, float32 or float64, and not while torch.compile looks on."""
+    """Return whether the kernels take these: on CPU or GPU, float32 or float64, and not while torch.compile traces."""
     return not torch.compiler.is_compiling() and all(
         x.device.type in ("cpu", "cuda") and x.dtype in (torch.float32, torch.float64) for x in tensors
     )
 
 
 def _check(**tensors: Tensor) -> None:
-    """InputError unless the kernels take these, all of one shape, type and device."""
+    """Raise InputError unless the kernels take these, all of one shape, type and device."""
     (name, first), *others = tensors.items()
     checks.tensor(name, first, (..., "neurons"), checks.FLOATS)
     for name, x in others:
@@ -128,12 +128,12 @@ def _check(**tensors: Tensor) -> None:
 
 
 def check_times(t: Tensor, T: float) -> None:
-    """InputError if a time on the CPU is neither in [0, T], give or take rounding, nor inf. NaN passes, and stays."""
+    """Raise InputError if a time on the CPU is neither in [0, T], up to rounding, nor inf. NaN passes and stays."""
     split(t, T)
 
 
 def split(t: Tensor, T: float) -> Tensor:
-    """[m; a] of the times t, along the first axis; one on the CPU that is no time (`check_times`) is an InputError."""
+    """Return [m; a] of the times t along the first axis. InputError if a value on the CPU fails `check_times`."""
     _check(t=t)
     x = t.new_empty((2 * t.shape[0], *t.shape[1:]))
     if t.is_cuda:
@@ -148,7 +148,7 @@ def split(t: Tensor, T: float) -> Tensor:
 
 
 def fire(x: Tensor, T: float, zero_drive_fires: bool) -> tuple[Tensor, Tensor]:
-    """(times, 1 / (1 + S) of the neurons that have a slope and 0 of the others) from [S; A]."""
+    """Return (times, 1 / (1 + S) for neurons that have a slope and 0 for others) from [S; A]."""
     _check(x=x)
     if len(x) % 2:
         raise InputError(f"[S; A] are two halves, but there are {len(x)} rows")
@@ -160,7 +160,7 @@ def fire(x: Tensor, T: float, zero_drive_fires: bool) -> tuple[Tensor, Tensor]:
 
 
 def spread(g: Tensor, t: Tensor, r: Tensor, T: float, clip: float) -> Tensor:
-    """The gradient of [S; A] from that of the times."""
+    """Return the gradient of [S; A] from that of the times."""
     _check(g=g, t=t, r=r)
     gx = g.new_empty((2 * g.shape[0], *g.shape[1:]))
     _run(_spread, (g.contiguous(), t.contiguous(), r.contiguous(), gx), T, clip)
@@ -168,7 +168,7 @@ def spread(g: Tensor, t: Tensor, r: Tensor, T: float, clip: float) -> Tensor:
 
 
 def by_time(g: Tensor, t: Tensor) -> Tensor:
-    """-g, and 0 where t is silent; written over g."""
+    """Overwrite g with -g, or 0 where t is silent."""
     _check(g=g, t=t)
     g = g.contiguous()
     _run(_by_time, (g, t.contiguous()))
@@ -176,7 +176,7 @@ def by_time(g: Tensor, t: Tensor) -> Tensor:
 
 
 def earliest(t_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-    """The earliest spike of each 2 x 2 patch, and the place 0 ... 3 in it that it came from (uint8)."""
+    """Return the earliest spike of each 2 x 2 patch, and the place in the patch it came from, 0 ... 3 (uint8)."""
     checks.tensor("t", t_BCHW, (...,), checks.FLOATS, torch.device("cpu"))
     B, C, H, W = _check_maps(t_BCHW.shape)
     out_BCHW = t_BCHW.new_empty((B, C, H // 2, W // 2))
@@ -186,7 +186,7 @@ def earliest(t_BCHW: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def to_earliest(g_BCHW: Tensor, places_BCHW: Tensor, shape: torch.Size) -> Tensor:
-    """The gradient of times of this shape from that of their earliest ones."""
+    """Return the gradient of times of this shape from that of the earliest times."""
     B, C, H, W = _check_maps(shape)
     checks.tensor("g", g_BCHW, (B, C, H // 2, W // 2), checks.FLOATS, torch.device("cpu"))
     checks.tensor("places", places_BCHW, g_BCHW.shape, (torch.uint8,), g_BCHW.device)
@@ -198,7 +198,7 @@ def to_earliest(g_BCHW: Tensor, places_BCHW: Tensor, shape: torch.Size) -> Tenso
 
 
 def _check_maps(shape: Sequence[int]) -> tuple[int, int, int, int]:
-    """The shape; InputError unless it is that of maps with room for a patch."""
+    """Return the shape; InputError unless it is that of maps with room for a patch."""
     checks.sizes("the shape of the times", shape)
     if len(shape) != 4 or min(shape[2:]) < 2:
         raise InputError(f"times must be (images, channels, height, width), of 2 x 2 or more, but are {tuple(shape)}")
@@ -206,14 +206,14 @@ def _check_maps(shape: Sequence[int]) -> tuple[int, int, int, int]:
 
 
 def _run_over(work: Callable, tensors: tuple[Tensor, ...], size: int, neurons: int) -> None:
-    """work over parts of `size` lines or maps of the tensors, as arrays (maps, height, width)."""
+    """Run `work` over parts of `size` lines or maps of the tensors, as arrays (maps, height, width)."""
     arrays = [x.detach().contiguous().flatten(0, 1).numpy() for x in tensors]
     threads = torch.get_num_threads() if neurons >= SERIAL_BELOW else 1
     in_parts(lambda begin, end: work(*arrays, begin, end), size, threads)
 
 
 def _run(work: Callable, tensors: tuple[Tensor, ...], *constants: float) -> None:
-    """work over flat views of the tensors, the second of which has one value a neuron; constants in their dtype."""
+    """Run `work` over flat views of the tensors (the second has one value per neuron), constants in their dtype."""
     if tensors[0].device.type == "cuda":
         _launch(work, tensors, *constants)
         return
@@ -225,7 +225,7 @@ def _run(work: Callable, tensors: tuple[Tensor, ...], *constants: float) -> None
 
 
 def _launch(work: Callable, tensors: tuple[Tensor, ...], *constants: float) -> None:
-    """The kernel of the same name on a GPU."""
+    """Launch the kernel of the same name on a GPU."""
     cuda, size = ops.kernels("cupy", tensors[0].device), tensors[1].numel()
     name = work.__name__.removeprefix("_")
     cuda.launch(cuda.file("ttfs.cu"), name, tensors, (*map(float, constants), size), size)

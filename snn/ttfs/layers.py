@@ -1,4 +1,4 @@
-"""Layers of neurons that spike once, as modules over `snn.ttfs.functional`: spike times in, spike times out."""
+"""Layers of neurons that spike at most once, as modules over `snn.ttfs.functional`, from spike times to spike times."""
 
 import math
 
@@ -11,27 +11,27 @@ from snn.ttfs import functional
 
 
 def _flat(t: Tensor) -> Tensor:
-    """(B, ...) as (B, N)."""
+    """Flatten (B, ...) to (B, N)."""
     checks.tensor("t", t, ("samples", "inputs", ...), checks.STORED)
     return t.flatten(1)
 
 
 class GivesTimes(nn.Module):
-    """A module whose outputs are spike times: infinity is that of a spike that there is not."""
+    """A module that outputs spike times, which are infinite for silent neurons."""
 
     gives_times = True
 
 
 class SpikingLayer(GivesTimes):
-    """Weights with neurons behind them; no bias. What `Linear` and `Conv2d` have in common.
+    """Weights without a bias, followed by neurons: the base class of `Linear` and `Conv2d`.
 
     Args:
-        weight_shape: outputs first.
+        weight_shape: the shape of the weights, outputs first.
         T: the window.
-        standardised: each neuron's synapses are its weights brought to mean 0 and their initial spread, times a learned
-            gain. That goes by the weights alone, so it needs no statistics, and `fold` makes plain weights of it.
+        standardised: scale each neuron's weights to mean 0 and their initial spread, times a learned gain. This depends
+            only on the weights and so needs no statistics of the data; `fold` turns it into plain weights.
         zero_drive_fires: neurons without any drive fire at T, as in the authors' framework, instead of staying silent.
-        grad_clip: bound of the two inner gradients; 1 in the authors' framework, None here: they are exact.
+        grad_clip: bound of the two inner gradients; 1 in the authors' framework. None: they are exact.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class SpikingLayer(GivesTimes):
         self.register_parameter("gain", nn.Parameter(ones) if standardised else None)
 
     def synapses(self) -> Tensor:
-        """The weights as they act."""
+        """Return the effective weights."""
         if self.gain is None:
             return self.weight
         inputs = tuple(range(1, self.weight.dim()))
@@ -64,16 +64,16 @@ class SpikingLayer(GivesTimes):
 
     @torch.no_grad()
     def fold(self) -> None:
-        """Let the weights be the synapses: the same function with no gain."""
+        """Replace the weights by the synapses: the same function without a gain."""
         self.weight.copy_(self.synapses())
         self.gain = None
 
     def sums(self, x: Tensor, W: Tensor) -> Tensor:
-        """Return what the synapses W make of one number per input."""
+        """Return the weighted sums, through the synapses W, of one number per input."""
         raise NotImplementedError
 
     def fan_out(self, shape: torch.Size) -> Tensor:
-        """How many synapses that are not 0 each input meets, for inputs of this shape without the batch."""
+        """Count the synapses other than 0 that each input meets, for inputs of this shape (without the batch)."""
         raise NotImplementedError
 
     def extra_repr(self) -> str:
@@ -82,7 +82,7 @@ class SpikingLayer(GivesTimes):
 
 
 class Linear(SpikingLayer):
-    """A fully connected layer; takes inputs of any shape (B, ...). Options as `SpikingLayer`."""
+    """A fully connected layer that takes inputs of any shape (B, ...). Options are as in `SpikingLayer`."""
 
     def __init__(self, inputs: int, outputs: int, T: float, **options: bool | float | None):
         super().__init__((outputs, inputs), T, **options)
@@ -98,7 +98,7 @@ class Linear(SpikingLayer):
 
 
 class Conv2d(SpikingLayer):
-    """A convolution, padded by kernel // 2 with silence. Options as `SpikingLayer`."""
+    """A convolution, padded by kernel // 2 with silent inputs. Options are as in `SpikingLayer`."""
 
     def __init__(
         self, inputs: int, outputs: int, kernel: int, T: float, stride: int = 1, **options: bool | float | None
@@ -120,7 +120,7 @@ class Conv2d(SpikingLayer):
 
 
 class EarliestSpike(GivesTimes):
-    """Passes the earliest spike of each patch on: the maximum pool of leads. Patches do not overlap."""
+    """A pool that passes on the earliest spike of each patch: the maximum of leads. Patches do not overlap."""
 
     def __init__(self, kernel: int):
         super().__init__()
@@ -131,7 +131,7 @@ class EarliestSpike(GivesTimes):
 
 
 class AverageLead(GivesTimes):
-    """Passes the mean lead of each patch on, silent inputs counted as 0."""
+    """A pool that passes on the mean lead of each patch, with 0 for silent inputs."""
 
     def __init__(self, kernel: int, T: float):
         super().__init__()
@@ -143,7 +143,7 @@ class AverageLead(GivesTimes):
 
 
 class Readout(nn.Module):
-    """One neuron a class that does not fire: its potential at the end decides."""
+    """One neuron per class that does not fire; its potential at the end decides."""
 
     def __init__(self, inputs: int, outputs: int, T: float):
         super().__init__()
@@ -158,7 +158,7 @@ class Readout(nn.Module):
 
 
 class UnitEncoder(GivesTimes):
-    """Pixels in [0, 1] to times (1 - x) T."""
+    """An encoder of pixels x in [0, 1] as times (1 - x) T."""
 
     def __init__(self, T: float):
         super().__init__()
@@ -170,7 +170,7 @@ class UnitEncoder(GivesTimes):
 
 
 class DirectEncoder(GivesTimes):
-    """A first layer of real numbers, `layer`'s sums over the pixels themselves, clamped to [0, 1] and sent as times."""
+    """A first layer of real numbers: the sums of `layer` over the pixels, clamped to [0, 1] and encoded as times."""
 
     def __init__(self, layer: SpikingLayer):
         super().__init__()

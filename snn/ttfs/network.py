@@ -1,4 +1,4 @@
-"""Networks of neurons that spike once, built from the configuration."""
+"""Networks of neurons that spike at most once, built from the configuration."""
 
 import math
 import re
@@ -21,7 +21,7 @@ NAMED = {  # Wei et al. 2023
 
 
 class Passage(NamedTuple):
-    """What one layer of neurons did with a batch: the times that came in and the times that went out."""
+    """The incoming and outgoing times of one layer of neurons for a batch."""
 
     layer: layers.SpikingLayer
     t_in: Tensor
@@ -29,18 +29,17 @@ class Passage(NamedTuple):
 
 
 class TTFSActivity(NamedTuple):
-    """What a network did with a batch: the output potentials, and each layer of neurons in its turn."""
+    """The activity of a network for a batch: the output potentials, and the times of each layer in order."""
 
     V_BN: Tensor
     passages: tuple[Passage, ...]
-    t_out: Tensor  # what the readout sees
+    t_out: Tensor  # the times that reach the readout
 
 
 class TTFSNetwork(nn.Module):
-    """Encoder, layers of neurons and pools, readout. No bias; Normal(0, sqrt(2 / fan_in)) weights.
+    """An encoder, layers of neurons and pools, and a readout. No bias; Normal(0, sqrt(2 / fan_in)) weights.
 
-    The input is (B, C, H, W) with values in [0, 1]; the direct encoder takes any values and makes the first layer its
-    own.
+    The input is (B, C, H, W) with values in [0, 1]. The direct encoder takes any values and includes the first layer.
     """
 
     def __init__(self, ttfs: config.TTFS, input_shape: tuple[int, int, int], num_classes: int):
@@ -78,7 +77,7 @@ class TTFSNetwork(nn.Module):
         self.readout = layers.Readout(math.prod(shapes[-1]), num_classes, ttfs.T)
 
     def forward(self, x_BCHW: Tensor) -> TTFSActivity:
-        """Of pixels of any type of number, taken in that of the weights. InputError where they do not fit."""
+        """Run on pixels of any numeric type, converted to that of the weights. InputError if they do not fit."""
         x_BCHW = checks.like_weights("the pixels", x_BCHW, ("images", *self.input_shape), self.readout.weight)
         with checks.without_autocast(x_BCHW.device):
             return self._forward(x_BCHW)
@@ -93,13 +92,13 @@ class TTFSNetwork(nn.Module):
         return TTFSActivity(self.readout(t), tuple(passages), t)
 
     def fold(self) -> None:
-        """Let all weights be plain ones: the same function without normalisation."""
+        """Replace all weights by plain ones: the same function without normalisation."""
         for module in self.modules():
             if isinstance(module, layers.SpikingLayer):
                 module.fold()
 
     def check_values(self, where: str) -> None:
-        """InputError if a weight is no finite number."""
+        """Raise InputError if a weight is not a finite number."""
         for name, parameter in self.named_parameters():
             if not parameter.isfinite().all():
                 raise InputError(f"{where}: {name} holds a value that is no finite number")
@@ -112,7 +111,7 @@ def _layer(
     T: float,
     options: dict[str, bool | float | None],
 ) -> nn.Module:
-    """The module of a layer between two shapes."""
+    """Build the module of a layer between two shapes."""
     if isinstance(layer, Conv):
         return layers.Conv2d(before[0], layer.channels, layer.kernel, T, layer.stride, **options)
     if isinstance(layer, Pool):
@@ -127,11 +126,11 @@ def _layer(
 
 
 def silent_neurons_drive(activity: TTFSActivity, mean: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
-    """By how much the drive of neurons that no sample of the batch made fire misses 0, mean over them, layers summed.
+    """Return a penalty on neurons that no sample made fire: how far their mean drive falls short of 0.
 
-    A silent neuron has no gradient. This term reaches the weights of the ones (channels of a convolution) that were
-    silent for the whole batch, by their mean drive; it costs one sample's pass through those alone. `mean` makes what
-    is the mean over these samples that over the batch, where they are a part of it.
+    It is a mean over these neurons, summed over layers. A silent neuron has no gradient; this term gives one to the
+    weights of neurons (or channels of a convolution) that were silent for the whole batch. It costs one sample's pass
+    through these neurons. `mean` turns the mean over this process's samples into the mean over the whole batch.
     """
     total = activity.V_BN.new_zeros(())
     for layer, t_in, t_out in activity.passages:

@@ -1,4 +1,4 @@
-"""report.html of a TTFS network."""
+"""The report of a TTFS network, report.html."""
 
 from collections.abc import Iterator
 
@@ -15,7 +15,7 @@ COLUMNS = (
 
 
 def write(subject: Subject, metrics: dict, evaluation: TTFSEvaluation) -> None:
-    """report.html of a TTFS network."""
+    """Write report.html of a TTFS network."""
     write_page(subject, metrics, "images", _tiles(metrics), _sections(subject, metrics, evaluation))
 
 
@@ -31,7 +31,7 @@ def _tiles(metrics: dict) -> list[Tile]:
 
 
 def result_tables(metrics: dict) -> list[Table]:
-    """The network, then its layers."""
+    """Return the tables of the network and of its layers."""
     rows = [
         ("images", f"{metrics['images']:,}"),
         ("accuracy", percent(metrics["accuracy"])),
@@ -45,7 +45,7 @@ def result_tables(metrics: dict) -> list[Table]:
     if "disagreements_with_simulation" in metrics:
         unlike = f"{metrics['disagreements_with_simulation']:,} of {metrics['images']:,}"
         rows.append(("decisions unlike the simulation over time", unlike))
-    # the last of the synaptic operations are those of the readout, which does not spike
+    # the last entry of the synaptic operations is that of the readout, which does not spike
     layers = [
         (str(k + 1), spikes(mean), number(operations))
         for k, (mean, operations) in enumerate(
@@ -59,7 +59,7 @@ def result_tables(metrics: dict) -> list[Table]:
 
 
 def _class_rows(metrics: dict) -> Iterator[tuple[str, str]]:
-    """Images of each class, and the share that is decided right."""
+    """Yield a row for each class: its images, and the share decided correctly."""
     for k, row in enumerate(metrics["confusion"]):
         yield f"{sum(row):,}", percent(100 * row[k] / sum(row) if sum(row) else None)
 

@@ -1,6 +1,6 @@
-"""The same network run step by step: potentials integrated over time, thresholds watched, no closed form.
+"""Simulation of a TTFS network step by step: it integrates potentials and watches thresholds, without closed form.
 
-A check of a trained network, and what an event-driven chip would do. Within a step every input counts from its own
+It checks a trained network and shows what an event-driven chip would do. Within a step every input counts from its own
 time on, and a crossing is placed on the straight line between the step's ends, so the step may be coarse.
 """
 
@@ -16,7 +16,7 @@ from snn.ttfs.network import TTFSNetwork
 
 
 class Simulation:
-    """A network's copy in float64, run in `steps` steps a window."""
+    """A copy of a network in float64, run in `steps` steps per window."""
 
     def __init__(self, network: TTFSNetwork, steps: int = 8):
         checks.kind("the network", network, TTFSNetwork)
@@ -27,7 +27,7 @@ class Simulation:
 
     @torch.inference_mode()
     def run(self, x_BCHW: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """(output potentials (B, N) at the end, spike times of each layer of neurons), for pixels."""
+        """Return (output potentials (B, N) at the end, spike times of each layer of neurons) for pixels."""
         network = self.network
         x_BCHW = checks.like_weights("the pixels", x_BCHW, ("images", *network.input_shape), network.readout.weight)
         T, t = network.readout.T, network.encoder(x_BCHW)
@@ -45,7 +45,7 @@ class Simulation:
     def _integrate(
         self, layer: "SpikingLayer | _Dense", t_in: Tensor, T: float, zero_drive_fires: bool
     ) -> tuple[Tensor, Tensor]:
-        """(spike times on the next layer's clock, potentials at 2T)."""
+        """Return (spike times on the next layer's clock, potentials at 2T)."""
         dt = T / self.steps
         v = slope = layer.sums(torch.zeros_like(t_in), layer.weight)
         fired = torch.full_like(v, math.inf)
@@ -53,13 +53,13 @@ class Simulation:
             start, end = n * dt, T if n + 1 == self.steps else (n + 1) * dt
             before, v = v, v + slope * dt
             if n < self.steps:
-                # the last of these steps takes the spikes at T, which change V from T on
+                # the last of these steps includes the spikes at T, which change V only after T
                 arrives = (t_in >= start) & ((t_in < end) | ((n + 1 == self.steps) & (t_in == T)))
                 if arrives.any():
                     v = v + layer.sums(torch.where(arrives, end - t_in, 0), layer.weight)
                     slope = slope + layer.sums(arrives.to(v.dtype), layer.weight)
                 continue
-            gap_before, gap = (2 * T - start) - before, (2 * T - end) - v  # of the potential below the threshold
+            gap_before, gap = (2 * T - start) - before, (2 * T - end) - v  # from the potential to the threshold
             if n == self.steps:
                 fired = torch.where(gap_before <= 0, 0, fired)
             crosses = (gap <= 0) & (fired == math.inf)
@@ -80,7 +80,7 @@ class Simulation:
 
 
 class _Dense:
-    """The readout's synapses."""
+    """The synapses of the readout."""
 
     def __init__(self, weight: Tensor):
         self.weight = weight

@@ -158,3 +158,24 @@ def poisoned():
     assert torch.empty(3).isnan().all()
     yield
     torch.use_deterministic_algorithms(False)
+
+
+def toy_images(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Bright squares in one of three places, in noise."""
+    random = np.random.default_rng(seed)
+    x, y = random.integers(0, 60, (n, 12, 12), np.uint8), np.arange(n) % 3
+    for image, label in zip(x, y, strict=True):
+        image[4 * label : 4 * label + 4, 2:10] = 220
+    return x, y
+
+
+@pytest.fixture
+def toy_file(tmp_path: Path) -> Path:
+    """data/toy.npz: 90 and 30 images of 3 classes."""
+    path = tmp_path / "data" / "toy.npz"
+    path.parent.mkdir()
+    arrays = {}
+    for seed, (split, n) in enumerate((("train", 90), ("test", 30))):
+        arrays[f"x_{split}"], arrays[f"y_{split}"] = toy_images(n, seed)
+    np.savez(path, **arrays)
+    return path

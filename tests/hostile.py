@@ -28,9 +28,9 @@ from datasets.prepare.ntidigits import convert_ntidigits
 from datasets.prepare.wav import read_audio
 from datasets.recordings import Recordings
 from snn.errors import InputError
+from tests.cameras import CHANNELS, make_pixels, write_camera
 from tests.conftest import make_events, write_shd
 from tests.make import image_data
-from tests.test_cameras import CHANNELS, make_pixels, write_camera
 
 SECONDS, MORE_MEMORY = 20, 2**30  # bytes
 CLASSES = 3

@@ -1,17 +1,21 @@
-"""What many tests make: calls of `multi_step` on every neuron, and ways to run and compare them."""
+"""What many tests make: calls of `multi_step` on every neuron, counts, spike times; and ways to compare results."""
 
+import math
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 
 from snn import config
+from snn.inputs import SparseCounts
 from snn.neurons import NEURONS
 from snn.neurons.values import Decay
-from snn.ops import Dynamics, Feedback, reference
+from snn.ops import Dynamics, Feedback, reference, sparse
 
 # Largest difference of a gradient, relative to its largest entry. Spikes, h and states must be equal.
 TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-12}
+TOLERANCE_OF_SUMS = {torch.float32: 1e-5, torch.float64: 1e-12}  # of sums in another order, likewise relative
 THETA = 0.25
 # All neurons as they are, and the paper's in other ways to fire. Neurons that only differ in what is learned are one.
 DYNAMICS = {name: neuron.dynamics_of() for name, neuron in NEURONS.items() if name not in ("PCuLIF", "PLIF")}
@@ -19,6 +23,14 @@ DYNAMICS |= {
     "-".join((name, *firing)): NEURONS[name].dynamics_of("soft" if "soft" in firing else "hard", "late" in firing)
     for name, firing in (("CuLIF", ("soft", "late")), ("AdLIF", ("late",)), ("CuAdLIF", ("soft",)))
 }
+ADLIF, CULIF, CUADLIF, LIF = (DYNAMICS[name] for name in ("AdLIF", "CuLIF", "CuAdLIF", "LIF"))
+LATE_SOFT = DYNAMICS["CuLIF-soft-late"]
+over_neurons = pytest.mark.parametrize("neuron", DYNAMICS.values(), ids=DYNAMICS)
+over_dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
+# What is fed back is the same code for all; each variant is compiled, so a few stand for them.
+over_recurrent = pytest.mark.parametrize("neuron", [ADLIF, LATE_SOFT], ids=["AdLIF", "CuLIF-soft-late"])
+INF = math.inf
+WINDOWS = (0.5, 1.0, 3.0)  # T of networks that spike once
 
 
 def image_data(layout: str, folder: Path, name: str, shape: tuple, num_classes: int, **more: object) -> config.Images:
@@ -138,3 +150,44 @@ def assert_recurrent_equals_reference(multi_step, call: tuple) -> None:
     expected_outputs, expected_gradients = run(reference.multi_step, call)
     assert torch.equal(outputs[0], expected_outputs[0])
     assert_close_gradients([*outputs, *gradients], [*expected_outputs, *expected_gradients])
+
+
+def in_chunks(multi_step, sizes: list[int]):
+    """The same in several calls, each of which begins with the state that the last one left."""
+
+    def chunked(x_TBN, values, state, neuron, feedback):
+        ys, hs = [], []
+        for chunk_TBN in x_TBN.split(sizes):
+            y, h, state = multi_step(chunk_TBN, values, state, neuron, feedback)
+            ys.append(y)
+            hs.append(h)
+        return torch.cat(ys), torch.cat(hs), state
+
+    return chunked
+
+
+def random_counts(shape: tuple, share: float, dtype: torch.dtype) -> torch.Tensor:
+    torch.manual_seed(0)
+    active = torch.rand(shape) < share
+    return (torch.randint(1, 5, shape) * active).to(dtype)
+
+
+def as_events(x_TBC: torch.Tensor) -> SparseCounts:
+    x_RC = x_TBC.flatten(0, 1)
+    return SparseCounts(*sparse.compress(x_RC, sparse.find(x_RC)), tuple(x_TBC.shape))
+
+
+def assert_close(actual: torch.Tensor, expected: torch.Tensor) -> None:
+    atol = TOLERANCE_OF_SUMS[expected.dtype] * float(expected.detach().abs().max())
+    torch.testing.assert_close(actual, expected, rtol=0, atol=atol)
+
+
+def random_times(shape: tuple, T: float, seed: int, silent_share: float = 0.3) -> torch.Tensor:
+    random = torch.Generator().manual_seed(seed)
+    t = T * torch.rand(shape, generator=random, dtype=torch.float64)
+    return t.masked_fill(torch.rand(shape, generator=random) < silent_share, INF)
+
+
+def random_weights(shape: tuple, seed: int, scale: float = 1.0) -> torch.Tensor:
+    random = torch.Generator().manual_seed(seed)
+    return scale * torch.randn(shape, generator=random, dtype=torch.float64) * (2 / math.prod(shape[1:])) ** 0.5

@@ -1,13 +1,17 @@
-"""Small files of the true layouts, for every command of the README and of docs/my_data.md."""
+"""Small files of the true layouts: sounds, the published sets, and all that the commands of README and docs need."""
 
+import gzip
+import shutil
+import struct
 from pathlib import Path
 
+import h5py
 import numpy as np
-from scipy.io import wavfile
+import soundfile
+from scipy.io import savemat, wavfile
 
-from datasets.prepare import dvsplane
-from tests.conftest import write_nmnist
-from tests.test_prepare_cameras import (
+from datasets.prepare import dvsplane, heidelberg
+from tests.cameras import (
     HIGH,
     LOW,
     X,
@@ -20,8 +24,114 @@ from tests.test_prepare_cameras import (
     write_dat,
     write_words,
 )
-from tests.test_prepare_official import SPLITS, pack, write_official
-from tests.test_prepare_published import write_drop, write_original_digits, write_recording
+from tests.conftest import make_events, write_nmnist
+
+RATE_HZ = 16_000
+
+
+def save_sound(path: Path, number: int = 0, channels: int = 1, **how: object) -> Path:
+    """A sound; another number, another sound."""
+    noise = np.random.default_rng(number).uniform(-0.4, 0.4, (1200, channels))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, noise, RATE_HZ, **how)
+    return path
+
+
+SPLITS = {"shd": {"train": 40, "test": 24}, "ssc": {"train": 70, "valid": 35, "test": 36}}
+
+
+def write_official(path: Path, name: str, split: str, n: int | None = None) -> Path:
+    """A small file as the authors' are: 16-bit times and units, numbers as labels, keys and meta data."""
+    classes = heidelberg.CLASSES[name]
+    made = make_events(n or SPLITS[name][split], classes, 700, len(split))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as file:
+        for key, kind in (("times", np.float16), ("units", np.uint16)):
+            lists = file.create_dataset(f"spikes/{key}", (len(made["labels"]),), h5py.vlen_dtype(kind))
+            for r, row in enumerate(made[key]):
+                lists[r] = np.asarray(row, kind)
+        file["labels"] = np.array(made["labels"], np.uint16)
+        file["extra/speaker"] = np.array(made["speakers"], np.uint16)
+        file["extra/keys"] = np.array([f"word {k}" for k in range(classes)], "S")
+        file["extra/meta_info/gender"] = np.array([b"male", b"female"])
+    return path
+
+
+def pack(path: Path) -> Path:
+    with path.open("rb") as file, gzip.open(f"{path}.gz", "wb") as out:
+        shutil.copyfileobj(file, out)
+    path.unlink()
+    return Path(f"{path}.gz")
+
+
+def write_original_digits(path: Path) -> dict:
+    """Two recordings of each digit in a split, among others of several digits; returns (times_s, channels, label)."""
+    random = np.random.default_rng(0)
+    recordings = {"train": [], "test": []}
+    with h5py.File(path, "w") as file:
+        for split in recordings:
+            names = [f"man-{who}-{take}-{word}" for who in "ab" for take, word in enumerate("z123456789o")]
+            names.insert(5, "man-c-0-z12")
+            file[f"{split}_labels"] = np.array([name.encode() for name in names])
+            for k, name in enumerate(names):
+                times_s = np.sort(random.uniform(0.1, 1.5, 20 + k))
+                channels = random.integers(0, 64, 20 + k)
+                file[f"{split}_timestamps/{name}"] = times_s
+                file[f"{split}_addresses/{name}"] = channels.astype(np.int32)
+                if name != "man-c-0-z12":
+                    recordings[split].append((times_s, channels, "z123456789o".index(name[-1])))
+    return recordings
+
+
+GESTURES_HEADER = (
+    b"#!AER-DAT3.1\r\n#Format: RAW\r\n#Source 1: DVS128\r\n#Start-Time: 2016-01-01 00:00:00\r\n#!END-HEADER\r\n"
+)
+SPECIAL, POLARITY, IMU6 = 0, 1, 3  # types of packets
+
+
+def packet(kind: int, content: bytes, size: int, overflow: int = 0) -> bytes:
+    number = len(content) // size
+    return struct.pack("<HHIIIIII", kind, 1, size, 4, overflow, number, number, number) + content
+
+
+def polarity_packet(times_us: np.ndarray, data: np.ndarray) -> bytes:
+    """Events x, y, polarity of one overflow of the clock."""
+    x, y, p = data.astype(np.uint32).T
+    words = np.stack([x << 17 | y << 2 | p << 1 | 1, times_us & 0x7FFFFFFF], axis=1).astype("<u4")
+    return packet(POLARITY, words.tobytes(), 8, int(times_us[0]) >> 31)
+
+
+def write_gestures(
+    folder: Path, name: str, labels: list[int], seed: int, start_us: int = 1000, classes: int = 10
+) -> list:
+    """A recording of gestures of 10 ms each, with a pause after each; returns (times_us, data, label) of each."""
+    random = np.random.default_rng(seed)
+    gestures, packets, rows = [], [GESTURES_HEADER], ["class,startTime_usec,endTime_usec"]
+    for label in labels:
+        inside = start_us + np.sort(random.integers(0, 10_000, 30))
+        times_us = np.concatenate([inside, start_us + 10_000 + np.arange(3)])
+        data = random.integers(0, (128, 128, 2), (33, 3))
+        packets += [packet(SPECIAL, bytes(16), 8), polarity_packet(times_us, data), packet(IMU6, bytes(36), 36)]
+        gestures.append((inside - inside[0], data[:30], label - 1))
+        rows.append(f"{label},{start_us},{start_us + 10_000}")
+        start_us += 20_000
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.aedat").write_bytes(b"".join(packets))
+    (folder / f"{name}_labels.csv").write_text("\n".join(rows) + "\n")
+    return [gesture for gesture in gestures if gesture[2] < classes]
+
+
+def write_drop(folder: Path, name: str, seed: int, busy_events: int = 30_000) -> tuple[np.ndarray, np.ndarray]:
+    """A recording with a quiet second before and after 200 ms of many events; returns (times_us, data)."""
+    random = np.random.default_rng(seed)
+    quiet = [np.linspace(start, start + 1e6, 1500) for start in (0, 1_200_000)]
+    times_us = np.concatenate([quiet[0], np.linspace(1e6 + 700, 1.199e6, busy_events), quiet[1]]).astype(np.int64)
+    data = random.integers(0, (304, 240, 2), (len(times_us), 3))
+    x, y, p = (data + np.array([1, 1, 0])).T
+    folder.mkdir(parents=True, exist_ok=True)
+    column = {"x": x, "y": y, "p": np.where(p == 0, -1, 1), "ts": times_us}
+    savemat(folder / f"{name}.mat", {"TD": {k: v.astype(np.float64)[:, None] for k, v in column.items()}}, format="5")
+    return times_us, data
 
 
 def write_originals(folder: Path) -> None:
@@ -42,7 +152,7 @@ def write_originals(folder: Path) -> None:
             pack(write_official(folder / "downloads" / f"{name}_{split}.h5", name, split))
     write_original_digits(folder / "n-tidigits.hdf5")
     for user in (1, 24):
-        write_recording(folder / "DvsGesture", f"user{user:02d}_lab", list(range(1, 12)), user)
+        write_gestures(folder / "DvsGesture", f"user{user:02d}_lab", list(range(1, 12)), user)
     for plane in dvsplane.CLASSES:
         for number in (1, 161):
             write_drop(folder / "DVSPlane", f"{plane}_{number}", number)

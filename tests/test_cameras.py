@@ -1,38 +1,12 @@
 """Readers of the event cameras' files."""
 
-from pathlib import Path
-
 import h5py
 import numpy as np
 import pytest
 
 from datasets import readers
-from snn import config
 from snn.errors import InputError
-
-SIZE = config.SENSORS
-CHANNELS = {layout: 2 * height * width for layout, (height, width) in SIZE.items()}
-
-
-def make_pixels(n: int, num_classes: int, layout: str, seed: int) -> dict:
-    """Recordings of 50 events; times in µs begin late in the counter."""
-    random = np.random.default_rng(seed)
-    height, width = SIZE[layout]
-    times = [4_000_000_000 + np.sort(random.integers(0, 150_000, 50)) for _ in range(n)]
-    data = [random.integers(0, (width, height, 2), (50, 3)) for _ in range(n)]
-    return {"times": times, "data": data, "labels": [r % num_classes for r in range(n)]}
-
-
-def write_camera(path: Path, layout: str, split: str, times: list, data: list, labels: list, dtype=None) -> Path:
-    """A file in the published layout of DVSGesture or DVSPlane."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with h5py.File(path, "w") as file:
-        group = file.create_group(split) if layout == "dvsgesture" else file
-        for r, (ticks, events, label) in enumerate(zip(times, data, labels, strict=True)):
-            group[f"{r}/time"] = np.asarray(ticks, np.uint32)
-            group[f"{r}/data"] = np.asarray(events, dtype or {"dvsgesture": np.uint8, "dvsplane": np.uint16}[layout])
-            group[f"{r}/labels"] = np.uint8(label)
-    return path
+from tests.cameras import CHANNELS, SIZE, make_pixels, write_camera
 
 
 @pytest.mark.parametrize("layout", SIZE)

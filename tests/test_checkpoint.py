@@ -11,7 +11,7 @@ from snn import checkpoint, settings
 from snn.errors import InputError
 from snn.network import Network
 from tests.conftest import REPOSITORY, assert_one_line
-from tests.test_runs import EVENTS, data, state  # noqa: F401
+from tests.programs import EVENTS, state
 
 
 def flip_a_bit(path: Path) -> None:
@@ -20,7 +20,7 @@ def flip_a_bit(path: Path) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.usefixtures("data")
+@pytest.mark.usefixtures("shd_folder")
 def test_damaged_checkpoints(program, tmp_path):
     """A run goes on from the last but one, and says so; without that, or without best.pt, it is an error."""
     words, run = f"{EVENTS} --epochs 3 --save_name x", tmp_path / "runs" / "x"
@@ -96,7 +96,7 @@ class Malicious:
         return os.system, ("touch code_has_run",)
 
 
-@pytest.mark.usefixtures("data")
+@pytest.mark.usefixtures("shd_folder")
 def test_code_in_a_checkpoint_does_not_run(program, tmp_path):
     """In the place of last.pt, of best.pt and in another folder."""
     torch.save({"format": checkpoint.FORMAT, "version": 2, "epoch": Malicious()}, tmp_path / "evil.pt")

@@ -15,6 +15,7 @@ from snn.classes import Named, numbers_in, tidied
 from snn.errors import InputError
 from tests.conftest import REPOSITORY, TINY, assert_one_line, make_events, write_shd
 from tests.make import image_data
+from tests.programs import metrics
 
 TRAIN = f"train.py --path_to_yaml {REPOSITORY}/configs/adlif_shd.yaml --dataset_name shd {TINY} --lr 5e-3"
 NAMES, OTHER_ORDER, OTHER_SET = ("null", "eins", "zwei"), ("zwei", "null", "eins"), ("null", "eins", "drei")
@@ -48,10 +49,6 @@ def folders(tmp_path: Path) -> Path:
     write_pair(tmp_path / "other", OTHER_SET, OTHER_SET)
     write_pair(tmp_path / "nameless", None, None)
     return tmp_path
-
-
-def metrics(run: Path) -> dict:
-    return json.loads((run / "test" / "metrics.json").read_text())
 
 
 def samples(run: Path) -> dict:

@@ -13,9 +13,9 @@ from snn.errors import InputError
 from snn.inputs import Spikes
 from snn.network import Network
 from snn.ops import taps
-from tests.test_events import TOLERANCE, as_events, assert_close, random_counts
-from tests.test_network import build, small
-from tests.test_programs import TRAIN
+from tests.make import TOLERANCE_OF_SUMS, as_events, assert_close, random_counts
+from tests.networks import build, small
+from tests.programs import TRAIN
 
 SHAPES = [(1, 1, 1), (7, 3, 5), (33, 18, 40)]  # of inputs (T, B, C): groups of samples are filled, or are not
 OUTPUTS = {1: 1, 5: 4, 40: 70}  # of C
@@ -59,7 +59,7 @@ def test_the_definition_says_what_the_equation_says(per, sigma_steps):
     np.testing.assert_allclose(expected(layer, x_TBC).detach().numpy(), hand, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=["f32", "f64"])
+@pytest.mark.parametrize("dtype", TOLERANCE_OF_SUMS, ids=["f32", "f64"])
 @pytest.mark.parametrize("per", ["input", "synapse"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("as_what", ["events", "spikes", "dropped", "dense product"])

@@ -24,21 +24,11 @@ from datasets.prepare.recordings import LISTS
 from snn import checkpoint, config, exchange, manual, settings
 from snn.network import Network
 from tests.conftest import REPOSITORY, TINY, write_nmnist
-from tests.originals import write_originals
-from tests.test_prepare_official import SPLITS
-from tests.test_recordings import save as save_sound
+from tests.originals import SPLITS, save_sound, write_originals
+from tests.programs import blocks
 
 PAGES = sorted((REPOSITORY / "docs").glob("*.md"))
 FIELDS = {option.name for kind in config.KINDS.values() for option in manual.options(kind)}
-
-
-def blocks(page: str, language: str) -> list[str]:
-    """Code blocks of a page, also those within a list."""
-    text = (REPOSITORY / "docs" / page).read_text()
-    return [
-        "\n".join(line.removeprefix(indent) for line in block.splitlines())
-        for indent, block in re.findall(rf"^( *)```{language}\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE)
-    ]
 
 
 def test_pages_are_there():

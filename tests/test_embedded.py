@@ -23,8 +23,8 @@ from snn.ops import printer
 from snn.ops.binning import step_of
 from snn.quantise import as_int8, quantised
 from tests.conftest import assert_one_line
-from tests.test_network import build, small, small_conv
-from tests.test_streaming import DT_MS, T_EMPTY, VARIANTS, T, activity, make_stream, recordings, trained
+from tests.networks import build, small, small_conv
+from tests.streams import DT_MS, T_EMPTY, VARIANTS, T, activity, make_stream, recordings, trained
 
 BINS = Bins(DT_MS, T, T_EMPTY, 30)
 NAMES = ("zero", 'a "b"', "fünf??=", "\\")

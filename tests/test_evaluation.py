@@ -12,9 +12,8 @@ from snn.inputs import SparseCounts
 from snn.network import Activity, Network
 from snn.operations import SynapticOperations
 from snn.ops import sparse
-from tests.test_network import build, image_events, small_conv
-from tests.test_streaming import DT_MS, N_RECORDINGS, T_EMPTY, VARIANTS, decide, make_stream, recordings, trained
-from tests.test_streaming import T as T_EVENTS
+from tests.networks import build, image_events, small_conv
+from tests.streams import DT_MS, N_RECORDINGS, T_EMPTY, VARIANTS, T, decide, make_stream, recordings, trained
 
 
 def random_activity(B: int, seed: int, rate: float = 0.04) -> tuple[Activity, torch.Tensor]:
@@ -191,7 +190,7 @@ def test_the_cost_of_a_decision_is_that_of_the_stream(changes):
     """
     network = trained(**changes)
     prune(network)
-    x_TBC = bin_events(recordings(), np.arange(N_RECORDINGS), Bins(DT_MS, T_EVENTS, T_EMPTY, 30))
+    x_TBC = bin_events(recordings(), np.arange(N_RECORDINGS), Bins(DT_MS, T, T_EMPTY, 30))
     goal = lambda activity, target_B: torch.tensor(0.0)  # noqa: E731
     target_B = torch.zeros(N_RECORDINGS, dtype=torch.int64)
     seen = evaluate(network.folded(), [(x_TBC, target_B)], goal, torch.device("cpu")).samples()

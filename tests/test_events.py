@@ -8,24 +8,7 @@ from snn import linear
 from snn.inputs import SparseCounts, Spikes
 from snn.linear import EventLinear
 from snn.ops import sparse
-
-TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}  # of the largest entry: sums in another order
-
-
-def random_counts(shape: tuple, share: float, dtype: torch.dtype) -> torch.Tensor:
-    torch.manual_seed(0)
-    active = torch.rand(shape) < share
-    return (torch.randint(1, 5, shape) * active).to(dtype)
-
-
-def as_events(x_TBC: torch.Tensor) -> SparseCounts:
-    x_RC = x_TBC.flatten(0, 1)
-    return SparseCounts(*sparse.compress(x_RC, sparse.find(x_RC)), tuple(x_TBC.shape))
-
-
-def assert_close(actual: torch.Tensor, expected: torch.Tensor) -> None:
-    atol = TOLERANCE[expected.dtype] * float(expected.detach().abs().max())
-    torch.testing.assert_close(actual, expected, rtol=0, atol=atol)
+from tests.make import TOLERANCE_OF_SUMS, as_events, assert_close, random_counts
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (7, 3, 5), (20, 4, 700)], ids=str)
@@ -47,7 +30,7 @@ def test_a_channel_may_stand_twice():
     assert_close(linear_out, F.linear(events.dense(), layer.weight))
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=["f32", "f64"])
+@pytest.mark.parametrize("dtype", TOLERANCE_OF_SUMS, ids=["f32", "f64"])
 @pytest.mark.parametrize("shape", [(1, 1, 1), (7, 3, 5), (13, 5, 700)], ids=str)
 @pytest.mark.parametrize("outputs", [1, 20, 130])
 @pytest.mark.parametrize("as_what", ["events", "dense"])
@@ -80,7 +63,7 @@ def test_equals_the_dense_product(monkeypatch, dtype, shape, outputs, as_what, b
         assert_close(grad, expected_grad)
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=["f32", "f64"])
+@pytest.mark.parametrize("dtype", TOLERANCE_OF_SUMS, ids=["f32", "f64"])
 @pytest.mark.parametrize("shape", [(1, 1, 1), (7, 3, 5), (9, 4, 48), (50, 8, 200)], ids=str)
 @pytest.mark.parametrize("dense_above", [1.0, -1.0], ids=["events", "dense"])
 @pytest.mark.parametrize("spikes", [True, False], ids=["spikes", "counts"])

@@ -15,6 +15,7 @@ from snn import config, ops
 from snn.coding import Window
 from snn.conv import EventConv, Pooling
 from snn.delays import DelayedLinear
+from snn.errors import InputError
 from snn.inputs import SparseCounts
 from snn.linear import EventLinear
 from snn.loss import objective
@@ -24,18 +25,25 @@ from snn.replay import Replayed
 from snn.ttfs import functional, kernels
 from snn.ttfs.network import TTFSNetwork, silent_neurons_drive
 from snn.ttfs.simulation import Simulation
-from tests import test_ops, test_ttfs
 from tests.make import (
+    ADLIF,
+    LATE_SOFT,
+    WINDOWS,
     assert_close_gradients,
+    in_chunks,
     leaves,
     make_call,
+    over_dtypes,
+    over_neurons,
+    over_recurrent,
     quiet_call,
+    random_times,
+    random_weights,
     rebuilt,
     run,
     tie_call,
 )
-from tests.test_network import read, small
-from tests.test_ops import ADLIF, LATE_SOFT, in_chunks, over_dtypes, over_neurons, over_recurrent
+from tests.networks import read, small
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -328,9 +336,9 @@ def test_ttfs_network(pool):
     torch.testing.assert_close(V_BN, net(x_BCHW.to(GPU)).V_BN.detach(), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("T", test_ttfs.WINDOWS)
+@pytest.mark.parametrize("T", WINDOWS)
 def test_ttfs_formula(T):
-    t_BN, W_ON = test_ttfs.random_times((40, 30), T, 0), test_ttfs.random_weights((50, 30), 0)
+    t_BN, W_ON = random_times((40, 30), T, 0), random_weights((50, 30), 0)
     expected = functional.linear(t_BN, W_ON, T)
     actual = functional.linear(t_BN.to(GPU), W_ON.to(GPU), T).cpu()
     assert torch.equal(actual == float("inf"), expected == float("inf"))
@@ -354,5 +362,5 @@ def test_ttfs_kernels_equal_plain_torch(dtype, clip, monkeypatch):
 
 def test_named_backends_are_contracts():
     call = make_call(ADLIF, (2, 2, 3), torch.float32)
-    with pytest.raises(test_ops.InputError, match="runs on cpu"):
+    with pytest.raises(InputError, match="runs on cpu"):
         ops.multi_step(*to_gpu(call), backend="cpu")

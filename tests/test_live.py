@@ -19,9 +19,9 @@ from snn import checkpoint, config, settings
 from snn.errors import InputError
 from snn.network import Network
 from snn.streaming import Stream
+from tests.cameras import HIGH, LOW, X, Y, evt2_words, evt21_words, later, some_events
 from tests.conftest import REPOSITORY, assert_one_line
-from tests.test_docs import blocks
-from tests.test_prepare_cameras import HIGH, LOW, X, Y, evt2_words, evt21_words, later, some_events
+from tests.programs import blocks
 
 SENSOR = (16, 20)
 E = some_events(600, *SENSOR)

@@ -16,9 +16,9 @@ from datasets.recordings import Recordings
 from datasets.splits import hold_out, name_of
 from datasets.window import check_first_times
 from snn.errors import InputError
+from tests.cameras import CHANNELS, make_pixels, write_camera
 from tests.conftest import REPOSITORY, TINY, assert_one_line, make_events, write_shd
 from tests.make import image_data
-from tests.test_cameras import CHANNELS, make_pixels, write_camera
 
 TRAIN = f"train.py --path_to_yaml {REPOSITORY}/configs/adlif_shd.yaml --path_to_dataset shd --dataset_name shd {TINY}"
 BINS = Bins(10.0, 20, 0, 40)

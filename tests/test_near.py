@@ -12,7 +12,7 @@ from snn.linear import EventLinear
 from snn.network import Network
 from snn.ops import Surrogate, sparse
 from tests.make import DYNAMICS, TOLERANCE, assert_close_gradients, leaves, make_call
-from tests.test_network import events, small
+from tests.networks import events, small
 
 WIDTHS = {"none": 1e6, "some": 4.0, "all": 1e-6}  # of the surrogate's reach: its slope
 over_widths = pytest.mark.parametrize("slope", WIDTHS.values(), ids=WIDTHS)

@@ -1,7 +1,6 @@
 """Networks: parameter counts of the paper, chunks, dropout over time, checkpoints."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,35 +15,7 @@ from snn.network import Network
 from snn.neurons import NEURONS
 from snn.ops import reference, sparse
 from snn.replay import Replayed
-
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-
-
-def read(name: str) -> config.Config:
-    return settings.load(CONFIGS / f"{name}.yaml")
-
-
-def build(cfg: config.Config) -> Network:
-    torch.manual_seed(0)
-    return Network(cfg.network, cfg.data.shape, cfg.data.num_classes, "torch")
-
-
-def small(**changes) -> config.Config:
-    cfg = read("adlif_shd")
-    network = cfg.network.model_copy(
-        update={
-            "layers": ("16F", "12F"),
-            "neuron1": config.NeuronParams(tau_mem_steps=5.0, tau_syn_steps=5.0, theta=0.2),
-            "neuron2": config.NeuronParams(tau_mem_steps=5.0, tau_syn_steps=5.0, theta=0.02),
-        }
-        | changes
-    )
-    data = cfg.data.model_copy(update={"channels": 30, "num_classes": 4})
-    return cfg.model_copy(update={"network": network, "data": data})
-
-
-def events(T: int = 25, B: int = 6) -> torch.Tensor:
-    return torch.poisson(torch.full((T, B, 30), 0.3), generator=torch.Generator().manual_seed(3))
+from tests.networks import IMAGE, build, events, image_events, read, small, small_conv
 
 
 @pytest.mark.parametrize(
@@ -73,25 +44,6 @@ def test_a_sequence_in_chunks_equals_one_call(changes):
     assert whole.s_TBN.any()
     assert torch.equal(torch.cat([chunk.s_TBN for chunk in chunks]), whole.s_TBN)
     assert len(whole.layers) == 3
-
-
-IMAGE = (2, 7, 5)
-
-
-def conv_layers(pool: str) -> tuple[str, ...]:
-    """Images of 6x7x5, 6x3x2, 4x3x2, then fully connected, one of them recurrent."""
-    return ("6C3", f"{pool}2", "4C3", "9R", "8F")
-
-
-def small_conv(pool: str = "P", **changes) -> config.Config:
-    plain = {"batch_norm": False, "dropout": 0.0, "neuron": "CuLIF", "layers": conv_layers(pool)}
-    cfg = small(**(plain | changes))
-    sensor = config.Sensor(height=IMAGE[1], width=IMAGE[2])
-    return cfg.model_copy(update={"data": cfg.data.model_copy(update={"channels": None, "sensor": sensor})})
-
-
-def image_events(T: int = 25, B: int = 6, rate: float = 0.3) -> torch.Tensor:
-    return torch.poisson(torch.full((T, B, math.prod(IMAGE)), rate), generator=torch.Generator().manual_seed(3))
 
 
 def slow_culif(x_T: list[torch.Tensor], params: config.NeuronParams, V: torch.Tensor | None = None) -> tuple:

@@ -12,13 +12,10 @@ from datasets.prepare import dvsgesture
 from datasets.recordings import sorted_by_time
 from snn import arguments, checkpoint, yaml12
 from snn.errors import InputError
-from tests.conftest import REPOSITORY, TINY, assert_one_line, make_events, write_shd
-from tests.test_class_names import metrics
-from tests.test_prepare_published import HEADER, packet, write_recording
-from tests.test_ttfs_programs import TRAIN as TRAIN_IMAGES
-from tests.test_ttfs_programs import toy  # noqa: F401
+from tests.conftest import REPOSITORY, assert_one_line, make_events, write_shd
+from tests.originals import GESTURES_HEADER, packet, write_gestures
+from tests.programs import TRAIN, TRAIN_IMAGES, metrics
 
-TRAIN = f"train.py --path_to_yaml {REPOSITORY}/configs/adlif_shd.yaml --path_to_dataset shd --dataset_name shd {TINY}"
 CASES = REPOSITORY.parent / "shared" / "cases"
 
 
@@ -121,7 +118,7 @@ APPLE_DOUBLE = b"\0\x05\x16\x07\0\x02\0\0Mac OS X        " + bytes(96)
 
 def test_files_that_macos_adds_are_left_out(tmp_path):
     for user in (23, 24):
-        write_recording(tmp_path / "gestures", f"user{user}_lab", [*range(1, 12)], user)
+        write_gestures(tmp_path / "gestures", f"user{user}_lab", [*range(1, 12)], user)
     for name in ("._user23_lab.aedat", "._user23_lab_labels.csv"):
         (tmp_path / "gestures" / name).write_bytes(APPLE_DOUBLE)
     dvsgesture.convert_dvsgesture(tmp_path / "gestures", tmp_path / "out", 1)
@@ -134,20 +131,20 @@ def test_invalid_events_of_aedat_are_left_out(tmp_path):
     x[valid == 0] += 128  # an invalid address is nobody's pixel
     words = np.stack([x << 17 | y << 2 | p << 1 | valid, times_us], 1).astype("<u4")
     path = tmp_path / "user01_lab.aedat"
-    path.write_bytes(HEADER + packet(1, words[:90].tobytes(), 8) + packet(1, words[90:].tobytes(), 8))
+    path.write_bytes(GESTURES_HEADER + packet(1, words[:90].tobytes(), 8) + packet(1, words[90:].tobytes(), 8))
     events = dvsgesture.read_aedat(path)
     assert events.times_us.tolist() == times_us[valid == 1].tolist()
     assert np.array_equal(events.data, np.stack([x, y, p], 1)[valid == 1])
     assert events.invalid == 200 - valid.sum()
     words[:, 0] &= ~np.uint32(1)
-    path.write_bytes(HEADER + packet(1, words.tobytes(), 8))
+    path.write_bytes(GESTURES_HEADER + packet(1, words.tobytes(), 8))
     with pytest.raises(InputError, match="all of its 200 events are marked invalid"):
         dvsgesture.read_aedat(path)
 
 
 def test_a_conversion_says_how_many_were_invalid(tmp_path, capsys):
     for user in (23, 24):
-        write_recording(tmp_path / "in", f"user{user}_lab", [*range(1, 12)], user)
+        write_gestures(tmp_path / "in", f"user{user}_lab", [*range(1, 12)], user)
     path = tmp_path / "in" / "user23_lab.aedat"
     header = struct.Struct("<HHIIIIII").size
     content = bytearray(path.read_bytes())
@@ -204,7 +201,7 @@ def test_a_run_that_goes_on_for_longer_says_where_its_curves_jump(program, words
     assert said is None or said in longer.stderr
 
 
-@pytest.mark.usefixtures("toy")
+@pytest.mark.usefixtures("toy_file")
 def test_a_ttfs_run_says_it_as_well(program):
     words = f"{TRAIN_IMAGES} --lr_decay --set data.augment=[] --set ttfs.layers=16F --save_name x"
     assert program(f"{words} --epochs 1").returncode == 0
@@ -220,7 +217,7 @@ def test_yaml_that_is_nested_too_deep(tmp_path, text):
         yaml12.parse(text, "x")
 
 
-@pytest.mark.usefixtures("toy")
+@pytest.mark.usefixtures("toy_file")
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -12,7 +12,7 @@ from snn.network import Network
 from snn.norm import LazyNorm, Normed
 from snn.ops import reference, rows
 from tests.make import DYNAMICS, assert_close_gradients, assert_equal_to_reference, leaves, make_call
-from tests.test_network import events, small
+from tests.networks import events, small
 
 
 def pair(N: int, dtype: torch.dtype = torch.float64) -> tuple[LazyNorm, BatchNorm1d]:

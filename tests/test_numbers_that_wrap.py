@@ -12,9 +12,9 @@ from datasets.binning import Bins
 from datasets.window import HALVES
 from snn.config import SENSORS, Sensor
 from snn.errors import InputError
+from tests.cameras import CHANNELS, make_pixels, write_camera
 from tests.conftest import REPOSITORY, make_events
 from tests.make import image_data
-from tests.test_cameras import CHANNELS, make_pixels, write_camera
 
 CASES = REPOSITORY.parent / "shared" / "cases"
 

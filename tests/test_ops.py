@@ -20,13 +20,21 @@ from snn.ops.surrogate import SLOPES
 from snn.ops.trace import trace
 from tests.conftest import REPOSITORY
 from tests.make import (
-    DYNAMICS,
+    ADLIF,
+    CUADLIF,
+    CULIF,
+    LATE_SOFT,
+    LIF,
     THETA,
     assert_close_gradients,
     assert_equal_to_reference,
     assert_recurrent_equals_reference,
+    in_chunks,
     leaves,
     make_call,
+    over_dtypes,
+    over_neurons,
+    over_recurrent,
     quiet_call,
     rebuilt,
     run,
@@ -34,28 +42,7 @@ from tests.make import (
 )
 
 TIE = 1e-5  # recurrent sums differ in order: so close to the threshold a spike may flip
-ADLIF, CULIF, CUADLIF, LIF = (DYNAMICS[name] for name in ("AdLIF", "CuLIF", "CuAdLIF", "LIF"))
-LATE_SOFT = DYNAMICS["CuLIF-soft-late"]
-
-over_neurons = pytest.mark.parametrize("neuron", DYNAMICS.values(), ids=DYNAMICS)
-over_dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
-# What is fed back is the same code for all; each variant is compiled, so a few stand for them.
-over_recurrent = pytest.mark.parametrize("neuron", [ADLIF, LATE_SOFT], ids=["AdLIF", "CuLIF-soft-late"])
 on_cpu = partial(ops.multi_step, backend="cpu")
-
-
-def in_chunks(multi_step, sizes: list[int]):
-    """The same in several calls, each of which begins with the state that the last one left."""
-
-    def chunked(x_TBN, values, state, neuron, feedback):
-        ys, hs = [], []
-        for chunk_TBN in x_TBN.split(sizes):
-            y, h, state = multi_step(chunk_TBN, values, state, neuron, feedback)
-            ys.append(y)
-            hs.append(h)
-        return torch.cat(ys), torch.cat(hs), state
-
-    return chunked
 
 
 # The reference

@@ -10,7 +10,7 @@ from datasets import readers
 from datasets.prepare import planes
 from datasets.recordings import Recordings
 from snn.errors import InputError
-from tests.test_prepare import prepare
+from tests.programs import prepare
 
 CHANNELS = 2 * planes.HEIGHT * planes.WIDTH
 SLOW = planes.Flight(80, 150, -60, 0, 1e-4, 0, 0, 1, 1, 0.85, 3.6e6)  # all the way down in 3.6 s

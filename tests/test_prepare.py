@@ -1,10 +1,6 @@
 """Speech, digits, WAV folders and the command line that makes event files of them."""
 
-import json
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import h5py
 import numpy as np
@@ -15,14 +11,7 @@ from datasets import readers
 from datasets.prepare import digits, make_if_missing, recordings, speech, wav, writer
 from snn.errors import InputError
 from tests.conftest import make_events, write_shd
-
-REPOSITORY = Path(__file__).parents[1]
-
-
-def prepare(*arguments):
-    """Run `python -m datasets.prepare` and return the finished process."""
-    command = [sys.executable, "-m", "datasets.prepare", *map(str, arguments)]
-    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+from tests.programs import contents, prepare
 
 
 def save_tone(path, frequency_hz=1000, duration_s=0.2, rate_hz=16_000, dtype=np.int16):
@@ -30,18 +19,6 @@ def save_tone(path, frequency_hz=1000, duration_s=0.2, rate_hz=16_000, dtype=np.
     wave = np.sin(2 * np.pi * frequency_hz * np.arange(round(duration_s * rate_hz)) / rate_hz)
     path.parent.mkdir(parents=True, exist_ok=True)
     wavfile.write(path, rate_hz, (wave * 20_000).astype(dtype))
-
-
-def contents(path):
-    with h5py.File(path) as file:
-        return {
-            "times": list(file["spikes/times"][:]),
-            "units": list(file["spikes/units"][:]),
-            "labels": file["labels"][:].tolist(),
-            "keys": [key.decode() for key in file["extra/keys"][:]],
-            "speakers": file["extra/speaker"][:].tolist() if "extra/speaker" in file else None,
-            "provenance": json.loads(file.attrs[writer.PROVENANCE]),
-        }
 
 
 def test_words_are_spoken_and_trimmed():

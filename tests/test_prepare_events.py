@@ -23,8 +23,8 @@ from datasets.recordings import Recordings
 from datasets.splits import hold_out
 from snn import config
 from snn.errors import InputError
+from tests.cameras import write_aedat3
 from tests.conftest import REPOSITORY, assert_one_line, nmnist_bytes
-from tests.test_prepare_cameras import write_aedat3
 
 HEIGHT, WIDTH = 16, 20
 

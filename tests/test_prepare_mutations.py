@@ -11,7 +11,7 @@ import pytest
 from datasets.prepare import cameras, cut
 from datasets.prepare.cameras.pieces import Said
 from snn.errors import InputError
-from tests.test_prepare_cameras import OURS, RECORDINGS, recordings_of, write_any
+from tests.cameras import OURS, RECORDINGS, recordings_of, write_any
 
 LONGEST_S, MOST_MB = 5.0, 600
 

@@ -1,42 +1,14 @@
 """SHD and SSC from their official files, packed or not, under any name."""
 
-import gzip
 import shutil
-from pathlib import Path
 
 import h5py
-import numpy as np
 import pytest
 
 from datasets import readers
 from datasets.prepare import heidelberg
-from tests.conftest import REPOSITORY, assert_one_line, make_events
-
-SPLITS = {"shd": {"train": 40, "test": 24}, "ssc": {"train": 70, "valid": 35, "test": 36}}
-
-
-def write_official(path: Path, name: str, split: str, n: int | None = None) -> Path:
-    """A small file as the authors' are: 16-bit times and units, numbers as labels, keys and meta data."""
-    classes = heidelberg.CLASSES[name]
-    made = make_events(n or SPLITS[name][split], classes, 700, len(split))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with h5py.File(path, "w") as file:
-        for key, kind in (("times", np.float16), ("units", np.uint16)):
-            lists = file.create_dataset(f"spikes/{key}", (len(made["labels"]),), h5py.vlen_dtype(kind))
-            for r, row in enumerate(made[key]):
-                lists[r] = np.asarray(row, kind)
-        file["labels"] = np.array(made["labels"], np.uint16)
-        file["extra/speaker"] = np.array(made["speakers"], np.uint16)
-        file["extra/keys"] = np.array([f"word {k}" for k in range(classes)], "S")
-        file["extra/meta_info/gender"] = np.array([b"male", b"female"])
-    return path
-
-
-def pack(path: Path) -> Path:
-    with path.open("rb") as file, gzip.open(f"{path}.gz", "wb") as out:
-        shutil.copyfileobj(file, out)
-    path.unlink()
-    return Path(f"{path}.gz")
+from tests.conftest import REPOSITORY, assert_one_line
+from tests.originals import SPLITS, pack, write_official
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,5 @@
 """Preparation of the published sets from small originals in their true formats."""
 
-import struct
 from pathlib import Path
 
 import h5py
@@ -12,7 +11,17 @@ from spikingjelly.datasets.utils import load_aedat_v3
 from datasets import readers
 from datasets.prepare import dvsgesture, dvsplane, ntidigits
 from snn.errors import InputError
-from tests.test_prepare import prepare
+from tests.originals import (
+    GESTURES_HEADER,
+    POLARITY,
+    SPECIAL,
+    packet,
+    polarity_packet,
+    write_drop,
+    write_gestures,
+    write_original_digits,
+)
+from tests.programs import prepare
 
 
 def refuse(message: str, convert, *arguments) -> None:
@@ -23,25 +32,6 @@ def refuse(message: str, convert, *arguments) -> None:
 
 
 # N-TIDIGITS
-
-
-def write_original_digits(path: Path) -> dict:
-    """Two recordings of each digit in a split, among others of several digits; returns (times_s, channels, label)."""
-    random = np.random.default_rng(0)
-    recordings = {"train": [], "test": []}
-    with h5py.File(path, "w") as file:
-        for split in recordings:
-            names = [f"man-{who}-{take}-{word}" for who in "ab" for take, word in enumerate("z123456789o")]
-            names.insert(5, "man-c-0-z12")
-            file[f"{split}_labels"] = np.array([name.encode() for name in names])
-            for k, name in enumerate(names):
-                times_s = np.sort(random.uniform(0.1, 1.5, 20 + k))
-                channels = random.integers(0, 64, 20 + k)
-                file[f"{split}_timestamps/{name}"] = times_s
-                file[f"{split}_addresses/{name}"] = channels.astype(np.int32)
-                if name != "man-c-0-z12":
-                    recordings[split].append((times_s, channels, "z123456789o".index(name[-1])))
-    return recordings
 
 
 def test_ntidigits(tmp_path):
@@ -106,55 +96,18 @@ def test_bad_ntidigits(tmp_path, kind):
 
 # DVSGesture
 
-HEADER = b"#!AER-DAT3.1\r\n#Format: RAW\r\n#Source 1: DVS128\r\n#Start-Time: 2016-01-01 00:00:00\r\n#!END-HEADER\r\n"
-SPECIAL, POLARITY, IMU6 = 0, 1, 3  # types of packets
-
-
-def packet(kind: int, content: bytes, size: int, overflow: int = 0) -> bytes:
-    number = len(content) // size
-    return struct.pack("<HHIIIIII", kind, 1, size, 4, overflow, number, number, number) + content
-
-
-def polarity_packet(times_us: np.ndarray, data: np.ndarray) -> bytes:
-    """Events x, y, polarity of one overflow of the clock."""
-    x, y, p = data.astype(np.uint32).T
-    words = np.stack([x << 17 | y << 2 | p << 1 | 1, times_us & 0x7FFFFFFF], axis=1).astype("<u4")
-    return packet(POLARITY, words.tobytes(), 8, int(times_us[0]) >> 31)
-
-
-def write_recording(
-    folder: Path, name: str, labels: list[int], seed: int, start_us: int = 1000, classes: int = 10
-) -> list:
-    """A recording of gestures of 10 ms each, with a pause after each; returns (times_us, data, label) of each."""
-    random = np.random.default_rng(seed)
-    gestures, packets, rows = [], [HEADER], ["class,startTime_usec,endTime_usec"]
-    for label in labels:
-        inside = start_us + np.sort(random.integers(0, 10_000, 30))
-        times_us = np.concatenate([inside, start_us + 10_000 + np.arange(3)])
-        data = random.integers(0, (128, 128, 2), (33, 3))
-        packets += [packet(SPECIAL, bytes(16), 8), polarity_packet(times_us, data), packet(IMU6, bytes(36), 36)]
-        gestures.append((inside - inside[0], data[:30], label - 1))
-        rows.append(f"{label},{start_us},{start_us + 10_000}")
-        start_us += 20_000
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.aedat").write_bytes(b"".join(packets))
-    (folder / f"{name}_labels.csv").write_text("\n".join(rows) + "\n")
-    return [gesture for gesture in gestures if gesture[2] < classes]
-
 
 @pytest.fixture
 def gestures(tmp_path) -> Path:
     """user23 and user24, each with all eleven gestures and the eighth twice."""
     for user in (23, 24):
-        write_recording(tmp_path / "in", f"user{user}_lab", [*range(1, 12), 8], user)
+        write_gestures(tmp_path / "in", f"user{user}_lab", [*range(1, 12), 8], user)
     return tmp_path / "in"
 
 
 def test_the_eleventh_class_on_request(tmp_path):
     folder = tmp_path / "in"
-    made = {
-        n: write_recording(folder, n, list(range(1, 12)), k, classes=11) for k, n in enumerate(("user01", "user24"))
-    }
+    made = {n: write_gestures(folder, n, list(range(1, 12)), k, classes=11) for k, n in enumerate(("user01", "user24"))}
     done = prepare("dvsgesture", folder, "--out", tmp_path / "out", "--processes", 1, "--classes", 11)
     assert done.returncode == 0, done.stderr
     for split, name in (("train", "user01"), ("test", "user24")):
@@ -166,7 +119,7 @@ def test_the_eleventh_class_on_request(tmp_path):
 
 def test_aedat_is_read_as_spikingjelly_reads_it(gestures):
     """Other packets are skipped; the clock goes on past 31 bits."""
-    write_recording(gestures, "user1_long", [1, 2], 7, start_us=2**31 - 15_000)
+    write_gestures(gestures, "user1_long", [1, 2], 7, start_us=2**31 - 15_000)
     for path in gestures.glob("*.aedat"):
         times_us, data, _ = dvsgesture.read_aedat(path)
         known = load_aedat_v3(path)
@@ -181,7 +134,7 @@ def test_dvsgesture(tmp_path, trials):
     """By the users' numbers, or as the lists of trials say."""
     folder, labels = tmp_path / "in", [*range(1, 12), 8]
     made = {
-        name: write_recording(folder, name, labels, k) for k, name in enumerate(("user02_lab", "user23_a", "user24_b"))
+        name: write_gestures(folder, name, labels, k) for k, name in enumerate(("user02_lab", "user23_a", "user24_b"))
     }
     expected = {"train": ["user02_lab", "user23_a"], "test": ["user24_b"]}
     if trials:
@@ -210,21 +163,23 @@ def break_gestures(folder: Path, kind: str) -> None:
     recording, table = folder / "user23_lab.aedat", folder / "user23_lab_labels.csv"
     content, rows = recording.read_bytes(), table.read_text().splitlines()
     if kind == "truncated events":
-        recording.write_bytes(content[: len(HEADER) + 44 + 28 + 100])
+        recording.write_bytes(content[: len(GESTURES_HEADER) + 44 + 28 + 100])
     elif kind == "truncated packet":
-        recording.write_bytes(content[: len(HEADER) + 44 + 20])
+        recording.write_bytes(content[: len(GESTURES_HEADER) + 44 + 20])
     elif kind == "truncated header":
-        recording.write_bytes(HEADER[:-10])
+        recording.write_bytes(GESTURES_HEADER[:-10])
     elif kind == "older":
         recording.write_bytes(content.replace(b"DAT3.1", b"DAT2.0"))
     elif kind == "no events":
-        recording.write_bytes(HEADER + packet(SPECIAL, bytes(16), 8))
+        recording.write_bytes(GESTURES_HEADER + packet(SPECIAL, bytes(16), 8))
     elif kind == "sizes":
-        recording.write_bytes(HEADER + packet(POLARITY, bytes(24), 12))
+        recording.write_bytes(GESTURES_HEADER + packet(POLARITY, bytes(24), 12))
     elif kind == "outside":
         recording.write_bytes(content + polarity_packet(np.array([10**6]), np.array([[5, 128, 0]])))
     elif kind == "back":
-        recording.write_bytes(HEADER + content[len(HEADER) + 44 + 28 + 33 * 8 :] + content[len(HEADER) :])
+        recording.write_bytes(
+            GESTURES_HEADER + content[len(GESTURES_HEADER) + 44 + 28 + 33 * 8 :] + content[len(GESTURES_HEADER) :]
+        )
         rows[1] = "1,1000,40000"
     elif kind == "no table":
         table.unlink()
@@ -292,19 +247,6 @@ def test_bad_dvsgesture(tmp_path, gestures, monkeypatch, kind):
 
 
 # DVSPlane
-
-
-def write_drop(folder: Path, name: str, seed: int, busy_events: int = 30_000) -> tuple[np.ndarray, np.ndarray]:
-    """A recording with a quiet second before and after 200 ms of many events; returns (times_us, data)."""
-    random = np.random.default_rng(seed)
-    quiet = [np.linspace(start, start + 1e6, 1500) for start in (0, 1_200_000)]
-    times_us = np.concatenate([quiet[0], np.linspace(1e6 + 700, 1.199e6, busy_events), quiet[1]]).astype(np.int64)
-    data = random.integers(0, (304, 240, 2), (len(times_us), 3))
-    x, y, p = (data + np.array([1, 1, 0])).T
-    folder.mkdir(parents=True, exist_ok=True)
-    column = {"x": x, "y": y, "p": np.where(p == 0, -1, 1), "ts": times_us}
-    savemat(folder / f"{name}.mat", {"TD": {k: v.astype(np.float64)[:, None] for k, v in column.items()}}, format="5")
-    return times_us, data
 
 
 @pytest.fixture

@@ -20,18 +20,9 @@ from scipy.io import wavfile
 from datasets import readers
 from snn import checkpoint, config, settings
 from snn.network import Network
-from tests.conftest import REPOSITORY, TINY, assert_one_line, make_events, write_nmnist, write_shd
-from tests.test_cameras import make_pixels, write_camera
-
-TRAIN = f"train.py --path_to_yaml {REPOSITORY}/configs/adlif_shd.yaml --path_to_dataset shd --dataset_name shd {TINY}"
-
-
-def rows(path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def without_times(log: list[dict]) -> list[dict]:
-    return [{name: value for name, value in row.items() if name != "seconds"} for row in log]
+from tests.cameras import make_pixels, write_camera
+from tests.conftest import REPOSITORY, assert_one_line, make_events, write_nmnist, write_shd
+from tests.programs import AUGMENT, TRAIN, rows, without_times
 
 
 @pytest.mark.usefixtures("shd_folder")
@@ -109,11 +100,6 @@ def test_same_seed_same_run_and_resume(program, tmp_path):
     assert without_times(logs[0]) == without_times(logs[1])
     refused = program(f"{TRAIN} --epochs 4 --save_name parts --resume --lr 1e-2")
     assert_one_line(refused, "cannot resume with another train.lr")
-
-
-AUGMENT = " ".join(
-    f"--set data.augment.{part}" for part in ("stretch=.1", "time_jitter_ms=3", "drop=.2", "shift=2", "unit_jitter=1")
-)
 
 
 @pytest.mark.usefixtures("shd_folder")

@@ -17,18 +17,10 @@ from datasets.prepare import parallel, recordings, wav, writer
 from datasets.prepare.journal import Journal
 from snn.errors import InputError
 from tests.conftest import REPOSITORY
-from tests.test_prepare import contents
+from tests.originals import RATE_HZ, save_sound
+from tests.programs import contents
 
 CASES = REPOSITORY.parent / "shared" / "cases"
-RATE_HZ = 16_000
-
-
-def save(path: Path, number: int = 0, channels: int = 1, **how: object) -> Path:
-    """A sound; another number, another sound."""
-    noise = np.random.default_rng(number).uniform(-0.4, 0.4, (1200, channels))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, noise, RATE_HZ, **how)
-    return path
 
 
 @pytest.fixture
@@ -70,7 +62,7 @@ def write_table(tmp_path, rows, header="file,label,split"):
     ],
 )
 def test_formats(tmp_path, name, how):
-    path = save(tmp_path / name, **how)
+    path = save_sound(tmp_path / name, **how)
     audio, rate_hz = wav.read_audio(path)
     assert (rate_hz, audio.dtype, audio.ndim) == (RATE_HZ, np.float32, 1)
     assert len(audio) == 1200
@@ -89,7 +81,7 @@ def test_channels_are_averaged(tmp_path):
 
 def test_a_size_that_the_writer_did_not_know_is_no_damage(tmp_path):
     """As ffmpeg writes to a pipe; and a chunk of odd size without its padding."""
-    path = save(tmp_path / "x.wav")
+    path = save_sound(tmp_path / "x.wav")
     content = bytearray(path.read_bytes())
     path.write_bytes(content[:4] + b"\xff" * 4 + content[8:40] + b"\xff" * 4 + content[44:])
     assert len(wav.read_audio(path)[0]) == 1200
@@ -118,7 +110,7 @@ def test_bad_recordings(tmp_path, convert, kind):
     """One line with the file and the reason; or it is left out, and named."""
     write, reason = BAD[kind]
     for i in range(4):
-        save(tmp_path / "in" / f"{'ab'[i % 2]}_{i}.wav", i)
+        save_sound(tmp_path / "in" / f"{'ab'[i % 2]}_{i}.wav", i)
     write(tmp_path / "in" / "b_9.wav")
     with pytest.raises(
         InputError, match=f"1 of 5 recordings cannot be used: .*in/b_9.wav.*{reason}.*--skip-bad"
@@ -133,7 +125,7 @@ def test_bad_recordings(tmp_path, convert, kind):
 
 def test_all_bad_recordings_are_found_at_once(tmp_path, convert):
     for i in range(9):
-        BAD["silent"][0](save(tmp_path / "in" / f"a_{i}.wav", i))
+        BAD["silent"][0](save_sound(tmp_path / "in" / f"a_{i}.wav", i))
     with pytest.raises(InputError, match=r"9 of 9 recordings .*a_0.wav.*a_4.wav.*; and 4 more") as refusal:
         convert()
     assert "a_5" not in str(refusal.value)
@@ -150,11 +142,11 @@ def test_a_file_that_is_not_there(tmp_path):
 def test_what_is_left_out_is_counted(tmp_path, convert):
     folder = tmp_path / "in"
     for i in range(4):
-        save(folder / f"{'ab'[i % 2]}_{i}.{('wav', 'wav', 'FLAC', 'mp3')[i]}", i)
+        save_sound(folder / f"{'ab'[i % 2]}_{i}.{('wav', 'wav', 'FLAC', 'mp3')[i]}", i)
     for name in (".DS_Store", "._a_0.wav", "notes.txt", "more.txt", "LICENSE", "a_5.m4a"):
         (folder / name).write_bytes(b"\0\5\26\7")
     (folder / ".git").mkdir()
-    save(folder / ".git" / "c_1.wav")
+    save_sound(folder / ".git" / "c_1.wav")
     (folder / "a_gone.wav").symlink_to("nowhere")
     (folder / "d_1.wav").mkdir()
     os.mkfifo(folder / "e_1.wav")
@@ -168,13 +160,13 @@ def test_what_is_left_out_is_counted(tmp_path, convert):
 
 def test_linked_folders_are_followed_once(tmp_path):
     folder = tmp_path / "in"
-    save(folder / "real" / "a_1.wav")
-    save(tmp_path / "store" / "deep" / "b_1.wav")
+    save_sound(folder / "real" / "a_1.wav")
+    save_sound(tmp_path / "store" / "deep" / "b_1.wav")
     (folder / "elsewhere").symlink_to(tmp_path / "store")
     (folder / "again").symlink_to("real")  # sorts before what it leads to
     (folder / "real" / "round").symlink_to("..")
     (tmp_path / "store" / "up").symlink_to(tmp_path)  # to what holds the folder itself
-    (folder / "a_2.wav").symlink_to(save(tmp_path / "single.wav", 1))
+    (folder / "a_2.wav").symlink_to(save_sound(tmp_path / "single.wav", 1))
     (folder / "loop").symlink_to("loop")
     files, left_out = recordings.files_below(folder)
     names = [path.relative_to(folder).as_posix() for path in files]
@@ -184,10 +176,10 @@ def test_linked_folders_are_followed_once(tmp_path):
 
 def test_classes_from_file_names_say_so_where_there_are_folders(tmp_path, convert):
     for i in range(4):
-        save(tmp_path / "in" / f"{('yes', 'no')[i % 2]}" / f"{'ab'[i // 2]}_{i}.wav", i)
+        save_sound(tmp_path / "in" / f"{('yes', 'no')[i % 2]}" / f"{'ab'[i // 2]}_{i}.wav", i)
     assert "not from the folders (no, yes); --label-pattern '(?P<label>[^/]+)/' takes these" in convert()
     assert "classes (no, yes)" in convert(label_pattern=recordings.FOLDER)
-    save(tmp_path / "in" / "yes" / "plain.wav", 9)
+    save_sound(tmp_path / "in" / "yes" / "plain.wav", 9)
     with pytest.raises(InputError, match=r"plain.wav does not match .* the folder as the class: --label-pattern"):
         convert()
 
@@ -202,8 +194,8 @@ def commands(tmp_path):
     folder = tmp_path / "in"
     for k, word in enumerate(("yes", "no", "up")):
         for i, speaker in enumerate(SPEAKERS):
-            save(folder / word / f"{speaker}_nohash_0.wav", 10 * k + i)
-    save(folder / "_background_noise_" / "running_tap.wav", 99)
+            save_sound(folder / word / f"{speaker}_nohash_0.wav", 10 * k + i)
+    save_sound(folder / "_background_noise_" / "running_tap.wav", 99)
     for name, i in (("validation_list.txt", 4), ("testing_list.txt", 5)):
         (folder / name).write_text("".join(f"{word}/{SPEAKERS[i]}_nohash_0.wav\n" for word in ("yes", "no", "up")))
     (folder / "README.md").write_text("")
@@ -252,7 +244,7 @@ def test_speech_commands_in_a_folder_below_and_as_flac(tmp_path, commands, conve
     ("change", "message"),
     [
         (lambda folder: (folder / "testing_list.txt").unlink(), "needs one testing_list.txt"),
-        (lambda folder: save(folder / "up" / "mine.wav", 70), "mine.wav does not match the label pattern"),
+        (lambda folder: save_sound(folder / "up" / "mine.wav", 70), "mine.wav does not match the label pattern"),
         (
             lambda folder: (folder / "testing_list.txt").write_bytes((folder / "validation_list.txt").read_bytes()),
             "yes/5e1b34a6_nohash_0.wav is in validation_list.txt too",
@@ -274,7 +266,7 @@ def test_speech_commands_that_are_refused(commands, convert, change, message):
 @pytest.fixture
 def four(tmp_path):
     for i, name in enumerate(("low_0", "low_1", "high_0", "high_1")):
-        save(tmp_path / "in" / f"{name}.wav", i)
+        save_sound(tmp_path / "in" / f"{name}.wav", i)
     return tmp_path
 
 
@@ -384,15 +376,15 @@ def test_one_sound_with_two_labels(four, convert):
     path.write_bytes((four / "in" / "low_0.wav").read_bytes())
     with pytest.raises(InputError, match=r"2 of 5 .*high_7\.wav \(high\) is the same sound as .*low_0\.wav \(low\)"):
         convert()
-    save(four / "in" / "low_2.wav", 8)
-    save(four / "in" / "high_2.wav", 9)
+    save_sound(four / "in" / "low_2.wav", 8)
+    save_sound(four / "in" / "high_2.wav", 9)
     assert "left out 2: 2 bad" in convert(skip_bad=True)
 
 
 def test_one_sound_in_training_and_test(four, convert):
     """The copy for training goes."""
     (four / "in" / "low_2.wav").write_bytes((four / "in" / "low_1.wav").read_bytes())
-    save(four / "in" / "low_3.wav", 9)
+    save_sound(four / "in" / "low_3.wav", 9)
     table = write_table(four, [*GOOD, "low_2.wav,low,train", "low_3.wav,low,train"])
     with pytest.raises(InputError, match=r"1 of 6 .*low_2\.wav \(train\) is the same sound as .*low_1\.wav \(test\)"):
         convert(label_csv=table)
@@ -431,7 +423,7 @@ def test_more_speakers_than_16_bits_hold(tmp_path):
 
 
 def test_all_bad_and_skipped(tmp_path, convert):
-    BAD["silent"][0](save(tmp_path / "in" / "a_1.wav"))
+    BAD["silent"][0](save_sound(tmp_path / "in" / "a_1.wav"))
     with pytest.raises(InputError, match="is for the train file"):
         convert(skip_bad=True)
 

@@ -20,17 +20,9 @@ from snn.network import Network
 from snn.report import Section, Tile
 from snn.ttfs.network import TTFSNetwork
 from tests.conftest import REPOSITORY, assert_one_line, make_events, write_shd
+from tests.networks import toy_config
 
 NAMES = ("one", "two & <three>", "four")
-
-
-def small_config(seed: int = 0, **network) -> config.Config:
-    values = settings.read_yaml(REPOSITORY / "configs" / "adlif_shd.yaml")
-    values["data"] |= {"dataset_name": "toy", "path": "data", "channels": 40, "num_classes": 3, "T": 20}
-    values["network"] |= {"layers": ["16F", "12R"], "neuron1": {"tau_mem_steps": 5, "tau_syn_steps": 5, "theta": 0.2}}
-    values["network"] |= {"neuron2": {"tau_mem_steps": 5, "tau_syn_steps": 5, "theta": 0.02}} | network
-    values["train"]["seed"] = seed
-    return settings.build(values, "test")
 
 
 def save_run(folder: Path, cfg: config.AnyConfig, names: tuple[str, ...] = ("best.pt",)) -> Path:
@@ -59,7 +51,7 @@ def toy(tmp_path) -> Path:
     with h5py.File(path, "a") as file:
         file["extra/keys"] = np.array(NAMES, h5py.string_dtype())
     for seed, name in enumerate("ab"):
-        save_run(tmp_path / "runs" / name, small_config(seed))
+        save_run(tmp_path / "runs" / name, toy_config(seed))
     return tmp_path
 
 
@@ -143,7 +135,7 @@ def test_an_energy_has_its_section():
 
 def test_many_at_once(program, toy, monkeypatch):
     """A row each, in one pass; the seeds of one configuration together; each folder as if tested alone."""
-    save_run(toy / "runs" / "c", small_config(2, neuron="CuAdLIF"), ("best.pt", "last.pt"))
+    save_run(toy / "runs" / "c", toy_config(2, neuron="CuAdLIF"), ("best.pt", "last.pt"))
     assert program("test.py --load_pt_file a").returncode == 0
     alone = read_metrics("runs/a")
     reads = []
@@ -305,7 +297,7 @@ def test_what_was_there_stays_until_the_new_is_whole(tmp_path, monkeypatch):
 
 def test_learned_values_are_those_of_the_neurons():
     """τ = -dt / ln λ in ms; a layer that learns nothing is left out."""
-    network = Network(small_config().network, (40,), 3)
+    network = Network(toy_config().network, (40,), 3)
     values = report.learned_values(network, dt_ms=10.0)
     assert set(values) == {"tau_m", "tau_w", "a", "b"}
     assert set(values["tau_m"]) == {"hidden 1", "hidden 2"}
@@ -316,7 +308,7 @@ def test_learned_values_are_those_of_the_neurons():
 
 def test_learned_values_stand_beside_where_they_began():
     """A dotted line at a time constant's only value, and at the bounds of what a and b are drawn from."""
-    values = report.learned_values(Network(small_config().network, (40,), 3), dt_ms=10.0)
+    values = report.learned_values(Network(toy_config().network, (40,), 3), dt_ms=10.0)
     learned = {
         name: {layer: one._replace(value=0.5 * one.value) for layer, one in layers.items()}
         for name, layers in values.items()

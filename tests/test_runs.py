@@ -6,7 +6,6 @@ Training processes that are to be killed come from a fork server that has import
 import errno
 import fcntl
 import gc
-import json
 import math
 import multiprocessing
 import os
@@ -27,10 +26,9 @@ import tasks
 from snn import checkpoint, linear, runs, settings
 from snn.inputs import SparseCounts
 from snn.network import Network
-from tests.conftest import ON_CPU, REPOSITORY, TINY, TORCHRUN, assert_one_line, make_events, write_shd
+from tests.conftest import ON_CPU, REPOSITORY, TORCHRUN, assert_one_line, make_events, write_shd
+from tests.programs import EVENTS, state
 
-EVENTS = f"train.py --path_to_yaml {REPOSITORY}/configs/adlif_shd.yaml --path_to_dataset shd --dataset_name shd {TINY}"
-EVENTS += " --lr_decay --set network.dropout=0.3 --set loss.fs.D_final=4 --set data.augment.drop=.2"
 IMAGES = (
     f"train.py --path_to_yaml {REPOSITORY}/configs/ttfs_mnist_mlp.yaml --dataset_name toy --path_to_dataset toy "
     "--num_classes 3 --set data.layout=npz --set data.shape=[1,12,12] --batch-size 16 --set ttfs.layers=16F "
@@ -64,19 +62,6 @@ def whole(tmp_path_factory) -> tuple:
         patch.setattr(sys, "argv", f"{EVENTS} --epochs 3 --save_name x".split())
         runpy.run_path(str(REPOSITORY / "train.py"), run_name="__main__")
     return state(folder / "runs" / "x")
-
-
-def state(run: Path) -> tuple[list[dict], dict[str, bytes]]:
-    """What a run has come to: its log without times, and the bits of all tensors in its checkpoints."""
-    log = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    bits = {}
-    for name in ("best.pt", "last.pt"):
-        _, content = checkpoint.load(run / name)
-        bits |= {f"{name} {key}": value.numpy().tobytes() for key, value in content["network"].items()}
-        for k, values in content.get("optimizer", {}).get("state", {}).items():
-            bits |= {f"{name} {k} {key}": value.numpy().tobytes() for key, value in values.items()}
-        bits[f"{name} counts"] = str([content.get(key) for key in ("epoch", "best", "best_epoch", "validation")])
-    return [{name: value for name, value in row.items() if name != "seconds"} for row in log], bits
 
 
 def train_in_process(folder: Path, command: str, kill_at: float) -> None:

@@ -21,9 +21,9 @@ from datasets.recordings import Recordings, StoredRecordings, downsampled
 from snn import config
 from snn.config import SENSORS, Sensor
 from snn.errors import InputError
+from tests.cameras import CHANNELS
 from tests.conftest import REPOSITORY, TINY
 from tests.hostile import CLASSES, LAYOUTS
-from tests.test_cameras import CHANNELS
 
 FEW = {"shd": 40, "shd, in pieces": 40, "ntidigits": 64} | {
     layout: CHANNELS[layout.split(",")[0]] for layout in ("dvsgesture", "dvsgesture, compressed", "dvsplane")

@@ -7,78 +7,11 @@ import pytest
 import torch
 
 from datasets.binning import Bins, bin_events
-from datasets.recordings import Recordings
 from snn.coding import first_times, fs_decision
 from snn.errors import InputError
-from snn.network import Network
 from snn.streaming import Stream, first_difference
-from tests.test_network import IMAGE, build, image_events, small, small_conv
-
-T, T_EMPTY, DT_MS, N_RECORDINGS = 25, 4, 10.0, 12
-
-VARIANTS = [
-    {},
-    {"layers": ("16R", "12R"), "variant": "superspike", "neuron": "PCuLIF", "output_neuron": "CuLIF"},
-    {"neuron": "CuAdLIF", "reset": "soft", "batch_norm": False, "layers": ("16R", "12F")},
-    {"neuron": "SEAdLIF", "layers": ("16FD5", "12RDR4"), "output_delay": "D3"},
-    {"layers": ("16FDS6", "12RDS3DR2"), "variant": "superspike", "output_delay": "DS4"},
-]
-
-
-def recordings(n: int = N_RECORDINGS) -> Recordings:
-    """Times on the edges of bins, after the window and twice at once among them; µs, and one recording of one event."""
-    random = np.random.default_rng(5)
-    lengths = np.array([1, *random.integers(30, 400, n - 1)])
-    times = [np.sort(random.integers(0, 280, k)) * 1000 for k in lengths]
-    times[0][:] = 0
-    return Recordings(
-        offsets=np.concatenate([[0], np.cumsum(lengths)]),
-        times=np.concatenate(times).astype(np.uint32),
-        ticks_per_second=1e6,
-        channels=random.integers(0, 30, lengths.sum()).astype(np.uint16),
-        labels=np.zeros(n, np.int64),
-        speakers=None,
-        where="made up",
-    )
-
-
-def trained(**changes) -> Network:
-    """A network whose BatchNorm has seen data."""
-    network = build(small(**changes)).train()
-    with torch.no_grad():
-        for layer in network.layers:
-            if layer.norm is not None:
-                layer.norm.weight.uniform_(0.5, 2)
-                layer.norm.bias.uniform_(-0.2, 0.2)
-        for _ in range(3):
-            network(bin_events(recordings(), np.arange(N_RECORDINGS), Bins(DT_MS, T, T_EMPTY, 30)))
-            network.reset()
-    return network.eval()
-
-
-def activity(network: Network, x_TBC=None):
-    network.reset()
-    if x_TBC is None:
-        x_TBC = bin_events(recordings(), np.arange(N_RECORDINGS), Bins(DT_MS, T, T_EMPTY, 30))
-    with torch.no_grad():
-        return network(x_TBC)
-
-
-def make_stream(network: Network, **changes) -> Stream:
-    return Stream(network, **({"dt_ms": DT_MS, "T": T, "T_empty": T_EMPTY, "ticks_per_second": 1e6} | changes))
-
-
-def decide(stream: Stream, r: int, chunk: int):
-    data = recordings()
-    begin, end = data.offsets[r : r + 2]
-    stream.reset()
-    for k in range(begin, end, chunk):
-        few = slice(k, min(k + chunk, end))
-        if decision := stream.push(data.times[few], data.channels[few]):
-            assert stream.finish() == decision
-            return decision
-        assert stream.push(data.times[:0], data.channels[:0]) is None
-    return stream.finish()
+from tests.networks import IMAGE, build, image_events, small, small_conv
+from tests.streams import DT_MS, N_RECORDINGS, T_EMPTY, VARIANTS, T, activity, decide, make_stream, recordings, trained
 
 
 @pytest.mark.parametrize("changes", VARIANTS, ids=str)

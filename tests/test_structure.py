@@ -198,7 +198,8 @@ def imports_of(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             # `from snn import config` imports snn.config
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return {name for name in names if name.split(".")[0] in ("snn", "datasets", "tasks", "train", "test", "compare")}
+    ours = ("snn", "datasets", "tasks", "train", "test", "tests", "compare")
+    return {name for name in names if name.split(".")[0] in ours}
 
 
 def covers(rule: str, name: str) -> bool:
@@ -219,6 +220,13 @@ def test_backends_do_not_import_each_other_and_cupy_has_one_importer():
             assert not re.search(r"^\s*(import|from) cupy", text, re.MULTILINE), name
         if name in ("snn.ops.cpu", "snn.ops.cuda", "snn.ops.reference"):
             assert not {"snn.ops.cpu", "snn.ops.cuda"} & {i.rsplit(".", 1)[0] for i in imports_of(path)}, name
+
+
+def test_tests_do_not_import_one_another():
+    """What two of them need stands in a module of its own beside them."""
+    for path in (REPOSITORY / "tests").rglob("*.py"):
+        found = {name for name in imports_of(path) if name.startswith("tests.test_")}
+        assert not found, f"{path.name} may not import {sorted(found)}"
 
 
 def readme() -> str:

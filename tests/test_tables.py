@@ -5,7 +5,7 @@ import pytest
 from snn import tables
 from snn.report import Column, Subject, runs_table
 from snn.tables import DASH, Table
-from tests.test_report import small_config
+from tests.networks import toy_config
 
 NUMBERS = Table("Speed", ("", "one", "another"), [("a long name", "1", "22 %"), ("b", "333.5", DASH)])
 
@@ -51,7 +51,7 @@ def test_what_does_not_exist_is_a_dash():
 def test_runs_are_averaged_over_the_seeds_of_one_configuration(tmp_path):
     """A checkpoint of the same seed begins a group of its own; what is alone has no mean."""
     names = ("a/best.pt", "a/last.pt", "b/best.pt", "b/last.pt", "c/best.pt")
-    configs = [small_config(seed) for seed in (0, 0, 1, 1)] + [small_config(2, dropout=0.5)]
+    configs = [toy_config(seed) for seed in (0, 0, 1, 1)] + [toy_config(2, dropout=0.5)]
     accuracies = (80.0, 60.0, 82.0, 61.0, 90.0)
     tested = [
         (Subject(tmp_path / name, cfg, {}, tmp_path), {"accuracy": accuracy, "delay": None})

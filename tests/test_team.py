@@ -20,22 +20,19 @@ from snn import cli, config
 from snn.network import Network
 from snn.neurons import NEURONS
 from snn.team import SyncBatchNorm, Team, gather
-from tests.conftest import ON_CPU, REPOSITORY, TORCHRUN, assert_one_line, make_events, write_shd
-from tests.test_programs import AUGMENT, rows, without_times
-from tests.test_programs import TRAIN as TRAIN_EVENTS
-from tests.test_ttfs_programs import TRAIN as TRAIN_IMAGES
-from tests.test_ttfs_programs import toy_images
+from tests.conftest import ON_CPU, REPOSITORY, TORCHRUN, assert_one_line, make_events, toy_images, write_shd
+from tests.programs import AUGMENT, TRAIN, TRAIN_IMAGES, rows, without_times
 
 CPU = torch.device("cpu")
 # The last batch of an epoch has one recording (54 and 81 are kept), so one process has none of it; --distributed is
 # published, but torchrun is enough.
 RUNS = {
-    "events": f"{TRAIN_EVENTS} --neuron1 5 5 .1 --neuron2 20 20 .3 --batch-size 53 {AUGMENT} --distributed "
+    "events": f"{TRAIN} --neuron1 5 5 .1 --neuron2 20 20 .3 --batch-size 53 {AUGMENT} --distributed "
     "--set loss.spike_count.weight=0.1",
-    "camera": f"{TRAIN_EVENTS} --neuron1 5 5 .1 --neuron2 20 20 .3 --batch-size 53 --set data.channels=null "
+    "camera": f"{TRAIN} --neuron1 5 5 .1 --neuron2 20 20 .3 --batch-size 53 --set data.channels=null "
     '--set data.sensor={"height":4,"width":5} '
     "--set network.layers=[4C3,P2,8R] --set network.neuron=CuAdLIF",
-    "rates": f"{TRAIN_EVENTS} --loss_mode firing_rate --set network.variant=superspike --set network.neuron=PCuLIF "
+    "rates": f"{TRAIN} --loss_mode firing_rate --set network.variant=superspike --set network.neuron=PCuLIF "
     "--set network.values=layer --set network.batch_norm=false --hidden_size 8",
     "images": f"{TRAIN_IMAGES} --set ttfs.standardised=true --set train.silent_drive=0.5 --set ttfs.layers=4C3-P2-16F "
     "--set data.augment=[]",

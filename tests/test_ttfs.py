@@ -8,21 +8,9 @@ from torch.autograd import gradcheck
 
 from snn.errors import InputError
 from snn.ttfs import functional, kernels
+from tests.make import INF, WINDOWS, random_times, random_weights
 
-INF = math.inf
-WINDOWS = (0.5, 1.0, 3.0)
 GRID_STEPS = 4096
-
-
-def random_times(shape: tuple, T: float, seed: int, silent_share: float = 0.3) -> torch.Tensor:
-    random = torch.Generator().manual_seed(seed)
-    t = T * torch.rand(shape, generator=random, dtype=torch.float64)
-    return t.masked_fill(torch.rand(shape, generator=random) < silent_share, INF)
-
-
-def random_weights(shape: tuple, seed: int, scale: float = 1.0) -> torch.Tensor:
-    random = torch.Generator().manual_seed(seed)
-    return scale * torch.randn(shape, generator=random, dtype=torch.float64) * (2 / math.prod(shape[1:])) ** 0.5
 
 
 def scan(t_BN: torch.Tensor, W_ON: torch.Tensor, T: float) -> tuple[torch.Tensor, torch.Tensor]:

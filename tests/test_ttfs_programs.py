@@ -15,49 +15,20 @@ from snn import config, settings
 from snn.team import Team
 from snn.ttfs.network import TTFSNetwork
 from tests.conftest import ON_CPU, REPOSITORY, TINY, TORCHRUN, assert_one_line, write_shd
+from tests.programs import TRAIN_IMAGES, rows
 
-WORDS = (
-    f"--path_to_yaml {REPOSITORY}/configs/ttfs_mnist_mlp.yaml --dataset_name toy --path_to_dataset data "
-    "--num_classes 3 --set data.layout=npz --set data.shape=[1,12,12] --batch-size 16 --lr 5e-3 --seed 1"
-)
-TRAIN = f"train.py {WORDS}"
 RUN = "toy_ttfs_256F"
 
 
-def toy_images(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Bright squares in one of three places, in noise."""
-    random = np.random.default_rng(seed)
-    x, y = random.integers(0, 60, (n, 12, 12), np.uint8), np.arange(n) % 3
-    for image, label in zip(x, y, strict=True):
-        image[4 * label : 4 * label + 4, 2:10] = 220
-    return x, y
-
-
-@pytest.fixture
-def toy(tmp_path: Path) -> Path:
-    """data/toy.npz: 90 and 30 images of 3 classes."""
-    path = tmp_path / "data" / "toy.npz"
-    path.parent.mkdir()
-    arrays = {}
-    for seed, (split, n) in enumerate((("train", 90), ("test", 30))):
-        arrays[f"x_{split}"], arrays[f"y_{split}"] = toy_images(n, seed)
-    np.savez(path, **arrays)
-    return path
-
-
-def rows(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def test_train_then_test(program, tmp_path, toy):
+def test_train_then_test(program, tmp_path, toy_file):
     """The whole path; training does without the test split."""
-    with np.load(toy) as file:
+    with np.load(toy_file) as file:
         arrays = dict(file)
-    np.savez(toy, **{name: value for name, value in arrays.items() if "test" not in name})
-    trained = program(f"{TRAIN} --epochs 6")
+    np.savez(toy_file, **{name: value for name, value in arrays.items() if "test" not in name})
+    trained = program(f"{TRAIN_IMAGES} --epochs 6")
     assert trained.returncode == 0, trained.stderr
     assert "validation accuracy" in trained.stdout
-    np.savez(toy, **arrays)
+    np.savez(toy_file, **arrays)
     run = tmp_path / "runs" / RUN
     log = rows(run / "metrics.jsonl")
     assert log[-1]["train_loss"] < log[0]["train_loss"]
@@ -81,7 +52,7 @@ def test_train_then_test(program, tmp_path, toy):
     assert (run / "test" / "spike_times.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.usefixtures("toy")
+@pytest.mark.usefixtures("toy_file")
 def test_same_seed_same_run_and_resume(program, tmp_path):
     """Three epochs at once, or two and one more, augmentation included; another seed is another run."""
     for words in (
@@ -90,7 +61,7 @@ def test_same_seed_same_run_and_resume(program, tmp_path):
         "3 --save_name parts --resume",
         "3 --save_name b --seed 2",
     ):
-        result = program(f"{TRAIN} --set train.lr_decay=false --epochs {words}")
+        result = program(f"{TRAIN_IMAGES} --set train.lr_decay=false --epochs {words}")
         assert result.returncode == 0, result.stderr
     whole, parts, other = (
         torch.load(tmp_path / "runs" / name / "last.pt", weights_only=True)["network"]
@@ -98,26 +69,26 @@ def test_same_seed_same_run_and_resume(program, tmp_path):
     )
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
     assert not torch.equal(whole["readout.weight"], other["readout.weight"])
-    refused = program(f"{TRAIN} --epochs 4 --save_name parts --resume --set ttfs.T=2.0")
+    refused = program(f"{TRAIN_IMAGES} --epochs 4 --save_name parts --resume --set ttfs.T=2.0")
     assert_one_line(refused, "cannot resume with another ttfs.T")
 
 
-@pytest.mark.usefixtures("toy")
+@pytest.mark.usefixtures("toy_file")
 def test_patience_and_schedule(program, tmp_path):
     """Training ends when the best epoch lies `patience` back, also after a resume; lr falls by its factor."""
     words = "--set train.lr_decay=false --set train.lr_factor=0.5 --set train.patience=2 --lr 1e-12 --save_name x"
-    assert program(f"{TRAIN} {words} --epochs 30 --set data.augment=[]").returncode == 0
+    assert program(f"{TRAIN_IMAGES} {words} --epochs 30 --set data.augment=[]").returncode == 0
     log = rows(tmp_path / "runs" / "x" / "metrics.jsonl")
     best = torch.load(tmp_path / "runs" / "x" / "best.pt", weights_only=True)["epoch"]
     assert len(log) == best + 2 < 30
     assert [row["lr"] for row in log] == pytest.approx([1e-12 * 0.5**k for k in range(len(log))])
-    assert program(f"{TRAIN} {words} --epochs 30 --set data.augment=[] --resume").returncode == 0
+    assert program(f"{TRAIN_IMAGES} {words} --epochs 30 --set data.augment=[] --resume").returncode == 0
     assert len(rows(tmp_path / "runs" / "x" / "metrics.jsonl")) == best + 2
 
 
-@pytest.mark.usefixtures("toy")
+@pytest.mark.usefixtures("toy_file")
 def test_with_nothing_held_out_the_last_epoch_counts_and_it_says_so(program, tmp_path):
-    words = f"{TRAIN} --set data.validation_share=0 --set train.patience=1 --save_name x --verbose"
+    words = f"{TRAIN_IMAGES} --set data.validation_share=0 --set train.patience=1 --save_name x --verbose"
     result = program(f"{words} --epochs 3")
     assert result.returncode == 0, result.stderr
     assert "90 images to train on, 0 held out" in result.stdout
@@ -130,7 +101,7 @@ def test_with_nothing_held_out_the_last_epoch_counts_and_it_says_so(program, tmp
     assert program("test.py --load_pt_file x").returncode == 0
 
 
-@pytest.mark.usefixtures("toy")
+@pytest.mark.usefixtures("toy_file")
 @pytest.mark.parametrize(
     "words",
     [
@@ -141,7 +112,7 @@ def test_with_nothing_held_out_the_last_epoch_counts_and_it_says_so(program, tmp
     ],
 )
 def test_options_train(program, words):
-    result = program(f"{TRAIN} --epochs 1 --save_name x {words}")
+    result = program(f"{TRAIN_IMAGES} --epochs 1 --save_name x {words}")
     assert result.returncode == 0, result.stderr
     assert "best epoch 1" in result.stdout
     tested = program("test.py --load_pt_file x --simulate")
@@ -162,15 +133,15 @@ def test_train_on_first_events(program, tmp_path):
     words = (
         "--set data.layout=shd --set data.shape=[1,4,4] --set data.window_ms=100 --set data.augment=[] --num_classes 2"
     )
-    assert program(f"{TRAIN} {words} --epochs 10").returncode == 0
+    assert program(f"{TRAIN_IMAGES} {words} --epochs 10").returncode == 0
     tested = program(f"test.py --load_pt_file {RUN}")
     assert tested.returncode == 0, tested.stderr
     assert json.loads((tmp_path / "runs" / RUN / "test" / "metrics.json").read_text())["accuracy"] == 100
 
 
-@pytest.mark.usefixtures("toy")
+@pytest.mark.usefixtures("toy_file")
 def test_two_processes_train_as_one(program, tmp_path):
-    words = f"{TRAIN} --epochs 2 --set data.augment=[] --set train.silent_drive=0 --distributed {ON_CPU}"
+    words = f"{TRAIN_IMAGES} --epochs 2 --set data.augment=[] --set train.silent_drive=0 --distributed {ON_CPU}"
     command = [*TORCHRUN, str(REPOSITORY / "train.py"), *words.split()[1:], "--save_name", "two"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stderr
@@ -182,20 +153,20 @@ def test_two_processes_train_as_one(program, tmp_path):
         torch.testing.assert_close(two[name], weight, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.usefixtures("toy")
+@pytest.mark.usefixtures("toy_file")
 def test_continue_from_a_checkpoint(program, tmp_path):
-    assert program(f"{TRAIN} --epochs 1 --save_name x").returncode == 0
+    assert program(f"{TRAIN_IMAGES} --epochs 1 --save_name x").returncode == 0
     weights = torch.load(tmp_path / "runs" / "x" / "best.pt", weights_only=True)["network"]
-    words = f"{TRAIN} --epochs 1 --lr 1e-30 --weight_decay 0 --load_pt_file x --save_name y"
+    words = f"{TRAIN_IMAGES} --epochs 1 --lr 1e-30 --weight_decay 0 --load_pt_file x --save_name y"
     assert program(words).returncode == 0
     moved = torch.load(tmp_path / "runs" / "y" / "last.pt", weights_only=True)["network"]
     torch.testing.assert_close(moved, weights, rtol=0, atol=1e-12)
-    refused = program(f"{TRAIN} --load_pt_file x --save_name z --set ttfs.layers=8F")
+    refused = program(f"{TRAIN_IMAGES} --load_pt_file x --save_name z --set ttfs.layers=8F")
     assert_one_line(refused, "belongs to another network")
     assert not (tmp_path / "runs" / "z").exists()
 
 
-@pytest.mark.usefixtures("toy")
+@pytest.mark.usefixtures("toy_file")
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -215,26 +186,28 @@ def test_continue_from_a_checkpoint(program, tmp_path):
     ],
 )
 def test_bad_words(program, words, message):
-    assert_one_line(program(f"{TRAIN} --epochs 3 {words}"), message)
+    assert_one_line(program(f"{TRAIN_IMAGES} --epochs 3 {words}"), message)
 
 
-def test_bad_pixels(program, toy):
+def test_bad_pixels(program, toy_file):
     """Numbers outside 0 to 1 and NaN, in training and in test."""
-    with np.load(toy) as file:
+    with np.load(toy_file) as file:
         good = dict(file)
-    np.savez(toy, **good | {"x_train": good["x_train"].astype(np.float32)})
-    assert_one_line(program(f"{TRAIN} --epochs 1"), "data/toy.npz: x_train goes from 0 to 220; pixels must be uint8")
+    np.savez(toy_file, **good | {"x_train": good["x_train"].astype(np.float32)})
+    assert_one_line(
+        program(f"{TRAIN_IMAGES} --epochs 1"), "data/toy.npz: x_train goes from 0 to 220; pixels must be uint8"
+    )
     spoiled = good["x_test"] / 255
     spoiled[3, 0, 0] = np.nan
-    np.savez(toy, **good | {"x_test": spoiled})
-    assert program(f"{TRAIN} --epochs 1").returncode == 0
+    np.savez(toy_file, **good | {"x_test": spoiled})
+    assert program(f"{TRAIN_IMAGES} --epochs 1").returncode == 0
     assert_one_line(program(f"test.py --load_pt_file {RUN}"), "data/toy.npz: x_test goes from nan to nan")
 
 
-@pytest.mark.usefixtures("toy", "shd_folder")
+@pytest.mark.usefixtures("toy_file", "shd_folder")
 def test_other_kinds_of_checkpoint(program, tmp_path):
     """A run of the other kind of network is neither resumed nor tested with the words of this one."""
-    assert program(f"{TRAIN} --epochs 1 --save_name x").returncode == 0
+    assert program(f"{TRAIN_IMAGES} --epochs 1 --save_name x").returncode == 0
     events = f"train.py --path_to_yaml {REPOSITORY}/configs/adlif_shd.yaml --path_to_dataset shd {TINY}"
     events += " --save_name x --resume"
     assert_one_line(program(events), "cannot resume with another kind of network")

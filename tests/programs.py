@@ -1,0 +1,74 @@
+"""Commands that several tests run, and ways to read what these leave behind."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+
+from datasets.prepare import writer
+from snn import checkpoint
+from tests.conftest import REPOSITORY, TINY
+
+TRAIN = f"train.py --path_to_yaml {REPOSITORY}/configs/adlif_shd.yaml --path_to_dataset shd --dataset_name shd {TINY}"
+AUGMENT = " ".join(
+    f"--set data.augment.{part}" for part in ("stretch=.1", "time_jitter_ms=3", "drop=.2", "shift=2", "unit_jitter=1")
+)
+EVENTS = f"{TRAIN} --lr_decay --set network.dropout=0.3 --set loss.fs.D_final=4 --set data.augment.drop=.2"
+TRAIN_IMAGES = (
+    f"train.py --path_to_yaml {REPOSITORY}/configs/ttfs_mnist_mlp.yaml --dataset_name toy --path_to_dataset data "
+    "--num_classes 3 --set data.layout=npz --set data.shape=[1,12,12] --batch-size 16 --lr 5e-3 --seed 1"
+)
+
+
+def rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def without_times(log: list[dict]) -> list[dict]:
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in log]
+
+
+def state(run: Path) -> tuple[list[dict], dict[str, bytes]]:
+    """What a run has come to: its log without times, and the bits of all tensors in its checkpoints."""
+    bits = {}
+    for name in ("best.pt", "last.pt"):
+        _, content = checkpoint.load(run / name)
+        bits |= {f"{name} {key}": value.numpy().tobytes() for key, value in content["network"].items()}
+        for k, values in content.get("optimizer", {}).get("state", {}).items():
+            bits |= {f"{name} {k} {key}": value.numpy().tobytes() for key, value in values.items()}
+        bits[f"{name} counts"] = str([content.get(key) for key in ("epoch", "best", "best_epoch", "validation")])
+    return without_times(rows(run / "metrics.jsonl")), bits
+
+
+def metrics(run: Path) -> dict:
+    return json.loads((run / "test" / "metrics.json").read_text())
+
+
+def prepare(*arguments):
+    """Run `python -m datasets.prepare` and return the finished process."""
+    command = [sys.executable, "-m", "datasets.prepare", *map(str, arguments)]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+
+
+def contents(path):
+    with h5py.File(path) as file:
+        return {
+            "times": list(file["spikes/times"][:]),
+            "units": list(file["spikes/units"][:]),
+            "labels": file["labels"][:].tolist(),
+            "keys": [key.decode() for key in file["extra/keys"][:]],
+            "speakers": file["extra/speaker"][:].tolist() if "extra/speaker" in file else None,
+            "provenance": json.loads(file.attrs[writer.PROVENANCE]),
+        }
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """Code blocks of a page, also those within a list."""
+    text = (REPOSITORY / "docs" / page).read_text()
+    return [
+        "\n".join(line.removeprefix(indent) for line in block.splitlines())
+        for indent, block in re.findall(rf"^( *)```{language}\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE)
+    ]

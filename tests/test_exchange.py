@@ -37,7 +37,7 @@ def make_network(neuron: str, layers: list[str], shape: tuple[int, ...], **more)
             value -= 0.2 * torch.rand_like(value)
         elif name.endswith("running_var"):
             value *= 0.3
-        elif name == "layers.2.linear.weight":
+        elif name == f"layers.{len(layers)}.linear.weight":
             value *= 4
     return network
 

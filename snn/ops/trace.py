@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -94,7 +94,7 @@ class Trace:
         self.symbols: list[Symbol] = []
         self.in_surrogate = False
 
-    def fail(self, message: str, line: int | None = None) -> None:
+    def fail(self, message: str, line: int | None = None) -> NoReturn:
         """InputError that names the neuron and the line: the one given, the one that runs, or where its step begins."""
         step, frame = self.neuron.step, sys._getframe()
         file = inspect.getsourcefile(step)

@@ -1,4 +1,4 @@
-"""What many tests make: calls of `multi_step` on every neuron, and ways to run and compare them."""
+"""Helpers for many tests: calls of `multi_step` on every neuron, and ways to run and compare them."""
 
 from pathlib import Path
 

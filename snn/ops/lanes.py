@@ -291,7 +291,7 @@ def lowest(_, bits):
 
 
 def _contiguous(array):
-    """Return the type of an array whose numbers lie side by side; `at` counts them, whatever the number of axes."""
+    """Return the type of an array whose numbers lie side by side; `at` counts them over any number of axes."""
     if array.layout != "C":
         raise TypingError(f"lanes need a contiguous array, not {array}")
     return array

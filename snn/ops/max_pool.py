@@ -71,7 +71,7 @@ class _MaxPool(torch.autograd.Function):
 
 
 def max_pool(x_FHWC: Tensor, kernel: int) -> Tensor:
-    """Return the largest entry of each window, (F, H // K, W // K, C), of float32 or float64, for K <= LARGEST_KERNEL."""
+    """Return the largest entry of each window, (F, H // K, W // K, C), float32 or float64, for K <= LARGEST_KERNEL."""
     checks.tensor("x", x_FHWC, ("frames", "height", "width", "channels"), checks.FLOATS, torch.device("cpu"))
     checks.whole("the kernel of a pool", kernel, 1, LARGEST_KERNEL)
     if kernel > min(x_FHWC.shape[1:3]):

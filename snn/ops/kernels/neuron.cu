@@ -4,10 +4,11 @@
 // Compile it with -D REAL=float or double, -D THREADS of a block, and with --fmad=false, because a contracted product
 // would round differently from the reference, and a spike could flip.
 //
-// Tensors are (T, M), states and marks (S, M), values (P, N). A load takes hundreds of cycles, a step of the neuron a few
-// dozen, and with few columns, other threads hide little of that. So the input of the next steps is loaded together.
+// Tensors are (T, M), states and marks (S, M), values (P, N). A load takes hundreds of cycles, a step of the neuron a
+// few dozen, and few columns hide little of that from each other. So the inputs of several steps are loaded together.
 
-// Eight blocks at once on a multiprocessor leave a thread 64 registers; in double precision, with half the threads, 128.
+// Eight blocks at once on a multiprocessor leave a thread 64 registers; in double precision, with half the threads,
+// they leave it 128.
 #define BLOCKS __launch_bounds__(THREADS, 8)
 
 constexpr int AHEAD = 32 / sizeof(real), BACK_AHEAD = (R < 3 ? 16 : 8) / sizeof(real);  // steps; more cost registers
@@ -48,8 +49,8 @@ extern "C" __global__ void BLOCKS forward(
 }
 
 // Go back through steps end - 1 ... begin. gh may be null. gstates are updated in place, from those after step `end` to
-// those before `begin`. sums are (Q, M); unless end is T, this launch adds to them. kept is null, or (SEGMENT, R, M) for
-// a recurrent layer, whose launches take one step each: the first launch of a segment computes what all its steps read.
+// those before `begin`. sums are (Q, M); unless end is T, this launch adds to them. kept is null, or (SEGMENT, R, M)
+// for a recurrent layer, whose launches take one step each: the first launch of a segment computes what its steps read.
 extern "C" __global__ void BLOCKS backward(
     const real* __restrict__ gs, const real* __restrict__ gh, const real* __restrict__ x, real* __restrict__ gx,
     const real* __restrict__ marks, const real* __restrict__ states, real* __restrict__ gstates,

@@ -3,7 +3,7 @@
 nir: a graph in the Neuromorphic Intermediate Representation, which snnTorch, SpikingJelly, Norse and others read.
 onnx: one step of the network, state in and state out, for onnxruntime. c: a folder of C99 for a microcontroller.
 html: one page that hears words by microphone and shows how the network decides.
-docs/export.md says how to run each.
+docs/export.md and docs/embedded.md say how to run each.
 """
 
 import argparse
@@ -40,20 +40,12 @@ Names = tuple[str, ...] | None  # of the classes
 
 def main() -> None:
     args = read_command_line()
-    path = arguments.find_checkpoint(args.load_pt_file)
+    args.load_pt_file = path = arguments.find_checkpoint(args.load_pt_file)
     network, cfg, content = checkpoint.load_network(path, "auto")
     if not isinstance(network, Network):
         raise InputError(f"{path}: a TTFS network; only first-spike networks (a section `network`) can be exported")
     out = args.out or (path.with_name(f"{path.stem}_c") if args.format == "c" else path.with_suffix(f".{args.format}"))
-    names = content["class_names"]
-    if args.format == "nir":
-        print(write_nir(args, cfg, network, out, names))
-    elif args.format == "onnx":
-        print(write_onnx(cfg, network, out, names))
-    elif args.format == "html":
-        print(write_html(cfg, network, out, names, path.parent.name))
-    else:
-        print(write_c(args, cfg, network, out, names))
+    print(WRITERS[args.format](args, cfg, network, out, content["class_names"]))
 
 
 def said_names(names: Names) -> dict[str, str]:
@@ -83,7 +75,7 @@ def write_nir(args: argparse.Namespace, cfg: config.Config, network: Network, ou
     return about
 
 
-def write_onnx(cfg: config.Config, network: Network, out: Path, names: Names = None) -> str:
+def write_onnx(_: argparse.Namespace, cfg: config.Config, network: Network, out: Path, names: Names = None) -> str:
     """One step of the network as an ONNX model: a line about it."""
     if missing := [name for name in ("onnx", "onnxscript") if find_spec(name) is None]:
         raise InputError(f"--format onnx needs {' and '.join(missing)}: pip install onnx onnxscript onnxruntime")
@@ -133,13 +125,16 @@ def write_c(args: argparse.Namespace, cfg: config.Config, network: Network, out:
     return f"{out}: C for {code.constants_bytes:,} bytes of flash and {code.state_bytes:,} of RAM; build it with make"
 
 
-def write_html(cfg: config.Config, network: Network, out: Path, names: Names, title: str) -> str:
+def write_html(args: argparse.Namespace, cfg: config.Config, network: Network, out: Path, names: Names = None) -> str:
     """The page that listens: a line about it."""
     import listen  # which loads what hears and speaks, as the other formats need not
 
-    text = listen.page(network, cfg.data, names, title)
+    text = listen.page(network, cfg.data, names, args.load_pt_file.parent.name)
     write(out, lambda part: part.write_text(text, encoding="utf-8"))
     return f"{out}: a page of {len(text.encode()) / 1e6:.1f} MB; open it in a browser and say a word"
+
+
+WRITERS = {"nir": write_nir, "onnx": write_onnx, "c": write_c, "html": write_html}
 
 
 def write(out: Path, save: Callable[[Path], None]) -> None:
@@ -185,7 +180,7 @@ def differing_decisions(
 def read_command_line() -> argparse.Namespace:
     parser = cli.OneLineParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--load_pt_file", type=Path, required=True, metavar="PT", help="checkpoint, run folder or name")
-    parser.add_argument("--format", choices=("nir", "onnx", "c", "html"), required=True, help="what to write")
+    parser.add_argument("--format", choices=WRITERS, required=True, help="what to write")
     parser.add_argument("--out", type=Path, help="file or folder to write; default beside the checkpoint")
     parser.add_argument(
         "--dt", type=float, default=1e-4, help="nir: step of the simulator (s); default 1e-4, which snnTorch has fixed"

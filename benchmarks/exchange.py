@@ -263,7 +263,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         model, step = Path(folder) / "step.onnx", exchange.Step(network, data.shape)
-        export.write_onnx(cfg, network, model)
+        export.write_onnx(argparse.Namespace(), cfg, network, model)
         runtime, potentials = in_onnxruntime(model, step), potentials_in_onnxruntime(model, step)
         equal, lines = 0, []
         for k, (x_TBC, _) in enumerate(batches(recordings, chosen, bins, BATCH)):

@@ -43,8 +43,8 @@ def blocks(page: str, language: str) -> list[str]:
 
 def test_pages_are_there():
     names = (
-        "adding_a_data_set adding_a_neuron code configuration export library method my_data reading_the_report "
-        "recordings results runs several_processes speed supported"
+        "adding_a_data_set adding_a_neuron code configuration embedded export library method my_data "
+        "reading_the_report recordings results runs several_processes speed supported"
     )
     assert [page.stem for page in PAGES] == names.split()
 
@@ -62,7 +62,7 @@ def test_what_a_page_names_is_there(page):
     paths += [f"{'docs/' * (page.parent != REPOSITORY)}{link}" for link in re.findall(r"\]\(([\w./]+)\)", text)]
     for path in paths:
         assert (REPOSITORY / path).exists(), path
-    for field in re.findall(r"`(?:data|network|loss|train|ttfs)\.(?!py\b)[\w.]+", text):
+    for field in re.findall(r"`(?:data|network|loss|train|ttfs)\.(?!(?:py|h)\b)[\w.]+", text):
         field = field.strip("`")
         assert any(known == field or known.startswith(f"{field}.") for known in FIELDS), field
 
@@ -76,9 +76,13 @@ def test_words_of_commands_are_words_of_the_programs(page):
         known = path.read_text() + "".join(
             (REPOSITORY / "snn" / name).read_text() for name in ("arguments.py", "manual.py")
         )
-        known += "".join(p.read_text() for p in (REPOSITORY / "datasets" / "prepare").glob("*.py"))
+        known += "".join(
+            p.read_text()
+            for p in [*(REPOSITORY / "datasets" / "prepare").glob("*.py"), *(REPOSITORY / "tasks").glob("*.py")]
+        )
         for word in re.findall(r"(?<!\S)--[\w-]+", words):
-            assert f'"{word}"' in known, f"{program} {word}"
+            # of a kind of network, test.py's words are the keys of a dict
+            assert f'"{word}"' in known or f'"{word.removeprefix("--")}": "' in known, f"{program} {word}"
 
 
 def test_the_data_sets_of_the_page_train_and_test(program, tmp_path, monkeypatch):

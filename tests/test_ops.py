@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from functools import partial
+from typing import ClassVar
 
 import pytest
 import torch
@@ -331,6 +332,8 @@ def bad_steps():
     yield "'exp' is not known here", lambda x, state, p: (p.spike(x), torch.exp(x), {"v": x})
     yield "'tanh' is not known here", lambda x, state, p: (p.spike(x), x.tanh(), {"v": x})
     yield "the state v is not returned", lambda x, state, p: (p.spike(x), x, {})
+    yield "unsupported operand type", lambda x, state, p: (p.spike(x), x**2, {"v": x})
+    yield "no attribute 'lam_x'", lambda x, state, p: (p.spike(x), p.lam_x * x, {"v": x})
     yield "u is returned, but is no state", lambda x, state, p: (p.spike(x), x, {"v": x, "u": x})
     yield "a step returns", lambda x, state, p: (p.spike(x), x)
     yield "use torch.where", lambda x, state, p: (p.spike(x), x, {"v": x if x > 0 else -x})
@@ -348,8 +351,11 @@ def test_a_step_that_no_backend_knows(message, step):
 
 
 def test_a_value_without_range():
-    with pytest.raises(InputError, match="has no range"):
-        Value("gain")
+    class Toy(NEURONS["LIF"]):
+        VALUES: ClassVar = {"gain": Value("gain")}
+
+    with pytest.raises(InputError, match=r"neuron Toy \(.*test_ops.py, line \d+\): the value gain has no range"):
+        Toy.dynamics_of()
 
 
 @pytest.mark.parametrize("operation", ["minimum", "maximum", "abs", "neg", "square", "detach", "div", "where"])

@@ -44,7 +44,7 @@ class Events(NamedTuple):
 
 
 def convert_dvsgesture(folder: Path, out_dir: Path, processes: int | None, classes: int = N_CLASSES - 1) -> None:
-    """Write out_dir/DVS-Gesture-train10.hdf5 and out_dir/DVS-Gesture-test10.hdf5, or with 11 classes -train11 and so on.
+    """Write out_dir/DVS-Gesture-train10.hdf5 and out_dir/DVS-Gesture-test10.hdf5, or -train11 and so on for 11 classes.
 
     If `folder` holds trials_to_train.txt and trials_to_test.txt, they name the recordings; otherwise users 1 to 23 (by
     the file names) are for training, and users 24 to 29 for testing. A gesture's time counts from its first event.

@@ -1,5 +1,6 @@
 """Neurons as SpikingJelly modules: what all have in common. `snn.neurons` has the list, a file each."""
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import ClassVar, Literal, NamedTuple
@@ -145,11 +146,21 @@ class SpikingNeuron(MemoryModule):
             raise InputError(cls.FAULT)
         for name in (*cls.STATES, *cls.values_of()):
             if name in RESERVED or not name.isidentifier():
-                raise InputError(f"neuron {cls.__name__}: a state or value cannot be called {name}")
+                raise InputError(f"{cls._place(name)}: a state or value cannot be called {name}")
+        for name, value in cls.values_of().items():
+            if not value.has_range:
+                raise InputError(f"{cls._place(name)}: the value {name} has no range: give low and high, or draw")
         values = tuple(cls.values_of())
         return ops.Dynamics(
             cls.__name__, cls.step, tuple(cls.STATES), values, reset, spike_first, surrogate or ops.Surrogate()
         )
+
+    @classmethod
+    def _place(cls, name: str) -> str:
+        """Name the neuron, its file and the line that has a name first, for errors."""
+        lines, first = inspect.getsourcelines(cls)
+        line = next((k for k, text in enumerate(lines, first) if f'"{name}"' in text), first)
+        return f"neuron {cls.__name__} ({inspect.getsourcefile(cls)}, line {line})"
 
     @property
     def threshold(self) -> float:

@@ -37,9 +37,10 @@ class Value:
 
     unit = "1"
 
-    def __post_init__(self):
-        if self.learned and self.low == -math.inf and self.high == math.inf and self.draw is None:
-            raise InputError(f"the value '{self.title}' has no range: give low and high, or draw")
+    @property
+    def has_range(self) -> bool:
+        """Return whether something bounds it: a learned value must have low and high, or draw."""
+        return not self.learned or self.low > -math.inf or self.high < math.inf or self.draw is not None
 
     def start(self, name: str, settings: Mapping[str, float | None]) -> float | None:
         """The initial value, or None where it is drawn."""

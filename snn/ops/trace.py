@@ -8,6 +8,7 @@ list backwards, with one rule for each operation (reverse mode).
 import inspect
 import math
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -93,13 +94,14 @@ class Trace:
         self.symbols: list[Symbol] = []
         self.in_surrogate = False
 
-    def fail(self, message: str) -> None:
-        """Raise InputError that names the neuron and the line of its step."""
-        file, frame = inspect.getsourcefile(self.neuron.step), sys._getframe()
+    def fail(self, message: str, line: int | None = None) -> None:
+        """Raise InputError with the neuron and the line: the one given, the one that runs, or where its step begins."""
+        step, frame = self.neuron.step, sys._getframe()
+        file = inspect.getsourcefile(step)
         while frame and frame.f_code.co_filename != file:
             frame = frame.f_back
-        line = f", line {frame.f_lineno}" if frame else ""
-        raise InputError(f"neuron {self.neuron.name} ({file}{line}): {message}; allowed are {ALLOWED}")
+        line = line or (frame.f_lineno if frame else step.__code__.co_firstlineno)
+        raise InputError(f"neuron {self.neuron.name} ({file}, line {line}): {message}; allowed are {ALLOWED}") from None
 
     def call(self, function: str, arguments: tuple) -> Symbol:
         """Record an operation by torch's name."""
@@ -180,7 +182,7 @@ def trace(neuron: Dynamics, learned: frozenset[str] = frozenset()) -> Step:
         return u._new("spike", u)
 
     p = Parameters(neuron, values, spike_of)
-    outputs, local = _run(neuron, p.normed(x), SimpleNamespace(**states), p)
+    outputs, local = _run(trace, p.normed(x), SimpleNamespace(**states), p)
     spike, potential, after = _checked(trace, outputs)
     for name, symbol in local.items():
         if isinstance(symbol, Symbol) and symbol.name is None:
@@ -209,8 +211,9 @@ def trace(neuron: Dynamics, learned: frozenset[str] = frozenset()) -> Step:
     )
 
 
-def _run(neuron: Dynamics, *arguments: Any) -> tuple[Any, dict[str, Any]]:
+def _run(trace: Trace, *arguments: Any) -> tuple[Any, dict[str, Any]]:
     """Return the result of `step` and its local variables by name."""
+    neuron = trace.neuron
     local: dict[str, Any] = {}
 
     def watch(frame, event: str, _) -> None:
@@ -221,6 +224,11 @@ def _run(neuron: Dynamics, *arguments: Any) -> tuple[Any, dict[str, Any]]:
     sys.setprofile(watch)
     try:
         return neuron.step(*arguments), local
+    except (AttributeError, TypeError) as error:  # an operator that no symbol has, a value or a state that is not there
+        lines = [
+            lineno for frame, lineno in traceback.walk_tb(error.__traceback__) if frame.f_code is neuron.step.__code__
+        ]
+        trace.fail(str(error), *lines)
     finally:
         sys.setprofile(before)
 

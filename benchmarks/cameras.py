@@ -1,8 +1,8 @@
 """Speed of reading EVT3: `python -m benchmarks.cameras RECORDING.raw [--repeats 60]`.
 
-Prints the median over alternating runs, in millions of events a second, of our decoder and of those libraries that are
-installed (evt3, faery, expelliarmus), on the recording's words again and again as one long recording, whose clock goes
-on. The bare decoding, without our checks, is compared: the libraries make none.
+Prints the median over alternating runs, in millions of events a second, of our decoder and of the installed libraries
+among evt3, faery and expelliarmus. The recording's words are repeated as one long recording whose clock goes on. Only
+the decoding is compared, without our checks, because the libraries make none.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ RUNS = 7
 
 
 def write_long(recording: Path, path: Path, repeats: int) -> None:
-    """The same words so many times, TIME_HIGH counting on."""
+    """Write the same words `repeats` times, with a TIME_HIGH that keeps counting."""
     _, start = header_lines(recording, b"% ")
     content = recording.read_bytes()
     words = np.frombuffer(content, "<u2", (len(content) - start) // 2, start)
@@ -40,7 +40,7 @@ def write_long(recording: Path, path: Path, repeats: int) -> None:
 
 
 def readers(path: Path) -> dict[str, Callable[[], int]]:
-    """Functions that read the file, piece by piece where they can, and give the number of events."""
+    """Return functions that read the file, piece by piece where they can, and return the number of events."""
     said = Said()
     found: dict[str, Callable[[], int]] = {
         "here": lambda: sum(len(piece.t) for piece in cameras.open_recording(path, said).pieces),

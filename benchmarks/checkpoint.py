@@ -1,9 +1,9 @@
-"""What do checkpoints cost a run? Some epochs of configs/adlif_digits.yaml, as train.py trains them.
+"""The cost of checkpoints in a run: some epochs of configs/adlif_digits.yaml, as train.py trains them.
 
     python -m benchmarks.checkpoint [--path_to_dataset data/digits] [--epochs 12] [--json FILE]
 
-Of every checkpoint the time from the call until it stands, read back, under its name; against the epoch with its
-validation. The first epoch, which compiles or loads kernels, is left out.
+Measures for each checkpoint the time from the call until it has been read back and has its name, and compares it with
+the epoch and its validation. The first epoch, which compiles or loads kernels, is left out.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def main() -> None:
     print(f"  an epoch{median(epochs):27.1f} ms")
     result = {"device": processor(), "threads": torch.get_num_threads(), "epoch_ms": median(epochs)}
     for name in ("last.pt", "best.pt"):
-        times = [ms for of, ms, _ in saves if of == name][1:]  # the first last.pt is that before the first epoch
+        times = [ms for of, ms, _ in saves if of == name][1:]  # the first last.pt is written before the first epoch
         megabytes = next(size for of, _, size in reversed(saves) if of == name)
         print(f"  {name}, {megabytes:.1f} MB, {len(times):3} times{median(times):12.1f} ms")
         result |= {f"{name}_ms": median(times)}

@@ -1,8 +1,8 @@
 """Speed of the artificial cochlea on one core: `python -m benchmarks.cochlea [--json FILE]`.
 
-Prints the median over alternating runs, as a multiple of real time by the processor's clock, of the whole, in Python
-and (where there is a compiler) in C, and of each stage; and of the authors' program `lauscher` on a few channels,
-extrapolated to 700, where that is installed.
+Prints medians over alternating runs, as multiples of real time by the processor's clock: of the whole cochlea in Python
+and (if there is a compiler) in C, of each stage, and of the authors' program `lauscher`, if it is installed, on a few
+channels, extrapolated to 700.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def _bushy_cells(counts, ear, spikes):
 
 
 def stages(audio: np.ndarray, sample_rate_hz: int) -> dict[str, Callable[[], object]]:
-    """The whole and each stage, as functions that run it once on input made beforehand."""
+    """Return functions that run the whole, and each stage, once on input made beforehand."""
     conditioned = c.condition(audio, sample_rate_hz)
     in_c = {
         f"whole in C ({name})": partial(cochlea_c.Compiled(command).cochlea, audio, sample_rate_hz, 0)
@@ -72,7 +72,7 @@ def stages(audio: np.ndarray, sample_rate_hz: int) -> dict[str, Callable[[], obj
 
 
 def lauscher(audio: np.ndarray) -> Callable[[], object]:
-    """The authors' chain on LAUSCHER_CHANNELS channels of audio at 48 kHz."""
+    """Return the authors' chain on LAUSCHER_CHANNELS channels of audio at 48 kHz."""
     from lauscher.audiowaves import MonoAudioWave
     from lauscher.transformations.wave2spike import Wave2Spike
 

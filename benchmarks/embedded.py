@@ -36,7 +36,7 @@ ARM = ["arm-none-eabi-gcc", "-mthumb", "-mfloat-abi=hard", "-nostartfiles", "--s
 
 
 class Board(NamedTuple):
-    """A processor and the board of QEMU that has it."""
+    """A processor and the QEMU board that has it."""
 
     name: str
     machine: str
@@ -50,7 +50,7 @@ BOARDS = (
 
 
 def native_compilers() -> dict[str, list[str]]:
-    """Name -> command, of the compilers that are there."""
+    """Return the installed compilers: name -> command."""
     found = {"gcc": ["gcc"], "clang": ["clang"]}
     found = {name: command for name, command in found.items() if shutil.which(name)}
     commands = {f"{name} {level}": [*command, level] for name, command in found.items() for level in ("-O0", "-O3")}
@@ -62,7 +62,7 @@ def native_compilers() -> dict[str, list[str]]:
 
 
 def missing_for_arm() -> str:
-    """Return which tools for `run_on` are missing, in words, or nothing."""
+    """Return in words which tools for `run_on` are missing, or an empty string."""
     names = [name for name in ("arm-none-eabi-gcc", "qemu-system-arm") if shutil.which(name) is None]
     return f"{' and '.join(names)} missing: apt install gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm"[
         : None if names else 0
@@ -70,13 +70,13 @@ def missing_for_arm() -> str:
 
 
 def write_code(code: embedded.Code, folder: Path) -> None:
-    """All files into a folder that is there."""
+    """Write all files into an existing folder."""
     for name, text in code.files.items():
         (folder / name).write_text(text, encoding="utf-8")
 
 
 def write_recordings(folder: Path, recordings: Recordings, rows: Sequence[int]) -> None:
-    """Some recordings for `mps2/recordings.c`, their times in whole microseconds."""
+    """Write some recordings for `mps2/recordings.c`, with times in whole microseconds."""
     with (folder / "recordings.txt").open("w", encoding="utf-8") as file:
         for row in rows:
             events = slice(*recordings.offsets[row : row + 2])
@@ -88,12 +88,12 @@ def write_recordings(folder: Path, recordings: Recordings, rows: Sequence[int]) 
 
 
 def microseconds(recordings: Recordings, events: slice) -> np.ndarray:
-    """Times as the C takes them."""
+    """Return times as the C code takes them."""
     return np.floor(recordings.times[events].astype(np.float64) * (1e6 / recordings.ticks_per_second)).astype(np.int64)
 
 
 def run_native(folder: Path, command: Sequence[str], *flags: str) -> list[str]:
-    """The lines that the C says of the recordings in the folder, the first its size in RAM."""
+    """Return the lines that the C program prints for the recordings in the folder; the first is its size in RAM."""
     program = folder / "native"
     sources = [str(MPS2 / "recordings.c"), "network.c"]
     ran([*command, *COMMON, *flags, "-I.", *sources, "-o", program.name], folder)
@@ -101,7 +101,7 @@ def run_native(folder: Path, command: Sequence[str], *flags: str) -> list[str]:
 
 
 def run_on(board: Board, folder: Path) -> list[str]:
-    """The same under QEMU, and at each decision the instructions up to it and to the window's end."""
+    """Return the same from QEMU, with the instructions up to each decision and to the window's end."""
     sources = [str(MPS2 / "recordings.c"), "network.c", str(MPS2 / "startup.c"), "-T", str(MPS2 / "mps2.ld")]
     flags = [*board.flags, "-O3", "-std=c99", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off", "-DTIMED", "-I."]
     ran([*ARM, *flags, *sources, "-o", "board.elf"], folder)
@@ -110,7 +110,7 @@ def run_on(board: Board, folder: Path) -> list[str]:
 
 
 def flash_bytes(board: Board, folder: Path) -> int:
-    """Code and constants of network.c."""
+    """Return the bytes of code and constants of network.c."""
     ran([*ARM[:3], *board.flags, "-O3", "-std=c99", "-ffp-contract=off", "-c", "network.c"], folder)
     return int(ran(["arm-none-eabi-size", "network.o"], folder).splitlines()[1].split()[0])
 
@@ -124,7 +124,7 @@ def ran(command: Sequence[str], folder: Path) -> str:
 
 
 def decisions(network: Network, recordings: Recordings, rows: Sequence[int], bins: Bins) -> list[str]:
-    """The lines of decisions that are to come from the C, as a stream decides."""
+    """Return the lines of decisions expected from the C program, as a stream decides."""
     stream = Stream(network, bins.dt_ms, bins.T, bins.T_empty, recordings.ticks_per_second)
     lines = []
     for row in rows:
@@ -140,7 +140,7 @@ def decisions(network: Network, recordings: Recordings, rows: Sequence[int], bin
 
 @torch.inference_mode()
 def spikes(network: Network, recordings: Recordings, row: int, bins: Bins) -> list[str]:
-    """The lines of spikes that are to come from the C for a recording, as a batch has them."""
+    """Return the lines of spikes expected from the C program for a recording, as in a batch."""
     network.reset()
     layers = network(bin_events(recordings, np.array([row]), bins)).layers
     found = [torch.nonzero(s_T1N[:, 0]) for s_T1N in layers]

@@ -1,16 +1,16 @@
-"""Does work that follows the events pay? Products, a training step, and decisions on a stream.
+"""The gain of work that grows with the events: products, a training step, and decisions on a stream.
 
     python -m benchmarks.events [--json FILE] [--rounds 9] [--data shd_train.h5] [--load_pt_file best.pt]
 
 1. The input layer of configs/adlif_shd.yaml, 12,800 rows, 700 to 256, forward and weight gradient at several shares of
-   active inputs. "from dense" is a hidden layer's case: its input arrives as spikes in a dense tensor, searched for
-   them first. The share at which that is no longer faster is what the rule in snn/linear.py goes by.
-2. A training step of that network, event-driven, with dense products, and SpikingJelly's LIFNodes; and the memory that
-   its input layer takes, from recordings to weight gradient.
+   active inputs. "from dense" is the case of a hidden layer: its input arrives as spikes in a dense tensor, which is
+   searched for them first. The rule in snn/linear.py uses the share from which on that is no longer faster.
+2. A training step of that network, event-driven, with dense products, and with SpikingJelly's LIFNodes; and the memory
+   that its input layer takes, from recordings to weight gradient.
 3. One recording at a time on one core: `snn.streaming` against the batched pass with dense products at batch 1.
 
-All contenders take turns; medians. Recordings are made up as in benchmarks.step, or those of a file in SHD's layout.
-Networks are untrained, or for part 3 that of a checkpoint.
+All contenders take turns; times are medians. Recordings are made up as in benchmarks.step, or come from a file in SHD's
+layout. Networks are untrained; part 3 can use a checkpoint.
 """
 
 import argparse
@@ -92,7 +92,7 @@ def training_step(cfg: config.Config, recordings: Recordings, rounds: int) -> di
 
 
 def input_layer_megabytes(kind: str, data: Path | None) -> float:
-    """Memory that binning, forward and weight gradient of the input layer add to this process."""
+    """Measure the memory that binning, forward and weight gradient of the input layer add to this process."""
     cfg = read_config()
     recordings = load(data, cfg)
     torch.manual_seed(0)
@@ -101,7 +101,7 @@ def input_layer_megabytes(kind: str, data: Path | None) -> float:
 
     def step(index: np.ndarray) -> None:
         x_TBC = bin_events(recordings, index, bins_of(cfg))
-        if kind == "frames":  # dense ones, as other code makes them
+        if kind == "frames":  # dense, as in other libraries
             x_TBC = x_TBC.dense()
         layer(x_TBC).sum().backward()
 
@@ -113,7 +113,7 @@ def input_layer_megabytes(kind: str, data: Path | None) -> float:
 
 
 def streaming(network: Network, cfg: config.Config, recordings: Recordings, rounds: int) -> dict:
-    """Milliseconds a recording, events a second, and time against the share of a recording's events that is kept."""
+    """Measure ms per recording, events per second, and time against the share of a recording's events that is kept."""
     bins = bins_of(cfg)
     network = network.folded()
     dense = network.folded()
@@ -127,7 +127,7 @@ def streaming(network: Network, cfg: config.Config, recordings: Recordings, roun
     }
 
     def thinned(keep: float) -> list[tuple[np.ndarray, np.ndarray]]:
-        """(times, channels) of each recording, a share of its events evenly kept."""
+        """Return (times, channels) of each recording, with an evenly spread share of its events."""
         parts = [np.arange(*recordings.offsets[r : r + 2]) for r in range(len(recordings))]
         parts = [part[np.linspace(0, len(part) - 1, max(1, round(keep * len(part)))).astype(int)] for part in parts]
         return [(recordings.times[part], recordings.channels[part]) for part in parts]
@@ -179,11 +179,11 @@ def bins_of(cfg: config.Config) -> Bins:
 
 
 def load(data: Path | None, cfg: config.Config) -> Recordings:
-    """As many recordings as a batch has: of a file, spread over it, or made up."""
+    """Return one batch of recordings: spread over a file, or made up."""
     n = cfg.train.batch_size
     if data is None:
         return make_recordings(n, cfg.data.channels, cfg.data.num_classes)
-    # not as "train", which asks for a recording of every class
+    # not as "train", which needs a recording of every class
     recordings = readers.read("shd", data, "test", cfg.data.channels, cfg.data.num_classes)
     chosen = np.linspace(0, len(recordings) - 1, n).astype(int)
     parts = [np.arange(*recordings.offsets[r : r + 2]) for r in chosen]

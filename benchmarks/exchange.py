@@ -1,10 +1,10 @@
 """An exported network in other simulators: python -m benchmarks.exchange --load_pt_file runs/<name>/best.pt
 
 Writes the graph, reads it back with snnTorch, SpikingJelly and Norse, and the ONNX model with onnxruntime, and compares
-their output spikes with ours on recordings of the training file. Of each recording where spikes differ, it finds the
-first one that does, over all layers, and says how far the potential lay from its threshold θ, in units in the last
-place (ulp) of θ: ours, and onnxruntime's, which simulators do not tell. Sums of float32 in another order end some units
-apart, so that is what to expect; a potential many units away would be a defect.
+their output spikes with ours on recordings of the training file. For each recording with different spikes, it finds the
+first difference over all layers and prints the distance of the potential from its threshold θ, in units in the last
+place (ulp) of θ: ours and onnxruntime's, as the simulators do not give theirs. Sums of float32 in another order differ
+by a few units, so such distances are expected; a potential many units away would be a defect.
 """
 
 import argparse
@@ -43,7 +43,7 @@ Spikes = tuple[Tensor, dict[str, Tensor]]
 
 
 def initial(graph: nir.NIRGraph) -> dict[str, tuple[Tensor, Tensor]]:
-    """(current, membrane) that each layer begins with."""
+    """Return the initial (current, membrane) of each layer."""
     return {
         name: (torch.as_tensor(node.metadata["i_initial"]), torch.as_tensor(node.metadata["v_initial"]))
         for name, node in graph.nodes.items()
@@ -52,7 +52,7 @@ def initial(graph: nir.NIRGraph) -> dict[str, tuple[Tensor, Tensor]]:
 
 
 def recorded(net: nn.Module, names: list[str], steps: Callable[[], Tensor]) -> Spikes:
-    """Run `steps` and keep what the layers of these names give."""
+    """Run `steps` and keep the outputs of the layers with these names."""
     spikes: dict[str, list[Tensor]] = {name: [] for name in names}
     hooks = [
         getattr(net, name).register_forward_hook(
@@ -133,13 +133,13 @@ SIMULATORS = {"snntorch": in_snntorch, "spikingjelly": in_spikingjelly, "norse":
 
 
 def in_onnxruntime(path: Path, step: exchange.Step) -> Callable[[Tensor], Tensor]:
-    """Output spikes (T, B, classes) of x (T, B, channels)."""
+    """Return a function from x (T, B, channels) to output spikes (T, B, classes)."""
     run = _session(path.read_bytes(), step)
     return lambda x_TBC: run(x_TBC)[0]
 
 
 def potentials_in_onnxruntime(path: Path, step: exchange.Step) -> Callable[[Tensor], list[Tensor]]:
-    """h - θ (T, B, N) of each layer of x (T, B, channels): what the model compares with 0 to decide on spikes."""
+    """Return a function from x (T, B, channels) to h - θ (T, B, N) of each layer, which the model compares with 0."""
     import onnx
 
     model = onnx.load(path)
@@ -153,7 +153,7 @@ def potentials_in_onnxruntime(path: Path, step: exchange.Step) -> Callable[[Tens
 
 
 def _session(model: bytes, step: exchange.Step, more: Sequence[str] = ()) -> Callable[[Tensor], list[Tensor]]:
-    """Output spikes and what else is asked for, (T, B, N) each, of x (T, B, channels)."""
+    """Return a function from x (T, B, channels) to output spikes and other outputs in `more`, (T, B, N) each."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
@@ -172,7 +172,7 @@ def _session(model: bytes, step: exchange.Step, more: Sequence[str] = ()) -> Cal
 
 
 class Difference(NamedTuple):
-    """The first spike of a recording, over all layers, that one network has and the other has not."""
+    """The first spike of a recording, over all layers, that only one of two networks has."""
 
     step: int
     layer: int
@@ -185,7 +185,7 @@ class Difference(NamedTuple):
 
 
 def in_ulp(away: float, theta: float) -> float:
-    """A distance from θ in units in the last place of θ as float32."""
+    """Convert a distance from θ to units in the last place of θ as float32."""
     return away / float(np.spacing(np.float32(theta)))
 
 
@@ -194,7 +194,7 @@ def neurons_of(network: Network) -> list[SpikingNeuron]:
 
 
 def spikes_and_potentials(network: Network, x_T1C: SparseCounts) -> list[tuple[Tensor, Tensor]]:
-    """(T, N) each, layer after layer; an image in NIR's order, its channels first."""
+    """Return spikes and potentials, (T, N) each, layer after layer; images are in NIR's order, channels first."""
     network, ran = copy.deepcopy(network), []
     for module in neurons_of(network):
         module.return_potential = True
@@ -209,7 +209,7 @@ def spikes_and_potentials(network: Network, x_T1C: SparseCounts) -> list[tuple[T
 def first_difference(
     network: Network, ran: list[tuple[Tensor, Tensor]], theirs: dict[int, Tensor], latencies: Sequence[int]
 ) -> Difference | None:
-    """Of spikes (T, N) by layer, which come as many steps earlier than ours (`ran`) as `latencies` says."""
+    """Find the first difference in spikes (T, N) by layer; theirs come `latencies` steps earlier than ours (`ran`)."""
     found = []
     for k, s_TN in theirs.items():
         ours_TN, h_TN = (of_layer[latencies[k] :] for of_layer in ran[k])
@@ -217,13 +217,13 @@ def first_difference(
         if len(apart):
             n, j = apart[0].tolist()
             theta = neurons_of(network)[k].threshold
-            # graph time puts cause before effect: a layer's spike is in the same step as what it does to the next layer
+            # in the graph's time, a layer's spike and its effect on the next layer are in the same step
             found.append((n, k, Difference(n + latencies[k], k, j, in_ulp(float(h_TN[n, j]) - theta, theta))))
     return min(found)[2] if found else None
 
 
 def in_words(network: Network, recordings: AnyRecordings, r: int, bins: Bins, away: list[Tensor], b: int) -> str:
-    """The first spike that recording r has here or in onnxruntime, where it was b of its batch, and not in both."""
+    """Describe the first spike of recording r, number b of its batch in onnxruntime, that only one of the two has."""
     x_T1C, _ = next(batches(recordings, np.array([r]), bins, 1))
     dynamics, ran = [module.dynamics for module in neurons_of(network)], spikes_and_potentials(network, x_T1C)
     spikes = {
@@ -235,7 +235,7 @@ def in_words(network: Network, recordings: AnyRecordings, r: int, bins: Bins, aw
         return "equal where the potentials are asked for, which changes how onnxruntime rounds"
     theta, (_, h_TN), theirs_TN = neurons_of(network)[first.layer].threshold, ran[first.layer], away[first.layer][:, b]
     theirs = in_ulp(float(theirs_TN[first.step, first.neuron]), theta)
-    until = slice(first.step + 1)  # all other spikes of this layer are equal till then: only rounding sets them apart
+    until = slice(first.step + 1)  # all other spikes of this layer are equal until then: only rounding differs
     apart_TN = (h_TN[until] - theta - theirs_TN[until]).abs()
     apart_TN[first.step, first.neuron] = 0
     apart = in_ulp(float(apart_TN.max()), theta)
@@ -271,7 +271,7 @@ def main() -> None:
             differ = (runtime(x_TBC.dense()) != folded(x_TBC).s_TBN).any(-1).any(0)
             equal += int((~differ).sum())
             if differ.any():
-                away = potentials(x_TBC.dense())  # in the same batch: a product of other rows may round otherwise
+                away = potentials(x_TBC.dense())  # in the same batch: a product with other rows may round differently
                 lines += [
                     f"  recording {BATCH * k + b}: {in_words(folded, recordings, BATCH * k + b, bins, away, b)}"
                     for b in differ.nonzero().flatten().tolist()

@@ -1,17 +1,16 @@
-"""How fast is one layer of neurons, forward and backward? Against the reference, JAX, SpikingJelly and the memory.
+"""The speed of one layer of neurons, forward and backward, against the reference, JAX, SpikingJelly and the memory.
 
     python -m benchmarks.kernels [--json FILE] [--plot FILE] [--rounds 15] [--device cpu]
 
-All contenders take turns within each round; the table shows medians. A turn is one call that is not timed and one that
-is, so that nobody pays for what the one before left behind: cold caches, and threads that look for work for a while
-before they sleep (JAX's do). The floor is a copy that moves as many bytes as the layer must: x and y forward, x, gy and
-gx backward, once each, and the marks of states twice. Peers are optional (benchmarks/requirements.txt). `--before F`
-takes turns with the kernels of the checkout in folder F, in a process of its own: the commit before a change.
+All contenders take turns within each round; the table shows medians. A turn is an untimed call and a timed one, so that
+no contender pays for what the one before left behind: cold caches, and threads that look for work for a while before
+they sleep (as JAX's do). The floor is a copy that moves as many bytes as the layer must: x and y forward, x, gy and gx
+backward, once each, and the marks of states twice. Peers are optional (benchmarks/requirements.txt). With `--before F`,
+the kernels of the checkout in folder F, such as the commit before a change, take turns in a process of their own.
 
-`--device cuda` measures the cupy backend with CUDA events, the calls from Python included, as a training loop sees it,
-and beside it how long the GPU itself is at work. That is what counts where it, not Python, takes the time: in large
-layers, such
-as that of LARGE_SHAPE at the end.
+`--device cuda` measures the cupy backend with CUDA events, including the calls from Python, as a training loop sees it,
+and also how long the GPU itself is at work. The latter counts where the GPU, not Python, takes the time: in large
+layers, such as that of LARGE_SHAPE at the end.
 """
 
 import argparse
@@ -53,7 +52,7 @@ Step = Callable[[], object]  # one forward and backward
 
 
 def make_values(name: str, N: int, device: str) -> dict[str, Tensor]:
-    """All but θ are learned, as in configs/; so are those of CuLIF and LIF here, to be comparable."""
+    """Make the values of a neuron. All but θ are learned, as in configs/, and here also in CuLIF and LIF."""
     names = KINDS[name].values
     fixed = {value for value, declared in NEURONS[name].values_of().items() if declared.initial in ("theta", 0.01, 0.9)}
     return {
@@ -75,7 +74,7 @@ def ours(name: str, shape: tuple, device: str, backend: str) -> Step:
 
 
 def moved_numbers(name: str, shape: tuple) -> float:
-    """Numbers that a forward and backward must move."""
+    """Return how many numbers a forward and backward must move."""
     neuron = KINDS[name]
     return (5 + 2 * len(neuron.states) / segment(neuron)) * torch.Size(shape).numel()
 
@@ -98,7 +97,7 @@ for line in sys.stdin:
 
 
 def before(folder: Path, name: str, shape: tuple) -> Step:
-    """The same step in another checkout; its call gives the milliseconds that it took there."""
+    """Return the same step in another checkout; its call returns the milliseconds that it took there."""
     command = [sys.executable, "-c", BEFORE, name, repr(tuple(shape))]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     child = subprocess.Popen(command, cwd=folder, env=os.environ | {"PYTHONPATH": str(folder)}, **pipes)
@@ -118,7 +117,7 @@ def copy_of_as_many_bytes(name: str, shape: tuple, device: str) -> Step:
 
 
 def jax_scan(name: str, shape: tuple) -> Step:
-    """The equations of the neuron as a jitted scan; gradients of x and of every value."""
+    """Return a step with the neuron's equations as a jitted scan, with gradients of x and of every value."""
     has_current, adapts = name.startswith("Cu"), "Ad" in name
 
     @jax.custom_vjp
@@ -152,7 +151,7 @@ def jax_scan(name: str, shape: tuple) -> Step:
 
 
 def spikingjelly_node(node: str, shape: tuple, device: str) -> Step:
-    """A simpler neuron than ours; its gradients are those of x alone."""
+    """Return a step of a simpler neuron than ours, with the gradient of x alone."""
     from spikingjelly.activation_based import functional, neuron
 
     layer = getattr(neuron, node)().to(device)
@@ -195,10 +194,10 @@ def milliseconds(step: Step, device: str) -> float:
 
 
 def medians(steps: dict[str, Step], rounds: int, device: str) -> dict[str, float]:
-    """Milliseconds; the first round warms up, the others count."""
+    """Measure medians in milliseconds; the first round warms up, the others count."""
 
     def turn(step: Step) -> float:
-        if isinstance(elsewhere := step(), float):  # of another process, which has measured it
+        if isinstance(elsewhere := step(), float):  # measured by another process
             return elsewhere
         return milliseconds(step, device)
 
@@ -207,7 +206,7 @@ def medians(steps: dict[str, Step], rounds: int, device: str) -> dict[str, float
 
 
 def busy_milliseconds(step: Step, rounds: int = 10) -> float:
-    """Return how long the GPU is at work for one call."""
+    """Return the milliseconds that the GPU is at work for one call."""
     step()
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
@@ -218,7 +217,7 @@ def busy_milliseconds(step: Step, rounds: int = 10) -> float:
 
 
 def scaling(device: str) -> list[dict]:
-    """One of T, B and N grows, the others stay at ten: the backend's time a neuron-step should stay the same."""
+    """Let one of T, B and N grow while the others stay at ten: the time per neuron-step should stay the same."""
     backend = "cupy" if device == "cuda" else "cpu"
     rows = []
     for axis, letter in enumerate("TBN"):
@@ -234,7 +233,7 @@ def scaling(device: str) -> list[dict]:
 
 
 def narrow(rounds: int = 3) -> list[dict]:
-    """Long recordings of a thousand columns beside as many neuron-steps in a wide array, in turns."""
+    """Compare, in turns, long recordings of a thousand columns with as many neuron-steps in a wide array."""
     rows = []
     for T in (10_000, 100_000):
         shapes = {"narrow": (T, 10, 100), "wide": (100, T // 100 * 10, 100)}
@@ -244,13 +243,13 @@ def narrow(rounds: int = 3) -> list[dict]:
 
 
 def high_water_megabytes() -> float:
-    """Of this process; ru_maxrss would also count the one that started it. Linux only."""
+    """Return the peak memory of this process; ru_maxrss would also count its parent. Linux only."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def peak_megabytes(backend: str) -> float:
-    """Memory that a forward and backward adds to a process that has run a small one."""
+    """Measure the memory that a forward and backward adds to a process that has run a small one."""
     ours("AdLIF", (10, 2, 8), "cpu", backend)()
     step = ours("AdLIF", SHAPE, "cpu", backend)
     before = high_water_megabytes()

@@ -1,13 +1,13 @@
-"""How long is a training step of a convolutional network, and where does it go? configs/culif_dvsgesture.yaml.
+"""The time of a training step of a convolutional network, and of its parts: configs/culif_dvsgesture.yaml.
 
     python -m benchmarks.networks [--json FILE] [--rounds 3] [--T 160] [--batch 6]
 
-Ours against the same layers written with SpikingJelly alone: its convolutions, pools and plainest neuron, LIFNode, in
-step mode "m", except that its hidden fully connected layer is not recurrent (ours is). They take turns; medians. Ours
-is then taken apart by kind of layer. Recordings are made up: 50,000 events a second from a spot that goes round on
-128x128 pixels; with the configuration's B = 16, 24 GB were not enough for SpikingJelly. How much work ours does depends
-on how active the layers are: their shares are printed. At the end, the convolutions alone: up to which share of active
-inputs is the event-driven one faster (the rule in snn/conv.py)?
+Compares ours with the same layers from SpikingJelly alone: its convolutions, pools and plainest neuron, LIFNode, in
+step mode "m", except that its hidden fully connected layer is not recurrent (ours is). They take turns; times are
+medians. Ours is then split by kind of layer. Recordings are made up: 50,000 events a second from a spot that circles on
+128x128 pixels; with the configuration's B = 16, 24 GB were not enough for SpikingJelly. The work of ours depends on how
+active the layers are, so their shares are printed. The last part measures convolutions alone, to find up to which share
+of active inputs the event-driven one is faster (the rule in snn/conv.py).
 """
 
 import argparse
@@ -71,7 +71,7 @@ def make_recordings(n: int, length_s: float, sensor: config.Sensor, classes: int
 
 
 def our_step(cfg: config.Config, recordings: Recordings) -> tuple[Step, Network]:
-    """Binning, forward, loss, backward, optimiser."""
+    """Return a step of ours: binning, forward, loss, backward, optimiser."""
     torch.manual_seed(0)
     data, fs = cfg.data, cfg.loss.fs
     network = cfg.new_network("cpu").train()
@@ -93,7 +93,7 @@ def our_step(cfg: config.Config, recordings: Recordings) -> tuple[Step, Network]
 
 
 def spikingjelly_step(cfg: config.Config, recordings: Recordings) -> Step:
-    """The same layers from SpikingJelly alone: LIFNode, spike counts, cross-entropy."""
+    """Return a step of the same layers from SpikingJelly alone: LIFNode, spike counts, cross-entropy."""
     torch.manual_seed(0)
     data, words = cfg.data, cfg.network.layers
     modules: list[nn.Module] = []
@@ -125,7 +125,7 @@ def spikingjelly_step(cfg: config.Config, recordings: Recordings) -> Step:
 
 
 def by_kind_of_layer(step: Step, network: Network) -> dict[str, float]:
-    """Milliseconds of a step in each kind of layer, forward and backward."""
+    """Measure the milliseconds of a step in each kind of layer, forward and backward."""
 
     def enter(module: nn.Module, _: tuple) -> None:
         base = next(cls for cls in (EventConv, Pooling, EventLinear, SpikingNeuron) if isinstance(module, cls))
@@ -164,7 +164,7 @@ def peak_in_subprocess(who: str, T: int, batch: int) -> float:
 
 
 def convolutions(share: float) -> dict[str, Step]:
-    """The second convolution of the network, 64 to 128 channels at 32x32: forward and weight gradient."""
+    """Return forward and weight gradient of the network's second convolution, 64 to 128 channels at 32x32."""
     torch.manual_seed(0)
     frames, inputs, outputs, size = 80, 64, 128, 32
     shape = sparse_conv.Geometry(size, size, 3, 1)

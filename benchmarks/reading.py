@@ -1,11 +1,11 @@
-"""How fast are recordings read and batched? On made files, read from a warm disk cache.
+"""The speed of reading and batching recordings, from generated files in a warm disk cache.
 
     python -m benchmarks.reading [--json FILE] [--rounds 5] [--recordings 10000]
 
 "shd": recordings of 6,000 events in the layout of SHD, half precision as in the official files, read by our reader and
 by h5py in one go; "dvsgesture": a hundredth as many recordings of 400,000 events over 6 s in the layout of DVSGesture.
-"in file": checked, but left there. Each is read in a process of its own, whose largest memory is told. "batch": 16 such
-gestures binned to 160 steps of 2 x 32 x 32 (of their training step: python -m benchmarks.networks), and SHD's batch of
+"in file": checked, but left there. Each is read in a process of its own, whose peak memory is reported. "batch": 16 of
+these gestures binned to 160 steps of 2 x 32 x 32 (for their training step, see benchmarks.networks), and SHD's batch of
 128, as it is and augmented. "from file": random recordings of those files.
 """
 
@@ -75,14 +75,14 @@ def read_gestures(path: Path, in_memory: bool = True) -> AnyRecordings:
 
 
 def in_one_go(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return what h5py does by itself: an object for each recording, then one array."""
+    """Read with h5py alone, which makes an object for each recording, then one array."""
     with h5py.File(path) as file:
         times, units = file["spikes/times"][()], file["spikes/units"][()]
     return np.concatenate(times).astype(np.float32), np.concatenate(units)
 
 
 def measure(function: Callable[[Path], object], path: Path) -> dict[str, float]:
-    """Seconds, and the largest memory of this process before and after (MiB)."""
+    """Measure seconds, and the peak memory of this process before and after (MiB)."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     started = time.perf_counter()
     kept = function(path)

@@ -48,8 +48,8 @@ PUBLISHED = {
     "culif_dvsplane": "92.7 %",
 }
 COMMAND = ("python", "-m", "benchmarks.results")
-NOT_A_RESULT = {"smoke"}  # configurations for a look
-# of test.py's metrics, what is stored of each seed
+NOT_A_RESULT = {"smoke"}  # configurations for a quick try
+# the metrics of test.py that are stored for each seed
 KEPT = (
     *("samples", "images", "fs_accuracy", "fr_accuracy", "accuracy", "fs_accuracy_interval", "fr_accuracy_interval"),
     *("accuracy_interval", "t_d50_ms", "t_d90_ms", "fr_t_d50_ms", "fr_t_d90_ms", "spikes_per_neuron", "silent_samples"),
@@ -58,7 +58,7 @@ KEPT = (
 
 
 def main() -> None:
-    parser = cli.OneLineParser(description=__doc__, allow_abbrev=False)  # --seed is no --seeds
+    parser = cli.OneLineParser(description=__doc__, allow_abbrev=False)  # --seed does not stand for --seeds
     parser.add_argument("configuration", type=Path, nargs="?", help="a YAML to train, test and store")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="0 1 2")
     parser.add_argument("--readme", action="store_true", help="rebuild tables and pictures of README.md and docs/")
@@ -92,7 +92,7 @@ def store(args: argparse.Namespace, words: Sequence[str]) -> None:
         metrics = json.loads(Path("runs", run_name, "test", "metrics.json").read_text(encoding="utf-8"))
         seeds[str(seed)] = {key: metrics[key] for key in KEPT if key in metrics}
         seeds[str(seed)] |= {"train_seconds": round(seconds, 1), "train_processor_seconds": round(busy, 1)}
-        if curves := metrics.get("anytime"):  # the figure is over time
+        if curves := metrics.get("anytime"):  # for the figure over time
             seeds[str(seed)]["anytime"] = {key: curve for key, curve in curves.items() if "time" in key}
     result = {
         "configuration": f"configs/{path.name}",
@@ -111,24 +111,24 @@ def store(args: argparse.Namespace, words: Sequence[str]) -> None:
 
 
 def run(*command: str) -> None:
-    """One of our programs; its errors are already on the screen."""
+    """Run one of our programs; its errors are already on the screen."""
     if code := subprocess.run([sys.executable, str(REPOSITORY / command[0]), *command[1:]]).returncode:
         raise InputError(f"{command[0]} ended with exit code {code}; nothing was stored")
 
 
 def processor_seconds() -> float:
-    """Return what our programs have taken so far, all cores together; a machine that is busy elsewhere takes longer."""
+    """Return the time of our programs so far, over all cores; it is longer on a machine that is busy elsewhere."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
 def without_places(words: Sequence[str]) -> list[str]:
-    """The words without the folder of the data, which is this machine's own affair."""
+    """Return the words without the folder of the data, which only concerns this machine."""
     return ["DIR" if before == "--path_to_dataset" else word for before, word in zip(["", *words], words, strict=False)]
 
 
 def describe(cfg: config.AnyConfig) -> str:
-    """A network in a few words: 700-256-256-20 AdLIF."""
+    """Describe a network in a few words: 700-256-256-20 AdLIF."""
     if isinstance(cfg, config.TTFSConfig):
         return f"{'x'.join(map(str, cfg.data.shape))}, {cfg.ttfs.layers}, {cfg.data.num_classes}; one spike a neuron"
     layers = [word[:-1] if word.endswith("F") else word for word in cfg.network.layers]
@@ -138,12 +138,12 @@ def describe(cfg: config.AnyConfig) -> str:
 
 
 def stored() -> dict[str, dict]:
-    """Name of the configuration -> what results/ has of it."""
+    """Return the contents of results/ by the name of the configuration."""
     return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))}
 
 
 def summary(results: dict[str, dict]) -> str:
-    """A row for each stored result: the network, and its accuracy with the first spike and with all."""
+    """Write a row for each stored result: the network, and its accuracy with the first spike and with all."""
     lines = ["| configuration | network | FS | FR | half right by |", "|---|---|---|---|---|"]
     for name, result in results.items():
         seeds = list(result["seeds"].values())
@@ -157,7 +157,7 @@ def summary(results: dict[str, dict]) -> str:
 
 
 def table(results: dict[str, dict]) -> str:
-    """A row for each configuration of configs/: what was published, and what is stored."""
+    """Write a row for each configuration of configs/: the published and the stored result."""
     lines = [
         "| configuration | network | published FS | FS | FR | half and 90 % right by | spikes/neuron |",
         "|---|---|---|---|---|---|---|",
@@ -198,13 +198,13 @@ def row(cells: Sequence[str]) -> str:
 
 
 def mean_of(seeds: Sequence[dict], key: str, digits: int, unit: str) -> str:
-    """Mean ± std over seeds; of one seed its value; a dash where a seed has none."""
+    """Write mean ± std over seeds, or the value of a single seed; a dash if a seed has none."""
     words = mean_and_std([seed[key] for seed in seeds], digits)
     return words if words == DASH else f"{words}{unit}"
 
 
 def draw(results: dict[str, dict]) -> plt.Figure | None:
-    """Accuracy against time of every stored network that spikes in time, the seeds as a band."""
+    """Draw accuracy against time of every stored network that spikes in time, with the seeds as a band."""
     shown = {name: list(result["seeds"].values()) for name, result in results.items()}
     shown = {name: seeds for name, seeds in shown.items() if "anytime" in seeds[0]}
     if not shown:
@@ -241,7 +241,7 @@ def rebuild() -> None:
 
 
 def pages(results: dict[str, dict], measured: dict) -> dict[Path, dict[str, str]]:
-    """Page -> what stands between its comments, by the name in them."""
+    """Return, for each page, the text between its comments by the name in them."""
     return {
         REPOSITORY / "README.md": {"results": summary(results)},
         REPOSITORY / "docs" / "results.md": {"results": table(results)},
@@ -250,7 +250,7 @@ def pages(results: dict[str, dict], measured: dict) -> dict[Path, dict[str, str]
 
 
 def between(text: str, name: str, content: str, path: Path) -> str:
-    """The text with this content between its two comments of that name."""
+    """Return the text with this content between its two comments of that name."""
     begin, end = (comment.format(name) for comment in COMMENTS)
     before, found, rest = text.partition(begin)
     _, closed, after = rest.partition(end)

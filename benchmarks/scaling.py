@@ -1,16 +1,16 @@
-"""What do several processes gain, and what does their exchange cost? The network of configs/adlif_shd.yaml.
+"""The gain from several processes, and the cost of their exchange, on the network of configs/adlif_shd.yaml.
 
     python -m benchmarks.scaling [--json FILE] [--rounds 15]
 
 1. Two processes of one thread each, gloo, against one process of one thread: the same batch of 128 (strong scaling),
    and 128 each (weak scaling). They take turns within each round, in the same two processes: while one works alone the
-   other waits. Medians of whole training steps, with train.py's loss, exchange of gradients, BatchNorm and flags, by
-   the clock and as work (processor time, which another load of the machine hardly moves). Each also with
-   train.sync_batch_norm=false: every process with BatchNorm statistics of its own. Recordings are made up, some with
+   other waits. Results are medians of whole training steps, with train.py's loss, exchange of gradients, BatchNorm and
+   flags, by the clock and as work (processor time, which other load on the machine hardly changes). Each is repeated
+   with train.sync_batch_norm=false: every process has its own BatchNorm statistics. Recordings are made up, some with
    more events than others.
-2. What limits it: a share's step without any exchange, how much longer the slower of the two shares takes, and the
-   all_reduce of as many bytes as the gradient and as BatchNorm's statistics have.
-3. A model for 2 to 64 GPUs from the messages of a step, as counted here; docs/several_processes.md has the text.
+2. The limits: a share's step without any exchange, how much longer the slower of the two shares takes, and the
+   all_reduce of as many bytes as the gradient and BatchNorm's statistics have.
+3. A model for 2 to 64 GPUs from the messages of a step, as counted here; docs/several_processes.md describes it.
 """
 
 import argparse
@@ -50,7 +50,7 @@ LINKS = {"NVLink": (200e9, 5e-6), "PCIe 4": (20e9, 10e-6), "10 Gbit/s Ethernet":
 
 
 def make_recordings(n: int, channels: int, classes: int) -> Recordings:
-    """As those of benchmarks.step, with more events in some than in others."""
+    """Make recordings as in benchmarks.step, but some have more events than others."""
     random = np.random.default_rng(0)
     lengths = np.maximum(100, random.normal(EVENTS, EVENTS_SPREAD * EVENTS, n)).astype(np.int64)
     times = [np.sort(random.uniform(0, LENGTH_S, length)) for length in lengths]
@@ -67,7 +67,7 @@ def make_recordings(n: int, channels: int, classes: int) -> Recordings:
 
 
 def only(recordings: Recordings, index: np.ndarray) -> Recordings:
-    """The recordings in `index`."""
+    """Return the recordings in `index`."""
     parts = [np.arange(*recordings.offsets[r : r + 2]) for r in index]
     events = np.concatenate(parts)
     return replace(
@@ -86,9 +86,9 @@ def make_step(
     buckets: list[int] | None = None,
     is_synchronised: bool = True,
 ) -> Callable[[], None]:
-    """A training step of this team on all the recordings as one batch, as train.py takes it.
+    """Return a training step of this team on all the recordings as one batch, as train.py takes it.
 
-    The bytes of DistributedDataParallel's messages go to `buckets`. is_synchronised: train.sync_batch_norm.
+    `buckets` gets the bytes of DistributedDataParallel's messages. is_synchronised: train.sync_batch_norm.
     """
     torch.manual_seed(0)
     data, fs = cfg.data, cfg.loss.fs
@@ -128,7 +128,7 @@ def make_step(
 
 
 def milliseconds(step: Callable[[], None]) -> tuple[float, float]:
-    """Of one call, begun by both processes at the same time, after one that is not timed: by the clock, and of work."""
+    """Measure a call begun by both processes at once, after an untimed one: ms by the clock, and ms of work."""
     step()
     dist.barrier()
     started, worked = time.perf_counter(), time.process_time()
@@ -137,12 +137,12 @@ def milliseconds(step: Callable[[], None]) -> tuple[float, float]:
 
 
 def count_messages(step: Callable[[], None]) -> list[int]:
-    """Bytes of each all_reduce of a step, beside DistributedDataParallel's."""
+    """Return the bytes of each all_reduce of a step, apart from DistributedDataParallel's."""
     sizes: list[int] = []
     all_reduce = dist.all_reduce
 
     def counted(tensor: torch.Tensor, *how: object, **options: object) -> dist.Work | None:
-        if "async_op" not in options:  # as its are
+        if "async_op" not in options:  # DistributedDataParallel's have it
             sizes.append(tensor.nbytes)
         return all_reduce(tensor, *how, **options)
 
@@ -190,7 +190,7 @@ def work(rounds: int) -> dict:
 
 
 def exchange_ms(size: int, messages: list[int], bandwidth: float, latency: float) -> float:
-    """Ring all_reduce of each message: 2 (N - 1) hops, on each of them 1 / N of the bytes."""
+    """Model a ring all_reduce of each message: 2 (N - 1) hops, each with 1 / N of the bytes."""
     hops = 2 * (size - 1)
     return 1e3 * sum(hops * (latency + message / size / bandwidth) for message in messages)
 

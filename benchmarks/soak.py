@@ -1,11 +1,11 @@
-"""Does a long training stay flat in memory and in time a step? The network of configs/adlif_digits.yaml, on made data.
+"""The memory and the time per step of a long training: the network of configs/adlif_digits.yaml, on made-up data.
 
     python -m benchmarks.soak [--json FILE] [--minutes 30]
 
-What runs is train.py's own epoch, validation and checkpoint, on recordings made up as in benchmarks.step. Resident
-memory and time a step are taken after each epoch and their median in each of 30 parts of the time; the first part
-warms up. The slope over the others is that of Theil and Sen with its 95 % interval, which a few slow parts of a shared
-machine do not move.
+It runs train.py's own epoch, validation and checkpoint, on recordings made up as in benchmarks.step. Resident memory
+and time per step are measured after each epoch, and their medians are taken in each of 30 parts of the time; the first
+part warms up. The slope over the others is that of Theil and Sen with its 95 % interval, which a few slow parts on a
+shared machine do not change.
 """
 
 import argparse
@@ -34,7 +34,7 @@ RECORDINGS, SPEAKERS, PARTS = 640, 10, 30
 
 
 def write_recordings(path: Path, channels: int, classes: int) -> None:
-    """A file in the layout of SHD."""
+    """Write a file in the layout of SHD."""
     recordings = make_recordings(RECORDINGS, channels, classes)
     with h5py.File(path, "w") as file:
         for name, values in (("times", recordings.times), ("units", recordings.channels)):
@@ -46,13 +46,13 @@ def write_recordings(path: Path, channels: int, classes: int) -> None:
 
 
 def resident_megabytes() -> float:
-    """Of this process, now. Linux only."""
+    """Return the memory of this process now. Linux only."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS"))
 
 
 def soak(folder: Path, minutes: float) -> list[dict[str, float]]:
-    """A row an epoch: minutes since the start, milliseconds a step, resident megabytes."""
+    """Train, and return a row for each epoch: minutes since the start, milliseconds a step, resident megabytes."""
     values = settings.read_yaml(CONFIG)
     settings.override(values, "data.path", str(folder))
     settings.override(values, "train.device", "cpu")
@@ -82,7 +82,7 @@ def soak(folder: Path, minutes: float) -> list[dict[str, float]]:
 
 
 def slope(rows: list[dict[str, float]], name: str, minutes: float) -> dict[str, float]:
-    """Median at the start and the end, and change a minute with its 95 % interval, of the parts of the time."""
+    """Return medians at the start and the end, and the change per minute with its 95 % interval, over the parts."""
     parts = [[row for row in rows if part <= row["minutes"] * PARTS / minutes < part + 1] for part in range(1, PARTS)]
     points = [
         (statistics.median(row["minutes"] for row in part), statistics.median(row[name] for row in part))

@@ -1,7 +1,7 @@
 """The tables and the picture of docs/speed.md, from benchmarks/speed.json.
 
-The benchmarks print what they measure; benchmarks/speed.json holds it: for each command what was measured, what it took
-here, and what others took, with how many times as long where that was measured in the same run ([lowest, highest]).
+The benchmarks print what they measure, and benchmarks/speed.json stores it: for each command the task, the time it took
+here, and the time others took, with the ratio if it was measured in the same run ([lowest, highest]).
 `python -m benchmarks.results --readme` rebuilds the page and the picture.
 """
 
@@ -17,12 +17,12 @@ PLACES = {"cpu": "Two cores of a CPU", "gpu": "A GPU"}
 
 
 def stored() -> dict:
-    """What benchmarks/speed.json holds: `origin`, `machines` by name, and the list `measured`."""
+    """Return the contents of benchmarks/speed.json: `origin`, `machines` by name, and the list `measured`."""
     return json.loads(STORED.read_text(encoding="utf-8"))
 
 
 def table(found: dict, machine: str) -> str:
-    """Rows of what was measured on this machine, each with those of others below it, and the command."""
+    """Write rows of what was measured on this machine, each with those of others below it, and the command."""
     lines = ["| what | who | took | others take |", "|---|---|---|---|"]
     for one in found["measured"]:
         if one["machine"] == machine:
@@ -39,7 +39,7 @@ def _times(other: dict) -> str:
 
 
 def draw(found: dict) -> plt.Figure:
-    """How many times as long others take, a row for each thing measured; a line over the range of the runs."""
+    """Draw how many times as long others take, a row for each task, with a line over the range of the runs."""
     shown = [one for one in found["measured"] if "picture" in one]
     rows = {place: [one for one in shown if one["machine"] == place] for place in PLACES}
     kinds = list(dict.fromkeys(other["kind"] for one in shown for other in one["others"] if "times" in other))

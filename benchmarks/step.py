@@ -1,12 +1,12 @@
-"""How long is a whole training step, and where does it go? The network of configs/adlif_shd.yaml, B = 128.
+"""The time of a whole training step, and of its parts: the network of configs/adlif_shd.yaml, B = 128.
 
     python -m benchmarks.step [--json FILE] [--rounds 11] [--device cpu] [--delays]
 
-Contenders take turns within each round; medians. The same network on the torch reference (its loop over time in
-Python), and SpikingJelly's network of the same size with its plainest neuron, LIFNode, and its own layers. Recordings
-are made up: as many events, on as many channels, as a spoken digit has (5,800 in .45 s on 700 channels). With `--device
-cuda` events are sent and binned there, for all alike; times are CUDA events', the profile is that of the GPU. With
-`--delays` the contenders are the same network with learned delays of up to 25 steps in its hidden layers.
+Contenders take turns within each round; times are medians. They are the same network on the torch reference (its loop
+over time in Python), and SpikingJelly's network of the same size with its plainest neuron, LIFNode, and its own layers.
+Recordings are made up, with as many events and channels as a spoken digit (5,800 in 0.45 s on 700 channels). With
+`--device cuda`, events are sent and binned there for all contenders; times are those of CUDA events, and the profile is
+that of the GPU. With `--delays`, the network also runs with learned delays of up to 25 steps in its hidden layers.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def make_recordings(n: int, channels: int, classes: int) -> Recordings:
 
 
 def binned(cfg: config.Config, recordings: Recordings, device: str) -> SparseCounts | Tensor:
-    """The recordings as one batch on that device."""
+    """Return the recordings as one batch on that device."""
     data = cfg.data
     bins, batch = Bins(data.dt_ms, data.T, data.T_empty, data.channels), np.arange(len(recordings))
     with record_function("binning"):
@@ -70,7 +70,7 @@ def our_step(
     device: str = "cpu",
     replays: bool = False,
 ) -> Callable[[], None]:
-    """Binning, forward, loss, backward, optimiser; products are dense above that share of active inputs."""
+    """Return a step: binning, forward, loss, backward, optimiser. Products are dense above a share of active inputs."""
     torch.manual_seed(0)
     data, fs = cfg.data, cfg.loss.fs
     network = cfg.new_network(backend).to(device).train()
@@ -100,13 +100,13 @@ def our_step(
 
 
 def delayed(cfg: config.Config, word: str) -> config.Config:
-    """The same with delays, D25 or DS25, in all hidden layers."""
+    """Return the configuration with delays, D25 or DS25, in all hidden layers."""
     layers = tuple(layer + word for layer in cfg.network.layers)
     return cfg.model_copy(update={"network": cfg.network.model_copy(update={"layers": layers})})
 
 
 def where_time_goes(step: Callable[[], None], rounds: int, device: str) -> dict[str, float]:
-    """Milliseconds a step in each operation itself, by torch's name for it (on a GPU the kernel's), the ten largest."""
+    """Measure ms per step in each operation alone, by torch's name (on a GPU the kernel's), for the ten largest."""
     on_gpu = device == "cuda"
     with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as profiler:
         for _ in range(rounds):
@@ -121,7 +121,7 @@ def where_time_goes(step: Callable[[], None], rounds: int, device: str) -> dict[
 
 
 def spikingjelly_step(cfg: config.Config, recordings: Recordings, device: str = "cpu") -> Callable[[], None]:
-    """The same sizes from SpikingJelly alone: LIFNode, spike counts, cross-entropy."""
+    """Return a step of the same sizes from SpikingJelly alone: LIFNode, spike counts, cross-entropy."""
     data = cfg.data
     sizes = (data.channels, *(layer.size for layer in architecture.parse(cfg.network.layers)))
     blocks: list[nn.Module] = []

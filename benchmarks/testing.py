@@ -1,9 +1,9 @@
-"""How long does test.py take, report included? On as many recordings as one likes.
+"""The time that test.py takes, report included, on any number of recordings.
 
     python -m benchmarks.testing runs/NAME [--recordings 1000] [--rounds 3] [--data DIR]
 
-The run's test file (in the layout of SHD) is repeated up to that number, in a folder of its own, and test.py started
-from nothing each time. Wall clock and processor seconds, medians; the first round compiles kernels and does not count.
+The run's test file (in the layout of SHD) is repeated up to that number, in a folder of its own, and test.py is started
+afresh each time. Prints medians of wall clock and processor seconds; the first round compiles kernels and is left out.
 """
 
 import json
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def repeat(source: Path, target: Path, n: int) -> None:
-    """The recordings of a file of SHD's layout over and over, up to n."""
+    """Repeat the recordings of a file in SHD's layout, up to n."""
     with h5py.File(source) as file, h5py.File(target, "w") as copy:
         for name in ("spikes/times", "spikes/units", "labels", "extra/speaker"):
             if name in file:
@@ -77,7 +77,7 @@ def repeat(source: Path, target: Path, n: int) -> None:
 
 
 def measure(command: list, folder: str) -> tuple[float, float]:
-    """Wall clock and processor seconds of a program."""
+    """Measure wall clock and processor seconds of a program."""
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
     wall, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)

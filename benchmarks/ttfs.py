@@ -1,18 +1,18 @@
-"""What does a training step of a TTFS network cost? Against a clipped ReLU, a simulation, and the published way.
+"""The cost of a training step of a TTFS network, against a clipped ReLU, a simulation, and the published way.
 
     python -m benchmarks.ttfs [--rounds 5] [--device cpu] [--json FILE]
     python -m benchmarks.ttfs --layers "64C3 - P2 - 128F" [--shape 3 32 32] [--classes 10] [--batch 16] ...
 
-Forward, cross-entropy and backward of the network of configs/ttfs_mnist.yaml and of vgg7, or of one's own, in four ways
-that take turns within each round; medians. The step of the optimiser, the same for all, is left out.
+Measures forward, cross-entropy and backward of the network of configs/ttfs_mnist.yaml and of vgg7, or of your own, in
+four ways that take turns within each round; times are medians. The optimiser's step, the same for all, is left out.
 
 - clipped ReLU: the same weights, `clamp(0, T)` for the neurons.
 - simulation: SpikingJelly's IFNodes over 16 steps with surrogate gradients; only a neuron's first spike is passed on.
-- two products: the closed form as the authors' framework computes it, written anew from the equations: one product for
-  S and one for I, gradients put together by hand from as many, a readout whose gradient goes through (B, inputs,
-  outputs).
+- two products: the closed form as the authors' framework computes it, written again from the equations: one product for
+  S and one for I, gradients assembled by hand from two products each, and a readout whose gradient goes through
+  (B, inputs, outputs).
 
-Kept memory is what autograd holds between forward and backward, weights left out, each storage once.
+Kept memory is the memory that autograd holds between forward and backward, without weights, counting each storage once.
 """
 
 import argparse
@@ -39,14 +39,14 @@ Forward = Callable[[Tensor], Tensor]
 
 
 class Clip(nn.Module):
-    """A ReLU that ends at T = 1, as neurons do."""
+    """A ReLU clipped at T = 1, like the neurons."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.clamp(0, 1)
 
 
 class FirstSpike(nn.Module):
-    """IFNodes of which only the first spike leaves."""
+    """IFNodes that pass on only their first spike."""
 
     def __init__(self):
         super().__init__()
@@ -58,7 +58,7 @@ class FirstSpike(nn.Module):
 
 
 def like(network: TTFSNetwork, conv: type, dense: type, pool: type, neurons: type) -> nn.Sequential:
-    """A network of the same shape with other parts, and the same weights."""
+    """Build a network of the same shape with other parts, and the same weights."""
     modules: list[nn.Module] = []
     is_flat = False
     for module in [*network.layers, network.readout]:
@@ -100,7 +100,7 @@ def simulation(network: TTFSNetwork) -> Forward:
 
 
 class TwoProducts(torch.autograd.Function):
-    """A layer from I = Σ w m t and t* = (2T + I) / (1 + S), T = 1, each sum a product of its own."""
+    """A layer from I = Σ w m t and t* = (2T + I) / (1 + S), T = 1, with a separate product for each sum."""
 
     @staticmethod
     def forward(ctx, t: Tensor, W: Tensor, stride_padding: tuple[int, int] | None) -> Tensor:
@@ -137,7 +137,7 @@ class TwoProducts(torch.autograd.Function):
 
 
 class BufferedReadout(torch.autograd.Function):
-    """V = Σ w m (2 - t), its gradient by W through a tensor (B, inputs, outputs)."""
+    """A readout V = Σ w m (2 - t), whose gradient by W goes through a tensor (B, inputs, outputs)."""
 
     @staticmethod
     def forward(ctx, t_BN: Tensor, W_ON: Tensor) -> Tensor:
@@ -168,11 +168,11 @@ def two_products(network: TTFSNetwork) -> Forward:
 
 
 def kept_megabytes(forward: Forward, x_BCHW: Tensor, weights: set[int]) -> float:
-    """Return what autograd keeps of a forward pass."""
+    """Return the megabytes that autograd keeps of a forward pass."""
     storages = {}
 
     def note(x: Tensor) -> Tensor:
-        # the tensor itself stays alive with its storage, so that no address comes twice
+        # keeps the tensor alive with its storage, so that no address is used twice
         storages.setdefault(x.untyped_storage().data_ptr(), x)
         return x
 
@@ -182,7 +182,7 @@ def kept_megabytes(forward: Forward, x_BCHW: Tensor, weights: set[int]) -> float
 
 
 def compare(layers: str, shape: tuple[int, ...], classes: int, batch: int, rounds: int, device: str) -> dict:
-    """Milliseconds and kept megabytes of each way, printed as well."""
+    """Measure and print milliseconds and kept megabytes of each way."""
     torch.manual_seed(0)
     network = TTFSNetwork(config.TTFS(layers=layers), shape, classes).to(device)
     if not all(isinstance(module, (Conv2d, Linear, EarliestSpike)) for module in network.layers):
@@ -196,7 +196,7 @@ def compare(layers: str, shape: tuple[int, ...], classes: int, batch: int, round
         "two products": two_products(network),
     }
     difference_BN = (forwards["ours"](x_BCHW) - forwards["two products"](x_BCHW)).abs()
-    # rounding may tip a neuron at the edge of firing, and with it an image
+    # rounding may change whether a neuron close to its threshold fires, and so the class of an image
     assert (difference_BN.amax(1) > 1e-2).float().mean() < 0.05, "the published way gives something else"
 
     def step(forward: Forward) -> Callable[[], None]:

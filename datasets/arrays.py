@@ -1,10 +1,10 @@
-"""Recordings from arrays of one's own or of another library: into a file that trains, or into memory.
+"""Recordings from your own arrays or another library's: written to a file for training, or kept in memory.
 
     arrays.write("data/mine/mine_train.h5", recordings, time_unit="us", sensor=(128, 128))
     arrays.in_memory(recordings, time_unit="s", channels=700)
 
-A recording is (events, label) or (events, label, subject). Its events are an array of structures t, x, y and p, as
-Tonic has them, or arrays (t, x, y, p), or of a cochlea (t, channel). Labels and subjects are numbers from 0, or names.
+A recording is (events, label) or (events, label, subject). Its events are a structured array with fields t, x, y and p,
+as in Tonic, or arrays (t, x, y, p), or (t, channel) for a cochlea. Labels and subjects are numbers from 0, or names.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ def write(
     channels: int | None = None,
     class_names: Sequence[str] | None = None,
 ) -> int:
-    """Write recordings as they come to an HDF5 file in the layout of SHD; their number.
+    """Write recordings as they come to an HDF5 file in the layout of SHD; return their number.
 
-    time_unit: s, ms, us or ns. sensor: (height, width) of a camera, whose units are p·H·W + y·W + x; or channels: the
-    number of a cochlea's. Times are kept in whole µs, of one recording up to 71.6 min. class_names: where labels are
-    names, their order (default: sorted); otherwise the names of classes 0, 1, ...
+    time_unit: s, ms, us or ns. Give `sensor`, the (height, width) of a camera, whose units are p·H·W + y·W + x, or
+    `channels`, the number of channels of a cochlea. Times are kept in whole µs; a recording may last up to 71.6 min.
+    class_names: if labels are names, their order (default: sorted); otherwise the names of classes 0, 1, ...
     Raises InputError naming the recording and the remedy; the file then does not appear.
     """
     path = Path(path)
@@ -62,7 +62,7 @@ def in_memory(
     channels: int | None = None,
     class_names: Sequence[str] | None = None,
 ) -> Recordings:
-    """The same recordings in memory, without a file. As `write`."""
+    """Return the recordings in memory, without a file; arguments as in `write`."""
     where = "the arrays"
     num_units = _num_units(where, sensor, channels)
     made = list(_checked(where, recordings, time_unit, sensor, channels))
@@ -110,14 +110,14 @@ def _checked(
 
 
 def _plain(value: object) -> object:
-    """A label out of whatever holds it: an array or a tensor of one number."""
+    """Take a label out of an array or a tensor of one number."""
     return value.item() if hasattr(value, "item") and getattr(value, "ndim", 1) == 0 else value
 
 
 def _units(
     at: str, events: object, unit_us: float, sensor: tuple[int, int] | None, channels: int | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Times in whole µs, uint32, and units, uint32, of one recording."""
+    """Return times in whole µs, uint32, and units, uint32, of one recording."""
     if names := getattr(getattr(events, "dtype", None), "names", None):
         places = [next((name for name in names if name.lower() in NAMES[column]), None) for column in COLUMNS]
         if None in places:

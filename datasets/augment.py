@@ -1,7 +1,7 @@
-"""Events changed at random while a network trains, before they are binned. The published rows have none of it.
+"""Random changes of events during training, before they are binned. The published results were trained without them.
 
-What happens to a recording follows from the epoch's key and the recording's number alone, so it depends neither on the
-batch nor on the number of processes.
+The change of a recording depends only on the epoch's key and the recording's number, so it depends neither on the batch
+nor on the number of processes.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ BELL_SIGMA = 2 * 65536 / 12**0.5  # of the sum of four
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Say what is done to each recording, in this order; 0 leaves a part out. `snn.config` says it in full.
+    """The changes made to each recording, in this order; 0 leaves a part out. `snn.config` describes each.
 
     Units are p · height · width + y · width + x; a cochlea's channels have height 1 and move along x only.
     """
@@ -46,10 +46,10 @@ class Augmentation:
 
 
 def augment(recordings: Recordings, index: np.ndarray, numbers: np.ndarray, how: Augmentation, key: int) -> Recordings:
-    """The recordings in `index`, changed. `key`, 0 to 2^64 - 1, stands for the epoch, `numbers` for each of them.
+    """Return the recordings in `index`, changed. `key`, 0 to 2^64 - 1, stands for the epoch, `numbers` for each one.
 
-    A time that would come before 0 becomes 0; one that comes after the window is dropped where events are binned. An
-    event that leaves the sensor is lost. So events are lost by `drop` and at the edges of the sensor only.
+    A time that would come before 0 becomes 0; one past the window is dropped when events are binned. An event that
+    leaves the sensor is lost. So this step loses events only by `drop` and at the edges of the sensor.
     """
     check_index(index, recordings)
     check_array("numbers", numbers, WHOLE)
@@ -86,7 +86,7 @@ def augment(recordings: Recordings, index: np.ndarray, numbers: np.ndarray, how:
 
 @kernel
 def _augment(source, target, key, stretch, jitter_ticks, drop, shift, unit_jitter, size, last_tick, is_whole):
-    """Write the changed events of each recording in turn; where each ends."""
+    """Write the changed events of each recording in turn; return where each ends."""
     offsets, times, channels, index, numbers = source
     new_times, new_channels = target
     width, height = size
@@ -137,20 +137,20 @@ def _mix(bits):
 
 @inlined
 def _uniform(state):
-    """Evenly from 0 to 1, without 1."""
+    """Draw a uniform number from [0, 1)."""
     state[0] += GOLDEN
     return np.float64(_mix(state[0]) >> np.uint64(11)) * 2.0**-53
 
 
 @inlined
 def _whole(state, most):
-    """A whole number from -most to most, each as likely."""
+    """Draw a whole number from -most to most, each with the same probability."""
     return np.int64(_uniform(state) * (2 * most + 1)) - most if most > 0 else 0
 
 
 @inlined
 def _bell(state):
-    """Nearly normal with mean 0 and σ 1, never beyond 3.5: four even numbers of 16 bits, from one draw, added."""
+    """Draw a nearly normal number with mean 0 and σ 1, never beyond 3.5: the sum of four uniform 16-bit numbers."""
     state[0] += GOLDEN
     bits = _mix(state[0])
     total = 0

@@ -1,7 +1,7 @@
 """Recordings binned into counts of events per step and channel, batch by batch.
 
-Events stay events on the CPU: no dense frame is made here. Sets larger than memory stay in their file, and each batch
-reads its own.
+On the CPU the counts stay sparse, without dense frames. Sets larger than memory stay in their file, and each batch
+reads its own recordings.
 """
 
 import math
@@ -36,22 +36,22 @@ class Bins:
 
     @classmethod
     def of(cls, data: config.Data, split: Literal["train", "test"]) -> "Bins":
-        """The bins of a split."""
+        """Return the bins of a split."""
         T, T_empty = data.T, data.T_empty
         if split == "test":
             T, T_empty = data.test_T or T, T_empty if data.test_T_empty is None else data.test_T_empty
         return cls(data.dt_ms, T, T_empty, math.prod(data.shape))
 
     def end_ticks(self, ticks_per_second: float) -> float:
-        """When the last of the T bins ends."""
+        """Return the time, in ticks, at which the last of the T bins ends."""
         return self.T * self.dt_ms * ticks_per_second / 1000
 
 
 @inlined
 def _find_steps(times, channels, ticks_per_second, dt_ms, T, num_channels, steps):
-    """steps[k] = the step of event k, T past the window; whether all have a place, without which no step is found.
+    """Set steps[k] to the step of event k, T if it is past the window; return whether all events are valid.
 
-    An event has none where its time is negative or not finite, or its channel not there.
+    An event is not valid if its time is negative or not finite, or if its channel does not exist. Then no step is set.
     """
     is_wrong = False
     for k in range(len(steps)):
@@ -69,13 +69,13 @@ def _count_entries(
     offsets, times, event_channels, index, ticks_per_second, dt_ms, T, num_channels, starts, bins, ranks, numbers_R,
     are_wrong, begin, end,
 ):  # fmt: skip
-    """How many entries each row t·B + b gets; and of each event its bin, T past the window, and its entry's rank there.
+    """Count the entries of each row t·B + b; find each event's bin, T past the window, and its entry's rank in the row.
 
-    For samples begin ... end; the events of sample b have theirs at starts[b]... A sample with an event without a place
-    goes no further than to are_wrong[b] = True.
+    This is done for samples begin ... end; the results for the events of sample b begin at starts[b]. For a sample with
+    an event that is not valid, only are_wrong[b] is set to True.
     """
     B = len(index)
-    seen = np.full(num_channels, -1, np.int64)  # the last row in which a channel stood
+    seen = np.full(num_channels, -1, np.int64)  # the last row with an entry of each channel
     rank = np.empty(num_channels, np.int64)  # of its entry there
     for b in range(begin, end):
         first = offsets[index[b]]
@@ -86,7 +86,7 @@ def _count_entries(
         if not _find_steps(sample_times, sample_channels, *rule, sample_bins[:size]):
             are_wrong[b] = True
             continue
-        r, number = b, 0  # of the row at hand, as events mostly stay in it
+        r, number = b, 0  # of the current row, as the next event is mostly in it, too
         for k in range(size):
             step = sample_bins[k]
             if step == T:
@@ -106,7 +106,7 @@ def _count_entries(
 
 @kernel
 def _lay_entries(offsets, event_channels, index, T, starts, bins, ranks, offsets_R, channels, counts, begin, end):
-    """Write channel and count of each entry; counts begin as zeros. As `_count_entries`."""
+    """Write channel and count of each entry, from what `_count_entries` found; counts must hold zeros at the start."""
     B = len(index)
     for b in range(begin, end):
         first = offsets[index[b]]
@@ -119,16 +119,16 @@ def _lay_entries(offsets, event_channels, index, T, starts, bins, ranks, offsets
             if step != last_step:
                 last_step = step
                 row, row_counts = channels[offsets_R[step * B + b] :], counts[offsets_R[step * B + b] :]
-            rank = np.uint32(sample_ranks[k])  # numba asks of any other index whether it is negative
+            rank = np.uint32(sample_ranks[k])  # numba tests whether any other index is negative
             row[rank] = sample_channels[k]
             row_counts[rank] += np.float32(1)
 
 
 def bin_events(recordings: Recordings, index: np.ndarray, bins: Bins) -> SparseCounts:
-    """Events per bin and channel of the recordings in `index`: (T + T_empty, B, channels) float32, zeros left out.
+    """Count the events per bin and channel of the recordings in `index`: (T + T_empty, B, channels) float32, sparse.
 
     The bin of an event is `snn.ops.binning.step_of`; events past T are dropped. InputError if an event of these
-    recordings has a time that is negative or not finite, or a channel that is not among those of `bins`.
+    recordings has a time that is negative or not finite, or a channel that `bins` does not have.
     """
     starts = _starts(recordings, index, bins)
     T, B, C = bins.T + bins.T_empty, len(index), bins.channels
@@ -152,9 +152,9 @@ def _find_cells(
     offsets, times, channels, index, ticks_per_second, dt_ms, T, row_past, num_channels, starts, cells, are_wrong,
     begin, end,
 ):  # fmt: skip
-    """cells[starts[b] + k] = (step · B + b) · channels + channel of event k of sample b, in step `row_past` past T.
+    """Set cells[starts[b] + k] = (step · B + b) · channels + channel of event k of sample b, step `row_past` past T.
 
-    For samples begin ... end; are_wrong as in `_count_entries`.
+    This is done for samples begin ... end; are_wrong as in `_count_entries`.
     """
     B = len(index)
     for b in range(begin, end):
@@ -170,7 +170,7 @@ def _find_cells(
 
 
 def bin_dense(recordings: Recordings, index: np.ndarray, bins: Bins, device: torch.device) -> torch.Tensor:
-    """`bin_events` with its zeros, on a device: what travels there is the cell of each event, and they add up there."""
+    """Do as `bin_events`, but dense and on a device: the cell of each event is sent there, and counted there."""
     starts = _starts(recordings, index, bins)
     T, B, C = bins.T + bins.T_empty, len(index), bins.channels
     cells = np.empty(starts[-1], np.int32 if (T + 1) * B * C < 2**31 else np.int64)
@@ -180,16 +180,16 @@ def bin_dense(recordings: Recordings, index: np.ndarray, bins: Bins, device: tor
     in_parts(lambda begin, end: _find_cells(*arguments, begin, end), B, torch.get_num_threads())
     if are_wrong.any():
         _refuse(recordings, index[are_wrong], C)
-    out_TBC = torch.zeros(T + 1, B, C, device=device)  # the last step takes what lies past the window
+    out_TBC = torch.zeros(T + 1, B, C, device=device)  # the last step takes the events past the window
     ones = out_TBC.new_ones(1).expand(len(cells))
     out_TBC.view(-1).index_add_(0, torch.from_numpy(cells).to(device), ones)
     return out_TBC[:T]
 
 
 def _starts(recordings: Recordings, index: np.ndarray, bins: Bins) -> np.ndarray:
-    """(B + 1,): where the events of each recording in `index` would begin, one after another.
+    """Return the offsets, (B + 1,), of the recordings in `index` if their events are laid one after another.
 
-    InputError unless there are such recordings, and steps whose length in ticks is a number.
+    Raises InputError unless these recordings exist and the length of a step in ticks is a number.
     """
     check_index(index, recordings)
     checks.whole("the number of recordings in a batch", len(index), 1)
@@ -198,7 +198,7 @@ def _starts(recordings: Recordings, index: np.ndarray, bins: Bins) -> np.ndarray
 
 
 def _refuse(recordings: Recordings, index: np.ndarray, num_channels: int) -> NoReturn:
-    """Say which event of these recordings has no place."""
+    """Raise InputError that names the first event of these recordings that is not valid."""
     for r in index:
         for e in range(*recordings.offsets[r : r + 2]):
             time, channel = recordings.times[e], recordings.channels[e]
@@ -219,17 +219,17 @@ def batches(
     change: Callable[[Recordings, np.ndarray, np.ndarray], Recordings] | None = None,
     device: torch.device | None = None,
 ) -> Iterator[tuple[SparseCounts | torch.Tensor, torch.Tensor]]:
-    """(counts (T, B, channels), labels (B,) int64) of the recordings in `index`, in its order.
+    """Yield (counts (T, B, channels), labels (B,) int64) of the recordings in `index`, in its order.
 
-    The counts are `SparseCounts`; for a GPU as `device` they are dense, and there. `share` picks what this process
-    takes of each batch's recordings. `change` gives those at the places in some recordings changed, in that order; it
-    is told their numbers in the whole set.
+    The counts are `SparseCounts`; if `device` is a GPU they are dense and lie on it. `share` picks the recordings of
+    each batch that this process takes. `change` is given some recordings, the places of those to take, and their
+    numbers in the whole set; it returns these changed, in that order.
     """
     check_index(index, recordings)
     checks.whole("batch_size", batch_size, 1)
     for start in range(0, len(index), batch_size):
         part = share(index[start : start + batch_size])
-        # a changed event may come into the window from behind it
+        # a change may move an event from behind the window into it
         until = bins.end_ticks(recordings.ticks_per_second) if change is None else np.inf
         loaded, places = recordings.load(part, until)
         if change is not None:

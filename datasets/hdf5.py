@@ -1,8 +1,8 @@
-"""HDF5 files that are not trusted: what they promise is held against their size before anything is allocated.
+"""HDF5 files that are not trusted: the sizes they claim are checked against the file before anything is allocated.
 
-Damage that the C library finds comes out of h5py as one of a dozen exceptions, and leaves here as one InputError. Two
-kinds of damage it does not survive are looked for first: a list that claims more than the file holds is allocated and
-cleared before it is refused, and a heap of lists with an object of size 0 is walked for ever.
+Damage that the C library finds comes out of h5py as one of a dozen exceptions, and leaves here as one InputError. The
+library does not survive two kinds of damage, so these are looked for first: it would allocate and clear a list that
+claims more than the file holds before it refuses it, and walk a heap of lists with an object of size 0 for ever.
 """
 
 import math
@@ -19,10 +19,10 @@ import numpy as np
 from snn.errors import InputError
 
 PROVENANCE = "provenance"  # attribute: a JSON object of the parameters the file was made with
-MOST_SHRUNK = 1032  # times: what deflate makes of zeros; no event list comes near it
+MOST_SHRUNK = 1032  # times: how much deflate shrinks zeros; no event list comes near it
 LISTS_AT_ONCE = 64
 PIECE = 2**14  # bytes
-SMALL = 2**20  # bytes: what may be promised in any case, such as labels that were never written and are all 0
+SMALL = 2**20  # bytes that a file may always claim, for instance for labels that were never written and are all 0
 # The file format, https://support.hdfgroup.org/documentation/hdf5/latest/_f_m_t3.html, III.E: a collection of the
 # global heap, which holds lists and strings, is a signature, a version, 3 bytes, its size, and objects; an object is
 # its index (0: free space), a count, 4 bytes, its size, and its data up to a multiple of 8. A list is stored as its
@@ -33,23 +33,23 @@ REFERENCE = np.dtype([("length", "<u4"), ("address", "<u8"), ("index", "<u4")])
 
 @contextmanager
 def border(path: Path) -> Iterator[None]:
-    """Turn what h5py raises for damage into one InputError."""
+    """Turn any exception that h5py raises for damage into one InputError."""
     try:
         yield
     except InputError:
         raise
     except MemoryError:
         raise InputError(f"{path}: claims more than fits into memory, perhaps damaged; fetch it again") from None
-    # h5py has no exception of its own: it depends on the place of the damage which of Python's comes out
+    # h5py has no exception of its own: which of Python's it raises depends on the place of the damage
     except (OSError, RuntimeError, LookupError, ValueError, TypeError, ArithmeticError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path}: no readable HDF5 file, perhaps truncated; fetch it again ({reason:.120})") from None
 
 
 class File:
-    """A file of data sets, opened once in each process: a handle must not be shared with a forked one.
+    """A file of data sets, opened once in each process: a handle must not be shared with a forked process.
 
-    Whatever is asked of it is there and of a size that the file can hold, or there is an InputError.
+    Its methods raise InputError unless the data set exists and the file can hold its size.
     """
 
     def __init__(self, path: Path):
@@ -60,7 +60,7 @@ class File:
             self.open()
 
     def open(self) -> h5py.File:
-        """The handle of this process."""
+        """Return the handle of this process."""
         if self._process != os.getpid():
             self._file = h5py.File(self.path, "r")
             self._process = os.getpid()
@@ -86,7 +86,7 @@ class File:
             return len(self._file[name])
 
     def dataset(self, name: str, kinds: str | None = None) -> h5py.Dataset:
-        """A data set that is there; `kinds` are numpy's kinds of numbers it may hold."""
+        """Return a data set that exists; `kinds` are the numpy kinds of numbers it may hold."""
         with border(self.path):
             dataset = self._file.get(name)
             if not isinstance(dataset, h5py.Dataset):
@@ -114,14 +114,14 @@ class File:
         )
 
     def _check_links(self, name: str) -> None:
-        """InputError if the way to what is not there is an external link."""
+        """Raise InputError if the path to a missing data set leads through an external link."""
         parts = name.split("/")
         for k in range(1, len(parts) + 1):
             if isinstance(self._file.get("/".join(parts[:k]), getlink=True), h5py.ExternalLink):
                 raise self._elsewhere(name)
 
     def _check_sources(self, dataset: h5py.Dataset) -> None:
-        """InputError if a virtual data set has parts that are not there, in whose place the C library gives zeros."""
+        """Raise InputError if a virtual data set has missing parts, for which the C library returns zeros."""
         size = 0
         for source in dataset.virtual_sources():
             beside, given = self.path.parent / source.file_name, Path(source.file_name)
@@ -137,7 +137,7 @@ class File:
             )
 
     def attribute(self, name: str) -> str | None:
-        """A text at the file itself, or a whole number as text; None if there is none. InputError for anything else."""
+        """Return an attribute of the file, a text or a whole number as text; None if missing, InputError if neither."""
         with border(self.path):
             self._check_heaps()
             value = self._file.attrs.get(name)
@@ -157,7 +157,7 @@ class File:
             self._heaps_are_checked = True
 
     def part(self, name: str, selection: slice | np.ndarray | tuple = ()) -> np.ndarray:
-        """What `selection` picks of a data set, which was checked before; () is all of it."""
+        """Return the part of a data set that `selection` picks, () for all of it. The data set was checked before."""
         with border(self.path):
             return self.open()[name][selection]
 
@@ -167,7 +167,7 @@ class File:
             return np.asarray(dataset[()])
 
     def whole_numbers(self, name: str) -> np.ndarray:
-        """As int64; a file may store them as floats."""
+        """Return a data set of whole numbers as int64; a file may store them as floats."""
         return whole(self.numbers(name), f"/{name}", self.path)
 
     def names(self, name: str) -> list[str]:
@@ -179,7 +179,7 @@ class File:
         return [value.decode(errors="replace") if isinstance(value, bytes) else str(value) for value in values]
 
     def check_lists(self, name: str, kinds: str, what: str) -> None:
-        """InputError if a data set is not of variable-length lists of `kinds`, in words `what`."""
+        """Raise InputError if a data set does not hold variable-length lists of `kinds`, called `what` in words."""
         dataset = self.dataset(name)
         item = h5py.check_vlen_dtype(dataset.dtype)
         if dataset.ndim != 1 or not isinstance(item, np.dtype) or item.kind not in kinds:
@@ -193,7 +193,7 @@ class File:
             )
 
     def lengths_of_lists(self, name: str) -> np.ndarray:
-        """The length of each list in a data set of variable-length lists."""
+        """Return the length of each list in a data set of variable-length lists."""
         dataset = self.dataset(name)
         with border(self.path):
             references = _references(dataset, self.path)
@@ -210,32 +210,32 @@ class File:
 
 
 def whole(values: np.ndarray, name: str, path: Path) -> np.ndarray:
-    """Numbers of any type as int64, or an InputError."""
+    """Return numbers of any type as int64; InputError if they are not whole."""
     if not (np.isfinite(values) & (values == np.floor(values)) & (np.abs(values.astype(np.float64)) < 2.0**63)).all():
         raise InputError(f"{path}: {name} must hold whole numbers")
     return values.astype(np.int64)
 
 
 def largest(kind: np.dtype) -> int:
-    """The largest number up to which a type of numbers holds all whole ones."""
+    """Return the largest number up to which a type holds every whole number."""
     return np.iinfo(kind).max if kind.kind in "iu" else 2 ** (np.finfo(kind).nmant + 1)
 
 
 def native(values: np.ndarray) -> np.ndarray:
-    """In this machine's order of bytes, which compiled code takes."""
+    """Return values in this machine's byte order, which compiled code needs."""
     return values.astype(values.dtype.newbyteorder("="), copy=False)
 
 
 def plain(kind: np.dtype) -> np.dtype:
-    """The type that holds such numbers and that compiled code knows: no halves, no other order of bytes."""
+    """Return a type for these numbers that compiled code knows: no float16, native byte order."""
     if kind.kind == "f":
         return np.dtype(np.float32 if kind.itemsize <= 4 else np.float64)
     return np.dtype(kind.newbyteorder("=").str)
 
 
 def _check_size(dataset: h5py.Dataset, path: Path) -> None:
-    """InputError if a data set claims more bytes than what is stored of it can hold."""
-    size = dataset.id.get_type().get_size()  # of an element
+    """Raise InputError if a data set claims more bytes than its stored bytes can hold."""
+    size = dataset.id.get_type().get_size()  # bytes of an element
     claimed = max(math.prod(dataset.shape), math.prod(dataset.chunks or ())) * size
     stored = min(dataset.id.get_storage_size(), path.stat().st_size)
     shrunk = MOST_SHRUNK if dataset.id.get_create_plist().get_nfilters() else 1
@@ -247,14 +247,14 @@ def _check_size(dataset: h5py.Dataset, path: Path) -> None:
 
 
 def _references(dataset: h5py.Dataset, path: Path) -> np.ndarray | None:
-    """Return what is stored of a data set of lists, or None where that is compressed or of another size of address."""
+    """Return the stored references of a data set of lists; None if compressed or with another size of address."""
     number, plist = len(dataset), dataset.id.get_create_plist()
     if dataset.chunks is None:
         offset = dataset.id.get_offset()
         if offset is None or dataset.id.get_storage_size() != number * REFERENCE.itemsize:
             return None
         return np.fromfile(path, REFERENCE, number, offset=offset)
-    references = np.zeros(number, REFERENCE)  # what was never written is an empty list
+    references = np.zeros(number, REFERENCE)  # a list that was never written is empty
     for k in range(dataset.id.get_num_chunks()):
         chunk = dataset.id.get_chunk_info(k)
         if plist.get_nfilters() or chunk.size != dataset.chunks[0] * REFERENCE.itemsize:
@@ -266,7 +266,7 @@ def _references(dataset: h5py.Dataset, path: Path) -> np.ndarray | None:
 
 
 def _check_heaps(path: Path) -> None:
-    """InputError if the C library would walk some heap for ever."""
+    """Raise InputError if the C library would walk some heap for ever."""
     size_of_file = path.stat().st_size
     with path.open("rb") as file:
         start = _find_collection(file, 0)
@@ -286,7 +286,7 @@ def _check_heaps(path: Path) -> None:
 
 
 def _find_collection(file: BinaryIO, start: int) -> int | None:
-    """Where the next collection begins. The file is read, not mapped, which would count as this process's memory."""
+    """Find where the next collection begins. The file is not mapped, as that would count as this process's memory."""
     while len(piece := _read_at(file, start, PIECE)) >= COLLECTION_HEADER.size:
         found = piece.find(COLLECTION, 0, len(piece) - COLLECTION_HEADER.size + len(COLLECTION))
         if found >= 0:

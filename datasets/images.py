@@ -1,6 +1,6 @@
 """Images for networks that spike once: torchvision's sets, .npz files, or the first event of each pixel.
 
-Pixels are kept as they are stored and become numbers in [0, 1] batch by batch.
+Pixels are kept as they are stored, and turned into numbers in [0, 1] batch by batch.
 """
 
 import math
@@ -37,19 +37,19 @@ Augment = Callable[[Tensor], Tensor]  # of a batch
 
 @dataclass(frozen=True)
 class Images:
-    """n images with their labels."""
+    """A set of n images with their labels."""
 
     pixels: np.ndarray  # (n, C, H, W) uint8, or float32 in [0, 1]
     labels: np.ndarray  # (n,) int64
     where: str  # the file or folder, for messages
-    class_names: tuple[str, ...] | None = None  # where the file has them
+    class_names: tuple[str, ...] | None = None  # if the file has them
 
     def __len__(self) -> int:
         return len(self.labels)
 
 
 def fetch_if_missing(data: config.Images) -> None:
-    """Download a set of torchvision's that is missing."""
+    """Download one of torchvision's sets if it is missing."""
     if data.layout == "torchvision":
         _torchvision(data.folder, data.dataset_name, train=True, download=True)
 
@@ -76,7 +76,7 @@ def read(data: config.Images, split: Split, classes: Named | None = None) -> Ima
 
 
 def look(data: config.Images, split: Split, classes: Named | None = None) -> None:
-    """InputError as `read`, as far as the layout of the files tells; no pixel, label or event is read."""
+    """Raise the same InputError as `read` as far as the files' layout tells; no pixel, label or event is read."""
     _check_layout(data)
     if data.layout in LAYOUTS:
         path, units = _events_file(data, split), math.prod(data.shape)
@@ -109,7 +109,7 @@ def _check_shape(found: tuple[int, ...], shape: tuple[int, int, int], where: str
 
 
 def _torchvision(folder: Path, name: str, train: bool, download: bool) -> "VisionDataset":
-    from torchvision import datasets  # here, as it takes a second and no other layout needs it
+    from torchvision import datasets  # imported here, as it takes a second and no other layout needs it
 
     if name not in TORCHVISION:
         raise InputError(f"data.dataset_name = {name}: torchvision's sets here are {', '.join(TORCHVISION)}")
@@ -133,9 +133,9 @@ def _read_torchvision(data: config.Images, split: Split) -> Images:
 
 
 def _read_npz(data: config.Images, split: Split) -> Images:
-    """x_train, y_train, x_test, y_test; images (n, H, W), (n, H, W, C) or (n, C, H, W), uint8 or in [0, 1].
+    """Read x_train and y_train, or x_test and y_test: (n, H, W), (n, H, W, C) or (n, C, H, W), uint8 or in [0, 1].
 
-    class_names, if it is there: the names of the classes, texts in the order of their numbers.
+    class_names, if the file has it, holds the names of the classes as texts, in the order of their numbers.
     """
     path = _npz_file(data)
     with _npz_border(path), np.load(path) as file:
@@ -158,7 +158,7 @@ def _read_npz(data: config.Images, split: Split) -> Images:
 
 @contextmanager
 def _npz_border(path: Path) -> Iterator[None]:
-    """Turn what NumPy raises for a file that is missing or damaged into one InputError."""
+    """Turn any exception that NumPy raises for a missing or damaged file into one InputError."""
     try:
         yield
     except FileNotFoundError:
@@ -173,7 +173,7 @@ def _npz_border(path: Path) -> Iterator[None]:
 
 
 def _heads(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    """Shape and type of each array of an .npz file, which is not read further."""
+    """Return shape and type of each array of an .npz file, without reading the arrays."""
     heads = {}
     with zipfile.ZipFile(path) as archive:
         for member in archive.namelist():
@@ -193,7 +193,7 @@ def _check_heads(
     shape: tuple[int, int, int],
     num_classes: int,
 ) -> None:
-    """InputError if the shapes and types of a file's arrays are not those of images with labels."""
+    """Raise InputError if the shapes and types of a file's arrays are not those of images with labels."""
     if missing := [key for key in (f"x_{split}", f"y_{split}") if key not in heads]:
         raise InputError(f"{path}: has no array {missing[0]}; it has {', '.join(map(repr, heads)):.120}")
     (pixels, pixel_type), (labels, label_type) = heads[f"x_{split}"], heads[f"y_{split}"]
@@ -225,7 +225,7 @@ def _find_first(offsets, times, channels, first):
 def first_events(
     recordings: AnyRecordings, shape: tuple[int, int, int], window_ms: float, strict: bool = False
 ) -> Images:
-    """Pixels whose spike, at (1 - x) of a window, is their first event at that share of window_ms; 0 without one."""
+    """Return pixels x that spike at (1 - x) of a window, the share of window_ms of their first event; 0 without one."""
     ticks = window_ms / 1000 * recordings.ticks_per_second
     first_times = recordings.first_times
     check_first_times(recordings, first_times, ticks, f"the first {window_ms:g} ms", "data.window_ms", strict)
@@ -245,9 +245,9 @@ def batches(
     share: Callable[[np.ndarray], np.ndarray] = lambda part: part,
     augment: Sequence[Augment] = (),
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """(pixels (B, C, H, W) float32 in [0, 1], labels (B,) int64) of the images in `index`, in its order.
+    """Yield (pixels (B, C, H, W) float32 in [0, 1], labels (B,) int64) of the images in `index`, in its order.
 
-    `share` picks what this process takes of each batch; `augment` is what is done to it, in this order.
+    `share` picks the part of each batch that this process takes; the functions in `augment` are applied to it in turn.
     """
     for start in range(0, len(index), batch_size):
         part = share(index[start : start + batch_size])
@@ -260,7 +260,7 @@ def batches(
 
 
 def crop(x_BCHW: Tensor, pad: int) -> Tensor:
-    """Each image cut out of itself with `pad` black pixels around it: shifted by up to as many."""
+    """Pad each image with `pad` black pixels and crop it at random to its size: a shift by up to `pad` pixels."""
     B, _, H, W = x_BCHW.shape
     padded = F.pad(x_BCHW, [pad] * 4)
     top_B, left_B = torch.randint(2 * pad + 1, (2, B, 1))
@@ -270,12 +270,12 @@ def crop(x_BCHW: Tensor, pad: int) -> Tensor:
 
 
 def flip(x_BCHW: Tensor) -> Tensor:
-    """Each image mirrored left to right, or not."""
+    """Mirror each image left to right, or leave it, at random."""
     return torch.where(torch.rand(len(x_BCHW), 1, 1, 1) < 0.5, x_BCHW.flip(3), x_BCHW)
 
 
 def autoaugment(x_BCHW: Tensor) -> Tensor:
-    """AutoAugment's policy for CIFAR-10 (Cubuk et al. 2019), by torchvision; it takes an image at a time."""
+    """Apply AutoAugment's policy for CIFAR-10 (Cubuk et al. 2019), by torchvision, to one image at a time."""
     from torchvision.transforms import v2
 
     if x_BCHW.dtype != torch.uint8:
@@ -285,7 +285,7 @@ def autoaugment(x_BCHW: Tensor) -> Tensor:
 
 
 def cutout(x_BCHW: Tensor) -> Tensor:
-    """A black square of half the height around a random point of each image (DeVries & Taylor 2017)."""
+    """Put a black square of half the height around a random point of each image (DeVries & Taylor 2017)."""
     B, _, H, W = x_BCHW.shape
     half = H // 4
     y_B11, x_B11 = torch.randint(H, (B, 1, 1)), torch.randint(W, (B, 1, 1))
@@ -295,6 +295,6 @@ def cutout(x_BCHW: Tensor) -> Tensor:
 
 
 def augmentations(names: Sequence[str], crop_pad: int) -> list[Augment]:
-    """The functions of these names."""
+    """Return the functions of these names."""
     known = {"crop": partial(crop, pad=crop_pad), "flip": flip, "autoaugment": autoaugment, "cutout": cutout}
     return [known[name] for name in names]

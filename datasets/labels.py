@@ -1,4 +1,4 @@
-"""Labels as they are stored: brought to the numbers that their names have, and held against the number of classes."""
+"""Checks of stored labels: they get the numbers of their names, and must fit the number of classes."""
 
 import sys
 
@@ -10,7 +10,7 @@ from snn.errors import InputError
 
 
 def check_type(kind: np.dtype, number: int, where: str, what: str, field: str) -> None:
-    """InputError if a type cannot hold 0 ... number - 1: larger numbers have wrapped when they were written."""
+    """Raise InputError if a type cannot hold 0 ... number - 1: larger numbers wrapped when they were written."""
     if largest(kind) < number - 1:
         raise InputError(
             f"{where}: its {what} are {kind}, which ends at {largest(kind):,}, but by {field} they go up to "
@@ -19,9 +19,9 @@ def check_type(kind: np.dtype, number: int, where: str, what: str, field: str) -
 
 
 def as_named(labels: np.ndarray, own: Named, wanted: Named | None) -> np.ndarray:
-    """The numbers that the classes of these labels have in `wanted`. Labels outside all names stay as they are.
+    """Return the numbers that the classes of these labels have in `wanted`. Labels outside all names stay as they are.
 
-    Where only `wanted` has names, a line says that numbers were believed. InputError if the names are other ones.
+    If only `wanted` has names, a line says that the numbers were trusted. InputError if the names differ.
     """
     if wanted is None or wanted.names is None:
         return labels
@@ -37,7 +37,7 @@ def as_named(labels: np.ndarray, own: Named, wanted: Named | None) -> np.ndarray
 
 
 def check_labels(labels: np.ndarray, num_classes: int, where: str, is_training: bool, item: str) -> None:
-    """InputError if a label lies outside 0..num_classes-1, or if a class has nothing to train on."""
+    """Raise InputError if a label lies outside 0..num_classes-1, or if a class has nothing to train on."""
     present = np.unique(labels)
     low, high = int(present[0]), int(present[-1])
     missing = np.setdiff1d(np.arange(num_classes), present)

@@ -1,7 +1,7 @@
-"""The layouts of files of recordings: each opens its own file, and finds what it holds.
+"""The layouts of files of recordings: each opens its own file and finds its recordings.
 
-To add a layout, write its function here, or in a program of your own, and enter it in LAYOUTS. Nothing in a file is
-trusted: datasets/hdf5.py opens those here, datasets/readers.py checks every event.
+To add a layout, write its function here, or in your own program, and enter it in LAYOUTS. Nothing in a file is trusted:
+datasets/hdf5.py opens the files of this module, and datasets/readers.py checks every event.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,12 +22,12 @@ from snn.ops.compiled import kernel
 
 Split = Literal["train", "test"]
 
-WINDOW = 2**16  # events of a long recording that are read at a time where its end is not needed
+WINDOW = 2**16  # events of a long recording that are read at a time if its end is not needed
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What a file holds by its layout, and how to read the rest of it."""
+    """The contents of a file by its layout, and functions that read the rest of it."""
 
     number: int  # of recordings, n
     lengths: Callable[[], np.ndarray]  # (n,) int64, events of each recording
@@ -35,7 +35,7 @@ class Contents:
     ticks_per_second: float
     types: tuple[np.dtype, np.dtype]  # of times and channels, as they are read
     stored_types: tuple[np.dtype, np.dtype]  # of channels and labels, as they lie in the file
-    # (numbers of recordings, latest time that is needed in ticks) -> the times and the channels of each
+    # (numbers of recordings, latest time needed, in ticks) -> the times and the channels of each
     read_events: Callable[[np.ndarray, float], tuple[Sequence[np.ndarray], Sequence[np.ndarray]]]
     speakers: Callable[[], np.ndarray] | None = None  # (n,) int64
     class_names: tuple[str, ...] | None = None
@@ -44,17 +44,17 @@ class Contents:
 
 
 class Layout(NamedTuple):
-    """Opens a file for one split, or raises InputError; and where such files come from, said when one is missing."""
+    """A function that opens a file for one split, or raises InputError, and the source of such files, for messages."""
 
     open: Callable[[Path, Split], Contents]
     origin: str
 
 
 def _open_shd(path: Path, split: Split) -> Contents:
-    """SHD (Cramer et al. 2022): /spikes/times in s, /spikes/units, /labels; /extra/speaker and /extra/keys if there.
+    """Open SHD (Cramer et al. 2022): /spikes/times in s, /spikes/units, /labels, and if there, /extra/speaker and keys.
 
-    Files that we make of cameras' recordings count time in whole ticks, and /extra/file says which windows are of one
-    recording (datasets/prepare/store.py).
+    Files that we make from recordings of cameras count time in whole ticks, and /extra/file says which windows are from
+    the same recording (datasets/prepare/store.py).
     """
     file = hdf5.File(path)
     file.check_lists("spikes/times", "iuf", "numbers")
@@ -71,11 +71,11 @@ def _open_shd(path: Path, split: Split) -> Contents:
     )
 
     def lengths() -> np.ndarray:
-        file.lengths_of_lists("spikes/units")  # its claims are checked; that the two agree, when the events are read
+        file.lengths_of_lists("spikes/units")  # checks its claims; reading the events checks that both agree
         return file.lengths_of_lists("spikes/times")
 
     def read_events(numbers: np.ndarray, until: float) -> tuple[Sequence, Sequence]:
-        # a list is read whole, whatever `until` says; neighbours are read faster as a slice
+        # a list is always read whole, even beyond `until`; neighbours are read faster as a slice
         together = slice(numbers[0], numbers[-1] + 1) if numbers[-1] - numbers[0] == len(numbers) - 1 else numbers
         return file.part("spikes/times", together), file.part("spikes/units", together)
 
@@ -104,10 +104,10 @@ def _ticks_per_second(file: hdf5.File, path: Path) -> float:
 
 
 def _open_ntidigits(path: Path, split: Split) -> Contents:
-    """N-TIDIGITS, single digits: /data/<key>/times in µs, /addrs, /labels; /extra/train_keys and test_keys.
+    """Open N-TIDIGITS, single digits: /data/<key>/times in µs, /addrs, /labels; /extra/train_keys and test_keys.
 
-    Time starts at the first event of each recording and may not go back: such a time is that of a counter that has run
-    over, and most of that recording's events would fall behind the window unseen.
+    Time starts at the first event of each recording and may not go back: that happens where a counter has overflowed,
+    and most events of that recording would fall past the window unnoticed.
     """
     file = hdf5.File(path)
     keys = file.names(f"extra/{split}_keys")
@@ -146,7 +146,7 @@ def _open_ntidigits(path: Path, split: Split) -> Contents:
 
 
 def _label(file: hdf5.File, group: str, path: Path) -> int:
-    """The one label of a recording that is a group of its own."""
+    """Return the label of a recording that is a group of its own."""
     label = file.whole_numbers(f"{group}/labels").reshape(-1)
     if len(label) != 1:
         raise InputError(f"{path}: /{group}/labels must hold one label, not {len(label)}")
@@ -154,7 +154,7 @@ def _label(file: hdf5.File, group: str, path: Path) -> int:
 
 
 def _open_dvsgesture(path: Path, split: Split) -> Contents:
-    """DVSGesture (Amir et al. 2017) as published with Liu et al. 2023: the recordings lie in /train or /test."""
+    """Open DVSGesture (Amir et al. 2017) as published with Liu et al. 2023: the recordings lie in /train or /test."""
     file = hdf5.File(path)
     if not file.is_group(split):
         raise InputError(f"{path}: wrong layout, it has no group /{split}; is it the file of the other split?")
@@ -162,12 +162,12 @@ def _open_dvsgesture(path: Path, split: Split) -> Contents:
 
 
 def _open_dvsplane(path: Path, split: Split) -> Contents:
-    """DVSPlane (Afshar et al. 2019) as published with Liu et al. 2023: the recordings lie at the root."""
+    """Open DVSPlane (Afshar et al. 2019) as published with Liu et al. 2023: the recordings lie at the root."""
     return _of_camera(hdf5.File(path), "", path, *config.SENSORS["dvsplane"])
 
 
 def _of_camera(file: hdf5.File, where: str, path: Path, height: int, width: int) -> Contents:
-    """An event camera's recordings 0, 1, ...: <i>/time in µs, <i>/data (events, 3) = x, y, polarity, <i>/labels.
+    """Find an event camera's recordings 0, 1, ...: <i>/time in µs, <i>/data (events, 3) = x, y, polarity, <i>/labels.
 
     Channels are polarity · H · W + y · W + x; time starts at the first event of each recording.
     """
@@ -225,7 +225,7 @@ def _of_camera(file: hdf5.File, where: str, path: Path, height: int, width: int)
 
 
 def _until(part: Callable[[slice], np.ndarray], number: int, until: float) -> np.ndarray:
-    """The ascending ticks of a recording, window by window up to `until` after the first."""
+    """Read the ascending ticks of a recording, window by window, up to `until` after the first."""
     if until == np.inf or not number:
         return part(slice(None))
     windows = [part(slice(WINDOW))]
@@ -236,11 +236,11 @@ def _until(part: Callable[[slice], np.ndarray], number: int, until: float) -> np
 
 
 def _from_first(ticks: np.ndarray, r: int, path: Path) -> np.ndarray:
-    """Times in µs from the first event on; InputError if they go back or take more than a counter of 32 bits."""
+    """Return times in µs from the first event on; InputError if they go back or exceed a counter of 32 bits."""
     if not len(ticks):
         return ticks.astype(np.float64 if ticks.dtype.kind == "f" else np.uint32)
     on = ticks[1:] >= ticks[:-1]
-    if not on.all():  # NaN is no step on either
+    if not on.all():  # NaN counts as going back, too
         e = int(on.argmin())
         bits = "16 bits: 65.5 ms" if ticks.dtype.itemsize == 2 else "32 bits: 71.6 min"
         raise InputError(
@@ -248,7 +248,7 @@ def _from_first(ticks: np.ndarray, r: int, path: Path) -> np.ndarray:
             f"events, or if its counter has run over ({bits}), unwrap it"
         )
     if ticks.dtype.kind == "f":
-        with np.errstate(invalid="ignore"):  # infinity gives NaN, which is found where all times are checked
+        with np.errstate(invalid="ignore"):  # infinity gives NaN, which the check of all times finds
             return ticks.astype(np.float64) - ticks[0]
     if int(ticks[-1]) - int(ticks[0]) > np.iinfo(np.uint32).max:
         raise InputError(f"{path}: recording {r} is longer than a counter of 32 bits (71.6 min) holds; cut it")
@@ -259,7 +259,7 @@ def _from_first(ticks: np.ndarray, r: int, path: Path) -> np.ndarray:
 
 @kernel
 def _lay_pixels(data, height, width, channels):
-    """Write the channel of each event (x, y, polarity); the first event outside the sensor, or -1."""
+    """Write the channel of each event (x, y, polarity); return the first event outside the sensor, or -1."""
     for e in range(len(data)):
         x, y, polarity = np.int64(data[e, 0]), np.int64(data[e, 1]), np.int64(data[e, 2])
         if not (0 <= x < width and 0 <= y < height and 0 <= polarity <= 1):

@@ -8,12 +8,12 @@
                 break  # the rest of the recording is passed over
         print(decision or stream.finish(), source.counts)
 
-Nothing that comes is fatal once one packet has been understood: what is lost, late or damaged is counted.
+No input is fatal once one packet has been understood: lost, late and damaged packets are counted.
 
-Layouts: two of packets are faery's, events one after another, little endian, t in µs, named after the bits of the
-parts. `csv` is lines t,x,y,p, as faery takes them from a pipe; evt2, evt21 and evt3 are the words of Prophesee's
-cameras. Before each, "n32_" says that a packet begins with its number, 32 bits that count on: only so it is known how
-many were lost on their way. Of the others, those that this machine dropped are counted, as Linux tells.
+Layouts: two layouts of packets are faery's: events one after another, little endian, t in µs, named after the bits of
+their parts. `csv` has lines t,x,y,p, as faery takes them from a pipe; evt2, evt21 and evt3 are the words of Prophesee's
+cameras. The prefix "n32_" means that a packet begins with its number, a counter of 32 bits; only this number shows how
+many packets were lost on their way. Without it, only packets that this machine dropped are counted, if Linux tells.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ RECORDS = {
 }
 NUMBERED = "n32_"
 LAYOUTS = (*RECORDS, "csv", *ENCODINGS)
-UDP_LAYOUT, PIPE_LAYOUT = f"{NUMBERED}t64_x16_y16_on8", "csv"  # of datasets/send.py where nothing else is said
+UDP_LAYOUT, PIPE_LAYOUT = f"{NUMBERED}t64_x16_y16_on8", "csv"  # defaults of datasets/send.py
 LARGEST = 2**16  # bytes of a packet, and of what is read from a pipe at once
-REORDERED = 1000  # packets: one whose number is farther behind is the first of a sender that has begun anew
-RESTARTED_US = 1_000_000  # events so much older than the last are no late ones: the sender's clock has begun anew
-SO_RXQ_OVFL = 40  # Linux, asm-generic/socket.h: tell with each packet how many were dropped before it
+REORDERED = 1000  # packets: if a number is farther behind, its sender has restarted
+RESTARTED_US = 1_000_000  # events this much older than the last are not late: the sender's clock has restarted
+SO_RXQ_OVFL = 40  # Linux, asm-generic/socket.h: report with each packet how many were dropped before it
 
 
 class Chunk(NamedTuple):
-    """Events of a recording, as they came."""
+    """Events of a recording that came together."""
 
     times_us: np.ndarray  # [events] int64, from the recording's first event, ascending
     units: np.ndarray  # [events] int64, p·H·W + y·W + x
@@ -58,20 +58,20 @@ class Chunk(NamedTuple):
 
 @dataclass
 class Counts:
-    """Count what has come, and what has not."""
+    """Counts of what arrived and what did not."""
 
-    packets: int = 0  # or pieces of a pipe
-    events: int = 0  # taken
+    packets: int = 0  # packets, or pieces from a pipe
+    events: int = 0  # events taken
     lost: int = 0  # packets
-    late: int = 0  # packets with events older than one that was taken; those are left out
-    damaged: int = 0  # packets that are not of the layout or the sensor; all of it is left out
+    late: int = 0  # packets with events older than one already taken; these events are left out
+    damaged: int = 0  # packets that do not fit the layout or the sensor; they are left out whole
 
 
 def listen(port: int, host: str = "127.0.0.1") -> socket.socket:
-    """A UDP socket at a port. InputError if it cannot be had."""
+    """Open a UDP socket at a port. InputError if it cannot be opened."""
     receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     try:
-        receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**22)  # of bursts; the system may give less
+        receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**22)  # for bursts; the system may give less
         receiver.setsockopt(socket.SOL_SOCKET, SO_RXQ_OVFL, 1)
         receiver.bind((host, port))
     except (OSError, OverflowError) as error:
@@ -83,7 +83,7 @@ def listen(port: int, host: str = "127.0.0.1") -> socket.socket:
 class Source:
     """Recordings from a UDP socket, see `listen`, or from a pipe, such as `sys.stdin.buffer`.
 
-    sensor: (height, width). Raises InputError for a layout that is not known, and where not even the first packet is of
+    sensor: (height, width). Raises InputError for a layout that is not known, and if the very first packet does not fit
     the layout and the sensor.
     """
 
@@ -99,23 +99,23 @@ class Source:
         self._decode = _decoder(self.layout)
         self._rest = b""
         self._next_number: int | None = None
-        self._missing: set[int] = set()  # numbers of packets that were taken for lost, the latest ones
+        self._missing: set[int] = set()  # numbers of the latest packets believed lost
 
     def recordings(self, longest_us: int, pause_us: int = 200_000) -> Iterator[Iterator[Chunk]]:
-        """Each recording as an iterator of its chunks. Asking for the next one passes over what is left of this one.
+        """Yield each recording as an iterator of its chunks. Asking for the next one skips the rest of this one.
 
-        A recording begins with an event, and ends `longest_us` later, or before where no event follows for `pause_us`,
-        by the events' times or by this machine's clock. The last chunk of a recording may be empty.
+        A recording begins with an event. It ends `longest_us` later, or earlier if no event follows for `pause_us`, by
+        the events' times or by this machine's clock. The last chunk of a recording may be empty.
         """
         for _, chunks in groupby(self._chunks(longest_us, pause_us), key=itemgetter(0)):
             yield map(itemgetter(1), chunks)
 
     def _chunks(self, longest_us: int, pause_us: int) -> Iterator[tuple[int, Chunk]]:
-        """(number of the recording, chunk)."""
+        """Yield (number of the recording, chunk)."""
         number, begin, last = 0, None, None
         for content in self._contents(pause_us / 1e6):
             arrived_s = time.perf_counter()
-            if content is None:  # silence: the recording is over, and whoever sends next may begin anew
+            if content is None:  # silence: the recording is over, and the next sender may start again
                 self._next_number = None
                 if begin is not None:
                     number, begin, last = number + 1, None, None
@@ -139,7 +139,7 @@ class Source:
                 last, t, units = t[end - 1], t[end:], units[end:]
 
     def _contents(self, quiet_s: float) -> Iterator[bytes | None]:
-        """Packets, or what comes through the pipe, to its end; None where nothing has come for so long."""
+        """Yield packets, or pieces from the pipe until it ends; yield None if nothing comes for `quiet_s`."""
         dropped = 0
         while True:
             if not select.select([self.source], [], [], quiet_s)[0]:
@@ -154,13 +154,13 @@ class Source:
             elif not (content := os.read(self.source.fileno(), LARGEST)):
                 if self._rest and self.layout == "csv":
                     yield b"\n"  # ends the last line
-                self.counts.damaged += bool(self._rest)  # it ends within an event
+                self.counts.damaged += bool(self._rest)  # the pipe ends within an event
                 return
             self.counts.packets += 1
             yield content
 
     def _understood(self, content: bytes) -> tuple[np.ndarray, np.ndarray]:
-        """Times in µs, ascending, and units of the events in a packet; none if it is damaged."""
+        """Return times in µs, ascending, and units of the events in a packet, which are empty if it is damaged."""
         if self.is_numbered and len(content) >= 4:
             self._count_lost(int.from_bytes(content[:4], "little"))
         content = content[4:] if self.is_numbered else content
@@ -188,7 +188,7 @@ class Source:
     def _count_lost(self, number: int) -> None:
         """Compare the number of a packet with the one that was expected."""
         ahead = 0 if self._next_number is None else (number - self._next_number + 2**31) % 2**32 - 2**31
-        if -REORDERED <= ahead < 0:  # it is late, or has come twice
+        if -REORDERED <= ahead < 0:  # it is late, or came twice
             self.counts.lost -= number in self._missing
             self._missing.discard(number)
             return
@@ -199,11 +199,11 @@ class Source:
 
 
 def encoded(events: Piece, layout: str) -> bytes:
-    """Events in a layout of `RECORDS` or as csv, for senders."""
+    """Encode events in a layout of `RECORDS` or as csv, for senders."""
     if layout == "csv":
         return "".join(f"{t},{x},{y},{p}\n" for t, x, y, p in zip(*events, strict=True)).encode()
     rows = np.zeros(len(events.t), RECORDS[layout])
-    rows["t"], rows["x"] = events.t.astype(rows.dtype["t"]), events.x  # a short counter runs over
+    rows["t"], rows["x"] = events.t.astype(rows.dtype["t"]), events.x  # a short counter overflows
     if "y_on" in rows.dtype.names:
         rows["y_on"] = events.y << 1 | events.p
     else:
@@ -212,7 +212,7 @@ def encoded(events: Piece, layout: str) -> bytes:
 
 
 def _whole(content: bytes, layout: str) -> int:
-    """So many bytes are whole events, words or lines."""
+    """Count the bytes that make up whole events, words or lines."""
     if layout == "csv":
         return content.rfind(b"\n") + 1
     size = np.dtype(RECORDS[layout] if layout in RECORDS else ENCODINGS[layout][1]).itemsize
@@ -220,7 +220,7 @@ def _whole(content: bytes, layout: str) -> int:
 
 
 def _decoder(layout: str) -> Callable[[bytes], Piece]:
-    """Return a function of bytes to a `Piece`; it raises ValueError for what is not of the layout."""
+    """Return a function of bytes to a `Piece`; it raises ValueError for bytes that do not fit the layout."""
     if layout in ENCODINGS:
         words = Words(layout)
         return lambda content: words(np.frombuffer(content, words.dtype))
@@ -241,7 +241,7 @@ def _decoder(layout: str) -> Callable[[bytes], Piece]:
 
 
 def _from_lines(content: bytes) -> Piece:
-    """Lines t,x,y,p; one of names is passed over."""
+    """Decode lines t,x,y,p; a line of names is skipped."""
     lines = [line for line in content.decode("ascii", "replace").splitlines() if line.strip() and line[:1] != "t"]
     if not lines:
         return Piece(*np.empty((4, 0), np.int64))

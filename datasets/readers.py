@@ -1,4 +1,4 @@
-"""Reads the recordings of a file of any layout, checked event by event, or raises one clear InputError.
+"""Readers of recordings from a file of any layout, checked event by event; a fault is one clear InputError.
 
 Files are read piece by piece, so events are in memory once.
 """
@@ -21,7 +21,7 @@ from snn.classes import Named, numbers_in
 from snn.errors import InputError
 from snn.memory import available_bytes
 
-RECORDINGS_AT_ONCE, EVENTS_AT_ONCE = 512, 2**20  # read in one piece; more are no faster and take more memory
+RECORDINGS_AT_ONCE, EVENTS_AT_ONCE = 512, 2**20  # read in one piece; larger pieces are not faster and take more memory
 
 
 def read(
@@ -40,12 +40,12 @@ def read(
 ) -> AnyRecordings:
     """Read the recordings of one split. Channels must lie in 0..num_channels-1 and labels in 0..num_classes-1.
 
-    A training file must have a recording of every class. `origin` says where this very set comes from, in place of the
-    layout's own word. `in_memory`: hold the events, or leave them in the file once they are checked; None: hold them if
-    they take less than half of the memory there is. `classes`: what the labels shall mean; where the file names the
-    same classes in another order, its labels are renumbered. What `bins` do not see of the events is said; `strict`
-    refuses a recording of which they see none. `options` of `datasets.prepare`: where the file was made with others, a
-    line says so.
+    A training file must have a recording of every class. `origin` names the source of this set and replaces that of
+    the layout. `in_memory`: hold the events, or leave them in the file once they are checked; None holds them if they
+    take less than half of the free memory. `classes` gives the meaning of the labels; if the file names the same
+    classes in another order, its labels are renumbered. A line reports events outside `bins`; `strict` refuses a
+    recording without any event in them. `options` are those of `datasets.prepare`; a line reports if the file was made
+    with others.
     """
     path = Path(path)
     found = look(layout, path, split, num_channels, num_classes, origin=origin, classes=classes)
@@ -108,7 +108,7 @@ def look(
     classes: Named | None = None,
     strict: bool = False,
 ) -> Contents:
-    """What a file holds by its layout, which is checked: InputError as `read`. No label and no event is read.
+    """Return the contents of a file by its layout, or raise InputError as `read` does; read no label and no event.
 
     `strict` refuses empty recordings as well.
     """
@@ -131,14 +131,14 @@ def look(
 
 
 def _falls(offsets: np.ndarray, times: np.ndarray) -> Iterator[tuple[int, tuple[float, float]]]:
-    """Recordings whose time runs like a counter that runs over, each with its first fall (from, to).
+    """Yield the recordings whose time behaves like a counter that overflows, each with its first fall (from, to).
 
-    Such a time rises but for few falls, each over more than half of what the recording spans.
+    Such a time rises except for a few falls, each by more than half of the recording's span.
     """
     falls = np.flatnonzero(times[1:] < times[:-1]) + 1
     falls = falls[~np.isin(falls, offsets)]  # where the next recording begins
     recordings, begin = np.unique(np.searchsorted(offsets, falls, side="right") - 1, return_index=True)
-    for r, own in zip(recordings, np.split(falls, begin[1:]), strict=False):  # one empty part where there are none
+    for r, own in zip(recordings, np.split(falls, begin[1:]), strict=False):  # one empty part without falls
         events = times[offsets[r] : offsets[r + 1]].astype(np.float64)
         drops = times[own - 1].astype(np.float64) - times[own]
         if len(own) <= len(events) / 4 and (drops > np.ptp(events) / 2).all():
@@ -146,7 +146,7 @@ def _falls(offsets: np.ndarray, times: np.ndarray) -> Iterator[tuple[int, tuple[
 
 
 def _parts(offsets: np.ndarray) -> Iterator[np.ndarray]:
-    """All recordings in turn, as many at once as are read in one piece."""
+    """Yield the numbers of all recordings in turn, grouped so that each group is read in one piece."""
     start = 0
     while start < len(offsets) - 1:
         end = int(np.searchsorted(offsets, offsets[start] + EVENTS_AT_ONCE, side="right")) - 1
@@ -167,7 +167,7 @@ def _room(events: int, types: tuple[np.dtype, np.dtype], path: Path) -> list[np.
 def _read_events(
     path: Path, found: Contents, num_channels: int, numbers: np.ndarray, until: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of the recordings of these numbers, ascending: how many events each has, their times, their channels; checked.
+    """Read and check recordings of these ascending numbers: how many events each has, their times, their channels.
 
     Events after the time `until` may be left out.
     """

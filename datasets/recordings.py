@@ -10,17 +10,17 @@ import numpy as np
 from snn import checks, config
 from snn.errors import InputError
 
-WHOLE = tuple(np.dtype(f"{kind}{size}") for kind in "iu" for size in (1, 2, 4, 8))  # in this machine's order of bytes
-# (numbers of recordings, latest time that is needed) -> how many events of each, their times, their channels
+WHOLE = tuple(np.dtype(f"{kind}{size}") for kind in "iu" for size in (1, 2, 4, 8))  # in native byte order
+# (numbers of recordings, latest time needed) -> number of events of each, their times, their channels
 ReadEvents = Callable[[np.ndarray, float], tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True)
 class Recordings:
-    """n recordings; recording r has the events offsets[r] to offsets[r + 1] - 1.
+    """A set of n recordings; recording r has the events offsets[r] to offsets[r + 1] - 1.
 
-    times are in units of 1 / ticks_per_second s, in the number type of the file, so that bins come out as published.
-    InputError if these do not fit each other. Times and channels are looked at where they are binned.
+    times are in units of 1 / ticks_per_second s, in the number type of the file, so that bins equal the published ones.
+    InputError if the arrays do not fit each other. Times and channels are checked when they are binned.
     """
 
     offsets: np.ndarray  # (n + 1,) int64
@@ -28,10 +28,10 @@ class Recordings:
     ticks_per_second: float
     channels: np.ndarray  # (events,) unsigned
     labels: np.ndarray  # (n,) int64
-    speakers: np.ndarray | None  # (n,) int64, where the file names them
+    speakers: np.ndarray | None  # (n,) int64, if the file names them
     where: str  # the file, for messages
     class_names: tuple[str, ...] | None = None  # where the file has them
-    files: np.ndarray | None = None  # (n,) int64, number of the file that each was cut from, where several are of one
+    files: np.ndarray | None = None  # (n,) int64, number of the file each was cut from, if several share one
 
     def __post_init__(self) -> None:
         checks.number("ticks_per_second", self.ticks_per_second, above=0)
@@ -56,19 +56,19 @@ class Recordings:
 
     @property
     def first_times(self) -> np.ndarray:
-        """(n,) float64: the earliest time of each; infinity where there is no event."""
+        """Return the earliest time of each, (n,) float64; infinity if it has no event."""
         return earliest(self.offsets, self.times)
 
     def load(self, index: np.ndarray, until: float = np.inf) -> tuple["Recordings", np.ndarray]:
-        """Recordings with their events in memory, and the places of those in `index` among them."""
+        """Return recordings with their events in memory, and the places of those in `index` among them."""
         return self, check_index(index, self)
 
 
 @dataclass(frozen=True)
 class StoredRecordings:
-    """n recordings whose events stay in their file, where recording r has offsets[r + 1] - offsets[r] of them.
+    """A set of n recordings whose events stay in their file; recording r has offsets[r + 1] - offsets[r] events.
 
-    `load` gives the same events as `Recordings` holds, so batches do not depend on which of the two a set is.
+    `load` gives the same events as `Recordings` holds, so batches are the same for both classes.
     """
 
     offsets: np.ndarray  # (n + 1,) int64
@@ -78,7 +78,7 @@ class StoredRecordings:
     where: str
     class_names: tuple[str, ...] | None
     read_events: ReadEvents
-    first_times: np.ndarray  # (n,) float64, of the earliest event of each; infinity where there is none
+    first_times: np.ndarray  # (n,) float64, of the earliest event of each; infinity without one
     channel_of_unit: np.ndarray | None = None  # as the network sees a camera's units
     files: np.ndarray | None = None
 
@@ -86,7 +86,7 @@ class StoredRecordings:
         return len(self.labels)
 
     def load(self, index: np.ndarray, until: float = np.inf) -> tuple[Recordings, np.ndarray]:
-        """The recordings in `index`, read from the file, and their places among what is returned.
+        """Read the recordings in `index` from the file; return them and the place of each in the result.
 
         Events after the time `until` (ticks) may be left out.
         """
@@ -106,7 +106,7 @@ class StoredRecordings:
 
 
 def check_array(name: str, values: np.ndarray, dtypes: Sequence[np.dtype]) -> None:
-    """InputError unless values is a row of numbers of one of these types."""
+    """Raise InputError unless values is a 1-D array of one of these types."""
     if not isinstance(values, np.ndarray) or values.ndim != 1:
         kind = f"array of shape {values.shape}" if isinstance(values, np.ndarray) else type(values).__name__
         raise InputError(f"{name} must be a numpy array with one axis, but is a {kind}")
@@ -116,7 +116,7 @@ def check_array(name: str, values: np.ndarray, dtypes: Sequence[np.dtype]) -> No
 
 
 class Samples(Protocol):
-    """Recordings or images."""
+    """A set of recordings or images."""
 
     labels: np.ndarray  # (n,) int64
     where: str  # the file, for messages
@@ -126,7 +126,7 @@ class Samples(Protocol):
 
 
 def check_index(index: np.ndarray, samples: Samples) -> np.ndarray:
-    """The index; InputError unless it holds numbers of samples."""
+    """Return the index; InputError unless it holds numbers of samples."""
     check_array("the index", index, WHOLE)
     if len(index) and (index.min() < 0 or index.max() >= len(samples)):
         raise InputError(
@@ -137,7 +137,7 @@ def check_index(index: np.ndarray, samples: Samples) -> np.ndarray:
 
 
 def _look_up(channel_of_unit: np.ndarray, units: np.ndarray, where: str) -> np.ndarray:
-    """The channel of each unit of a camera."""
+    """Look up the channel of each unit of a camera."""
     if len(units) and (units.min() < 0 or units.max() >= len(channel_of_unit)):
         raise InputError(
             f"{where}: units go from {units.min()} to {units.max()}, but those of the sensor are 0 to "
@@ -150,12 +150,12 @@ AnyRecordings = Recordings | StoredRecordings
 
 
 def earliest(offsets: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """(n,) float64: the earliest of the times offsets[r] to offsets[r + 1] - 1 of each recording; infinity of none."""
+    """Return the earliest of times offsets[r] to offsets[r + 1] - 1 of each recording r, (n,) float64, or infinity."""
     return by_recording(np.minimum, offsets, times, np.inf)
 
 
 def by_recording(reduce: np.ufunc, offsets: np.ndarray, values: np.ndarray, of_none: float = 0) -> np.ndarray:
-    """(n,) float64: each recording's values, offsets[r] to offsets[r + 1] - 1, reduced to one, such as their sum."""
+    """Reduce values offsets[r] to offsets[r + 1] - 1 of each recording r to one, such as their sum: (n,) float64."""
     result, has_events = np.full(len(offsets) - 1, of_none, np.float64), np.diff(offsets) > 0
     if has_events.any():
         kind = np.int64 if values.dtype == bool else None
@@ -164,7 +164,7 @@ def by_recording(reduce: np.ufunc, offsets: np.ndarray, values: np.ndarray, of_n
 
 
 def sorted_by_time(recordings: AnyRecordings) -> AnyRecordings:
-    """The same recordings, the events of each in the order of their times; those of one time stay as they are."""
+    """Sort the events of each recording by their times; events of the same time keep their order."""
     if isinstance(recordings, StoredRecordings):
         return replace(recordings, read_events=partial(_read_sorted, recordings.read_events))
     lengths = np.diff(recordings.offsets)
@@ -184,7 +184,7 @@ def _sorted(lengths: np.ndarray, times: np.ndarray, channels: np.ndarray) -> dic
 
 
 def subset(recordings: AnyRecordings, index: np.ndarray) -> AnyRecordings:
-    """The recordings of these numbers, ascending, as a set of their own."""
+    """Return the recordings of these ascending numbers as a set of their own."""
     lengths = (recordings.offsets[1:] - recordings.offsets[:-1])[index]
     about = {"offsets": np.concatenate([[0], np.cumsum(lengths)]), "labels": recordings.labels[index]}
     for name in ("speakers", "files"):
@@ -203,9 +203,9 @@ def _read_subset(read_events: ReadEvents, index: np.ndarray, numbers: np.ndarray
 
 
 def downsampled(recordings: AnyRecordings, sensor: config.Sensor) -> AnyRecordings:
-    """A camera's recordings with units p·H·W + y·W + x of its sensor as channels p·h·w + y·w + x of the smaller image.
+    """Map a camera's units p·H·W + y·W + x to channels p·h·w + y·w + x of a smaller image.
 
-    This is the one place that knows about down-sampling (x // divide, as in Liu et al. 2023) and merged polarities.
+    Down-sampling (x // divide, as in Liu et al. 2023) and the merging of polarities are done only here.
     """
     p, y, x = np.indices((2, sensor.height, sensor.width), dtype=np.uint32)
     _, height, width = sensor.shape

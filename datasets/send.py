@@ -23,16 +23,16 @@ from datasets.prepare.cameras.pieces import Piece, Said, rows_x_columns
 from snn.cli import OneLineParser, run
 from snn.errors import InputError
 
-MOST_EVENTS = 100  # of a packet, which then fits into one frame of Ethernet
+MOST_EVENTS = 100  # in a packet, which then fits into one Ethernet frame
 LONGEST_US = 1000  # from the first event of a packet to its last
 PAUSE_US = 500_000  # between recordings, so that a receiver tells them apart
 
 
 def recordings_of(path: Path, numbers: list[int] | None, sensor: tuple[int, int] | None) -> Iterator[tuple[str, Piece]]:
-    """(what it is, events) of recordings of a set in the layout of SHD, or of what a camera wrote.
+    """Yield (description, events) of recordings of a set in the layout of SHD, or of a file that a camera wrote.
 
-    numbers: which recordings of the set; None: all. sensor: (height, width) of a camera whose set it is; without it a
-    unit is a channel, and is sent as x.
+    numbers: those of the recordings to send; None sends all. sensor: (height, width) of the camera that recorded the
+    set; without it a unit is a channel, and is sent as x.
     """
     if not (path.suffix in (".h5", ".hdf5") and hdf5.File(path).is_group("spikes")):
         columns = map(np.concatenate, zip(*cameras.open_recording(path, Said(size=sensor)).pieces, strict=True))
@@ -60,7 +60,7 @@ def recordings_of(path: Path, numbers: list[int] | None, sensor: tuple[int, int]
 
 
 def packets(events: Piece) -> Iterator[Piece]:
-    """Cut events into packets of at most so many, and so short a time."""
+    """Cut events into packets of at most MOST_EVENTS and LONGEST_US."""
     start = 0
     while start < len(events.t):
         end = int(np.searchsorted(events.t, events.t[start] + LONGEST_US))
@@ -70,7 +70,7 @@ def packets(events: Piece) -> Iterator[Piece]:
 
 
 def send(recordings: Iterator[tuple[str, Piece]], layout: str, put: Callable[[bytes], object], speed: float) -> None:
-    """Give `put` the packets of recordings when their time has come, one recording after the other."""
+    """Give `put` each packet when its time has come, one recording after the other."""
     started, offset_us, number = time.perf_counter(), 0, 0
     name = layout.removeprefix(live.NUMBERED)
     for title, events in recordings:
@@ -122,7 +122,7 @@ def main() -> None:
 
 
 def _put(sender: socket.socket, content: bytes) -> None:
-    with suppress(ConnectionRefusedError):  # nobody listens yet, which a sender of UDP may learn, and need not mind
+    with suppress(ConnectionRefusedError):  # nobody listens yet; a UDP sender may see this error and can ignore it
         sender.send(content)
 
 

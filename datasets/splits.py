@@ -1,4 +1,4 @@
-"""A share of samples held out, for validation or test."""
+"""Holding out a share of the samples, for validation or test."""
 
 import sys
 from collections.abc import Sequence
@@ -21,11 +21,12 @@ def hold_out(
     among: np.ndarray | None = None,
     name: str = "validation",
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Indices (kept, held out): a share of the samples of every class or, with `groups`, of these; 0 holds out none.
+    """Return indices (kept, held out): a share of the samples of every class or, with `groups`, of the groups.
 
-    `groups`: (n,) the group of each sample, such as its speaker, which is not parted. Where each group is of one class,
-    as the file is that windows were cut from, the share of the groups of every class is held out. `among`: only of
-    these samples, ascending. `name` says for messages which of the configuration's shares it is.
+    A share of 0 holds out none. `groups`, (n,), gives the group of each sample, such as its speaker; a group is never
+    divided. If each group has one class, such as the file that windows were cut from, the share is taken of the groups
+    of every class. `among` limits the choice to these samples, ascending. `name` is that of the share in the
+    configuration, for messages.
     """
     checks.number("the share held out", share, least=0)
     checks.whole("the seed", seed, 0)
@@ -57,9 +58,9 @@ def hold_out(
 
 
 def groups_by(recordings: AnyRecordings, by: Literal["recording", "speaker"], name: str) -> np.ndarray | None:
-    """The groups that data.<name>_by means; None: single recordings. InputError if the file does not name them.
+    """Return the groups that data.<name>_by means, or None for single recordings.
 
-    Windows that were cut from one recording are one group.
+    Windows that were cut from one recording are one group. InputError if the file does not name the groups.
     """
     if by == "recording":
         return recordings.files
@@ -69,7 +70,7 @@ def groups_by(recordings: AnyRecordings, by: Literal["recording", "speaker"], na
 
 
 def say_unseen(samples: Samples, labels: np.ndarray, seen: np.ndarray, name: str) -> None:
-    """Say so if classes among `labels` are not among those `seen` in the samples held out for `name`."""
+    """Print a line if the samples held out for `name`, with the labels `seen`, lack a class among `labels`."""
     if len(unseen := np.setdiff1d(labels, seen)):
         print(
             f"warning: {samples.where}: nothing of {some([name_of(samples, k) for k in unseen])} is held out, "
@@ -79,11 +80,11 @@ def say_unseen(samples: Samples, labels: np.ndarray, seen: np.ndarray, name: str
 
 
 def name_of(samples: Samples, label: int) -> str:
-    """A class by its number and, where it has one, its name."""
+    """Describe a class by its number and, if it has one, its name."""
     names = samples.class_names or ()
     return f"class {label}" + (f" ({names[label]})" if 0 <= label < len(names) else "")
 
 
 def some(values: Sequence) -> str:
-    """The first of these, in words."""
+    """List the first of these values in words."""
     return ", ".join(map(str, values[:MOST_SAID])) + (", ..." if len(values) > MOST_SAID else "")

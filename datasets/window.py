@@ -1,4 +1,4 @@
-"""The window of bins held against recordings: what it does not see is said, or refused, before any training or test."""
+"""A check of the window of bins against recordings: what it misses is reported, or refused, before training or test."""
 
 import sys
 
@@ -10,21 +10,21 @@ from datasets.splits import name_of, some
 from snn.errors import InputError
 
 SAMPLE = 2**18  # events
-MOVED = 0.05  # share of the events in another bin from which on it is said
+MOVED = 0.05  # share of events in another bin from which on this is reported
 HALVES = np.arange(np.float16(np.inf).view(np.uint16), dtype=np.uint16).view(np.float16).astype(np.float64)
 
 
 class WindowCheck:
-    """What the bins see of recordings that come piece by piece, `events` in all.
+    """A check of what the bins see of recordings that come piece by piece, `events` in all.
 
-    `report` says, once all have come, what they do not see: recordings without an event in them, most events, or
-    differences of time.
+    Once all have come, `report` tells what the bins miss: recordings without any event in them, most events, or
+    differences in time.
     """
 
     def __init__(self, bins: Bins, ticks_per_second: float, events: int):
         self.bins, self.ticks_per_second = bins, ticks_per_second
         self.end = bins.end_ticks(ticks_per_second)
-        self.inside: list[np.ndarray] = []  # of each recording, how many events the bins see
+        self.inside: list[np.ndarray] = []  # for each recording, the number of events in the bins
         self.apart = max(events // SAMPLE, 1)
         self.sample: list[np.ndarray] = []
         self.last = 0.0
@@ -32,13 +32,13 @@ class WindowCheck:
     def add(self, offsets: np.ndarray, times: np.ndarray) -> None:
         """Take the next recordings: r has the times offsets[r] to offsets[r + 1] - 1."""
         self.inside.append(by_recording(np.add, offsets, times < self.end))
-        self.sample.append(times[:: self.apart].copy())  # a view would keep all of them
+        self.sample.append(times[:: self.apart].copy())  # a view would keep all of them in memory
         self.last = max(self.last, times.max(initial=0))
 
     def report(self, recordings: AnyRecordings, first_times: np.ndarray, strict: bool = False) -> None:
-        """Say what the bins do not see of these recordings, which have come.
+        """Report what the bins miss of these recordings, all of which have come.
 
-        InputError if the bins see no event at all, or if `strict` and there is a recording without.
+        InputError if the bins see no event at all, or if `strict` and they see none of some recording.
         """
         bins, window = self.bins, f"the {self.bins.T} bins of {self.bins.dt_ms:g} ms"
         check_first_times(recordings, first_times, self.end, window, "data.T, data.dt_ms", strict)
@@ -59,11 +59,11 @@ class WindowCheck:
 
 
 def _say_coarse(times: np.ndarray, recordings: AnyRecordings, bins: Bins) -> None:
-    """Say so if times, of which these are some, are so coarse that many events lie in another bin than their own."""
+    """Report if the times, of which these are a sample, are so coarse that many events lie in a wrong bin."""
     per_s, is_whole = recordings.ticks_per_second, times.dtype.kind != "f"
     end = bins.end_ticks(per_s)
     off = 1000 / per_s * grain(times)[times < end] / (2 * bins.dt_ms)
-    # a time that is off by up to half the grain, evenly, crosses an edge if it is not farther away than that
+    # A time is off by up to half the grain, evenly distributed, and crosses an edge that is closer than its error.
     moved = np.where(off < 1, off / 2, 1 - 0.5 / np.maximum(off, 1)).sum() / max(len(off), 1)
     if moved <= MOVED:
         return
@@ -82,9 +82,9 @@ def _say_coarse(times: np.ndarray, recordings: AnyRecordings, bins: Bins) -> Non
 def check_first_times(
     recordings: AnyRecordings, first: np.ndarray, end_ticks: float, window: str, fields: str, strict: bool
 ) -> None:
-    """Say how many recordings of which class have no event before `end_ticks`, by the `first` time of each.
+    """Report how many recordings of which class have no event before `end_ticks`, by the `first` time of each.
 
-    InputError if all have none, or if `strict` and one has none. `window` is in words, set by `fields`.
+    InputError if this holds for all, or if `strict` and it holds for any. `window` is in words, set by `fields`.
     """
     is_lost, is_empty = first >= end_ticks, np.isinf(first)
     if not is_lost.any():
@@ -111,10 +111,10 @@ def check_first_times(
 
 
 def grain(times: np.ndarray) -> np.ndarray:
-    """(events,) float64: how far the times that the file could hold lie apart; 0 where too little to matter.
+    """Return the distance between the times that the file could hold, (events,) float64; 0 if too small to matter.
 
-    That of whole numbers is 1, and that of halves depends on the time. Halves are known by their values: a file may
-    hold in float32 what was rounded before.
+    It is 1 for whole numbers, and for float16 it depends on the time. float16 is recognised by its values: a file may
+    hold times as float32 that were rounded to float16 before.
     """
     if times.dtype.kind != "f":
         return np.ones(len(times))

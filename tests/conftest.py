@@ -1,4 +1,4 @@
-"""What several tests need: small event files in the true layouts, and programs run as a user runs them."""
+"""Helpers for several tests: small event files in the true layouts, and programs run as a user runs them."""
 
 import os
 import runpy

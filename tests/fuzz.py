@@ -1,9 +1,9 @@
 """Calls of the library's public surface, made by number: python -m tests.fuzz SEED FIRST LAST [--guard]
 
-Case k calls entry k modulo their number as a notebook would, with arguments that fit, or of which some do not. A line
-for each case: its number, its entry, and "result", "refused" (by one InputError), or what went wrong. Where a compiled
-kernel reads or writes memory that is not its own this process may die, and the caller knows at which case. With --guard
-it must: each array that a kernel takes ends, or begins, at a page that nothing may touch.
+Case k calls entry k modulo their number as a notebook would, with arguments that fit, or with some that do not. It
+prints a line for each case: its number, its entry, and "result", "refused" (by one InputError), or the fault. If a
+compiled kernel reads or writes memory that is not its own, this process may die, and the caller knows at which case.
+With --guard it must die: each array that a kernel takes ends, or begins, at a page that nothing may touch.
 """
 
 import ctypes

@@ -1,8 +1,8 @@
 """Damaged files, made and read by number: python -m tests.hostile SEED FIRST LAST
 
 Case k is a small valid file of layout k modulo their number, damaged in one of four ways, and read in this process
-under a limit of memory and time. A line for each case: its number, its layout, and "correct", "refused", or what went
-wrong. Where the C library below crashes or loops this process dies, and the caller knows at which case.
+under a limit of memory and time. It prints a line for each case: its number, its layout, and "correct", "refused", or
+the fault. If the C library crashes or loops, this process dies, and the caller knows at which case.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""What many tests make: calls of `multi_step` on every neuron, counts, spike times; and ways to compare results."""
+"""Values that many tests make: calls of `multi_step` on every neuron, counts, spike times; and comparisons."""
 
 import math
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Class names decide over class numbers: wherever two of a training, a test file, a checkpoint and a test meet."""
+"""Class names decide over class numbers wherever two of these meet: training file, test file, checkpoint and test."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""First-spike code against an independent, slow, obviously right version."""
+"""First-spike code against an independent, slow and obviously correct version."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Configuration: what is read, what is refused and how, and that every published word sets what it says."""
+"""Configuration: the values that are read, those that are refused, and the published words, which set what they say."""
 
 import re
 import subprocess

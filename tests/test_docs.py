@@ -1,4 +1,4 @@
-"""What docs/ says is so: its paths and links lead somewhere, its programs run, its reference is up to date."""
+"""The text of docs/ is true: its paths and links lead somewhere, its programs run, its reference is up to date."""
 
 import ast
 import inspect

@@ -1,4 +1,4 @@
-"""Events in place of dense counts: the same numbers, the same gradients, and the rule that chooses."""
+"""Sparse events instead of dense counts: the same numbers, the same gradients, and the rule that chooses."""
 
 import pytest
 import torch

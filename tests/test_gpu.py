@@ -1,7 +1,7 @@
-"""On a GPU: the cupy backend against the reference on the CPU, and networks on one device against the other.
+"""Tests on a GPU: the cupy backend against the reference on the CPU, and networks on one device against the other.
 
-Skipped where there is no GPU, as in CI. What the other tests say of programs holds on a GPU too: there `train.device`
-is auto, so that they run on it.
+They are skipped without a GPU, as in CI. Other tests of programs also run on a GPU if there is one, because
+`train.device` is auto.
 """
 
 import copy

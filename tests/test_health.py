@@ -1,4 +1,4 @@
-"""A run that goes wrong says why: every warning from a real epoch that deserves it, and none from one that is well."""
+"""A run that goes wrong says why: each warning comes from a real epoch that deserves it, and none from a good one."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The type that numba does not have: each of its functions against numpy."""
+"""Lanes, the type that numba does not have: each of their functions against numpy."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Recordings and classes that a window does not see, and what is said about a test file before training."""
+"""Recordings and classes that a window misses, and the messages about a test file before training."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Messages name the next step to take, and what ended in a traceback or went on in silence is one line."""
+"""Messages name the next step to take; faults that ended in a traceback, or passed in silence, are one line."""
 
 import struct
 from pathlib import Path

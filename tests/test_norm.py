@@ -1,4 +1,4 @@
-"""BatchNorm whose scale and shift the neurons compute, beside one that computes them itself."""
+"""BatchNorm whose scale and shift the neurons compute, against one that computes them itself."""
 
 from functools import partial
 

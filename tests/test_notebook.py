@@ -1,4 +1,4 @@
-"""The library's own classes in somebody's own script: what does not fit is an InputError, whatever the input holds."""
+"""The library's classes in a user's own script: input that does not fit is an InputError, whatever it holds."""
 
 import copy
 import subprocess

@@ -1,4 +1,4 @@
-"""Numbers in a type that cannot hold them: they have wrapped when a file was written, and are refused or named."""
+"""Numbers in a type that cannot hold them: they wrapped when a file was written, and are refused or named."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the preparation makes of a folder of recordings: taken, left out, refused, or gone on with."""
+"""A folder of recordings in the preparation: files are taken, left out or refused, and an interrupted run goes on."""
 
 import os
 import re

@@ -1,10 +1,10 @@
 """Training takes the course that tests/reference_losses.json holds, so a refactor does not change numbers unseen.
 
-`python -m tests.test_reference_losses` stores it anew. Do so only where numbers are meant to change, and say in
+`python -m tests.test_reference_losses` stores it again. Do so only if numbers are meant to change, and say in
 CHANGELOG.md which and why.
 
-With one thread, as BatchNorm sums in another order with more. The tolerance is room for another processor: with the
-oldest instructions that torch and its libraries know, losses moved by 6e-7 at most.
+Training uses one thread, as BatchNorm sums in another order with more. The tolerance leaves room for another processor:
+with the oldest instructions that torch and its libraries know, losses moved by 6e-7 at most.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The README's table is what the stored results say, and nothing else."""
+"""The README's table shows the stored results, and nothing else."""
 
 import json
 

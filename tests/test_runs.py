@@ -1,6 +1,6 @@
 """Runs that are interrupted, killed, spoiled or run out of disk, and go on.
 
-Training processes that are to be killed come from a fork server that has imported torch once.
+Training processes that will be killed come from a fork server that has imported torch once.
 """
 
 import errno

@@ -1,4 +1,4 @@
-"""The programs start wherever they may be: read-only, with any encoding, under python -OO, and say why where not."""
+"""The programs start anywhere: read-only, with any encoding, under python -OO; if they cannot, they say why."""
 
 import ast
 import os

@@ -1,4 +1,4 @@
-"""Who may import whom, and what the README promises."""
+"""The imports that are allowed between modules, and the promises of the README."""
 
 import ast
 import os

@@ -1,4 +1,4 @@
-"""Images: torchvision's layouts, .npz files and first events, what is wrong with them, augmentation."""
+"""Images: torchvision's layouts, .npz files and first events, their faults, and augmentation."""
 
 import struct
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Networks of the closed form: sizes, words, what torch offers modules, the simulation over time."""
+"""Networks of the closed form: sizes, words, torch's functions for modules, and the simulation over time."""
 
 import copy
 import math

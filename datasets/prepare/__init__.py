@@ -8,20 +8,20 @@ from collections.abc import Callable, Iterable
 from itertools import pairwise
 from pathlib import Path
 
-MAKEABLE = ("digits", "planes")  # sets that need no files of the user's
+MAKEABLE = ("digits", "planes")  # sets that need no files from the user
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 
 
 def visible(paths: Iterable[Path]) -> list[Path]:
-    """The paths in order, without hidden ones: macOS writes a file ._NAME of its own beside a NAME."""
+    """Return the paths in order, without hidden ones: macOS writes its own file ._NAME beside a NAME."""
     return sorted(path for path in paths if not path.name.startswith("."))
 
 
 def make_if_missing(path: Path, dataset_name: str, options: str | None) -> None:
-    """Where `path` is missing and the set can be made, make it there: `python -m datasets.prepare <name> <options>`.
+    """Make the set if `path` is missing and the set can be made: `python -m datasets.prepare <name> <options>`.
 
-    In a process of its own, whose workers need not load all that a training program has loaded. If it fails it has said
-    why, and this program ends with its exit code. A set that is there stays.
+    It is made in another process, whose workers need not load all that a training program has loaded. If that fails, it
+    has said why, and this program ends with its exit code. An existing set stays.
     """
     if options is None or dataset_name not in MAKEABLE or path.exists():
         return
@@ -30,17 +30,17 @@ def make_if_missing(path: Path, dataset_name: str, options: str | None) -> None:
     python_path = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
     try:
         code = subprocess.run(command, env=os.environ | {"PYTHONPATH": python_path}, check=False).returncode
-    except KeyboardInterrupt:  # it has had it too
+    except KeyboardInterrupt:  # it reached the other process, too
         code = 130
     if code:
         sys.exit(code)
 
 
 def warn_if_made_otherwise(path: Path, provenance: Callable[[], str | None], options: str) -> None:
-    """Say which of these options a set that is there was made without, by what its file holds as its provenance."""
+    """Report options with which an existing set was not made, according to the provenance in its file."""
     try:
         made_with = dict(json.loads(provenance() or "{}"))  # without one it is not ours
-    except (TypeError, ValueError):  # damaged: whoever reads the events finds what else is
+    except (TypeError, ValueError):  # damaged: the reader of the events reports the rest
         return
     for word, wanted in pairwise(options.split()):
         made = str(made_with.get(word.removeprefix("--"), wanted))

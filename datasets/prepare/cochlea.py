@@ -11,8 +11,8 @@ Sources: Cramer, Stradmann, Schemmel, Zenke, IEEE TNNLS 33 (2022), doi 10.1109/T
 parameters); Sieroka, Dosch, Rupp, J. Acoust. Soc. Am. 120 (2006) 297 (membrane); Meddis, J. Acoust. Soc. Am. 79 (1986)
 702 and 83 (1988) 1056 (hair cell). The membrane is in cgs units.
 
-A `_step` function advances all places by one sample and overwrites its state; its loop over places is what the compiler
-vectorises (`snn.compiling` leaves out Python's check for a division by zero, which would prevent it).
+A `_step` function advances all places by one sample and overwrites its state. The compiler vectorises its loop over
+places (`snn.compiling` leaves out Python's check for a division by zero, which would prevent this).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ MEMBRANE_A, ALPHA, RHO, C0, DELTA, HEIGHT, MASS = 3500.0, 3.0, 1.0, 1e9, 0.15, 0
 # convention e^(-iωt) but are applied to an FFT in the convention e^(+iωt). SHD was made this way, so this is kept. At
 # the slowest place (unit 699) the answer falls to a thousandth of its peak 140 ms before and 20 ms after the impulse.
 HOP = 640  # steps between two transforms
-LOOKAHEAD = 3584  # 149 ms: so much of the sound after a hop is needed for its velocity
+LOOKAHEAD = 3584  # 149 ms of the sound after a hop, which its velocity needs
 PAST = 1920  # steps of the sound before a hop
 WINDOW = 2 * (PAST + HOP + LOOKAHEAD)  # samples
 LANES = 32  # neighbouring places that are computed together, as vectors do
@@ -55,7 +55,7 @@ BLOCKS = math.ceil(N_PLACES / LANES)
 
 
 class Group(NamedTuple):
-    """Blocks of places whose velocity is computed in one way: the slower a place, the fewer values say all of it."""
+    """Blocks of places whose velocity is computed in one way: slower places need fewer values."""
 
     first_block: int
     end_block: int
@@ -72,9 +72,9 @@ GROUPS = (
     Group(16, 19, 8, 512, 128),
     Group(19, 22, 16, 384, PAST // 16),
 )
-TAPS = 8  # values from which one between them is made
-BAND = 0.235  # cycles a value up to which that is nearly exact
-FELT = 1e-5  # of a place's largest |V|: what is less is left out
+TAPS = 8  # values from which a value between them is interpolated
+BAND = 0.235  # cycles per value up to which this interpolation is nearly exact
+FELT = 1e-5  # of a place's largest |V|: smaller values are left out
 
 # What follows the membrane computes in float32, as twice as many fit into a vector: its constants are of that type.
 # Hair cell: the rates y, g, l, r, x in 1/s, A and B in units of the velocity, h in spikes/s, the transmitter M.
@@ -107,7 +107,7 @@ def cochlea(audio: np.ndarray, sample_rate_hz: int, seed: int | Sequence[int]) -
 
 
 def check_audio(audio: np.ndarray, sample_rate_hz: int) -> None:
-    """InputError if the audio [samples] is not one that `cochlea` hears."""
+    """Raise InputError if `cochlea` cannot hear this audio [samples]."""
     if audio.ndim != 1:
         raise InputError(f"audio has shape {audio.shape}: give one channel, shape [samples]")
     if len(audio) < 2 * RAMP_S * sample_rate_hz:
@@ -117,7 +117,7 @@ def check_audio(audio: np.ndarray, sample_rate_hz: int) -> None:
 
 
 def condition(audio: np.ndarray, sample_rate_hz: int) -> np.ndarray:
-    """Resample audio [samples] to 48 kHz, scale it to an RMS of .3 and ramp both ends (30 ms Hann): float32 [samples].
+    """Resample audio [samples] to 48 kHz, scale it to an RMS of 0.3 and ramp both ends (30 ms Hann): float32 [samples].
 
     Raises InputError as `cochlea` does.
     """
@@ -133,7 +133,7 @@ def condition(audio: np.ndarray, sample_rate_hz: int) -> np.ndarray:
 
 
 def membrane_impedance(frequency_hz: np.ndarray, places_cm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """ξ and g of the membrane at frequencies [F] and places [P], complex128 [F, P] each."""
+    """Return ξ and g of the membrane at frequencies [F] and places [P], complex128 [F, P] each."""
     omega = 2 * np.pi * frequency_hz[:, None]
     stiffness = C0 * np.exp(-ALPHA * places_cm) - MEMBRANE_A
     damping = DELTA * math.sqrt(C0 * MASS) * np.exp(-ALPHA * places_cm / 2)
@@ -142,7 +142,7 @@ def membrane_impedance(frequency_hz: np.ndarray, places_cm: np.ndarray) -> tuple
 
 
 def pressure_ratio(frequency_hz: np.ndarray, places_cm: np.ndarray) -> np.ndarray:
-    """p(ω, c) / p(ω, 0), p = sqrt(G/g) H0(G), G(ω, c) = 2 g(ω, 0)/α + ∫_0^c g(ω, x) dx: complex128 [F, P].
+    """Return p(ω, c) / p(ω, 0), p = sqrt(G/g) H0(G), G(ω, c) = 2 g(ω, 0)/α + ∫_0^c g(ω, x) dx: complex128 [F, P].
 
     frequency_hz: [F]; places_cm: [P], ascending from 0, spaced finely enough to integrate g over them.
     """
@@ -152,7 +152,7 @@ def pressure_ratio(frequency_hz: np.ndarray, places_cm: np.ndarray) -> np.ndarra
     simpson = (g[:, :-1] + 4 * g_between + g[:, 1:]) / 6 * np.diff(places_cm)
     np.cumsum(simpson, axis=1, out=integral[:, 1:])
     big_g = 2 * g[:, :1] / ALPHA + integral
-    # Beyond the place of its resonance a wave decays; e^-16 = 1e-7 is lost in the rounding of the tables to float32.
+    # Beyond its place of resonance a wave decays; e^-16 = 1e-7 is lost when the tables are rounded to float32.
     felt = (big_g - big_g[:, :1]).imag < 16
     p = np.zeros_like(g)
     p[felt] = np.sqrt(big_g[felt] / g[felt]) * hankel1(0, big_g[felt])
@@ -160,7 +160,7 @@ def pressure_ratio(frequency_hz: np.ndarray, places_cm: np.ndarray) -> np.ndarra
 
 
 def velocity_transfer(frequency_hz: np.ndarray) -> np.ndarray:
-    """V(ω, c) = (2ω/ξ) (p(ω, c)/p(ω, 0)) Z(ω), the membrane velocity at 700 places per sound: complex128 [F, 700]."""
+    """Return the membrane velocity per sound, V(ω, c) = (2ω/ξ) (p(ω, c)/p(ω, 0)) Z(ω): complex128 [F, 700]."""
     omega = 2 * np.pi * frequency_hz[:, None]
     xi, _ = membrane_impedance(frequency_hz, PLACES_CM)
     q = 2 * omega / ALPHA * math.sqrt(2 / (HEIGHT * C0))
@@ -169,7 +169,7 @@ def velocity_transfer(frequency_hz: np.ndarray) -> np.ndarray:
 
 
 class Filter(NamedTuple):
-    """How the velocity of one group of places is computed."""
+    """The filter that computes the velocity of one group of places."""
 
     group: Group
     transfer: tuple[np.ndarray, ...]  # of each block, complex64 [bins, LANES]: V / (2 points decimation)
@@ -178,14 +178,14 @@ class Filter(NamedTuple):
 
 @cache
 def filters() -> tuple[Filter, ...]:
-    """The filter of each group; places beyond the last of 700 are silent."""
+    """Return the filter of each group; places beyond the last of 700 are silent."""
     made = []
     for group in GROUPS:
         frequency_hz = np.linspace(1, RATE_HZ, group.points * group.decimation + 1)[:-1]  # 1 Hz for 0: V is singular
         frequency_hz = frequency_hz[: group.points // (1 if group.decimation == 1 else 2)]
         first, end = group.first_block * LANES, group.end_block * LANES
         transfer = np.zeros((len(frequency_hz), end - first), np.complex128)
-        for part in np.array_split(np.arange(len(frequency_hz)), 8):  # whole, it would take much memory
+        for part in np.array_split(np.arange(len(frequency_hz)), 8):  # all at once would take much memory
             transfer[part, : min(end, N_PLACES) - first] = velocity_transfer(frequency_hz[part])[:, first:end]
         is_felt = np.abs(transfer) > FELT * np.abs(transfer).max(axis=0)
         transfer[0] = 0  # a constant pressure moves nothing
@@ -201,7 +201,7 @@ def filters() -> tuple[Filter, ...]:
 
 
 def _taps(decimation: int) -> np.ndarray:
-    """Weights, float32 [decimation, TAPS], for values between two others: least squares over all tones up to BAND."""
+    """Return weights, float32 [decimation, TAPS], of values between two others: least squares over tones up to BAND."""
     tones = 2j * np.pi * np.linspace(-BAND, BAND, 1000)[:, None]
     wanted = np.exp(tones * (np.arange(decimation) / decimation))
     taps, *_ = np.linalg.lstsq(np.exp(tones * (np.arange(TAPS) - (TAPS // 2 - 1))), wanted, rcond=None)
@@ -209,7 +209,7 @@ def _taps(decimation: int) -> np.ndarray:
 
 
 def steps_of(n_samples: int) -> int:
-    """How many steps are computed for so much conditioned audio."""
+    """Return how many steps are computed for n_samples of conditioned audio."""
     return math.ceil((n_samples / AUDIO_RATE_HZ + PADDING_S) * RATE_HZ)
 
 
@@ -246,7 +246,7 @@ def membrane_velocity(audio: np.ndarray) -> Iterator[np.ndarray]:
 
 @kernel
 def _fill_in(slow, taps, velocity, place):
-    """Set `velocity` [HOP, 700] from `place` on by values [steps, places] of every len(taps) steps."""
+    """Interpolate `velocity` [HOP, 700] from `place` on; `slow` [steps, places] has every len(taps)-th step."""
     total = np.empty(slow.shape[1], np.float32)
     for step in range(len(velocity)):
         first, tap = step // len(taps), taps[step % len(taps)]
@@ -278,7 +278,7 @@ class Ear(NamedTuple):
 
     @staticmethod
     def at_rest(seed: int | Sequence[int]) -> Ear:
-        """The state after long silence; the fibres and bushy cells have not fired yet."""
+        """Return the state after long silence; the fibres and bushy cells have not fired yet."""
         free, cleft, reprocessed = (np.full(N_PLACES, value, np.float32) for value in resting_transmitter())
         return Ear(
             free=free,
@@ -294,7 +294,7 @@ class Ear(NamedTuple):
 
 
 def resting_transmitter() -> tuple[float, float, float]:
-    """q, c and w of a hair cell after long silence (Meddis 1988)."""
+    """Return q, c and w of a hair cell after long silence (Meddis 1988)."""
     y, g, l, r, x, a, b, m = map(float, (Y, G, L, R, X, A, B, HAIR_M))
     k = g * a / (a + b)
     cleft = m * y * k / (l * k + y * (l + r))
@@ -302,16 +302,16 @@ def resting_transmitter() -> tuple[float, float, float]:
 
 
 def noise_states(seed: int | Sequence[int]) -> np.ndarray:
-    """The first states of the generators of noise, uint64 [700]."""
+    """Return the initial states of the noise generators, uint64 [700]."""
     states = np.random.SeedSequence(seed).generate_state(N_PLACES, np.uint64)
     return np.maximum(states, 1)  # 0 is the one state that xorshift never leaves
 
 
 @inlined
 def hair_cell_step(velocity, free, cleft, reprocessed, probability):
-    """Meddis 1988, Euler: set `probability` [700] of a fibre to fire in this step from the membrane `velocity` [700].
+    """Set `probability` [700] of a fibre to fire in this step from the membrane `velocity` [700] (Meddis 1988, Euler).
 
-    The probability stays below HAIR_H STEP_S G / (L + R) = .46.
+    The probability stays below HAIR_H STEP_S G / (L + R) = 0.46.
     """
     for j in range(velocity.size):
         shifted = velocity[j] + A
@@ -328,7 +328,7 @@ def hair_cell_step(velocity, free, cleft, reprocessed, probability):
 
 @inlined
 def _binomial(n, p, u):
-    """The number of successes in `n` trials of probability `p` < 1, by inversion: the largest k with u < P(K >= k)."""
+    """Return the successes in `n` trials of probability `p` < 1, by inversion: the largest k with u < P(K >= k)."""
     mass, power = ONE, ONE - p
     bits = n
     while bits:  # (1 - p) ** n by squaring, which is the same on every machine
@@ -403,7 +403,7 @@ def transduce(velocity, first_step, ear):
     n_steps, n_places = velocity.shape
     probability, counts = np.empty(n_places, np.float32), np.empty(n_places, np.float32)
     spikes = np.empty(n_places, np.bool_)
-    # A cell that fires is then refractory, so this is as many events as there can be.
+    # A cell that fires is then refractory, so there cannot be more events than this.
     most = n_places * (n_steps // REFRACTORY_STEPS + 1)
     steps, units = np.empty(most, np.int64), np.empty(most, np.uint16)
     n_events = 0

@@ -15,12 +15,12 @@ import numpy as np
 from datasets.prepare import cochlea as c
 
 SOURCE = Path(__file__).with_name("cochlea.c")
-FLAGS = ("-std=c99", "-O3", "-ffp-contract=off")  # a contraction would round otherwise, and move a spike now and then
+FLAGS = ("-std=c99", "-O3", "-ffp-contract=off")  # contraction would round differently, and move a spike now and then
 ROOTS = 24_576  # all FFTs take their roots of unity from one table; their sizes divide it
 
 
 def constants() -> str:
-    """Print the header cochlea_constants.h: the numbers of cochlea.py."""
+    """Return the text of the header cochlea_constants.h: the numbers of cochlea.py."""
     blocks = [len(transfer) for filter in c.filters() for transfer in filter.transfer]
     free, cleft, reprocessed = c.resting_transmitter()
     whole = {
@@ -58,7 +58,7 @@ def constants() -> str:
 
 @cache
 def tables() -> np.ndarray:
-    """Return what `cochlea_start` takes, float32: roots of unity, weights between values, each block's transfer."""
+    """Return the tables for `cochlea_start`, float32: roots of unity, interpolation weights, each block's transfer."""
     turns = np.exp(-2j * np.pi * np.arange(ROOTS) / ROOTS).astype(np.complex64)
     parts = [turns.view(np.float32), *(filter.taps.ravel() for filter in c.filters())]
     blocks = (transfer for filter in c.filters() for transfer in filter.transfer)
@@ -77,13 +77,13 @@ class Compiled:
             command = [*compiler, *flags, "-shared", "-fPIC", "-I", str(folder), "-o", str(library), str(SOURCE)]
             subprocess.run(command, check=True)
             self._library = ctypes.CDLL(str(library))
-        room = np.zeros(2_000_000, np.uint8)  # more than a struct cochlea
-        self._ear = room[-room.ctypes.data % 64 :]  # as the compiler would lay it: vectors within lines of the cache
+        room = np.zeros(2_000_000, np.uint8)  # more than a struct cochlea takes
+        self._ear = room[-room.ctypes.data % 64 :]  # aligned as by the compiler: vectors within cache lines
 
     def cochlea(
         self, audio: np.ndarray, sample_rate_hz: int, seed: int | Sequence[int], at_once: int = 2**30
     ) -> tuple[np.ndarray, np.ndarray]:
-        """As `cochlea.cochlea`; at_once: how many samples are pushed together."""
+        """Do as `cochlea.cochlea`; at_once: how many samples are pushed together."""
         most = c.BLOCKS * c.LANES * (c.HOP // c.REFRACTORY_STEPS + 1)
         ear, random, audio = self._ear, c.noise_states(seed), c.condition(audio, sample_rate_hz)
         self._library.cochlea_start(*(ctypes.c_void_p(array.ctypes.data) for array in (ear, tables(), random)))

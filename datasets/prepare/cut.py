@@ -1,4 +1,4 @@
-"""One recording of a camera, checked, cut into windows, filtered and shrunk, some events at a time."""
+"""One recording of a camera: checked, cut into windows, filtered and shrunk, some events at a time."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from snn.compiling import kernel
 from snn.errors import InputError
 from snn.memory import available_bytes
 
-AT_ONCE = 2**18  # events of a whole recording that travel together
+AT_ONCE = 2**18  # events of a whole recording that are passed on together
 BYTES_PER_EVENT = 12  # a time in 64 bits and a unit in 32
-BYTES_TO_SORT = 26  # of an event: four columns, their order, and what the sorting needs
+BYTES_TO_SORT = 26  # per event: four columns, their order, and the memory of the sort
 Chunk = tuple[np.ndarray, np.ndarray]  # times in µs, int64, and units, uint32
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Say how a recording is cut, filtered and shrunk."""
+    """The way in which a recording is cut, filtered and shrunk."""
 
     window_ms: float | None = None
     stride_ms: float | None = None
@@ -46,9 +46,9 @@ class Part(NamedTuple):
 def parts_of(path: Path, said: Said, size: tuple[int, int], shape: Shape) -> Generator[Part, None, int]:
     """Yield the file's windows, a part each, or the whole file part by part; return how many events are marked invalid.
 
-    A window's times begin at its beginning, a whole file's at its first event. What does not fill a window at the end
-    is left out, but for a file shorter than one. A recording may have no event left. InputError names the file, the
-    place and the remedy.
+    Times count from the beginning of a window, and in a whole file from its first event. A last part that does not fill
+    a window is left out, unless the file is shorter than one. A recording may have no event left. InputError names the
+    file, the place and the remedy.
     """
     opened = cameras.open_recording(path, said)
     if (opened.height, opened.width) != size:
@@ -58,7 +58,7 @@ def parts_of(path: Path, said: Said, size: tuple[int, int], shape: Shape) -> Gen
         )
     is_hot = None
     if shape.window_ms is None:
-        if shape.hot_pixel_hz is not None:  # how often a pixel fires is known at the end: the file is read twice
+        if shape.hot_pixel_hz is not None:  # rates of pixels are only known at the end: the file is read twice
             again = cameras.open_recording(path, said)
             is_hot = _hot_pixels(_checked(again, shape.sort), size, shape.hot_pixel_hz)
         parts = _whole(path, _checked(opened, shape.sort))
@@ -82,7 +82,7 @@ def _filtered(
     shape: Shape,
     is_hot: np.ndarray | None,
 ) -> Iterator[Part]:
-    """The parts without hot pixels and noise, shrunk. `is_hot`: [pixels]; None: as each part, a window, has them."""
+    """Yield the parts without hot pixels and noise, shrunk. `is_hot`: [pixels]; None finds them in each window."""
     latest = None
     for times, units, is_last in parts:
         if shape.hot_pixel_hz is not None:
@@ -100,7 +100,7 @@ def _filtered(
 
 
 def _checked(opened: Opened, sort: bool) -> Iterator[Chunk]:
-    """Times in µs from the first event, int64, ascending, and units."""
+    """Yield times in µs from the first event, int64, ascending, and units."""
     first = last = None
     done = 0
     for t, x, y, p in _sorted(opened) if sort else opened.pieces:
@@ -128,7 +128,7 @@ def _checked(opened: Opened, sort: bool) -> Iterator[Chunk]:
 
 
 def _sorted(opened: Opened) -> Iterator[Piece]:
-    """All events in the order of their times; those of one time stay as they are."""
+    """Yield all events in the order of their times; events of the same time keep their order."""
     pieces, events, most = [], 0, available_bytes() / 2 / BYTES_TO_SORT
     for piece in opened.pieces:
         pieces.append(piece)
@@ -146,7 +146,7 @@ def _sorted(opened: Opened) -> Iterator[Piece]:
 
 @kernel
 def _lay(t, x, y, p, height, width, first, last, times, units):
-    """Write time and unit of each event; the first that is out of order or beyond the sensor, or -1."""
+    """Write time and unit of each event; return the first that is out of order or beyond the sensor, or -1."""
     for e in range(len(t)):
         if t[e] < last or x[e] >= width or y[e] >= height or p[e] > 1:
             return e
@@ -157,10 +157,10 @@ def _lay(t, x, y, p, height, width, first, last, times, units):
 
 
 def _whole(path: Path, pieces: Iterator[Chunk]) -> Iterator[tuple[np.ndarray, np.ndarray, bool]]:
-    """The recording as it is, many events at a time."""
+    """Yield the recording without cutting windows, many events at a time."""
     parts, waiting, events, most = [], 0, 0, available_bytes() / 2 / BYTES_PER_EVENT
     for times, units in pieces:
-        if waiting >= AT_ONCE:  # not until there is more, so that there is a last part
+        if waiting >= AT_ONCE:  # yielded only when more follows, so that there is a last part
             yield *_joined(parts), False
             parts, waiting = [], 0
         parts.append((times, units))
@@ -182,7 +182,7 @@ def _joined(parts: list[Chunk]) -> Chunk:
 def _windows(
     path: Path, pieces: Iterator[Chunk], window: int, stride: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, bool]]:
-    """Windows of so many µs, one every `stride`."""
+    """Yield windows of this many µs, one every `stride`."""
     parts, events, start, made = [], 0, 0, False
     most = available_bytes() / 2 / BYTES_PER_EVENT
     for piece in pieces:
@@ -199,7 +199,7 @@ def _windows(
                 yield times[begin:end] - start, units[begin:end], True
                 made = True
                 start += stride
-            else:  # on to the first window that ends after the next event
+            else:  # skip to the first window that ends after the next event
                 start += ((int(times[begin]) - window - start) // stride + 1) * stride
             drop = np.searchsorted(times, start)
             times, units = times[drop:], units[drop:]
@@ -209,7 +209,7 @@ def _windows(
 
 
 def _hot_pixels(parts: Iterable[Chunk], size: tuple[int, int], most_hz: float) -> np.ndarray:
-    """[pixels] bool: those that fire more often than `most_hz` over a recording."""
+    """Find the pixels that fire more often than `most_hz` over a recording: [pixels] bool."""
     counts, first, last = np.zeros(size[0] * size[1], np.int64), None, 0
     for times, units in parts:
         counts += np.bincount(units % len(counts), minlength=len(counts))
@@ -220,9 +220,9 @@ def _hot_pixels(parts: Iterable[Chunk], size: tuple[int, int], most_hz: float) -
 
 @kernel
 def _find_supported(times, units, height, width, within_us, latest, keep):
-    """Find the events with another, at one of the 8 pixels around, at most so many µs before them (Delbruck 2008).
+    """Find events with another event at one of the 8 pixels around, at most `within_us` before (Delbruck 2008).
 
-    `latest` goes on from part to part of a recording: when each pixel, with a margin of one, fired last.
+    `latest` holds when each pixel, with a margin of one, fired last; it is kept from part to part of a recording.
     """
     for e in range(len(times)):
         pixel = units[e] % (height * width)

@@ -23,7 +23,7 @@ PITCH = (30, 70)  # of 0 ... 100; 50 is the voice's own
 RATE_WORDS_PER_MIN = (130, 220)
 TEST_SHARE = 0.2  # of the voices
 
-RECIPE = 3  # part of the provenance: raise it with any change that makes other files from the same parameters
+RECIPE = 3  # part of the provenance: raise it with every change that makes other files from the same parameters
 
 
 class Utterance(NamedTuple):
@@ -39,7 +39,7 @@ class Utterance(NamedTuple):
 def make_digits(out_dir: Path, seed: int, voices: int, utterances: int, processes: int | None) -> None:
     """Make out_dir/digits_train.h5 and out_dir/digits_test.h5, unless they were made with the same parameters already.
 
-    voices: how many of espeak-ng's voices, drawn by `seed`, a fifth of which speak only in the test file;
+    voices: how many of espeak-ng's voices are drawn by `seed`; a fifth of them speak only in the test file;
     utterances: by each voice of each of the 20 digits, at a pitch and rate drawn by `seed`;
     processes: None for one for each core; the files do not depend on it.
     Raises InputError if a parameter is out of range or the folder cannot be written.
@@ -71,7 +71,7 @@ def make_digits(out_dir: Path, seed: int, voices: int, utterances: int, processe
 
 
 def plan(seed: int, voices: int, utterances: int) -> tuple[list[Utterance], list[Utterance]]:
-    """The utterances of the training and of the test file, without a voice in common."""
+    """Draw the utterances of the training and of the test file, which have no voice in common."""
     rng = np.random.default_rng(seed)
     chosen = rng.permutation(len(variants()))[:voices]
     n_test = max(1, round(TEST_SHARE * voices))
@@ -91,9 +91,9 @@ def plan(seed: int, voices: int, utterances: int) -> tuple[list[Utterance], list
 
 
 def speak(utterances: list[Utterance]) -> list[tuple[np.ndarray, int]]:
-    """The audio and sample rate in Hz (see `synthesise`) of each utterance, the same in every call."""
-    # What espeak-ng says depends on all that it said before in the same process (jitter of the voice, noise), even
-    # across its own restart: one fresh process speaks everything, in order.
+    """Return the audio and sample rate in Hz (see `synthesise`) of each utterance, the same in every call."""
+    # The speech of espeak-ng depends on all that it said before in the same process (jitter of the voice, noise), even
+    # after its own restart. So one fresh process speaks everything, in order.
     return list(map_in_order(_speak, utterances, 1, "speaking"))
 
 

@@ -1,6 +1,6 @@
-"""DVSGesture from its original AEDAT 3.1 recordings (Amir et al., CVPR 2017) to the files of Liu et al. 2023.
+"""DVSGesture, from its original AEDAT 3.1 recordings (Amir et al., CVPR 2017) to the files of Liu et al. 2023.
 
-Each recording holds the gestures of one person in one light, and its table <name>_labels.csv says from when to when.
+Each recording holds the gestures of one person in one light; its table <name>_labels.csv gives their times.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ class Events(NamedTuple):
 
     times_us: np.ndarray  # [events] int64
     data: np.ndarray  # [events, 3] uint16: x, y, polarity
-    invalid: int  # events that the camera's software marked so, left out
+    invalid: int  # number of events left out because the camera's software marked them invalid
 
 
 def convert_dvsgesture(folder: Path, out_dir: Path, processes: int | None, classes: int = N_CLASSES - 1) -> None:
-    """Write out_dir/DVS-Gesture-train10.hdf5 and out_dir/DVS-Gesture-test10.hdf5; with all 11 classes, -train11 and so.
+    """Write out_dir/DVS-Gesture-train10.hdf5 and out_dir/DVS-Gesture-test10.hdf5, or -train11 and so on for 11 classes.
 
-    Where `folder` holds trials_to_train.txt and trials_to_test.txt they name the recordings; else users 1 to 23 (of the
-    file names) train and 24 to 29 test. A gesture's time counts from its first event.
+    If `folder` holds trials_to_train.txt and trials_to_test.txt, they name the recordings; otherwise users 1 to 23 (by
+    the file names) are for training, and users 24 to 29 for testing. A gesture's time counts from its first event.
     Raises InputError naming the file at fault and the remedy.
     """
     splits = {split: [(path, read_labels(path, classes)) for path in paths] for split, paths in _splits(folder).items()}
@@ -66,10 +66,10 @@ def convert_dvsgesture(folder: Path, out_dir: Path, processes: int | None, class
 
 
 def read_aedat(path: Path) -> Events:
-    """The valid brightness changes in an AEDAT 3.1 file. InputError if it is none or breaks off.
+    """Read the valid brightness changes in an AEDAT 3.1 file. InputError if it is another format or truncated.
 
-    SpikingJelly's load_aedat_v3 reads the same (a test compares them), but event by event and invalid ones too, and
-    takes what is missing at the end of a truncated file for read.
+    SpikingJelly's load_aedat_v3 reads the same (a test compares them), but event by event, with invalid events, and
+    without noticing that the end of a file is missing.
     """
     packets = list(aedat3_packets(path)[1])
     valid, invalid = sum(len(piece.t) for piece, _ in packets), sum(number for _, number in packets)
@@ -86,7 +86,7 @@ def read_aedat(path: Path) -> Events:
 
 
 def read_labels(recording: Path, classes: int) -> list[Gesture]:
-    """The gestures of a recording, from its table of labels: those of the first `classes` classes."""
+    """Read the gestures of a recording from its table of labels: those of the first `classes` classes."""
     path = _labels_of(recording)
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -110,19 +110,19 @@ def _labels_of(recording: Path) -> Path:
 def _gestures(
     converted: Iterable[tuple[list[tuple[np.ndarray, np.ndarray, int]], int]], invalid: list[int]
 ) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
-    """The gestures of these recordings in turn; what each left out goes into `invalid`."""
+    """Yield the gestures of these recordings in turn; the events that each left out are counted in `invalid`."""
     for parts, left_out in converted:
         invalid.append(left_out)
         yield from parts
 
 
 def _cut(task: tuple[Path, list[Gesture]]) -> tuple[list[tuple[np.ndarray, np.ndarray, int]], int]:
-    """The gestures of a recording, each times from the first event, x y polarity, label; and its invalid events."""
+    """Cut a recording into gestures: times from the first event, x y polarity, label; and count its invalid events."""
     path, gestures = task
     events = read_aedat(path)
     parts = []
     for label, start_us, end_us in gestures:
-        # a mask, not a search: the clock may have been reset somewhere else in the recording
+        # a mask, not a search: the clock may have been reset elsewhere in the recording
         inside = (events.times_us >= start_us) & (events.times_us < end_us)
         times_us, data = events.times_us[inside], events.data[inside]
         where = f"{_labels_of(path)}: gesture {label + 1}, {start_us} to {end_us} µs of {path.name},"
@@ -137,7 +137,7 @@ def _cut(task: tuple[Path, list[Gesture]]) -> tuple[list[tuple[np.ndarray, np.nd
 
 
 def _splits(folder: Path) -> dict[str, list[Path]]:
-    """The recordings for training and for testing."""
+    """List the recordings for training and for testing."""
     recordings = visible(folder.glob("*.aedat"))
     if not recordings:
         raise InputError(f"{folder} holds no recordings: give the folder of user01_fluorescent.aedat and the rest")
@@ -163,8 +163,8 @@ def _splits(folder: Path) -> dict[str, list[Path]]:
 
 
 def _listed(trials: Path) -> list[Path]:
-    """The recordings that a list of trials names, one a line."""
-    lines = trials.read_text(encoding="utf-8", errors="surrogateescape").splitlines()  # names of files
+    """Return the recordings that a list of trials names, one on each line."""
+    lines = trials.read_text(encoding="utf-8", errors="surrogateescape").splitlines()  # file names
     paths = [trials.with_name(line.strip()) for line in lines if line.strip()]
     for path in paths:
         if not path.is_file():

@@ -1,6 +1,6 @@
-"""DVSPlane from its original MATLAB files (Afshar et al., Front. Neurosci. 13 (2019)) to the files of Liu et al. 2023.
+"""DVSPlane, from its original MATLAB files (Afshar et al., Front. Neurosci. 13 (2019)) to those of Liu et al. 2023.
 
-A file holds one drop of one model aircraft in front of the camera: the structure TD with x, y (from 1), ts (µs) and p.
+A file holds one drop of a model aircraft in front of the camera: the structure TD with x, y (from 1), ts (µs) and p.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ def convert_dvsplane(folder: Path, out_dir: Path, processes: int | None) -> None
 
 
 def busy_part(times_us: np.ndarray) -> slice:
-    """The events while the aircraft is in view (Liu et al. 2023): 242 ± 21 ms of a recording.
+    """Find the events while the aircraft is in view (Liu et al. 2023): 242 ± 21 ms of a recording.
 
-    From the first to the last event at which a busy span of 1000 events begins: one shorter than 10 times the shortest.
-    If that takes more than 300 ms, shorter than 5 times the shortest, and only up to the first gap after 2000 of them.
-    Raises InputError if there is none.
+    The part reaches from the first to the last event at which a busy span of 1000 events begins. A span is busy if it
+    is shorter than 10 times the shortest. If the part takes more than 300 ms, spans must be shorter than 5 times the
+    shortest, and the part ends at the first gap after 2000 of them. Raises InputError if there is no such part.
     """
     spans_us = times_us[SPAN:] - times_us[:-SPAN]
     if len(spans_us) == 0 or spans_us.min() == 0:
@@ -64,14 +64,14 @@ def busy_part(times_us: np.ndarray) -> slice:
 
 
 def read_mat(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """(times in µs [events], x y polarity [events, 3]) of a recording. InputError if the file is no such one."""
+    """Read (times in µs [events], x y polarity [events, 3]) of a recording. InputError if the file is not one."""
     try:
         td = loadmat(path, squeeze_me=True, variable_names=["TD"])["TD"]
         x, y, polarity, times = (np.atleast_1d(td[name].item()) for name in ("x", "y", "p", "ts"))
         events = np.stack([x, y, polarity, times], axis=1).astype(np.float64)
     except NotImplementedError:
         raise InputError(f"{path}: a MATLAB file of version 7.3; save it again in MATLAB with '-v7'") from None
-    except Exception as error:  # the ways in which SciPy fails on a damaged or strange file are many
+    except Exception as error:  # SciPy fails on damaged or strange files in many ways
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise InputError(f"{path}: no MATLAB file with the structure TD of x, y, p, ts ({reason:.100})") from None
     if events.ndim != 2 or len(events) == 0 or not (np.isfinite(events) & (events == np.floor(events))).all():
@@ -102,7 +102,7 @@ def _convert(task: tuple[Path, int]) -> tuple[np.ndarray, np.ndarray, int]:
 
 
 def _splits(folder: Path) -> dict[str, list[tuple[Path, int]]]:
-    """(file, label) of each recording for training and for testing, by number."""
+    """List (file, label) of each recording for training and for testing, by number."""
     numbered = {}
     for path in visible(folder.rglob("*.mat")):
         found = re.fullmatch(rf"({'|'.join(CLASSES)})\D.*?(\d+)\D*", path.stem, re.IGNORECASE)

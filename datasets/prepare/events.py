@@ -1,8 +1,8 @@
-"""A tree of event cameras' recordings, in any format of `datasets.prepare.cameras`, as a data set.
+"""A tree of event cameras' recordings, in any format of `datasets.prepare.cameras`, made into a data set.
 
-Files are decoded by as many threads as there are cores, each a few parts ahead, and written in their order, to flat
-files, which are the memory of an interrupted run, and to the HDF5 files. A recording that is not cut is whole only
-there: while it is written, one at a time.
+Files are decoded by as many threads as there are cores, each a few parts ahead. They are written in their order to flat
+files, from which an interrupted run goes on, and to the HDF5 files. A recording that is not cut is whole in memory only
+while it is written, one at a time.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ class Made:
         self.members: dict[str, list[int]] = {split: [] for split in self.stores}  # numbers of sources
 
     def append(self, number: int, times: np.ndarray, units: np.ndarray) -> None:
-        """One more recording, of the source of this number."""
+        """Add a recording of the source with this number."""
         source = self.sources[number]
         self.stores[source.split].append(times, units)
         self.members[source.split].append(number)
         self.picture.see(self.labels.index(source.label), times, units)
 
     def finish(self, where: Path) -> None:
-        """Labels and subjects. InputError if a class has nothing to train on."""
+        """Write labels and subjects. InputError if a class has nothing to train on."""
         if without := sorted_names(set(self.labels) - {self.sources[k].label for k in self.members["train"]}):
             raise InputError(
                 f"{where}: class {without[0]!r} has no recording to train on; change the split, or leave it out"
@@ -107,7 +107,7 @@ def convert_events(
         unfinished = Unfinished(out_dir / f".{name}.unfinished", settings, sources)
         with ExitStack() as stack:
             made = Made(stack, sources, unfinished.folder, sensor, provenance)
-            # a file is sorted as a whole, so one at a time
+            # a file is sorted as a whole, so only one at a time
             threads = 1 if shape.sort else threads or os.cpu_count() or 1
             _fill(made, unfinished, sources, partial(_parts, said, size, shape), threads, name)
             made.finish(out_dir)
@@ -146,7 +146,7 @@ def _parts(said: Said, size: tuple[int, int], shape: Shape, source: Source) -> G
 def _fill(
     made: Made, unfinished: Unfinished, sources: Sequence[Source], make: Callable, threads: int, name: str
 ) -> None:
-    """Write what an earlier run has left, then the rest."""
+    """Write the recordings that an earlier run left, then the rest."""
     done, events = len(unfinished.lines), 0
     sizes = [source.path.stat().st_size for source in sources]
     with tqdm(total=sum(sizes), desc=name, unit="B", unit_scale=True, disable=None) as bar:

@@ -1,4 +1,4 @@
-"""The Spiking Heidelberg Digits and Spiking Speech Commands from their official files, packed or not and of any name.
+"""The Spiking Heidelberg Digits and Spiking Speech Commands from their official files, packed or not, under any name.
 
 Source: Cramer, Stradmann, Schemmel, Zenke, IEEE TNNLS 33 (2022), doi 10.1109/TNNLS.2020.3044364.
 
@@ -32,10 +32,10 @@ PIECE = 2**22  # bytes
 
 
 def convert_official(name: str, sources: Sequence[Path], out_dir: Path, partial_files: bool) -> None:
-    """Unpack, check and write out_dir/NAME_train.h5 and its fellows, name being shd or ssc.
+    """Unpack, check and write out_dir/NAME_train.h5 and the other splits; the name is shd or ssc.
 
-    sources: the files, or their folder. Which split a file is, its number of recordings tells; that of a part of one,
-    where `partial_files` allows it, its name. Raises InputError naming the file at fault and the remedy.
+    sources: the files, or their folder. The number of recordings tells the split of a file. If `partial_files` allows a
+    part of a file, its name tells the split. Raises InputError naming the file at fault and the remedy.
     """
     made: dict[str, Path] = {}
     candidates = list(_candidates(sources))
@@ -68,7 +68,7 @@ def convert_official(name: str, sources: Sequence[Path], out_dir: Path, partial_
 
 
 def _candidates(sources: Sequence[Path]) -> Iterator[Path]:
-    """The files that are named, and in folders those that are HDF5, packed or not."""
+    """Yield the files that are named and, in folders, those that are HDF5, packed or not."""
     for source in sources:
         if source.is_dir():
             found = [path for path in sorted(source.iterdir()) if path.is_file() and not path.name.startswith(".")]
@@ -137,7 +137,7 @@ def _split(name: str, path: Path, unpacked: Path, is_of_folder: bool, partial_fi
 
 
 def _check(file: hdf5.File, name: str, path: Path) -> int:
-    """The number of recordings, if lists, labels and speakers agree."""
+    """Return the number of recordings if lists, labels and speakers agree; otherwise raise InputError."""
     labels = file.whole_numbers("labels")
     file.check_lists("spikes/times", "f", "times")
     file.check_lists("spikes/units", "iu", "whole numbers")

@@ -1,4 +1,4 @@
-"""What a long conversion has done so far, in one file, so that one that was interrupted goes on."""
+"""A journal of a long conversion in one file, so that an interrupted conversion goes on."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from snn.errors import InputError
 
 
 class Journal:
-    """Results in their order, each some arrays, appended to a file as they come.
+    """Results in their order, each a few arrays, appended to a file as they come.
 
-    The first line of the file is the plan: what is converted, and how. Opened again with the same plan, the journal
-    holds the results that were complete when the process ended, however it ended; with another plan it is an
-    InputError, as it is while another process has it open.
+    The first line of the file is the plan: what is converted, and how. When it is opened again with the same plan, the
+    journal holds the results that were complete when the process ended, however it ended. Opening it with another plan,
+    or while another process has it open, is an InputError.
     """
 
     def __init__(self, path: Path, plan: dict[str, object]):
         self.path, self._length = path, 0
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("a+b", buffering=0)  # nothing is left to write when a disk is full
+            self._file = path.open("a+b", buffering=0)  # unbuffered: nothing is left to write when a disk is full
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(f"{path}: another process writes it; wait for it, or choose another --out") from None
@@ -35,7 +35,7 @@ class Journal:
         self._file.seek(0)
         line = json.dumps(plan).encode() + b"\n"
         first = self._file.readline(10_000)
-        if first != line and line.startswith(first):  # new, or ended within its first line
+        if first != line and line.startswith(first):  # new, or cut off within its first line
             self._file.truncate(0)
             self._write(line)
         elif first != line:
@@ -44,13 +44,13 @@ class Journal:
         for _ in self:
             self._length += 1
             self._end = self._file.tell()
-        self._file.truncate(self._end)  # a result that was being written
+        self._file.truncate(self._end)  # removes a result that was being written
 
     def __len__(self) -> int:
         return self._length
 
     def append(self, *arrays: np.ndarray) -> None:
-        """Add a result. It outlives this process from here on."""
+        """Add a result, which from then on outlives this process."""
         result = BytesIO()
         for array in (*arrays, np.uint8(len(arrays))):
             np.save(result, array, allow_pickle=False)
@@ -58,13 +58,13 @@ class Journal:
         self._length += 1
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, ...]]:
-        """The results; they end before one that is not complete. Nothing may be appended meanwhile."""
+        """Yield the results up to the first that is not complete. Nothing may be appended meanwhile."""
         self._file.seek(self._begin)
         arrays: list[np.ndarray] = []
         while True:
             try:
                 array = np.load(self._file, allow_pickle=False)
-            except (EOFError, ValueError, OSError):  # NumPy's for a file that ends, also within an array
+            except (EOFError, ValueError, OSError):  # NumPy raises these if the file ends, also within an array
                 return
             if array.ndim:
                 arrays.append(array)
@@ -73,7 +73,7 @@ class Journal:
                 arrays = []
 
     def remove(self) -> None:
-        """Its work is done."""
+        """Remove the file: the conversion is done."""
         os.unlink(self.path)
         self._file.close()
 
@@ -87,7 +87,7 @@ class Journal:
             ) from None
 
     def _refusal(self, plan: dict[str, object], first: bytes) -> str:
-        """Why a file that begins with that line is not this conversion's."""
+        """Explain why a file that begins with this line is not that of this conversion."""
         try:
             before = dict(json.loads(first))
         except (TypeError, ValueError):

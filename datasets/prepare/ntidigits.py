@@ -47,7 +47,7 @@ def convert_ntidigits(original: Path, out_dir: Path) -> None:
 
 
 def _single_digits(source: hdf5.File, split: str, original: Path) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
-    """(times in µs, channels, class) of each recording of one digit."""
+    """Yield (times in µs, channels, class) of each recording of one digit."""
     if not source.is_dataset(f"{split}_labels"):
         raise InputError(f"{original}: it has no data set {split}_labels; give the original n-tidigits.hdf5")
     labels = source.names(f"{split}_labels")
@@ -66,14 +66,14 @@ def _single_digits(source: hdf5.File, split: str, original: Path) -> Iterator[tu
         )
         if len(times_s) != len(channels) or len(times_s) == 0:
             raise InputError(f"{original}: {label} has {len(times_s)} times and {len(channels)} addresses")
-        # cut, not rounded, to whole µs, as in the published file
-        with np.errstate(all="ignore"):  # what is no time is found below
+        # truncated, not rounded, to whole µs, as in the published file
+        with np.errstate(all="ignore"):  # invalid times are found below
             times_us = np.floor(times_s.astype(np.float64) * 1e6)
         if not (times_us.min() >= 0 and times_us.max() < 2**32):  # false for NaN
             raise InputError(f"{original}: {label} has a time outside 0 to 4294 s; µs are counted in 32 bits")
         if not (channels.min() >= 0 and channels.max() < N_CHANNELS):
             raise InputError(f"{original}: {label} has an address outside 0..{N_CHANNELS - 1}")
-        order = np.argsort(times_us, kind="stable")  # the reader takes time that goes back for a damaged counter
+        order = np.argsort(times_us, kind="stable")  # readers refuse a time that goes back as an overflow
         yield times_us[order].astype(np.uint32), channels[order].astype(np.uint8), CLASSES[digit]
 
 

@@ -31,7 +31,7 @@ def map_in_order(
     """Yield function(task) for every task, in order, computed by fresh processes (None: one for each core).
 
     Shows a progress bar on a terminal. An exception in a process is raised here and ends all of them; a process that
-    dies, as SciPy does of some damaged MATLAB files, is an InputError.
+    dies, as SciPy does on some damaged MATLAB files, is an InputError.
     """
     if processes is not None and processes < 1:
         raise InputError(f"processes is {processes}: choose at least 1")
@@ -48,13 +48,13 @@ def map_in_order(
                 f"({_name(tasks[done])}) or one of the next; look at their files, or try --processes 1"
             ) from None
         finally:
-            # It waits for the pool's thread, also where all went well: one that is left closes the pipe through which
-            # Python wakes it at the end of the program, and says "Bad file descriptor".
+            # It waits for the pool's thread even if all went well: a thread that is left closes the pipe through which
+            # Python wakes it at the end of the program, and prints "Bad file descriptor".
             pool.shutdown(cancel_futures=True)
 
 
 def _begin() -> None:
-    """A worker ignores Ctrl-C, which reaches its parent too, and ends with its parent, however that ends."""
+    """Have a worker ignore Ctrl-C, which reaches its parent too, and end with its parent, however that ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     Thread(target=_end_with_parent, daemon=True).start()
 
@@ -65,12 +65,12 @@ def _end_with_parent() -> None:
 
 
 def _name(task: object) -> str:
-    """Return what a task is about: mostly it begins with its file."""
+    """Name a task: mostly its first part is its file."""
     return f"{task[0] if isinstance(task, tuple) else task}"
 
 
 class Done(NamedTuple):
-    """Ends the parts of a task."""
+    """The end of the parts of a task."""
 
     result: object  # what its generator returned
 
@@ -78,10 +78,10 @@ class Done(NamedTuple):
 def parts_in_order(
     function: Callable[[Task], Generator], tasks: Sequence[Task], threads: int
 ) -> Iterator[tuple[int, object]]:
-    """Yield (number of the task, what its generator yields) in order, and after the last of each (number, `Done`).
+    """Yield (number of the task, part from its generator) in order, and (number, `Done`) after the last of each task.
 
-    Each generator runs in a thread, threads + 1 of them at once, and is a few parts ahead. Compiled code works beside
-    each other. An exception in a thread is raised here when its turn comes.
+    Each generator runs in a thread, threads + 1 of them at once, and is a few parts ahead. Compiled code runs in
+    parallel. An exception in a thread is raised here when its turn comes.
     """
     stop = Event()
 

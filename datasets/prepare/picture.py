@@ -1,4 +1,4 @@
-"""A picture of the recordings that came in: events over the sensor and over time, by class."""
+"""A picture of the converted recordings: events over the sensor and over time, by class."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from snn.compiling import kernel
 
-COARSE = 160  # pixels at most, of a class's image
+COARSE = 160  # pixels, at most, of a class's image
 SLICES = 60  # of time
 LOOKED_AT = 2**16  # events of a recording
 
@@ -27,8 +27,8 @@ class Picture:
         self.slice_us, self.rates = 1, np.zeros((len(labels), SLICES), np.int64)
 
     def see(self, label: int, times: np.ndarray, units: np.ndarray) -> None:
-        """Count a recording, of a long one evenly spread events."""
-        while times[-1] >= self.slice_us * SLICES:  # slices twice as long
+        """Count the events of a recording; of a long one, only evenly spread events."""
+        while times[-1] >= self.slice_us * SLICES:  # makes slices twice as long
             self.slice_us *= 2
             halves = self.rates.reshape(len(self.labels), SLICES // 2, 2).sum(2)
             self.rates = np.concatenate([halves, np.zeros_like(halves)], axis=1)
@@ -38,7 +38,7 @@ class Picture:
         self.recordings[label] += 1
 
     def save(self, path: Path) -> None:
-        """Paint the picture, or say that matplotlib is missing."""
+        """Save the picture, or report that matplotlib is missing."""
         try:
             from matplotlib.backends.backend_agg import FigureCanvasAgg
             from matplotlib.figure import Figure

@@ -1,12 +1,12 @@
-"""The data set `planes`: four aircraft cross the view of an event camera. It is made here, nothing is downloaded.
+"""The data set `planes`: four aircraft cross the view of an event camera. It is simulated; nothing is downloaded.
 
 It stands in for DVSPlane (Afshar et al., Front. Neurosci. 13 (2019)), where model aircraft are dropped in front of an
 ATIS camera of 304 x 240 pixels, and has its layout, classes and busy parts. Outlines are drawn by eye. A dark flat
-silhouette falls over a bright even ground at constant speed, at a random pose, size, contrast, place and spin.
+silhouette falls over a bright, even background at constant speed, with random pose, size, contrast, place and spin.
 
 The pixel is the usual one (Lichtsteiner, Posch, Delbruck, IEEE J. Solid-State Circuits 43 (2008) 566): it memorises the
 logarithm of its light, sends an event when the light has moved from it by a threshold, is dead for a while, and then
-memorises anew. Thresholds differ from pixel to pixel. Noise is events at random times and places.
+memorises again. Thresholds differ from pixel to pixel. Noise events come at random times and places.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ CONTRAST = (0.45, 0.8)  # ln(light of the ground / light of the aircraft)
 QUIET_S = 0.05  # before and after
 
 # Camera
-STEP_US = 500.0  # light moves evenly from step to step, in which an aircraft flies about .7 pixels
+STEP_US = 500.0  # light changes linearly within a step, in which an aircraft flies about 0.7 pixels
 BLUR_PX = 1.0  # σ of the lens, at the mean length
 THRESHOLD, MISMATCH = 0.25, 0.04  # of ln light, and σ of a pixel's own threshold in units of it
 REFRACTORY_US = 1000.0
@@ -59,11 +59,11 @@ NOISE_HZ = 0.1  # of a pixel
 TEXELS = 256  # of a side of a silhouette's picture, which is EXTENT lengths wide
 EXTENT = 1.1
 
-RECIPE = 1  # part of the provenance: raise it with any change that makes other files from the same parameters
+RECIPE = 1  # part of the provenance: raise it with every change that makes other files from the same parameters
 
 
 class Flight(NamedTuple):
-    """How an aircraft crosses the view. Angles in rad; x to the right and y down, in pixels."""
+    """The path of an aircraft across the view. Angles are in rad; x to the right and y down, in pixels."""
 
     length_px: float
     x0: float  # of the middle of the aircraft, at the start
@@ -81,7 +81,7 @@ class Flight(NamedTuple):
 def make_planes(out_dir: Path, seed: int, recordings: int, processes: int | None) -> None:
     """Make out_dir/planes-train.hdf5 and planes-test.hdf5, unless they were made with the same parameters already.
 
-    recordings: in both together, as many of each class as of another, a fifth of them in the test file;
+    recordings: the number in both files together, equal for all classes; a fifth of them are in the test file;
     processes: None for one for each core; the files do not depend on it.
     Raises InputError if a parameter is out of range or the folder cannot be written.
     """
@@ -102,7 +102,7 @@ def make_planes(out_dir: Path, seed: int, recordings: int, processes: int | None
 
 
 def _record(seed: int, index: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """Recording number `index`: times in µs from its first event, x y polarity, label."""
+    """Make recording number `index`: times in µs from its first event, x y polarity, label."""
     label = index % len(CLASSES)
     random = np.random.default_rng((seed, index))
     flight = draw_flight(random)
@@ -112,7 +112,7 @@ def _record(seed: int, index: int) -> tuple[np.ndarray, np.ndarray, int]:
 
 
 def draw_flight(random: np.random.Generator) -> Flight:
-    """A flight from above the view to below it."""
+    """Draw a flight from above the view to below it."""
     length_px = random.uniform(*LENGTH_PX)
     direction = random.uniform(*DIRECTION)
     crossing_us = 1e6 * random.uniform(*CROSSING_S)
@@ -137,7 +137,7 @@ def draw_flight(random: np.random.Generator) -> Flight:
 
 @cache
 def silhouette(name: str) -> np.ndarray:
-    """The aircraft's picture [TEXELS, TEXELS], float32: 1 inside and 0 outside, blurred; nose towards row 0."""
+    """Draw the aircraft's picture [TEXELS, TEXELS], float32: 1 inside and 0 outside, blurred; nose towards row 0."""
     half = np.array([point.split(",") for point in OUTLINES[name].split()], np.float64)
     outline = np.concatenate([half, half[::-1] * (-1, 1)])
     middles = (np.arange(TEXELS) + 0.5) / TEXELS * EXTENT - EXTENT / 2
@@ -162,7 +162,7 @@ def _inside(outline, middles):
 
 @cache
 def thresholds(seed: int) -> np.ndarray:
-    """The threshold of each pixel of the camera [HEIGHT, WIDTH], in ln light."""
+    """Draw the threshold of each pixel of the camera [HEIGHT, WIDTH], in ln light."""
     random = np.random.default_rng((seed, 0, 1))  # a stream that no recording has
     return (THRESHOLD * (1 + MISMATCH * random.standard_normal((HEIGHT, WIDTH)))).astype(np.float32)
 
@@ -170,7 +170,7 @@ def thresholds(seed: int) -> np.ndarray:
 def camera(
     picture: np.ndarray, flight: Flight, threshold: np.ndarray, random: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The events of a flight in the order of time: times in µs, int64 [events]; x y polarity, uint16 [events, 3]."""
+    """Return the events of a flight by time: times in µs, int64 [events]; x y polarity, uint16 [events, 3]."""
     times_us, data = _watch(picture, flight, threshold)
     noise = random.poisson(NOISE_HZ * 1e-6 * flight.duration_us * HEIGHT * WIDTH)
     times_us = np.concatenate([times_us, random.uniform(0, flight.duration_us, noise)]).astype(np.int64)
@@ -181,10 +181,10 @@ def camera(
 
 @kernel
 def _watch(picture, flight, threshold):
-    """Every pixel's events, step by step: times in µs, float64 [events]; x y polarity, uint16 [events, 3]."""
+    """Return every pixel's events, step by step: times in µs, float64 [events]; x y polarity, uint16 [events, 3]."""
     light = np.zeros((HEIGHT, WIDTH), np.float32)  # ln light of each pixel at the last step, from that of the ground
     memory = np.zeros((HEIGHT, WIDTH), np.float32)  # what it memorised
-    ready_us = np.zeros((HEIGHT, WIDTH), np.float64)  # when it is dead no more
+    ready_us = np.zeros((HEIGHT, WIDTH), np.float64)  # when its dead time ends
     times_us, data, n = np.empty(1 << 15, np.float64), np.empty((1 << 15, 3), np.uint16), 0
     reach = EXTENT / math.sqrt(2) * flight.length_px + 2  # of the picture from its middle, and of a step
     for step in range(1, int(flight.duration_us / STEP_US) + 1):
@@ -210,7 +210,7 @@ def _watch(picture, flight, threshold):
                         continue
                     memory[y, x] = after + (before - after) * (now_us - t_us) / STEP_US
                 slope = (after - before) / STEP_US
-                while True:  # an event after the other, until the light stays within the threshold up to this step
+                while True:  # one event after another, until the light stays within the threshold up to this step
                     rise = after - memory[y, x]
                     if abs(rise) < threshold[y, x]:
                         break
@@ -232,7 +232,7 @@ def _watch(picture, flight, threshold):
 
 @inlined
 def _between_texels(picture, row, column):
-    """The picture between its texels, linearly; 0 outside."""
+    """Interpolate the picture linearly between its texels; 0 outside."""
     if not (0 <= row < TEXELS - 1 and 0 <= column < TEXELS - 1):
         return np.float32(0)
     i, j = int(row), int(column)

@@ -1,4 +1,4 @@
-"""Which recordings a folder holds, and what is known about each: its class, speaker and split."""
+"""A survey of the recordings in a folder: the class, speaker and split of each."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FOLDER = "(?P<label>[^/]+)/"
 
 # Google Speech Commands (Warden 2018, arXiv:1804.03209): <class>/<speaker's hash>_nohash_<number>.wav
 SPEECH_COMMANDS = r"(.*/)?(?P<label>[^/]+)/(?P<speaker>[^/]+)_nohash_\d+\."
-BACKGROUND = "_background_noise_"  # a folder of noises, which are of no class
+BACKGROUND = "_background_noise_"  # a folder of noises, which belong to no class
 LISTS = {"validation": "validation_list.txt", "test": "testing_list.txt"}
 
 COLUMNS = ("file", "label", "speaker", "split")
@@ -31,7 +31,7 @@ SHOWN = 5  # files named in one line
 
 
 class Recording(NamedTuple):
-    """A file and what is known about it."""
+    """A file with its label, speaker and split."""
 
     path: Path
     label: str
@@ -40,7 +40,7 @@ class Recording(NamedTuple):
 
 
 class Survey(NamedTuple):
-    """What a folder holds: the recordings, the number of other things by kind, and what a person should know."""
+    """The contents of a folder: the recordings, the number of other things by kind, and notes for the user."""
 
     recordings: list[Recording]
     left_out: Counter[str]
@@ -48,9 +48,9 @@ class Survey(NamedTuple):
 
 
 def files_below(folder: Path) -> tuple[list[Path], Counter[str]]:
-    """The files below a folder, sorted, and the number of other things by kind.
+    """Return the files below a folder, sorted, and the number of other things by kind.
 
-    Hidden files and folders are passed over. Linked folders are followed, each folder once, and first where it lies.
+    Hidden files and folders are skipped. Linked folders are followed, each folder once, preferably at its own place.
     """
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}: give the one that holds the recordings")
@@ -77,11 +77,11 @@ def files_below(folder: Path) -> tuple[list[Path], Counter[str]]:
 
 
 def from_names(folder: Path, label_pattern: str | None) -> Survey:
-    """The recordings below a folder by a pattern with the group `label` and, if wanted, `speaker` and `split`.
+    """Find the recordings below a folder by a pattern with the group `label` and, if wanted, `speaker` and `split`.
 
-    The pattern, a regular expression, is matched against the start of each relative path. None stands for that of
-    Speech Commands where a file is named so, else for the file name up to its first underscore. The lists of Speech
-    Commands are the split where there are any.
+    The pattern, a regular expression, is matched against the start of each relative path. None stands for the pattern
+    of Speech Commands if a file is named so, and otherwise for the file name up to its first underscore. The lists of
+    Speech Commands give the split if there are any.
     """
     files, left_out = files_below(folder)
     paths = [path for path in files if _is_audio(path) and BACKGROUND not in path.parent.relative_to(folder).parts]
@@ -121,7 +121,7 @@ def from_names(folder: Path, label_pattern: str | None) -> Survey:
 
 
 def from_csv(folder: Path, table: Path) -> Survey:
-    """The recordings that a table names: columns file (relative to `folder`), label[, speaker][, split]."""
+    """Read the recordings that a table names: columns file (relative to `folder`), label[, speaker][, split]."""
     files, left_out = files_below(folder)
     by_name = {unicodedata.normalize("NFC", path.relative_to(folder).as_posix()): path for path in files}
     rows, unused = _rows(table)
@@ -131,7 +131,7 @@ def from_csv(folder: Path, table: Path) -> Survey:
         where, path = f"{table}, line {line}", folder / row["file"]
         if not os.path.isfile(path):  # macOS may write é as two characters
             path = by_name.get(unicodedata.normalize("NFC", row["file"]), path)
-        if not row["file"] or not os.path.isfile(path):  # Path's own raises where a name is too long
+        if not row["file"] or not os.path.isfile(path):  # Path.is_file raises if a name is too long
             raise InputError(f"{where}: {path} does not exist: correct the name or drop the line")
         recording = _recording(path, row, where)
         earlier = first.setdefault(path.resolve(), len(recordings))
@@ -150,9 +150,9 @@ def from_csv(folder: Path, table: Path) -> Survey:
 def sift(
     recordings: list[Recording], reasons: Mapping[int, str], skip_bad: bool, left_out: list[str]
 ) -> list[Recording]:
-    """The recordings without the bad ones, `reasons` by index, each of which is named in `left_out`.
+    """Return the recordings without the bad ones, which `reasons` holds by index; name each of these in `left_out`.
 
-    Raises InputError naming them where there are any and they are not to be skipped.
+    Raises InputError naming the bad ones if there are any and they are not to be skipped.
     """
     if reasons and not skip_bad:
         named = "; ".join(reasons[i] for i in sorted(reasons)[:SHOWN])
@@ -166,7 +166,7 @@ def sift(
 
 
 def ambiguous(recordings: Sequence[Recording], sounds: Mapping[Path, str]) -> dict[int, str]:
-    """Index and reason of the recordings whose sound stands under another label too."""
+    """Return index and reason of the recordings whose sound also has another label."""
     found = {}
     for copies in _copies(recordings, sounds):
         one_of = {recordings[i].label: recordings[i] for i in copies}
@@ -177,7 +177,7 @@ def ambiguous(recordings: Sequence[Recording], sounds: Mapping[Path, str]) -> di
 
 
 def crossing(recordings: Sequence[Recording], sounds: Mapping[Path, str]) -> dict[int, str]:
-    """Index and reason of the recordings whose sound is in a split that is held out from theirs."""
+    """Return index and reason of the recordings whose sound is also in a split held out from theirs."""
     found = {}
     for copies in _copies(recordings, sounds):
         last = max(copies, key=lambda i: SPLITS.index(recordings[i].split))
@@ -191,7 +191,7 @@ def crossing(recordings: Sequence[Recording], sounds: Mapping[Path, str]) -> dic
 
 
 def twice(recordings: Sequence[Recording], sounds: Mapping[Path, str]) -> list[str]:
-    """A line on recordings that are there under two names, where there are any."""
+    """Return a line on recordings that exist under two names, if there are any."""
     copies = _copies(recordings, sounds)
     if not copies:
         return []
@@ -201,9 +201,9 @@ def twice(recordings: Sequence[Recording], sounds: Mapping[Path, str]) -> list[s
 
 
 def draw_split(recordings: list[Recording], groups: Sequence[str], test_share: float, seed: int) -> list[Recording]:
-    """The recordings, those of the share of the groups for testing, drawn by `seed`; groups: one's for each of them.
+    """Draw the share of the groups that is for testing, by `seed`; `groups` holds the group of each recording.
 
-    A group that is all that is left of a class stays for training, and another is drawn.
+    A group that is the last of a class stays for training, and another is drawn. Return the recordings with splits.
     """
     labels_of: dict[str, Counter[str]] = defaultdict(Counter)
     for recording, group in zip(recordings, groups, strict=True):
@@ -222,7 +222,7 @@ def draw_split(recordings: list[Recording], groups: Sequence[str], test_share: f
 
 
 def by_split(recordings: Sequence[Recording], folder: Path) -> dict[str, list[Recording]]:
-    """The recordings of each split that has any. InputError where one to train or test on is missing, or a class."""
+    """Sort recordings by split. InputError if none is to train or test on, or if a class is missing."""
     splits = {name: [recording for recording in recordings if recording.split == name] for name in SPLITS}
     for name in ("train", "test"):
         if not splits[name]:
@@ -238,14 +238,14 @@ def by_split(recordings: Sequence[Recording], folder: Path) -> dict[str, list[Re
 
 
 def shared_speakers(splits: Mapping[str, Sequence[Recording]]) -> list[str]:
-    """The speakers who are in the training file and in another."""
+    """Return the speakers who are in the training file and in another."""
     speakers = {name: {recording.speaker for recording in members} - {None} for name, members in splits.items()}
     held_out = set().union(*(names for split, names in speakers.items() if split != "train"))
     return sorted(speakers["train"] & held_out)
 
 
 def remarks(splits: Mapping[str, Sequence[Recording]]) -> list[str]:
-    """A line on classes that look alike, and one on those that are not tested, where there are any."""
+    """Return a line on classes that look alike, and one on those that are not tested, if there are any."""
     labels = {split: {recording.label for recording in members} for split, members in splits.items()}
     alike = defaultdict(set)
     for label in labels["train"]:
@@ -257,7 +257,7 @@ def remarks(splits: Mapping[str, Sequence[Recording]]) -> list[str]:
 
 
 def sorted_names(names: Iterable[str]) -> list[str]:
-    """The distinct names, numbers first and in numerical order."""
+    """Return the distinct names, numbers first and in numerical order."""
 
     def rank(name: str) -> tuple:
         number = name.lstrip("0")
@@ -267,14 +267,14 @@ def sorted_names(names: Iterable[str]) -> list[str]:
 
 
 def counted(kinds: Mapping[str, int]) -> str:
-    """For instance "2 .txt, 1 hidden"."""
+    """Write numbers by kind in words, for instance "2 .txt, 1 hidden"."""
     return ", ".join(
         f"{number} {kind}" for kind, number in sorted(kinds.items(), key=lambda k: (-k[1], k[0])) if number
     )
 
 
 def kinds_of(recordings: Iterable[Recording]) -> Counter[str]:
-    """The number of recordings by format, as their names say it."""
+    """Count the recordings by format, as their names give it."""
     return Counter(recording.path.suffix[1:].upper() for recording in recordings)
 
 
@@ -307,7 +307,7 @@ def _compiled(label_pattern: str) -> re.Pattern[str]:
 
 
 def _rows(table: Path) -> tuple[list[tuple[int, dict[str, str]]], list[str]]:
-    """(line, cells by column) of each row, without surrounding blanks, and the columns that mean nothing here."""
+    """Read (line, cells by column) of each row, without surrounding blanks, and the columns that mean nothing here."""
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
             header = file.readline()
@@ -329,7 +329,7 @@ def _rows(table: Path) -> tuple[list[tuple[int, dict[str, str]]], list[str]]:
 
 
 def _by_lists(recordings: list[Recording], lists: Sequence[Path], notes: list[str]) -> list[Recording]:
-    """The recordings with the split of Speech Commands' lists, where they are there; their suffixes do not count."""
+    """Return recordings with the splits of Speech Commands' lists, if there are any; suffixes do not count."""
     if not lists:
         return recordings
     base = {path.parent for path in lists}
@@ -365,7 +365,7 @@ def _recording(path: Path, fields: Mapping[str, str | None], where: str) -> Reco
     for name, value in values.items():
         if not value:
             raise InputError(f"{where}: the {name} is empty: fill it in or leave {name} out everywhere")
-        if any(unicodedata.category(character) in ("Cc", "Cs") for character in value):  # control, or no Unicode
+        if any(unicodedata.category(character) in ("Cc", "Cs") for character in value):  # control, or not Unicode
             raise InputError(f"{where}: the {name} {value!r:.80} has characters that cannot be written: rename it")
     split = values.get("split")
     if split is not None and split.lower() not in SPLITS:
@@ -374,12 +374,12 @@ def _recording(path: Path, fields: Mapping[str, str | None], where: str) -> Reco
 
 
 def _normalised(name: str) -> str:
-    """One spelling of a name: NFC, single blanks, none at the ends."""
+    """Return one spelling of a name: NFC, single blanks, none at the ends."""
     return " ".join(unicodedata.normalize("NFC", name).split())
 
 
 def _copies(recordings: Sequence[Recording], sounds: Mapping[Path, str]) -> list[list[int]]:
-    """The indices of recordings that are one sound, for each that is there more than once."""
+    """Return the indices of recordings for each sound that occurs more than once."""
     of_sound = defaultdict(list)
     for i, recording in enumerate(recordings):
         of_sound[sounds[recording.path]].append(i)

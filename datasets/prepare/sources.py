@@ -1,4 +1,4 @@
-"""The recordings of a folder: the class and subject of each, and whether it is to train on or to test."""
+"""The recordings of a folder: the class, subject and split of each."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FOLDERS = {"train": ("train", "training"), "validation": ("val", "valid", "valid
 
 
 class Source(NamedTuple):
-    """A file and what is known about it."""
+    """A file with its class, subject and split."""
 
     path: Path
     label: str
@@ -28,7 +28,7 @@ class Source(NamedTuple):
 def list_sources(
     folder: Path, glob: str | None, label_pattern: str | None, label_csv: Path | None, lists: dict[str, Path]
 ) -> list[Source]:
-    """The files below `folder`, sorted, with what their names, a table or lists say about them."""
+    """List the files below `folder`, sorted, with the class, subject and split from their names, a table or lists."""
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder: give the folder of the recordings")
     if label_csv is not None:
@@ -121,7 +121,7 @@ def _source(path: Path, fields: dict[str, str | None], where: str) -> Source:
 
 
 def _by_lists(folder: Path, sources: list[Source], lists: dict[str, Path]) -> list[Source]:
-    """Take the splits from lists, as Speech Commands has them: files to test and to validate; the others train."""
+    """Take the splits from lists, as Speech Commands has them: files for testing and validation; the rest train."""
     places = {source.path.relative_to(folder).as_posix(): k for k, source in enumerate(sources)}
     split = dict.fromkeys(range(len(sources)), "train")
     for name, path in lists.items():
@@ -141,7 +141,7 @@ def _by_lists(folder: Path, sources: list[Source], lists: dict[str, Path]) -> li
 
 
 def draw_splits(sources: list[Source], test_share: float, validation_share: float, by: str, seed: int) -> list[Source]:
-    """Give those without a split one: shares of every class's files, or of the subjects."""
+    """Give a split to sources without one: shares of every class's files, or of the subjects."""
     if all(source.split is not None for source in sources):
         return sources
     if any(source.split is not None for source in sources):

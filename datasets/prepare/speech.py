@@ -16,12 +16,12 @@ AUDIO_OUTPUT_SYNCHRONOUS, CHARS_UTF8, POSITION_CHARACTER = 2, 1, 1
 RATE_WORDS_PER_MIN, PITCH = 1, 3
 CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
 
-SILENCE = 0.01  # of the peak: what is quieter at either end is trimmed
+SILENCE = 0.01  # of the peak: quieter sound at either end is trimmed
 
 
 @cache
 def _library() -> tuple[ctypes.CDLL, int]:
-    """The initialised library and the sample rate of its speech in Hz."""
+    """Return the initialised library and the sample rate of its speech in Hz."""
     library = ctypes.CDLL(espeakng_loader.get_library_path())
     data_parent = str(Path(espeakng_loader.get_data_path()).parent)
     sample_rate_hz = library.espeak_Initialize(AUDIO_OUTPUT_SYNCHRONOUS, 0, data_parent.encode(), 0)
@@ -33,7 +33,7 @@ def _library() -> tuple[ctypes.CDLL, int]:
 
 
 def variants() -> list[str]:
-    """The names of espeak-ng's voice variants, sorted."""
+    """Return the names of espeak-ng's voice variants, sorted."""
     return sorted(path.name for path in (Path(espeakng_loader.get_data_path()) / "voices" / "!v").iterdir())
 
 
@@ -41,7 +41,7 @@ def synthesise(text: str, language: str, variant: str, pitch: int, rate_words_pe
     """Speak `text` in a language ("en", "de", ...) with a voice of `variants()`.
 
     pitch: 0 to 100, 50 is the variant's own; rate_words_per_min: 80 to 450, 175 is usual.
-    Returns audio, float32 [samples] in -1 to 1 without the silence at both ends, and its sample rate in Hz.
+    Returns audio, float32 [samples] in -1 to 1, without the silence at both ends, and its sample rate in Hz.
     Raises InputError if espeak-ng does not know the language or the variant.
     """
     library, sample_rate_hz = _library()

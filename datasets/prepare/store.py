@@ -1,7 +1,7 @@
 """A file of recordings that grows one by one, in the layout of the Spiking Heidelberg Digits.
 
-Times are whole µs, so that an event at the edge of a bin falls where it should; the attribute ticks_per_second says so,
-and without it, as in the published files, they are seconds.
+Times are whole µs, so that an event at the edge of a bin falls into the right one. The attribute ticks_per_second says
+so; without it, as in the published files, times are seconds.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Store:
         file.attrs[TICKS_PER_SECOND] = MICROSECONDS
 
     def append(self, times_us: np.ndarray, units: np.ndarray) -> None:
-        """One more recording: times [events], whole µs, ascending from 0 or later, and units [events]."""
+        """Add a recording: times [events], whole µs, ascending from 0 or later, and units [events]."""
         if self.number % GROWTH == 0:
             self._resize(self.number + GROWTH)
         for dataset, values, kind in zip(self.lists, (times_us, units), self.types, strict=True):
@@ -49,10 +49,10 @@ class Store:
         where: Path,
         files: Sequence[int] | None = None,
     ) -> None:
-        """Labels are names, which are numbered in sorted order, or numbers from 0; so are subjects, or all None.
+        """Write labels and subjects, names numbered in sorted order or numbers from 0; all subjects may be None.
 
-        With `class_names` a name's number is its place there. `where` is the file, for messages. `files`: the
-        number of the file that each recording was cut from, where one gave several: they are held out together.
+        With `class_names`, the number of a name is its place there. `where` is the file, for messages. `files` is the
+        number of the file that each recording was cut from, if one gave several: they are held out together.
         """
         if not self.number:
             raise InputError(f"{where}: there is no recording to write")
@@ -76,7 +76,7 @@ class Store:
 def numbered(
     values: Sequence[int | str], names: Sequence[str] | None, what: str
 ) -> tuple[np.ndarray, Sequence[str] | None]:
-    """Names as their numbers, and all names in order; numbers stay, and need no names."""
+    """Return names as numbers, and all names in order; numbers stay, and need no names."""
     if all(isinstance(value, str) for value in values):
         names = sorted_names(values) if names is None else list(names)
         places = {name: k for k, name in enumerate(names)}

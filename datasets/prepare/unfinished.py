@@ -1,4 +1,4 @@
-"""Flat files of the recordings made so far, so that a conversion that was interrupted goes on."""
+"""Flat files of the recordings made so far, so that an interrupted conversion goes on."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Unfinished:
     def __init__(self, folder: Path, settings: dict, sources: Sequence[Source]):
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        for path in folder.glob("*.h5*"):  # of a run that was killed
+        for path in folder.glob("*.h5*"):  # left by a run that was killed
             path.unlink()
         self.lines: list[dict] = []
         head = json.dumps(settings, sort_keys=True)
@@ -44,7 +44,7 @@ class Unfinished:
         if (self.folder / "times").stat().st_size < 4 * events or (self.folder / "units").stat().st_size < 4 * events:
             raise InputError(f"{folder}: what is left of the interrupted run is damaged; remove this folder")
         self.lengths: list[int] = []
-        self.begin = self.end = events  # of the recording at hand, in the flat files
+        self.begin = self.end = events  # of the current recording, in the flat files
         self.latest: Events | None = None
 
     def _opened(self, name: str, size: int):
@@ -59,14 +59,14 @@ class Unfinished:
         return [str(source.path), state.st_size, state.st_mtime_ns]
 
     def append(self, times: np.ndarray, units: np.ndarray) -> None:
-        """Some more events of the recording at hand."""
+        """Add events to the current recording."""
         self.times.write(times)
         self.units.write(units)
         self.end += len(times)
         self.latest = times, units
 
     def whole(self) -> Events | None:
-        """The events of the recording at hand, which ends here; None if it has none."""
+        """End the current recording; return its events, or None if it has none."""
         begin, self.begin = self.begin, self.end
         if begin == self.end:
             return None
@@ -78,7 +78,7 @@ class Unfinished:
         return self._stored(begin, self.end - begin)
 
     def commit(self, source: Source, invalid: int) -> None:
-        """All of a source is there, but for so many events that are marked invalid."""
+        """Record that a source is complete, except for `invalid` events that are marked invalid."""
         self.times.flush()
         self.units.flush()
         self.lines.append({"source": self._identity(source), "lengths": self.lengths, "invalid": invalid})
@@ -91,7 +91,7 @@ class Unfinished:
             file.close()
 
     def recordings(self) -> Iterator[tuple[int, Events]]:
-        """(number of the source, events) of each recording that was made before."""
+        """Yield (number of the source, events) of each recording that was made before."""
         begin = 0
         for number, entry in enumerate(self.lines):
             for length in entry["lengths"]:
@@ -99,6 +99,6 @@ class Unfinished:
                 begin += length
 
     def _stored(self, begin: int, length: int) -> Events:
-        """Events in the flat files, which stay there until somebody looks at them."""
+        """Map events in the flat files, which are only read when they are used."""
         times, units = (np.memmap(self.folder / name, np.uint32, "r", 4 * begin, length) for name in ("times", "units"))
         return times, units

@@ -1,4 +1,4 @@
-"""Any folder of recorded sounds, heard by the artificial cochlea, as a data set of events."""
+"""Any folder of recorded sounds, turned by the artificial cochlea into a data set of events."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ from snn.errors import InputError
 RECIPE = 2  # part of the provenance: raise it with any change that makes other files from the same recordings
 MAX_RATE_HZ = 1_000_000
 MAX_S = 600
-BLOCK_SAMPLES = 2**20  # read at once: what a header promises is never allocated
+BLOCK_SAMPLES = 2**20  # read at once: the length that a header claims is never allocated
 PAD_BYTES = 8  # writers forget the one or two that make a chunk even
-UNKNOWN_BYTES = 2**31 - 2**16  # and more: the size that programs write which do not know it yet
+UNKNOWN_BYTES = 2**31 - 2**16  # sizes from here on are written by programs that do not know the size yet
 
 
 class Chosen(NamedTuple):
     """The recordings to convert."""
 
     splits: dict[str, list[Recording]]  # those of each split that has any
-    sounds: dict[Path, str]  # a hash of what each is to hear
-    bad: list[str]  # why others were left out, a line each
+    sounds: dict[Path, str]  # a hash of the sound of each
+    bad: list[str]  # why others were left out, one line each
 
 
 def convert_wavs(
@@ -56,8 +56,8 @@ def convert_wavs(
     """Convert recordings to out_dir/NAME_train.h5, _test.h5 and, if there is such a split, _validation.h5.
 
     NAME is the name of out_dir. label_csv: a table as `recordings.from_csv` reads it; only its files are converted.
-    Without it all recordings below `folder` are, by label_pattern (`recordings.from_names`). Where no split is given,
-    the share test_share of the recordings, or of the speakers (`test_by`), drawn by `seed`, is for testing.
+    Without it all recordings below `folder` are, by label_pattern (`recordings.from_names`). If no split is given, a
+    share test_share of the recordings, or of the speakers (`test_by`), drawn by `seed`, is for testing.
     Labels become 0, 1, ... in sorted order, numbers numerically; speakers likewise. All recordings are read before the
     first is heard; those that cannot be used are refused together, or left out (`skip_bad`). A conversion that is
     interrupted goes on when it is called again.
@@ -103,10 +103,10 @@ def convert_wavs(
 
 
 def read_audio(path: Path) -> tuple[np.ndarray, int]:
-    """Read a sound in a format of libsndfile's: WAV, FLAC, OGG, MP3 and others.
+    """Read a sound in one of libsndfile's formats: WAV, FLAC, OGG, MP3 and others.
 
     Returns audio, float32 [samples] in -1 to 1, its channels averaged, and its sample rate in Hz.
-    Raises InputError if it cannot be read to its end, or is none that the cochlea hears: silent, say.
+    Raises InputError if it cannot be read to its end, or if the cochlea cannot hear it, for instance if it is silent.
     """
     unreadable, remedy = f"{path} cannot be read as WAV, FLAC, OGG or MP3", "convert it to 16-bit WAV, or leave it out"
     if not (path.is_file() and os.access(path, os.R_OK)):
@@ -142,7 +142,7 @@ def _breaks_off(log: str) -> bool:
 
 @contextmanager
 def _quiet_stderr() -> Iterator[None]:
-    """The MP3 library below writes its own warnings there; what matters of them is raised here."""
+    """Hide warnings that the MP3 library writes to standard error; those that matter are raised here."""
     before, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, 2)
@@ -184,7 +184,7 @@ def _choose(
 
 
 def _read(path: Path) -> tuple[str, str]:
-    """(a hash of the sound, why it cannot be used), one of them empty."""
+    """Return (a hash of the sound, why it cannot be used); one of them is empty."""
     try:
         audio, rate_hz = read_audio(path)
     except InputError as error:
@@ -200,7 +200,7 @@ def _hear(task: tuple[Path, tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
 def _hear_all(
     recordings: list[Recording], seed: int, processes: int | None, name: str, journal: Journal
 ) -> Iterator[tuple[np.ndarray, ...]]:
-    """The events of each recording; those that are in the journal are not heard again."""
+    """Yield the events of each recording; recordings in the journal are not heard again."""
     tasks = [(recording.path, (seed, i)) for i, recording in enumerate(recordings)]
     if len(journal):
         print(f"{len(journal)} of {len(tasks)} recordings were converted before: going on", flush=True)

@@ -17,7 +17,7 @@ from snn.errors import InputError
 
 @contextmanager
 def new_file(path: Path, provenance: dict) -> Iterator[h5py.File]:
-    """An HDF5 file to fill; it appears only when it is complete. InputError if the folder cannot be written."""
+    """Open an HDF5 file to fill; it appears only when it is complete. InputError if the folder cannot be written."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,7 +43,7 @@ def write_events(
 
     recordings: (times_s [events], units [events]) per label, written as they come; keys: the names of the classes.
     Layout: spikes/times float32 s and spikes/units uint16, of variable length; labels uint16; extra/keys strings;
-    extra/speaker uint16 (uint32 where there are more than it holds) unless `speakers` is None.
+    extra/speaker uint16 (uint32 if there are more than uint16 holds) unless `speakers` is None.
     """
     with new_file(path, provenance) as file:
         times = file.create_dataset("spikes/times", (len(labels),), h5py.vlen_dtype(np.float32))
@@ -63,7 +63,7 @@ def write_camera(
     dtype: type[np.unsignedinteger],
     provenance: dict,
 ) -> int:
-    """Write an event camera's recordings as Liu et al. 2023 published theirs; the number of recordings.
+    """Write an event camera's recordings as Liu et al. 2023 published theirs; return their number.
 
     recordings: (times in µs [events], data [events, 3] = x, y, polarity 0 or 1, label), written as they come.
     Layout: <group>/<i>/time uint32 µs, <i>/data of `dtype`, <i>/labels uint8, one number.

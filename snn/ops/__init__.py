@@ -36,8 +36,8 @@ def multi_step(
 ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
     """Run T steps of a layer: (y_TBN, h_TBN, final state). See `snn.ops.reference` for the equations and shapes.
 
-    `auto` takes the compiled backend of x's device, where there is one. h is None, and not even stored, unless wanted.
-    near_TW is the result of `near_room`, to be filled.
+    `auto` takes the compiled backend of x's device, if there is one. Without `want_h`, h is not stored and None is
+    returned for it. near_TW is a result of `near_room`, which this call fills.
     """
     _check(x_TBN, values, state, neuron, feedback)
     backend = _named(backend, x_TBN)
@@ -50,10 +50,10 @@ def multi_step(
 
 
 def near_room(x_TBN: Tensor, neuron: Dynamics, feedback: Feedback | None, backend: str = "auto") -> Tensor | None:
-    """Room for what `multi_step` finds on the CPU: where u lies within the reach of a surrogate of finite width.
+    """Return room for what `multi_step` finds on the CPU: where u lies within the reach of a surrogate of finite width.
 
-    (T, ceil(B·N / 64)) int64, a bit for each column b·N + n. Where it is 0, a gradient of the output comes to nothing.
-    None: it may matter everywhere.
+    The tensor is (T, ceil(B·N / 64)) int64, with a bit for each column b·N + n. Where the bit is 0, a gradient of the
+    output has no effect. The result is None where it may have an effect everywhere.
     """
     if _named(backend, x_TBN) != "cpu":
         return None
@@ -61,12 +61,12 @@ def near_room(x_TBN: Tensor, neuron: Dynamics, feedback: Feedback | None, backen
 
 
 def _named(backend: str, x_TBN: Tensor) -> str:
-    """Which backend "auto" is."""
+    """Return the name of a backend, which for "auto" depends on the device of x."""
     return {"cpu": "cpu", "cuda": "cupy"}.get(x_TBN.device.type, "torch") if backend == "auto" else backend
 
 
 def kernels(backend: str, device: torch.device) -> ModuleType:
-    """The module of a compiled backend, for tensors on that device; InputError if it cannot run there."""
+    """Return the module of a compiled backend, for tensors on that device; InputError if it cannot run there."""
     needs, module, package, install = _FUSED[backend]
     if device.type != needs:
         raise InputError(f"backend '{backend}' runs on {needs}, but the input is on {device}; move it or use 'auto'")
@@ -81,7 +81,7 @@ def kernels(backend: str, device: torch.device) -> ModuleType:
 def _check(
     x_TBN: Tensor, values: Mapping[str, Tensor], state: State, neuron: Dynamics, feedback: Feedback | None
 ) -> None:
-    """Shapes, dtypes and devices, in words; beyond here a mistake would be a wrong address in a kernel."""
+    """Check shapes, dtypes and devices; a mistake that passes would be a wrong address in a kernel."""
     if not isinstance(x_TBN, Tensor) or x_TBN.layout != torch.strided:
         raise InputError(
             f"x must be a tensor of all its numbers, but is {getattr(x_TBN, 'layout', type(x_TBN).__name__)}"

@@ -7,8 +7,8 @@ from snn.ops.compiled import inlined
 
 @inlined
 def step_of(time, ticks_per_second, dt_ms, T):
-    """The step, counted from 0, of an event at `time` ticks: floor(1000 t / dt) (Liu et al. 2023); T if that is past T.
+    """Return the step, from 0, of an event at `time` ticks: floor(1000 t / dt) (Liu et al. 2023), but at most T.
 
-    1000 t and dt · ticks are both exact: an event on the edge of a bin falls to the bin it begins.
+    1000 t and dt · ticks are both exact, so an event on the edge of two bins falls into the later one.
     """
     return np.int64(min(np.floor(1000.0 * np.float64(time) / (dt_ms * ticks_per_second)), np.float64(T)))

@@ -19,7 +19,7 @@ _TASK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
 def in_parts(work: Callable[[int, int], None], size: int, threads: int) -> None:
-    """work(begin, end) for parts that together cover 0 ... size, each thread taking the next part that is left."""
+    """Call work(begin, end) on parts that together cover 0 ... size; each thread takes the next part that is left."""
     step = max(1, -(-size // (threads * PARTS_PER_THREAD)) if threads > 1 else size)
     begins = iter(range(0, size, step))
 
@@ -31,9 +31,9 @@ def in_parts(work: Callable[[int, int], None], size: int, threads: int) -> None:
 
 
 def _on_threads(threads: int, work: Callable[[], None]) -> None:
-    """Run `work` on as many threads at once: torch's own where possible.
+    """Run `work` on this many threads at once: torch's own where possible.
 
-    After each of its operations these keep spinning for milliseconds; other threads would get half a core beside them.
+    Torch's threads keep spinning for milliseconds after each operation, so others would get half a core beside them.
     """
     failures, ran_in = [], set()
 
@@ -48,7 +48,7 @@ def _on_threads(threads: int, work: Callable[[], None]) -> None:
         task(None)
     elif _gomp_parallel:
         _gomp_parallel(_TASK(task), None, threads, 0)
-        if get_ident() not in ran_in:  # Ctrl-C came on the very threshold of `task`, where ctypes swallows it
+        if get_ident() not in ran_in:  # Ctrl-C came before the first line of `task`, where ctypes swallows it
             raise KeyboardInterrupt
     else:
         with ThreadPoolExecutor(threads) as pool:

@@ -20,14 +20,17 @@ from snn.ops.trace import trace
 
 TILE = 512  # columns, a multiple of LINE
 STRIDE = TILE + 16  # between rows of scratch; the odd cache lines keep equal columns of two rows off one cache set
-STEPS = 8  # at a time in registers; of more steps, the rows of memory would crowd each other out of the cache
+STEPS = 8  # at a time in registers; with more, their rows of memory would crowd each other out of the cache
 PAST_ABOVE_BYTES = 1 << 21  # a larger result goes past the caches, which mostly lose it before it is read again
-SERIAL_BELOW = 1 << 15  # neuron-steps: less is done before a second thread has woken up
+SERIAL_BELOW = 1 << 15  # neuron-steps: one thread does fewer of them before a second has woken up
 
 
 @inlined
 def add_rows(out, c, rows_KN, picked):
-    """out += c @ rows, left out where c is zero: spikes are sparse. How many are not; `picked` is room for them."""
+    """Add c @ rows to `out`, without the zeros of c: spikes are sparse. Return how many entries are not zero.
+
+    `picked` is scratch for their places.
+    """
     count = 0
     for k in range(c.size):
         if c[k] != 0:
@@ -52,14 +55,14 @@ def add_rows(out, c, rows_KN, picked):
 
 @cache
 def kernels(neuron: Dynamics, learned: frozenset[str] = frozenset()) -> ModuleType:
-    """The compiled module of a neuron, with the gradients of these values."""
+    """Return the compiled module of a neuron, with the gradients of these values."""
     return printed(neuron.name, printer.numba(neuron, learned))
 
 
 def near_room(x_TBN: Tensor, neuron: Dynamics, recurrent: bool) -> Tensor | None:
-    """See `snn.ops.near_room`."""
+    """Return what `snn.ops.near_room` describes."""
     T, B, N = x_TBN.shape
-    if trace(neuron).near is None or (recurrent and N % LINE):  # its samples, computed apart, would share words
+    if trace(neuron).near is None or (recurrent and N % LINE):  # samples, which are computed apart, would share words
         return None
     return torch.empty(T, -(-B * N // LANES), dtype=torch.int64)
 
@@ -73,20 +76,20 @@ def _run(kernel, arguments: tuple, results: tuple[Tensor | None, ...], recurrent
     group = N if recurrent else min(TILE, -(-B * N // (threads * LINE)) * LINE)
     groups = -(-B * N // group)
     threads = 1 if T * B * N < SERIAL_BELOW else min(threads, groups)
-    # A recurrent layer reads at once what it wrote. Past the caches go whole lines of them; as M is a multiple of LINE,
-    # all rows begin one if the first does.
+    # A recurrent layer soon reads what it wrote, so it keeps the caches. Only whole cache lines can go past them; as M
+    # is a multiple of LINE, all rows begin a line if the first does.
     past = not recurrent and tensors[0].nbytes > PAST_ABOVE_BYTES and B * N % LINE == 0
     past = past and all(tensor.data_ptr() % CACHE_LINE_BYTES == 0 for tensor in tensors)
     in_parts(lambda begin, end: kernel(*arguments, past, group, begin, end), groups, threads)
 
 
 def _columns(tensor: Tensor | None) -> np.ndarray | None:
-    """(..., B, N) as (..., M), without a copy."""
+    """Return a tensor (..., B, N) as an array (..., M), without a copy."""
     return None if tensor is None else tensor.detach().flatten(-2).numpy()
 
 
 def _feedback(call: Call, transposed: bool) -> tuple:
-    """(weights, whole delays, shares of the step after, lag)."""
+    """Return (weights, whole delays, shares of the step after, lag)."""
     lag = 1 + call.neuron.spike_first
     if call.feedback is None:
         return None, None, None, lag

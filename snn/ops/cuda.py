@@ -1,8 +1,8 @@
-"""Neurons on a CUDA device, printed from their definition with the frame of `kernels/neuron.cu`; alone imports cupy.
+"""Neurons on a CUDA device, printed from their definition with the frame of `kernels/neuron.cu`.
 
-Kernels run on torch's tensors where they lie, on torch's current stream of that device. A recurrent layer launches them
-for one step at a time, with a dense product in between: its loop over the steps is in Python, and in training is
-recorded once (`snn.replay`). `launch` runs what else lies in `kernels/`, too.
+This is the only module that imports cupy. Kernels run on torch's tensors in place, on torch's current stream of that
+device. A recurrent layer launches them for one step at a time, with a dense product in between: its loop over the steps
+is in Python, and in training is recorded once (`snn.replay`). `launch` also runs the other kernels in `kernels/`.
 """
 
 from functools import cache
@@ -24,35 +24,35 @@ KEPT_BYTES = 512  # threads of a block times bytes of a number: small, so that f
 
 
 class CannotCompile(Exception):
-    """NVRTC does not take this; with its words."""
+    """NVRTC refuses a source; the message holds NVRTC's words."""
 
 
 @cache
 def source(neuron: reference.Dynamics, learned: frozenset[str]) -> str:
-    """The CUDA file of a neuron, with the gradients of these values."""
+    """Return the CUDA source of a neuron, with the gradients of these values."""
     return printer.cuda(neuron, learned)
 
 
 @cache
 def file(name: str) -> str:
-    """The text of a file in `kernels/`."""
+    """Return the text of a file in `kernels/`."""
     return (KERNELS / name).read_text(encoding="utf-8")
 
 
 def threads_of(dtype: torch.dtype) -> int:
-    """Threads of a block."""
+    """Return the number of threads of a block."""
     return KEPT_BYTES // dtype.itemsize
 
 
 def options_of(dtype: torch.dtype) -> tuple[str, ...]:
-    """Compiler options (of nvrtc and g++ alike) for kernels that compute in these numbers."""
+    """Return the compiler options (for nvrtc and g++ alike) of kernels that compute in this type."""
     return f"-DREAL={'float' if dtype == torch.float32 else 'double'}", f"-DTHREADS={threads_of(dtype)}"
 
 
 def machine_code(source: str, architecture: str, options: tuple[str, ...]) -> tuple[bytes, str]:
-    """The kernels of a source text for sm_<architecture>, and the compiler's report.
+    """Return the kernels of a source text for sm_<architecture>, and the compiler's report.
 
-    Not by cupy.RawModule, which adds -ftz=true: potentials below the normal numbers would differ from the reference.
+    cupy.RawModule would add -ftz=true, and potentials below the normal numbers would differ from the reference.
     """
     program = nvrtc.createProgram(source, "kernels.cu", [], [])
     try:
@@ -66,7 +66,7 @@ def machine_code(source: str, architecture: str, options: tuple[str, ...]) -> tu
 
 @cache
 def _module(source: str, options: tuple[str, ...], device: int) -> cupy.cuda.function.Module:
-    """The compiled kernels of one variant, loaded on that device; some .1 s at their first use in a process."""
+    """Return the compiled kernels of one variant, loaded on that device; their first use in a process takes 0.1 s."""
     with cupy.cuda.Device(device) as gpu:
         architecture = gpu.compute_capability
         try:
@@ -89,7 +89,7 @@ def _function(source: str, kernel: str, options: tuple[str, ...], device: int) -
 def launch(
     source: str, kernel: str, tensors: tuple[Tensor | None, ...], scalars: tuple[float, ...], threads: int
 ) -> None:
-    """Run a kernel of a source text in so many threads. Tensors come first, None as a null pointer."""
+    """Run a kernel of a source text in this many threads. Tensors come first; None becomes a null pointer."""
     device, dtype = tensors[0].device, tensors[0].dtype
     function = _function(source, kernel, options_of(dtype), device.index)
     stream = cupy.cuda.Stream.from_external(torch.cuda.current_stream(device))
@@ -155,7 +155,7 @@ def backward(
         return
     kept = x_TBN.new_empty(segment(call.neuron), max(1, len(call.neuron.states)), B, N)
     lag, D = 1 + call.neuron.spike_first, call.feedback.D
-    # What each output gets back: those of step t, and of the steps before the first, in row t + D + lag - 1.
+    # The gradients of the outputs: those of step t, and of the steps before the first, are in row t + D + lag - 1.
     back_XBN = torch.cat([gs_TBN.new_zeros(D + lag - 1, *gs_TBN.shape[1:]), gs_TBN])
     whole_N = share_N = None
     if call.feedback.delay_N is not None:

@@ -1,11 +1,11 @@
 """Products with delayed inputs on the CPU: an event adds to the rows it reaches, forward and backward.
 
 Rows r = t·B + b, slices and LANES as in `snn.ops.sparse`; taps (`first`, K of them) as in `snn.ops.taps`. The first
-`past` steps of an input came in before: they are still on their way, and no row of the result is theirs.
+`past` steps of an input came in before: their events are still on their way, and the result has no rows for them.
 
-A delay of each input moves its events to the row that its first tap reaches, sample by sample; from there they reach
-K rows. Forward takes them row by row, the gradient channel by channel, so that its sums, too, stay in registers. The
-gradient of the products A_KNC = w_nc h_kc, each a sum over events, is that of weights and shares in one.
+A delay for each input moves its events to the row that its first tap reaches, sample by sample; from there they reach
+K rows. Forward takes them row by row and the gradient channel by channel, so that the sums of both stay in registers.
+The gradient of the products A_KNC = w_nc h_kc, each a sum over events, gives that of the weights and of the shares.
 """
 
 from typing import NamedTuple
@@ -19,14 +19,14 @@ from snn.ops.compiled import in_parts, kernel
 from snn.ops.lanes import LANES, add_product, load, load_part, prefetch, store, store_part, zeros
 from snn.ops.sparse import AHEAD, slices
 
-PAD = 16  # between scratch rows: even powers of two would crowd one cache set
+PAD = 16  # between scratch rows: strides of a power of two would crowd one cache set
 SECTION = 64  # samples, at most, whose share of the weight gradient is one sum
 
 
 class Moved(NamedTuple):
     """Delayed events. Row b·U + u, u = 0 ... U - 1, holds those of sample b whose taps reach steps u - K + 1 to u.
 
-    By channel, row b·C + c holds those of channel c, and u stands in the place of the channel.
+    Sorted by channel, row b·C + c holds the events of channel c, and `channels` holds their u.
     """
 
     offsets: np.ndarray  # (rows + 1,)
@@ -36,9 +36,9 @@ class Moved(NamedTuple):
 
 @kernel
 def _count(offsets, channels, lags, U, by_channel, numbers, begin, end):
-    """numbers[b, row]: how many events of sample b the rows have."""
+    """Set numbers[b, row] to the number of events that sample b has in each row."""
     B, rows = numbers.shape
-    number = np.empty(rows, np.int64)  # side by side, unlike rows of offsets
+    number = np.empty(rows, np.int64)  # counted here, then copied once
     for b in range(begin, end):
         number[:] = 0
         for t in range((len(offsets) - 1) // B):
@@ -51,7 +51,7 @@ def _count(offsets, channels, lags, U, by_channel, numbers, begin, end):
 
 @kernel
 def _move(offsets, channels, counts, lags, U, by_channel, firsts, moved_channels, moved_counts, begin, end):
-    """Lay the events of samples begin ... end down in their rows, in the order of their steps."""
+    """Write the events of samples begin ... end into their rows, in the order of their steps."""
     B, rows = firsts.shape
     place = np.empty(rows, np.int64)
     for b in range(begin, end):
@@ -70,7 +70,7 @@ def _move(offsets, channels, counts, lags, U, by_channel, firsts, moved_channels
 def moved(
     offsets: Tensor, channels: Tensor, counts: Tensor, first_C: Tensor, K: int, B: int, past: int, by_channel=False
 ) -> Moved:
-    """Delay events."""
+    """Return the events delayed, by row or by channel."""
     U, threads = (len(offsets) - 1) // B - past + K - 1, torch.get_num_threads()
     arrays, counts = (offsets.numpy(), channels.to(torch.int32).numpy().view(np.uint32)), counts.numpy()
     rule = first_C.numpy() - past + K - 1, U, by_channel
@@ -86,7 +86,7 @@ def moved(
 
 @kernel
 def _product(offsets, channels, counts, h_CK, W_SCL, out_TBN, begin, end):
-    """out = Σ_j h[c, j] W x over samples begin ... end."""
+    """Set out = Σ_j h[c, j] W x over samples begin ... end."""
     (S, C, _), (T, B, N), K = W_SCL.shape, out_TBN.shape, h_CK.shape[1]
     for b in range(begin, end):
         for s in range(S):
@@ -102,7 +102,7 @@ def _product(offsets, channels, counts, h_CK, W_SCL, out_TBN, begin, end):
 
 
 def product(events: Moved, h_KC: Tensor, W_NC: Tensor, B: int) -> Tensor:
-    """(R, N): what the delayed events add."""
+    """Return the product of the delayed events and the weights, (R, N)."""
     T = (len(events.offsets) - 1) // B - len(h_KC) + 1
     out_TBN = torch.empty(T, B, len(W_NC), dtype=W_NC.dtype)
     arguments = (*events, h_KC.T.contiguous().numpy(), slices(W_NC).numpy(), out_TBN.numpy())
@@ -112,9 +112,9 @@ def product(events: Moved, h_KC: Tensor, W_NC: Tensor, B: int) -> Tensor:
 
 @kernel
 def _gradient(offsets, places, counts, gy_TBN, room, gA_ISCKL, begin, end):
-    """gA[i, s, c, j] = Σ counts · gy over section i of the samples, for begin <= i·S + s < end; K is even.
+    """Set gA[i, s, c, j] = Σ counts · gy over section i of the samples, for begin <= i·S + s < end; K is even.
 
-    room: for a sample's gy of a slice, side by side, and zeros before and after it.
+    `room` takes a sample's gy of one slice, contiguous, with zeros before and after it.
     """
     (T, B, N), (I, S, C, K, _) = gy_TBN.shape, gA_ISCKL.shape
     before = len(room) // LANES - T - K
@@ -141,10 +141,10 @@ def _gradient(offsets, places, counts, gy_TBN, room, gA_ISCKL, begin, end):
 
 
 def gradient(events: Moved, gy_RN: Tensor, K: int, C: int, B: int) -> Tensor:
-    """(K, N, C): the gradient of the products w h, from events by channel."""
+    """Return the gradient of the products w h, (K, N, C), from events by channel."""
     N, even = gy_RN.shape[1], K + K % 2
     gy_TBN = gy_RN.contiguous().view(-1, B, N)
-    sections, S = -(-B // SECTION), -(-N // LANES)  # whatever the number of threads: the bits do not go by it
+    sections, S = -(-B // SECTION), -(-N // LANES)  # do not depend on the number of threads, so neither do the bits
     gA_ISCKL = torch.empty(sections, S, C, even, LANES, dtype=gy_RN.dtype)
     rows = K - 1 + len(gy_TBN) + even
 
@@ -159,9 +159,9 @@ def gradient(events: Moved, gy_RN: Tensor, K: int, C: int, B: int) -> Tensor:
 
 @kernel
 def _move_back(gx_TBC, places, h_KC, mask_BC, past, steps, gs_TBC, begin, end):
-    """gs[t, b, c] = Σ_j h[j, c] gx[t + first[c] + j - past, b, c], times the mask, of samples begin ... end; K is even.
+    """Set gs[t, b, c] = mask Σ_j h[j, c] gx[t + first[c] + j - past, b, c] for samples begin ... end; K is even.
 
-    places[c]: of gx[past + first[c], b, c] in the scratch, whose steps before and after those of gx are zeros.
+    places[c] is that of step first[c] in the scratch, which holds gx from step `past` on and zeros elsewhere.
     """
     (T, _, C), width = gs_TBC.shape, gs_TBC.shape[2] + PAD
     room = np.zeros(steps * width, gs_TBC.dtype)
@@ -182,7 +182,7 @@ def _move_back(gx_TBC, places, h_KC, mask_BC, past, steps, gs_TBC, begin, end):
 
 
 def moved_back(gx_RC: Tensor, first_C: Tensor, h_KC: Tensor, mask_BC: Tensor | None, B: int, past: int) -> Tensor:
-    """The gradient of an input from that of its delayed self: ((past + T)·B, C)."""
+    """Return the gradient of an input, ((past + T)·B, C), from that of the delayed input."""
     h_KC = F.pad(h_KC, (0, 0, 0, len(h_KC) % 2))
     K, C = h_KC.shape
     gx_TBC = gx_RC.contiguous().view(-1, B, C)

@@ -1,7 +1,7 @@
-"""The compiled backends have this in common: what is allocated, what is kept, and the chain rule around the kernels.
+"""The code that all compiled backends share: what is allocated, what is kept, and the chain rule around the kernels.
 
-Forward keeps the input, and a mark every few steps: the states there. Backward computes the steps from a mark again.
-A recurrent layer keeps its spikes, too, and in place of the input the sum of it and of what was fed back.
+Forward keeps the input and, every few steps, a mark: the states at that step. Backward recomputes the steps from a mark
+on. A recurrent layer also keeps its spikes, and instead of its input it keeps the sum of input and feedback.
 """
 
 from typing import NamedTuple, Protocol
@@ -16,7 +16,7 @@ from snn.ops.reference import Dynamics, Feedback, State
 
 
 class Call(NamedTuple):
-    """Say what a call of the kernels is about."""
+    """The arguments of a call of the kernels that are not tensors of the layer."""
 
     backend: "Backend"
     neuron: Dynamics
@@ -46,7 +46,7 @@ class Backend(Protocol):
 
 
 def _run_forward(call: Call, x_TBN, past_DBN, state_SBN, values_PN):
-    """(s_TBN, h_TBN or None, the input to keep or None, marks or None, final state)."""
+    """Return (s_TBN, h_TBN or None, the input to keep or None, marks or None, final state)."""
     s_TBN = torch.empty_like(x_TBN)
     h_TBN = torch.empty_like(x_TBN) if call.want_h else None
     total_TBN = torch.empty_like(x_TBN) if call.records and call.feedback else None
@@ -99,7 +99,7 @@ class _Fused(torch.autograd.Function):
 
 
 def _feedback_gradients(feedback: Feedback, gx_TBN: Tensor, past_DBN: Tensor, s_TBN: Tensor) -> tuple:
-    """Gradients of the outputs before the first, of the weights and of the delays."""
+    """Return the gradients of the outputs before the first, the weights and the delays."""
     V_NN, delay_N, _ = feedback
     given = [past_DBN.detach().requires_grad_()]
     if delay_N is not None:
@@ -107,7 +107,9 @@ def _feedback_gradients(feedback: Feedback, gx_TBN: Tensor, past_DBN: Tensor, s_
         feedback = feedback._replace(delay_N=given[1])
     with torch.enable_grad():
         fed_TBN = reference.delayed(torch.cat([given[0], s_TBN.detach()]), feedback)[: len(gx_TBN)]
-    read = len(gx_TBN) if delay_N is not None else min(len(past_DBN), len(gx_TBN))  # steps that read what is asked for
+    read = (
+        len(gx_TBN) if delay_N is not None else min(len(past_DBN), len(gx_TBN))
+    )  # steps that read anything in `given`
     gfed_TBN = torch.zeros_like(gx_TBN)
     torch.matmul(gx_TBN[:read], V_NN, out=gfed_TBN[:read])
     gpast_DBN, *gdelay = torch.autograd.grad(fed_TBN, given, gfed_TBN)
@@ -125,9 +127,9 @@ def multi_step(
     want_h: bool,
     near_TW: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
-    """`snn.ops.multi_step` on one compiled backend, arguments already checked."""
+    """Run `snn.ops.multi_step` on one compiled backend, with arguments that are already checked."""
     state = reference.filled(state, neuron, x_TBN[0], feedback.D if feedback else 0)
-    # Broadcast here, where autograd sums over the neurons again.
+    # Broadcast here, where autograd sums the gradients over the neurons.
     values_PN = torch.stack([values[name].expand(x_TBN.shape[-1]) for name in neuron.values])
     state_SBN = torch.stack([state[name] for name in neuron.states])
     # The variant that spikes first has one more output before s_1, still to come out.

@@ -1,13 +1,14 @@
-"""Many numbers at once, held in the processor's registers: a type for kernels that numba itself does not have.
+"""SIMD vectors ("lanes") in the processor's registers: a type for kernels that numba itself does not have.
 
-A kernel sums in it, or carries through many steps, what would else go to memory and back for every few numbers; and it
-can write past the caches. LLVM cuts the lanes into the registers of the machine: 16 float32 are one of AVX-512, two of
-AVX2. Each function becomes the few instructions it stands for. + - * / > >= and abs work lane by lane, a number
-standing for as many of it, of their type, and round as they do for one number: nothing is contracted or reordered.
+A kernel keeps sums in lanes, or states that it carries through many steps; otherwise these would go to memory and back
+after every few numbers. Lanes can also be written past the caches. LLVM splits them into the registers of the machine:
+16 float32 fill one register of AVX-512, or two of AVX2. Each function becomes the few instructions it stands for.
++ - * / > >= and abs work lane by lane. A single number as an operand is converted to the type of the lanes and used in
+all of them. Results are rounded as they are for single numbers: nothing is contracted or reordered.
 
-In an inner loop use them on the kernel's own arrays. For a view of a row, or an argument of another compiled function,
-numba may count references, which it does by locked instructions; each of these waits for all that is on its way past
-the caches.
+In an inner loop, use lanes on the kernel's own arrays. For a view of a row, or an array passed to another compiled
+function, numba may count references. It does so with locked instructions, and each of these waits until all stores past
+the caches have arrived.
 """
 
 import operator
@@ -17,14 +18,14 @@ from numba.core import cgutils, types
 from numba.core.errors import TypingError
 from numba.extending import intrinsic, models, overload, register_model
 
-LANES = 64  # to sum in, as many as a word has bits
-LINE = 16  # to carry states in, ten forward and up to twenty backward: as many float32 as a cache line has
+LANES = 64  # for sums: as many as a word has bits
+LINE = 16  # for states, ten forward and up to twenty backward: as many float32 as a cache line holds
 CACHE_LINE_BYTES = 64
 FOR_READING = 0, 3, 1  # arguments of llvm.prefetch: to be read, kept in all caches, of data
 
 
 class Lanes(types.Type):
-    """So many numbers of one type, or truths."""
+    """A SIMD vector of `size` numbers of one type, or of booleans."""
 
     def __init__(self, number: types.Type, size: int):
         self.number, self.size = number, size
@@ -39,14 +40,14 @@ class _LanesModel(models.PrimitiveModel):
 
 @intrinsic(prefer_literal=True)
 def zeros(_, array, size):
-    """So many zeros of the array's type; `size` is LANES or LINE."""
+    """Return lanes of zeros, of the array's type; `size` is LANES or LINE."""
     lanes = Lanes(array.dtype, size.literal_value)
     return lanes(array, size), lambda context, _, signature, __: context.get_constant_null(lanes)
 
 
 @intrinsic(prefer_literal=True)
 def load(_, array, at, size):
-    """array[at : at + size], which must be there."""
+    """Return array[at : at + size], which must lie within the array."""
 
     def code(context, builder, signature, arguments):
         pointer = _place(context, builder, signature, arguments, signature.return_type)
@@ -57,7 +58,7 @@ def load(_, array, at, size):
 
 @intrinsic
 def store(_, array, at, lanes):
-    """array[at...] = lanes, where there must be room."""
+    """Write the lanes to array[at...], where there must be room for all of them."""
 
     def code(context, builder, signature, arguments):
         pointer = _place(context, builder, signature, arguments, lanes)
@@ -69,7 +70,7 @@ def store(_, array, at, lanes):
 
 @intrinsic
 def store_past(_, array, at, lanes):
-    """As `store`, past the caches. It must be at the beginning of a cache line; other threads see it after `fence`."""
+    """Do as `store`, past the caches. `at` must begin a cache line; other threads see the numbers after `fence`."""
 
     def code(context, builder, signature, arguments):
         pointer = _place(context, builder, signature, arguments, lanes)
@@ -82,7 +83,7 @@ def store_past(_, array, at, lanes):
 
 @intrinsic
 def fence(_):
-    """All threads see what was stored before it no later than what is stored after it."""
+    """Make all threads see what was stored before this call no later than what is stored after it."""
 
     def code(context, builder, signature, arguments):
         builder.fence("seq_cst")
@@ -93,7 +94,7 @@ def fence(_):
 
 @intrinsic(prefer_literal=True)
 def load_part(_, array, at, left, size):
-    """As `load`, but where fewer numbers are left than `size`, these (not none of them) and zeros."""
+    """Do as `load`, but where fewer than `size` numbers are left (at least one), fill up with zeros."""
 
     def code(context, builder, signature, arguments):
         pointer, left = _place(context, builder, signature, arguments, signature.return_type), arguments[2]
@@ -116,7 +117,7 @@ def load_part(_, array, at, left, size):
 
 @intrinsic
 def store_part(_, array, at, left, lanes):
-    """As `store`, but where there is room for fewer numbers, no more than `left`, not none."""
+    """Do as `store`, but where there is room for fewer numbers, write only the first `left` (at least one)."""
 
     def code(context, builder, signature, arguments):
         pointer, left, lanes_ = _place(context, builder, signature, arguments, lanes), *arguments[2:]
@@ -133,7 +134,7 @@ def store_part(_, array, at, left, lanes):
 
 @intrinsic
 def prefetch(_, array, at):
-    """Have array[at : at + LANES] brought to the cache; nothing has to be there."""
+    """Ask for array[at : at + LANES] to be brought to the cache; it may lie beyond the array."""
 
     def code(context, builder, signature, arguments):
         pointer = _place(context, builder, signature, arguments, Lanes(array.dtype, LANES))
@@ -165,7 +166,7 @@ def _lanewise(operation, instruction, gives_truths=False):
     def typed(a, b):
         if isinstance(a, Lanes) or isinstance(b, Lanes):
             return lambda a, b: apply(a, b)
-        return None  # not for these
+        return None  # leaves other types to numba
 
 
 _lanewise(operator.add, ir.IRBuilder.fadd)
@@ -179,7 +180,7 @@ _lanewise(operator.le, lambda builder, a, b: builder.fcmp_ordered("<=", a, b), g
 
 
 def _of_each(name):
-    """An intrinsic of LLVM, applied to each number of lanes."""
+    """Return a function that applies an intrinsic of LLVM to each lane."""
 
     @intrinsic
     def apply(_, lanes):
@@ -218,7 +219,7 @@ def _neg(lanes):
 
 @intrinsic
 def where(_, truths, a, b):
-    """Lane by lane, a where true, else b; one of them may be a number."""
+    """Return, lane by lane, a where true and b elsewhere; one of the two may be a number."""
     lanes = a if isinstance(a, Lanes) else b
 
     def code(context, builder, signature, arguments):
@@ -230,7 +231,7 @@ def where(_, truths, a, b):
 
 @intrinsic
 def add_product(_, lanes, number, others):
-    """lanes + number · others, the number one for all or lanes too; where the machine can, rounded once."""
+    """Return lanes + number · others, rounded once where the machine can. `number` may be lanes, too."""
 
     def code(context, builder, signature, arguments):
         to, number, others = arguments
@@ -242,7 +243,7 @@ def add_product(_, lanes, number, others):
 
 @intrinsic
 def total(_, lanes):
-    """The sum of the lanes, halves of them added to one another again and again; their number is a power of two."""
+    """Return the sum of the lanes by adding their two halves until one is left; their number is a power of two."""
 
     def code(context, builder, signature, arguments):
         (value,) = arguments
@@ -256,7 +257,7 @@ def total(_, lanes):
 
 @intrinsic
 def unlike(_, lanes, number):
-    """A word of bits, for LANES numbers: bit k is whether lane k is not that number."""
+    """Return a word of LANES bits: bit k is set if lane k differs from the number."""
 
     def code(context, builder, signature, arguments):
         lanes, number = arguments
@@ -268,7 +269,7 @@ def unlike(_, lanes, number):
 
 @intrinsic
 def word(_, truths):
-    """A bit for each of LINE truths."""
+    """Return LINE booleans as a word of bits."""
     bits = ir.IntType(LINE)
     return types.uint16(truths), lambda context, builder, _, arguments: builder.bitcast(arguments[0], bits)
 
@@ -281,7 +282,7 @@ def ones(_, bits):
 
 @intrinsic
 def lowest(_, bits):
-    """The place of the lowest bit that is set."""
+    """Return the place of the lowest bit that is set."""
 
     def code(context, builder, signature, arguments):
         return builder.cttz(arguments[0], ir.IntType(1)(1))
@@ -290,14 +291,14 @@ def lowest(_, bits):
 
 
 def _contiguous(array):
-    """That type of array, if its numbers lie side by side; `at` counts them, whatever the number of axes."""
+    """Return the type of an array whose numbers lie side by side; `at` counts them over any number of axes."""
     if array.layout != "C":
         raise TypingError(f"lanes need a contiguous array, not {array}")
     return array
 
 
 def _place(context, builder, signature, arguments, lanes):
-    """A pointer to such lanes from array[at] on."""
+    """Return a pointer to array[at] as lanes of this type."""
     array = context.make_array(signature.args[0])(context, builder, arguments[0])
     return builder.bitcast(builder.gep(array.data, [arguments[1]]), context.get_value_type(lanes).as_pointer())
 
@@ -307,14 +308,14 @@ def _number_bytes(signature):
 
 
 def _operand(kind, lanes):
-    """The type of an operand beside lanes: the same, or a number of theirs."""
+    """Return the type of an operand beside lanes: the same lanes, or a number of their type."""
     if isinstance(kind, Lanes) and kind != lanes:
         raise TypingError(f"{kind} beside {lanes}")
     return kind if isinstance(kind, Lanes) else lanes.number
 
 
 def _in_lanes(builder, value, of):
-    """The value of an operand as lanes, a number in all of them."""
+    """Return the value of an operand as lanes; a number is copied into all of them."""
     if value.type == of:
         return value
     undefined = ir.Constant(of, ir.Undefined)

@@ -1,7 +1,7 @@
-"""Maximum pools on the CPU that remember a byte an output, where torch keeps its input and eight bytes an output.
+"""Maximum pools on the CPU that keep one byte for each output, where torch keeps its input and eight bytes an output.
 
-Images are (F, H, W, C), channels last; windows are K x K side by side, and what fills none is left out. Of equal
-entries the first in its window counts, line by line, as in torch.
+Images are (F, H, W, C), channels last. Windows of K x K lie side by side, and pixels that fill no window are left out.
+Of equal entries, the first of the window counts, line by line, as in torch.
 """
 
 import torch
@@ -16,7 +16,7 @@ LARGEST_KERNEL = 16  # K·K places in a byte
 
 @kernel
 def _forward(x, out, places, K, begin, end):
-    """The lines begin ... end of `out`, counted over all frames."""
+    """Compute the lines begin ... end of `out`, counted over all frames."""
     _, height, width, C = out.shape
     for line in range(begin, end):
         f, y = line // height, line % height
@@ -34,7 +34,7 @@ def _forward(x, out, places, K, begin, end):
 
 @kernel
 def _backward(gy, places, gx, K, begin, end):
-    """The frames begin ... end of `gx`: each gradient goes to the place its output came from."""
+    """Compute the frames begin ... end of `gx`: each gradient goes to the place its output came from."""
     _, height, width, C = gy.shape
     for f in range(begin, end):
         gx[f, height * K :] = 0
@@ -71,7 +71,7 @@ class _MaxPool(torch.autograd.Function):
 
 
 def max_pool(x_FHWC: Tensor, kernel: int) -> Tensor:
-    """The largest entry of each window: (F, H // K, W // K, C). float32 or float64; any K up to LARGEST_KERNEL."""
+    """Return the largest entry of each window, (F, H // K, W // K, C), float32 or float64, for K <= LARGEST_KERNEL."""
     checks.tensor("x", x_FHWC, ("frames", "height", "width", "channels"), checks.FLOATS, torch.device("cpu"))
     checks.whole("the kernel of a pool", kernel, 1, LARGEST_KERNEL)
     if kernel > min(x_FHWC.shape[1:3]):

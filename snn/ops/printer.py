@@ -1,7 +1,7 @@
 """A neuron's step as source text: numba for the CPU, CUDA for GPUs, C. `python -m snn.ops.show AdLIF` shows it.
 
-The text of one neuron is short functions (a step, its derivative, loads and stores of states and values; in C the step
-alone). What is the same for all neurons stands in a frame around it: `kernels/neuron.py`, `kernels/neuron.cu` and
+The text of one neuron is a few short functions (a step, its derivative, loads and stores of states and values; in C the
+step alone). The code that all neurons share is in a frame around it: `kernels/neuron.py`, `kernels/neuron.cu` and
 `snn/embedded/network.c`.
 """
 
@@ -21,7 +21,7 @@ KERNELS = Path(__file__).parent / "kernels"
 
 @dataclass(frozen=True)
 class Language:
-    """Say how one language writes the operations; words for operands are put into braces."""
+    """The way in which one language writes the operations; braces stand for the operands."""
 
     operations: dict[str, str]
     number: str
@@ -72,7 +72,7 @@ class Text:
         self.names = self._names()
 
     def _fixed(self) -> list[Symbol]:
-        """Numbers that depend on values alone and are used by what does not: computed once, not in each step."""
+        """Return numbers that depend on values alone but are used by others: computed once, not in each step."""
         of_values, used = set(self.values), []
         for symbol in self.step.symbols:
             operands = [a for a in symbol.arguments if isinstance(a, Symbol)]
@@ -85,7 +85,7 @@ class Text:
         return [s for s in self.step.symbols if s in used and s.op != "value"]
 
     def _names(self) -> dict[Symbol, str]:
-        """Those of the definition; where one means two numbers, the later one is called otherwise."""
+        """Return names from the definition; where one name means two numbers, the later number gets another name."""
         names, taken = {}, set(self.language.taken) | set(keyword.kwlist)
         after = dict(zip(self.step.after, self.step.neuron.states, strict=True))
         given = [s for s in self.step.symbols if not s.arguments]
@@ -104,11 +104,11 @@ class Text:
         return names
 
     def fixed_lines(self) -> list[str]:
-        """Statements for the numbers that depend on values alone."""
+        """Return statements for the numbers that depend on values alone."""
         return self.lines(self.fixed, known=self.values)
 
     def lines(self, outputs: Sequence[Symbol | None], known: Iterable[Symbol] | None = None) -> list[str]:
-        """Statements after which all outputs have names."""
+        """Return statements after which all outputs have names."""
         known = {*self.values, *self.fixed} if known is None else set(known)
         order = [s for s in self.step.needed(outputs, known) if s not in known and s.arguments]
         uses: dict[Symbol, int] = {}
@@ -137,7 +137,7 @@ class Text:
         return self.language.operations[op].format(*map(self.operand, symbol.arguments), fires=fires)
 
     def operand(self, argument: Any, in_brackets: bool = True) -> str:
-        """A name, a number, or an expression that is used here alone."""
+        """Return a name, a number, or an expression that is used only here."""
         if not isinstance(argument, Symbol):
             return self.language.number.format(repr(float(argument)))
         if argument in self.names:
@@ -156,18 +156,18 @@ from snn.ops.lanes import (
 
 
 def segment(neuron: Dynamics) -> int:
-    """Steps between two marks: the states of all marks take at most a fifth of what the input takes."""
+    """Return the steps between two marks: the states of all marks take at most a fifth of the memory of the input."""
     return -(-5 * len(neuron.states) // 8) * 8
 
 
 def _tuple(words: Iterable[str]) -> str:
-    """A tuple's text, also of one word or none."""
+    """Return the text of a tuple, which may have one word or none."""
     words = tuple(words)
     return f"({', '.join(words)}{',' if len(words) == 1 else ''})"
 
 
 def numba(neuron: Dynamics, learned: frozenset[str]) -> str:
-    """A module for `snn.ops.compiled.printed`: the neuron's functions and the frame around them."""
+    """Return the text of a module for `snn.ops.compiled.printed`: the neuron's functions and the frame around them."""
     step = trace(neuron, learned)
     text = Text(step, NUMBA)
     S, P = len(neuron.states), len(neuron.values)
@@ -213,43 +213,53 @@ def numba(neuron: Dynamics, learned: frozenset[str]) -> str:
         f"SEGMENT = {segment(neuron)}  # steps between two marks",
         function(
             "load_values(r, j)",
-            "Values of a line of columns, and numbers that depend on them alone.",
+            "Load the values of a line of columns, and compute numbers that depend on them alone.",
             [*unpacked(value_names[:P], ", ".join(rows(0, P))), *text.fixed_lines()],
             _tuple(value_names),
         ),
-        function("load_states(r, j)", "Of a line of columns.", [], _tuple(rows(P, S))),
+        function("load_states(r, j)", "Load the states of a line of columns.", [], _tuple(rows(P, S))),
         function(
-            "store_states(r, j, state)", "As load_states.", unpacked(state_names, "state") + stored(P, state_names)
+            "store_states(r, j, state)",
+            "Store the states of a line of columns.",
+            unpacked(state_names, "state") + stored(P, state_names),
         ),
         function(
             "store_mark(marks_CSM, at, M, left, state)",
-            "The states of a line of columns.",
+            "Store the states of a line of columns as a mark.",
             [
                 *unpacked(state_names, "state"),
                 *(f"store_part(marks_CSM, at + {k} * M, left, {name})" for k, name in enumerate(state_names)),
             ],
         ),
-        function("load_gradients(r, j)", "Of the states after a step.", [], _tuple(rows(G, S))),
+        function("load_gradients(r, j)", "Load the gradients of the states after a step.", [], _tuple(rows(G, S))),
         function(
-            "store_gradients(r, j, gstate)", "As load_gradients.", unpacked(g_after, "gstate") + stored(G, g_after)
+            "store_gradients(r, j, gstate)",
+            "Store the gradients of the states before a step.",
+            unpacked(g_after, "gstate") + stored(G, g_after),
         ),
-        function("load_sums(r, j)", "Gradients of the values so far.", [], _tuple(rows(G + S, Q))),
-        function("store_sums(r, j, gvalues)", "As load_sums.", unpacked(sums, "gvalues") + stored(G + S, sums)),
+        function("load_sums(r, j)", "Load the gradients of the values so far.", [], _tuple(rows(G + S, Q))),
+        function(
+            "store_sums(r, j, gvalues)",
+            "Store the gradients of the values so far.",
+            unpacked(sums, "gvalues") + stored(G + S, sums),
+        ),
         function(
             "remember(r, j, x, state)",
             "Keep what the derivative of a step reads.",
             [*unpacked(state_names, "state"), *stored(0, ["x", *recalled])],
         ),
-        function("recall(r, j)", "As kept: the input, and states.", [], _tuple(rows(0, 1 + len(recalled)))),
+        function(
+            "recall(r, j)", "Load what `remember` kept: the input, and states.", [], _tuple(rows(0, 1 + len(recalled)))
+        ),
         function(
             "step(r, x, state, values)",
-            "One step: spike, potential, whether it is near the threshold, states after it.",
+            "Take one step: return spike, potential, whether it is near the threshold, and the states after it.",
             [*unpacked(state_names, "state"), *unpacked(value_names, "values"), *forward],
             forward_result,
         ),
         function(
             "backward_step(r, recalled, values, gs, gh, gstate, gvalues)",
-            "Its derivative: gradients of x, of the states before it, and of the values with those of later steps.",
+            "Go back one step: return gradients of x, of the states before it, and of the values from this step on.",
             [
                 *unpacked([x, *recalled], "recalled"),
                 *unpacked(value_names, "values"),
@@ -264,7 +274,7 @@ def numba(neuron: Dynamics, learned: frozenset[str]) -> str:
 
 
 def cuda(neuron: Dynamics, learned: frozenset[str]) -> str:
-    """The source of a CUDA file: the neuron's functions, then `kernels/neuron.cu`."""
+    """Return the text of a CUDA file: the neuron's functions, then `kernels/neuron.cu`."""
     step = trace(neuron, learned)
     text = Text(step, CUDA)
     states = [next(s for s in step.symbols if s.op == "state" and s.name == name) for name in neuron.states]
@@ -278,7 +288,7 @@ def cuda(neuron: Dynamics, learned: frozenset[str]) -> str:
         return f"struct {title} {{ {'real ' + ', '.join(fields) + ';' if fields else ''} }};"
 
     def opened(symbols: Iterable[Symbol], source: str, lines: Iterable[str]) -> list[str]:
-        """Those of the fields that the lines read."""
+        """Unpack those fields of `source` that the lines read."""
         read = set(re.findall(r"\w+", " ".join(lines)))
         return [f"const real {text.names[s]} = {source}.{text.names[s]};" for s in symbols if text.names[s] in read]
 
@@ -323,25 +333,25 @@ __device__ inline void store_state(real* states, long long M, long long m, const
 {each("states[{k} * M + m] = state.{name};")}
 }}
 
-// Values of neuron n, and numbers that depend on them alone.
+// Load the values of neuron n, and compute numbers that depend on them alone.
 __device__ inline Values load_values(const real* values_PN, long long N, int n) {{
 {body(load_values)}
     return {{{", ".join(text.names[s] for s in values)}}};
 }}
 
-// What the derivative of a step reads of the states before it.
+// Keep the states before a step that its derivative reads.
 __device__ inline void remember(real* kept, long long stride, const State& state) {{
 {body(f"kept[{k} * stride] = state.{text.names[s]};" for k, s in enumerate(recalled))}
 }}
 
-// One step: the spike; potential and states are written.
+// Take one step: return the spike; potential and states are written.
 __device__ inline real step(real {x}, State& state, const Values& values, real& potential) {{
 {body([*opened(states, "state", read), *opened(values, "values", read), *forward, *after])}
     potential = {named(step.potential)};
     return {named(step.spike)};
 }}
 
-// Its derivative: the gradient of x; those of the states turn from after the step to before it.
+// Go back one step: return the gradient of x; gstate turns from after the step to before it.
 __device__ inline real backward_step(
     real {x}, const real* kept, long long stride, const Values& values, real gs, real gh, State& gstate, real* sums) {{
 {body(f"const real {text.names[s]} = kept[{k} * stride];" for k, s in enumerate(recalled))}
@@ -355,7 +365,7 @@ __device__ inline real backward_step(
 
 
 def c(neuron: Dynamics) -> tuple[str, str, list[str]]:
-    """(struct of the states, function of a step, values that it takes after x and the potential) in C, float32."""
+    """Return C, float32: (struct of the states, function of a step, values that it takes after x and the potential)."""
     step = trace(neuron)
     if step.spike.op != "spike":
         raise InputError(f"neuron {neuron.name}: its output is not a spike of size 1, which is all that C can say")
@@ -372,7 +382,7 @@ def c(neuron: Dynamics) -> tuple[str, str, list[str]]:
     body = [*before, *lines, *after, f"*potential = {potential};", f"return {spike} != 0.0f;"]
     return (
         f"typedef struct {{ float {', '.join(names)}; }} {neuron.name}_state;",
-        f"/* One step with the input x: whether the neuron fires. Its potential is that before a reset. */\n"
+        "/* Take one step with the input x; return whether the neuron fires. The potential is that before a reset. */\n"
         f"static bool step_{neuron.name}({neuron.name}_state *state, float {x}, float *potential,\n"
         f"    {parameters})\n" + "{\n" + "".join(f"    {line}\n" for line in body) + "}",
         [s.name for s in values],

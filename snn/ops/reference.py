@@ -7,9 +7,9 @@ of a step, `state` has its states by name, and `p` the values by name (θ among 
     p.fire(h)    (s, v): s = [h >= θ] and the membrane after the reset, v = (1 - s) h or, soft, h - θ s; the spike in
                  the reset carries no gradient
 
-What is the same for all neurons is written around it. A recurrent layer adds V y to its input, y its own output of the
-step before, or, with a delay d_j for each neuron j, V ((1 - f) y_{n-1-k} + f y_{n-2-k}) with k = floor(d), f = d - k.
-A layer that is `normed` reads scale · x + shift in place of x: a BatchNorm before it need not write that down.
+The code around it is the same for all neurons. A recurrent layer adds V y to its input, where y is its own output of
+the step before, or, with a delay d_j for each neuron j, V ((1 - f) y_{n-1-k} + f y_{n-2-k}), k = floor(d), f = d - k.
+A layer that is `normed` reads scale · x + shift instead of x, so a BatchNorm before it need not store that.
 With `spike_first` (the plain-autograd variant of the published code, Liu et al. 2023, doi 10.3389/fnins.2023.1266003)
 the output is the spike of the step before, y_n = [h_{n-1} > θ], strictly above the threshold.
 
@@ -33,7 +33,7 @@ FRAME = ("h", "y")  # carried around the neuron: the potential whose spike is st
 
 @dataclass(frozen=True)
 class Dynamics:
-    """Say which neuron it is, and how it fires. Static: known before any tensor is."""
+    """The definition of a neuron and how it fires, all of which is known before there are any tensors."""
 
     name: str
     step: Callable
@@ -45,16 +45,16 @@ class Dynamics:
     normed: bool = False
 
     def behind_norm(self) -> "Dynamics":
-        """The same neuron with two more values, scale and shift of its input."""
+        """Return the same neuron with two more values, the scale and shift of its input."""
         return replace(self, values=(*self.values, *NORM), normed=True)
 
     def carried(self, recurrent: bool) -> tuple[str, ...]:
-        """Names of all that a layer carries on."""
+        """Return the names of all that a layer carries from step to step."""
         return (*self.states, *(("h",) if self.spike_first else ()), *(("y",) if recurrent else ()))
 
 
 class Parameters(SimpleNamespace):
-    """Hold what `step` reads as `p`. `spike_function` takes u = h - θ."""
+    """The values and functions that `step` reads as `p`. `spike_function` takes u = h - θ."""
 
     def __init__(self, neuron: Dynamics, values: Mapping[str, Any], spike_function: Callable[[Any], Any]):
         super().__init__(**values)
@@ -62,11 +62,11 @@ class Parameters(SimpleNamespace):
         self._neuron = neuron
 
     def normed(self, x: Tensor) -> Tensor:
-        """The input of a step of x, as it comes to the layer."""
+        """Return the input of `step` for the input x of the layer."""
         return self.scale * x + self.shift if self._neuron.normed else x
 
     def fire(self, h: Tensor) -> tuple[Tensor, Tensor]:
-        """(spike, membrane after the reset)."""
+        """Return (spike, membrane after the reset)."""
         u = h - self.theta
         fired = u > 0 if self._neuron.spike_first else u >= 0
         return self.spike(u), torch.where(fired, u if self._neuron.reset == "soft" else 0.0, h)
@@ -88,17 +88,17 @@ class _Spike(torch.autograd.Function):
 
 
 def spike(u: Tensor, neuron: Dynamics) -> Tensor:
-    """[u >= 0], or [u > 0] if the neuron spikes first, as numbers of u's dtype."""
+    """Return [u >= 0], or [u > 0] if the neuron spikes first, as numbers of u's dtype."""
     return _Spike.apply(u, neuron.spike_first, neuron.surrogate)
 
 
 def smooth_spike(u: Tensor, neuron: Dynamics) -> Tensor:
-    """The function whose true derivative is the surrogate."""
+    """Return the function whose true derivative is the surrogate."""
     return neuron.surrogate.smooth(u)
 
 
 class Feedback(NamedTuple):
-    """Hold what a recurrent layer feeds back to itself."""
+    """The feedback of a recurrent layer to itself."""
 
     V_NN: Tensor  # V[to, from]
     delay_N: Tensor | None = None  # steps beyond the one that each output takes anyway, from 0 to `longest`
@@ -111,7 +111,7 @@ class Feedback(NamedTuple):
 
 
 def filled(state: State, neuron: Dynamics, like_BN: Tensor, D: int = 0) -> dict[str, Tensor]:
-    """A tensor for each field that a layer carries, zeros where there is none; y is (D, B, N)."""
+    """Return a tensor for each field that a layer carries, zeros where the state has none; y is (D, B, N)."""
     result = {name: state.get(name) for name in neuron.carried(D > 0)}
     for name, tensor in result.items():
         if tensor is None:
@@ -128,10 +128,10 @@ def multi_step(
     *,
     spike_function: Callable[[Tensor, Dynamics], Tensor] = spike,
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """All T steps: (y_TBN, h_TBN, final state).
+    """Run all T steps: (y_TBN, h_TBN, final state).
 
-    y is the output and h the potential it was compared with: s_n and h_n, or those of the step before when the neuron
-    is `spike_first`. `feedback` makes the layer recurrent.
+    y is the output, and h the potential that decided it: s_n and h_n, or those of the step before when the neuron is
+    `spike_first`. `feedback` makes the layer recurrent.
     """
     state = filled(state, neuron, x_TBN[0], feedback.D if feedback else 0)
     p = Parameters(neuron, values, lambda u: spike_function(u, neuron))
@@ -154,7 +154,7 @@ def multi_step(
 
 
 def delayed(past_XBN: Tensor, feedback: Feedback) -> Tensor:
-    """Return what comes back to a layer after each D of its outputs in a row: (X - D + 1, B, N).
+    """Return what comes back to a layer after each window of D outputs: (X - D + 1, B, N).
 
     A delay that lies between two steps takes a share of each.
     """

@@ -1,4 +1,4 @@
-"""Sums over the rows of a matrix, and what is added to all of them, on the CPU, in one pass each."""
+"""Sums over the rows of a matrix, and a linear term added to all of them, on the CPU, in one pass each."""
 
 import numpy as np
 import torch
@@ -6,12 +6,12 @@ from torch import Tensor
 
 from snn.ops.compiled import in_parts, kernel
 
-SECTION = 512  # rows whose sums are one; whatever the number of threads, so that the bits do not go by it
+SECTION = 512  # rows that are summed together, for any number of threads, so that the bits do not depend on it
 
 
 @kernel
 def _sums(x, sums, begin, end):
-    """Σ d and Σ d² of d = x - x[first row], for each of the sections begin ... end."""
+    """Compute Σ d and Σ d² of d = x - x[first row], for each of the sections begin ... end."""
     R, N = x.shape
     for k in range(begin, end):
         first, total, squares = x[k * SECTION], sums[k, 0], sums[k, 1]
@@ -26,7 +26,7 @@ def _sums(x, sums, begin, end):
 
 
 def moments(x_RN: Tensor) -> tuple[Tensor, Tensor]:
-    """(mean, variance) over the rows, float64."""
+    """Return (mean, variance) over the rows, float64."""
     x = x_RN.detach().contiguous().numpy()
     R, N = x.shape
     K = -(-R // SECTION)
@@ -50,7 +50,7 @@ def _add_linear(g, x, slope, rest, begin, end):
 
 
 def add_linear_(g_RN: Tensor, x_RN: Tensor, slope_N: Tensor, rest_N: Tensor) -> None:
-    """Let g += slope · x + rest."""
+    """Add slope · x + rest to g, in place."""
     tensors = (g_RN, x_RN.detach().contiguous(), *(each.to(g_RN.dtype) for each in (slope_N, rest_N)))
     arguments = [tensor.numpy() for tensor in tensors]
     in_parts(lambda begin, end: _add_linear(*arguments, begin, end), len(g_RN), torch.get_num_threads())

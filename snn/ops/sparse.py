@@ -1,9 +1,8 @@
-"""Products with what is mostly zero, on the CPU: the work follows the events.
+"""Sparse products on the CPU: the work grows with the number of events.
 
 Rows R = T·B, inputs C, outputs N. `offsets` (R + 1), `channels` and `counts` are those of `snn.inputs.SparseCounts`.
-Outputs are cut into S slices of L = LANES, the last filled up with zeros. What an event adds to a slice is one
-contiguous row of W_SCL, what it is added to stays in registers, and the weights of a slice stay in the second-level
-cache.
+Outputs are cut into S slices of L = LANES, the last padded with zeros. An event adds one contiguous row of W_SCL to a
+slice. The sums stay in registers, and the weights of a slice stay in the second-level cache.
 """
 
 import math
@@ -35,15 +34,15 @@ from snn.ops.lanes import (
     zeros,
 )  # fmt: skip
 
-SECTION = 8192  # rows, at most, whose share of the weight gradient is one sum; many cores would like them smaller
-SERIAL_BELOW = 1024  # words: less is looked through before a second thread has woken up
+SECTION = 8192  # rows, at most, whose share of the weight gradient is one sum; many cores would prefer fewer rows
+SERIAL_BELOW = 1024  # words: one thread searches fewer of them before a second has woken up
 PICKED = 4  # inputs whose gradients are summed side by side
-AHEAD = 4  # rows; a slice of them is too short for the processor to see what comes next
+AHEAD = 4  # rows to prefetch: a slice of a row is too short for the processor to foresee the next one
 
 
 @kernel
 def product_rows(offsets, channels, counts, W_SCL, out, begin, end):
-    """out = counts @ W^T over rows begin ... end."""
+    """Set out = counts @ W^T over rows begin ... end."""
     (S, C, _), N = W_SCL.shape, out.shape[1]
     for s in range(S):
         for r in range(begin, end):
@@ -56,7 +55,7 @@ def product_rows(offsets, channels, counts, W_SCL, out, begin, end):
 
 @kernel
 def _weight_gradient(offsets, channels, counts, gy, gW_KSCL, begin, end):
-    """gW_KSCL[k, s] = Σ counts · gy over section k of the rows, one of K of equal size, for begin <= k·S + s < end."""
+    """Set gW_KSCL[k, s] = Σ counts · gy over section k of K equal ones of the rows, for begin <= k·S + s < end."""
     (R, N), (K, S, C, _) = gy.shape, gW_KSCL.shape
     for part in range(begin, end):
         k, s = part // S, part % S
@@ -71,7 +70,7 @@ def _weight_gradient(offsets, channels, counts, gy, gW_KSCL, begin, end):
 
 @inlined
 def _put(out, rows, mask, b, C, c, sum_0, sum_1):
-    """The entries of input c in two rows."""
+    """Write the entries of input c in two rows."""
     factor = mask[np.uint64(b * C + c)]
     out[np.uint64(rows[0] * C + c)] = factor * total(sum_0)
     out[np.uint64(rows[1] * C + c)] = factor * total(sum_1)
@@ -79,10 +78,11 @@ def _put(out, rows, mask, b, C, c, sum_0, sum_1):
 
 @kernel
 def _input_gradient(near_TW, gy, W_CN, mask_BC, gs, begin, end):
-    """gs = mask (gy @ W) where bit b·C + c of the step or of its neighbour is set, elsewhere 0.
+    """Set gs = mask (gy @ W) where bit b·C + c of the step or of its neighbour is set, and 0 elsewhere.
 
-    Of steps 2k and 2k + 1 of sample b, for begin <= k·B + b < end: most neurons are near the threshold in both or in
-    none, and weights once loaded serve both. Rows of gy and W_CN end in zeros: whole lines.
+    Steps 2k and 2k + 1 of sample b are computed together, for begin <= k·B + b < end: most neurons are near the
+    threshold in both or in neither, and weights once loaded serve both. Rows of gy and W_CN are padded with zeros to
+    whole lines.
     """
     T, (B, C), N = len(near_TW), mask_BC.shape, gy.shape[1]
     out, mask = gs.reshape(-1), mask_BC.reshape(-1)
@@ -97,13 +97,13 @@ def _input_gradient(near_TW, gy, W_CN, mask_BC, gs, begin, end):
         for w in range(b * C // LANES, -(-(b + 1) * C // LANES)):
             word = near_TW[t, w] | near_TW[min(t + 1, T - 1), w]
             while word:
-                c = w * LANES + lowest(word) - b * C  # beyond the row's ends it is another sample's
+                c = w * LANES + lowest(word) - b * C  # beyond the ends of the row, the bit belongs to another sample
                 if 0 <= c < C:
                     picked[count] = c
                     count += 1
                 word &= word - np.uint64(1)
         for k in range(count, count + PICKED - 1):
-            picked[k] = picked[count - 1]  # the last one again, to be a whole group
+            picked[k] = picked[count - 1]  # repeats the last one to fill the group
         gy_0, gy_1 = rows[0] * N, rows[1] * N
         for k in range(0, count, PICKED):
             c_0, c_1, c_2, c_3 = picked[k], picked[k + 1], picked[k + 2], picked[k + 3]
@@ -125,10 +125,10 @@ def _input_gradient(near_TW, gy, W_CN, mask_BC, gs, begin, end):
 
 @kernel
 def _find(x, kept, words, numbers, others, begin, end):
-    """Bit k of words[w]: whether x[w · LANES + k] is not zero, and kept; numbers[w]: how many of them.
+    """Set bit k of words[w] if x[w · LANES + k] is kept and not zero; numbers[w] counts the bits set.
 
-    kept: such words too, again from the first after the last; None keeps all. others[0] = 1 if any number, kept or not,
-    is neither 0 nor 1.
+    `kept` has the same kind of words, and the first follows the last again; None keeps all. others[0] becomes 1 if any
+    number, kept or not, is neither 0 nor 1.
     """
     again = 0 if kept is None else begin % len(kept)
     other = np.uint64(0)
@@ -147,9 +147,9 @@ def _find(x, kept, words, numbers, others, begin, end):
 
 @kernel
 def _gather(x, mask, words, firsts, C, offsets, channels, counts, begin, end):
-    """Lay down the entries that words begin ... end found, and where the rows of C begin that begin there.
+    """Write the entries found in words begin ... end, and the offsets of those rows of C that begin there.
 
-    x: None if there are only ones, which are then not read again.
+    x is None if all entries are ones, which then need not be read again.
     """
     for r in range(-(-begin * LANES // C), min(-(-end * LANES // C), len(offsets))):
         w, place = divmod(r * C, LANES)
@@ -176,13 +176,13 @@ def _gather(x, mask, words, firsts, C, offsets, channels, counts, begin, end):
 
 
 class Nonzeros(NamedTuple):
-    """Which entries of x · mask are not zero, LANES at a time in their order."""
+    """The places of the entries of x · mask that are not zero, a word for LANES entries in their order."""
 
-    mask: Tensor | None  # whole words long, and again from its first entry after its last
-    words: np.ndarray  # (W,) uint64, a bit for an entry
-    only_ones: bool  # as spikes are: x holds no other number but zeros
+    mask: Tensor | None  # repeated until it fills whole words; its first entry follows its last again
+    words: np.ndarray  # (W,) uint64, a bit for each entry
+    only_ones: bool  # x holds only zeros and ones, as spikes do
     shape: torch.Size  # of x
-    firsts: np.ndarray  # (W + 1,) how many there are before each word, and in all
+    firsts: np.ndarray  # (W + 1,) the number of entries found before each word, and the number of all
 
     @property
     def number(self) -> int:
@@ -190,9 +190,9 @@ class Nonzeros(NamedTuple):
 
 
 def find(x_RC: Tensor, mask_BC: Tensor | None = None) -> Nonzeros:
-    """The entries that are not zero of a matrix of rows t·B + b, those of a sample b times its mask.
+    """Find the entries that are not zero in a matrix of rows t·B + b, where each sample b is multiplied by its mask.
 
-    float32 or float64, on the CPU, as everywhere in this module.
+    Tensors are float32 or float64 on the CPU, as everywhere in this module.
     """
     check_matrix("x", x_RC, ("rows", "channels"))
     x, kept = x_RC.detach().contiguous().view(-1), None
@@ -213,7 +213,7 @@ def find(x_RC: Tensor, mask_BC: Tensor | None = None) -> Nonzeros:
 
 
 def compress(x_RC: Tensor, found: Nonzeros) -> tuple[Tensor, Tensor, Tensor]:
-    """(offsets, channels, counts) of what `find` found there."""
+    """Return (offsets, channels, counts) of the entries that `find` found in x."""
     check_matrix("x", x_RC, found.shape)
     (R, C), x = x_RC.shape, x_RC.detach().contiguous().view(-1).numpy()
     offsets, channels = np.empty(R + 1, np.int64), np.empty(found.number, np.int32)
@@ -221,12 +221,12 @@ def compress(x_RC: Tensor, found: Nonzeros) -> tuple[Tensor, Tensor, Tensor]:
     mask = None if found.mask is None else found.mask.numpy()
     arguments = (None if found.only_ones else x, mask, found.words, found.firsts, C, offsets, channels, counts)
     in_parts(lambda begin, end: _gather(*arguments, begin, end), len(found.words), torch.get_num_threads())
-    offsets[R] = found.number  # where the last word is full, no row begins behind it
+    offsets[R] = found.number  # no word sets it if the last one is full
     return torch.from_numpy(offsets), torch.from_numpy(channels), torch.from_numpy(counts)
 
 
 def slices(W_NC: Tensor) -> Tensor:
-    """Weights as W_SCL."""
+    """Return weights as W_SCL."""
     W_NC = W_NC.detach()
     N, C = W_NC.shape
     S = -(-N // LANES)
@@ -234,12 +234,12 @@ def slices(W_NC: Tensor) -> Tensor:
 
 
 def check_matrix(name: str, x: Tensor, shape: Sequence[int | str]) -> None:
-    """InputError unless kernels for the CPU can take x."""
+    """Raise InputError unless kernels for the CPU can take x."""
     checks.tensor(name, x, shape, checks.FLOATS, torch.device("cpu"))
 
 
 def check_on_cpu(offsets: Tensor, channels: Tensor, counts: Tensor, num_channels: int, rows: int | None = None) -> None:
-    """InputError unless these are entries as in `snn.inputs.SparseCounts`, on the CPU."""
+    """Raise InputError unless these are entries as in `snn.inputs.SparseCounts`, on the CPU."""
     check_entries(offsets, channels, counts, num_channels, rows)
     if offsets.device.type != "cpu":
         raise InputError(f"the entries are on {offsets.device}; move them with .to('cpu')")
@@ -248,13 +248,16 @@ def check_on_cpu(offsets: Tensor, channels: Tensor, counts: Tensor, num_channels
 def arrays(
     offsets: Tensor, channels: Tensor, counts: Tensor, dtype: torch.dtype
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """As the kernels take them: channels without a sign, of which numba would ask each time whether it is negative."""
+    """Return entries as the kernels take them: with unsigned channels, as numba tests the sign of each signed index."""
     channels, counts = channels.to(torch.int32).contiguous(), counts.detach().to(dtype).contiguous()
     return offsets.contiguous().numpy(), channels.numpy().view(np.uint32), counts.numpy()
 
 
 def product(offsets: Tensor, channels: Tensor, counts: Tensor, W_NC: Tensor, are_checked: bool = False) -> Tensor:
-    """counts @ W^T: (R, N). `are_checked`: `snn.inputs.SparseCounts` holds these entries, or `compress` made them."""
+    """Return counts @ W^T, (R, N).
+
+    Set `are_checked` if `snn.inputs.SparseCounts` holds these entries or `compress` made them.
+    """
     if not are_checked:
         check_matrix("W", W_NC, ("outputs", "inputs"))
         check_on_cpu(offsets, channels, counts, W_NC.shape[1])
@@ -268,13 +271,13 @@ def product(offsets: Tensor, channels: Tensor, counts: Tensor, W_NC: Tensor, are
 def weight_gradient(
     offsets: Tensor, channels: Tensor, counts: Tensor, gy_RN: Tensor, num_inputs: int, are_checked: bool = False
 ) -> Tensor:
-    """gy^T @ counts: (N, C). `are_checked` as in `product`."""
+    """Return gy^T @ counts, (N, C). `are_checked` as in `product`."""
     if not are_checked:
         checks.whole("the number of inputs", num_inputs, 1)
         check_matrix("gy", gy_RN, ("rows", "outputs"))
         check_on_cpu(offsets, channels, counts, num_inputs, len(gy_RN))
     R, N = gy_RN.shape
-    K, S = -(-R // SECTION), -(-N // LANES)  # whatever the number of threads, so that the bits do not go by it
+    K, S = -(-R // SECTION), -(-N // LANES)  # not by the number of threads: the bits do not depend on it
     gW_KSCL = torch.empty(K, S, num_inputs, LANES, dtype=gy_RN.dtype)
     entries = arrays(offsets, channels, counts, gy_RN.dtype)
     arguments = (*entries, gy_RN.detach().contiguous().numpy(), gW_KSCL.numpy())
@@ -284,13 +287,13 @@ def weight_gradient(
 
 
 def kept(near_TW: Tensor, mask_BC: Tensor | None, shape: Sequence[int]) -> Tensor:
-    """Bits of `snn.ops.near_room` without what is dropped, for spikes of that shape (T, B, C)."""
+    """Return the bits of `snn.ops.near_room` without the entries that are dropped, for spikes of shape (T, B, C)."""
     mask = torch.ones(1, shape[1] * shape[2]) if mask_BC is None else mask_BC.reshape(1, -1)
     return near_TW & torch.from_numpy(find(mask).words.view(np.int64))
 
 
 def input_gradient(gy_RN: Tensor, W_NC: Tensor, near_TW: Tensor, mask_BC: Tensor | None) -> Tensor:
-    """(gy @ W) · mask where a bit of near_TW is set (the result of `kept`), and in the step beside it; elsewhere 0."""
+    """Return (gy @ W) · mask where a bit of near_TW (from `kept`) is set, and in the step beside it; 0 elsewhere."""
     (R, N), C = gy_RN.shape, W_NC.shape[1]
     T, fill = len(near_TW), (0, -N % LINE)
     mask_BC = gy_RN.new_ones(R // T, C) if mask_BC is None else mask_BC

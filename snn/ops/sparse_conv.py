@@ -1,4 +1,4 @@
-"""Convolutions of what is mostly zero, on the CPU: the work follows the events.
+"""Sparse convolutions on the CPU: the work grows with the number of events.
 
 An input row is a pixel, r = (f·H + y)·W + x of frame f, and its entries are its active channels: offsets, channels and
 counts as in `snn.ops.sparse`. An output row is a pixel of the (padded, strided) result. Weights are WT, (K, K, C, N),
@@ -18,7 +18,7 @@ from snn.ops.sparse import arrays, check_matrix, check_on_cpu
 
 
 class Geometry(NamedTuple):
-    """Size of the input image, and what slides over it."""
+    """The size of the input image, and the kernel and stride of the convolution."""
 
     height: int
     width: int
@@ -26,7 +26,7 @@ class Geometry(NamedTuple):
     stride: int
 
     def check(self) -> None:
-        """InputError unless an image can have this size and such a kernel can slide over it."""
+        """Raise InputError unless an image can have this size and such a kernel can slide over it."""
         for name, value in self._asdict().items():
             checks.whole(name, value, 1)
         if self.kernel % 2 == 0:
@@ -43,11 +43,11 @@ class Geometry(NamedTuple):
 
 @kernel
 def _pixel_rows(offsets, channels, counts, pixels, pixel_offsets, pixel_channels, pixel_counts, begin, end):
-    """The entries of the images begin ... end pixel by pixel; `pixel_offsets` begin as zeros."""
+    """Write the entries of the images begin ... end pixel by pixel; `pixel_offsets` must hold zeros at the start."""
     pixels = np.uint32(pixels)
     for r in range(begin, end):
         first, last = offsets[r], offsets[r + 1]
-        ends = pixel_offsets[r * pixels + 1 :]  # first how many entries a pixel has, then where the next goes
+        ends = pixel_offsets[r * pixels + 1 :]  # first the entries of each pixel, then where its next one goes
         for e in range(first, last):
             ends[channels[e] % pixels] += 1
         at = first
@@ -62,7 +62,7 @@ def _pixel_rows(offsets, channels, counts, pixels, pixel_offsets, pixel_channels
             pixel_channels[to], pixel_counts[to] = c, counts[e]
             ends[p] = to + 1
         for p in range(pixels):
-            for e in range(first + 1, ends[p]):  # few: in the order of their channels, as the dense product has them
+            for e in range(first + 1, ends[p]):  # sorts these few by channel, the order of the dense product
                 c, count = pixel_channels[e], pixel_counts[e]
                 k = e
                 while k > first and pixel_channels[k - 1] > c:
@@ -74,7 +74,7 @@ def _pixel_rows(offsets, channels, counts, pixels, pixel_offsets, pixel_channels
 
 @kernel
 def _sort_frames(offsets, channels, counts, starts, rows, values, begin, end):
-    """Order the entries of each frame by channel: frame k has those of channel c at starts[k, c]..."""
+    """Order the entries of each frame by channel: those of channel c in frame k begin at starts[k, c]."""
     frames, C = starts.shape[0], starts.shape[1] - 1
     pixels = (len(offsets) - 1) // frames
     place = np.empty(C, np.int64)
@@ -99,7 +99,7 @@ def _sort_frames(offsets, channels, counts, starts, rows, values, begin, end):
 
 @inlined
 def _add_rows(target, rows, picked, values, n_picked):
-    """target += Σ values · rows[picked], eight rows at a time: `target` goes to memory once for eight."""
+    """Add Σ values · rows[picked] to `target`, eight rows at a time, so that it goes to memory once for all eight."""
     e = 0
     while e + 8 <= n_picked:
         k0, k1, k2, k3 = values[e], values[e + 1], values[e + 2], values[e + 3]
@@ -125,7 +125,7 @@ def _add_rows(target, rows, picked, values, n_picked):
 
 @kernel
 def _product(offsets, channels, counts, weights, out, height, width, K, stride, begin, end):
-    """The lines begin ... end of `out`, counted over all frames; weights are WT as (K·K·C, N)."""
+    """Compute the lines begin ... end of `out`, counted over all frames; weights are WT as (K·K·C, N)."""
     C = len(weights) // (K * K)
     out_height, out_width = -(-height // stride), -(-width // stride)
     picked, values = np.empty(len(weights), np.int64), np.empty(len(weights), out.dtype)
@@ -140,7 +140,7 @@ def _product(offsets, channels, counts, weights, out, height, width, K, stride, 
                 for dx in range(max(0, -left), min(K, width - left)):
                     r = (frame * height + top + dy) * width + left + dx
                     for e in range(offsets[r], offsets[r + 1]):
-                        if n_picked == picked.size:  # only where a channel stands several times in a row
+                        if n_picked == picked.size:  # only if a channel occurs several times in a row of entries
                             _add_rows(target, weights, picked, values, n_picked)
                             n_picked = 0
                         picked[n_picked] = (dy * K + dx) * C + channels[e]
@@ -151,9 +151,9 @@ def _product(offsets, channels, counts, weights, out, height, width, K, stride, 
 
 @kernel
 def _weight_gradient(starts, rows, values, most, gy, gWT, height, width, stride, begin, end):
-    """gWT[dy, dx, c] = Σ values · gy[the output row that sees the entry there], for the channels c = begin ... end.
+    """Set gWT[dy, dx, c] = Σ values · gy[the output row that sees the entry there], for channels c = begin ... end.
 
-    most: entries of a channel in a frame.
+    `most` is the largest number of entries that a channel has in a frame.
     """
     K = gWT.shape[0]
     out_height, out_width = -(-height // stride), -(-width // stride)
@@ -186,7 +186,7 @@ def _weight_gradient(starts, rows, values, most, gy, gWT, height, width, stride,
 def _sort_by_channel(
     offsets: np.ndarray, channels: np.ndarray, counts: np.ndarray, num_channels: int, pixels: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(starts, rows, counts) of the entries, ordered by channel within each frame; see `_sort_frames`."""
+    """Return (starts, rows, counts) of the entries, ordered by channel within each frame; see `_sort_frames`."""
     frames = (len(offsets) - 1) // pixels
     starts = np.empty((frames, num_channels + 1), np.int64)
     rows, values = np.empty(len(channels), np.int32), np.empty(len(channels), counts.dtype)
@@ -196,7 +196,7 @@ def _sort_by_channel(
 
 
 def _frames(offsets: Tensor, shape: Geometry) -> int:
-    """Return how many frames the rows are; InputError if no whole number."""
+    """Return how many frames the rows make up; InputError if that is not a whole number."""
     frames, left = divmod(len(offsets) - 1, shape.height * shape.width)
     if left or not frames:
         raise InputError(f"{len(offsets) - 1} rows are no whole frames of {shape.height} x {shape.width} pixels")
@@ -204,9 +204,9 @@ def _frames(offsets: Tensor, shape: Geometry) -> int:
 
 
 def pixel_rows(offsets: Tensor, channels: Tensor, counts: Tensor, pixels: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Entries with a row a pixel, of entries with a row an image, where pixel p has the channels c · pixels + p.
+    """Turn entries with a row for each image into entries with a row for each pixel, in the order of their channels.
 
-    Those of a pixel are in the order of their channels.
+    In a row of an image, pixel p has the channels c · pixels + p.
     """
     offsets, channels, counts = arrays(offsets, channels, counts, counts.dtype)
     images = len(offsets) - 1
@@ -226,7 +226,7 @@ def product(
     shape: Geometry,
     are_checked: bool = False,
 ) -> Tensor:
-    """The convolution: (output rows, N). `are_checked` as in `snn.ops.sparse.product`."""
+    """Return the convolution, (output rows, N). `are_checked` as in `snn.ops.sparse.product`."""
     if not are_checked:
         shape.check()
         check_matrix("W", W_NCKK, ("outputs", "inputs", shape.kernel, shape.kernel))
@@ -249,7 +249,7 @@ def weight_gradient(
     shape: Geometry,
     are_checked: bool = False,
 ) -> Tensor:
-    """The gradient of the weights, (N, C, K, K), given that of the output rows. `are_checked` as in `product`."""
+    """Return the gradient of the weights, (N, C, K, K), from that of the output rows. `are_checked` as in `product`."""
     if not are_checked:
         checks.whole("the number of inputs", num_inputs, 1)
         shape.check()
@@ -260,6 +260,6 @@ def weight_gradient(
     gWT = torch.empty(shape.kernel, shape.kernel, num_inputs, gy_RN.shape[1], dtype=gy_RN.dtype)
     most = int(np.diff(starts).max())
     sums = (starts, rows, values, most, gy_RN.detach().contiguous().numpy(), gWT.numpy(), *shape[:2], shape.stride)
-    # a thread sums whole channels, in the order of the rows: the same bits for any number of threads
+    # A thread sums whole channels, in the order of the rows, so the bits are the same for any number of threads.
     in_parts(lambda begin, end: _weight_gradient(*sums, begin, end), num_inputs, torch.get_num_threads())
     return gWT.permute(3, 2, 0, 1)

@@ -1,7 +1,7 @@
 """A whole network on one stream of events, step after step, in one compiled call.
 
-The sums and the neurons are those of the batched kernels, in their order, so that spikes and potentials are the same
-bits. A step costs what its events and spikes cost, and one update of each neuron.
+It adds in the order of the batched kernels and uses their neurons, so that spikes and potentials are equal in every
+bit. The cost of a step is that of its events and spikes, and of one update of each neuron.
 """
 
 from functools import cache
@@ -27,30 +27,30 @@ from snn.ops.stream import (
 )
 """
 
-# What is counted along the way, places in `tally`.
+# Places in `tally` of what is counted along the way.
 STEP, ENTRIES, EVENTS, SYNAPTIC, DECIDED, LABEL, COUNTERS = range(7)
 
-# Rows of a layer's memory: input, spikes and potentials of a step, what is fed back, the highest potentials so far; and
-# of neurons that are `spike_first` what comes out one step later.
+# Rows of a layer's memory: input, spikes and potentials of a step, what is fed back, and the highest potentials so far;
+# then, for neurons that are `spike_first`, the spikes and potentials that come out one step later.
 X, S, H, FED, PEAK, DUE, PEAK_DUE, ROWS = range(8)
 
 
 class Layer(NamedTuple):
-    """A layer for one stream, C inputs and N neurons; None: it has no such thing. Few arrays: numba counts references.
+    """A layer for one stream, with C inputs and N neurons. A part that the layer does not have is None.
 
-    Kernels take it as a plain tuple.
+    Kernels take it as a plain tuple. It has few arrays, because numba counts references to each.
     """
 
     scratch: np.ndarray  # (tiles · rows · STRIDE,): values and states of TILE neurons each, as in kernels/neuron.py
     rows: np.ndarray  # (ROWS, 1, N)
     W_SCL: np.ndarray  # see `snn.ops.sparse`
-    fan_out_C: np.ndarray | None  # see `snn.operations`; None: that of each input is N, which costs less to count
+    fan_out_C: np.ndarray | None  # see `snn.operations`; None if each input's is N, which costs less to count
     bias_N: np.ndarray | None
     VT_NN: np.ndarray | None
     whole_N: np.ndarray | None  # delays of what a recurrent layer feeds back, in steps
-    past_DN: np.ndarray | None  # its last outputs, that of step t in row t mod D
-    fan_out_N: np.ndarray | None  # of what it feeds back; None: as well, or it feeds nothing back
-    picked: np.ndarray  # (N,) room
+    past_DN: np.ndarray | None  # its last outputs; that of step t is in row t mod D
+    fan_out_N: np.ndarray | None  # of its feedback; None if each is N, or if it feeds nothing back
+    picked: np.ndarray  # (N,) scratch
     offsets: np.ndarray  # (2,): one row of entries
     late_inputs: (
         tuple | None
@@ -60,7 +60,7 @@ class Layer(NamedTuple):
     is_output: Literal[True] | None
 
     def reset(self, first_state_row: int) -> None:
-        """The state before the first step."""
+        """Return to the state before the first step."""
         tiles = -(-self.rows.shape[-1] // TILE)
         self.scratch.reshape(tiles, -1, STRIDE)[:, first_state_row:] = 0
         self.rows[:] = 0
@@ -75,7 +75,7 @@ class Layer(NamedTuple):
 
 
 def new_scratch(neuron: Dynamics, values_PN: np.ndarray) -> np.ndarray:
-    """A layer's `scratch` with its values."""
+    """Return a layer's `scratch`, which holds its values."""
     (P, N), S = values_PN.shape, len(neuron.states)
     tiles = -(-N // TILE)
     scratch = np.zeros((tiles, P + S, STRIDE), values_PN.dtype)
@@ -87,7 +87,7 @@ def new_scratch(neuron: Dynamics, values_PN: np.ndarray) -> np.ndarray:
 
 @cache
 def kernels(neurons: tuple[Dynamics, ...]) -> ModuleType:
-    """The compiled loop over the steps of a network with layers of these neurons."""
+    """Return the compiled loop over the steps of a network with layers of these neurons."""
     layer, rest = (printer.KERNELS / "stream.py").read_text(encoding="utf-8").split("# ALL LAYERS\n")
     text = "import sys\n\n" + IMPORTS
     calls = []
@@ -100,9 +100,10 @@ def kernels(neurons: tuple[Dynamics, ...]) -> ModuleType:
 
 @kernel
 def steps_of(times, channels, before, num_channels, ticks_per_second, dt_ms, T, steps):
-    """steps[e] = the step of event e, counted from 0; T for one past the window.
+    """Set steps[e] to the step of event e, counted from 0, or to T if the event is past the window.
 
-    Ends at the first event whose time falls, or is no number, or whose channel is not there: which, or how many.
+    Return the number of the first event whose time falls or is not finite, or whose channel does not exist; without
+    such an event, return how many there are.
     """
     wrong = 0  # counted without a branch, so that the loop becomes vector instructions
     for e in range(len(times)):

@@ -1,7 +1,7 @@
-"""The derivative that stands in for that of a spike: ds/du as a function of u = h - θ.
+"""Surrogate derivatives of a spike: ds/du as a function of u = h - θ.
 
-Each is written in plain torch, so that it runs on tensors and, traced, in every compiled backend. Beside it stands the
-smooth function whose true derivative it is: with that in place of the step, `gradcheck` can judge a whole network.
+Each is written in plain torch, so that it runs on tensors and, traced, in every compiled backend. Each comes with the
+smooth function whose true derivative it is: with that instead of the step, `gradcheck` can check a whole network.
 
     superspike  1 / (1 + k|u|)²                      Zenke & Ganguli 2018; the paper's, k = 5
     arctan      (k/2) / (1 + (π/2 · k u)²)           Fang et al. 2021, k = 2
@@ -23,7 +23,7 @@ SLOPES = {"superspike": 5.0, "arctan": 2.0, "triangle": 1.0, "boxcar": 2.0, "sla
 
 @dataclass(frozen=True)
 class Surrogate:
-    """A surrogate of this name with slope k, by default that of its source."""
+    """A surrogate of this name with slope k, by default the slope of its source."""
 
     name: str = "superspike"
     slope: float = 0.0
@@ -37,11 +37,11 @@ class Surrogate:
 
     @property
     def reach(self) -> float:
-        """The |u| beyond which the derivative is exactly 0."""
+        """Return the |u| beyond which the derivative is exactly 0."""
         return 1 / self.slope if self.name in ("triangle", "boxcar") else math.inf
 
     def derivative(self, u: Tensor) -> Tensor:
-        """ds/du."""
+        """Return ds/du."""
         k, away = self.slope, torch.abs(u)
         if self.name == "superspike":
             width = 1 + k * away
@@ -56,7 +56,7 @@ class Surrogate:
         return torch.exp(-k * away)
 
     def smooth(self, u: Tensor) -> Tensor:
-        """The function whose derivative `derivative` is, but for a constant."""
+        """Return the function whose derivative is `derivative`, up to a constant."""
         k, away = self.slope, u.abs()
         if self.name == "superspike":
             return u / (1 + k * away)

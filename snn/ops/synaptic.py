@@ -1,11 +1,11 @@
-"""Products with a delay of each synapse on the CPU: an event adds to the steps it reaches, forward and backward.
+"""Products with a delay for each synapse, on the CPU: an event adds to the steps it reaches, forward and backward.
 
 Rows r = t·B + b, inputs C, outputs N; taps (`first`, K of them) as in `snn.ops.taps`, and `past` as in
 `snn.ops.delays`. A_KNC are the weights times the shares of their taps.
 
-Each synapse adds the same events at another place in time, but at the same one for all samples. So LINE samples, a
-group, lie side by side as lanes, in rows (neuron, step). A row of a channel, and the one before it, add to one row of
-a neuron, by two taps. Tiles of neurons and blocks of channels are worked on at a time, for the caches.
+Each synapse shifts the same events by its own delay, which is the same for all samples. So LINE samples, a group, lie
+side by side as lanes, in rows (neuron, step). A row of a channel and the row before it add to one row of a neuron, by
+two taps. Kernels work on one tile of neurons and one block of channels at a time, so that both stay in the caches.
 """
 
 from typing import NamedTuple
@@ -20,15 +20,15 @@ from snn.ops.lanes import LINE, add_product, load, store, total, zeros
 
 TILE = 16  # neurons, an even number
 BLOCK = 64  # channels, whose events stay in the caches while all neurons of a tile take them
-STEPS = 8  # whose input gradient is summed in registers at a time
+STEPS = 8  # steps whose input gradient is summed in registers together
 SECTION = 4  # groups, at most, whose share of the weight gradient is one sum
 
 
 class Rows(NamedTuple):
-    """The events of the input: for a group and channel a row of x for each step that has any or follows one that has.
+    """The events of the input. Each group and channel has a row of x for each step with events and for the step after.
 
-    Those of group i and channel c are rows firsts[i·C + c] to firsts[i·C + c + 1] - 1. Where a step is missing between
-    two rows, the first of them is zeros.
+    Group i and channel c have rows firsts[i·C + c] to firsts[i·C + c + 1] - 1. Where a step is missing between two
+    rows, the first of the two is all zeros.
     """
 
     firsts: np.ndarray  # (groups·C + 1,) uint64
@@ -38,7 +38,7 @@ class Rows(NamedTuple):
 
 @kernel
 def _count_rows(offsets, channels, B, numbers_IC, begin, end):
-    """Return how many rows group i has of channel c."""
+    """Count the rows of each channel in groups begin ... end."""
     for i in range(begin, end):
         last_C = np.full(numbers_IC.shape[1], -2)
         for t in range((len(offsets) - 1) // B):
@@ -49,7 +49,7 @@ def _count_rows(offsets, channels, B, numbers_IC, begin, end):
 
 @kernel
 def _fill_rows(offsets, channels, counts, B, firsts_IC, places, x, begin, end):
-    """Lay the rows of groups begin ... end down."""
+    """Write the rows of groups begin ... end."""
     for i in range(begin, end):
         row_C, last_C = firsts_IC[i] - 2, np.full(firsts_IC.shape[1], -2)
         for t in range((len(offsets) - 1) // B):
@@ -78,7 +78,7 @@ def in_rows(offsets: Tensor, channels: Tensor, counts: Tensor, C: int, B: int) -
 
 
 class Synapses(NamedTuple):
-    """Delays and weights, tile after tile, and how many rows a neuron has: as many steps as its sums may reach."""
+    """Delays and weights, tile after tile, and `width`, the rows of a neuron: one for each step its sums may reach."""
 
     firsts_SCN: np.ndarray  # uint32, (tiles, C, TILE)
     A_SCNK: np.ndarray
@@ -86,7 +86,7 @@ class Synapses(NamedTuple):
 
 
 def synapses(first_NC: Tensor, A_KNC: Tensor, steps: int) -> Synapses:
-    """For an input of so many steps; neurons that fill up the last tile have weights of 0."""
+    """Return the synapses for an input of `steps` steps; neurons that pad the last tile have weights of 0."""
     K, N, _ = A_KNC.shape
     K += K % 2  # kernels take two taps at a time
     S = -(-N // TILE)
@@ -99,14 +99,14 @@ def synapses(first_NC: Tensor, A_KNC: Tensor, steps: int) -> Synapses:
 
 @kernel
 def _product(firsts, places, x, firsts_SCN, A_SCNK, width, out_TBN, past, tile, begin, end):
-    """out of group i and tile s, for begin <= i·S + s < end."""
+    """Compute `out` of group i and tile s, for begin <= i·S + s < end."""
     S, C, _, K = A_SCNK.shape
     lags, A = firsts_SCN.reshape(-1), A_SCNK.reshape(-1)
     for part in range(begin, end):
         i, s = part // S, part % S
         tile[:] = 0
         for block in range(0, C, BLOCK):
-            for n in range(0, TILE, 2):  # two at a time, so that one's sums need not wait for the other's
+            for n in range(0, TILE, 2):  # two at a time: the sums of one need not wait for those of the other
                 for c in range(block, min(C, block + BLOCK)):
                     at = np.uint64((s * C + c) * TILE + n)
                     for j in range(0, K, 2):
@@ -128,7 +128,7 @@ def _product(firsts, places, x, firsts_SCN, A_SCNK, width, out_TBN, past, tile, 
 
 @inlined
 def _hand_out(tile, i, s, width, past, out_TBN):
-    """Return what a tile holds for group i to where it belongs."""
+    """Copy what a tile holds for group i to its place in the output."""
     T, B, N = out_TBN.shape
     step, out = np.uint64(width * LINE), out_TBN.reshape(-1)
     for t in range(T):
@@ -140,7 +140,7 @@ def _hand_out(tile, i, s, width, past, out_TBN):
 
 
 def product(events: Rows, of: Synapses, N: int, B: int, past: int, steps: int) -> Tensor:
-    """(R, N): what the delayed events add."""
+    """Return the product of the delayed events and the weights, (R, N)."""
     S, groups = len(of.A_SCNK), -(-B // LINE)
     out_TBN = torch.empty(steps - past, B, N, dtype=torch.from_numpy(of.A_SCNK).dtype)
 
@@ -154,7 +154,7 @@ def product(events: Rows, of: Synapses, N: int, B: int, past: int, steps: int) -
 
 @kernel
 def _whole_product(offsets, channels, counts, firsts_SCN, A_SCNK, width, out_TBN, past, room, begin, end):
-    """out of samples begin ... end where delays are whole steps: one tap a synapse."""
+    """Compute `out` of samples begin ... end where delays are whole steps, so that each synapse has one tap."""
     (S, C, _, K), (T, B, N) = A_SCNK.shape, out_TBN.shape
     lags, A = firsts_SCN.reshape(-1), A_SCNK.reshape(-1)
     for b in range(begin, end):
@@ -173,7 +173,7 @@ def _whole_product(offsets, channels, counts, firsts_SCN, A_SCNK, width, out_TBN
 
 
 def whole_product(offsets: Tensor, channels: Tensor, counts: Tensor, of: Synapses, N: int, B: int, past: int) -> Tensor:
-    """As `product`, of whole delays: each sum takes its events as they come, step by step, as a stream does."""
+    """Do as `product` for delays of whole steps: each sum takes its events step by step, as a stream does."""
     arrays = offsets.numpy(), channels.to(torch.int32).numpy().view(np.uint32), counts.numpy()
     out_TBN = counts.new_empty((len(offsets) - 1) // B - past, B, N)
 
@@ -187,7 +187,7 @@ def whole_product(offsets: Tensor, channels: Tensor, counts: Tensor, of: Synapse
 
 @kernel
 def _lay_out(gy_TBN, past, width, rows, begin, end):
-    """rows[((i·M + n)·width + past + t)·LINE + lane] = gy, of groups begin ... end and M neurons; elsewhere zeros."""
+    """Set rows[((i·M + n)·width + past + t)·LINE + lane] = gy for groups begin ... end and M neurons; 0 elsewhere."""
     T, B, N = gy_TBN.shape
     step = np.uint64(width * LINE)
     size = len(rows) // -(-B // LINE)
@@ -205,7 +205,7 @@ def _lay_out(gy_TBN, past, width, rows, begin, end):
 
 
 def laid_out(gy_RN: Tensor, of: Synapses, B: int, past: int) -> Tensor:
-    """The gradient of a product in rows of groups, for all neurons of all tiles, zeros before and after it."""
+    """Return the gradient of a product in rows of groups, for all neurons of all tiles, with zeros before and after."""
     gy_TBN = gy_RN.contiguous().view(-1, B, gy_RN.shape[1])
     groups = -(-B // LINE)
     rows_INWL = gy_RN.new_empty(groups, len(of.A_SCNK) * TILE, of.width, LINE)
@@ -216,7 +216,7 @@ def laid_out(gy_RN: Tensor, of: Synapses, B: int, past: int) -> Tensor:
 
 @kernel
 def _gradient(firsts, places, x, firsts_SCN, gy, groups, width, gA_ISCNK, begin, end):
-    """gA[section, s] of block p of channels = Σ x gy over its groups, for begin <= (section·S + s)·P + p < end."""
+    """Set gA[section, s] of channel block p to Σ x gy over its groups, for begin <= (section·S + s)·P + p < end."""
     I, S, C, _, K = gA_ISCNK.shape
     P, lags = -(-C // BLOCK), firsts_SCN.reshape(-1)
     for part in range(begin, end):
@@ -244,9 +244,9 @@ def _gradient(firsts, places, x, firsts_SCN, gy, groups, width, gA_ISCNK, begin,
 
 
 def gradient(events: Rows, rows_INWL: Tensor, of: Synapses, N: int, num_taps: int) -> Tensor:
-    """(num_taps, N, C): the gradient of A."""
+    """Return the gradient of A, (num_taps, N, C)."""
     (S, C, _, K), groups = of.A_SCNK.shape, len(rows_INWL)
-    sections = -(-groups // SECTION)  # whatever the number of threads: the bits do not go by it
+    sections = -(-groups // SECTION)  # does not depend on the number of threads, so neither do the bits
     gA_ISCNK = rows_INWL.new_empty(sections, S, C, TILE, K)
     arguments = (*events, of.firsts_SCN, rows_INWL.numpy(), groups, of.width, gA_ISCNK.numpy())
     parts = sections * S * -(-C // BLOCK)
@@ -257,7 +257,7 @@ def gradient(events: Rows, rows_INWL: Tensor, of: Synapses, N: int, num_taps: in
 
 @kernel
 def _input_gradient(firsts_SCN, A_SCNK, rows, width, mask_BC, gs_TBC, room, begin, end):
-    """gs of group i and STEPS steps from q·STEPS on, for begin <= i·Q + q < end: Σ A gy over neurons and taps."""
+    """Set gs = Σ A gy over neurons and taps, of group i and STEPS steps from q·STEPS on, for begin <= i·Q + q < end."""
     (S, C, _, K), (T, B, _) = A_SCNK.shape, gs_TBC.shape
     Q, size = -(-T // STEPS), STEPS * LINE
     lags, A, gs = firsts_SCN.reshape(-1), A_SCNK.reshape(-1), gs_TBC.reshape(-1)
@@ -285,7 +285,7 @@ def _input_gradient(firsts_SCN, A_SCNK, rows, width, mask_BC, gs_TBC, room, begi
 
 
 def input_gradient(rows_INWL: Tensor, of: Synapses, mask_BC: Tensor | None, B: int, steps: int) -> Tensor:
-    """The gradient of the input of so many steps: (steps·B, C)."""
+    """Return the gradient of the input of `steps` steps, (steps·B, C)."""
     C = of.A_SCNK.shape[1]
     gs_TBC = rows_INWL.new_empty(steps, B, C)
     mask = None if mask_BC is None else mask_BC.contiguous().numpy()

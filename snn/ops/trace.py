@@ -1,8 +1,8 @@
-"""A neuron's step as a list of elementary operations, and its derivative: from this every compiled backend is printed.
+"""A neuron's step as a list of elementary operations, and its derivative; every compiled backend is printed from these.
 
-`step` is called once with symbols in place of tensors. They write down, in order, what is done to them; no operation is
-reordered, contracted or rounded otherwise than in plain torch, so that the bits stay. `adjoint` then walks the list
-backwards, one rule an operation (reverse mode).
+`step` is called once with symbols in place of tensors. They record, in order, what is done to them. No operation is
+reordered, contracted or rounded differently from plain torch, so that the bits stay the same. `_adjoint` then walks the
+list backwards, with one rule for each operation (reverse mode).
 """
 
 import inspect
@@ -27,7 +27,7 @@ ALLOWED = (
 
 
 class Symbol:
-    """A number of one neuron in one step, given or computed."""
+    """A number of one neuron in one step, either given or computed."""
 
     def __init__(self, trace: "Trace", op: str, arguments: tuple = ()):
         self.trace, self.op, self.arguments = trace, op, arguments
@@ -57,7 +57,7 @@ class Symbol:
         self.trace.fail("a condition on a symbol; use torch.where")
 
     def detach(self) -> "Symbol":
-        """The same number, through which no gradient flows."""
+        """Return the same number, through which no gradient flows."""
         return self._new("detach", self)
 
     def __getattr__(self, name: str):
@@ -72,7 +72,7 @@ class Symbol:
 
 
 def _operator(op: str, is_swapped: bool) -> Callable[[Symbol, Any], Symbol]:
-    """The method that writes down an operation between a symbol and a symbol or a number."""
+    """Return a method that records an operation between a symbol and a symbol or a number."""
     return lambda self, other: self._new(op, *((other, self) if is_swapped else (self, other)))
 
 
@@ -87,7 +87,7 @@ FUNCTIONS |= {"absolute": "abs", "neg": "negative", "mul": "*", "add": "+", "sub
 
 
 class Trace:
-    """The operations of one step."""
+    """A record of the operations of one step."""
 
     def __init__(self, neuron: Dynamics):
         self.neuron = neuron
@@ -95,7 +95,7 @@ class Trace:
         self.in_surrogate = False
 
     def fail(self, message: str, line: int | None = None) -> NoReturn:
-        """InputError that names the neuron and the line: the one given, the one that runs, or where its step begins."""
+        """Raise an InputError that names the neuron and the line: the one given, the one that runs, or where its step begins."""
         step, frame = self.neuron.step, sys._getframe()
         file = inspect.getsourcefile(step)
         while frame and frame.f_code.co_filename != file:
@@ -104,7 +104,7 @@ class Trace:
         raise InputError(f"neuron {self.neuron.name} ({file}, line {line}): {message}; allowed are {ALLOWED}") from None
 
     def call(self, function: str, arguments: tuple) -> Symbol:
-        """An operation by torch's name."""
+        """Record an operation by torch's name."""
         op = FUNCTIONS.get(function)
         if op is None or (op == "exp" and not self.in_surrogate):
             self.fail(f"'{function}' is not known here")
@@ -120,11 +120,11 @@ class Trace:
 class Step:
     """One step of a neuron, and its derivative, as symbols in the order of their computation.
 
-    The gradients given are named gs, gh and g_<state after the step>; those computed are of x, of each state before the
-    step, and what the step adds to the gradient of each value. None: there is none.
+    The given gradients are named gs, gh and g_<state after the step>. The computed ones are those of x, of each state
+    before the step, and what the step adds to the gradient of each value; None stands for a gradient that is 0.
 
-    near: whether u is within the surrogate's reach. Elsewhere the gradient of the output, which goes on to u alone, is
-    multiplied by 0: it need not be computed. None: it has to be, everywhere.
+    `near` tells whether u is within the surrogate's reach. Elsewhere the gradient of the output, which goes on to u
+    alone, is multiplied by 0 and need not be computed. It is None if the gradient is needed everywhere.
     """
 
     neuron: Dynamics
@@ -138,7 +138,7 @@ class Step:
     near: Symbol | None
 
     def needed(self, outputs: Iterable[Any], known: Iterable[Symbol] = ()) -> list[Symbol]:
-        """The symbols that these depend on, in order; not those behind what is known."""
+        """Return the symbols that these depend on, in order, without those that only known symbols depend on."""
         seen, known, left = set(), set(known), [symbol for symbol in outputs if isinstance(symbol, Symbol)]
         while left:
             symbol = left.pop()
@@ -150,19 +150,19 @@ class Step:
 
     @property
     def gradients(self) -> list[Symbol]:
-        """All that the derivative computes."""
+        """Return all that the derivative computes."""
         return [g for g in (self.g_x, *self.g_states, *self.g_values.values()) if g is not None]
 
     @property
     def recalled(self) -> tuple[str, ...]:
-        """The states before a step that its derivative reads."""
+        """Return the names of the states before a step that its derivative reads."""
         names = {symbol.name for symbol in self.needed(self.gradients) if symbol.op == "state"}
         return tuple(name for name in self.neuron.states if name in names)
 
 
 @cache
 def trace(neuron: Dynamics, learned: frozenset[str] = frozenset()) -> Step:
-    """The step of a neuron, and its derivative with respect to x, the states and these values.
+    """Trace the step of a neuron, and its derivative with respect to x, the states and these values.
 
     Raises InputError for a step that does what no compiled backend can.
     """
@@ -212,7 +212,7 @@ def trace(neuron: Dynamics, learned: frozenset[str] = frozenset()) -> Step:
 
 
 def _run(trace: Trace, *arguments: Any) -> tuple[Any, dict[str, Any]]:
-    """Return what `step` returns, and what its local variables are called."""
+    """Return the result of `step` and its local variables by name."""
     neuron = trace.neuron
     local: dict[str, Any] = {}
 
@@ -234,7 +234,7 @@ def _run(trace: Trace, *arguments: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def _checked(trace: Trace, outputs: Any) -> tuple[Symbol, Symbol, tuple[Symbol, ...]]:
-    """(spike, potential, states after the step) of what a step returned."""
+    """Return (spike, potential, states after the step) from the result of a step."""
     neuron = trace.neuron
     if not (isinstance(outputs, tuple) and len(outputs) == 3 and isinstance(outputs[2], dict)):
         trace.fail("a step returns (s, h, {state: its next value})")
@@ -251,7 +251,7 @@ def _checked(trace: Trace, outputs: Any) -> tuple[Symbol, Symbol, tuple[Symbol, 
 
 
 def _adjoint(trace: Trace, symbols: list[Symbol], seeds: list, wanted: set[Symbol]) -> dict[Symbol, Symbol]:
-    """Symbol -> its gradient, from those of the seeds, for all symbols on the way to the wanted ones."""
+    """Map symbols to their gradients, starting from the seeds, for all symbols on the way to the wanted ones."""
     active = set(wanted)
     for symbol in symbols:
         if symbol.op != "detach" and any(argument in active for argument in symbol.arguments if _is_number(argument)):
@@ -308,7 +308,7 @@ def _where_rule(add: Callable, g: Symbol, _: Symbol, condition: Symbol, a: Any, 
 
 
 def _extreme_rule(sign: int) -> Callable:
-    """Return the rule of a maximum (1) or minimum (-1): where both are equal each takes half, as in torch."""
+    """Return the rule of a maximum (1) or minimum (-1): where both are equal, each takes half, as in torch."""
 
     def rule(add: Callable, g: Symbol, _: Symbol, a: Any, b: Any) -> None:
         larger, smaller = (a, b) if sign > 0 else (b, a)

@@ -1,11 +1,11 @@
 """Recordings as event cameras and other tools write them, read piece by piece: `open_recording`.
 
-Each module reads one family of formats, and names its definition. Most are decoded here, because no library had all of
-them right when they were compared (November 2026): of a repeated EVT3 TIME_HIGH evt3 0.4.1 forgets the low bits; faery
-0.7.1 takes the largest time so far for the time, misses the counter's overflow, and gives what is whole of a truncated
-file without a word; expelliarmus 1.1.12 takes a low part that steps back for an overflow; faery refuses N-CARS' DAT,
-evlib 0.13.2 reads it as text. AEDAT 4, and .es of an ATIS, are faery's, in a process of its own (foreign.py). ROS bags
-are left out: their readers build an object for every event; convert them to .npz.
+Each module reads one family of formats and names its definition. Most are decoded here, because no library had all of
+them right when they were compared (November 2026). At a repeated EVT3 TIME_HIGH, evt3 0.4.1 forgets the low bits. faery
+0.7.1 uses the largest time so far as the time, misses the counter's overflow, and returns the whole part of a truncated
+file without a warning. expelliarmus 1.1.12 takes a low part that steps back for an overflow. faery refuses the DAT
+files of N-CARS, and evlib 0.13.2 reads them as text. faery reads AEDAT 4, and .es of an ATIS, in a process of its own
+(foreign.py). ROS bags are left out, because their readers build an object for every event; convert them to .npz.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ class Opened:
     path: Path
     height: int
     width: int
-    pieces: Iterator[Piece]  # with the times of the file in µs; not checked yet
+    pieces: Iterator[Piece]  # with the file's own times, in µs; not checked yet
 
     @property
     def invalid(self) -> int:
-        """Events among those read so far that the camera's software marked invalid (AEDAT 3.1), left out."""
+        """Return how many events so far were left out because the camera's software marked them invalid (AEDAT 3.1)."""
         return getattr(self.pieces, "invalid", 0)
 
 
 class Format(NamedTuple):
-    """Tell a format by its name and first bytes, and read it."""
+    """A format: its name, its first bytes, and its reader."""
 
     suffixes: tuple[str, ...]
-    begins: re.Pattern[bytes] | None  # its first bytes, where it has a header
+    begins: re.Pattern[bytes] | None  # its first bytes, if it has a header
     open: Callable[[Path, Said], tuple[Size | None, Iterator[Piece]]]
     title: str
 
 
 def open_recording(path: Path, said: Said) -> Opened:
-    """Find the format and the size of the sensor. InputError, with a remedy, if either is neither found nor said.
+    """Find the format and the size of the sensor. InputError, with a remedy, if either is neither found nor given.
 
-    A format is told by the name, and the first bytes must agree; a .raw by its header.
+    The name tells the format, and the first bytes must agree; the format of a .raw is told by its header.
     """
     start = beginning(path, 64)
     name = said.format or _by_name(path, start)
@@ -83,7 +83,7 @@ def _by_name(path: Path, start: bytes) -> str:
 
 
 def is_recording(path: Path) -> bool:
-    """Return whether a file's name is that of a recording."""
+    """Return whether a file has the name of a recording."""
     return any(path.suffix.lower() in kind.suffixes for kind in FORMATS.values())
 
 

@@ -1,7 +1,7 @@
-"""iniVation's and jAER's AEDAT 2 and 3.1.
+"""Readers of AEDAT 2 and 3.1, by iniVation and jAER.
 
 Definitions: https://docs.inivation.com/software/software-advanced-usage/file-formats; for the addresses of AEDAT 2 the
-classes of jAER, which writes these files and reads bit 0 of a DVS128 the other way round than that page.
+classes of jAER, which writes these files and reads bit 0 of a DVS128 in the opposite way to that page.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ CHIPS += (("davis346", (260, 346)), ("davis640", (480, 640)), ("dvxplorer", (480
 
 
 def _chip(text: str) -> tuple[str | None, Size | None]:
-    """The camera that a header names, and the size of its sensor."""
+    """Find the camera that a header names, and the size of its sensor."""
     return next(((name, size) for name, size in CHIPS if name in text.lower()), (None, None))
 
 
 def open_aedat2(path: Path, said: Said) -> tuple[Size | None, Iterator[Piece]]:
-    """Addresses as jAER's classes have them; its origin, at the lower right, becomes the upper left.
+    """Open a file with the addresses of jAER's classes; the origin, at the lower right, becomes the upper left.
 
-    DVS128: bit 15 something else than an event, y in 14-8, x in 7-1, bit 0 is 0 for brighter. DAVIS: bits 31 and 10
-    something else, y in 30-22, x in 21-12, bit 11 is 1 for brighter. Time: 32 bits, in µs.
+    DVS128: bit 15 marks other data than events, y in 14-8, x in 7-1, bit 0 is 0 for brighter. DAVIS: bits 31 and 10
+    mark other data, y in 30-22, x in 21-12, bit 11 is 1 for brighter. Time: 32 bits, in µs.
     """
     with path.open("rb") as file:
         content = file.read(LONGEST_HEADER)
@@ -56,7 +56,7 @@ def open_aedat2(path: Path, said: Said) -> tuple[Size | None, Iterator[Piece]]:
             else:
                 is_event = address & 0x80000400 == 0
                 y, x, p = address >> 22 & 0x1FF, address >> 12 & 0x3FF, address >> 11 & 1
-            x, y = width - 1 - x, height - 1 - y  # below 0, beyond the sensor, it becomes large
+            x, y = width - 1 - x, height - 1 - y  # a negative value, beyond the sensor, becomes large
             yield Piece(times[is_event], *(c[is_event].astype(np.uint16) for c in (x, y)), p[is_event].astype(np.uint8))
 
     return found, pieces()
@@ -75,7 +75,7 @@ def open_aedat3(path: Path, said: Said) -> tuple[Size | None, Iterator[Piece]]:
 
 
 class _Valid(Iterator[Piece]):
-    """The valid events of packets; counts the others."""
+    """An iterator over the valid events of packets, which counts the others."""
 
     def __init__(self, packets: Iterator[tuple[Piece, int]]):
         self.packets, self.invalid = packets, 0
@@ -87,7 +87,7 @@ class _Valid(Iterator[Piece]):
 
 
 def aedat3_packets(path: Path) -> tuple[str, Iterator[tuple[Piece, int]]]:
-    """The header; of each packet, in the order of the file, the valid brightness changes and the number of others."""
+    """Return the header, and for each packet in its order the valid brightness changes and the number of others."""
     header = AEDAT3_HEADER.match(beginning(path, LONGEST_HEADER))
     if header is None:
         raise InputError(f"{path}: no AEDAT 3.1 file: it has no header from #!AER-DAT3.1 to #!END-HEADER")

@@ -1,6 +1,6 @@
-"""Recordings that faery reads, in a process of its own: a library may crash, or want more memory than there is.
+"""Recordings that faery reads in a process of its own: a library may crash, or need more memory than there is.
 
-As a script this file is that process: `python foreign.py PATH` writes the events to its standard output.
+Run as a script, this file is that process: `python foreign.py PATH` writes the events to its standard output.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-MOST_MEMORY = 8 * 2**30  # bytes of address space, of which a library maps much more than it uses
+MOST_MEMORY = 8 * 2**30  # bytes of address space; a library maps much more than it uses
 LONGEST_S = 60  # without a piece
 HEAD = struct.Struct("<cq")  # what follows, and its length: (S)ize, (E)vents, (F)ailure, the end (Z)
 COLUMNS = (("<i8", 8), ("<u2", 2), ("<u2", 2), ("u1", 1))
@@ -26,8 +26,8 @@ BYTES = sum(size for _, size in COLUMNS)  # of an event
 
 
 def open_by_faery(path: Path, said: object = None) -> tuple[tuple[int, int], Iterator]:
-    """The sensor's size and the events of a file. InputError in place of whatever happens to the process."""
-    from snn.errors import InputError  # not for the process itself
+    """Return the sensor's size and the events of a file. InputError for anything that goes wrong in the process."""
+    from snn.errors import InputError  # the process itself does not need it
 
     if find_spec("faery") is None:
         raise InputError(f"{path}: such files are read by faery; install it by: pip install faery")
@@ -47,7 +47,7 @@ def _piece(content: bytes):
 
 
 def _pieces(path: Path) -> Iterator[tuple[bytes, bytes]]:
-    """Return what the other process sends, the size first, till its end."""
+    """Yield the pieces that the other process sends, the size first, until its end."""
     from snn.errors import InputError
 
     def failed(reason: str) -> InputError:
@@ -90,7 +90,7 @@ def _pieces(path: Path) -> Iterator[tuple[bytes, bytes]]:
 
 def main(path: str) -> None:
     """Send the size, the events and the end, or what went wrong."""
-    # what a library prints must not come between the events
+    # nothing that a library prints may come between the events
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
@@ -108,12 +108,12 @@ def main(path: str) -> None:
             columns = zip(("t", "x", "y", "on"), COLUMNS, strict=True)
             send(b"E", b"".join(events[name].astype(dtype).tobytes() for name, (dtype, _) in columns))
         send(b"Z", b"")
-    except BaseException as error:  # a panic of Rust is none of Python's exceptions
+    except BaseException as error:  # a panic of Rust is not an Exception
         send(b"F", f"{type(error).__name__}: {error}".encode(errors="replace"))
     out.flush()
     os._exit(0)
 
 
 if __name__ == "__main__":
-    sys.path.pop(0)  # this folder, whose modules are none of the library's
+    sys.path.pop(0)  # this folder, whose modules the library must not find
     main(*sys.argv[1:])

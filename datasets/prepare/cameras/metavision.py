@@ -1,11 +1,12 @@
 """Events as Metavision compresses them in HDF5 (its filter 0x8ECF), chunk by chunk.
 
-Decoded here, because the vendor's plugin must be built by hand and evlib 0.13.2 refuses, or misreads, whole files that
-follow the format (November 2026). There is no description but the vendor's codec, github.com/prophesee-ai/hdf5_ecf,
-which is under the Apache License 2.0; `_decode` was written from the layout found there, not from its text.
+They are decoded here, because the vendor's plugin must be built by hand and evlib 0.13.2 refuses, or misreads, complete
+files that follow the format (November 2026). The only description is the vendor's codec,
+github.com/prophesee-ai/hdf5_ecf, under the Apache License 2.0; `_decode` was written from the layout found there, not
+from its text.
 
-A chunk has a word of flags and of its number of events, the first time in 64 bits, then times, rows, columns and
-polarities, each as the flags say.
+A chunk has a word with flags and the number of events, the first time in 64 bits, then times, rows, columns and
+polarities, each encoded as the flags say.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ MOST = 65535  # events of a chunk
 
 
 def is_compressed(dataset: h5py.Dataset) -> bool:
-    """Return whether the filter is one of the data set's."""
+    """Return whether the data set uses the filter."""
     plist = dataset.id.get_create_plist()
     return FILTER in [plist.get_filter(k)[0] for k in range(plist.get_nfilters())]
 
 
 def pieces(path: Path, dataset: h5py.Dataset) -> Iterator[Piece]:
-    """The events in order, a piece a chunk."""
+    """Yield the events in order, one piece for each chunk."""
     plist, total = dataset.id.get_create_plist(), len(dataset)
     if plist.get_nfilters() != 1 or not dataset.chunks:
         raise InputError(f"{path}: /CD/events has other filters beside Metavision's; write it anew with that one alone")
@@ -58,7 +59,7 @@ def pieces(path: Path, dataset: h5py.Dataset) -> Iterator[Piece]:
             yield Piece(*(column[:wanted] for column in piece))  # the last chunk is filled up with zeros
 
 
-# Four numbers of three digits each lie in twelve, the lowest first: places of the high, middle and low digit of each.
+# Twelve digits hold four numbers of three, the lowest first: the places of the high, middle and low digit of each.
 PACKED = np.array(((3, 2, 1), (7, 6, 0), (11, 5, 4), (10, 9, 8)))
 
 
@@ -86,12 +87,13 @@ def _packed_halves(content, place, k):
 
 @kernel
 def _decode(content, flags, t, x, y, p):
-    """Write the events of a chunk; whether it is whole.
+    """Write the events of a chunk; return whether it is whole.
 
-    Times: a byte of step and count; 15 as step puts four bits of a longer step before it, 15 as count 16 bits after it.
-    Flag 2: y, x and p in 11, 11 and 1 of 24 bits each. Else rows, y in 11 bits and its count in 5, 31 puts 16 bits
-    after it; then with flag 1 x and p in 12 bits each; else columns, x in 11 bits and one of 5 for each that follows at
-    the next pixels; then polarities, one bit and its count in 7, 127 puts 16 after it.
+    Times: a byte of step and count; a step of 15 puts four bits of a longer step before it, a count of 15 puts 16 bits
+    after it. Flag 2: y, x and p in 11, 11 and 1 of 24 bits each. Without flag 2, rows: y in 11 bits and its count in 5,
+    where 31 puts 16 bits after it. Then, with flag 1, x and p in 12 bits each. Without flag 1, columns: x in 11 bits,
+    and one of 5 bits for each event that follows at the next pixels; then polarities: one bit and its count in 7, where
+    127 puts 16 bits after it.
     """
     n, end, place = len(t), len(content), HEAD
     time = np.int64(0)

@@ -9,12 +9,12 @@ import numpy as np
 
 from datasets.prepare.cameras.pieces import Piece, Said, Size, blocks
 
-# The authors' own reader (github.com/gorchard/event-Python) takes y = 240 for no event: the clock moves on by 2^13 µs.
+# In the authors' reader (github.com/gorchard/event-Python), y = 240 is not an event: the clock advances by 2^13 µs.
 OVERFLOW, OVERFLOW_US = 240, 2**13
 
 
 def open_bin(path: Path, said: Said) -> tuple[Size | None, Iterator[Piece]]:
-    """Five bytes an event: x, y, then polarity in 1 and time in 23 bits, the highest byte first."""
+    """Open events of five bytes: x, y, then polarity in 1 and time in 23 bits, the highest byte first."""
 
     def pieces() -> Iterator[Piece]:
         loops = 0

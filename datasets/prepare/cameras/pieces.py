@@ -1,4 +1,4 @@
-"""Recordings piece by piece: the types that all readers share, and how files of words are read."""
+"""Recordings piece by piece: the types that all readers share, and the reading of files of words."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class Said:
-    """Hold what the user says about the files, None where nothing."""
+    """The user's words about the files; None where the user says nothing."""
 
     format: str | None = None
     size: tuple[int, int] | None = None  # height, width
     time_unit: str | None = None
     columns: tuple[str, ...] | None = None
-    brighter: float | None = None  # the polarity that says so
+    brighter: float | None = None  # the polarity of an increase in brightness
 
 
 def rows_x_columns(text: str) -> Size:
@@ -47,7 +47,7 @@ def rows_x_columns(text: str) -> Size:
 
 
 def beginning(path: Path, size: int) -> bytes:
-    """The first bytes. InputError if there are none."""
+    """Return the first bytes. InputError if there are none."""
     try:
         with path.open("rb") as file:
             start = file.read(size)
@@ -59,7 +59,7 @@ def beginning(path: Path, size: int) -> bytes:
 
 
 def blocks(path: Path, start: int, dtype: str, what: str) -> Iterator[np.ndarray]:
-    """The file's words after its header. InputError at its end if it breaks off within one."""
+    """Yield the file's words after its header. InputError at its end if it breaks off within a word."""
     size = np.dtype(dtype).itemsize
     with path.open("rb") as file:
         file.seek(start)
@@ -76,7 +76,7 @@ def blocks(path: Path, start: int, dtype: str, what: str) -> Iterator[np.ndarray
 
 
 def header_lines(path: Path, mark: bytes) -> tuple[dict[str, str], int]:
-    """The lines "% keyword value" at the head of a file, and where they end."""
+    """Return the lines "% keyword value" at the head of a file, and where they end."""
     with path.open("rb") as file:
         content = file.read(LONGEST_HEADER)
     fields, place = {}, 0
@@ -95,7 +95,7 @@ def header_lines(path: Path, mark: bytes) -> tuple[dict[str, str], int]:
 
 
 class Clock:
-    """A counter of 32 bits as times that go on: where it falls by half its range or more, it has overflowed."""
+    """A 32-bit counter turned into ascending times: if it falls by half its range or more, it has overflowed."""
 
     def __init__(self):
         self.last, self.loops = None, 0

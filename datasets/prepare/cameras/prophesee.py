@@ -1,7 +1,7 @@
 """Prophesee's RAW (EVT2, EVT2.1 and EVT3) and DAT.
 
-Definitions: docs.prophesee.ai/stable/data/encoding_formats and .../file_formats, and where the text is silent OpenEB's
-decoders: of EVT2.1's bits, and of which words have their halves swapped.
+Definitions: docs.prophesee.ai/stable/data/encoding_formats and .../file_formats. OpenEB's decoders show what the text
+leaves out: the bits of EVT2.1, and which words have their halves swapped.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from datasets.prepare.cameras.pieces import Clock, Piece, Said, Size, blocks, he
 from snn.compiling import inlined, kernel
 from snn.errors import InputError
 
-# What a header without its geometry says by the name of the camera's generation.
+# The size of the sensor by the camera's generation, for headers without a geometry.
 GENERATIONS = (
     (r"genx320", (320, 320)),
     (r"imx636|imx646|gen\s?4|^4\.", (720, 1280)),
@@ -27,7 +27,7 @@ EVT |= {"EVT3": "evt3"}
 
 
 def open_raw(path: Path, said: Said) -> tuple[Size | None, Iterator[Piece]]:
-    """Words of the encoding that the header names; of IMX636's EVT2.1 ("legacy") the halves are swapped."""
+    """Open words of the encoding that the header names; in IMX636's EVT2.1 ("legacy") their halves are swapped."""
     fields, start = header_lines(path, b"% ")
     described = fields.get("format", "").split(";")
     version = described[0] or fields.get("evt", "")
@@ -68,15 +68,15 @@ def _raw_size(fields: dict[str, str], options: dict[str, str], path: Path) -> Si
 
 
 class Words:
-    """Decode the words of one encoding, whose state goes on from call to call."""
+    """A decoder of the words of one encoding, which keeps its state from call to call."""
 
     def __init__(self, encoding: str, is_swapped: bool = False):
         self._decode, self.dtype = ENCODINGS[encoding]
         self._is_swapped, self._state = is_swapped, np.zeros(7, np.int64)
 
     def __call__(self, words: np.ndarray) -> Piece:
-        """The events of the next words."""
-        if self._is_swapped:  # the two halves of each word come the other way round
+        """Decode the next words."""
+        if self._is_swapped:  # the two halves of each word are in reverse order
             words = words >> np.uint64(32) | words << np.uint64(32)
         most = len(words) if self.dtype == "<u4" else int(_bits_of_vectors(words, self.dtype == "<u8"))
         piece = Piece(*(np.empty(most, kind) for kind in (np.int64, np.uint16, np.uint16, np.uint8)))
@@ -112,11 +112,11 @@ def _bits_of_vectors(words, is_evt21):
 
 @kernel
 def _decode_evt3(words, state, t, x, y, p):
-    """Write the events of 16-bit words; how many. `state` goes on from block to block.
+    """Write the events of 16-bit words; return how many. `state` is kept from block to block.
 
-    A TIME_LOW replaces the low 12 bits of the time, whichever way it goes. A TIME_HIGH that changes the high bits sets
-    the low ones to 0 (as OpenEB's decoder does; a TIME_LOW follows), one that repeats them changes nothing, and one
-    that falls by half its range or more has overflowed. What comes before the first TIME_HIGH has no time and is left
+    A TIME_LOW replaces the low 12 bits of the time, whether it rises or falls. A TIME_HIGH that changes the high bits
+    sets the low ones to 0 (as OpenEB's decoder does; a TIME_LOW follows), one that repeats them changes nothing, and
+    one that falls by half its range or more has overflowed. Words before the first TIME_HIGH have no time and are left
     out.
     """
     has_time, high, loops, low, row, base, polarity = (
@@ -165,7 +165,7 @@ def _decode_evt3(words, state, t, x, y, p):
 
 @kernel
 def _decode_evt2(words, state, t, x, y, p):
-    """As `_decode_evt3`, of 32-bit words: an event carries the low 6 bits of its time, a TIME_HIGH the 28 above."""
+    """Do as `_decode_evt3`, for 32-bit words: an event has the low 6 bits of its time, a TIME_HIGH the 28 above."""
     has_time, high, loops = state[0], state[1], state[2]
     n = 0
     for k in range(len(words)):
@@ -185,7 +185,7 @@ def _decode_evt2(words, state, t, x, y, p):
 
 @kernel
 def _decode_evt21(words, state, t, x, y, p):
-    """As `_decode_evt2`, of 64-bit words: the low half has a bit for each of 32 pixels from x on."""
+    """Do as `_decode_evt2`, for 64-bit words: the low half has a bit for each of 32 pixels from x on."""
     has_time, high, loops = state[0], state[1], state[2]
     n = 0
     for k in range(len(words)):
@@ -212,9 +212,9 @@ ENCODINGS = {"evt2": (_decode_evt2, "<u4"), "evt21": (_decode_evt21, "<u8"), "ev
 
 
 def open_dat(path: Path, said: Said) -> tuple[Size | None, Iterator[Piece]]:
-    """Type 0 is the ATIS's `2d`, 12 `cd`: a time in 32 bits, then x and y in 14 each and polarity in 4 (version 2).
+    """Open events of type 0, the ATIS's `2d`, or 12, `cd`: a time in 32 bits, then x, y and polarity.
 
-    In version 1 they take 9, 8 and 1.
+    These take 14, 14 and 4 bits in version 2, and 9, 8 and 1 in version 1.
     """
     fields, start = header_lines(path, b"%")
     with path.open("rb") as file:

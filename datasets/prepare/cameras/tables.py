@@ -1,7 +1,7 @@
-"""Events as columns: .npy, .npz, CSV and HDF5, with what the user says where a file does not.
+"""Events as columns: .npy, .npz, CSV and HDF5; the user gives what a file does not say.
 
-Nothing is guessed: which column is which comes from the names of fields, or from --columns; the unit of time from such
-a name as t_us, or from --time-unit. The polarity may be 0 and 1, or -1 and 1.
+Nothing is guessed. The names of fields, or --columns, tell the columns apart; a name such as t_us, or --time-unit,
+gives the unit of time. The polarity may be 0 and 1, or -1 and 1.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from datasets.prepare.cameras import metavision
 from datasets.prepare.cameras.pieces import Piece, Said, Size
 from snn.errors import InputError
 
-ROWS = 2**18  # that are read at once
+ROWS = 2**18  # read at once
 TICKS = {"s": 1e6, "ms": 1e3, "us": 1.0, "ns": 1e-3}  # µs in a unit
 NAMES = {"t": ("t", "ts", "time", "times", "timestamp", "timestamps"), "x": ("x",), "y": ("y",)}
 NAMES["p"] = ("p", "pol", "polarity", "on")
@@ -26,16 +26,16 @@ COLUMNS = tuple(NAMES)
 
 
 def open_npy(path: Path, said: Said) -> tuple[None, Iterator[Piece]]:
-    """An array of structures, or one of columns."""
+    """Open a structured array, or an array of columns."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # the ways in which numpy fails on a damaged file are many
+    except Exception as error:  # numpy fails on damaged files in many ways
         raise _unreadable(path, ".npy", error) from None
     return None, _from_array(path, array, said)
 
 
 def open_npz(path: Path, said: Said) -> tuple[None, Iterator[Piece]]:
-    """Arrays t, x, y and p, or a single array as in an .npy file."""
+    """Open arrays t, x, y and p, or a single array as in an .npy file."""
     arrays = {}
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -56,7 +56,7 @@ def open_npz(path: Path, said: Said) -> tuple[None, Iterator[Piece]]:
 
 
 def open_hdf5(path: Path, said: Said) -> tuple[Size | None, Iterator[Piece]]:
-    """Metavision's /CD/events, or a group /events of t, x, y and p as DSEC has it."""
+    """Open Metavision's /CD/events, or a group /events of t, x, y and p, as in DSEC."""
     file = hdf5.File(path)
     if file.is_group("events"):
         if missing := [name for name in COLUMNS if not file.is_dataset(f"events/{name}")]:
@@ -85,7 +85,7 @@ def _guarded(path: Path, pieces: Iterator[Piece]) -> Iterator[Piece]:
 
 
 def open_csv(path: Path, said: Said) -> tuple[None, Iterator[Piece]]:
-    """Lines of t, x, y and p, with a line of names or --columns; lines that begin with # are left out."""
+    """Open lines of t, x, y and p, with a line of names or --columns; lines that begin with # are left out."""
     try:
         with path.open(encoding="utf-8-sig") as file:
             lines = [file.readline(4096) for _ in range(64)]
@@ -138,7 +138,7 @@ class Columns(NamedTuple):
 
 
 def _column_of(name: str) -> tuple[str, str | None] | None:
-    """t, x, y or p, and the unit of time, if the name says it."""
+    """Return t, x, y or p, and the unit of time, if the name gives it."""
     lower = name.lower()
     found = re.fullmatch(r"(.+?)(?:[_ (\[]*(us|µs|ms|ns|s)[)\]]?)", lower)
     if found and found[1] in NAMES["t"] and lower not in NAMES["t"]:
@@ -226,7 +226,7 @@ def _from_columns(path: Path, columns: Sequence[np.ndarray], unit: float, bright
 
 
 def as_piece(path: Path | str, start: int, columns: Sequence[np.ndarray], unit: float, polarity: Polarity) -> Piece:
-    """Events from number `start` on, from columns of any type. InputError for what is no whole number, or no time."""
+    """Return events from number `start` on, from columns of any type. InputError for an invalid number or time."""
     t, x, y, p = (np.asarray(column) for column in columns)
 
     def fault(is_bad: np.ndarray, what: str, values: np.ndarray) -> None:
@@ -248,7 +248,10 @@ def as_piece(path: Path | str, start: int, columns: Sequence[np.ndarray], unit: 
 
 
 class Polarity:
-    """0 and 1, or -1 and 1, as 0 and 1; or what is said to be brighter as 1. Both 0 and -1 in a file are refused."""
+    """A mapping of polarities 0 and 1, or -1 and 1, to 0 and 1; a polarity given as brighter becomes 1.
+
+    A file with both 0 and -1 is refused.
+    """
 
     def __init__(self, path: Path | str, brighter: float | None = None):
         self.path, self.brighter, self.seen = path, brighter, set()

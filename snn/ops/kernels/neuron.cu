@@ -1,18 +1,19 @@
 // The frame around the printed functions of a neuron: one thread carries one column m = b*N + n through the steps
 // begin ... end of T, with its states in registers. snn/ops/cuda.py launches it.
 //
-// Compiled with -D REAL=float or double, -D THREADS of a block, and with --fmad=false, because a contracted product would
-// round differently from the reference, and a spike could flip.
+// Compile it with -D REAL=float or double, -D THREADS of a block, and with --fmad=false, because a contracted product
+// would round differently from the reference, and a spike could flip.
 //
-// Tensors are (T, M), states and marks (S, M), values (P, N). A load takes hundreds of cycles, a step of the neuron a few
-// dozen, and few columns hide little of it from each other. So what the next steps need is loaded together.
+// Tensors are (T, M), states and marks (S, M), values (P, N). A load takes hundreds of cycles, a step of the neuron a
+// few dozen, and few columns hide little of that from each other. So the inputs of several steps are loaded together.
 
-// Eight blocks at once on a multiprocessor leave a thread 64 registers; in double precision, with half the threads, 128.
+// Eight blocks at once on a multiprocessor leave a thread 64 registers; in double precision, with half the threads,
+// they leave it 128.
 #define BLOCKS __launch_bounds__(THREADS, 8)
 
 constexpr int AHEAD = 32 / sizeof(real), BACK_AHEAD = (R < 3 ? 16 : 8) / sizeof(real);  // steps; more cost registers
 
-// h may be null, and marks: the states after each SEGMENT steps, (C, S, M). States are updated in place.
+// h may be null, and so may marks, the states after each SEGMENT steps, (C, S, M). States are updated in place.
 extern "C" __global__ void BLOCKS forward(
     const real* __restrict__ x, real* __restrict__ s, real* __restrict__ h, real* __restrict__ marks,
     real* __restrict__ states, const real* __restrict__ values_PN,
@@ -47,9 +48,9 @@ extern "C" __global__ void BLOCKS forward(
     store_state(states, M, m, state);
 }
 
-// Steps end - 1 ... begin. gh may be null. gstates are updated in place, from those after step `end` to those before
-// `begin`; sums: (Q, M), added to where end is not T. kept: null, or (SEGMENT, R, M) for a recurrent layer, whose launches
-// take one step each: what the steps of a segment read is computed by the first of them.
+// Go back through steps end - 1 ... begin. gh may be null. gstates are updated in place, from those after step `end` to
+// those before `begin`. sums are (Q, M); unless end is T, this launch adds to them. kept is null, or (SEGMENT, R, M)
+// for a recurrent layer, whose launches take one step each: the first launch of a segment computes what its steps read.
 extern "C" __global__ void BLOCKS backward(
     const real* __restrict__ gs, const real* __restrict__ gh, const real* __restrict__ x, real* __restrict__ gx,
     const real* __restrict__ marks, const real* __restrict__ states, real* __restrict__ gstates,

@@ -1,12 +1,12 @@
 # The frame around the printed functions of a neuron: tiles of columns walk through the steps.
 #
 # Layout: samples and neurons are one axis of M = B·N columns, m = b·N + n. A tile of columns walks through all steps
-# while its values and states lie in scratch, a row each, in the caches next to the core, and for a few steps at a time
-# a line of them in registers; only x, the spikes and gradients stream through memory. Arguments that a call does not
-# have are None, and numba compiles a variant without them.
+# while its values and states lie in scratch, a row each, in the caches next to the core. A line of columns at a time is
+# held in registers for a few steps. Only x, the spikes and gradients stream through memory. Arguments that a call does
+# not have are None, and numba compiles a variant without them.
 #
-# Forward leaves a mark every SEGMENT steps: the states that the next segment begins with. Backward computes a segment
-# again from its mark, keeps in scratch what the derivative reads, and walks back.
+# Forward leaves a mark every SEGMENT steps: the states that the next segment begins with. Backward recomputes a segment
+# from its mark, keeps in scratch what the derivative reads, and walks back.
 
 G = P + S  # rows of a tile: values, states, gradients of states and values, then those that a step keeps
 KEPT = G + S + Q
@@ -15,14 +15,14 @@ FORWARD_ROWS, BACKWARD_ROWS = P + S, KEPT + SEGMENT * (1 + R)
 
 @inlined
 def copy(to, at, source, begin, number):
-    """As many numbers from there on, a line at a time: by itself the compiler would take them one by one."""
+    """Copy numbers a line at a time; without this, the compiler would copy them one by one."""
     for j in range(0, number, LINE):
         store_part(to, at + j, number - j, load_part(source, begin + j, number - j, LINE))
 
 
 @inlined
 def spread(r, at, source_XN, N, m, width):
-    """Rows of values of columns m...; column m is neuron m mod N."""
+    """Write rows of values for the columns from m on; column m is neuron m mod N."""
     for k in range(len(source_XN)):
         n, j = m % N, 0
         while j < width:
@@ -33,10 +33,10 @@ def spread(r, at, source_XN, N, m, width):
 
 @inlined
 def forward_steps(x_TM, fed, s_TM, h_TM, near_TW, marks_CSM, r, at, m, width, begin, end, past):
-    """Steps begin ... end of the tile m ... m + width, whose rows lie in r from `at`.
+    """Run steps begin ... end of the tile m ... m + width, whose rows lie in r from `at`.
 
-    fed: the input of one step of a recurrent layer, in place of x. near: a bit for each column, or None; a tile begins
-    with a word of them. past: write past the caches.
+    fed: the input of one step of a recurrent layer, which replaces x. near_TW: a bit for each column, or None; a tile
+    begins a word of bits. past: write past the caches.
     """
     T, M = s_TM.shape
     for j in range(0, width, LINE):
@@ -64,7 +64,7 @@ def forward_steps(x_TM, fed, s_TM, h_TM, near_TW, marks_CSM, r, at, m, width, be
 
 @inlined
 def recompute_steps(x_TM, r, at, m, width, first, begin, end):
-    """Steps begin ... end of a segment that starts at `first`, again: keep what their derivatives read."""
+    """Repeat steps begin ... end of a segment that starts at `first`, and keep what their derivatives read."""
     M = x_TM.shape[1]
     for j in range(0, width, LINE):
         left = width - j
@@ -78,7 +78,7 @@ def recompute_steps(x_TM, r, at, m, width, first, begin, end):
 
 @inlined
 def backward_steps(gs_TM, gs_fed, gh_TM, gx_TM, r, at, m, width, first, begin, end, past):
-    """As `forward_steps`, from step end - 1 to begin, on what `recompute_steps` kept."""
+    """Go back from step end - 1 to begin, using what `recompute_steps` kept; arguments as in `forward_steps`."""
     M = gx_TM.shape[1]
     for j in range(0, width, LINE):
         left = width - j
@@ -103,7 +103,7 @@ def backward_steps(gs_TM, gs_fed, gh_TM, gx_TM, r, at, m, width, first, begin, e
 
 @inlined
 def delayed(fed, s_TM, past_DM, m, t, lag, whole_N, share_N):
-    """fed = the outputs that come back at step t: those of `lag` steps before, and older by the delays."""
+    """Set `fed` to the outputs that come back at step t: those of `lag` steps before, or older by their delays."""
     D = len(past_DM)
     for n in range(len(fed)):
         u = t - lag - whole_N[n]
@@ -120,7 +120,7 @@ def forward_columns(
     x_TM, s_TM, h_TM, near_TW, total_TM, marks_CSM, state_SM, past_DM, VT_NN, whole_N, share_N, lag, values_PN,
     past, group, begin, end,
 ):  # fmt: skip
-    """Groups begin ... end of `group` columns; a recurrent layer's group is a sample. States are updated in place."""
+    """Run groups begin ... end of `group` columns; a recurrent layer's group is a sample. Update states in place."""
     T, M = x_TM.shape
     N = values_PN.shape[1]
     size_of_tile = FORWARD_ROWS * STRIDE
@@ -148,7 +148,7 @@ def forward_columns(
                         total_TM[t, m + j] = fed[j]
             for k in range(0, size, TILE):
                 at, width = k // TILE * size_of_tile, min(TILE, size - k)
-                if VT_NN is None:  # two calls, as numba does not know before running which of two types an argument has
+                if VT_NN is None:  # two calls, as numba must know the type of an argument before it runs
                     forward_steps(x_TM, None, s_TM, h_TM, near_TW, marks_CSM, r, at, m + k, width, t, end_t, past)
                 else:
                     forward_steps(x_TM, fed, s_TM, h_TM, near_TW, marks_CSM, r, at, m + k, width, t, end_t, past)
@@ -164,14 +164,14 @@ def backward_columns(
     gs_TM, gh_TM, x_TM, gx_TM, marks_CSM, state_SM, gstate_SM, gvalues_QM, V_NN, whole_N, share_N, lag, longest,
     values_PN, past, group, begin, end,
 ):  # fmt: skip
-    """As `forward_columns`, in reverse. State gradients are updated in place, those of the values are written."""
+    """Go back through what `forward_columns` did. Update state gradients in place, and write those of the values."""
     T, M = x_TM.shape
     N = values_PN.shape[1]
     size_of_tile = BACKWARD_ROWS * STRIDE
     r = np.zeros(-(-group // TILE) * size_of_tile, x_TM.dtype)
     row = np.empty(group if V_NN is not None else 1, x_TM.dtype)
     picked = np.empty(N, np.int64)
-    # What comes back to the outputs of so many later steps, step t in row t mod (longest + 2).
+    # Gradients that come back to outputs from later steps; those of step t are in row t mod (longest + 2).
     back = np.empty((longest + 2 if whole_N is not None else 1, N), x_TM.dtype)
     for m in range(begin * group, min(end * group, M), group):
         size = min(group, M - m)

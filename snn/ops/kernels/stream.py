@@ -1,4 +1,4 @@
-# The loop over the steps of a stream: this function once for each layer K, with its neuron's steps, then the rest.
+# The loop over the steps of a stream. The first function is printed once for each layer K, with its neuron's steps.
 
 
 @inlined
@@ -6,15 +6,15 @@ def run_layer_K(
     tally, channels, counts, number, scratch, rows, W_SCL, fan_out_C, bias_N, VT_NN, whole_N, past_DN, fan_out_N,
     picked, offsets, late_inputs, late_synapses, spike_first, is_output,
 ):  # fmt: skip
-    """One step of a `Layer`. Its entries come in and its spikes go out in `channels` and `counts`: how many."""
+    """Run one step of a `Layer`. Entries come in and spikes go out in `channels` and `counts`; return their number."""
     x, s, h = rows[X, 0], rows[S, 0], rows[H, 0]
     N = len(x)
-    if fan_out_C is None:  # counted as the events come in, whenever a delay lets them arrive
+    if fan_out_C is None:  # events count when they come in, even if a delay makes them arrive later
         tally[SYNAPTIC] += number * N
     else:
         for e in range(number):
             tally[SYNAPTIC] += fan_out_C[channels[e]]
-    if late_inputs is not None:  # those of this step leave for later ones, and those that are due come in
+    if late_inputs is not None:  # entries of this step are stored for later, and those that are due come in
         whole_C, channels_DC, counts_DC, numbers_D = late_inputs
         D = len(numbers_D)
         for e in range(number):
@@ -89,7 +89,7 @@ def run_layer_K(
 
 @inlined
 def run_step(layers, channels, counts, entry_of_channel, tally, spikes, output_counts):
-    """Run the step whose entries are gathered, through all layers."""
+    """Run the step whose entries have been collected, through all layers."""
     number = tally[ENTRIES]
     for k in range(number):
         entry_of_channel[channels[k]] = -1
@@ -100,16 +100,16 @@ def run_step(layers, channels, counts, entry_of_channel, tally, spikes, output_c
         output_counts[channels[k]] += 1
     if number > 0 and tally[DECIDED] == 0:
         tally[DECIDED] = tally[STEP]
-        tally[LABEL] = channels[0]  # in rising order: of those that fire at once, the lower class
+        tally[LABEL] = channels[0]  # channels ascend: of classes that fire in the same step, the lowest counts
 
 
 @kernel
 def advance(
     steps, event_channels, T, end, stops, layers, channels, counts, entry_of_channel, tally, spikes, output_counts
 ):  # fmt: skip
-    """Take events, in time order, and run each step that is complete; then all steps up to `end`.
+    """Take events, in time order, and run each step that is complete; then run all steps up to `end`.
 
-    A step is complete once an event comes after it. With `stops`, end with the step in which an output fires first.
+    A step is complete once a later event comes. With `stops`, end with the step in which an output first fires.
     """
     if stops and tally[DECIDED] > 0:
         return

@@ -1,8 +1,8 @@
-// What stands between the products of a layer of neurons that spike once, for the GPU: each one pass over memory, one
-// thread a neuron. See snn/ttfs/functional.py for the formulas, snn/ttfs/kernels.py for the same on the CPU.
+// The operations between the products of a layer of neurons that spike once, for the GPU. Each is one pass over memory,
+// with one thread for each neuron. snn/ttfs/functional.py has the formulas, snn/ttfs/kernels.py the same for the CPU.
 //
-// Compiled with -D REAL=float or double, and with --fmad=false: equal to the plain torch in every bit. x and gx hold two
-// halves of `size` values, [m; a] or [S; A].
+// Compile it with -D REAL=float or double and with --fmad=false, so that it equals plain torch in every bit. x and gx
+// hold two halves of `size` values, [m; a] or [S; A].
 
 typedef REAL real;
 

@@ -95,7 +95,7 @@ class Trace:
         self.in_surrogate = False
 
     def fail(self, message: str, line: int | None = None) -> NoReturn:
-        """Raise an InputError that names the neuron and the line: the one given, the one that runs, or where its step begins."""
+        """Raise InputError with the neuron and a line: the one given, the one that runs, or where its step begins."""
         step, frame = self.neuron.step, sys._getframe()
         file = inspect.getsourcefile(step)
         while frame and frame.f_code.co_filename != file:

@@ -168,9 +168,8 @@ def main() -> None:
             f"best epoch {content['epoch']}: {task.conclude(validation) if validation else THE_LAST}\n"
             f"saved in {run / 'best.pt'}; test it by: bash run_test.sh {run / 'best.pt'}"
         )
-        if cfg.data.shape == (700,):  # the channels of the cochlea
-            command = f"$(bash run.sh --python export) export.py --load_pt_file {run / 'best.pt'} --format html"
-            print(f"make a page that listens by: {command}")
+        for line in task.uses(run / "best.pt"):
+            print(line)
     team.part_ways()
 
 

@@ -40,6 +40,7 @@ from tasks import streams
 from tasks.kind import Kind, Result, Testing, Training, fingerprint, named, say_missing, say_refusal
 
 NARROWS_BY = 0.01  # the factor by which the triangle of a delay narrows over a training
+COCHLEA = (700,)  # the channels that `datasets.prepare` makes of sound
 TEST_SEED = 0  # data.test_by sets the same recordings apart whatever the run's seed
 
 
@@ -136,6 +137,12 @@ class EventTraining(Training):
         return (
             f"validation FS accuracy {validation['fs_accuracy']:.2f} %, FR accuracy {validation['fr_accuracy']:.2f} %"
         )
+
+    def uses(self, checkpoint: Path) -> list[str]:
+        if self.cfg.data.shape != COCHLEA:
+            return []
+        command = f"$(bash run.sh --python export) export.py --load_pt_file {checkpoint} --format html"
+        return [f"make a page that listens by: {command}"]
 
     def learned(self) -> dict[str, Tensor]:
         layers = self.network.learned(dt_ms=1.0)

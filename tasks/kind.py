@@ -6,6 +6,7 @@ import math
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -101,6 +102,10 @@ class Training(ABC):
     @abstractmethod
     def conclude(self, validation: dict) -> str:
         """Give the best epoch's accuracy in words."""
+
+    def uses(self, checkpoint: Path) -> list[str]:
+        """Say what else can be done with the trained network, a line each."""
+        return []
 
     def learned(self) -> dict[str, Tensor]:
         """Return the values that the network learned besides weights, for the log. Times are in steps."""

@@ -131,7 +131,7 @@ class Draw:
         return SparseCounts(*self.entries(T * B, C), tuple(self.number(size) for size in shape))
 
     def array(self, values: np.ndarray) -> np.ndarray:
-        """As it is, or as another type of numbers, or of another size."""
+        """Return it as it is, or with another type of numbers, or with another size."""
         if self.wrong(0.04):
             return self.of(
                 [None, values.tolist(), values[:, None], values[:-1], np.float16(values), values.astype("O")]

@@ -135,7 +135,7 @@ def write_drop(folder: Path, name: str, seed: int, busy_events: int = 30_000) ->
 
 
 def write_originals(folder: Path) -> None:
-    """What the commands ask for, in `folder`."""
+    """Write into `folder` the files that the commands ask for."""
     (folder / "my_recordings").mkdir()
     for k in range(6):
         tone = np.sin(np.arange(8000) * (0.2 + 0.1 * (k % 2) + 0.001 * k)).astype(np.float32)

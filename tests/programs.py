@@ -32,7 +32,7 @@ def without_times(log: list[dict]) -> list[dict]:
 
 
 def state(run: Path) -> tuple[list[dict], dict[str, bytes]]:
-    """What a run has come to: its log without times, and the bits of all tensors in its checkpoints."""
+    """Return the state of a run: its log without times, and the bits of all tensors in its checkpoints."""
     bits = {}
     for name in ("best.pt", "last.pt"):
         _, content = checkpoint.load(run / name)

@@ -58,7 +58,7 @@ def test_counts_are_not_binarised_and_do_not_overflow(tmp_path):
 
 
 def test_events_may_be_in_any_order():
-    """Of a recording and of a bin; some past the window, many in one channel."""
+    """Draw events of a recording and of a bin; some are past the window, many in one channel."""
     random = np.random.default_rng(0)
     times = random.integers(0, 60, 3000).astype(np.uint32)
     channels = random.integers(0, 20, 3000).astype(np.uint16)

@@ -208,7 +208,7 @@ CALL = re.compile(r"`((?:snn|datasets)(?:\.\w+)+)\(([^`]*)\)`")
 
 @pytest.mark.parametrize("page", [REPOSITORY / "README.md", *PAGES], ids=lambda page: page.stem)
 def test_calls_that_a_page_shows_have_the_arguments_of_the_code(page):
-    """Of `snn.module.name(a, b)`: a and b are its first arguments, in this order; `c=1` is one of its names."""
+    """In `snn.module.name(a, b)`, a and b are its first arguments, in this order; `c=1` is one of its names."""
     for name, words in CALL.findall(page.read_text(encoding="utf-8")):
         modules = name.split(".")
         while find_module(modules) is None:

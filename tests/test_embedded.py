@@ -61,7 +61,7 @@ def lines_of(network: Network, data: Recordings) -> list[str]:
 
 
 def run(tmp_path, network: Network, data: Recordings, int8: bool, *options: str) -> list[str]:
-    """What the C of a network says, with all its spikes."""
+    """Run the C of a network and return its answers, with all its spikes."""
     bench.write_code(code_of(network, int8), tmp_path)
     bench.write_recordings(tmp_path, data, range(len(data)))
     size, *lines = bench.run_native(tmp_path, ["gcc", *options], "-DSPIKES")
@@ -148,12 +148,12 @@ class Machine:
     def __init__(self, tmp_path, network: Network, **changes):
         code = code_of(network, **changes)
         bench.write_code(code, tmp_path)
-        self.library = library(tmp_path, "network.c")
+        self.compiled = library(tmp_path, "network.c")
         self.net = ctypes.create_string_buffer(code.state_bytes)
         self.call("reset")
 
     def call(self, name: str, *numbers: int) -> int:
-        return getattr(self.library, f"network_{name}")(self.net, *map(ctypes.c_uint32, numbers))
+        return getattr(self.compiled, f"network_{name}")(self.net, *map(ctypes.c_uint32, numbers))
 
     def number(self, offset: int) -> int:
         return int.from_bytes(self.net.raw[offset : offset + 4], "little")

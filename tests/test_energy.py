@@ -34,7 +34,7 @@ def values(network: Network, x_TBC: torch.Tensor) -> dict[str, float]:
 
 
 def inputs_of(network: Network, x_TBC: torch.Tensor) -> list[torch.Tensor]:
-    """Of each linear map."""
+    """Return the input of each linear map."""
     network.reset()
     with torch.no_grad():
         return [x_TBC, *network(x_TBC).layers[:-1]]

@@ -94,7 +94,7 @@ def test_other_simulators_give_the_same_spikes(case, tmp_path):
 
 @torch.no_grad()
 def test_without_the_initial_states_the_spikes_differ(tmp_path):
-    """So the states in the metadata are needed, and the test above can fail."""
+    """The states in the metadata are needed, so the test above can fail."""
     pytest.importorskip("snntorch")
     network = make_network("CuLIF", ["20F", "20F"], (30,))
     graph = exchange.nir_graph(network, (30,), simulators.DT_S)
@@ -182,7 +182,7 @@ EAGER = {"tau_mem_steps": 5, "tau_syn_steps": 5, "theta": 0.2}
 
 @torch.no_grad()
 def test_the_first_difference_is_found():
-    """Of two spikes turned round, the one that comes first where layer 1 is a step ahead and layer 2 two."""
+    """Two spikes are turned round: the earlier one is found, although layer 1 is a step ahead and layer 2 two."""
     network, latencies = make_network("CuLIF", ["20F"], (30,)).folded(), [1, 2]
     ran = simulators.spikes_and_potentials(network, events((30,)).unsqueeze(1))
     theirs = {k: s_TN[latencies[k] :].clone() for k, (s_TN, _) in enumerate(ran)}

@@ -53,7 +53,7 @@ on_gpu = partial(ops.multi_step, backend="cupy")
 
 @pytest.fixture(autouse=True)
 def deterministic_products(monkeypatch):
-    """What `poisoned` asks of cuBLAS."""
+    """Give cuBLAS the setting that `poisoned` needs."""
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
@@ -160,7 +160,7 @@ def test_auto_runs_the_kernels(recurrent, monkeypatch):
 
 
 def test_memory():
-    """Of a layer with its gradients: x, y, h and gy, gx, and no more than sums beside them."""
+    """A layer keeps x, y, h and gy, gx with its gradients, and no more than sums beside them."""
     x_TBN, *rest = to_gpu(make_call(ADLIF, (100, 32, 256), torch.float32))
     size = x_TBN.nbytes
     on_gpu(x_TBN[:1], *rest, want_h=False)

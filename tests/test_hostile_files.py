@@ -58,7 +58,7 @@ def test_damaged_files(seed, cases):
 
 
 def test_a_process_of_the_preparation_that_dies():
-    """As of a MATLAB file of which SciPy crashes: it ends, and says so."""
+    """A process that crashes, as SciPy does on some MATLAB files, ends and says so."""
     with pytest.raises(InputError, match=r"planes: a process died, .* at recording 0 \(11\) or one of the next"):
         list(map_in_order(signal.raise_signal, [int(signal.SIGSEGV)], 1, "planes"))
 

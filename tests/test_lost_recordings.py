@@ -208,7 +208,7 @@ def test_training_says_what_test_will_refuse(program, tmp_path, shd_folder, spoi
 
 
 def test_training_reads_neither_labels_nor_events_of_the_test_file(shd_folder, monkeypatch):
-    """What reads them is taken away, and the layout of an impossible file is still looked at."""
+    """The readers are taken away, and the layout of an impossible file is still looked at."""
     for name in ("whole_numbers", "lengths_of_lists", "numbers"):
         monkeypatch.setattr(hdf5.File, name, lambda *_: pytest.fail("contents were read"))
     found = readers.look("shd", shd_folder / "shd_test.h5", "test", 40, 3)

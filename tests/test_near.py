@@ -24,7 +24,7 @@ def _also_few_outputs(monkeypatch):
 
 
 def gradients(call: tuple, dense_gradient_above: float, mask_BN: torch.Tensor | None, wants_near: bool) -> list:
-    """Of all leaves and of the weights of the layer behind, whose share of entries near the threshold comes last."""
+    """Return the gradients of all leaves and of the weights of the layer behind, then its share of entries near θ."""
     x_TBN, _, _, neuron, feedback = call
     near_TW = ops.near_room(x_TBN, neuron, feedback)
     assert (near_TW is not None) == wants_near

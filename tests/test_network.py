@@ -320,7 +320,7 @@ def test_learned_values_out_of_range_are_refused(tmp_path, value, name):
 
 
 def test_a_step_that_cannot_be_recorded(monkeypatch):
-    """What torch says without a GPU is put into its mouth; tests/test_gpu.py records real ones."""
+    """Torch's own message is raised without a GPU; tests/test_gpu.py records real steps."""
 
     def refuse(*_: object, **__: object) -> None:
         raise RuntimeError("CUDA error: operation not permitted when stream is capturing")

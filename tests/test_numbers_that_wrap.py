@@ -175,7 +175,7 @@ def test_whole_seconds_are_too_coarse(tmp_path, capsys):
 
 
 def test_the_docs_show_a_type_that_fits():
-    """What docs/adding_a_data_set.md says of a camera holds for the largest of the published sensors."""
+    """The page docs/adding_a_data_set.md says of a camera what holds for the largest of the published sensors."""
     text = (REPOSITORY / "docs" / "adding_a_data_set.md").read_text()
     kinds = re.findall(r"units.*?vlen_dtype\(np\.(\w+)\)", text)
     assert kinds

@@ -106,7 +106,7 @@ def test_each_surrogate_on_the_cpu(name, poisoned):
 @pytest.mark.parametrize("is_aligned", [True, False], ids=["", "unaligned"])
 @over_dtypes
 def test_large_results_go_past_the_caches(dtype, is_aligned, shape, monkeypatch, poisoned):
-    """Where they are whole cache lines; here all count as large."""
+    """Stores go past the caches where they are whole cache lines; here all arrays count as large."""
     monkeypatch.setattr(cpu, "PAST_ABOVE_BYTES", 0)
     if not is_aligned:
         monkeypatch.setattr(torch, "empty_like", lambda x: x.new_empty(x.numel() + 1)[1:].view(x.shape))
@@ -143,7 +143,7 @@ def test_recurrent_gradients_in_float32(poisoned):
 
 
 def test_a_delay_of_whole_steps_is_a_later_output():
-    """Of all outputs alike: the layer sees at step n what it gave at step n - 3."""
+    """All outputs come back equally late: the layer sees at step n what it gave at step n - 3."""
     x_TBN, values, _, neuron, feedback = make_call(LIF, (30, 2, 4), torch.float64, recurrent=True)
     x_TBN = 3 * x_TBN
     late = Feedback(feedback.V_NN, torch.full((4,), 2.0, dtype=torch.float64), 4)
@@ -452,7 +452,7 @@ def test_a_kernel_is_compiled_anew_with_what_it_calls_in_another_file(tmp_path, 
 
 @pytest.mark.skipif(not compiled._gomp_parallel, reason="needs torch's GNU OpenMP")
 def test_ctrl_c_is_not_lost_on_the_way_into_a_kernel(monkeypatch):
-    """As ctypes does when Ctrl-C comes before the first line of its callback: this thread's share is left out."""
+    """The share of this thread is left out, as by ctypes when Ctrl-C comes before the first line of its callback."""
     monkeypatch.setattr(compiled, "_gomp_parallel", lambda *_: None)
     with pytest.raises(KeyboardInterrupt):
         compiled.in_parts(lambda begin, end: None, 8, 2)

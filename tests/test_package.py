@@ -71,7 +71,7 @@ print(*(name for name in ours if find_spec(name)))
 
 
 def installed(python: Path, folder: Path) -> Path:
-    """Where snn is installed; nothing else of ours is, but for what Python or the tests' environment has itself."""
+    """Return where snn is installed; nothing else of ours is, but for what the environment has itself."""
     said, others = run(python, "-c", LIST, folder=folder).split("\n")[:2]
     is_same, place = said.split(" ", 1)
     assert is_same == "True"

@@ -120,7 +120,7 @@ def test_the_pixel_equals_its_rule_step_by_step():
 
 
 def test_thresholds_and_refractory_time():
-    """What is slow gives an event for each threshold of .25 in a contrast of .85, and back from the last of them."""
+    """A slow plane gives an event for each threshold of 0.25 in a contrast of 0.85, and back from the last of them."""
     even = np.full((planes.HEIGHT, planes.WIDTH), 0.25, np.float32)
     times_us, data = planes._watch(planes.silhouette("F117"), SLOW, even)
     off, on = np.zeros((2, planes.HEIGHT, planes.WIDTH), int)

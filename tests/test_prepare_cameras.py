@@ -131,7 +131,7 @@ def test_evt3_of_any_words_is_the_oracles_in_blocks_of_any_size(tmp_path, monkey
 
 @needs_recordings
 def test_evt3_recording_ends_when_its_format_says():
-    """Of four libraries' last times, 11,772,513, 11,727,467 and twice 11,727,457 µs, the last is the format's.
+    """Four libraries give 11,772,513, 11,727,467 and twice 11,727,457 µs as last time; the last is the format's.
 
     At event 20,121 TIME_LOW steps back from 811 to 800 under one TIME_HIGH. It "updates the lower 12 bits": the time is
     800. The first library took this for an overflow and added 4096 each time, the second kept the largest time so far.

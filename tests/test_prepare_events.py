@@ -276,7 +276,7 @@ def test_hot_pixels_noise_and_divide(tmp_path):
 
 @pytest.mark.parametrize("more", ["", "--hot-pixel-hz 20", "--noise-us 20000 --divide 2", "--sort --hot-pixel-hz 20"])
 def test_recordings_that_come_in_parts_are_the_same(program, tmp_path, monkeypatch, more):
-    """Of a long recording no more than a part is in memory until it is written."""
+    """No more than a part of a long recording is in memory until it is written."""
     write_tree(tmp_path / "in", 3)
     content = {}
     for at_once in (2**18, 64):

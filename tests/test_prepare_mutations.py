@@ -41,7 +41,7 @@ def mutated(content: bytes, random: np.random.Generator) -> bytes:
 
 
 def outcome(path: Path, said: Said, shape: cut.Shape = cut.Shape()) -> bool:  # noqa: B008
-    """Whether it is read. Whatever else than an InputError of one line comes out, fails the test."""
+    """Return whether it is read. The test fails on anything but an InputError of one line."""
     started, refusal = time.process_time(), None
     try:
         opened = cameras.open_recording(path, said)
@@ -57,7 +57,7 @@ def outcome(path: Path, said: Said, shape: cut.Shape = cut.Shape()) -> bool:  # 
 
 
 def hammer(path: Path, said: Said, times: int, seed: int) -> int:
-    """How many of so many mutations are read."""
+    """Count the mutations that are read."""
     random = np.random.default_rng(seed)
     content = path.read_bytes()
     assert outcome(path, said)  # compiles what it needs

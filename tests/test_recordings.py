@@ -80,7 +80,7 @@ def test_channels_are_averaged(tmp_path):
 
 
 def test_a_size_that_the_writer_did_not_know_is_no_damage(tmp_path):
-    """As ffmpeg writes to a pipe; and a chunk of odd size without its padding."""
+    """Write a file as ffmpeg does to a pipe, and a chunk of odd size without its padding."""
     path = save_sound(tmp_path / "x.wav")
     content = bytearray(path.read_bytes())
     path.write_bytes(content[:4] + b"\xff" * 4 + content[8:40] + b"\xff" * 4 + content[44:])

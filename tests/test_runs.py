@@ -55,7 +55,7 @@ def data(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> tuple:
-    """What three epochs of recordings come to without a fault."""
+    """Return the state after three epochs of recordings without a fault."""
     folder = make_data(tmp_path_factory.mktemp("whole"))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -315,7 +315,7 @@ def small_disk(folder: Path, kilobytes: int) -> Iterator[Callable[[str], None]]:
 
 
 def fill_up_and_resume(program: Callable, folder: Path, kilobytes: int, whole: tuple) -> bool:
-    """Whether a run fills a disk of that size, which is then one line; with more room it comes to its end."""
+    """Return whether a run fills a disk of that size, said in one line; with more room it comes to its end."""
     words = f"{EVENTS} --epochs 3 --save_name x"
     with small_disk(folder / "runs", kilobytes) as mount_again:
         result = program(words)

@@ -266,7 +266,7 @@ def test_run_sh_leaves_a_broken_venv_to_its_owner(tmp_path):
     ],
 )
 def test_run_sh_asks_for_the_packages_of_this_system_and_of_the_extras(tmp_path, extras, required, found):
-    """Where the first Python has them run.sh prints it; otherwise it makes a .venv, which here it may not."""
+    """run.sh prints the first Python where that has the packages; otherwise it makes a .venv, which here it may not."""
     shutil.copy(REPOSITORY / "run.sh", tmp_path / "run.sh")
     (tmp_path / "requirements.txt").write_text(required)
     (tmp_path / "pyproject.toml").write_text(

@@ -129,7 +129,7 @@ def make_gestures(path: Path, recordings: int, events: int) -> None:
 
 
 def test_memory_does_not_grow_with_the_set(tmp_path):
-    """What NumPy holds while a set is read, checked and batched: the same for a set of four times the size."""
+    """NumPy holds as much while a set is read, checked and batched as for a set of four times the size."""
     peaks = []
     for recordings in (20, 80):
         path = tmp_path / f"{recordings}.h5"
@@ -147,7 +147,7 @@ def test_memory_does_not_grow_with_the_set(tmp_path):
 
 @pytest.mark.slow
 def test_200_megabytes_within_60(tmp_path):
-    """As the system counts: the largest memory of a process that reads, checks and batches a set."""
+    """Measure, as the system counts it, the largest memory of a process that reads, checks and batches a set."""
     make_gestures(tmp_path / "x.h5", 300, 100_000)
     assert (tmp_path / "x.h5").stat().st_size > 200e6
     program = f"""

@@ -224,7 +224,7 @@ def test_backends_do_not_import_each_other_and_cupy_has_one_importer():
 
 
 def test_tests_do_not_import_one_another():
-    """What two of them need stands in a module of its own beside them."""
+    """A module beside them holds what two of them need."""
     for path in (REPOSITORY / "tests").rglob("*.py"):
         found = {name for name in imports_of(path) if name.startswith("tests.test_")}
         assert not found, f"{path.name} may not import {sorted(found)}"
@@ -273,7 +273,7 @@ def smoke_form(command: str) -> str:
 
 
 def in_this_process(command: str, folder: Path) -> str | None:
-    """What `program` runs in place of a command that only starts Python; None: it does more."""
+    """Return what `program` runs in place of a command that only starts Python; None where it does more."""
     if words := re.match(r"bash run\.sh (configs/\S+)(.*)", command):
         return f"train.py --path_to_yaml {words[1]} {words[2]}"
     if words := re.match(r"bash run_test\.sh ([^-]\S*)?(.*)", command):

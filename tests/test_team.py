@@ -55,7 +55,7 @@ def norm_rows(process: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def norm_state(norm: layer.BatchNorm1d, x_TBN: torch.Tensor, g_TBN: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What comes of a forward and backward pass."""
+    """Run a forward and a backward pass and return what comes out."""
     x_TBN.requires_grad_()
     with torch.no_grad():
         norm.weight += torch.arange(WIDTH)
@@ -66,7 +66,7 @@ def norm_state(norm: layer.BatchNorm1d, x_TBN: torch.Tensor, g_TBN: torch.Tensor
 
 
 def work() -> None:
-    """What each of the two processes does."""
+    """Do the work of one of the two processes."""
     team = gather(False, CPU)
     found = {"norms": []}
     for counts in COUNTS:
@@ -173,7 +173,7 @@ def test_numbers_over_processes(folder):
     ],
 )
 def test_a_lost_process_is_one_line(capsys, message):
-    """What torch.distributed raises in those that are left."""
+    """Return errors that torch.distributed raises in the processes that are left."""
 
     def main():
         raise RuntimeError(message)

@@ -154,7 +154,7 @@ def test_gradients_are_the_published_ones(T, clip):
 
 @pytest.mark.parametrize("T", WINDOWS)
 def test_gradients_are_central_differences(T):
-    """Of a random projection of the times, on every coordinate whose step leaves the spike pattern as it is."""
+    """Compare slopes of a random projection of the times, on each coordinate whose step keeps the spike pattern."""
     t, W = random_times((5, 8), T, 7), random_weights((9, 8), 8)
     projection = torch.randn(5, 9, dtype=torch.float64)
 

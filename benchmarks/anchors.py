@@ -47,7 +47,7 @@ from tasks.events import EventTraining, look_at_test_data, read_recordings
 from tasks.kind import fingerprint, named, say_missing
 
 COMMAND = ("python", "-m", "benchmarks.anchors")
-EPOCHS, LR, WEIGHT_DECAY, CLIP_NORM, SMOOTHING = 40, 2e-3, 0.01, 1.0, 0.1
+EPOCHS, LR, WEIGHT_DECAY, CLIP_NORM, SMOOTHING = 50, 2e-3, 0.01, 1.0, 0.1
 TAKEN = {"train.batch_size", "train.test_batch_size"}  # from the configuration, besides data
 
 

@@ -1,6 +1,6 @@
 """search.py: ranges, trials, runs that are given up, workers that are killed, databases, and the front.
 
-One test trains. The others have a train.py that writes what a run leaves, in no time and as the test tells it.
+Two tests train. The others have a train.py that writes what a run leaves, in no time and as the test tells it.
 """
 
 import json
@@ -28,7 +28,7 @@ import tasks
 from snn import checkpoint, files, ranges, settings
 from snn.errors import InputError
 from tests.conftest import CONFIGURATIONS, REPOSITORY, assert_one_line
-from tests.programs import rows
+from tests.programs import TRAIN_IMAGES, rows
 
 WORDS = (
     f"search.py --path_to_yaml {REPOSITORY}/configs/smoke.yaml --dataset_name shd --path_to_dataset shd "
@@ -271,10 +271,17 @@ def test_ranges_beside_a_configuration_are_of_it(path):
     assert ranges.Space(cfg, ranges.read(path, known).ranges, path.name).own
 
 
-@pytest.mark.parametrize("kind", tasks.KINDS, ids=lambda kind: kind.config.section)
-def test_each_kind_has_goals(kind):
-    assert set(kind.training.goals.values()) <= {"maximize", "minimize"}
-    assert kind.training.goals
+@pytest.mark.usefixtures("toy_file")
+def test_networks_of_one_spike_a_neuron_have_goals_of_their_own(program, tmp_path):
+    goals = tasks.images.KIND.training.goals
+    found = {"goals": list(goals), "ranges": {"train.lr": {"low": 1e-3, "high": 9e-3}}}
+    (tmp_path / "ranges.yaml").write_text(yaml.safe_dump(found))
+    words = TRAIN_IMAGES.replace("train.py", "search.py")
+    done = program(f"{words} --epochs 1 --trials 1 --ranges ranges.yaml --study s")
+    assert done.returncode == 0, done.stderr
+    (trial,) = load(tmp_path).trials
+    (row,) = rows(tmp_path / "runs" / "s_0000" / "metrics.jsonl")
+    assert trial.values == [row[f"validation_{goal}"] for goal in goals]
 
 
 def space_of(text: str) -> ranges.Space:

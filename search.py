@@ -207,7 +207,7 @@ def run_trial(work: Work, trial: Trial, interruption: cli.Interruption, bar: tqd
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,  # when this worker is killed, train.py ends as it writes its next line
         stderr=subprocess.STDOUT,
-        text=True,
+        encoding="utf-8",
         errors="replace",
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
     )

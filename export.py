@@ -20,11 +20,7 @@ from pathlib import Path
 
 import snn  # comes first, because it says which packages are missing
 
-if __name__ == "__main__":
-    snn.need("nir", extra="export")
-
 # isort: split
-import nir
 import torch
 from tqdm import tqdm
 
@@ -41,6 +37,8 @@ Names = tuple[str, ...] | None  # of the classes
 
 def main() -> None:
     args = read_command_line()
+    if args.format == "nir":
+        snn.need("nir", extra="export")
     args.load_pt_file = path = arguments.find_checkpoint(args.load_pt_file)
     network, cfg, content = checkpoint.load_network(path, "auto")
     if not isinstance(network, Network):
@@ -56,6 +54,8 @@ def said_names(names: Names) -> dict[str, str]:
 
 def write_nir(args: argparse.Namespace, cfg: config.Config, network: Network, out: Path, names: Names = None) -> str:
     """Write the network as a NIR graph, and return a line about it."""
+    import nir  # here, because the other formats do not need it
+
     left_out = exchange.unsaid_by_nir(network)
     exported = exchange.approximated(network) if left_out and args.approximate else network
     graph = exchange.nir_graph(exported, cfg.data.shape, args.dt)

@@ -90,7 +90,7 @@ def look(data: config.Images, split: Split, classes: Named | None = None) -> Non
 def _check_layout(data: config.Images) -> None:
     known = ("torchvision", "npz", *LAYOUTS)
     if data.layout not in known:
-        raise InputError(f"data.layout = {data.layout} is not known; known are {', '.join(known)}")
+        raise InputError(f"data.layout = {data.layout} is not known; choose from {', '.join(known)}")
     if data.layout in LAYOUTS and data.window_ms is None:
         raise InputError(f"data.layout = {data.layout}: data.window_ms is missing, the span that becomes the window T")
 

@@ -91,7 +91,7 @@ class Source:
         self.is_numbered = layout.startswith(NUMBERED)
         self.layout, (self.height, self.width) = layout.removeprefix(NUMBERED), sensor
         if self.layout not in LAYOUTS:
-            raise InputError(f"there is no layout {layout!r} of packets; known are {', '.join(LAYOUTS)}")
+            raise InputError(f"there is no layout {layout!r} of packets; choose from {', '.join(LAYOUTS)}")
         self.is_socket = isinstance(source, socket.socket)
         if self.is_numbered and not self.is_socket:
             raise InputError(f"through a pipe nothing is lost, so its layout is {self.layout}, without {NUMBERED}")

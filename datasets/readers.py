@@ -113,7 +113,7 @@ def look(
     `strict` refuses empty recordings as well.
     """
     if layout not in LAYOUTS:
-        raise InputError(f"layout '{layout}' is not known; known are {', '.join(LAYOUTS)}")
+        raise InputError(f"layout '{layout}' is not known; choose from {', '.join(LAYOUTS)}")
     path = Path(path)  # a notebook writes a string
     if not path.exists():
         raise InputError(f"{path}: not found. {origin or LAYOUTS[layout].origin}")

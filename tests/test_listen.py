@@ -26,7 +26,7 @@ def write_network(path, **changes):
     """A checkpoint whose network decides now early, now late, and not always the same."""
     values = settings.read_yaml(REPOSITORY / "configs" / "adlif_digits.yaml")
     values["network"]["layers"] = ["48F"]
-    values["data"] |= changes
+    values["data"] |= {"test_T": 90} | changes
     cfg = settings.build(values, "the test")
     torch.manual_seed(3)
     network = Network(cfg.network, cfg.data.shape, cfg.data.num_classes).eval()
@@ -65,7 +65,7 @@ def demo_says(program, wav):
     said = program(f"demo.py {wav} --load_pt_file runs/net/best.pt").stdout
     if found := re.search(r"^at ([\d.]+) ms of \d+: (.*)$", said, re.MULTILINE):
         return found[2].strip("'"), round(float(found[1]) / 10)
-    return re.search(r"by the highest potential, (.*)$", said, re.MULTILINE)[1].strip("'"), None
+    return re.search(r"the highest potential decides for (.*)$", said, re.MULTILINE)[1].strip("'"), None
 
 
 @needs_chromium
@@ -157,6 +157,10 @@ def test_a_missing_compiler_is_said(program, tmp_path, monkeypatch):
     write_network(tmp_path / "runs" / "net" / "best.pt")
     monkeypatch.setattr("listen.find_spec", lambda name: None if name == "ziglang" else find_spec(name))
     assert_one_line(program("export.py --load_pt_file runs/net --format html"), "pip install ziglang")
+
+
+def test_the_page_has_the_window_of_the_test(page):
+    assert '"T": 90, ' in page.read_text(encoding="utf-8")
 
 
 def test_the_page_needs_no_network(page):

@@ -200,7 +200,7 @@ def test_live_decisions_are_those_of_a_stream_at_once(pair):
 
 def test_what_is_no_such_source_is_refused(pair):
     receiver, put = pair
-    with pytest.raises(InputError, match="there is no layout 'x' of packets; known are t64"):
+    with pytest.raises(InputError, match="there is no layout 'x' of packets; choose from t64"):
         live.Source(receiver, "x", SENSOR)
     with pytest.raises(InputError, match="through a pipe nothing is lost"):
         live.Source(sys.__stdin__, f"n32_{LAYOUT}", SENSOR)

@@ -386,7 +386,7 @@ def bad_calls():
     yield "delay must be", (x_TBN, values, {}, neuron, Feedback(torch.ones(3, 3), torch.ones(2), 1)), {}
     yield "outside 0 to 1", (x_TBN, values, {}, neuron, Feedback(torch.ones(3, 3), torch.full((3,), 1.5), 1)), {}
     yield "on meta, but x", (x_TBN, values, state, neuron, Feedback(feedback.V_NN.to("meta"))), {}
-    yield "known are auto, torch, cpu, cupy", (x_TBN, values, state, neuron, feedback), {"backend": "jax"}
+    yield "choose from auto, torch, cpu, cupy", (x_TBN, values, state, neuron, feedback), {"backend": "jax"}
     yield "runs on cuda", (x_TBN, values, state, neuron, feedback), {"backend": "cupy"}
 
 

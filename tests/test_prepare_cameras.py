@@ -384,7 +384,7 @@ def test_a_format_that_is_not_told_must_be_said(tmp_path):
     write_words(path, [HIGH(1)], b"% evt 3.0\n% endianness big\n")
     assert "highest byte first" in refusal(path)
     path.rename(tmp_path / "x.mp4")
-    assert "no recording by its name; known are .aedat, " in refusal(tmp_path / "x.mp4")
+    assert "no recording by its name; choose from .aedat, " in refusal(tmp_path / "x.mp4")
     write_words(path, [HIGH(1), X(3)], b"% evt 3.0\n% plugin_name hal_plugin_gen41_evk3\n")
     assert "its sensor has 720x1280 pixels (height x width), and --sensor 100x120" in refusal(path, (100, 120)).replace(
         "says that ", ""

@@ -163,7 +163,7 @@ def test_a_system_that_is_not_supported_is_told_so_in_one_line(tmp_path, system)
     assert result.stderr == ("error: first-spike needs Python 3.11 or newer on Linux or macOS; on Windows, WSL 2\n")
 
 
-WITHOUT = "import runpy, sys; sys.modules[{!r}] = None; sys.argv = [{!r}]; runpy.run_path({!r}, run_name='__main__')"
+WITHOUT = "import runpy, sys; sys.modules[{!r}] = None; sys.argv = {!r}; runpy.run_path({!r}, run_name='__main__')"
 
 
 @pytest.mark.parametrize(
@@ -172,16 +172,31 @@ WITHOUT = "import runpy, sys; sys.modules[{!r}] = None; sys.argv = [{!r}]; runpy
         ("test.py", "matplotlib", "report"),
         ("compare.py", "jinja2", "report"),
         ("demo.py", "matplotlib", "report"),
-        ("export.py", "nir", "export"),
+        ("export.py --format nir --load_pt_file x", "nir", "export"),
     ],
 )
 def test_a_missing_extra_is_named_in_one_line(program, package, extra):
-    words = [sys.executable, "-c", WITHOUT.format(package, program, str(REPOSITORY / program))]
+    file = str(REPOSITORY / program.split()[0])
+    words = [sys.executable, "-c", WITHOUT.format(package, program.split(), file)]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     result = subprocess.run(words, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
     assert result.returncode == 2
     assert f"does not have {package}: bash run.sh --python {extra} installs what is missing" in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["onnx", "c", "html"])
+def test_only_the_format_nir_needs_nir(name):
+    words = ["export.py", "--format", name, "--load_pt_file", "nowhere"]
+    result = subprocess.run(
+        [sys.executable, "-c", WITHOUT.format("nir", words, str(REPOSITORY / "export.py"))],
+        cwd=REPOSITORY,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 2
+    assert "nowhere: no such checkpoint" in result.stderr
 
 
 @pytest.mark.parametrize(

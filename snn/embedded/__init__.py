@@ -46,26 +46,32 @@ def code(
     class_names: Sequence[str] | None = None,
     int8: bool = False,
 ) -> Code:
-    """C that decides as `snn.streaming.Stream` does on events whose times are whole microseconds.
+    """Return C that decides as `snn.streaming.Stream` does on events whose times are whole microseconds.
 
-    With `int8` the weights are those of `quantised(network)`, a byte each. InputError for a network that this C cannot
-    say.
+    With `int8` the weights are those of `quantised(network)`, one byte each. InputError for a network that this C
+    cannot express.
     """
     if network.image is not None:
-        raise InputError("--format c takes fully connected networks; this one has convolutions or pools")
+        raise InputError("the formats c and html take fully connected networks; this one has convolutions or pools")
     step_us = round(1000 * dt_ms)
     if step_us < 1 or not math.isclose(step_us, 1000 * dt_ms, rel_tol=1e-12):
-        raise InputError(f"--format c counts time in microseconds, of which dt_ms {dt_ms:g} is no whole number")
+        raise InputError(
+            f"the formats c and html count time in microseconds, but dt_ms {dt_ms:g} is not a whole number of them"
+        )
     if (T + T_empty) * step_us >= 2**32:
-        raise InputError(f"--format c counts microseconds in 32 bits, but the window has {(T + T_empty) * step_us:,}")
+        raise InputError(
+            f"the formats c and html count microseconds in 32 bits, but the window has {(T + T_empty) * step_us:,}"
+        )
     checks.weights("the network", network.output.linear.weight)
     if network.output.linear.weight.dtype != torch.float32:
-        raise InputError("--format c takes float32 networks; convert this one with network.float()")
+        raise InputError("the formats c and html take float32 networks; convert this one with network.float()")
     network.check_values("the network")
     network = (quantised if int8 else Network.folded)(network)
     sizes = [network.num_channels, *(layer.linear.out_features for layer in network.layers)]
     if max(sizes) > LARGEST:
-        raise InputError(f"--format c names inputs and neurons by 16 bits, but a layer has {max(sizes):,}")
+        raise InputError(
+            f"the formats c and html number inputs and neurons with 16 bits, but a layer has {max(sizes):,}"
+        )
     layers = [_printed(k, layer, layer is network.output, int8) for k, layer in enumerate(network.layers, 1)]
     neurons = {layer.neuron.name: printer.c(layer.neuron) for layer in layers}
     arrays = [array for layer in layers for array in layer.arrays]

@@ -77,7 +77,7 @@ def _by_name(path: Path, start: bytes) -> str:
     names = [name for name, kind in FORMATS.items() if suffix in kind.suffixes]
     if not names:
         known = ", ".join(sorted({s for kind in FORMATS.values() for s in kind.suffixes}))
-        raise InputError(f"{path}: no recording by its name; known are {known}, others by --format")
+        raise InputError(f"{path}: no recording by its name; choose from {known}, others by --format")
     fitting = [name for name in names if FORMATS[name].begins is not None and FORMATS[name].begins.match(start)]
     return (fitting or names)[0]
 

@@ -1,5 +1,7 @@
 """Speech, digits, WAV folders and the command line that makes event files of them."""
 
+import os
+import subprocess
 import time
 
 import h5py
@@ -140,6 +142,17 @@ def test_failed_writing_leaves_nothing(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["x.h5"]
     assert path.read_bytes() == b"older"
     assert not writer.is_made(path, {})
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    """An unfinished file of a process that lives stays."""
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    for number in (dead.pid, os.getppid(), "copy"):
+        (tmp_path / f".x.h5.{number}").write_bytes(b"half")
+    writer.write_events(tmp_path / "x.h5", [(np.zeros(3), np.zeros(3))], [0], ["a"], {}, None)
+    left = {file.name for file in tmp_path.iterdir()}
+    assert left == {"x.h5", f".x.h5.{os.getppid()}", ".x.h5.copy"}
 
 
 def test_wav_folder_by_name(tmp_path):

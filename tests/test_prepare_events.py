@@ -91,6 +91,18 @@ def test_what_it_says_trains(program, tmp_path):
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.parametrize(("files", "windows"), [(1, ""), (2, ""), (1, "--window-ms 20"), (4, "--test-share 0")])
+def test_what_it_says_of_few_files_trains(program, tmp_path, files, windows):
+    """Also where there is nothing that could be held out."""
+    write_tree(tmp_path / "recordings", files)
+    result = program(f"-m datasets.prepare events recordings --out data/mine {SENSOR} --divide 2 {windows}")
+    words = result.stdout.split("to train on them: python train.py ")[1].strip().replace(str(tmp_path) + "/", "")
+    assert ("validation_share=0" in words) == (files < 4)
+    options = "--set network.layers=[16F] --set data.T=20 --epochs 1 --batch-size 8 --neuron2 20 20 1"
+    result = program(f"train.py {words} {options}")
+    assert result.returncode == 0, result.stderr
+
+
 def test_splits_come_from_folders_lists_tables_and_subjects(tmp_path):
     write_tree(tmp_path / "a", 3)
     (tmp_path / "b").mkdir()

@@ -26,7 +26,7 @@ from datasets.prepare.cameras.tables import COLUMNS, TICKS
 from datasets.prepare.cut import Part, Shape, parts_of
 from datasets.prepare.parallel import Done, parts_in_order
 from datasets.prepare.picture import Picture
-from datasets.prepare.recordings import SPLITS, sorted_names
+from datasets.prepare.recordings import SPLITS, sorted_names, words_to_hold_out
 from datasets.prepare.sources import Source, draw_splits, list_sources
 from datasets.prepare.store import Store
 from datasets.prepare.unfinished import Unfinished
@@ -126,7 +126,7 @@ def convert_events(
         f"{'class' if len(made.labels) == 1 else 'classes'} ({', '.join(made.labels):.200}) in {out_dir}, and what "
         f"they look like in {out_dir / name}.png; to train on them: python train.py {words} --set data.channels=null "
         f"--set data.sensor.height={sensor[0]} --set data.sensor.width={sensor[1]}"
-        + ("" if "test" in made.stores else " --set data.test_by=recording")
+        + words_to_hold_out((sources[number].label for number in set(made.members["train"])), made.stores)
     )
     if invalid := sum(entry["invalid"] for entry in unfinished.lines):
         print(f"{invalid:,} events marked invalid are left out")

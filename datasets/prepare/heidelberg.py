@@ -21,6 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from datasets import hdf5
+from datasets.prepare.writer import remove_leftovers
 from snn.errors import InputError
 
 CHANNELS = 700
@@ -41,8 +42,9 @@ def convert_official(name: str, sources: Sequence[Path], out_dir: Path, partial_
     candidates = list(_candidates(sources))
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(out_dir / f"{name}.h5")
         for path in candidates:
-            unpacked = out_dir / f".{name}.{os.getpid()}.h5"
+            unpacked = out_dir / f".{name}.h5.{os.getpid()}"
             try:
                 _unpack(path, unpacked)
                 split = _split(name, path, unpacked, path not in sources, partial_files)

@@ -221,6 +221,20 @@ def draw_split(recordings: list[Recording], groups: Sequence[str], test_share: f
     ]
 
 
+def words_to_hold_out(train_labels: Iterable[str], splits: Iterable[str]) -> str:
+    """Return the words with which train.py holds out a test and a validation, as far as the recordings allow.
+
+    train_labels: the class of each recording to train on, whose windows count as one. The last of a class is not held
+    out. Splits that have a file of their own need no words.
+    """
+    most, words = max(Counter(train_labels).values()), ""
+    if "test" not in splits and most > 1:
+        words, most = " --set data.test_by=recording", most - 1
+    if "validation" not in splits and most == 1:
+        words += " --set data.validation_share=0"
+    return words
+
+
 def by_split(recordings: Sequence[Recording], folder: Path) -> dict[str, list[Recording]]:
     """Sort recordings by split. InputError if none is to train or test on, or if a class is missing."""
     splits = {name: [recording for recording in recordings if recording.split == name] for name in SPLITS}

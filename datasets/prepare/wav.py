@@ -99,6 +99,7 @@ def convert_wavs(
         f"{len(recordings)} recordings of {len(labels)} classes ({', '.join(labels)}) in {out_dir}: "
         f"{files.counted({split: len(members) for split, members in splits.items()})}; "
         f"to train on them: python train.py {words}"
+        + files.words_to_hold_out((recording.label for recording in splits["train"]), splits)
     )
 
 

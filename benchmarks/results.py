@@ -24,7 +24,7 @@ from pathlib import Path
 from matplotlib import pyplot as plt
 from tqdm import tqdm
 
-from benchmarks import speed
+from benchmarks import figures, speed
 from snn import arguments, cli, config, pictures, settings
 from snn.config import Mark
 from snn.errors import InputError
@@ -219,7 +219,7 @@ def draw(results: dict[str, dict]) -> plt.Figure | None:
                 axis.fill_between(
                     time_ms, list(map(min, curves)), list(map(max, curves)), color=colour, alpha=0.15, lw=0
                 )
-        axis.set(xlabel="elapsed time (ms)", ylabel="right decisions (%)", ylim=(0, 100), xlim=(0, None))
+        axis.set(xlabel="elapsed time (ms)", ylabel="correct decisions (%)", ylim=(0, 100), xlim=(0, None))
         axis.grid(color=pictures.GREY, lw=0.4)
         axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     return figure
@@ -227,7 +227,7 @@ def draw(results: dict[str, dict]) -> plt.Figure | None:
 
 def rebuild() -> None:
     """Rewrite README.md and docs/ between their marker comments, and their pictures."""
-    results, measured = stored(), speed.stored()
+    results, measured = stored(), figures.stored()
     texts = {path: path.read_text(encoding="utf-8") for path in pages(results, measured)}
     for path, sections in pages(results, measured).items():
         for name, content in sections.items():

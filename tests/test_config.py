@@ -55,7 +55,7 @@ def test_numbers_with_exponents_are_numbers():
         ("network.hidden_size", [256], "network.hidden_size is not known; choose from layers, neuron"),
         ("data", None, "data = None: input should be a section of fields"),
         ("network.layers", "16F", "network.layers = '16F': input should be a list"),
-        ("data.sensor", {"height": 5, "width": 5}, "data: give channels, or sensor for an event camera, and not both"),
+        ("data.sensor", {"height": 5, "width": 5}, "data: give either channels, or sensor for an event camera"),
         ("network.neuron1.tau_mem_steps", 1e-3, "network.neuron1.tau_mem_steps = 0.001: input should be greater than"),
         ("train.seed", 2**64, f"train.seed = {2**64}: input should be less than"),
     ],
@@ -206,7 +206,7 @@ def test_a_sensor_is_a_section_that_may_be_left_out():
         ("--set data.sensor.size=4", "data.sensor.size is not known; data.sensor has height, width, divide"),
         ("--set data.sensor.divide=0", "data.sensor.divide = 0: input should be greater than 0"),
         ("--set data.sensor.polarities=3", "data.sensor.polarities = 3: input should be 1 or 2"),
-        ("--set data.sensor=null", "data: give channels, or sensor for an event camera, and not both"),
+        ("--set data.sensor=null", "data: give either channels, or sensor for an event camera"),
     ):
         with pytest.raises(InputError) as refusal:
             camera(words)

@@ -324,7 +324,7 @@ def test_nothing_is_saved_that_cannot_be_loaded(program, tmp_path, monkeypatch, 
 
     monkeypatch.setattr(SpikingNeuron, "clamp_values", spoil)
     broken = program(f"{TRAIN} --epochs 3 --save_name x --resume")
-    assert_one_line(broken, "not written, as it could not be loaded", "learned value a is 2", "a smaller train.lr")
+    assert_one_line(broken, "not written, because it could not be loaded", "learned value a is 2", "a smaller train.lr")
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     checkpoint.load(tmp_path / "runs" / "x" / "last.pt", for_resume=True)

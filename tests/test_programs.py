@@ -80,7 +80,7 @@ def test_train_then_test(program, tmp_path):
     assert streaming["differ_from_batches"] == streaming["without_events"] == 0
     assert streaming["fs_accuracy"] == metrics["fs_accuracy"] or streaming["moved_by_folding"] > 0
     assert 0 < streaming["to_decision"]["synaptic operations"] < streaming["whole_window"]["synaptic operations"]
-    assert re.search(r"^decisions unlike those of batches +0 of 24$", by_name.stdout, re.MULTILINE)
+    assert re.search(r"^decisions that differ from those in batches +0 of 24$", by_name.stdout, re.MULTILINE)
 
 
 @pytest.mark.usefixtures("shd_folder")
@@ -179,7 +179,7 @@ def test_two_runs_of_one_name_at_once_are_refused(program, tmp_path):
 @pytest.mark.usefixtures("shd_folder")
 def test_a_folder_that_is_no_run_stays(program, tmp_path):
     (tmp_path / "runs" / "x").mkdir(parents=True)
-    assert_one_line(program(f"{TRAIN} --epochs 1 --save_name x"), "runs/x is there already and is no run of ours")
+    assert_one_line(program(f"{TRAIN} --epochs 1 --save_name x"), "runs/x already exists and is not a run of train.py")
 
 
 @pytest.mark.usefixtures("shd_folder")

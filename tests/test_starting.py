@@ -49,7 +49,7 @@ def test_a_kernel_is_kept_in_the_temporary_directory_where_nothing_else_can_be_w
     temporary.mkdir()
     place = temporary / f"first-spike-{os.getuid()}"
     _, said = run_kernel(tmp_path, TMPDIR=str(temporary))
-    assert said == f"compiling a CPU kernel (number); this happens once, it is kept in {place}\n"
+    assert said == f"compiling a CPU kernel (number); this happens once; the result is kept in {place}\n"
     assert place.stat().st_mode & 0o777 == 0o700
     assert run_kernel(tmp_path, TMPDIR=str(temporary))[1] == ""  # from disk
 
@@ -61,7 +61,7 @@ def test_a_kernel_is_not_kept_where_others_may_write_it(tmp_path, spoil):
     spoil(place)
     _, said = run_kernel(tmp_path, TMPDIR=str(tmp_path))
     assert len(said.splitlines()) == 1
-    assert "NUMBA_CACHE_DIR can name one" in said
+    assert "set NUMBA_CACHE_DIR to a writable one" in said
     assert not place.is_dir() or not list(place.iterdir())
 
 

@@ -117,7 +117,7 @@ def test_options_train(program, words):
     assert "best epoch 1" in result.stdout
     tested = program("test.py --load_pt_file x --simulate")
     assert tested.returncode == 0, tested.stderr
-    assert re.search(r"^decisions unlike the simulation over time +0 of \d+$", tested.stdout, re.MULTILINE)
+    assert re.search(r"^decisions that differ from the simulation over time +0 of \d+$", tested.stdout, re.MULTILINE)
 
 
 def test_train_on_first_events(program, tmp_path):
@@ -217,7 +217,7 @@ def test_other_kinds_of_checkpoint(program, tmp_path):
     content = torch.load(path, weights_only=True)
     content["network"]["readout.weight"][0, 0] = float("nan")
     torch.save(content, path)
-    assert_one_line(program("test.py --load_pt_file x"), "readout.weight holds a value that is no finite number")
+    assert_one_line(program("test.py --load_pt_file x"), "readout.weight holds a value that is not a finite number")
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in (REPOSITORY / "configs").glob("ttfs_*.yaml")))

@@ -46,7 +46,7 @@ def warn_if_made_otherwise(path: Path, provenance: Callable[[], str | None], opt
         made = str(made_with.get(word.removeprefix("--"), wanted))
         if word.startswith("--") and made != wanted:
             print(
-                f"warning: {path} was made with {word} {made}, data.prepare says {wanted}; another data.path, or none "
-                "of its files, makes it anew",
+                f"warning: {path} was made with {word} {made}, but data.prepare says {wanted}; to make it again, "
+                "choose another data.path, or remove its files",
                 file=sys.stderr,
             )

@@ -100,7 +100,7 @@ def test_train_resume_continue_test_report_and_compare(program, folders):
     compared = program("compare.py a b")
     assert compared.returncode == 0, compared.stderr
     right = (samples(folders / "runs" / "b")["fs_label"] == samples(folders / "runs" / "b")["target"]).sum()
-    table = (folders / "compare.html").read_text().partition("Right decisions by class")[2]
+    table = (folders / "compare.html").read_text().partition("Correct decisions by class")[2]
     counts = [int(row.split("</td>")[3].rpartition(">")[2]) for row in table.split("<tr>")[2:5]]
     assert sum(counts) == right
 

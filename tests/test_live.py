@@ -211,7 +211,7 @@ def test_what_is_no_such_source_is_refused(pair):
         live.listen(70000)
     for layout, content, words in (
         (LAYOUT, bytes(8), "8 bytes are not a whole number of events"),
-        (LAYOUT, encoded(np.array([[1, 20, 0, 0]])), "pixels beyond 16x20"),
+        (LAYOUT, encoded(np.array([[1, 20, 0, 0]])), "pixels lie beyond 16x20"),
         ("csv", b"1,2,3\n", "a line is not t,x,y,p"),
         ("csv", b"what\n", "could not convert"),
     ):

@@ -71,7 +71,7 @@ def test_train_then_test(program, tmp_path):
         *(f"decision_{label}.png" for label in range(3)),
     }
     refused = program("test.py --load_pt_file shd_fs0.2_tau20_adlif --simulate")
-    assert_one_line(refused, "--simulate is not for a network with a section `network`")
+    assert_one_line(refused, "--simulate does not apply to a network with a section `network`")
     by_name = program("test.py --load_pt_file shd_fs0.2_tau20_adlif --streaming")
     assert by_name.returncode == 0, by_name.stderr
     metrics = json.loads((run / "test" / "metrics.json").read_text())

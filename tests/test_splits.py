@@ -88,7 +88,10 @@ def test_with_nothing_held_out_the_last_epoch_counts_and_it_says_so(program, shd
     result = program(f"{TRAIN} --epochs 3 --set data.validation_share=0")
     assert result.returncode == 0, result.stderr
     assert "60 recordings to train on, 0 held out" in result.stdout
-    assert "best epoch 3: the last, as nothing was held out to choose by (data.validation_share is 0)" in result.stdout
+    assert (
+        "best epoch 3: the last, because nothing was held out to choose by (data.validation_share is 0)"
+        in result.stdout
+    )
     run = tmp_path / "runs/shd_fs0.2_tau20_adlif"
     best, last = (torch.load(run / name, weights_only=False) for name in ("best.pt", "last.pt"))
     assert best["epoch"] == 3

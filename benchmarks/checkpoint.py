@@ -27,9 +27,14 @@ CONFIG = Path(__file__).resolve().parent.parent / "configs" / "adlif_digits.yaml
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--path_to_dataset", type=Path, default=Path("data/digits"), help="made if it is not there")
+    parser.add_argument(
+        "--path_to_dataset",
+        type=Path,
+        default=Path("data/digits"),
+        help="folder of the data set, which is made if missing (data/digits)",
+    )
     parser.add_argument("--epochs", type=int, default=12, help="epochs (12)")
-    parser.add_argument("--json", type=Path, help="write the numbers here")
+    parser.add_argument("--json", type=Path, help="file for the numbers (JSON)")
     add_option(parser)
     arguments = parser.parse_args()
     data, out = arguments.path_to_dataset.resolve(), arguments.json and arguments.json.resolve()

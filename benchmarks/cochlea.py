@@ -94,8 +94,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.cochlea", description=(__doc__ or "").partition("\n")[0]
     )
-    parser.add_argument("--runs", type=int, default=15, help="runs of each stage, in turns (default: 15)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result here too")
+    parser.add_argument("--runs", type=int, default=15, help="alternating runs of each stage (default: 15)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="file for the result (JSON)")
     add_option(parser)
     args = parser.parse_args()
 

@@ -230,7 +230,7 @@ def figures(result: dict, is_trained: bool) -> list[Figure]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--json", type=Path, help="write the numbers here")
+    parser.add_argument("--json", type=Path, help="file for the numbers (JSON)")
     parser.add_argument("--rounds", type=int, default=9, help="timed rounds (9)")
     parser.add_argument("--data", type=Path, help="a file in the layout of SHD to take recordings from")
     parser.add_argument("--load_pt_file", type=Path, help="checkpoint for the streams")

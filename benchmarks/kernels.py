@@ -323,13 +323,11 @@ def figures(result: dict, fused: str) -> list[Figure]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--json", type=Path, help="write the numbers here")
-    parser.add_argument("--plot", type=Path, help="draw the scaling curves here")
+    parser.add_argument("--json", type=Path, help="file for the numbers (JSON)")
+    parser.add_argument("--plot", type=Path, help="file for a picture of the scaling curves")
     parser.add_argument("--rounds", type=int, default=15, help="timed rounds (15)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to measure (cpu)")
-    parser.add_argument(
-        "--before", type=Path, metavar="FOLDER", help="a checkout of an earlier commit to take turns with"
-    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="device to measure on (cpu)")
+    parser.add_argument("--before", type=Path, metavar="FOLDER", help="also time a checkout of an earlier commit")
     parser.add_argument("--peak", choices=("cpu", "torch"), help=argparse.SUPPRESS)
     add_option(parser)
     arguments = parser.parse_args()

@@ -204,7 +204,7 @@ def figure(T: int, batch: int, median: dict[str, float], binning_ms: float, peak
 def main() -> None:
     keep_freed_memory()  # as train.py does; it helps every contender
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--json", type=Path, help="write the numbers here")
+    parser.add_argument("--json", type=Path, help="file for the numbers (JSON)")
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds (3)")
     parser.add_argument("--T", type=int, default=160, help="steps, the empty ones included (160)")
     parser.add_argument("--batch", type=int, default=6, help="recordings (6)")
@@ -236,7 +236,7 @@ def main() -> None:
     bins = Bins(cfg.data.dt_ms, cfg.data.T, cfg.data.T_empty, int(np.prod(cfg.data.shape)))
     index = np.arange(len(recordings))
     binning = medians({"batch": lambda: bin_events(recordings, index, bins)}, arguments.rounds, "cpu")["batch"]
-    print(f"  making the batch, of ours       {binning:9.1f} ms, {100 * binning / median['ours']:.2f} %")
+    print(f"making our batch               {binning:9.1f} ms, {100 * binning / median['ours']:.2f} %")
     parts = by_kind_of_layer(ours, network)
     print("  ours by kind of layer, under torch's profiler:")
     for name, ms in parts.items():

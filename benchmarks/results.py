@@ -60,7 +60,7 @@ KEPT = (
 def main() -> None:
     parser = cli.OneLineParser(description=__doc__, allow_abbrev=False)  # --seed does not stand for --seeds
     parser.add_argument("configuration", type=Path, nargs="?", help="a YAML to train, test and store")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="0 1 2")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds to train (0 1 2)")
     parser.add_argument("--readme", action="store_true", help="rebuild tables and pictures of README.md and docs/")
     args, words = parser.parse_known_args()
     if args.readme == (args.configuration is not None):
@@ -79,7 +79,8 @@ def store(args: argparse.Namespace, words: Sequence[str]) -> None:
     changed = parser.override(settings.read_yaml(path), parser.parse_args(words), path)
     if others := set(settings.differences(cfg, changed)) - settings.marked(type(cfg), Mark.MACHINE):
         raise InputError(
-            f"{', '.join(sorted(others))}: a stored result is of {path} as it is; write a configuration of its own"
+            f"{', '.join(sorted(others))}: a stored result must use {path} unchanged; write another configuration for "
+            "this"
         )
     RESULTS.mkdir(exist_ok=True)
     load, seeds = os.getloadavg()[0], {}

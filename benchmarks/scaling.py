@@ -235,7 +235,7 @@ def figures(ms: dict[str, float]) -> list[Figure]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--json", type=Path, help="write the numbers here")
+    parser.add_argument("--json", type=Path, help="file for the numbers (JSON)")
     parser.add_argument("--rounds", type=int, default=15, help="timed rounds (15)")
     add_option(parser)
     arguments = parser.parse_args()

@@ -166,9 +166,9 @@ def figures(median: dict[str, float]) -> list[Figure]:
 def main() -> None:
     keep_freed_memory()  # as train.py does; it helps every contender
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--json", type=Path, help="write the numbers here")
+    parser.add_argument("--json", type=Path, help="file for the numbers (JSON)")
     parser.add_argument("--rounds", type=int, default=11, help="timed rounds (11)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to measure (cpu)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="device to measure on (cpu)")
     parser.add_argument("--delays", action="store_true", help="measure networks with delays")
     add_option(parser)
     arguments = parser.parse_args()

@@ -244,10 +244,10 @@ def main() -> None:
     parser.add_argument("--layers", help="layer words, with P for pools (the two networks above)")
     parser.add_argument("--shape", type=int, nargs=3, default=(3, 32, 32), help="channels, height, width (3 32 32)")
     parser.add_argument("--classes", type=int, default=10, help="outputs of the readout (10)")
-    parser.add_argument("--batch", type=int, default=16, help="images a step (16)")
+    parser.add_argument("--batch", type=int, default=16, help="images per step (16)")
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds (5)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--json", type=Path, help="write the numbers here")
+    parser.add_argument("--json", type=Path, help="file for the numbers (JSON)")
     add_option(parser)
     arguments = parser.parse_args()
     torch.backends.cudnn.allow_tf32 = False  # as train.py has it

@@ -229,7 +229,7 @@ def batches(
     checks.whole("batch_size", batch_size, 1)
     for start in range(0, len(index), batch_size):
         part = share(index[start : start + batch_size])
-        # a change may move an event from behind the window into it
+        # a change may move an event from after the window into it
         until = bins.end_ticks(recordings.ticks_per_second) if change is None else np.inf
         loaded, places = recordings.load(part, until)
         if change is not None:

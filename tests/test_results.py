@@ -167,7 +167,7 @@ def test_stored_results_say_where_they_come_from(path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("configs/adlif_digits.yaml --epochs 3", "train.epochs: a stored result is of"),
+        ("configs/adlif_digits.yaml --epochs 3", "train.epochs: a stored result must use"),
         ("configs/adlif_digits.yaml --frobnicate", "unrecognized arguments: --frobnicate"),
         ("", "give a configuration to run, or --readme"),
         ("configs/none.yaml", "configs/none.yaml: cannot be read"),

@@ -1,7 +1,7 @@
 """A tree of event cameras' recordings, in any format of `datasets.prepare.cameras`, made into a data set.
 
-Files are decoded by as many threads as there are cores, each a few parts ahead. They are written in their order to flat
-files, from which an interrupted run goes on, and to the HDF5 files. A recording that is not cut is whole in memory only
+Files are decoded by as many threads as there are cores, each a few parts ahead. They are written in order to flat
+files, from which an interrupted run continues, and to the HDF5 files. A recording that is not cut is whole in memory only
 while it is written, one at a time.
 """
 
@@ -88,7 +88,7 @@ def convert_events(
 ) -> None:
     """Convert files to out_dir/NAME_train.h5, NAME_validation.h5 and NAME_test.h5, NAME being out_dir's name.
 
-    Raises InputError naming the file at fault and the remedy; the same command goes on from there.
+    Raises InputError naming the file at fault and the remedy; the same command then continues.
     """
     if not any(source.split == "train" for source in sources):
         raise InputError(f"{folder}: there is no recording to train on; change the split")

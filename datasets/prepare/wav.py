@@ -59,8 +59,8 @@ def convert_wavs(
     Without it all recordings below `folder` are, by label_pattern (`recordings.from_names`). If no split is given, a
     share test_share of the recordings, or of the speakers (`test_by`), drawn by `seed`, is for testing.
     Labels become 0, 1, ... in sorted order, numbers numerically; speakers likewise. All recordings are read before the
-    first is heard; those that cannot be used are refused together, or left out (`skip_bad`). A conversion that is
-    interrupted goes on when it is called again.
+    first is heard; those that cannot be used are refused together, or left out (`skip_bad`). Calling it
+    again continues an interrupted conversion.
     Raises InputError naming the file at fault and the remedy.
     """
     if seed < 0:

@@ -1,7 +1,7 @@
 """Speed of reading EVT3: `python -m benchmarks.cameras RECORDING.raw [--repeats 60]`.
 
 Prints the median over alternating runs, in millions of events a second, of our decoder and of the installed libraries
-among evt3, faery and expelliarmus. The recording's words are repeated as one long recording with a continuing clock. Only
+among evt3, faery and expelliarmus. The recording's words are repeated as one recording with a continuing clock. Only
 the decoding is compared, without our checks, because the libraries make none.
 """
 

@@ -244,7 +244,7 @@ def test_the_program_that_comes_with_it(tmp_path):
     assert said("good.txt").stdout == f"good.txt: {NAMES[stream.finish().label]} by potential\n"
     for text, words in {
         "0 1\n0 30\n": "bad.txt, event 2: no such channel",
-        "5 1\n4 2\n": "bad.txt, event 2: its time is before that of the event before",
+        "5 1\n4 2\n": "bad.txt, event 2: its time is earlier than that of the previous event",
         "0 1\nx\n": "bad.txt, event 2: not a time in microseconds and a channel",
         "0 1\n99999999999 1\n": "bad.txt, event 2: not a time in microseconds and a channel",
     }.items():

@@ -109,7 +109,13 @@ def test_what_cannot_be_heard_is_said_in_a_line(page, tmp_path):
     soundfile.write(tmp_path / "whole.wav", tone, 8_000)
     (tmp_path / "half.wav").write_bytes((tmp_path / "whole.wav").read_bytes()[:40_000])
     (tmp_path / "text.wav").write_text("no sound")
-    expected = {"short": "lasts 45 ms", "silent": "silent", "law": "coding 7", "half": "is truncated", "text": "no WAV"}
+    expected = {
+        "short": "lasts 45 ms",
+        "silent": "silent",
+        "law": "coding 7",
+        "half": "is truncated",
+        "text": "not a WAV",
+    }
     with Browser(page, tmp_path / "profile") as browser:
         for name, why in expected.items():
             browser.drop(tmp_path / f"{name}.wav")

@@ -443,7 +443,7 @@ def test_a_conversion_goes_on_where_it_was_interrupted(four, convert, monkeypatc
     monkeypatch.setattr(wav, "map_in_order", lambda function, tasks, *_: map(function, tasks))
     with monkeypatch.context() as patched:
         patched.setattr(wav, "cochlea", interrupted)
-        with pytest.raises(KeyboardInterrupt, match="2 of 4 recordings are kept; the same command goes on"):
+        with pytest.raises(KeyboardInterrupt, match="2 of 4 recordings are kept; the same command continues"):
             wav.convert_wavs(four / "in", four / "out", None, None, 0.5, 0, 1)
     (journal,) = (four / "out").iterdir()
     with journal.open("ab") as file:  # and was killed while it wrote

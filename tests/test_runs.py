@@ -198,7 +198,7 @@ def test_a_second_ctrl_c_ends_at_once(program, tmp_path, monkeypatch):
     monkeypatch.setattr(tasks.events.EventTraining, "after_step", impatient)
     result = program(f"{EVENTS} --epochs 1 --save_name x")
     assert result.returncode == 130
-    assert "goes on from runs/x/last.pt" in result.stderr
+    assert "continues from runs/x/last.pt" in result.stderr
     assert "Traceback" not in result.stderr
     _, content = checkpoint.load(tmp_path / "runs" / "x" / "last.pt", for_resume=True)
     assert (content["epoch"], content["step"]) == (0, 0)

@@ -20,8 +20,8 @@ def visible(paths: Iterable[Path]) -> list[Path]:
 def make_if_missing(path: Path, dataset_name: str, options: str | None) -> None:
     """Make the set if `path` is missing and the set can be made: `python -m datasets.prepare <name> <options>`.
 
-    It is made in another process, whose workers need not load all that a training program has loaded. If that fails, the
-    process has printed why, and this program ends with its exit code. An existing set stays.
+    It is made in another process, whose workers need not load all that a training program has loaded. If that fails,
+    it has printed why, and this program ends with its exit code. An existing set stays.
     """
     if options is None or dataset_name not in MAKEABLE or path.exists():
         return

@@ -1,8 +1,8 @@
 """A tree of event cameras' recordings, in any format of `datasets.prepare.cameras`, made into a data set.
 
 Files are decoded by as many threads as there are cores, each a few parts ahead. They are written in order to flat
-files, from which an interrupted run continues, and to the HDF5 files. A recording that is not cut is in memory only while
-it is written, one at a time.
+files, from which an interrupted run continues, and to the HDF5 files. A recording that is not cut is in memory only
+while it is written, one at a time.
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ def load(path: Path, for_resume: bool = False) -> tuple[AnyConfig, dict[str, Any
         raise Damaged(f"{path}: cannot be read ({error.strerror}){_beside(path)}") from None
     except Exception:  # for foreign bytes torch's unpickler may raise anything
         raise Damaged(
-            f"{path}: damaged, or not a checkpoint of first-spike; train again or choose another{_beside(path)}"
+            f"{path}: not a checkpoint of first-spike, or damaged; train again or choose another{_beside(path)}"
         ) from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(f"{path}: not a checkpoint of first-spike; train.py writes these to runs/<name>/best.pt")

@@ -146,7 +146,7 @@ BAD = {
     "polarity": ((E["t"], E["x"], E["y"], np.full(20, 3)), 0, "has the polarity 3; it must be 0 or 1, or -1 or 1"),
     "label": (E, 1.5, "the label 1.5 is neither a name nor a number from 0"),
     "mixed": (E, "name", "the label 'name' is neither a name nor a number"),
-    "sample": (None, None, "recording 1 is no (events, label) or (events, label, subject)"),
+    "sample": (None, None, "recording 1 is not (events, label) or (events, label, subject)"),
 }
 
 
@@ -179,7 +179,7 @@ def test_what_is_said_about_arrays_is_checked(tmp_path):
         arrays.write(tmp_path / "a.h5", [(([1], [1]), 0, 4), (([1], [1]), 0)], time_unit="us", channels=3)
     with pytest.raises(InputError, match=r"event 0 is at channel 3, and there are channels 0..2"):
         arrays.in_memory([(([1], [3]), 0)], time_unit="us", channels=3)
-    with pytest.raises(InputError, match="there is no recording"):
+    with pytest.raises(InputError, match="there are no recordings"):
         arrays.in_memory([], time_unit="us", channels=3)
 
 

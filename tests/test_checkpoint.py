@@ -29,7 +29,7 @@ def test_damaged_checkpoints(program, tmp_path):
     flip_a_bit(run / "last.pt")
     resumed = program(f"{words} --resume")
     assert resumed.returncode == 0
-    assert "last.pt: damaged, or not a checkpoint of first-spike; continuing from the previous one" in resumed.stderr
+    assert "last.pt: not a checkpoint of first-spike, or damaged; continuing from the previous one" in resumed.stderr
     assert state(run) == whole
     flip_a_bit(run / "best.pt")
     assert_one_line(program(f"{words} --resume"), "best.pt", "damaged", "beside it: last.previous.pt, last.pt")

@@ -97,7 +97,7 @@ def test_links_within_a_file_and_virtual_data_are_read(tmp_path, kind, in_memory
 
 def test_virtual_data_without_its_parts_are_refused(tmp_path):
     """The C library gives empty lists in their place."""
-    with pytest.raises(InputError, match=r"/spikes/times is virtual, and its part .*x\.raw is not there"):
+    with pytest.raises(InputError, match=r"/spikes/times is virtual, and its part .*x\.raw does not exist"):
         readers.read("shd", linked(tmp_path / "x.h5", "virtual, nowhere"), "train", 40, 3)
 
 

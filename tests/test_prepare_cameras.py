@@ -326,9 +326,9 @@ BAD = {
     "late": ("lasts longer than 71.6 min, the range of 32 bits in µs; cut it with --window-ms", {"time_unit": "s"}),
     "fraction": ("event 4 has x = 1.5", {"time_unit": "us"}),
     "names": ("none is named p (or pol, polarity, on)", {"time_unit": "us"}),
-    "objects": ("no readable .npy file", {"time_unit": "us"}),
+    "objects": ("not a readable .npy file", {"time_unit": "us"}),
     "shape": ("no list of events", {"time_unit": "us"}),
-    "claims": ("no readable .npy file", {"time_unit": "us"}),
+    "claims": ("not a readable .npy file", {"time_unit": "us"}),
 }
 
 
@@ -376,13 +376,13 @@ def test_the_polarity_that_means_brighter_may_be_said(tmp_path):
 
 def test_a_format_that_is_not_told_must_be_said(tmp_path):
     path, said, _ = write_any(tmp_path, "raw evt3 bare")
-    assert "no Prophesee RAW file by its first bytes" in refusal(path, said["size"])
+    assert "not a Prophesee RAW file by its first bytes" in refusal(path, said["size"])
     write_words(path, [HIGH(1)], b"% date today\n")
     assert "has no header that names its encoding; give it with --format evt2, evt21 or evt3" in refusal(path)
     write_words(path, [HIGH(1)], b"% evt 4.0\n")
-    assert "its header names the encoding '4.0', which is not read" in refusal(path)
+    assert "its header names the encoding '4.0', which is not supported" in refusal(path)
     write_words(path, [HIGH(1)], b"% evt 3.0\n% endianness big\n")
-    assert "highest byte first" in refusal(path)
+    assert "big-endian" in refusal(path)
     path.rename(tmp_path / "x.mp4")
     assert "no recording by its name; choose from .aedat, " in refusal(tmp_path / "x.mp4")
     write_words(path, [HIGH(1), X(3)], b"% evt 3.0\n% plugin_name hal_plugin_gen41_evk3\n")

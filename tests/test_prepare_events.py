@@ -150,7 +150,7 @@ BAD = {
         "",
     ),
     "none": ("holds no recording with a known name", "--glob", ""),
-    "no folder": ("is no folder", "", ""),
+    "no folder": ("is not a folder", "", ""),
     "only test": ("class 'right' has no recording to train on", "change the split", "--labels table.csv"),
     "shares": ("must be at least 0, and together below 1", "", "--test-share 0.6 --validation-share 0.5"),
     "subject": ("needs a subject for each file", "", "--split-by subject"),
@@ -351,7 +351,7 @@ def test_invalid_events_are_counted(program, tmp_path, more):
     invalid = write_partly_invalid(tmp_path / "in")
     result = program(f"-m datasets.prepare events in --out mine {more}")
     assert result.returncode == 0, result.stderr
-    assert result.stdout.endswith(f"\n{invalid:,} events marked invalid are left out\n")
+    assert result.stdout.endswith(f"\n{invalid:,} events marked invalid were left out\n")
     write_tree(tmp_path / "valid")
     assert "invalid" not in program(f"-m datasets.prepare events valid --out other {SENSOR}").stdout
 
@@ -374,7 +374,7 @@ def test_invalid_events_of_an_interrupted_run_are_counted_too(program, tmp_path)
     bad.write_bytes(content)
     result = program("-m datasets.prepare events in --out mine --processes 1")
     assert "continuing after 5 of 6 files" in result.stdout + result.stderr
-    assert f"\n{invalid:,} events marked invalid are left out" in result.stdout
+    assert f"\n{invalid:,} events marked invalid were left out" in result.stdout
 
 
 def test_an_interrupted_run_goes_on_and_gives_the_same_files(tmp_path, monkeypatch):

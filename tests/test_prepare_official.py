@@ -53,7 +53,7 @@ def test_names_do_not_matter(program, tmp_path):
 
 BAD = {
     "number": ("shd_train.h5: has 30 recordings, the official files of shd 40 (train), 24 (test)", "or give --partial"),
-    "missing": ("there is no test file of shd; fetch shd_test.h5.gz from https://zenkelab.org",),
+    "missing": ("the test file of shd is missing; fetch shd_test.h5.gz from https://zenkelab.org",),
     "cut": ("shd_train.h5.gz: is truncated or damaged", "fetch it again"),
     "damaged": ("shd_train.h5.gz: is truncated or damaged", "fetch it again"),
     "truncated": ("shd_train.h5: ", "fetch it again"),

@@ -218,12 +218,12 @@ BAD_GESTURES = {
     "truncated packet": r"user23_lab.aedat: is truncated within the packet at byte \d+",
     "truncated header": "user23_lab.aedat: not an AEDAT 3.1 file",
     "older": "user23_lab.aedat: not an AEDAT 3.1 file",
-    "no events": "user23_lab.aedat: holds no event",
+    "no events": "user23_lab.aedat: holds no brightness events",
     "sizes": "user23_lab.aedat: damaged, the packet at byte .* is of type 1 and has 2 of 2 events of 12 bytes",
     "outside": "user23_lab.aedat: an event at x = 5, y = 128 is outside the sensor",
     "back": "user23_lab_labels.csv: gesture 1, 1000 to 40000 µs of user23_lab.aedat, goes back in time",
     "no table": "user23_lab_labels.csv: no table of class,startTime_usec,endTime_usec",
-    "orphan": "user23_lab_labels.csv: there is no recording user23_lab.aedat to it",
+    "orphan": "user23_lab_labels.csv: its recording user23_lab.aedat is missing",
     "empty table": "user23_lab_labels.csv: needs the columns",
     "words": "user23_lab_labels.csv: no table of .*'wave'",
     "columns": "user23_lab_labels.csv: needs the columns",
@@ -234,7 +234,7 @@ BAD_GESTURES = {
     "name": "user30.aedat: its name must begin with user01 to user29",
     "one list": "trials_to_train.txt exists, but",
     "both lists": "user23_lab.aedat is listed for training and for testing",
-    "not there": "trials_to_train.txt: there is no user23_train.aedat",
+    "not there": "trials_to_train.txt: user23_train.aedat is missing",
 }
 
 

@@ -322,7 +322,7 @@ def test_classes_that_look_alike_and_classes_that_are_not_tested(four, convert):
         (["low_0.wav,low,train", *GOOD[1:2], "high_0.wav,high,validation"], r"'high' .* is for validation"),
         ([GOOD[0].replace("low,", "\u3000,")], "the label is empty"),
         (["a" * 5000 + ".wav,low,train"], "line 2: .* does not exist"),
-        ([GOOD[0].replace("low,", "l\0w,")], "(characters that cannot be written|cannot be read as CSV)"),
+        ([GOOD[0].replace("low,", "l\0w,")], "(characters that cannot be stored|cannot be read as CSV)"),
     ],
     ids=["in both", "twice", "two labels", "test alone", "validation alone", "blank", "long name", "control character"],
 )

@@ -279,5 +279,5 @@ class Polarity:
 def _unreadable(path: Path, what: str, error: Exception) -> InputError:
     reason = " ".join(str(error).split())
     return InputError(
-        f"{path}: no readable {what} file, perhaps truncated; fetch it again, or leave it out ({reason:.100})"
+        f"{path}: not a readable {what} file, perhaps truncated; fetch it again, or leave it out ({reason:.100})"
     )

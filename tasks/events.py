@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from datasets import binning, layouts, prepare, readers
-from datasets.augment import Augmentation, augment
+from datasets.augment import Augmentation, Change
 from datasets.binning import Bins
 from datasets.recordings import AnyRecordings, as_inputs, subset
 from datasets.splits import groups_by, hold_out, say_unseen
@@ -93,7 +93,7 @@ class EventTraining(Training):
     def begin_epoch(self, epoch: int, random: np.random.Generator) -> dict[str, float]:
         self.change = None
         if not self.augmentation.is_off:
-            self.change = partial(augment, how=self.augmentation, key=int(random.integers(2**63)))
+            self.change = Change(self.augmentation, int(random.integers(2**63)), self.kept)
         train, now = self.cfg.train, self.schedule(self.cfg, epoch)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * now["lr"] / train.lr

@@ -29,7 +29,7 @@ from snn.tables import DASH, Table, number
 
 # arrays of samples.npz
 DECISIONS = {"fs_label": "first spike (FS)", "fr_label": "firing rate (FR)", "label": "decision"}
-PICTURES = (  # worth seeing side by side
+PICTURES = (  # to show side by side
     "latencies.png",
     "confusion_fs.png",
     "confusion_fr.png",
@@ -54,7 +54,7 @@ class Tested(NamedTuple):
 def main() -> None:
     parser = cli.OneLineParser(description=__doc__)
     parser.add_argument("runs", type=Path, nargs=2, metavar="RUN", help="folder or name of a run, tested by test.py")
-    parser.add_argument("--out", type=Path, default=Path("compare.html"), help="the page (compare.html)")
+    parser.add_argument("--out", type=Path, default=Path("compare.html"), help="page to write (compare.html)")
     args = parser.parse_args()
     one, other = (read(path) for path in args.runs)
     check_same_samples(one, other)
@@ -66,7 +66,7 @@ def main() -> None:
         "Results",
         f"Differences are {other.name} minus {one.name} on the same samples, with intervals of 95 %: Newcombe's for "
         "accuracies, the paired bootstrap for t_d50 and t_d90, Student's for the mean first spike of the samples on "
-        "which both networks spike. The exact McNemar test gives p: it is small if one network is right more often.",
+        "which both networks spike. The exact McNemar test gives p, which is small if one network is right more often.",
         [accuracy, delay],
     )
     sections = [
@@ -103,7 +103,7 @@ def read(path: Path) -> Tested:
         with np.load(folder / "samples.npz") as file:
             samples = dict(file)
     except (OSError, ValueError, RecursionError, zipfile.BadZipFile, EOFError):
-        raise InputError(f"{folder}: has no readable metrics.json with its samples.npz; {again}") from None
+        raise InputError(f"{folder}: has no readable metrics.json and samples.npz; {again}") from None
     if not isinstance(metrics, dict) or "samples_of" not in metrics or "target" not in samples:
         raise InputError(f"{folder}: was written by an older test.py; {again}")
     name = folder.absolute().parent.name + folder.name.removeprefix("test").replace("_", "/", 1)
@@ -116,7 +116,7 @@ def check_same_samples(one: Tested, other: Tested) -> None:
         return
     data = (f"{run.metrics['data']} ({len(run.samples['target'])} samples)" for run in (one, other))
     raise InputError(
-        f"{one.name} and {other.name} were tested on different data: {' and '.join(data)}; test both on the same: "
+        f"{one.name} and {other.name} were tested on different data: {' and '.join(data)}; test both on the same data: "
         f"python test.py --load_pt_file {one.folder.parent} {other.folder.parent} --path_to_dataset DIR"
     )
 
@@ -183,7 +183,7 @@ def signed(difference: Difference) -> str:
 
 
 def class_table(one: Tested, other: Tested) -> Table:
-    """Return the table of the numbers of right decisions in each class under each code."""
+    """Return the table of the numbers of correct decisions in each class under each code."""
     names, target = one.metrics["class_names"], one.samples["target"]
     rows = []
     for label, name in enumerate(names):
@@ -193,7 +193,7 @@ def class_table(one: Tested, other: Tested) -> Table:
             cells += [str(int((run.samples[decision][is_of_class] == label).sum())) for run in (one, other)]
         rows.append((name, *cells))
     heads = [f"{DECISIONS[decision]}: {run.name}" for decision in codes(one, other) for run in (one, other)]
-    return Table("Right decisions by class", ("class", "samples", *heads), rows)
+    return Table("Correct decisions by class", ("class", "samples", *heads), rows)
 
 
 def curves(one: Tested, other: Tested) -> list[Picture]:
@@ -201,7 +201,7 @@ def curves(one: Tested, other: Tested) -> list[Picture]:
     if not all("anytime" in run.metrics for run in (one, other)):
         return []
     figure = pictures.draw_anytime({run.name: run.metrics["anytime"] for run in (one, other)})
-    return [Picture(pictures.png(figure), "Right decisions against elapsed time and events seen, under both codes")]
+    return [Picture(pictures.png(figure), "Correct decisions against elapsed time and events seen, under both codes")]
 
 
 def pairs(one: Tested, other: Tested) -> list[Picture]:

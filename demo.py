@@ -38,14 +38,15 @@ def main() -> None:
     path = arguments.find_checkpoint(args.load_pt_file or newest_run())
     network, cfg, content = checkpoint.load_network(path, "cpu")
     data, names = cfg.data, content["class_names"]
+    bins = Bins.of(data, "test")
     is_live = args.udp is not None or args.stdin
     if not isinstance(network, Network) or (not is_live and data.channels != N_PLACES):
         shape = data.channels or "x".join(map(str, data.shape))
         what = "it takes events" if is_live else f"the cochlea has {N_PLACES}"
-        raise InputError(f"{path}: listens to {shape} channels, but {what}; take another")
+        raise InputError(f"{path}: the network takes {shape} channels, but {what}; choose another")
     network = network.folded()
     if is_live:
-        follow(args, network, data, names)
+        follow(args, network, data, bins, names)
         return
 
     if args.wav:
@@ -62,8 +63,8 @@ def main() -> None:
     heard = as_inputs(one_recording(*cochlea(audio, rate_hz, 0)), data)
     times_s, channels = heard.times, heard.channels
 
-    stream = Stream(network, data.dt_ms, data.T, data.T_empty)
-    decision, ends = None, np.searchsorted(times_s, np.arange(0, length_ms, data.dt_ms)[1:] / 1000)
+    stream = Stream(network, bins.dt_ms, bins.T, bins.T_empty)
+    decision, ends = None, np.searchsorted(times_s, np.arange(0, length_ms, bins.dt_ms)[1:] / 1000)
     for few in np.split(np.arange(len(times_s)), ends):  # the events of one step
         if decision := stream.push(times_s[few], channels[few]):
             break
@@ -73,15 +74,17 @@ def main() -> None:
         raise InputError("nothing was heard within the window: no decision")
     name = pictures.class_name(decision.label, names)
     if decision.step is None:
-        print(f"no output spike in {data.dt_ms * (data.T + data.T_empty):g} ms: by the highest potential, {name}")
+        print(
+            f"no output spike in {bins.dt_ms * (bins.T + bins.T_empty):g} ms; the highest potential decides for {name}"
+        )
     else:
         print(f"at {decision.time_ms:g} ms of {length_ms:.0f}: {name}")
     print(f"{work.events:,} of {len(times_s):,} events, {work.synaptic_operations:,} synaptic operations")
 
-    x_T1C = bin_events(heard, np.zeros(1, np.int64), Bins.of(data, "train"))
-    figure = pictures.draw_decision(network, x_T1C, data.dt_ms, names=names, audio=(audio, rate_hz))
+    x_T1C = bin_events(heard, np.zeros(1, np.int64), bins)
+    figure = pictures.draw_decision(network, x_T1C, bins.dt_ms, names=names, audio=(audio, rate_hz))
     write_whole(args.out, pictures.png(figure))
-    print(f"drawn: {args.out}")
+    print(f"picture in {args.out}")
     if why := why_numbers(names):
         print(f"warning: {why}", file=sys.stderr)
 
@@ -90,21 +93,21 @@ def one_recording(times_s: np.ndarray, units: np.ndarray) -> Recordings:
     return Recordings(np.array([0, len(times_s)]), times_s, 1.0, units, np.zeros(1, np.int64), None, "demo")
 
 
-def follow(args: argparse.Namespace, network: Network, data: config.Data, names: list[str] | None) -> None:
+def follow(args: argparse.Namespace, network: Network, data: config.Data, bins: Bins, names: list[str] | None) -> None:
     """Decide on live events, recording by recording, until they end or Ctrl-C is pressed."""
     sensor = (data.sensor.height, data.sensor.width) if data.sensor else (1, data.channels)
     units = np.arange(data.num_units)
     channel_of_unit = as_inputs(one_recording(units, units), data).channels
     if not data.sensor:
         channel_of_unit = np.tile(channel_of_unit, 2)  # a cochlea has no polarities
-    stream = Stream(network, data.dt_ms, data.T, data.T_empty, ticks_per_second=1e6)
+    stream = Stream(network, bins.dt_ms, bins.T, bins.T_empty, ticks_per_second=1e6)
     stream.push([0], [0])  # compiles the kernels before the first event comes
     layout = args.layout or (live.PIPE_LAYOUT if args.stdin else live.UDP_LAYOUT)
     source = live.Source(sys.stdin.buffer if args.stdin else live.listen(args.udp), layout, sensor)
     where = "the standard input" if args.stdin else f"UDP port {args.udp}"
-    print(f"waiting for events at {where} ({layout})", flush=True)
+    print(f"waiting for events from {where} ({layout})", flush=True)
     try:
-        longest_us = round(1000 * data.dt_ms * (data.T + data.T_empty))
+        longest_us = round(1000 * bins.dt_ms * (bins.T + bins.T_empty))
         for number, recording in enumerate(source.recordings(longest_us)):
             stream.reset()
             decision, arrived_s = None, 0.0
@@ -127,10 +130,10 @@ def read_command_line() -> argparse.Namespace:
     parser.add_argument("--load_pt_file", type=Path, metavar="PT", help="checkpoint, run folder or run name")
     parser.add_argument("--recording", type=int, default=0, help="which word of the test voices, 0 to 399")
     live_events = parser.add_mutually_exclusive_group()
-    live_events.add_argument("--udp", type=int, metavar="PORT", help="decide on events that come there, until Ctrl-C")
+    live_events.add_argument("--udp", type=int, metavar="PORT", help="decide on events that arrive there, until Ctrl-C")
     live_events.add_argument("--stdin", action="store_true", help="decide on events from the standard input")
-    parser.add_argument("--layout", help=f"of live events ({live.UDP_LAYOUT}; with --stdin {live.PIPE_LAYOUT})")
-    parser.add_argument("--out", type=Path, default=Path("demo.png"), help="the picture (demo.png)")
+    parser.add_argument("--layout", help=f"layout of live events ({live.UDP_LAYOUT}; with --stdin {live.PIPE_LAYOUT})")
+    parser.add_argument("--out", type=Path, default=Path("demo.png"), help="picture to write (demo.png)")
     return parser.parse_args()
 
 
@@ -138,7 +141,7 @@ def newest_run() -> Path:
     """Return the path of best.pt of the run that was trained last."""
     found = sorted(Path("runs").glob("*/best.pt"), key=lambda path: path.stat().st_mtime)
     if not found:
-        raise InputError("there is no runs/*/best.pt yet; train by: bash run.sh, or name one by --load_pt_file")
+        raise InputError("there is no runs/*/best.pt yet; train one with bash run.sh, or name one with --load_pt_file")
     return found[-1]
 
 

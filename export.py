@@ -1,9 +1,9 @@
 """Write a trained network for other tools: python export.py --load_pt_file runs/<name>/best.pt --format nir
 
-nir: a graph in the Neuromorphic Intermediate Representation, which snnTorch, SpikingJelly, Norse and others read.
-onnx: one step of the network for onnxruntime, which takes the state and returns the next one.
+nir: a graph in the Neuromorphic Intermediate Representation, for snnTorch, SpikingJelly, Norse and others.
+onnx: one step of the network for onnxruntime; it takes the state and returns the next one.
 c: a folder of C99 for a microcontroller.
-html: one page that hears words through the microphone and shows how the network decides.
+html: a page that hears words through the microphone and shows how the network decides.
 docs/export.md and docs/embedded.md say how to run each.
 """
 
@@ -20,11 +20,7 @@ from pathlib import Path
 
 import snn  # comes first, because it says which packages are missing
 
-if __name__ == "__main__":
-    snn.need("nir", extra="export")
-
 # isort: split
-import nir
 import torch
 from tqdm import tqdm
 
@@ -41,21 +37,25 @@ Names = tuple[str, ...] | None  # of the classes
 
 def main() -> None:
     args = read_command_line()
+    if args.format == "nir":
+        snn.need("nir", extra="export")
     args.load_pt_file = path = arguments.find_checkpoint(args.load_pt_file)
     network, cfg, content = checkpoint.load_network(path, "auto")
     if not isinstance(network, Network):
-        raise InputError(f"{path}: a TTFS network; only first-spike networks (a section `network`) can be exported")
+        raise InputError(f"{path}: is a TTFS network; only first-spike networks (a section `network`) can be exported")
     out = args.out or (path.with_name(f"{path.stem}_c") if args.format == "c" else path.with_suffix(f".{args.format}"))
     print(WRITERS[args.format](args, cfg, network, out, content["class_names"]))
 
 
-def said_names(names: Names) -> dict[str, str]:
-    """Return the metadata that name the classes: a JSON list in the order of the outputs."""
+def names_as_metadata(names: Names) -> dict[str, str]:
+    """Return metadata that name the classes: a JSON list in the order of the outputs."""
     return {} if names is None else {"class_names": json.dumps(names)}
 
 
 def write_nir(args: argparse.Namespace, cfg: config.Config, network: Network, out: Path, names: Names = None) -> str:
     """Write the network as a NIR graph, and return a line about it."""
+    import nir  # here, because the other formats do not need it
+
     left_out = exchange.unsaid_by_nir(network)
     exported = exchange.approximated(network) if left_out and args.approximate else network
     graph = exchange.nir_graph(exported, cfg.data.shape, args.dt)
@@ -64,7 +64,7 @@ def write_nir(args: argparse.Namespace, cfg: config.Config, network: Network, ou
         "data_dt_ms": cfg.data.dt_ms,
         "data_T": cfg.data.T,
         "data_T_empty": cfg.data.T_empty,
-        **said_names(names),
+        **names_as_metadata(names),
         "left_out": " and ".join(left_out) or "nothing",
     }
     about = f"{out}: {len(graph.nodes)} nodes for steps of {args.dt:g} s"
@@ -97,7 +97,7 @@ def write_onnx(_: argparse.Namespace, cfg: config.Config, network: Network, out:
                 dynamo=True,
                 verbose=False,
             )
-        program.model.metadata_props.update(said_names(names))
+        program.model.metadata_props.update(names_as_metadata(names))
         program.save(part)
 
     write(out, save)
@@ -107,7 +107,7 @@ def write_onnx(_: argparse.Namespace, cfg: config.Config, network: Network, out:
 def write_c(args: argparse.Namespace, cfg: config.Config, network: Network, out: Path, names: Names = None) -> str:
     """Write a folder of C, and return a line about it."""
     if out.exists():
-        raise InputError(f"{out}: is there already; remove it, or choose another --out")
+        raise InputError(f"{out}: exists already; remove it, or choose another --out")
     bins = Bins.of(cfg.data, "test")
     code = embedded.code(network, bins.dt_ms, bins.T, bins.T_empty, names, args.quantise == "int8")
     try:
@@ -166,7 +166,7 @@ def differing_decisions(
     recordings = tasks.events.read_recordings(data, "train", bins, Named(names, "the checkpoint"))
     _, validation, held_out = tasks.events.for_validation(recordings, data, bins, cfg.train.seed)
     if not len(held_out):
-        raise InputError(f"{recordings.where}: nothing was held out (data.validation_share is 0) to compare on")
+        raise InputError(f"{recordings.where}: nothing was held out to compare on (data.validation_share is 0)")
     size = cfg.train.test_batch_size
     bar = tqdm(
         batches(validation, held_out, bins, size), "compare", math.ceil(len(held_out) / size), leave=False, disable=None
@@ -182,17 +182,22 @@ def read_command_line() -> argparse.Namespace:
     parser = cli.OneLineParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--load_pt_file", type=Path, required=True, metavar="PT", help="checkpoint, run folder or name")
     parser.add_argument("--format", choices=WRITERS, required=True, help="what to write")
-    parser.add_argument("--out", type=Path, help="file or folder to write; default beside the checkpoint")
+    parser.add_argument("--out", type=Path, help="file or folder to write (default: beside the checkpoint)")
     parser.add_argument(
-        "--dt", type=float, default=1e-4, help="nir: step of the simulator (s); default 1e-4, which snnTorch has fixed"
+        "--dt",
+        type=float,
+        default=1e-4,
+        help="nir: step of the simulator (s; default: 1e-4, which is fixed in snnTorch)",
     )
     parser.add_argument(
         "--approximate",
         action="store_true",
-        help="nir: leave out what it cannot say, and count the held-out decisions that differ",
+        help="nir: leave out what NIR cannot express, and count the held-out decisions that differ",
     )
-    parser.add_argument("--path_to_dataset", help="nir: folder of the data files, for that count")
-    parser.add_argument("--quantise", choices=("int8",), help="c: weights of a byte each; test.py says what it costs")
+    parser.add_argument("--path_to_dataset", help="nir: folder of the data files for that count")
+    parser.add_argument(
+        "--quantise", choices=("int8",), help="c: store weights as bytes; test.py --quantise shows the effect"
+    )
     args = parser.parse_args()
     if args.quantise and args.format != "c":
         parser.error(f"--quantise {args.quantise} is for --format c")

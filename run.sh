@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Train: bash run.sh [configs/x.yaml] [words of train.py]. Makes .venv with requirements.txt if packages are missing.
-# bash run.sh --python [extras of pyproject.toml]: only see to the packages, and print the python that has them.
+# Train: bash run.sh [configs/x.yaml] [options of train.py]. Makes .venv with requirements.txt if packages are missing.
+# bash run.sh --python [extras of pyproject.toml]: only install the packages, and print the python that has them.
 set -euo pipefail
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 own=$repository/.venv
@@ -19,8 +19,8 @@ has_gpu() {
   [[ -e /dev/nvidia0 ]] || nvidia-smi -L >/dev/null 2>&1
 }
 
-# Print the packages of requirements.txt and of the extras, one a line; fail if this python lacks one of them.
-# Without the package `packaging` the others are not all there either.
+# Print the packages of requirements.txt and of the extras, one per line; fail if this python lacks one of them.
+# It also fails without the package `packaging`, since the others need it.
 packages() {
   "$1" - "$repository" "$extras" 2>/dev/null <<'PYTHON'
 import sys, tomllib
@@ -44,31 +44,31 @@ has_packages() {
   packages "$1" >/dev/null
 }
 
-# Install the packages that come in, one a line.
+# Install the packages on standard input, one per line.
 pip_install() {
   "$own/bin/python" -m pip install --quiet --disable-pip-version-check "$@" -r /dev/stdin 2>&1
 }
 
-# A .venv with all the packages, made or completed.
+# Make or complete a .venv with all packages.
 install() {
   if [[ ! -e $own ]]; then
     [[ -w $repository ]] || fail "$repository cannot be written: make a virtual environment elsewhere, install requirements.txt into it, activate it and run this again"
     if ! said=$("$1" -m venv "$own" 2>&1); then
       rm -rf "$own"  # half made
-      fail "$1 cannot make .venv; on Debian and Ubuntu: apt install python3-venv; its last words: ${said##*$'\n'}"
+      fail "$1 cannot make .venv; on Debian and Ubuntu: apt install python3-venv; its last message: ${said##*$'\n'}"
     fi
   fi
   "$own/bin/python" -m pip --version >/dev/null 2>&1 || fail ".venv has no pip: rm -r $own, and run this again"
   echo "installing the packages of requirements.txt${extras:+ and of the extras $extras} into .venv (some minutes, once)" >&2
   wanted=$(packages "$own/bin/python" || true)
-  # Without a GPU, torch does without CUDA's 5 GB where its own index answers; otherwise it comes with the rest.
+  # Without a GPU, install torch without CUDA's 5 GB if its own index answers; otherwise it comes with the rest.
   if [[ $(uname -s) == Linux ]] && ! has_gpu && "$own/bin/python" -c "from urllib.request import urlopen; urlopen('$cpu_builds/torch/', timeout=5)" >/dev/null 2>&1; then
     grep -E '^torch' <<<"$wanted" | pip_install --index-url "$cpu_builds" >/dev/null || true
   fi
   said=$(pip_install <<<"$wanted") && return
   case $said in
-    *"Retrying (Retry"*"No matching distribution"*) fail "pip cannot reach its package index: look to the network or proxy, and run this again" ;;
-    *) fail "the packages are not all in .venv (with CUDA's they take 7 GB): $(grep -E '^ERROR' <<<"$said" | tail -n 1 || true); run this again once it is mended" ;;
+    *"Retrying (Retry"*"No matching distribution"*) fail "pip cannot reach its package index: check the network or proxy, and run this again" ;;
+    *) fail "some packages are missing from .venv (with CUDA's they take 7 GB): $(grep -E '^ERROR' <<<"$said" | tail -n 1 || true); fix this and run it again" ;;
   esac
 }
 
@@ -81,7 +81,7 @@ if has_gpu && [[ $extras != *gpu* ]]; then
 fi
 
 case $(uname -s) in
-  MINGW* | MSYS* | CYGWIN*) fail "Windows itself is not supported: use WSL 2 (wsl --install) and run this within it" ;;
+  MINGW* | MSYS* | CYGWIN*) fail "Windows itself is not supported: use WSL 2 (wsl --install) and run this in it" ;;
 esac
 python= found=$(python3 --version 2>/dev/null || true)
 for name in python3 python3.{11..20} python; do
@@ -93,7 +93,7 @@ done
 [[ $python ]] || fail "needs Python 3.11 or newer, and found only ${found:-none}: install python3.11 or newer beside it"
 if ! has_packages "$python"; then
   if [[ -e $own || -L $own ]] && ! is_new_enough "$own/bin/python"; then
-    fail ".venv is broken, of another machine or of a Python before 3.11: rm -r $own, and run this again"
+    fail ".venv is broken, from another machine or from a Python before 3.11: rm -r $own, and run this again"
   fi
   has_packages "$own/bin/python" || install "$python"
   python=$own/bin/python

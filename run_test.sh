@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Test: bash run_test.sh [checkpoint] [words of test.py]. Without a checkpoint, the best model of the newest run.
+# Test: bash run_test.sh [checkpoint] [options of test.py]. Without a checkpoint, it tests the best model of the newest run.
 set -euo pipefail
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 python=$(bash "$repository/run.sh" --python report)
@@ -9,7 +9,7 @@ if [[ $# -gt 0 && $1 != -* ]]; then
 else
   checkpoint=$(ls -t runs/*/best.pt 2>/dev/null | head -n 1 || true)
   if [[ -z $checkpoint ]]; then
-    echo "error: there is no runs/*/best.pt yet; train by: bash run.sh" >&2
+    echo "error: there is no runs/*/best.pt yet; train one with: bash run.sh" >&2
     exit 2
   fi
   echo "testing $checkpoint"

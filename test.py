@@ -45,7 +45,7 @@ from tasks.kind import Result
 def main() -> None:
     keep_freed_memory()
     if torch.distributed.is_torchelastic_launched():
-        raise InputError("test.py is one process: start it by python, not by torchrun")
+        raise InputError("test.py runs in one process: start it with python, not torchrun")
     args, subjects = read_command_line()
     for subject in subjects:
         open_folder(subject.out)
@@ -60,12 +60,12 @@ def main() -> None:
     if len(subjects) == 1:
         (subject,) = subjects
         print(tables.text(tasks.kind_of(subject.cfg).testing.tables(metrics[subject.path])), end="\n\n")
-        print(f"read {subject.out / 'report.html'}; numbers in metrics.json, pictures and samples.npz beside it")
+        print(f"report in {subject.out / 'report.html'}; metrics.json, the pictures and samples.npz are beside it")
         return
     for kind in tasks.KINDS:
         if tested := [(s, metrics[s.path]) for s in subjects if isinstance(s.cfg, kind.config)]:
             print(runs_table(tested, kind.testing.columns).text(), end="\n\n")
-    print("a report.html each in " + ", ".join(str(subject.out) for subject in subjects))
+    print("a report.html is in each of " + ", ".join(str(subject.out) for subject in subjects))
 
 
 def alike(subjects: Sequence[Subject]) -> list[list[Subject]]:
@@ -90,7 +90,7 @@ def write(result: Result) -> None:
 
 def read_command_line() -> tuple[argparse.Namespace, list[Subject]]:
     """Return the arguments and the networks to test, whose configurations the arguments override."""
-    yaml_help = "take the data section from this configuration"
+    yaml_help = "configuration whose data section is used"
     parser = arguments.Parser(__doc__, arguments.TEST, yaml_help)
     parser.take_checkpoints("+")
     for kind in tasks.KINDS:
@@ -123,15 +123,17 @@ def read_checkpoint(parser: arguments.Parser, args: argparse.Namespace, path: Pa
     section, own = trained.section, tasks.kind_of(trained).testing.words
     for word in (word for kind in tasks.KINDS for word in kind.testing.words if word not in own):
         if getattr(args, word):
-            raise InputError(f"command line: --{word} is not for a network with a section `{section}`, as in {path}")
+            raise InputError(
+                f"command line: --{word} does not apply to a network with a section `{section}`, as in {path}"
+            )
     if changed := list(settings.differences(getattr(cfg, section), getattr(trained, section), f"{section}.")):
         raise InputError(f"{path}: belongs to another network: it was trained with another {', '.join(changed)}")
     here, there = ((c.data.shape, c.data.num_classes) for c in (cfg, trained))
     if here != there:
         inputs = ["x".join(map(str, shape)) for shape, _ in (here, there)]
         raise InputError(
-            f"{path}: the data do not fit the network: they have {inputs[0]} input channels and {here[1]} classes, it "
-            f"was trained on {inputs[1]} and {there[1]}"
+            f"{path}: the data do not fit the network: they have {inputs[0]} input channels and {here[1]} classes, "
+            f"but it was trained on {inputs[1]} and {there[1]}"
         )
     return cfg, content
 

@@ -50,7 +50,7 @@ from snn.team import Team, gather
 from tasks.kind import Training
 
 NO_STANDING = (-math.inf, -math.inf)  # before the first epoch
-THE_LAST = "the last, as nothing was held out to choose by (data.validation_share is 0)"
+THE_LAST = "the last, because nothing was held out to choose by (data.validation_share is 0)"
 
 
 @dataclass
@@ -112,7 +112,7 @@ def main() -> None:
         return runs.tensorboard(run, position.epoch + 1)
 
     with (
-        cli.Interruption(f"interrupted; the same command with --resume goes on from {last}") as interruption,
+        cli.Interruption(f"interrupted; the same command with --resume continues from {last}") as interruption,
         open_run() if team.leads else nullcontext() as board,
     ):
         for epoch in range(position.epoch, train.epochs):
@@ -159,14 +159,16 @@ def main() -> None:
             if number := team.largest(interruption.number)[0]:
                 epoch, batch = position.epoch, position.step
                 where = f"in epoch {epoch + 1}, after batch {batch}" if batch else f"after epoch {epoch}"
-                raise cli.Interrupted(f"interrupted {where}; the same command with --resume goes on from there", number)
+                raise cli.Interrupted(
+                    f"interrupted {where}; the same command with --resume continues from there", number
+                )
 
     if team.leads:
         _, content = checkpoint.load(run / "best.pt")
         validation = content["validation"]
         print(
             f"best epoch {content['epoch']}: {task.conclude(validation) if validation else THE_LAST}\n"
-            f"saved in {run / 'best.pt'}; test it by: bash run_test.sh {run / 'best.pt'}"
+            f"saved in {run / 'best.pt'}; test it with: bash run_test.sh {run / 'best.pt'}"
         )
         for line in task.uses(run / "best.pt"):
             print(line)
@@ -195,8 +197,8 @@ def train_epoch(
     def fault(step: int, place: str, which: Sequence[int] | slice = slice(None)) -> InputError:
         samples = team.share(order[step * train.batch_size :][: train.batch_size])[which]
         return InputError(
-            f"{name}, step {step + 1}: not a finite number in {place}; look at the data there, or try a smaller "
-            f"train.lr; {last} holds the run before. The batch's {task.items}, by their number in the file: "
+            f"{name}, step {step + 1}: not a finite number in {place}; check the data there, or try a smaller "
+            f"train.lr; {last} holds the run up to there. The batch has these {task.items}, by number in the file: "
             f"{', '.join(map(str, samples))}"
         )
 
@@ -258,12 +260,14 @@ def resume(
     path = run / "last.pt"
     may_change = settings.marked(type(cfg), Mark.MACHINE, Mark.RESUME)
     if changed := [name for name in settings.differences(cfg, cfg_then) if name not in may_change]:
-        raise InputError(f"{path}: cannot resume with another {', '.join(changed)}; give the run's own, or a new name")
+        raise InputError(
+            f"{path}: cannot resume with another {', '.join(changed)}; give the run's own value, or a new name"
+        )
     processes = content["processes"]
     if len(processes) != team.size:
         raise InputError(
-            f"{path}: the run is of {len(processes)} processes, here are {team.size}; resume it with as many "
-            f"(torchrun --nproc_per_node={len(processes)} train.py ...)"
+            f"{path}: the run has {len(processes)} processes, but {team.size} were started; resume it with the same "
+            f"number (torchrun --nproc_per_node={len(processes)} train.py ...)"
         )
     if content["best_epoch"]:
         checkpoint.load(run / "best.pt")
@@ -290,9 +294,9 @@ def say_jumps(path: Path, cfg_then: config.AnyConfig, cfg: config.AnyConfig, epo
     )
     if jumps := [f"{name} goes from {before[name]:.3g} to {now[name]:.3g}" for name in now if now[name] != then[name]]:
         print(
-            f"warning: {path}: train.epochs = {cfg.train.epochs} makes another curve over the epochs than "
-            f"{cfg_then.train.epochs} did: after epoch {epoch} {' and '.join(jumps)}. For a run of one curve, train "
-            "anew with all its epochs",
+            f"warning: {path}: train.epochs = {cfg.train.epochs} gives another schedule over the epochs than "
+            f"{cfg_then.train.epochs} did: after epoch {epoch} {' and '.join(jumps)}. For a run with one schedule, "
+            "train again from the start with all its epochs",
             file=sys.stderr,
         )
 

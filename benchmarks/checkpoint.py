@@ -18,6 +18,7 @@ from statistics import median
 import torch
 
 import train
+from benchmarks.figures import Figure, add_option, store
 from benchmarks.kernels import processor
 from snn import checkpoint
 
@@ -26,9 +27,15 @@ CONFIG = Path(__file__).resolve().parent.parent / "configs" / "adlif_digits.yaml
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--path_to_dataset", type=Path, default=Path("data/digits"), help="made if it is not there")
+    parser.add_argument(
+        "--path_to_dataset",
+        type=Path,
+        default=Path("data/digits"),
+        help="folder of the data set, which is made if missing (data/digits)",
+    )
     parser.add_argument("--epochs", type=int, default=12, help="epochs (12)")
-    parser.add_argument("--json", type=Path, help="write the numbers here")
+    parser.add_argument("--json", type=Path, help="file for the numbers (JSON)")
+    add_option(parser)
     arguments = parser.parse_args()
     data, out = arguments.path_to_dataset.resolve(), arguments.json and arguments.json.resolve()
     save, saves = checkpoint.save, []
@@ -43,8 +50,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=before, prefix=".checkpoints-") as folder:  # on the disk that runs go to
         os.chdir(folder)
         words = f"--path_to_yaml {CONFIG} --path_to_dataset {data} --epochs {arguments.epochs} --save_name x"
-        sys.argv = ["train.py", *words.split()]
+        given, sys.argv = sys.argv, ["train.py", *words.split()]
         train.main()
+        sys.argv = given
         rows = [json.loads(line) for line in Path("runs/x/metrics.jsonl").read_text(encoding="utf-8").splitlines()]
         os.chdir(before)
 
@@ -61,6 +69,9 @@ def main() -> None:
     share = saving / (saving + 1e3 * sum(row["seconds"] for row in rows))
     of_epoch = result["last.pt_ms"] / median(epochs)
     print(f"  last.pt takes {100 * of_epoch:.2f} % of an epoch, all checkpoints {100 * share:.2f} % of the run")
+    if arguments.store:
+        what = "checkpoints, written, read back and renamed, one an epoch of the default run"
+        store([Figure(what, f"{100 * share:.1f} % of the run")])
     if out:
         out.write_text(json.dumps(result | {"share_of_run": share}, indent=1) + "\n", encoding="utf-8")
 

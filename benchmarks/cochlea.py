@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 from numba import njit
 
+from benchmarks.figures import Figure, Other, add_option, store
 from datasets.prepare import cochlea as c
 from datasets.prepare import cochlea_c
 from datasets.prepare.speech import synthesise
@@ -79,13 +80,23 @@ def lauscher(audio: np.ndarray) -> Callable[[], object]:
     return lambda: MonoAudioWave(audio, c.AUDIO_RATE_HZ).transform(Wave2Spike(LAUSCHER_CHANNELS))
 
 
+def figure(times_real_time: dict[str, float]) -> Figure:
+    """Return the row of docs/speed.md."""
+    in_c = [f"{rate:.2g}" for name, rate in times_real_time.items() if name.startswith("whole in C")]
+    here = f"{times_real_time['whole']:.2g} x real time" + (f"; in C {' and '.join(in_c)} x" if in_c else "")
+    words = f"x real time, from {LAUSCHER_CHANNELS} of {c.N_PLACES} channels"
+    theirs = [rate for name, rate in times_real_time.items() if name.startswith("lauscher")]
+    return Figure("cochlea, one core", here, [Other("lauscher", f"{rate:.2g} {words}") for rate in theirs])
+
+
 def main() -> None:
     """Measure, print a table and, if asked, write it as JSON."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.cochlea", description=(__doc__ or "").partition("\n")[0]
     )
-    parser.add_argument("--runs", type=int, default=15, help="runs of each stage, in turns (default: 15)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result here too")
+    parser.add_argument("--runs", type=int, default=15, help="alternating runs of each stage (default: 15)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="file for the result (JSON)")
+    add_option(parser)
     args = parser.parse_args()
 
     started = time.perf_counter()
@@ -120,6 +131,8 @@ def main() -> None:
     print(f"{audio_s:.2f} s of speech, one core, median of {args.runs} runs; once per process {start_s:.1f} s")
     for name, median_s in medians_s.items():
         print(f"{name:40s} {1000 * median_s:10.1f} ms {audio_s / median_s:10.3g} x real time")
+    if args.store:
+        store([figure(result["times_real_time"])])
     if args.json:
         args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from benchmarks.figures import Figure, Other, add_option, duration, others, store
 from benchmarks.kernels import high_water_megabytes, medians, processor
 from benchmarks.step import CONFIG, make_recordings, our_step, spikingjelly_step
 from datasets import readers
@@ -199,13 +200,42 @@ def load(data: Path | None, cfg: config.Config) -> Recordings:
     )
 
 
+def figures(result: dict, is_trained: bool) -> list[Figure]:
+    """Return the rows of docs/speed.md; that of a stream needs a trained network."""
+    rows = []
+    step = result["step_milliseconds"]
+    who = {"dense products": "torch's dense products", "SpikingJelly, LIFNode": "SpikingJelly, LIFNodes in like layers"}
+    title = "training step of `configs/adlif_shd.yaml`, B = 128"
+    rows.append(Figure(title, duration(step["event-driven"]), others(step, "event-driven", who)))
+    titles = {0.05: f"input layer, {ROWS:,} rows, 700 to 256, forward + weight gradient, 5 % active"}
+    titles[0.1] = "the same, 10 % active"
+    for row in result["products"]:
+        if title := titles.get(row["share"]):
+            ms = row["milliseconds"]
+            rows.append(Figure(title, duration(ms["events"]), others(ms, "events", {"dense": "dense products"})))
+    memory = result["input_layer_megabytes"]
+    title = "memory of the input layer for such a step, from recordings to weight gradient"
+    rows.append(
+        Figure(title, f"{memory['event-driven']:.0f} MB", [Other("dense frames", f"{memory['frames']:.0f} MB")])
+    )
+    if is_trained:
+        ms, last = result["streaming"]["milliseconds"], result["streaming"]["curve"][-1]
+        ours = ms["stream, to the decision"]
+        here = f"{duration(ours)}; {last['events'] / last['ms'] / 1000:.0f} million events/s"
+        whole = Other("here, the whole window", duration(ms["stream, whole window"]))
+        dense = others(ms, "stream, to the decision", {"batch of one, dense": "the batched network, dense, batch 1"})
+        rows.append(Figure("a recording of `digits` as a stream, one core, to the decision", here, [whole, *dense]))
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--json", type=Path, help="write the numbers here")
+    parser.add_argument("--json", type=Path, help="file for the numbers (JSON)")
     parser.add_argument("--rounds", type=int, default=9, help="timed rounds (9)")
     parser.add_argument("--data", type=Path, help="a file in the layout of SHD to take recordings from")
     parser.add_argument("--load_pt_file", type=Path, help="checkpoint for the streams")
     parser.add_argument("--peak", choices=INPUT_LAYERS, help=argparse.SUPPRESS)
+    add_option(parser)
     arguments = parser.parse_args()
     if arguments.peak:
         print(input_layer_megabytes(arguments.peak, arguments.data))
@@ -234,6 +264,8 @@ def main() -> None:
     if arguments.load_pt_file:
         checkpoint.load_weights(network, content["network"], arguments.load_pt_file)
     result["streaming"] = streaming(network, cfg, recordings, arguments.rounds)
+    if arguments.store:
+        store(figures(result, bool(arguments.load_pt_file)))
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 

@@ -246,7 +246,7 @@ def in_words(network: Network, recordings: AnyRecordings, r: int, bins: Bins, aw
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--load_pt_file", type=Path, required=True)
-    parser.add_argument("--path_to_dataset", help="folder of the data files; default that of the training")
+    parser.add_argument("--path_to_dataset", help="folder of the data files (default: that of the training)")
     parser.add_argument("--recordings", type=int, default=200)
     args = parser.parse_args()
     warnings.filterwarnings("ignore")

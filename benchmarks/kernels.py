@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.figures import Figure, Other, add_option, duration, others, store
 from snn import ops
 from snn.machine import processor
 from snn.memory import keep_freed_memory
@@ -274,16 +275,61 @@ def plot(rows: list[dict], path: Path) -> None:
     figure.savefig(path)
 
 
+NAMES = {  # of contenders on the page
+    "before": "kernels written by hand, before",
+    "SpikingJelly LIFNode": "SpikingJelly, LIFNode",
+    "torch reference": "torch reference",
+    "SpikingJelly CUBALIFNode": "SpikingJelly, CUBALIFNode",
+    "JAX scan": "JAX, lax.scan",
+    "copy": "a copy of the bytes that must move",
+}
+LAYER = "one AdLIF layer, T = 100, B = 128, N = 256, forward + backward"
+
+
+def figures(result: dict, fused: str) -> list[Figure]:
+    """Return the rows of docs/speed.md."""
+    ms = result["milliseconds"]
+    if fused == "cupy":
+        busy, large = result["busy_milliseconds"]["AdLIF"], result["busy_milliseconds_large"]["AdLIF"]
+        terabytes = 4 * moved_numbers("AdLIF", LARGE_SHAPE) / 1e12
+        rates = {name: f"{1e3 * terabytes / value:.2g} TB/s" for name, value in large.items()}
+        names = NAMES | {"SpikingJelly LIFNode": "SpikingJelly, LIFNode (Triton)"}
+        title = "the same for B = 1,024, N = 512, the GPU at work"
+        return [
+            Figure(f"{LAYER}, time that the GPU is at work", duration(busy[fused]), others(busy, fused, names)),
+            Figure(
+                "the same as a single call from Python, which it then waits for",
+                duration(ms["AdLIF"][fused]),
+                others(ms["AdLIF"], fused, names),
+            ),
+            Figure(title, f"{duration(large[fused])}, {rates[fused]}", [Other("a copy", rates["copy"])]),
+        ]
+
+    def listed(who: str) -> str:
+        return ", ".join(f"{kind} {times[who]:.2g}" for kind, times in ms.items() if kind != "AdLIF" and who in times)
+
+    before = [Other(NAMES["before"], f"{listed('before')} ms")] if listed("before") else []
+    narrow, wide = (" and ".join(f"{row[shape]:.3g}" for row in result["narrow"]) for shape in ("narrow", "wide"))
+    return [
+        Figure(LAYER, duration(ms["AdLIF"][fused]), others(ms["AdLIF"], fused, NAMES)),
+        Figure("the same, other neurons", f"{listed(fused)} ms", before),
+        Figure(
+            "10,000 and 100,000 steps of 1,000 columns",
+            f"{narrow} ms",
+            [Other("as many neuron-steps in a wide array", f"{wide} ms")],
+        ),
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--json", type=Path, help="write the numbers here")
-    parser.add_argument("--plot", type=Path, help="draw the scaling curves here")
+    parser.add_argument("--json", type=Path, help="file for the numbers (JSON)")
+    parser.add_argument("--plot", type=Path, help="file for a picture of the scaling curves")
     parser.add_argument("--rounds", type=int, default=15, help="timed rounds (15)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to measure (cpu)")
-    parser.add_argument(
-        "--before", type=Path, metavar="FOLDER", help="a checkout of an earlier commit to take turns with"
-    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="device to measure on (cpu)")
+    parser.add_argument("--before", type=Path, metavar="FOLDER", help="also time a checkout of an earlier commit")
     parser.add_argument("--peak", choices=("cpu", "torch"), help=argparse.SUPPRESS)
+    add_option(parser)
     arguments = parser.parse_args()
     keep_freed_memory()  # as train.py does; it helps every contender
     if arguments.peak:
@@ -336,6 +382,8 @@ def main() -> None:
         print(
             "peak memory of one AdLIF step: {cpu:.0f} MB, reference {torch:.0f} MB".format(**result["peak_megabytes"])
         )
+    if arguments.store:
+        store(figures(result, fused), device)
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=1) + os.linesep, encoding="utf-8")
     if arguments.plot:

@@ -25,6 +25,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from benchmarks.figures import Figure, Other, add_option, duration, store
 from benchmarks.kernels import high_water_megabytes, medians, processor
 from datasets.binning import Bins, bin_events
 from datasets.recordings import Recordings, downsampled
@@ -184,14 +185,31 @@ def convolutions(share: float) -> dict[str, Step]:
     return {"events": events, "dense": dense}
 
 
+def figure(T: int, batch: int, median: dict[str, float], binning_ms: float, peaks: dict[str, float]) -> Figure:
+    """Return the row of docs/speed.md; peaks in MB."""
+    (_, ours), (_, theirs) = median.items()
+    return Figure(
+        f"training step of `configs/culif_dvsgesture.yaml`, T = {T}, B = {batch}",
+        f"{duration(ours)}, {peaks['ours'] / 1000:.2g} GB; making the batch {100 * binning_ms / ours:.1f} % of it",
+        [
+            Other(
+                "SpikingJelly, layers and LIFNodes",
+                f"{duration(theirs)}, {peaks['SpikingJelly'] / 1000:.2g} GB",
+                theirs / ours,
+            )
+        ],
+    )
+
+
 def main() -> None:
     keep_freed_memory()  # as train.py does; it helps every contender
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--json", type=Path, help="write the numbers here")
+    parser.add_argument("--json", type=Path, help="file for the numbers (JSON)")
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds (3)")
     parser.add_argument("--T", type=int, default=160, help="steps, the empty ones included (160)")
     parser.add_argument("--batch", type=int, default=6, help="recordings (6)")
     parser.add_argument("--peak", choices=("ours", "SpikingJelly"), help=argparse.SUPPRESS)
+    add_option(parser)
     arguments = parser.parse_args()
     values = settings.read_yaml(CONFIG)
     values["data"]["T"] = arguments.T - arguments.T * values["data"]["T_empty"] // 160
@@ -218,7 +236,7 @@ def main() -> None:
     bins = Bins(cfg.data.dt_ms, cfg.data.T, cfg.data.T_empty, int(np.prod(cfg.data.shape)))
     index = np.arange(len(recordings))
     binning = medians({"batch": lambda: bin_events(recordings, index, bins)}, arguments.rounds, "cpu")["batch"]
-    print(f"  making the batch, of ours       {binning:9.1f} ms, {100 * binning / median['ours']:.2f} %")
+    print(f"making our batch               {binning:9.1f} ms, {100 * binning / median['ours']:.2f} %")
     parts = by_kind_of_layer(ours, network)
     print("  ours by kind of layer, under torch's profiler:")
     for name, ms in parts.items():
@@ -233,6 +251,8 @@ def main() -> None:
     rule = {share: medians(convolutions(share), arguments.rounds, "cpu") for share in SHARES}
     for share, ms in rule.items():
         print(f"  {100 * share:4.0f} %{ms['events']:9.0f} ({ms['dense'] / ms['events']:4.1f} x){ms['dense']:9.0f}")
+    if arguments.store:
+        store([figure(arguments.T, arguments.batch, median, binning, peaks)])
     if arguments.json:
         result = {"where": where, "T": arguments.T, "batch": arguments.batch, "milliseconds": median}
         result |= {"batch_milliseconds": binning}

@@ -130,7 +130,7 @@ def batches() -> dict[str, Callable[[], object]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--json", type=Path, help="write the numbers here")
+    parser.add_argument("--json", type=Path, help="file for the numbers (JSON)")
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds (5)")
     parser.add_argument("--recordings", type=int, default=10_000, help="recordings in the file (10000)")
     parser.add_argument("--read", nargs=2, help=argparse.SUPPRESS)  # in a process of its own: function, file

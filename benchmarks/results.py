@@ -24,7 +24,7 @@ from pathlib import Path
 from matplotlib import pyplot as plt
 from tqdm import tqdm
 
-from benchmarks import speed
+from benchmarks import figures, speed
 from snn import arguments, cli, config, pictures, settings
 from snn.config import Mark
 from snn.errors import InputError
@@ -60,7 +60,7 @@ KEPT = (
 def main() -> None:
     parser = cli.OneLineParser(description=__doc__, allow_abbrev=False)  # --seed does not stand for --seeds
     parser.add_argument("configuration", type=Path, nargs="?", help="a YAML to train, test and store")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="0 1 2")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds to train (0 1 2)")
     parser.add_argument("--readme", action="store_true", help="rebuild tables and pictures of README.md and docs/")
     args, words = parser.parse_known_args()
     if args.readme == (args.configuration is not None):
@@ -79,7 +79,8 @@ def store(args: argparse.Namespace, words: Sequence[str]) -> None:
     changed = parser.override(settings.read_yaml(path), parser.parse_args(words), path)
     if others := set(settings.differences(cfg, changed)) - settings.marked(type(cfg), Mark.MACHINE):
         raise InputError(
-            f"{', '.join(sorted(others))}: a stored result is of {path} as it is; write a configuration of its own"
+            f"{', '.join(sorted(others))}: a stored result must use {path} unchanged; write another configuration for "
+            "this"
         )
     RESULTS.mkdir(exist_ok=True)
     load, seeds = os.getloadavg()[0], {}
@@ -219,7 +220,7 @@ def draw(results: dict[str, dict]) -> plt.Figure | None:
                 axis.fill_between(
                     time_ms, list(map(min, curves)), list(map(max, curves)), color=colour, alpha=0.15, lw=0
                 )
-        axis.set(xlabel="elapsed time (ms)", ylabel="right decisions (%)", ylim=(0, 100), xlim=(0, None))
+        axis.set(xlabel="elapsed time (ms)", ylabel="correct decisions (%)", ylim=(0, 100), xlim=(0, None))
         axis.grid(color=pictures.GREY, lw=0.4)
         axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     return figure
@@ -227,7 +228,7 @@ def draw(results: dict[str, dict]) -> plt.Figure | None:
 
 def rebuild() -> None:
     """Rewrite README.md and docs/ between their marker comments, and their pictures."""
-    results, measured = stored(), speed.stored()
+    results, measured = stored(), figures.stored()
     texts = {path: path.read_text(encoding="utf-8") for path in pages(results, measured)}
     for path, sections in pages(results, measured).items():
         for name, content in sections.items():

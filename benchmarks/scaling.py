@@ -32,6 +32,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
+from benchmarks.figures import Figure, Other, add_option, duration, store
 from benchmarks.kernels import processor
 from benchmarks.step import CONFIG, EVENTS, LENGTH_S
 from datasets.binning import Bins, bin_events
@@ -215,10 +216,28 @@ def report(result: dict) -> None:
         print(f"  {size:>6}{cells}")
 
 
+def figures(ms: dict[str, float]) -> list[Figure]:
+    """Return the rows of docs/speed.md, from milliseconds by the clock."""
+    one = ms["one process"]
+    each, same = ms["two, a batch each, own BatchNorm"], ms["two, the same batch, own BatchNorm"]
+    title = "two processes of one thread, the network of `configs/adlif_shd.yaml`, a batch each, "
+    alone = Other("one process, one batch", f"{duration(one)}: two do {2 * one / each:.1f} x as much")
+    gains = 2 * one / ms["two, a batch each"], one / ms["two, the same batch"]
+    return [
+        Figure(f"{title}`train.sync_batch_norm=false`", f"{duration(each)} a step", [alone]),
+        Figure("the same, one batch for both", f"{one / same:.1f} x as fast as one process"),
+        Figure(
+            "the same, BatchNorm synchronised: a batch each, and one batch for both",
+            " and ".join(f"{gain:.1f} x" for gain in gains),
+        ),
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--json", type=Path, help="write the numbers here")
+    parser.add_argument("--json", type=Path, help="file for the numbers (JSON)")
     parser.add_argument("--rounds", type=int, default=15, help="timed rounds (15)")
+    add_option(parser)
     arguments = parser.parse_args()
     if dist.is_torchelastic_launched():  # one of the two processes
         result = work(arguments.rounds)
@@ -233,6 +252,8 @@ def main() -> None:
         subprocess.run([*launcher, *words], env=environment, check=True)
         result = json.loads(path.read_text(encoding="utf-8"))
     report(result)
+    if arguments.store:
+        store(figures(result["milliseconds"]))
     if arguments.json:
         versions = {"device": processor(), "torch": torch.__version__}
         arguments.json.write_text(json.dumps(versions | result, indent=1) + "\n", encoding="utf-8")

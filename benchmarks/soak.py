@@ -96,8 +96,8 @@ def slope(rows: list[dict[str, float]], name: str, minutes: float) -> dict[str, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--json", type=Path, help="write the numbers here")
-    parser.add_argument("--minutes", type=float, default=30.0, help="how long (30)")
+    parser.add_argument("--json", type=Path, help="file for the numbers (JSON)")
+    parser.add_argument("--minutes", type=float, default=30.0, help="duration in minutes (30)")
     arguments = parser.parse_args()
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:

@@ -1,33 +1,33 @@
 """The tables and the picture of docs/speed.md, from benchmarks/speed.json.
 
-The benchmarks print what they measure, and benchmarks/speed.json stores it: for each command the task, the time it took
-here, and the time others took, with the ratio if it was measured in the same run ([lowest, highest]).
-`python -m benchmarks.results --readme` rebuilds the page and the picture.
+The benchmarks store their figures there (`benchmarks.figures`). `python -m benchmarks.results --readme` rebuilds page
+and picture.
 """
-
-import json
-from pathlib import Path
 
 from matplotlib import pyplot as plt
 
 from snn import pictures
 
-STORED = Path(__file__).with_name("speed.json")
 PLACES = {"cpu": "Two cores of a CPU", "gpu": "A GPU"}
 
 
-def stored() -> dict:
-    """Return the contents of benchmarks/speed.json: `origin`, `machines` by name, and the list `measured`."""
-    return json.loads(STORED.read_text(encoding="utf-8"))
-
-
 def table(found: dict, machine: str) -> str:
-    """Write rows of what was measured on this machine, each with those of others below it, and the command."""
-    lines = ["| what | who | took | others take |", "|---|---|---|---|"]
+    """Write rows of what was measured on this machine, each with those of others below it, and the command.
+
+    Rows that a benchmark stored have their date; the machines and versions of these follow the table.
+    """
+    lines, runs = ["| what | who | took | others take |", "|---|---|---|---|"], {}
     for one in found["measured"]:
         if one["machine"] == machine:
-            lines.append(f"| {one['what']} (`{one['command']}`) | here | **{one['here']}** | |")
+            date = ""
+            if run := one.get("run"):
+                date, where = f", {run['date']}", run["machine"]
+                place = where.get("gpu", f"{where['cores']} cores of {where['processor']}")
+                runs[f"{place}, {where['threads']} threads, torch {run['versions']['torch']}"] = None
+            lines.append(f"| {one['what']} (`{one['command']}`{date}) | here | **{one['here']}** | |")
             lines += [f"| | {other['who']} | {other['took']} | {_times(other)} |" for other in one["others"]]
+    if runs:
+        lines += ["", f"Rows with a date were stored by their benchmark, on {'; '.join(runs)}."]
     return "\n".join([f"On {found['machines'][machine]}.", "", *lines])
 
 
@@ -42,7 +42,7 @@ def draw(found: dict) -> plt.Figure:
     """Draw how many times as long others take, a row for each task, with a line over the range of the runs."""
     shown = [one for one in found["measured"] if "picture" in one]
     rows = {place: [one for one in shown if one["machine"] == place] for place in PLACES}
-    kinds = list(dict.fromkeys(other["kind"] for one in shown for other in one["others"] if "times" in other))
+    kinds = list(dict.fromkeys(other["kind"] for one in shown for other in one["others"] if "kind" in other))
     heights = [len(there) for there in rows.values()]
     with plt.rc_context(pictures.STYLE):
         figure, panels = plt.subplots(
@@ -51,7 +51,7 @@ def draw(found: dict) -> plt.Figure:
         for axis, (place, there) in zip(panels, rows.items(), strict=True):
             for k, one in enumerate(there):
                 for other in one["others"]:
-                    if "times" in other:
+                    if "kind" in other:
                         low, high = other["times"]
                         colour = pictures.LAYERS[kinds.index(other["kind"])]
                         axis.plot([low, high], [k, k], color=colour, lw=2)
@@ -63,7 +63,7 @@ def draw(found: dict) -> plt.Figure:
         ticks = (1, 2, 5, 10, 20, 50, 100)
         panels[-1].set_xticks(ticks, [f"{tick} x" for tick in ticks])
         panels[-1].set_xticks([], minor=True)
-        panels[-1].set_xlabel("others take so many times as long as ours")
+        panels[-1].set_xlabel("time of others / time here")
         points = [plt.Line2D([], [], marker="o", ls="", color=pictures.LAYERS[k]) for k in range(len(kinds))]
         figure.legend(points, kinds, loc="outside lower center", ncols=2, frameon=False)
     return figure

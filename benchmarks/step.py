@@ -22,6 +22,7 @@ from spikingjelly.activation_based import functional, layer, neuron
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from benchmarks.figures import Figure, add_option, duration, others, store
 from benchmarks.kernels import medians, processor
 from datasets.binning import Bins, bin_dense, bin_events
 from datasets.recordings import Recordings
@@ -146,13 +147,30 @@ def spikingjelly_step(cfg: config.Config, recordings: Recordings, device: str = 
     return step
 
 
+def figures(median: dict[str, float]) -> list[Figure]:
+    """Return the row of docs/speed.md."""
+    who = {
+        "SpikingJelly, LIFNode": "SpikingJelly, LIFNodes in like layers",
+        "ours, not replayed": "ours, not replayed",
+        "ours on the torch reference": "torch reference",
+    }
+    who |= {
+        f"ours, {name} of slope {slope:g}": f"ours, {name} of slope {slope:g}" for name, slope in SURROGATES.items()
+    }
+    who |= {f"ours, {delays}": f"ours, {delays}" for delays in DELAYS}
+    what = "training step of `configs/adlif_shd.yaml`, B = 128, binning included"
+    what += ", against learned delays" if f"ours, {next(iter(DELAYS))}" in median else ""
+    return [Figure(what, duration(median["ours"]), others(median, "ours", who))]
+
+
 def main() -> None:
     keep_freed_memory()  # as train.py does; it helps every contender
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--json", type=Path, help="write the numbers here")
+    parser.add_argument("--json", type=Path, help="file for the numbers (JSON)")
     parser.add_argument("--rounds", type=int, default=11, help="timed rounds (11)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to measure (cpu)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="device to measure on (cpu)")
     parser.add_argument("--delays", action="store_true", help="measure networks with delays")
+    add_option(parser)
     arguments = parser.parse_args()
     device = arguments.device
     cfg = settings.load(CONFIG)
@@ -180,6 +198,8 @@ def main() -> None:
     print("  the largest parts of ours, under torch's profiler:")
     for name, ms in parts.items():
         print(f"    {name[:60]:<62}{ms:8.3f} ms")
+    if arguments.store:
+        store(figures(median), device)
     if arguments.json:
         versions = {"torch": torch.__version__}
         result = {"device": where, "threads": torch.get_num_threads(), "versions": versions}

@@ -3,7 +3,7 @@
     python -m benchmarks.testing runs/NAME [--recordings 1000] [--rounds 3] [--data DIR]
 
 The run's test file (in the layout of SHD) is repeated up to that number, in a folder of its own, and test.py is started
-afresh each time. Prints medians of wall clock and processor seconds; the first round compiles kernels and is left out.
+again each time. Prints medians of wall clock and processor seconds; the first round compiles kernels and is left out.
 """
 
 import json
@@ -20,6 +20,7 @@ from pathlib import Path
 import h5py
 import torch
 
+from benchmarks.figures import Figure, add_option, store
 from snn import arguments, checkpoint, cli
 from snn.errors import InputError
 from snn.files import REPOSITORY
@@ -29,9 +30,10 @@ from snn.machine import machine
 def main() -> None:
     parser = cli.OneLineParser(description=__doc__)
     parser.add_argument("run", type=Path, help="checkpoint, run folder or run name")
-    parser.add_argument("--recordings", type=int, default=1000, help="1000")
-    parser.add_argument("--rounds", type=int, default=3, help="3")
-    parser.add_argument("--data", type=Path, help="folder of the test file, where the run's own is not there")
+    parser.add_argument("--recordings", type=int, default=1000, help="number of recordings (1000)")
+    parser.add_argument("--rounds", type=int, default=3, help="timed rounds (3)")
+    parser.add_argument("--data", type=Path, help="folder of the test file, if the run's own does not exist")
+    add_option(parser)
     args = parser.parse_args()
     path = arguments.find_checkpoint(args.run)
     cfg, _ = checkpoint.load(path)
@@ -61,6 +63,10 @@ def main() -> None:
         f"test.py, {metrics['samples']} recordings, report included: {wall:.1f} s, {processor:.1f} s of processor "
         f"({where['processor']}, {where['cores']} cores, threads: {threads}; load now {os.getloadavg()[0]:.1f})"
     )
+    if args.store:
+        hidden = "-".join(word.rstrip("FR") for word in cfg.network.layers)
+        what = f"`test.py` on {metrics['samples']:,} recordings of the {hidden} network, report included"
+        store([Figure(what, f"{wall:.1f} s")])
 
 
 def repeat(source: Path, target: Path, n: int) -> None:

@@ -26,6 +26,7 @@ from spikingjelly.activation_based import functional, layer, neuron, surrogate
 from torch import Tensor, nn
 from torch.nn import grad
 
+from benchmarks.figures import Figure, Other, add_option, duration, store
 from benchmarks.kernels import medians, processor
 from snn import cli, config, settings
 from snn.errors import InputError
@@ -215,16 +216,39 @@ def compare(layers: str, shape: tuple[int, ...], classes: int, batch: int, round
     return {"layers": layers, "classes": classes, "batch": batch, "milliseconds": median, "kept_megabytes": kept}
 
 
+NAMES = {  # of the ways on the page
+    "clipped ReLU": "clipped ReLU in place of neurons",
+    "two products": "two products, as the authors compute it",
+    f"simulation, {STEPS} steps": f"SpikingJelly, {STEPS} steps",
+}
+
+
+def figure(result: dict, mnist: str, device: str) -> Figure:
+    """Return the row of docs/speed.md of one network; `mnist` has the layers of configs/ttfs_mnist.yaml."""
+    ms, kept = result["milliseconds"], result["kept_megabytes"]
+    what = f"`{result['layers']}` of neurons that spike once"
+    what += ", forward + backward" if device == "cpu" else ""
+    if result["layers"] == mnist:
+        what = "the network of `configs/ttfs_mnist.yaml`"
+    rows = [
+        Other(who, f"{duration(ms[name])}, keeps {kept[name]:.0f} MB", ms[name] / ms["ours"])
+        for name, who in NAMES.items()
+    ]
+    here = f"{duration(ms['ours'])}, keeps {kept['ours']:.0f} MB"
+    return Figure(f"{what}, B = {result['batch']}", here, rows)
+
+
 def main() -> None:
     keep_freed_memory()  # as train.py does; it helps every contender
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--layers", help="layer words, with P for pools (the two networks above)")
     parser.add_argument("--shape", type=int, nargs=3, default=(3, 32, 32), help="channels, height, width (3 32 32)")
     parser.add_argument("--classes", type=int, default=10, help="outputs of the readout (10)")
-    parser.add_argument("--batch", type=int, default=16, help="images a step (16)")
+    parser.add_argument("--batch", type=int, default=16, help="images per step (16)")
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds (5)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--json", type=Path, help="write the numbers here")
+    parser.add_argument("--json", type=Path, help="file for the numbers (JSON)")
+    add_option(parser)
     arguments = parser.parse_args()
     torch.backends.cudnn.allow_tf32 = False  # as train.py has it
     where = processor() if arguments.device == "cpu" else torch.cuda.get_device_name()
@@ -238,6 +262,8 @@ def main() -> None:
     if arguments.layers:
         networks = [(arguments.layers, tuple(arguments.shape), arguments.classes, arguments.batch)]
     results = [compare(*network, arguments.rounds, arguments.device) for network in networks]
+    if arguments.store:
+        store([figure(result, mnist.ttfs.layers, arguments.device) for result in results], arguments.device)
     if arguments.json:
         arguments.json.write_text(json.dumps({"where": where, "networks": results}, indent=1) + "\n", encoding="utf-8")
 

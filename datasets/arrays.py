@@ -67,7 +67,7 @@ def in_memory(
     num_units = _num_units(where, sensor, channels)
     made = list(_checked(where, recordings, time_unit, sensor, channels))
     if not made:
-        raise InputError(f"{where}: there is no recording")
+        raise InputError(f"{where}: there are no recordings")
     times, units, labels, subjects = zip(*made, strict=True)
     numbers, names = numbered(labels, class_names, f"{where}: the label")
     speakers = None
@@ -87,7 +87,7 @@ def in_memory(
 
 def _num_units(where: str, sensor: tuple[int, int] | None, channels: int | None) -> int:
     if (sensor is None) == (channels is None):
-        raise InputError(f"{where}: give sensor=(height, width) of a camera, or channels of a cochlea, and not both")
+        raise InputError(f"{where}: give either sensor=(height, width) of a camera, or channels of a cochlea")
     return channels if sensor is None else 2 * sensor[0] * sensor[1]
 
 
@@ -103,7 +103,7 @@ def _checked(
     for r, sample in enumerate(recordings):
         at = f"{where}: recording {r}"
         if not isinstance(sample, tuple | list) or len(sample) not in (2, 3):
-            raise InputError(f"{at} is no (events, label) or (events, label, subject)")
+            raise InputError(f"{at} is not (events, label) or (events, label, subject)")
         events, label, *subject = sample
         times, units = _units(at, events, TICKS[time_unit], sensor, channels)
         yield times, units, _plain(label), _plain(subject[0]) if subject else None
@@ -127,9 +127,9 @@ def _units(
         columns = [np.asarray(column) for column in events] if isinstance(events, tuple | list) else []
     wanted = COLUMNS if sensor else ("t", "channel")
     if len(columns) != len(wanted) or len({column.shape for column in columns}) != 1 or columns[0].ndim != 1:
-        raise InputError(f"{at} must be arrays ({', '.join(wanted)}) of one length, or an array of such structures")
+        raise InputError(f"{at} must be arrays ({', '.join(wanted)}) of equal length, or an array of such structures")
     if not len(columns[0]):
-        raise InputError(f"{at} has no event; leave it out")
+        raise InputError(f"{at} has no events; leave it out")
     if any(column.dtype.kind not in "iufb" for column in columns):
         raise InputError(f"{at} holds {', '.join(str(column.dtype) for column in columns)}, not numbers")
     if channels:

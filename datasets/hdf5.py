@@ -43,7 +43,9 @@ def border(path: Path) -> Iterator[None]:
     # h5py has no exception of its own: which of Python's it raises depends on the place of the damage
     except (OSError, RuntimeError, LookupError, ValueError, TypeError, ArithmeticError, AttributeError) as error:
         reason = " ".join(str(error).split())
-        raise InputError(f"{path}: no readable HDF5 file, perhaps truncated; fetch it again ({reason:.120})") from None
+        raise InputError(
+            f"{path}: not a readable HDF5 file, perhaps truncated; fetch it again ({reason:.120})"
+        ) from None
 
 
 class File:
@@ -91,14 +93,14 @@ class File:
             dataset = self._file.get(name)
             if not isinstance(dataset, h5py.Dataset):
                 self._check_links(name)
-                raise InputError(f"{self.path}: wrong layout, it has no data set /{name}")
+                raise InputError(f"{self.path}: wrong layout: it has no data set /{name}")
             if dataset.file.filename != self._file.filename or dataset.external:
                 raise self._elsewhere(name)
             if dataset.shape is None:
-                raise InputError(f"{self.path}: wrong layout, /{name} has no place for values")
+                raise InputError(f"{self.path}: wrong layout: /{name} cannot hold values")
             if kinds and dataset.dtype.kind not in kinds:
                 remedy = "" if dataset.dtype.kind in "biufc" else "; give each kind a number, from 0"
-                raise InputError(f"{self.path}: wrong layout, /{name} holds {dataset.dtype}, not numbers{remedy}")
+                raise InputError(f"{self.path}: wrong layout: /{name} holds {dataset.dtype}, not numbers{remedy}")
             if dataset.is_virtual:
                 self._check_sources(dataset)
             else:
@@ -127,13 +129,13 @@ class File:
             beside, given = self.path.parent / source.file_name, Path(source.file_name)
             path = beside if beside.is_file() else given
             if source.file_name != "." and not path.is_file():
-                raise InputError(f"{self.path}: {dataset.name} is virtual, and its part {path} is not there")
+                raise InputError(f"{self.path}: {dataset.name} is virtual, and its part {path} does not exist")
             file = self if source.file_name == "." else File(path)
             size += file.dataset(source.dset_name.strip("/")).size
         if dataset.size > size:
             raise InputError(
                 f"{self.path}: {dataset.name} is virtual and has {dataset.size:,} values, but what it is made of has "
-                f"{size:,}; write it anew"
+                f"{size:,}; write it again"
             )
 
     def attribute(self, name: str) -> str | None:
@@ -149,7 +151,7 @@ class File:
             value = str(int(value))
         if value is None or isinstance(value, str):
             return value
-        raise InputError(f"{self.path}: its attribute {name} is neither a text nor a whole number; write it anew")
+        raise InputError(f"{self.path}: its attribute {name} is neither a text nor a whole number; write it again")
 
     def _check_heaps(self) -> None:
         if not self._heaps_are_checked:
@@ -173,7 +175,7 @@ class File:
     def names(self, name: str) -> list[str]:
         dataset = self.dataset(name)
         if dataset.ndim != 1:
-            raise InputError(f"{self.path}: wrong layout, /{name} must be a list of names")
+            raise InputError(f"{self.path}: wrong layout: /{name} must be a list of names")
         with border(self.path):
             values = dataset[()]
         return [value.decode(errors="replace") if isinstance(value, bytes) else str(value) for value in values]
@@ -184,12 +186,12 @@ class File:
         item = h5py.check_vlen_dtype(dataset.dtype)
         if dataset.ndim != 1 or not isinstance(item, np.dtype) or item.kind not in kinds:
             raise InputError(
-                f"{self.path}: wrong layout, /{name} must hold a variable-length list of {what} for each recording"
+                f"{self.path}: wrong layout: /{name} must hold a variable-length list of {what} for each recording"
             )
         if not item.isnative:
             raise InputError(
                 f"{self.path}: /{name} holds lists in another order of bytes than this machine's, which h5py reads "
-                "wrongly; write them anew"
+                "wrongly; write them again"
             )
 
     def lengths_of_lists(self, name: str) -> np.ndarray:

@@ -90,9 +90,11 @@ def look(data: config.Images, split: Split, classes: Named | None = None) -> Non
 def _check_layout(data: config.Images) -> None:
     known = ("torchvision", "npz", *LAYOUTS)
     if data.layout not in known:
-        raise InputError(f"data.layout = {data.layout} is not known; known are {', '.join(known)}")
+        raise InputError(f"data.layout = {data.layout} is not known; choose from {', '.join(known)}")
     if data.layout in LAYOUTS and data.window_ms is None:
-        raise InputError(f"data.layout = {data.layout}: data.window_ms is missing, the span that becomes the window T")
+        raise InputError(
+            f"data.layout = {data.layout}: data.window_ms is missing; it is the span that becomes the window T"
+        )
 
 
 def _events_file(data: config.Images, split: Split) -> Path:
@@ -169,7 +171,7 @@ def _npz_border(path: Path) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:  # zipfile, zlib and NumPy each have their own for a damaged file
-        raise InputError(f"{path}: no readable .npz file ({' '.join(str(error).split()):.120})") from None
+        raise InputError(f"{path}: not a readable .npz file ({' '.join(str(error).split()):.120})") from None
 
 
 def _heads(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:

@@ -14,7 +14,7 @@ def check_type(kind: np.dtype, number: int, where: str, what: str, field: str) -
     if largest(kind) < number - 1:
         raise InputError(
             f"{where}: its {what} are {kind}, which ends at {largest(kind):,}, but by {field} they go up to "
-            f"{number - 1:,}; numbers beyond have wrapped, so write them anew as {np.min_scalar_type(number - 1)}"
+            f"{number - 1:,}; numbers beyond have wrapped, so write them again as {np.min_scalar_type(number - 1)}"
         )
 
 
@@ -27,7 +27,7 @@ def as_named(labels: np.ndarray, own: Named, wanted: Named | None) -> np.ndarray
         return labels
     if own.names is None:
         print(
-            f"warning: {own.where}: names no classes, so its labels are taken for the numbers of {wanted.where}",
+            f"warning: {own.where}: names no classes, so its labels are taken as the numbers in {wanted.where}",
             file=sys.stderr,
         )
         return labels
@@ -49,7 +49,7 @@ def check_labels(labels: np.ndarray, num_classes: int, where: str, is_training: 
     else:
         return
     if low < 0:
-        remedy = "number the classes from 0, in a type that holds them all (int8 ends at 127 and goes on from -128)"
+        remedy = "number the classes from 0, in a type that holds them all (int8 wraps from 127 to -128)"
     elif low > 0 and high - low + 1 == len(present):
         remedy = f"labels begin at {low}: subtract {low}" + (
             f", and set data.num_classes (--num_classes) to {len(present)}" if num_classes != len(present) else ""

@@ -112,11 +112,11 @@ def _open_ntidigits(path: Path, split: Split) -> Contents:
     file = hdf5.File(path)
     keys = file.names(f"extra/{split}_keys")
     if not keys:
-        raise InputError(f"{path}: wrong layout, extra/{split}_keys must be a list of names, not empty")
+        raise InputError(f"{path}: wrong layout: extra/{split}_keys must be a list of names, not empty")
     for key in keys:
         if not file.is_group(f"data/{key}"):
             raise InputError(
-                f"{path}: wrong layout, extra/{split}_keys names {key!r:.80} but there is no group of it in /data"
+                f"{path}: wrong layout: extra/{split}_keys names {key!r:.80} but there is no group of it in /data"
             )
     lengths, types = np.empty(len(keys), np.int64), {"times": set(), "addrs": set(), "labels": set()}
     for r, key in enumerate(keys):
@@ -157,7 +157,7 @@ def _open_dvsgesture(path: Path, split: Split) -> Contents:
     """Open DVSGesture (Amir et al. 2017) as published with Liu et al. 2023: the recordings lie in /train or /test."""
     file = hdf5.File(path)
     if not file.is_group(split):
-        raise InputError(f"{path}: wrong layout, it has no group /{split}; is it the file of the other split?")
+        raise InputError(f"{path}: wrong layout: it has no group /{split}; is it the file of the other split?")
     return _of_camera(file, f"{split}/", path, *config.SENSORS["dvsgesture"])
 
 
@@ -177,14 +177,14 @@ def _of_camera(file: hdf5.File, where: str, path: Path, height: int, width: int)
         name = f"{where}{r}"
         if not file.is_group(name):
             raise InputError(
-                f"{path}: wrong layout, /{where.rstrip('/')} must hold the recordings 0 to {n - 1} and nothing else, "
+                f"{path}: wrong layout: /{where.rstrip('/')} must hold the recordings 0 to {n - 1} and nothing else, "
                 f"but it has no group '{r}'"
             )
         label_types.add(file.dataset(f"{name}/labels", "iuf").dtype)
         time, data = file.dataset(f"{name}/time"), file.dataset(f"{name}/data")
         if time.dtype.kind not in "iu" or time.ndim != 1 or data.dtype.kind not in "iu" or data.shape[1:] != (3,):
             raise InputError(
-                f"{path}: wrong layout, /{name} must have whole numbers time (events) and data (events, 3), "
+                f"{path}: wrong layout: /{name} must have whole numbers time (events) and data (events, 3), "
                 f"not {time.dtype} {time.shape} and {data.dtype} {data.shape}"
             )
         if len(time) != len(data):

@@ -91,7 +91,7 @@ class Source:
         self.is_numbered = layout.startswith(NUMBERED)
         self.layout, (self.height, self.width) = layout.removeprefix(NUMBERED), sensor
         if self.layout not in LAYOUTS:
-            raise InputError(f"there is no layout {layout!r} of packets; known are {', '.join(LAYOUTS)}")
+            raise InputError(f"there is no packet layout {layout!r}; choose from {', '.join(LAYOUTS)}")
         self.is_socket = isinstance(source, socket.socket)
         if self.is_numbered and not self.is_socket:
             raise InputError(f"through a pipe nothing is lost, so its layout is {self.layout}, without {NUMBERED}")
@@ -170,10 +170,10 @@ class Source:
         try:
             if (self.is_socket and whole < len(content)) or len(self._rest) > LARGEST:
                 self._rest = b""
-                raise ValueError(f"{len(content)} bytes are no whole number of events")
+                raise ValueError(f"{len(content)} bytes are not a whole number of events")
             t, x, y, p = self._decode(content[:whole])
             if ((x >= self.width) | (y >= self.height) | (p > 1)).any():
-                raise ValueError(f"there are pixels beyond {self.height}x{self.width} (height x width)")
+                raise ValueError(f"some pixels lie beyond {self.height}x{self.width} (height x width)")
         except ValueError as error:
             if not self.counts.events:
                 raise InputError(
@@ -232,7 +232,7 @@ def _decoder(layout: str) -> Callable[[bytes], Piece]:
         rows = np.frombuffer(content, RECORDS[layout])
         t = rows["t"].astype(np.int64)
         if (t < 0).any():
-            raise ValueError("there are times beyond 63 bits")
+            raise ValueError("some times exceed 63 bits")
         if clock:
             return Piece(clock(t), rows["x"], rows["y_on"] >> 1, rows["y_on"] & 1)
         return Piece(t, rows["x"], rows["y"], rows["on"])

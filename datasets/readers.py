@@ -113,20 +113,20 @@ def look(
     `strict` refuses empty recordings as well.
     """
     if layout not in LAYOUTS:
-        raise InputError(f"layout '{layout}' is not known; known are {', '.join(LAYOUTS)}")
+        raise InputError(f"layout '{layout}' is not known; choose from {', '.join(LAYOUTS)}")
     path = Path(path)  # a notebook writes a string
     if not path.exists():
         raise InputError(f"{path}: not found. {origin or LAYOUTS[layout].origin}")
     found = LAYOUTS[layout].open(path, split)
     if found.number == 0:
-        raise InputError(f"{path}: holds no recording")
+        raise InputError(f"{path}: holds no recordings")
     channel_type, label_type = found.stored_types
     check_type(channel_type, num_channels, str(path), "units", "data.channels, data.sensor or data.shape")
     check_type(label_type, num_classes, str(path), "labels", "data.num_classes")
     if found.class_names is not None and classes is not None and classes.names is not None:
         numbers_in(classes, Named(found.class_names, str(path)))
     if strict and not (lengths := found.lengths()).all():
-        raise InputError(f"{path}: recording {lengths.argmin()} is empty, and data.strict is on")
+        raise InputError(f"{path}: recording {lengths.argmin()} is empty, and data.strict is set")
     return found
 
 
@@ -160,7 +160,7 @@ def _room(events: int, types: tuple[np.dtype, np.dtype], path: Path) -> list[np.
         return [np.empty(events, kind) for kind in types]
     except MemoryError:
         raise InputError(
-            f"{path}: its {events:,} events do not fit into memory; leave them in the file by data.in_memory=false"
+            f"{path}: its {events:,} events do not fit into memory; set data.in_memory=false to leave them in the file"
         ) from None
 
 

@@ -53,7 +53,7 @@ def recordings_of(path: Path, numbers: list[int] | None, sensor: tuple[int, int]
         units = loaded.channels.astype(np.int64)[order]
         height, width = sensor or (1, 2**16)
         if len(units) and units.max() >= (2 * height * width if sensor else width):
-            raise InputError(f"{path}: recording {r} has the unit {units.max()}; say the camera's size by --sensor")
+            raise InputError(f"{path}: recording {r} has the unit {units.max()}; give the camera's size with --sensor")
         y, x = np.divmod(units % (height * width), width)
         name = f" ({found.class_names[labels[r]]})" if found.class_names else f" (class {labels[r]})"
         yield f"recording {r}{name}", Piece(t[order], x, y, units // (height * width))
@@ -109,7 +109,7 @@ def main() -> None:
     recordings = recordings_of(args.file, args.recordings, args.sensor)
     if args.stdout:
         if layout.startswith(live.NUMBERED):
-            raise InputError(f"through a pipe nothing is lost: leave {live.NUMBERED} out of --layout")
+            raise InputError(f"nothing is lost in a pipe: leave {live.NUMBERED} out of --layout")
         with open(1, "wb", buffering=0, closefd=False) as out, suppress(BrokenPipeError):  # the reader has enough
             send(recordings, layout, out.write, args.speed)
         return

@@ -50,9 +50,9 @@ def hold_out(
     if len(missing) or not held.any():
         raise InputError(
             f"{samples.where}: with data.{name}_share = {share}, "
-            + (f"class {missing[0]} has nothing left to train on" if len(missing) else "nothing is held out")
-            + "; it needs more recordings (all windows of one count as one), or more speakers"
-            + ("; or hold out none, by data.validation_share=0" if name == "validation" else "")
+            + (f"class {missing[0]} has no recording left to train on" if len(missing) else "nothing is held out")
+            + "; this needs more recordings (all windows of one recording count as one) or more speakers"
+            + (", or data.validation_share=0, which holds out nothing" if name == "validation" else "")
         )
     return among[~held], among[held]
 
@@ -74,7 +74,7 @@ def say_unseen(samples: Samples, labels: np.ndarray, seen: np.ndarray, name: str
     if len(unseen := np.setdiff1d(labels, seen)):
         print(
             f"warning: {samples.where}: nothing of {some([name_of(samples, k) for k in unseen])} is held out, "
-            f"so that {name} does not see it",
+            f"so the {name} does not see it",
             file=sys.stderr,
         )
 

@@ -73,7 +73,7 @@ def _say_coarse(times: np.ndarray, recordings: AnyRecordings, bins: Bins) -> Non
     none = f", and {bins.T - used} of {bins.T} bins can hold none" if used < bins.T else ""
     print(
         f"warning: {recordings.where}: its times are {kind}, too coarse for bins of {bins.dt_ms:g} ms: about "
-        f"{100 * moved:.0f} % of the events lie in another bin than that of their time{none}; take a larger "
+        f"{100 * moved:.0f} % of the events fall into the wrong bin{none}; use a larger "
         "data.dt_ms, or times in float32",
         file=sys.stderr,
     )
@@ -106,8 +106,8 @@ def check_first_times(
         f"{some(classes)}; by number {some(numbers)}; {remedy}, or leave them out"
     )
     if strict:
-        raise InputError(f"{message}; data.strict=false lets potentials alone decide on them")
-    print(f"warning: {message}. Potentials alone decide on them; data.strict=true refuses them", file=sys.stderr)
+        raise InputError(f"{message}; data.strict=false decides them by potentials alone")
+    print(f"warning: {message}. They are decided by potentials alone; data.strict=true refuses them", file=sys.stderr)
 
 
 def grain(times: np.ndarray) -> np.ndarray:

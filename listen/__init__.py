@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from datasets.binning import Bins
 from datasets.prepare import cochlea, cochlea_c, speech
 from snn import embedded
 from snn.config import Data
@@ -19,29 +20,31 @@ from snn.network import Network
 
 HERE = Path(__file__).parent
 SEED = 0  # of the nerve's noise, as in demo.py
-MARK = '"@PAGE@"'  # in page.html, where what it needs to know goes
+MARK = '"@PAGE@"'  # the place in page.html for the page's constants
 
 
 def page(network: Network, data: Data, class_names: Sequence[str] | None, title: str) -> str:
-    """The page as HTML.
+    """Return the page as HTML, with the window of the test.
 
-    Raises InputError for a network that does not listen to the cochlea or cannot be said in C, and without a compiler.
+    Raises InputError if the network does not take the cochlea's channels, if C cannot express it, or if there is no
+    compiler.
     """
     if data.channels != cochlea.N_PLACES:
-        listens = f"{data.channels} channels" if data.channels else "a camera"
-        raise InputError(f"{title}: listens to {listens}, but the cochlea has {cochlea.N_PLACES}; take another")
+        takes = f"{data.channels} channels" if data.channels else "a camera"
+        raise InputError(f"{title}: takes {takes}, but the cochlea has {cochlea.N_PLACES}; choose another")
     if find_spec("ziglang") is None:
         raise InputError("--format html needs a C compiler for WebAssembly: pip install ziglang")
+    bins = Bins.of(data, "test")
     names = [f"class {k}" for k in range(data.num_classes)] if class_names is None else list(class_names)
-    code = embedded.code(network, data.dt_ms, data.T, data.T_empty, names)
+    code = embedded.code(network, bins.dt_ms, bins.T, bins.T_empty, names)
     sizes = [layer.linear.out_features for layer in network.layers]
     known = {
         "title": title,
         "names": names,
         "layers": sizes,
         "threshold": network.output.neurons.threshold,
-        "dtMs": data.dt_ms,
-        "T": data.T + data.T_empty,
+        "dtMs": bins.dt_ms,
+        "T": bins.T + bins.T_empty,
         "rateHz": cochlea.AUDIO_RATE_HZ,
         "hop": cochlea.HOP,
         "places": cochlea.N_PLACES,
@@ -59,7 +62,7 @@ def page(network: Network, data: Data, class_names: Sequence[str] | None, title:
 
 
 def _wasm(files: dict[str, str], num_neurons: int, pool: int) -> bytes:
-    """The cochlea and a network in C, compiled."""
+    """Compile the cochlea and a network in C."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for file, text in files.items() | {("cochlea_constants.h", cochlea_c.constants())}:

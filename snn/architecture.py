@@ -10,7 +10,7 @@ from snn.errors import InputError
 
 WORDS = (
     "64C3 (64 channels, 3x3 kernel, same padding), 32C5S2 (stride 2), P2 (2x2 maximum pool), A2 (2x2 average pool), "
-    "512F (fully connected), 256R (fully connected, recurrent); behind F or R learned delays of up to so many steps: "
+    "512F (fully connected), 256R (fully connected, recurrent); after F or R, learned delays of up to that many steps: "
     "D25 (one for each input), DS25 (one for each synapse), DR25 (one for each neuron's spikes on their way back), as "
     "in 256FD25 or 256RDS25DR10"
 )
@@ -50,12 +50,14 @@ class Full(NamedTuple):
 def parse_delay(word: str) -> Delay:
     """Parse D25 or DS25. Raise InputError for anything else."""
     if not (found := re.fullmatch(r"D(S?)([1-9]\d*)", word)):
-        raise InputError(f"'{word}' is no delay; write D25 (one for each input, up to 25 steps) or DS25 (each synapse)")
+        raise InputError(
+            f"'{word}' is not a delay; write D25 (one for each input, up to 25 steps) or DS25 (each synapse)"
+        )
     return Delay("synapse" if found[1] else "input", int(found[2]))
 
 
 def parse(words: Iterable[str]) -> tuple[Conv | Pool | Full, ...]:
-    """Parse words into layers. InputError names the first word that is no layer, or a conv or pool after 512F."""
+    """Parse words into layers. InputError names the first word that is not a layer, or a conv or pool after 512F."""
     layers: list[Conv | Pool | Full] = []
     for word in words:
         if found := re.fullmatch(r"([1-9]\d*)C([1-9]\d*)(?:S([1-9]\d*))?", word):
@@ -71,9 +73,9 @@ def parse(words: Iterable[str]) -> tuple[Conv | Pool | Full, ...]:
                 raise InputError(f"layer '{word}': DR{own} delays the spikes of a recurrent layer; write {size}R")
             layer = Full(int(size), kind == "R", delay and parse_delay(delay), own and int(own))
         else:
-            raise InputError(f"layer '{word}' is not known; known are words like {WORDS}")
+            raise InputError(f"layer '{word}' is not known; use words such as {WORDS}")
         if layers and isinstance(layers[-1], Full) and not isinstance(layer, Full):
-            raise InputError(f"layer '{word}': nothing but fully connected layers can follow a fully connected one")
+            raise InputError(f"layer '{word}': only fully connected layers can follow a fully connected one")
         layers.append(layer)
     return tuple(layers)
 

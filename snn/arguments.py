@@ -18,32 +18,32 @@ from snn.files import REPOSITORY
 _COMMON = {
     "--path_to_dataset": ("data.path", str, None, "folder of the data files"),
     "--dataset_name": ("data.dataset_name", str, None, "reads <name>_train.h5 and <name>_test.h5"),
-    "--num_classes": ("data.num_classes", int, None, "classes"),
-    "--dt": ("data.dt_ms", float, None, "time bin (ms)"),
-    "--hidden_size": ("network.layers", int, "+", "neurons of each fully connected layer"),
+    "--num_classes": ("data.num_classes", int, None, "number of classes"),
+    "--dt": ("data.dt_ms", float, None, "width of a time bin (ms)"),
+    "--hidden_size": ("network.layers", int, "+", "number of neurons in each fully connected layer"),
     "--neuron1": (("network.neuron1", ("tau_mem_steps", "tau_syn_steps", "theta")), float, 3, "hidden τm τs θ"),
     "--neuron2": (("network.neuron2", ("tau_mem_steps", "tau_syn_steps", "theta")), float, 3, "output τm τs θ"),
     "--loss_mode": ("loss.mode", str, None, "first_time, first_to_spike or firing_rate"),
     "--FS": (("loss.fs", ("alpha", "D", "A")), float, "+", "first-spike code: α [D [A]]"),
     "--FR": ("loss.fr.alpha", float, None, "firing-rate code: α"),
-    "--treg": (("loss.treg", ("weight", "beta")), float, 2, "regulariser of silent targets: λ β"),
+    "--treg": (("loss.treg", ("weight", "beta")), float, 2, "regulariser for silent targets: λ β"),
     "--seed": ("train.seed", int, None, "seed"),
-    "--test-batch-size": ("train.test_batch_size", int, None, "batch of validation and test"),
+    "--test-batch-size": ("train.test_batch_size", int, None, "batch size in validation and test"),
 }
 TRAIN = _COMMON | {
-    "--T": ("data.T", int, None, "time bins"),
-    "--T_empty": ("data.T_empty", int, None, "empty steps after the bins"),
-    "--batch-size": ("train.batch_size", int, None, "batch"),
-    "--epochs": ("train.epochs", int, None, "epochs"),
+    "--T": ("data.T", int, None, "number of time bins"),
+    "--T_empty": ("data.T_empty", int, None, "number of empty steps after the bins"),
+    "--batch-size": ("train.batch_size", int, None, "batch size"),
+    "--epochs": ("train.epochs", int, None, "number of epochs"),
     "--lr": ("train.lr", float, None, "learning rate"),
     "--weight_decay": ("train.weight_decay", float, None, "weight decay"),
-    "--lr_decay": ("train.lr_decay", bool, 0, "cosine schedule"),
+    "--lr_decay": ("train.lr_decay", bool, 0, "decay the learning rate along a cosine"),
     "--clip_norm": ("train.clip_norm", float, None, "largest norm of the gradient"),
     "--log-interval": ("train.log_interval", int, None, "steps between updates of the progress bar"),
 }
 TEST = _COMMON | {
-    "--T": ("data.test_T", int, None, "time bins"),
-    "--T_empty": ("data.test_T_empty", int, None, "empty steps after the bins"),
+    "--T": ("data.test_T", int, None, "number of time bins"),
+    "--T_empty": ("data.test_T_empty", int, None, "number of empty steps after the bins"),
 }
 
 
@@ -73,11 +73,11 @@ class Parser(OneLineParser):
         self.add_argument(
             "--load_pt_file", type=Path, nargs=number, metavar="PT", help="checkpoint, run folder or run name"
         )
-        self.add_argument("--best_model", action="store_true", help="load best.pt of a run, which is the default")
+        self.add_argument("--best_model", action="store_true", help="load best.pt of the run (the default)")
         self.add_argument(
             "--distributed",
             action="store_true",
-            help="train with all processes that were started, which is the default under torchrun",
+            help="train with all started processes (the default under torchrun)",
         )
 
     def override(self, values: dict, args: argparse.Namespace, where: Path | None = None) -> AnyConfig:
@@ -112,10 +112,12 @@ def train_parser(description: str | None) -> Parser:
     """Return the parser of train.py."""
     parser = Parser(description, TRAIN)
     parser.take_checkpoints()
-    parser.add_argument("--save_name", help="name of the run; default <dataset>_<fs|fr><α>_tau<τ>_<neuron>")
+    parser.add_argument("--save_name", help="name of the run (default: <dataset>_<fs|fr><α>_tau<τ>_<neuron>)")
     parser.add_argument("--add_name", help="text to add to the run's default name")
-    parser.add_argument("--verbose", action="store_true", help="say after each epoch how active each layer's input is")
-    parser.add_argument("--resume", action="store_true", help="go on with the run of that name where it ended")
+    parser.add_argument(
+        "--verbose", action="store_true", help="print the activity of each layer's input after each epoch"
+    )
+    parser.add_argument("--resume", action="store_true", help="continue the run of that name where it ended")
     return parser
 
 
@@ -147,7 +149,7 @@ def find_yaml(path: Path) -> Path:
     """Find a configuration by its path. Published commands write ../configs/x.yaml for our configs/x.yaml."""
     in_repository = REPOSITORY / "configs" / path.name
     if not path.exists() and path.parent.name == "configs" and in_repository.exists():
-        print(f"{path} is not there; reading {os.path.relpath(in_repository)}", file=sys.stderr)
+        print(f"{path} does not exist; reading {os.path.relpath(in_repository)}", file=sys.stderr)
         return in_repository
     return path
 
@@ -164,7 +166,7 @@ def find_checkpoint(path: Path) -> Path:
         return path
     if folders:
         return folders[0] / "best.pt"
-    raise InputError(f"{path}: no such checkpoint, and there is no run {run}; train one with train.py")
+    raise InputError(f"{path}: no such checkpoint and no run {run}; train one with train.py")
 
 
 def default_yaml(words: list[str]) -> Path:

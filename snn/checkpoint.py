@@ -38,7 +38,7 @@ def save(path: Path, config: AnyConfig, network: nn.Module, keep: bool = False, 
     would refuse the weights.
     """
     try:
-        network.check_values(f"{path}: not written, as it could not be loaded")
+        network.check_values(f"{path}: not written, because it could not be loaded")
     except InputError as error:
         raise InputError(f"{error}; try a smaller train.lr") from None
     content = {
@@ -58,7 +58,7 @@ def save(path: Path, config: AnyConfig, network: nn.Module, keep: bool = False, 
             file.flush()
             os.fsync(file.fileno())
         if part.read_bytes() != buffer.getvalue():
-            raise OSError("other bytes are read there than were written")
+            raise OSError("the bytes read differ from those written")
         if keep and path.exists():
             os.replace(path, previous(path))
         os.replace(part, path)
@@ -66,7 +66,7 @@ def save(path: Path, config: AnyConfig, network: nn.Module, keep: bool = False, 
     except (OSError, ValueError) as error:
         part.unlink(missing_ok=True)
         raise InputError(
-            f"{path}: cannot be written ({' '.join(str(error).split()):.120}); what was there before is intact"
+            f"{path}: cannot be written ({' '.join(str(error).split()):.120}); the previous file is intact"
         ) from None
 
 
@@ -102,14 +102,14 @@ def load(path: Path, for_resume: bool = False) -> tuple[AnyConfig, dict[str, Any
         raise Damaged(f"{path}: cannot be read ({error.strerror}){_beside(path)}") from None
     except Exception:  # for foreign bytes torch's unpickler may raise anything
         raise Damaged(
-            f"{path}: not a checkpoint of ours, or damaged; train again or take another{_beside(path)}"
+            f"{path}: not a checkpoint of first-spike, or damaged; train again or choose another{_beside(path)}"
         ) from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise InputError(f"{path}: not a checkpoint of ours; train.py writes them to runs/<name>/best.pt")
+        raise InputError(f"{path}: not a checkpoint of first-spike; train.py writes these to runs/<name>/best.pt")
     if content.get("version") not in READABLE:
         readable = " and ".join(map(str, READABLE))
         raise InputError(
-            f"{path}: has version {content.get('version')}, this program reads versions {readable}; take the "
+            f"{path}: has version {content.get('version')}, this program reads versions {readable}; use the "
             "program that wrote it, or train again"
         )
     for name, kind in ({"config": dict, "network": dict, "epoch": int} | (FOR_RESUME if for_resume else {})).items():
@@ -119,7 +119,7 @@ def load(path: Path, for_resume: bool = False) -> tuple[AnyConfig, dict[str, Any
             raise InputError(f"{path}: the checkpoint has no {name}{hint}")
     names = content.get("class_names")
     if not isinstance(names, list | tuple | None) or not all(isinstance(name, str) for name in names or ()):
-        raise InputError(f"{path}: the checkpoint's class_names are no names, it is damaged")
+        raise InputError(f"{path}: the checkpoint is damaged: its class_names are not names")
     content["class_names"] = None if names is None else tidied(names)
     cfg = build(content["config"], f"{path}, configuration")
     if content["version"] < 3 and isinstance(cfg, Config):
@@ -149,7 +149,7 @@ def load_newest(path: Path) -> tuple[Path, AnyConfig, dict[str, Any]]:
             loaded = load(before, for_resume=True)
         except Damaged:
             raise Damaged(f"{path} and {before} are both damaged; train again") from None
-        print(f"warning: {str(damage).split(';')[0]}; going on from the one before, {before}", file=sys.stderr)
+        print(f"warning: {str(damage).split(';')[0]}; continuing from the previous one, {before}", file=sys.stderr)
         return before, *loaded
 
 
@@ -158,18 +158,18 @@ def _checked(data: bytes) -> bytes:
     mark = len(data) - sha256().digest_size - len(MARK)
     if data[max(mark, 0) :].startswith(MARK):
         if sha256(memoryview(data)[:mark]).digest() != data[mark + len(MARK) :]:
-            raise ValueError("another sum")
+            raise ValueError("checksum differs")
         return data[:mark]
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         if archive.testzip():
-            raise ValueError("another sum")
+            raise ValueError("checksum differs")
     return data
 
 
 def _beside(path: Path) -> str:
     """List the other checkpoints in the same folder, for a message."""
     others = sorted(other.name for other in path.parent.glob("*.pt") if other.name != path.name)
-    return f"; beside it: {', '.join(others)}" if others else ""
+    return f"; found beside it: {', '.join(others)}" if others else ""
 
 
 def load_network(path: str | Path, backend: str | None = None) -> tuple[nn.Module, AnyConfig, dict[str, Any]]:
@@ -189,7 +189,7 @@ def load_weights(network: nn.Module, weights: dict[str, torch.Tensor], path: Pat
         if own.get(name) != given.get(name):
             raise InputError(
                 f"{path}: belongs to another network: {name} is {given.get(name, 'absent')} there and "
-                f"{own.get(name, 'absent')} here; take the configuration it was trained with"
+                f"{own.get(name, 'absent')} here; use the configuration it was trained with"
             )
     network.load_state_dict(weights)
     network.check_values(str(path))

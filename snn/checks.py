@@ -39,12 +39,14 @@ def tensor(
         shape = (*shape[:place], *more, *shape[place + 1 :])
     if not _fits(x.shape, shape):
         wanted = f"({', '.join(map(str, shape))}{',' * (len(shape) == 1)})"
-        raise InputError(f"{name} must have the shape {wanted}, no size 0, but has {tuple(x.shape)}")
+        raise InputError(f"{name} must have the shape {wanted} without a size of 0, but has {tuple(x.shape)}")
     if x.dtype not in dtypes:
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         raise InputError(f"{name} must be of the type {names}, but is {str(x.dtype).removeprefix('torch.')}")
     if device is not None and x.device != device:
-        raise InputError(f"{name} is on {x.device}, but what it meets is on {device}; move one of them with .to()")
+        raise InputError(
+            f"{name} is on {x.device}, but it is used with values on {device}; move one of them with .to()"
+        )
     if x.device.type == "meta":
         raise InputError(f"{name} has no values: it is on the device 'meta'")
 
@@ -57,7 +59,7 @@ def kind(name: str, value: object, *types: type) -> None:
 
 
 def weights(name: str, W: Tensor) -> None:
-    """Raise InputError unless a layer can compute with W; half precision is too coarse to meet a threshold."""
+    """Raise InputError unless a layer can compute with W; half precision is too coarse to compare with a threshold."""
     if W.dtype not in FLOATS:
         kind = str(W.dtype).removeprefix("torch.")
         raise InputError(f"{name} is {kind}; layers compute in float32 or float64: call .float() on the network")

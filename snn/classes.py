@@ -28,11 +28,13 @@ def numbers_in(wanted: Named, own: Named) -> np.ndarray:
     if own.names == wanted.names:
         return np.arange(len(own.names))
     if alone := " and ".join(filter(None, (_only(own, wanted), _only(wanted, own)))):
-        raise InputError(f"{own.where}: its classes are not those of {wanted.where}: {alone}; take a set that has them")
+        raise InputError(
+            f"{own.where}: its classes differ from those of {wanted.where}: {alone}; use a set with the same classes"
+        )
     for named in (own, wanted):
         if len(set(named.names)) < len(named.names):
             twice = next(name for name in named.names if named.names.count(name) > 1)
-            raise InputError(f"{named.where}: two classes have the name {twice!r:.40}; give each its own")
+            raise InputError(f"{named.where}: two classes have the name {twice!r:.40}; rename one of them")
     return np.array([wanted.names.index(name) for name in own.names])
 
 

@@ -24,7 +24,7 @@ class OneLineParser(argparse.ArgumentParser):
         super().__init__(description=(description or "").partition("\n")[0], **words)  # python -OO leaves None
 
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"command line: {message}; {self.prog} --help lists the words")
+        raise InputError(f"command line: {message}; {self.prog} --help lists the options")
 
 
 class Interruption:
@@ -86,8 +86,8 @@ def run(main: Callable[[], None]) -> None:
     except (MemoryError, RuntimeError) as error:
         if re.search(LOST_PROCESS, str(error)):
             message = (
-                "error: another process of this training has ended or does not answer; what it said and torchrun's "
-                "report name it, and the same command with --resume goes on from the last checkpoint"
+                "error: another process of this training has ended or does not answer; its own message and torchrun's "
+                "report say why, and the same command with --resume continues from the last checkpoint"
             )
         elif isinstance(error, MemoryError) or re.search("can't allocate memory|out of memory", str(error)):
             message = "error: out of memory; a smaller batch, T or network may fit"

@@ -16,12 +16,12 @@ from numba.core import event
 from snn.files import write_whole
 
 if numba.config.DISABLE_JIT:
-    print("warning: NUMBA_DISABLE_JIT is set, but our kernels run compiled only: it is passed over", file=sys.stderr)
+    print("warning: NUMBA_DISABLE_JIT is set, but the kernels run only compiled, so it is ignored", file=sys.stderr)
     os.environ.pop("NUMBA_DISABLE_JIT", None)
     numba.config.DISABLE_JIT = 0
 
 inlined = numba.njit(error_model="numpy")  # Python's check for division by zero would prevent vectorisation
-NOT_KEPT = "no folder can be written to keep it, so each program compiles anew; NUMBA_CACHE_DIR can name one"
+NOT_KEPT = "no cache folder is writable, so each program compiles it again; set NUMBA_CACHE_DIR to a writable one"
 _place_of: dict[Callable, Path | None] = {}  # kernel -> its cache folder
 
 
@@ -120,7 +120,7 @@ class _CompileNotice(event.Listener):
         function = event.data["dispatcher"]
         if function in _place_of and parent_process() is None:  # otherwise each of many processes would say so
             place = _place_of[function]
-            keeping = f"this happens once, it is kept in {place}" if place else NOT_KEPT
+            keeping = f"this happens once; the result is kept in {place}" if place else NOT_KEPT
             print(f"compiling a CPU kernel ({function.__name__.strip('_')}); {keeping}", file=sys.stderr, flush=True)
 
     def on_end(self, event: event.Event) -> None:

@@ -34,7 +34,7 @@ Steps = Annotated[float, Field(ge=0.1)]  # a time constant τ; below this, exp(-
 class Mark(Enum):
     """A mark on fields that a comparison of configurations leaves out; `snn.settings.marked` lists them."""
 
-    MACHINE = "where the data lie or what computes; the result does not depend on it"
+    MACHINE = "where the data are or what computes; the result does not depend on it"
     RESUME = "a resumed run may have another value"
     TRAINING = "only train.py reads it"
 
@@ -48,14 +48,17 @@ class Section(BaseModel):
 class DataSet(Section):
     """Fields that recordings of events and images have in common."""
 
-    dataset_name: str = Field(min_length=1, description="name of the set; names its files and the run")
+    dataset_name: str = Field(
+        min_length=1, description="name of the set, used in the names of its files and of the run"
+    )
     path: Annotated[str | None, Mark.MACHINE] = Field(
         None, description="folder of the files; default data/<dataset_name>"
     )
-    num_classes: PositiveInt = Field(description="classes; labels are 0..num_classes-1")
+    num_classes: PositiveInt = Field(description="number of classes; labels are 0..num_classes-1")
     validation_share: Annotated[Share, Mark.TRAINING] = Field(
         0.1,
-        description="share of the training file held out to choose the best model; 0: none, and the last epoch is kept",
+        description="share of the training file held out to choose the best model; 0 holds out nothing and keeps the "
+        "last epoch",
     )
     strict: Annotated[bool, Mark.RESUME] = Field(
         False,
@@ -77,7 +80,7 @@ class Sensor(Section):
     height: PositiveInt = Field(description="rows of the sensor (pixels)")
     width: PositiveInt = Field(description="columns of the sensor (pixels)")
     divide: PositiveInt = Field(1, description="an event at (x, y) counts for the pixel (x // divide, y // divide)")
-    polarities: Literal[1, 2] = Field(2, description="2 keeps both polarities, an image each; 1 merges them")
+    polarities: Literal[1, 2] = Field(2, description="2 keeps both polarities as two images; 1 merges them")
 
     @property
     def num_units(self) -> int:
@@ -116,7 +119,7 @@ class Augment(Section):
         "this share of them is left out",
     )
     mask: NonNegativeInt = Field(
-        0, description="up to so many neighbouring channels (or columns) of a recording are silent"
+        0, description="up to this many neighbouring channels (or columns) of a recording are silent"
     )
     mask_ms: NonNegativeFloat = Field(0.0, description="a recording is silent for up to this long (ms)")
 
@@ -126,58 +129,59 @@ class Data(DataSet):
 
     layout: Annotated[str, Mark.MACHINE] = Field(
         "shd",
-        description="layout of the files: shd, ntidigits, dvsgesture, dvsplane, or one that was added to "
-        "datasets/layouts.py",
+        description="layout of the files: shd, ntidigits, dvsgesture, dvsplane, or one added to datasets/layouts.py",
     )
     train_file: Annotated[str | None, Mark.TRAINING] = Field(None, description="default <dataset_name>_train.h5")
     validation_file: Annotated[str | None, Mark.TRAINING] = Field(
         None,
-        description="recordings to choose the best model by; default <dataset_name>_validation.h5 if there is one, "
+        description="recordings to choose the best model by; default <dataset_name>_validation.h5 if it exists, "
         "otherwise a share of the training file",
     )
     test_file: str | None = Field(
         None, description="default <dataset_name>_test.h5; only test.py reads its labels and events"
     )
-    channels: PositiveInt | None = Field(None, description="channels in the files, if there is no sensor")
+    channels: PositiveInt | None = Field(None, description="channels in the files, if the input is not a sensor")
     pool: PositiveInt = Field(
         1, description="neighbouring channels become one input: an event of channel c counts for input c // pool"
     )
     sensor: Sensor | None = Field(None, description="event camera, instead of channels")
     dt_ms: PositiveFloat = Field(description="width of a time bin (ms)")
-    T: PositiveInt = Field(description="bins; later events are dropped (steps)")
-    T_empty: NonNegativeInt = Field(0, description="empty steps after the bins, room for a late first spike (steps)")
+    T: PositiveInt = Field(description="number of bins; later events are dropped (steps)")
+    T_empty: NonNegativeInt = Field(
+        0, description="empty steps after the bins, in which a late first spike still counts (steps)"
+    )
     test_T: PositiveInt | None = Field(None, description="T at test; default T (steps)")
     test_T_empty: NonNegativeInt | None = Field(None, description="T_empty at test; default T_empty (steps)")
     validation_by: Annotated[Literal["recording", "speaker"], Mark.TRAINING] = Field(
         "recording",
-        description="hold out single recordings (all windows of one together), or whole speakers (the file must name "
+        description="hold out single recordings (with all windows of each), or whole speakers (the file must name "
         "them)",
     )
     test_by: Literal["recording", "speaker"] | None = Field(
         None,
-        description="for a set without a test file: set aside test_share of the training file's recordings, or of its "
-        "speakers, for test.py, the same ones for every seed; they neither train nor validate",
+        description="for a set without a test file: set aside test_share of the training file's recordings or of its "
+        "speakers for test.py, the same for every seed; they are used neither for training nor for validation",
     )
-    test_share: Annotated[float, Field(gt=0, lt=1)] = Field(0.2, description="share that test_by sets aside")
+    test_share: Annotated[float, Field(gt=0, lt=1)] = Field(0.2, description="share set aside by test_by")
     augment: Annotated[Augment, Mark.TRAINING] = Field(
         Augment(), description="random changes of the events, in training only; 0 is off"
     )
     in_memory: Annotated[bool | None, Mark.MACHINE] = Field(
         None,
-        description="hold all events in memory, or read those of each batch from the file; default: hold them if they "
-        "take less than half of the available memory",
+        description="hold all events in memory, or read each batch from the file; default: hold them if they "
+        "fill less than half of the available memory",
     )
     prepare: Annotated[str | None, Mark.MACHINE] = Field(
-        None, description="options of `python -m datasets.prepare <dataset_name>`, run when the files are missing"
+        None, description="options of `python -m datasets.prepare`, which runs if the files are missing"
     )
     origin: Annotated[str | None, Mark.MACHINE] = Field(
-        None, description="where to get the files; the message about missing files says so"
+        None, description="where to get the files; shown in the message about missing files"
     )
 
     @model_validator(mode="after")
     def _channels_or_sensor(self) -> "Data":
         if (self.channels is None) == (self.sensor is None):
-            raise ValueError("give channels, or sensor for an event camera, and not both")
+            raise ValueError("give either channels, or sensor for an event camera")
         if self.sensor is not None and self.pool != 1:
             raise ValueError("pool is for channels; a sensor has divide")
         if self.layout in SENSORS and (
@@ -190,7 +194,7 @@ class Data(DataSet):
     @model_validator(mode="after")
     def _one_source_of_a_test(self) -> "Data":
         if self.test_by and self.test_file:
-            raise ValueError("give test_file, or test_by for a set without one, and not both")
+            raise ValueError("give either test_file, or test_by for a set without a test file")
         return self
 
     @property
@@ -209,7 +213,7 @@ class Data(DataSet):
 
     @property
     def validation_path(self) -> Path | None:
-        """Return the validation file, if one is named or is there."""
+        """Return the validation file, if one is named or exists."""
         path = self.folder / (self.validation_file or f"{self.dataset_name}_validation.h5")
         return path if self.validation_file or path.is_file() else None
 
@@ -233,7 +237,7 @@ def _known_neuron(name: str) -> str:
     from snn.neurons import NEURONS  # imported here because they import torch
 
     if name not in NEURONS:
-        raise ValueError(f"'{name}' is not known; known are {', '.join(NEURONS)}")
+        raise ValueError(f"'{name}' is not known; choose from {', '.join(NEURONS)}")
     return name
 
 
@@ -254,7 +258,7 @@ class Network(Section):
     output_neuron: NeuronName = Field("CuLIF", description="neuron of the output layer")
     neuron1: NeuronParams = Field(description="constants of the hidden layers")
     neuron2: NeuronParams = Field(
-        description="constants of the output layer and, where there are convolutions, of all fully connected layers"
+        description="constants of the output layer and, in a network with convolutions, of all fully connected layers"
     )
     tau_ada_steps: Steps = Field(100.0, description="τ_w, initial time constant of the adaptation (steps)")
     reset: Literal["hard", "soft"] = Field("hard", description="reset to 0, or by θ")
@@ -262,34 +266,34 @@ class Network(Section):
         "superspike",
         description="derivative of a hidden neuron's spike: superspike, arctan, triangle, boxcar or slayer",
     )
-    surrogate_slope: PositiveFloat | None = Field(None, description="its slope k; default: as published")
+    surrogate_slope: PositiveFloat | None = Field(None, description="slope k of the surrogate; default: as published")
     output_surrogate: Annotated[str, AfterValidator(_known_surrogate)] = Field(
         "superspike",
-        description="the same for an output neuron, with the slope of its source; one of finite width (triangle, "
-        "boxcar) lets no gradient through where the threshold is far away",
+        description="derivative of an output neuron's spike, with the slope of its source; one of finite width "
+        "(triangle, boxcar) passes no gradient far from the threshold",
     )
     values: Literal["neuron", "layer"] = Field(
         "neuron", description="one learned value per neuron (per channel of a convolution or pool) or per layer"
     )
     variant: Literal["spkjelly", "superspike"] = Field(
         "spkjelly",
-        description="the published code that is followed: spkjelly, which uses SpikingJelly; or superspike, plain "
+        description="the published code to follow: spkjelly, which uses SpikingJelly; or superspike, plain "
         "autograd: the output is one step late, the threshold must be exceeded, and decays are clamped raw numbers",
     )
     batch_norm: bool = Field(
         True, description="BatchNorm over T·B (and an image's pixels) after each hidden linear map"
     )
-    dropout: Share = Field(0.25, description="dropout after each hidden layer, one mask a sequence")
+    dropout: Share = Field(0.25, description="dropout after each hidden layer, with one mask per sequence")
     output_delay: str | None = Field(
-        None, description="learned delays of the output layer's inputs, D25 or DS25 as behind the words of layers"
+        None, description="learned delays of the output layer's inputs, D25 or DS25 as in the words of layers"
     )
     delay_init_ms: Annotated[tuple[NonNegativeFloat, NonNegativeFloat], Field(strict=False)] | None = Field(
-        None, description="delays begin at random between these two; default 0 to the longest (ms)"
+        None, description="initial delays are drawn between these two; default 0 to the longest (ms)"
     )
     delay_sigma_steps: NonNegativeFloat = Field(
         0.0,
-        description="σ of the first epoch: step k has the share max(0, s - |k - d|) / s² of a delay d, where s = 1 + σ "
-        "and σ falls exponentially to 0 over the epochs; 0 is linear interpolation from the first (steps)",
+        description="σ in the first epoch: a delay d reads step k with the weight max(0, s - |k - d|) / s², where s = "
+        "1 + σ and σ falls exponentially to 0 over the epochs; 0 interpolates linearly from the start (steps)",
     )
 
     @property
@@ -315,7 +319,7 @@ class Network(Section):
     @classmethod
     def _rising(cls, span: tuple[float, float] | None) -> tuple[float, float] | None:
         if span is not None and span[0] > span[1]:
-            raise ValueError(f"{list(span)} is no range: the first must not be above the second")
+            raise ValueError(f"{list(span)} is not a range: the first must not be above the second")
         return span
 
     @field_validator("layers")
@@ -330,9 +334,9 @@ class FirstSpike(Section):
     D: Annotated[float, Field(ge=1)] = Field(16.0, description="the gradient window has σ = max(1, floor(T/D)) steps")
     A: PositiveFloat = Field(200.0, description="amplitude of the gradient window")
     D_final: Annotated[float, Field(ge=1)] | None = Field(
-        None, description="narrow the window: D grows to this over the epochs"
+        None, description="narrow the window by letting D grow to this over the epochs"
     )
-    window: Literal["peak", "paper"] = Field("peak", description="window's peak is A, or A/(2πσ) as in the paper")
+    window: Literal["peak", "paper"] = Field("peak", description="peak of the window: A, or A/(2πσ) as in the paper")
 
 
 class FiringRate(Section):
@@ -346,7 +350,7 @@ class SilentTarget(Section):
 
 class SpikeCount(Section):
     weight: NonNegativeFloat = Field(0.0, description="λ_s of λ_s |N_s - target|; 0 leaves the term out")
-    target: NonNegativeFloat = Field(1.0, description="wanted spikes per sample and neuron, over all layers")
+    target: NonNegativeFloat = Field(1.0, description="target number of spikes per sample and neuron, over all layers")
 
 
 class FirstToSpike(Section):
@@ -370,20 +374,20 @@ class Loss(Section):
     fs: FirstSpike = Field(FirstSpike(), description="first-spike code (first_time only)")
     first_to_spike: FirstToSpike = Field(FirstToSpike(), description="noisy thresholds (first_to_spike only)")
     fr: FiringRate = Field(FiringRate(), description="firing-rate code (firing_rate only)")
-    treg: SilentTarget = Field(SilentTarget(), description="regulariser of silent targets (first_time only)")
-    spike_count: SpikeCount = Field(SpikeCount(), description="optional spike-count term")
+    treg: SilentTarget = Field(SilentTarget(), description="regulariser for silent targets (first_time only)")
+    spike_count: SpikeCount = Field(SpikeCount(), description="optional penalty on the spike count")
 
 
 class Train(Section):
     """Fields of training that all kinds of networks have in common."""
 
-    epochs: Annotated[PositiveInt, Mark.RESUME] = Field(description="passes over the training data, at most")
-    batch_size: PositiveInt = Field(128, description="recordings or images a step")
-    test_batch_size: PositiveInt = Field(256, description="the same, in validation and test")
+    epochs: Annotated[PositiveInt, Mark.RESUME] = Field(description="largest number of passes over the training data")
+    batch_size: PositiveInt = Field(128, description="recordings or images per step")
+    test_batch_size: PositiveInt = Field(256, description="batch size in validation and test")
     lr: PositiveFloat = Field(
         1e-3, description="learning rate of the optimiser: Adam with amsgrad, or AdamW for a TTFS network"
     )
-    lr_decay: bool = Field(False, description="let the learning rate fall to 0 along a cosine")
+    lr_decay: bool = Field(False, description="decay the learning rate to 0 along a cosine")
     weight_decay: NonNegativeFloat = Field(1e-4, description="weight decay of the optimiser")
     clip_norm: NonNegativeFloat = Field(10.0, description="largest norm of the gradient; 0 does not clip")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
@@ -398,16 +402,20 @@ class Train(Section):
 
 
 class FirstSpikeTrain(Train):
-    delay_lr: PositiveFloat = Field(0.1, description="learning rate of Adam for delays, which do not decay (steps)")
+    delay_lr: PositiveFloat = Field(
+        0.1, description="learning rate of Adam for delays, which have no weight decay (steps)"
+    )
     sync_batch_norm: bool = Field(
-        True, description="several processes: BatchNorm sees the whole batch, as in one process, not each its share"
+        True,
+        description="with several processes, BatchNorm sees the whole batch, as in one process, and not only a share "
+        "of it",
     )
     backend: Annotated[Literal["auto", "torch", "cpu", "cupy"], Mark.MACHINE] = Field(
-        "auto", description="what runs the neurons"
+        "auto", description="implementation that runs the neurons"
     )
     cuda_graphs: Annotated[bool, Mark.MACHINE] = Field(
         True,
-        description="on a GPU, record a training step once and replay it; false for code of yours that asks for values "
+        description="on a GPU, record a training step once and replay it; set false if your own code reads values "
         "on the CPU within a step",
     )
 
@@ -465,12 +473,12 @@ class Config(AnyConfig, section="network", title="A first-spike network"):
         for name, delay in self.network.delays.items():
             if delay.max_steps >= data.T + data.T_empty:
                 raise InputError(
-                    f"network.{name}: a delay of {delay.max_steps} steps leads out of the window of "
+                    f"network.{name}: a delay of {delay.max_steps} steps is longer than the window of "
                     f"{data.T + data.T_empty} (data.T + data.T_empty)"
                 )
             if highest_ms > delay.max_steps * data.dt_ms:
                 raise InputError(
-                    f"network.delay_init_ms: {highest_ms:g} ms is beyond the {delay.max_steps * data.dt_ms:g} ms of "
+                    f"network.delay_init_ms: {highest_ms:g} ms exceeds the {delay.max_steps * data.dt_ms:g} ms of "
                     f"network.{name}"
                 )
         return self
@@ -496,49 +504,49 @@ class Config(AnyConfig, section="network", title="A first-spike network"):
 class Images(DataSet):
     layout: Annotated[str, Mark.MACHINE] = Field(
         "torchvision",
-        description="torchvision: mnist, fmnist, cifar10 or cifar100; npz: x_train, y_train, x_test, y_test and, if "
-        "wanted, class_names in <dataset_name>.npz; a layout of events, such as shd: the first event of each pixel "
+        description="torchvision: mnist, fmnist, cifar10 or cifar100; npz: x_train, y_train, x_test, y_test and, "
+        "optionally, class_names in <dataset_name>.npz; a layout of events, such as shd: the first event of each pixel "
         "counts",
     )
     shape: Annotated[tuple[PositiveInt, PositiveInt, PositiveInt], Field(strict=False)] = Field(
         description="channels, height, width"
     )
-    window_ms: PositiveFloat | None = Field(None, description="events: the span that becomes the window T (ms)")
+    window_ms: PositiveFloat | None = Field(None, description="span of the events that becomes the window T (ms)")
     augment: Annotated[
         tuple[Literal["crop", "flip", "autoaugment", "cutout"], ...], Field(strict=False), Mark.TRAINING
     ] = Field(
         (),
-        description="of training images, in this order: crop after padding, flip, AutoAugment's policy for CIFAR-10, "
-        "a hole of half the height",
+        description="changes of training images, in this order: crop after padding, flip, AutoAugment's policy for "
+        "CIFAR-10, a hole of half the height",
     )
     crop_pad: Annotated[PositiveInt, Mark.TRAINING] = Field(4, description="padding before the crop (pixels)")
 
 
 class TTFS(Section):
     layers: str = Field(min_length=1, description="layer words such as 64C3 - P2 - 512F, or vgg7, vgg11")
-    T: PositiveFloat = Field(1.0, description="window of a layer, the unit of its times")
+    T: PositiveFloat = Field(1.0, description="window of a layer; its spike times lie in 0 to T")
     encoder: Literal["unit", "direct"] = Field(
-        "unit", description="pixels as spike times, or a first layer of real numbers"
+        "unit", description="unit: pixels become spike times; direct: the first layer takes real numbers"
     )
-    standardised: bool = Field(False, description="synapses are the weights with mean 0, times a learned gain")
+    standardised: bool = Field(False, description="give each neuron's weights mean 0 and a learned gain")
     zero_drive_fires: bool = Field(False, description="a neuron without any drive fires at T, as published")
     grad_clip: PositiveFloat | None = Field(
-        None, description="bound of the inner gradients; 1 as published, none: exact"
+        None, description="bound of the inner gradients; 1 as published; none leaves them exact"
     )
 
 
 class TTFSTrain(Train):
-    test_batch_size: PositiveInt = Field(500, description="the same, in validation and test")
+    test_batch_size: PositiveInt = Field(500, description="batch size in validation and test")
     clip_norm: NonNegativeFloat = Field(0.0, description="largest norm of the gradient; 0 does not clip")
     lr_factor: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.999, description="each epoch multiplies the learning rate by this"
+        0.999, description="factor of the learning rate after each epoch"
     )
     silent_drive: NonNegativeFloat = Field(
         0.0, description="weight of the term that wakes neurons which no image of a batch made fire"
     )
     patience: Annotated[PositiveInt, Mark.RESUME] = Field(
         25,
-        description="epochs without a better validation accuracy before training ends; without effect where "
+        description="epochs without a better validation accuracy before training ends; has no effect if "
         "data.validation_share is 0",
     )
 

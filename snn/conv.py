@@ -37,7 +37,7 @@ def pixels_of(x_TBC: Tensor | SparseCounts, image: tuple[int, int, int]) -> Tens
     C, H, W = image
     T, B, channels = x_TBC.shape
     if channels != C * H * W:
-        raise InputError(f"events of {channels} channels are no images of {C} x {H} x {W}")
+        raise InputError(f"events of {channels} channels are not images of {C} x {H} x {W}")
     if isinstance(x_TBC, SparseCounts) and x_TBC.counts.device.type == "cpu":
         return SparseCounts(
             *sparse_conv.pixel_rows(x_TBC.offsets, x_TBC.channels, x_TBC.counts, H * W), (T, B * H * W, C)
@@ -48,7 +48,9 @@ def pixels_of(x_TBC: Tensor | SparseCounts, image: tuple[int, int, int]) -> Tens
 def check_pixels(x_TPC: Tensor | SparseCounts, height: int, width: int) -> None:
     """Raise InputError unless the pixels make up whole images."""
     if x_TPC.shape[1] % (height * width):
-        raise InputError(f"x has {x_TPC.shape[1]} pixels a step, no whole images of {height} x {width}")
+        raise InputError(
+            f"x has {x_TPC.shape[1]} pixels per step, which is not a whole number of images of {height} x {width}"
+        )
 
 
 class EventConv(nn.Module):

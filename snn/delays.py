@@ -124,7 +124,7 @@ def _joined(
     if past.shape[1:] != x_TBC.shape[1:]:
         raise InputError(
             f"the layer remembers {past.shape[1]} samples and is given {x_TBC.shape[1]}: call reset() on the network "
-            "before other recordings"
+            "before new recordings"
         )
     if isinstance(x_TBC, SparseCounts) and isinstance(past, SparseCounts):
         offsets = torch.cat([past.offsets, x_TBC.offsets[1:] + past.offsets[-1]])

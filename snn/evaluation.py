@@ -90,7 +90,7 @@ class Evaluation:
     def samples(self) -> Samples:
         """Return all samples in their order."""
         if not self.batches:
-            raise InputError("there is not one sample: nothing was evaluated")
+            raise InputError("there are no samples, so nothing was evaluated")
         if len(self.batches) > 1:
             self.batches = [Samples(*(torch.cat(parts) for parts in zip(*self.batches, strict=True)))]
         return self.batches[0]

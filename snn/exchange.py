@@ -16,12 +16,13 @@ the weights. The simulators are a step ahead in every layer that has a current, 
 - a recurrent layer's spikes must come back later, so copies of its neurons repeat each spike a step later.
 """
 
+from __future__ import annotations
+
 import copy
 import math
 from dataclasses import replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import nir
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,9 @@ from snn.network import Network
 from snn.neurons import SpikingNeuron
 from snn.ops import reference
 from snn.ops.reference import Dynamics
+
+if TYPE_CHECKING:
+    import nir
 
 
 class Layer(NamedTuple):
@@ -89,7 +93,7 @@ def _neurons(network: Network) -> list[SpikingNeuron]:
 
 def _refuse_delays(network: Network) -> None:
     if network.delays():
-        raise InputError("a network with learned delays cannot be exported: a step of it needs the steps before")
+        raise InputError("a network with learned delays cannot be exported: a step needs the steps before it")
 
 
 def approximated(network: Network) -> Network:
@@ -111,7 +115,7 @@ def nir_graph(network: Network, shape: tuple[int, ...], dt_s: float) -> nir.NIRG
     _refuse_delays(network)
     network = network.folded()
     if unsaid := unsaid_by_nir(network):
-        raise InputError(f"NIR cannot say {' and '.join(unsaid)}; --approximate leaves it out")
+        raise InputError(f"NIR cannot express {' and '.join(unsaid)}; --approximate leaves it out")
     layers = layers_of(network, shape)
     beginnings, latency = _beginnings(network, layers)
 
@@ -130,7 +134,7 @@ def nir_graph(network: Network, shape: tuple[int, ...], dt_s: float) -> nir.NIRG
             graph.pool(f"{layer.name}_pool", kernel)
             if not layer.linear.is_average:
                 if layer is layers[0]:
-                    raise InputError("NIR cannot say a maximum pool over event counts; only one over spikes")
+                    raise InputError("NIR cannot express a maximum pool over event counts, only one over spikes")
                 # the maximum of spikes: a neuron without memory that fires if the average is not 0
                 graph.neurons(f"{layer.name}_maximum", layer.after, *torch.tensor([0.0, 0.0, 0.5 / kernel**2]))
             identity = torch.eye(layer.after[0]) * gain_N
@@ -186,7 +190,9 @@ def _beginnings(network: Network, layers: list[Layer]) -> tuple[list[Beginning],
     for k, layer in enumerate(layers):
         answers = reached + latency_of(layer.neurons)
         if (layer.neurons.V is not None or layer is layers[-1]) and any(row[k] for row in spikes[:answers]):
-            raise InputError(f"{layer.name} fires by its bias before any input reaches it, which a graph cannot say")
+            raise InputError(
+                f"{layer.name} fires by its bias before any input reaches it, which a graph cannot express"
+            )
         i, v = states[reached][k][0], states[reached + int(layer.neurons.CUBA.current is not None)][k][1]
         beginnings.append(Beginning(*(_as_said(state, layer.after) for state in (i, v))))
         reached = answers
@@ -228,7 +234,9 @@ class _Graph:
     """A chain of nodes, with loops around some of them."""
 
     def __init__(self, shape: tuple[int, ...], dt_s: float):
-        self.dt_s = dt_s
+        import nir  # here, because only this format needs the package
+
+        self.nir, self.dt_s = nir, dt_s
         self.nodes: dict[str, nir.NIRNode] = {"input": nir.Input({"input": np.array(shape)})}
         self.edges: list[tuple[str, str]] = []
         self.last, self.shape = "input", shape
@@ -239,7 +247,9 @@ class _Graph:
         self.last = name
 
     def affine(self, name: str, weight: Tensor, bias: Tensor | None) -> None:
-        self._add(name, nir.Linear(_array(weight)) if bias is None else nir.Affine(_array(weight), _array(bias)))
+        self._add(
+            name, self.nir.Linear(_array(weight)) if bias is None else self.nir.Affine(_array(weight), _array(bias))
+        )
         self.shape = (len(weight),)
 
     def conv(
@@ -247,16 +257,16 @@ class _Graph:
     ) -> None:
         N, pad = len(weight), weight.shape[-1] // 2
         bias_N = torch.zeros(N) if bias is None else bias * gain_N
-        self._add(name, nir.Conv2d(before[1:], _array(weight), stride, pad, 1, 1, _array(bias_N)))
+        self._add(name, self.nir.Conv2d(before[1:], _array(weight), stride, pad, 1, 1, _array(bias_N)))
         self.shape = (N, *(-(-size // stride) for size in before[1:]))
 
     def pool(self, name: str, kernel: int) -> None:
         window = np.array([kernel, kernel])
-        self._add(name, nir.AvgPool2d(window, window, np.array([0, 0])))
+        self._add(name, self.nir.AvgPool2d(window, window, np.array([0, 0])))
         self.shape = (self.shape[0], *(size // kernel for size in self.shape[1:]))
 
     def flatten(self, name: str) -> None:
-        self._add(name, nir.Flatten({"input": np.array(self.shape)}, 0, -1))
+        self._add(name, self.nir.Flatten({"input": np.array(self.shape)}, 0, -1))
         self.shape = (math.prod(self.shape),)
 
     def neurons(
@@ -277,7 +287,7 @@ class _Graph:
         tau_mem, tau_syn, zeros = tau(lam_m), tau(lam_s), np.zeros(shape)
         self._add(
             name,
-            nir.CubaLIF(
+            self.nir.CubaLIF(
                 tau_syn=tau_syn,
                 tau_mem=tau_mem,
                 r=tau_mem / self.dt_s,
@@ -291,12 +301,12 @@ class _Graph:
 
     def recurrent(self, name: str, weight: Tensor) -> None:
         """Add a loop around the last node."""
-        self.nodes[name] = nir.Linear(_array(weight))
+        self.nodes[name] = self.nir.Linear(_array(weight))
         self.edges += [(self.last, name), (name, self.last)]
 
     def finished(self, metadata: dict) -> nir.NIRGraph:
-        self._add("output", nir.Output({"output": np.array(self.nodes[self.last].output_type["output"])}))
-        return nir.NIRGraph(self.nodes, self.edges, metadata=metadata)
+        self._add("output", self.nir.Output({"output": np.array(self.nodes[self.last].output_type["output"])}))
+        return self.nir.NIRGraph(self.nodes, self.edges, metadata=metadata)
 
 
 def _array(tensor: Tensor) -> np.ndarray:

@@ -106,7 +106,7 @@ def warnings_of(row: dict, cures: Cures) -> list[str]:
             )
     if row.get("validation_silent_samples", 0) > row.get("validation_samples", 0) / 2:
         found.append(
-            "silent outputs: most held-out recordings end without an output spike, so that potentials decide; try a "
+            "silent outputs: most held-out recordings end without an output spike and are decided by potentials; try a "
             "lower network.neuron2.theta, a larger loss.treg.weight, or empty steps after the recording (data.T_empty)"
         )
     if row.get("gradient_norm", 0) > EXPLODES_ABOVE:

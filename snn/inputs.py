@@ -40,7 +40,7 @@ class SparseCounts:
         C = self.shape[2]
         if inputs != C or self.counts.device != device:
             raise InputError(
-                f"events of {C} channels on {self.counts.device} do not fit a layer of {inputs} inputs on {device}"
+                f"events of {C} channels on {self.counts.device} do not fit a layer with {inputs} inputs on {device}"
             )
 
     def per_step(self) -> Tensor:

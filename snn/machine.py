@@ -28,7 +28,7 @@ def find_device(name: str) -> torch.device:
             torch.backends.cudnn.allow_tf32 = False
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"train.device = {name}: cannot be used here ({reason:.100}); take cpu or auto") from None
+        raise InputError(f"train.device = {name}: cannot be used here ({reason:.100}); use cpu or auto") from None
     return chosen
 
 

@@ -61,7 +61,7 @@ def markdown() -> str:
     lines = [
         "# Configuration",
         "",
-        "Every field, its default, what it takes and what it means; `--set section.field=value` sets any of them.",
+        "Every field with its default, type and meaning; `--set section.field=value` sets any of them.",
         "This page is written by `python -m snn.config --markdown > docs/configuration.md`.",
     ]
     for title, kind in titles():

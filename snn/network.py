@@ -65,7 +65,7 @@ class Layer(nn.Module):
         x_TBN = self.linear(x_TBC)
         if self.norm is not None:
             if self.training and x_TBN.shape[0] * x_TBN.shape[1] == 1:
-                raise InputError("BatchNorm cannot train on one step of one sample: give more steps or a larger batch")
+                raise InputError("BatchNorm cannot train on one step of one sample; use more steps or a larger batch")
             x_TBN = self.norm(x_TBN)
         if self.is_output:
             return self.neurons(x_TBN)

@@ -118,7 +118,7 @@ def draw_decision(
     axes[-1].set(xlabel="time (ms)", xlim=(0, dt_ms * T))
     figure.align_ylabels(axes)
 
-    verdict = f"no output spike; the highest potential says {class_name(decision, names)}"
+    verdict = f"no output spike; the highest potential decides for {class_name(decision, names)}"
     if first_step <= T:
         verdict = f"decides for {class_name(decision, names)} at {first_step * dt_ms:g} ms"
         ring = {"marker": "o", "facecolors": "none", "edgecolors": ORANGE, "clip_on": False}
@@ -196,7 +196,7 @@ def draw_single_delay(
             side = "right" if first_step > 0.6 * T else "left"  # keeps the text within the picture
             axis.annotate(f"{verdict}, {first_step * dt_ms:g} ms", (dt_ms * first_step, row), ha=side, **above)
         else:
-            axis.annotate(f"  silent; the highest potential says {verdict}", (0, row), **above)
+            axis.annotate(f"  silent; the highest potential decides for {verdict}", (0, row), **above)
     axis.set(xlim=(0, dt_ms * T), ylim=(-0.7, len(target_B) - 0.2), xlabel="time (ms)", ylabel="recording of")
     labels = [class_name(target, names) for target in target_B.tolist()]
     axis.set_yticks(range(len(target_B)), labels, fontfamily=fonts)
@@ -220,7 +220,7 @@ def draw_anytime(curves_of: dict[str, dict[str, list]]) -> Figure:
                     name, colour = f"{name}: {names[k] or k}", LAYERS[k % len(LAYERS)]
                 axis.plot(curves[x], curves[f"{code}_accuracy_over_{over}"], color=colour, ls=style, label=name)
         end = max(curves[x][-1] for curves in curves_of.values())
-        axis.set(xlabel=label, ylabel="right decisions (%)", ylim=(0, 100), xlim=(0, end))
+        axis.set(xlabel=label, ylabel="correct decisions (%)", ylim=(0, 100), xlim=(0, end))
         axis.grid(color=GREY, lw=0.4)
     if len(curves_of) > 1:
         ncols, font = 2 if max(map(columns, curves_of)) <= LONGEST else 1, {"family": fonts, "size": 8}

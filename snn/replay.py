@@ -57,7 +57,7 @@ class Replayed:
             if "capturing" not in str(error):
                 raise
             raise InputError(
-                "this training step cannot be recorded as CUDA graphs: some layer or loss asks for a value on the CPU "
+                "this training step cannot be recorded as CUDA graphs: a layer or loss reads a value on the CPU "
                 "(.item(), a branch on a tensor) or changes the device; set train.cuda_graphs=false"
             ) from error
         torch.cuda.set_rng_state(random, device)

@@ -131,7 +131,7 @@ def _origin(subject: Subject, metrics: dict) -> list[Section]:
     curves, log_path = [], subject.path.with_name("metrics.jsonl")
     if rows := read_log(log_path):
         figure = pictures.draw_learning(rows, metrics["epoch"])
-        words = "Training and held-out data, epoch by epoch; the dotted line is the checkpoint that was tested"
+        words = "Training and held-out data by epoch; the dotted line marks the tested checkpoint"
         curves.append(keep(figure, subject.out, "learning.png", words))
     text = yaml.safe_dump(
         subject.cfg.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=100, allow_unicode=True
@@ -166,7 +166,7 @@ def provenance_table(tests: Sequence[dict], head: Sequence[str] = ()) -> Table:
 def class_words(names: Sequence[str]) -> str:
     """Explain in a sentence why pictures show numbers instead of names; return "" if they show all names."""
     if len(names) > pictures.MOST_NAMES:
-        return f"Pictures of more than {pictures.MOST_NAMES} classes have numbers; the table has each one's name."
+        return f"Pictures of more than {pictures.MOST_NAMES} classes show numbers; the table gives the names."
     return why_numbers(names)
 
 
@@ -221,7 +221,7 @@ COLUMNS = (
     Column("spikes/neuron", "spikes_per_neuron", 3),
     Column("silent", "silent_samples", 0),
 )
-CLASS_HEAD = ("recordings", "FS", "FR", "5 % spoke by", "50 %", "95 %", "silent", "silent targets")
+CLASS_HEAD = ("recordings", "FS", "FR", "5 % decided by", "50 %", "95 %", "silent", "silent targets")
 PROPER_NAMES = {  # spelling of names in the keys of energies
     "macs": "MACs",
     "acs": "ACs",
@@ -244,12 +244,12 @@ def _tiles(metrics: dict) -> list[Tile]:
         Tile("first spike (FS)", percent(metrics["fs_accuracy"]), interval(metrics["fs_accuracy_interval"])),
         Tile("firing rate (FR)", percent(metrics["fr_accuracy"]), interval(metrics["fr_accuracy_interval"])),
         Tile(
-            "half of the right FS decisions",
+            "half of the correct FS decisions",
             number(metrics["t_d50_ms"], "ms"),
             f"90 % by {number(metrics['t_d90_ms'], 'ms')}",
         ),
-        Tile("spikes per neuron", spikes(metrics["spikes_per_neuron"]), "mean of a recording"),
-        Tile("work to the decision", f"{operations:.0f} %", "of the whole window's synaptic operations"),
+        Tile("spikes per neuron", spikes(metrics["spikes_per_neuron"]), "mean per recording"),
+        Tile("work until the decision", f"{operations:.0f} %", "of the whole window's synaptic operations"),
     ]
 
 
@@ -263,14 +263,14 @@ def result_tables(metrics: dict) -> list[Table]:
     counts = [
         ("recordings", f"{metrics['samples']:,}"),
         ("without an output spike", f"{metrics['silent_samples']:,}"),
-        ("whose target neuron is silent", f"{metrics['silent_targets']:,}"),
+        ("with a silent target neuron", f"{metrics['silent_targets']:,}"),
         ("spikes per neuron and recording", spikes(metrics["spikes_per_neuron"])),
         ("loss", number(metrics["loss"])),
     ]
     for change, what in (("rounding", "delays"), ("quantising", "weights")):
         if f"moved_by_{change}" in metrics:
             counts += [
-                (f"decisions moved by rounding the {what}", _of(metrics[f"moved_by_{change}"], metrics)),
+                (f"decisions changed by rounding the {what}", _of(metrics[f"moved_by_{change}"], metrics)),
                 ("FS accuracy without that rounding", percent(metrics[f"fs_accuracy_before_{change}"])),
             ]
     if "weight_bytes" in metrics:
@@ -296,8 +296,8 @@ def result_tables(metrics: dict) -> list[Table]:
     if streaming := metrics.get("streaming"):
         unlike = [
             ("FS accuracy", percent(streaming["fs_accuracy"])),
-            ("decisions unlike those of batches", _of(streaming["differ_from_batches"], metrics)),
-            ("decisions moved by folding BatchNorm", _of(streaming["moved_by_folding"], metrics)),
+            ("decisions that differ from those in batches", _of(streaming["differ_from_batches"], metrics)),
+            ("decisions changed by folding BatchNorm", _of(streaming["moved_by_folding"], metrics)),
         ]
         result += [
             _cost_table("Cost of a decision on a stream of events", streaming),
@@ -324,7 +324,7 @@ def _cost_table(title: str, cost: dict) -> Table:
             (name, value, cost["whole_window"][name]) for name, value in cost["to_decision"].items()
         )
     ]
-    return Table(title, ("mean of a recording", "to the decision", "whole window", "share"), rows)
+    return Table(title, ("mean per recording", "until the decision", "whole window", "share"), rows)
 
 
 def energy_table(energy: dict[str, dict]) -> Table:
@@ -345,7 +345,7 @@ def energy_table(energy: dict[str, dict]) -> Table:
     ]
     return Table(
         "Operations, memory and energy",
-        ("mean of a recording", "this network", "real-valued, dense", "source"),
+        ("mean per recording", "this network", "real-valued, dense", "source"),
         rows,
         is_words=True,
     )
@@ -403,14 +403,14 @@ def _sections(
         pictures.draw_anytime({subject.run: metrics["anytime"]}),
         subject.out,
         "anytime.png",
-        "Right decisions, were the recording cut after so much time or after so many events. A recording without an "
+        "Correct decisions if recordings end after this time, or after this number of events. A recording without an "
         "output spike by then counts as wrong",
     )
     latencies = keep(
         pictures.draw_latencies(evaluation.samples(), dt_ms, names),
         subject.out,
         "latencies.png",
-        "Above: when the first output spike comes. Below: the same for each class, its median in orange",
+        "Above: times of the first output spikes. Below: the same for each class, with its median in orange",
     )
     confusion = [
         keep(
@@ -422,24 +422,27 @@ def _sections(
         for code, title, *_ in pictures.CODES
     ]
     rates = keep(
-        pictures.draw_rates(evaluation), subject.out, "rates.png", "How many spikes the neurons of each layer fire"
+        pictures.draw_rates(evaluation),
+        subject.out,
+        "rates.png",
+        "Number of spikes that the neurons of each layer fire",
     )
     return [
         Section(
             "Results",
-            "Every recording of the test split weighs the same. Intervals are Wilson's. t_d50 and t_d90 are the times "
-            "by which half and 90 % of the decisions that come out right have been made.",
+            "Every recording of the test split has the same weight. Intervals are Wilson's. t_d50 and t_d90 are the "
+            "times by which 50 % and 90 % of the correct decisions have been made.",
             result_tables(metrics),
         ),
         Section(
             "Energy",
-            "Estimates, with the constants they come from.",
+            "These are estimates from the constants given as sources.",
             [energy_table(metrics["energy"])] if "energy" in metrics else [],
         ),
         Section(
             "Decisions",
             "A recording's events, the spikes of each layer, the potential of each output neuron (the decided class in "
-            "orange, the true one in blue where it is another) and the output spikes, the first of them marked.",
+            "orange, the true one in blue if it differs) and the output spikes, of which the first is marked.",
             pictures=decisions,
         ),
         Section("Delay", pictures=[anytime, latencies]),
@@ -454,8 +457,8 @@ def _learned_section(learned: dict[str, dict[str, Learned]], out: Path) -> Secti
     if not learned:
         return Section(title)
     caption = (
-        "What the neurons of each layer learned, one value a neuron or a layer; time on a logarithmic axis. Dotted: "
-        "before training, one value for all, or two bounds between which they were drawn"
+        "Values that the neurons of each layer learned, one per neuron or layer; times on a logarithmic axis. Dotted: "
+        "the value before training, or the two bounds between which the values were drawn"
     )
     return Section(
         title, words, [learned_table(learned)], [keep(pictures.draw_learned(learned), out, "learned.png", caption)]

@@ -23,7 +23,9 @@ from snn.errors import InputError
 def folder(name: str) -> Path:
     """Return runs/<name>. InputError unless the name is that of a single folder."""
     if not re.fullmatch(r"[\w.+-]*\w[\w.+-]*", name):
-        raise InputError(f"'{name}' cannot name a run: letters, digits and . _ + - only (--save_name, --dataset_name)")
+        raise InputError(
+            f"'{name}' cannot name a run: use letters, digits and . _ + - only (--save_name, --dataset_name)"
+        )
     return Path("runs") / name
 
 
@@ -37,14 +39,16 @@ def lock(run: Path) -> TextIO:
     except BlockingIOError:
         raise InputError(f"{run} is being trained by another process; choose another --save_name") from None
     except OSError as error:
-        raise InputError(f"{path}: cannot be written and locked ({error.strerror}); train where runs/ can be") from None
+        raise InputError(
+            f"{path}: cannot be written and locked ({error.strerror}); train where runs/ is writable"
+        ) from None
     return file
 
 
 def begin(run: Path, cfg: config.AnyConfig, save: Callable[[Path], None]) -> None:
     """Make the folder with config.yaml and an initial last.pt, and only then move away an earlier run of that name."""
     if run.exists() and not (run / "config.yaml").exists():
-        raise InputError(f"{run} is there already and is no run of ours; choose another --save_name")
+        raise InputError(f"{run} already exists and is not a run of train.py; choose another --save_name")
     new = run.with_name(f".{run.name}.new")
     shutil.rmtree(new, ignore_errors=True)
     try:
@@ -54,7 +58,7 @@ def begin(run: Path, cfg: config.AnyConfig, save: Callable[[Path], None]) -> Non
         if run.exists():
             aside = next(name for k in range(1, 10**6) if not (name := run.with_name(f"{run.name}.{k}")).exists())
             run.rename(aside)
-            print(f"{run} is there already: moved to {aside}")
+            print(f"{run} already exists: moved to {aside}")
         new.rename(run)
         checkpoint.sync_folder(run.parent)
     except (OSError, InputError) as error:
@@ -72,7 +76,7 @@ def reopen(run: Path, found: Path, epochs: int) -> None:
     log_path.touch()
     rows = log_path.read_bytes().splitlines(keepends=True)[:epochs]
     if len(rows) < epochs:
-        print(f"warning: {log_path} has {len(rows)} epochs of the {epochs} that are done", file=sys.stderr)
+        print(f"warning: {log_path} has {len(rows)} of the {epochs} completed epochs", file=sys.stderr)
     os.truncate(log_path, sum(map(len, rows)))
 
 
@@ -112,6 +116,6 @@ def log(run: Path, board: SummaryWriter, row: dict, validation: str, constants: 
         board.flush()
     except OSError as error:
         raise InputError(
-            f"{run}: the numbers of epoch {row['epoch']} cannot be written ({error.strerror}); --resume does it again "
+            f"{run}: the numbers of epoch {row['epoch']} cannot be written ({error.strerror}); --resume repeats it "
             "from last.pt"
         ) from None

@@ -74,7 +74,7 @@ def _explain(item: dict, kind: type[Section]) -> str:
         for name in item["loc"][:-1]:
             if name in section.model_fields:  # others are keys of a dict of sections
                 section = section_in(section.model_fields[name].annotation)
-        return f"{field} is not known; known here: {', '.join(section.model_fields)}"
+        return f"{field} is not known; choose from {', '.join(section.model_fields)}"
     if item["type"] == "missing":
         return f"{field} is missing"
     wanted = {"tuple_type": "input should be a list", "model_type": "input should be a section of fields"}

@@ -115,9 +115,13 @@ class Stream:
         except (RuntimeError, TypeError, ValueError) as error:  # ragged lists, tensors on a GPU
             raise InputError(f"times and channels must be arrays of numbers: {error}") from None
         if times.ndim != 1 or times.shape != channels.shape:
-            raise InputError(f"events need as many times as channels, but have {times.shape} and {channels.shape}")
+            raise InputError(
+                f"there must be a time for each channel, but the shapes are {times.shape} and {channels.shape}"
+            )
         if len(times) and (times.dtype.kind not in "iuf" or channels.dtype.kind not in "iu"):  # [] has no type
-            raise InputError(f"times must be numbers and channels whole ones, not {times.dtype} and {channels.dtype}")
+            raise InputError(
+                f"times must be numbers and channels whole numbers, not {times.dtype} and {channels.dtype}"
+            )
         if len(times):
             # the types that binning uses; compiled code does not take every type. A channel beyond int64 turns negative
             times, channels = times.astype(np.float64), channels.astype(np.int64)
@@ -131,7 +135,7 @@ class Stream:
                 before = times[e - 1] if e else self._last_time
                 raise InputError(
                     f"event {e} of this call has the time {times[e]:.12g}, after {before:.12g}: times must be numbers "
-                    "that rise"
+                    "in rising order"
                 )
             self._last_time = float(times[-1])
             self._advance(steps, channels.astype(np.int32), 0)

@@ -221,7 +221,7 @@ def gather(distributed: bool, device: torch.device) -> Team:
         if number >= torch.cuda.device_count():
             raise InputError(
                 f"process {number} of this machine has no GPU of its own: there are {torch.cuda.device_count()}; start "
-                "as many processes (torchrun --nproc_per_node), or take --set train.device=cpu"
+                "that many processes (torchrun --nproc_per_node), or use --set train.device=cpu"
             )
         device = torch.device("cuda", number)
         torch.cuda.set_device(device)
@@ -231,6 +231,6 @@ def gather(distributed: bool, device: torch.device) -> Team:
     except (ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
-            f"the processes do not find each other ({reason:.120}); start all of them by one torchrun"
+            f"the processes cannot find each other ({reason:.120}); start all of them with one torchrun"
         ) from None
     return Team(device, dist.get_rank(), dist.get_world_size(), patient)

@@ -152,7 +152,7 @@ class EventTraining(Training):
         if self.cfg.data.channels != COCHLEA_CHANNELS:
             return []
         command = f"$(bash run.sh --python export) export.py --load_pt_file {checkpoint} --format html"
-        return [f"make a page that listens by: {command}"]
+        return [f"make a page that listens with: {command}"]
 
     def learned(self) -> dict[str, Tensor]:
         layers = self.network.learned(dt_ms=1.0)
@@ -173,11 +173,11 @@ class EventTesting(Testing):
 
     items = "recordings"
     words: ClassVar = {
-        "show": "draw one decision of every class",
+        "show": "draw one decision of each class",
         "energy": "count operations, memory traffic and energy",
-        "streaming": "also decide on events as they come, and say at what cost",
+        "streaming": "also decide on events as they arrive, and measure the cost",
         "test_single_delay": "draw the output spikes of one recording of each class",
-        "quantise": "round the weights as export.py does, and say which decisions that moves",
+        "quantise": "round the weights as export.py does, and count the decisions that change",
     }
     choices: ClassVar = {"quantise": ("int8",)}
     columns = report.COLUMNS
@@ -282,11 +282,13 @@ class EventTesting(Testing):
         drawn = [draw(0, "decision.png", "The first recording of the file")]
         if len(right_by_delay):
             typical, late = right_by_delay[len(right_by_delay) // 2], right_by_delay[-1]
-            drawn.append(draw(typical, "decision_typical.png", f"Recording {typical}, right after the median delay"))
-            drawn.append(draw(late, "decision_late.png", f"Recording {late}, the latest of the right decisions"))
+            drawn.append(
+                draw(typical, "decision_typical.png", f"Recording {typical}, a correct decision of median delay")
+            )
+            drawn.append(draw(late, "decision_late.png", f"Recording {late}, the latest correct decision"))
         if not right.all():
             wrong = int((~right).argmax())
-            drawn.append(draw(wrong, "decision_wrong.png", f"Recording {wrong}, the first that is decided wrongly"))
+            drawn.append(draw(wrong, "decision_wrong.png", f"Recording {wrong}, the first wrong decision"))
         classes, first_of_class = np.unique(labels, return_index=True)
         if self.args.show:
             for label, r in zip(classes, first_of_class, strict=True):
@@ -323,8 +325,8 @@ def check_batch_norm(cfg: config.Config, recordings: int, parts: int) -> None:
     pixels = [math.prod(shape[1:]) for shape in architecture.shapes(cfg.network.layers, data.shape)]
     if cfg.network.batch_norm and (data.T + data.T_empty) * smallest * min(pixels, default=2) == 1:
         raise InputError(
-            f"train.batch_size = {size}: one of {recordings} recordings to train on makes a batch of its own, whose "
-            "one step is too little for BatchNorm; choose another train.batch_size, a larger data.T, or "
+            f"train.batch_size = {size}: one of {recordings} training recordings is a batch by itself, whose "
+            "single step is too little for BatchNorm; choose another train.batch_size, a larger data.T, or "
             "network.batch_norm=false"
         )
 

@@ -106,7 +106,7 @@ class ImageTesting(Testing):
     """A test of accuracy, the number of spikes and their times."""
 
     items = "images"
-    words: ClassVar = {"simulate": "run a TTFS network over time as well"}
+    words: ClassVar = {"simulate": "also run a TTFS network through a simulation over time"}
     columns = report.COLUMNS
 
     def __init__(self, args: argparse.Namespace, subjects: Sequence[Subject]):

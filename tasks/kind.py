@@ -184,8 +184,8 @@ def say_missing(labels_n: np.ndarray, classes: int, where: str, item: str) -> No
     """Warn if there are classes without a sample to test."""
     if len(missing := np.setdiff1d(np.arange(classes), labels_n)):
         print(
-            f"warning: {where}: no {item} of {len(missing)} of the network's {classes} classes, the first of them "
-            f"{missing[0]}; is it the set of its training?",
+            f"warning: {where}: no {item} of {len(missing)} of the network's {classes} classes, the first of which is "
+            f"{missing[0]}; was the network trained on this set?",
             file=sys.stderr,
         )
 

@@ -48,7 +48,7 @@ def measure(network: Network, recordings: AnyRecordings, bins: Bins, batch_size:
     moved = (of_batches["trained"] != of_batches["folded"]).any(1)
     for r in np.flatnonzero(moved):
         x_T1C, _ = next(batches(recordings, np.array([r]), bins, 1))
-        print(f"recording {r}: folding BatchNorm moves the decision; {first_difference(network, folded, x_T1C)}")
+        print(f"recording {r}: folding BatchNorm changes the decision; {first_difference(network, folded, x_T1C)}")
     empty = decisions[:, 0] == NOTHING
     decisions[empty] = of_batches["folded"][
         empty

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The checks and the fast tests, on all cores: bash tests/run.sh [words of pytest], for instance -m slow.
+# The checks and the fast tests, on all cores: bash tests/run.sh [options of pytest], for instance -m slow.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=$(bash run.sh --python report export search gpu cameras test)

@@ -25,7 +25,7 @@ def test_what_is_no_word_is_named(word):
 
 
 def test_order():
-    with pytest.raises(InputError, match="'P2': nothing but fully connected"):
+    with pytest.raises(InputError, match="'P2': only fully connected"):
         parse(["10F", "P2"])
 
 

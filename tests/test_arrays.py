@@ -138,15 +138,15 @@ BAD = {
     "beyond": (np.array([(304, 0, 1, 5)], KIND), 0, "event 0 is at x = 304, y = 0, and there are x in 0..303"),
     "negative": (np.array([(1, 1, 1, -5)], KIND), 0, "has the times -5 to -5 µs, not within 0 and 71.6 min"),
     "late": (np.array([(1, 1, 1, 2**32)], KIND), 0, "subtract the first, or cut it"),
-    "empty": (E[:0], 0, "has no event; leave it out"),
-    "lengths": ((E["t"], E["x"], E["y"], E["p"][1:]), 0, "must be arrays (t, x, y, p) of one length"),
-    "three": ((E["t"], E["x"], E["y"]), 0, "must be arrays (t, x, y, p) of one length"),
+    "empty": (E[:0], 0, "has no events; leave it out"),
+    "lengths": ((E["t"], E["x"], E["y"], E["p"][1:]), 0, "must be arrays (t, x, y, p) of equal length"),
+    "three": ((E["t"], E["x"], E["y"]), 0, "must be arrays (t, x, y, p) of equal length"),
     "field": (E[["x", "y", "t"]], 0, "has the fields x, y, t; p is missing"),
     "words": ((E["t"], E["x"], E["y"], np.array(["on"] * 20)), 0, "not numbers"),
     "polarity": ((E["t"], E["x"], E["y"], np.full(20, 3)), 0, "has the polarity 3; it must be 0 or 1, or -1 or 1"),
     "label": (E, 1.5, "the label 1.5 is neither a name nor a number from 0"),
     "mixed": (E, "name", "the label 'name' is neither a name nor a number"),
-    "sample": (None, None, "recording 1 is no (events, label) or (events, label, subject)"),
+    "sample": (None, None, "recording 1 is not (events, label) or (events, label, subject)"),
 }
 
 
@@ -168,18 +168,18 @@ def test_arrays_that_are_refused_leave_no_file(tmp_path, kind):
 def test_what_is_said_about_arrays_is_checked(tmp_path):
     for words, message in (
         ({"time_unit": "min", "channels": 3}, "time_unit is 'min'; it must be one of s, ms, us, ns"),
-        ({"time_unit": "us"}, "give sensor"),
-        ({"time_unit": "us", "channels": 3, "sensor": (2, 2)}, "and not both"),
+        ({"time_unit": "us"}, "give either sensor"),
+        ({"time_unit": "us", "channels": 3, "sensor": (2, 2)}, "give either sensor"),
     ):
         with pytest.raises(InputError, match=message.replace("(", r"\(")):
             arrays.write(tmp_path / "a.h5", [(([1], [1]), 0)], **words)
-    with pytest.raises(InputError, match="'x' is none of the classes a, b"):
+    with pytest.raises(InputError, match="'x' is not one of the classes a, b"):
         arrays.in_memory([(([1], [1]), "x")], time_unit="us", channels=3, class_names=["a", "b"])
-    with pytest.raises(InputError, match="recording 1 names no subject, and others do"):
+    with pytest.raises(InputError, match="recording 1 names no subject, but others do"):
         arrays.write(tmp_path / "a.h5", [(([1], [1]), 0, 4), (([1], [1]), 0)], time_unit="us", channels=3)
     with pytest.raises(InputError, match=r"event 0 is at channel 3, and there are channels 0..2"):
         arrays.in_memory([(([1], [3]), 0)], time_unit="us", channels=3)
-    with pytest.raises(InputError, match="there is no recording"):
+    with pytest.raises(InputError, match="there are no recordings"):
         arrays.in_memory([], time_unit="us", channels=3)
 
 

@@ -45,7 +45,7 @@ BAD = {
     "label": "recording 4 has the label 7, outside 0..2",
     "class": "class 2 has no recording",
     "none": "holds no recording",
-    "damaged": "no readable HDF5 file",
+    "damaged": "not a readable HDF5 file",
 }
 
 

@@ -29,7 +29,7 @@ def test_damaged_checkpoints(program, tmp_path):
     flip_a_bit(run / "last.pt")
     resumed = program(f"{words} --resume")
     assert resumed.returncode == 0
-    assert "last.pt: not a checkpoint of ours, or damaged; going on from the one before" in resumed.stderr
+    assert "last.pt: not a checkpoint of first-spike, or damaged; continuing from the previous one" in resumed.stderr
     assert state(run) == whole
     flip_a_bit(run / "best.pt")
     assert_one_line(program(f"{words} --resume"), "best.pt", "damaged", "beside it: last.previous.pt, last.pt")
@@ -100,11 +100,11 @@ class Malicious:
 def test_code_in_a_checkpoint_does_not_run(program, tmp_path):
     """In the place of last.pt, of best.pt and in another folder."""
     torch.save({"format": checkpoint.FORMAT, "version": 2, "epoch": Malicious()}, tmp_path / "evil.pt")
-    assert_one_line(program("test.py --load_pt_file evil.pt"), "evil.pt: not a checkpoint of ours")
-    assert_one_line(program(f"{EVENTS} --load_pt_file evil.pt"), "evil.pt: not a checkpoint of ours")
+    assert_one_line(program("test.py --load_pt_file evil.pt"), "evil.pt: not a checkpoint of first-spike")
+    assert_one_line(program(f"{EVENTS} --load_pt_file evil.pt"), "evil.pt: not a checkpoint of first-spike")
     (tmp_path / "runs" / "x").mkdir(parents=True)
     (tmp_path / "evil.pt").rename(tmp_path / "runs" / "x" / "last.pt")
-    assert_one_line(program(f"{EVENTS} --save_name x --resume"), "runs/x/last.pt: not a checkpoint of ours")
+    assert_one_line(program(f"{EVENTS} --save_name x --resume"), "runs/x/last.pt: not a checkpoint of first-spike")
     assert not (tmp_path / "code_has_run").exists()
 
 

@@ -69,7 +69,7 @@ def test_names_that_only_look_otherwise_are_the_same():
     assert numbers_in(Named(("a", "a"), "x"), Named(("a", "a"), "y")).tolist() == [0, 1]
     with pytest.raises(InputError, match="y: two classes have the name 'a'"):
         numbers_in(Named(("a", "a", "b"), "x"), Named(("b", "a", "a"), "y"))
-    with pytest.raises(InputError, match=r"y: its classes are not those of x: only y has 'c' and only x has 'b'"):
+    with pytest.raises(InputError, match=r"y: its classes differ from those of x: only y has 'c' and only x has 'b'"):
         numbers_in(Named(("a", "b"), "x"), Named(("a", "c"), "y"))
 
 
@@ -100,7 +100,7 @@ def test_train_resume_continue_test_report_and_compare(program, folders):
     compared = program("compare.py a b")
     assert compared.returncode == 0, compared.stderr
     right = (samples(folders / "runs" / "b")["fs_label"] == samples(folders / "runs" / "b")["target"]).sum()
-    table = (folders / "compare.html").read_text().partition("Right decisions by class")[2]
+    table = (folders / "compare.html").read_text().partition("Correct decisions by class")[2]
     counts = [int(row.split("</td>")[3].rpartition(">")[2]) for row in table.split("<tr>")[2:5]]
     assert sum(counts) == right
 
@@ -109,7 +109,7 @@ def test_train_resume_continue_test_report_and_compare(program, folders):
     assert_one_line(program(f"{TRAIN} --path_to_dataset other --load_pt_file a --save_name c"), "has 'drei'", "'zwei'")
     assert_one_line(program(f"{TRAIN} --path_to_dataset other --epochs 13 --save_name a --resume"), "'drei'", "last.pt")
     nameless = program("test.py --load_pt_file a --path_to_dataset nameless")
-    assert "names no classes, so its labels are taken for the numbers of runs/a/best.pt" in nameless.stderr
+    assert "names no classes, so its labels are taken as the numbers in runs/a/best.pt" in nameless.stderr
 
     # a run goes on, and another begins from its weights, on files that number the words otherwise
     for words in (
@@ -146,7 +146,10 @@ def test_exports_name_the_classes_and_count_on_files_of_any_order(program, folde
 def test_training_says_that_the_test_file_has_other_classes(program, folders):
     write_pair(folders / "shd", NAMES, OTHER_SET)
     trained = program(f"{TRAIN} --path_to_dataset shd --epochs 1")
-    assert "warning: test.py will refuse the test data: shd/shd_test.h5: its classes are not those of" in trained.stderr
+    assert (
+        "warning: test.py will refuse the test data: shd/shd_test.h5: its classes differ from those of"
+        in trained.stderr
+    )
 
 
 def test_images_have_names_too(tmp_path):
@@ -170,4 +173,4 @@ def test_a_checkpoint_whose_names_are_none(tmp_path, program, folders):
     network = torch.nn.Module()
     network.state_dict, network.check_values = lambda: content["network"], lambda where: None
     checkpoint.save(path, cfg, network, epoch=1, class_names=[1, 2, 3])
-    assert_one_line(program("test.py --load_pt_file x"), "class_names are no names")
+    assert_one_line(program("test.py --load_pt_file x"), "class_names are not names")

@@ -41,22 +41,22 @@ def test_numbers_with_exponents_are_numbers():
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("train.lrr", 1, "train.lrr is not known; known here: epochs, batch_size"),
-        ("network.neuron1.tau", 1, "network.neuron1.tau is not known; known here: tau_mem_steps"),
+        ("train.lrr", 1, "train.lrr is not known; choose from epochs, batch_size"),
+        ("network.neuron1.tau", 1, "network.neuron1.tau is not known; choose from tau_mem_steps"),
         ("train.lr", "fast", "train.lr = 'fast': input should be a valid number"),
         ("train.lr", -1.0, "train.lr = -1.0: input should be greater than 0"),
         ("train.lr", float("nan"), "train.lr = nan: input should be a finite number"),
         ("train.epochs", 2.5, "train.epochs = 2.5: input should be a valid integer"),
         ("train.epochs", True, "train.epochs = True: input should be a valid integer"),
-        ("network.neuron", "IF", "network.neuron: 'IF' is not known; known are AdLIF, BRF, CuAdLIF, CuLIF"),
+        ("network.neuron", "IF", "network.neuron: 'IF' is not known; choose from AdLIF, BRF, CuAdLIF, CuLIF"),
         ("network.dropout", 1.0, "network.dropout = 1.0: input should be less than 1"),
         ("network.layers", ["256F", 256], "network.layers.1 = 256: input should be a valid string"),
-        ("network.layers", ["256F", "12G"], "network.layers: layer '12G' is not known; known are words like 64C3"),
+        ("network.layers", ["256F", "12G"], "network.layers: layer '12G' is not known; use words such as 64C3"),
         ("network.layers", ["64C3", "256F"], "network.layers: layer '64C3' needs an image, but the input is 700"),
-        ("network.hidden_size", [256], "network.hidden_size is not known; known here: layers, neuron"),
+        ("network.hidden_size", [256], "network.hidden_size is not known; choose from layers, neuron"),
         ("data", None, "data = None: input should be a section of fields"),
         ("network.layers", "16F", "network.layers = '16F': input should be a list"),
-        ("data.sensor", {"height": 5, "width": 5}, "data: give channels, or sensor for an event camera, and not both"),
+        ("data.sensor", {"height": 5, "width": 5}, "data: give either channels, or sensor for an event camera"),
         ("network.neuron1.tau_mem_steps", 1e-3, "network.neuron1.tau_mem_steps = 0.001: input should be greater than"),
         ("train.seed", 2**64, f"train.seed = {2**64}: input should be less than"),
     ],
@@ -207,7 +207,7 @@ def test_a_sensor_is_a_section_that_may_be_left_out():
         ("--set data.sensor.size=4", "data.sensor.size is not known; data.sensor has height, width, divide"),
         ("--set data.sensor.divide=0", "data.sensor.divide = 0: input should be greater than 0"),
         ("--set data.sensor.polarities=3", "data.sensor.polarities = 3: input should be 1 or 2"),
-        ("--set data.sensor=null", "data: give channels, or sensor for an event camera, and not both"),
+        ("--set data.sensor=null", "data: give either channels, or sensor for an event camera"),
     ):
         with pytest.raises(InputError) as refusal:
             camera(words)

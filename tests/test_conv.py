@@ -92,7 +92,7 @@ def test_events_of_images_become_rows_of_pixels(image, dtype):
         assert torch.equal(entries, wanted)
     assert torch.equal(pixels_of(x_TBC, image), x_TPC)
     assert torch.equal(pixels_of(x_TBC.movedim(0, 1).contiguous().movedim(0, 1), image), x_TPC)
-    with pytest.raises(InputError, match="are no images of"):
+    with pytest.raises(InputError, match="are not images of"):
         pixels_of(events, (C, H, W + 1))
 
 

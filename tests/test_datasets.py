@@ -118,7 +118,7 @@ def test_hold_out_whole_speakers(shd_folder):
 def test_hold_out_that_cannot_be(tmp_path):
     events = make_events(6, 3, 40, 0)
     one_voice = read(write_shd(tmp_path / "one.h5", **(events | {"speakers": [1] * 6})))
-    with pytest.raises(InputError, match="class 0 has nothing left to train on"):
+    with pytest.raises(InputError, match="class 0 has no recording left to train on"):
         hold_out(one_voice, 0.1, 0, groups_by(one_voice, "speaker", "validation"))
     single = read(write_shd(tmp_path / "single.h5", **(events | {"labels": [0, 1, 2, 0, 0, 0]})))
     kept, held = hold_out(single, 0.5, 0)
@@ -267,8 +267,8 @@ def broken(path: Path, kind: str) -> None:
         ("lengths", "recording 1 does not have as many times as channels (59 times, 60 channels)"),
         ("counts", "labels has shape (5,), but spikes/times has (6,)"),
         ("class", "class 1 has no recording"),
-        ("truncated", "no readable HDF5 file, perhaps truncated"),
-        ("text", "no readable HDF5 file"),
+        ("truncated", "not a readable HDF5 file, perhaps truncated"),
+        ("text", "not a readable HDF5 file"),
         ("no units", "it has no data set /spikes/units"),
         ("dense", "/spikes/units must hold a variable-length list"),
         ("groups", "it has no data set /spikes/units"),
@@ -291,7 +291,7 @@ def test_files_that_are_refused(tmp_path, kind, message):
     [
         ("labels", np.array([0.0, 1.0, 2.0, 0.0, 1.5, 2.0]), "/labels must hold whole numbers"),
         ("labels", np.array([0.0, 1.0, 2.0, 0.0, np.nan, 2.0]), "/labels must hold whole numbers"),
-        ("labels", h5py.Empty("i8"), "/labels has no place for values"),
+        ("labels", h5py.Empty("i8"), "/labels cannot hold values"),
         ("labels", np.zeros((6, 1), np.int64), "spikes/times has (6,); write one number a recording"),
         ("extra/speaker", np.array([b"x"] * 6), "/extra/speaker holds |S1, not numbers"),
         ("spikes/units", "<f4", "/spikes/units must hold a variable-length list of whole numbers"),

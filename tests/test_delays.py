@@ -235,16 +235,16 @@ def values(**network) -> dict:
     [
         (
             {"layers": ["16FD100"]},
-            "network.layers: layer '16FD100': a delay of 100 steps leads out of the window of 100",
+            "network.layers: layer '16FD100': a delay of 100 steps is longer than the window of 100",
         ),
-        ({"layers": ["16RDR100"]}, "network.layers: layer '16RDR100', DR100: a delay of 100 steps leads out"),
-        ({"output_delay": "DS200"}, "network.output_delay: a delay of 200 steps leads out of the window of 100"),
-        ({"output_delay": "25"}, "network.output_delay: '25' is no delay; write D25"),
-        ({"delay_init_ms": [30.0, 10.0]}, "delay_init_ms: .* is no range"),
+        ({"layers": ["16RDR100"]}, "network.layers: layer '16RDR100', DR100: a delay of 100 steps is longer"),
+        ({"output_delay": "DS200"}, "network.output_delay: a delay of 200 steps is longer than the window of 100"),
+        ({"output_delay": "25"}, "network.output_delay: '25' is not a delay; write D25"),
+        ({"delay_init_ms": [30.0, 10.0]}, "delay_init_ms: .* is not a range"),
         ({"delay_init_ms": [-1.0, 10.0]}, "delay_init_ms.* = -1.0: input should be greater than or equal to 0"),
         (
             {"delay_init_ms": [0.0, 91.0]},
-            "network.delay_init_ms: 91 ms is beyond the 90 ms of network.layers: layer '16F",
+            "network.delay_init_ms: 91 ms exceeds the 90 ms of network.layers: layer '16F",
         ),
         ({"delay_sigma_steps": -1.0}, "network.delay_sigma_steps = -1.0"),
     ],
@@ -289,14 +289,14 @@ def test_train_resume_and_test(program, tmp_path):
     assert tested.returncode == 0, tested.stderr
     metrics = json.loads((tmp_path / "runs/whole/test/metrics.json").read_text())
     assert 0 <= metrics["moved_by_rounding"] <= metrics["samples"]
-    assert "decisions moved by rounding the delays" in tested.stdout
+    assert "decisions changed by rounding the delays" in tested.stdout
     page = (tmp_path / "runs/whole/test/report.html").read_text()
     assert "delay of each input (ms)" in page
     row = json.loads((tmp_path / "runs/whole/metrics.jsonl").read_text().splitlines()[-1])
     assert "learned/layers.1/delay_synapse" in row
     streamed = program("test.py --load_pt_file runs/whole/best.pt --streaming")
     assert streamed.returncode == 0, streamed.stderr
-    assert re.search(r"^decisions unlike those of batches +0 of 24$", streamed.stdout, re.MULTILINE)
+    assert re.search(r"^decisions that differ from those in batches +0 of 24$", streamed.stdout, re.MULTILINE)
 
 
 @pytest.mark.parametrize("per", ["input", "synapse"])

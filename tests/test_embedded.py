@@ -244,7 +244,7 @@ def test_the_program_that_comes_with_it(tmp_path):
     assert said("good.txt").stdout == f"good.txt: {NAMES[stream.finish().label]} by potential\n"
     for text, words in {
         "0 1\n0 30\n": "bad.txt, event 2: no such channel",
-        "5 1\n4 2\n": "bad.txt, event 2: its time is before that of the event before",
+        "5 1\n4 2\n": "bad.txt, event 2: its time is earlier than that of the previous event",
         "0 1\nx\n": "bad.txt, event 2: not a time in microseconds and a channel",
         "0 1\n99999999999 1\n": "bad.txt, event 2: not a time in microseconds and a channel",
     }.items():
@@ -284,9 +284,9 @@ def test_decisions_on_a_microcontroller(board, int8, tmp_path):
 def test_networks_that_c_cannot_say():
     with pytest.raises(InputError, match="convolutions or pools"):
         code_of(build(small_conv()))
-    with pytest.raises(InputError, match=r"dt_ms 0\.0005 is no whole number"):
+    with pytest.raises(InputError, match=r"dt_ms 0\.0005 is not a whole number"):
         code_of(trained(), dt_ms=0.0005)
-    with pytest.raises(InputError, match="takes float32 networks"):
+    with pytest.raises(InputError, match="take float32 networks"):
         code_of(trained().double())
     with pytest.raises(InputError, match="microseconds in 32 bits"):
         code_of(trained(), T=10**6)
@@ -369,4 +369,4 @@ def test_a_quantised_network_is_tested_like_any_other(program, shd_folder):
     assert rounded["fs_accuracy_before_quantising"] == pytest.approx(exact["fs_accuracy"])
     assert rounded["weight_bytes"] == 40 * 16 + 16 * 12 + 12 * 3 + 4 * (16 + 12 + 3)
     assert "moved_by_quantising" not in exact
-    assert "decisions moved by rounding the weights" in result.stdout
+    assert "decisions changed by rounding the weights" in result.stdout

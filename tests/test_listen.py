@@ -26,7 +26,7 @@ def write_network(path, **changes):
     """A checkpoint whose network decides now early, now late, and not always the same."""
     values = settings.read_yaml(REPOSITORY / "configs" / "adlif_digits.yaml")
     values["network"]["layers"] = ["48F"]
-    values["data"] |= changes
+    values["data"] |= {"test_T": 90} | changes
     cfg = settings.build(values, "the test")
     torch.manual_seed(3)
     network = Network(cfg.network, cfg.data.shape, cfg.data.num_classes).eval()
@@ -65,7 +65,7 @@ def demo_says(program, wav):
     said = program(f"demo.py {wav} --load_pt_file runs/net/best.pt").stdout
     if found := re.search(r"^at ([\d.]+) ms of \d+: (.*)$", said, re.MULTILINE):
         return found[2].strip("'"), round(float(found[1]) / 10)
-    return re.search(r"by the highest potential, (.*)$", said, re.MULTILINE)[1].strip("'"), None
+    return re.search(r"the highest potential decides for (.*)$", said, re.MULTILINE)[1].strip("'"), None
 
 
 @needs_chromium
@@ -109,7 +109,13 @@ def test_what_cannot_be_heard_is_said_in_a_line(page, tmp_path):
     soundfile.write(tmp_path / "whole.wav", tone, 8_000)
     (tmp_path / "half.wav").write_bytes((tmp_path / "whole.wav").read_bytes()[:40_000])
     (tmp_path / "text.wav").write_text("no sound")
-    expected = {"short": "lasts 45 ms", "silent": "silent", "law": "coding 7", "half": "breaks off", "text": "no WAV"}
+    expected = {
+        "short": "lasts 45 ms",
+        "silent": "silent",
+        "law": "coding 7",
+        "half": "is truncated",
+        "text": "not a WAV",
+    }
     with Browser(page, tmp_path / "profile") as browser:
         for name, why in expected.items():
             browser.drop(tmp_path / f"{name}.wav")
@@ -157,6 +163,10 @@ def test_a_missing_compiler_is_said(program, tmp_path, monkeypatch):
     write_network(tmp_path / "runs" / "net" / "best.pt")
     monkeypatch.setattr("listen.find_spec", lambda name: None if name == "ziglang" else find_spec(name))
     assert_one_line(program("export.py --load_pt_file runs/net --format html"), "pip install ziglang")
+
+
+def test_the_page_has_the_window_of_the_test(page):
+    assert '"T": 90, ' in page.read_text(encoding="utf-8")
 
 
 def test_the_page_needs_no_network(page):

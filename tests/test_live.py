@@ -200,7 +200,7 @@ def test_live_decisions_are_those_of_a_stream_at_once(pair):
 
 def test_what_is_no_such_source_is_refused(pair):
     receiver, put = pair
-    with pytest.raises(InputError, match="there is no layout 'x' of packets; known are t64"):
+    with pytest.raises(InputError, match="there is no packet layout 'x'; choose from t64"):
         live.Source(receiver, "x", SENSOR)
     with pytest.raises(InputError, match="through a pipe nothing is lost"):
         live.Source(sys.__stdin__, f"n32_{LAYOUT}", SENSOR)
@@ -210,8 +210,8 @@ def test_what_is_no_such_source_is_refused(pair):
     with pytest.raises(InputError, match="UDP port 70000: cannot be listened to"):
         live.listen(70000)
     for layout, content, words in (
-        (LAYOUT, bytes(8), "8 bytes are no whole number of events"),
-        (LAYOUT, encoded(np.array([[1, 20, 0, 0]])), "pixels beyond 16x20"),
+        (LAYOUT, bytes(8), "8 bytes are not a whole number of events"),
+        (LAYOUT, encoded(np.array([[1, 20, 0, 0]])), "pixels lie beyond 16x20"),
         ("csv", b"1,2,3\n", "a line is not t,x,y,p"),
         ("csv", b"what\n", "could not convert"),
     ):
@@ -246,7 +246,7 @@ def test_a_sender_sends_every_event_of_sets_and_recordings(tmp_path):
     assert np.array_equal(np.stack(events, 1), E)
     with pytest.raises(InputError, match="there is no recording 2; choose 0 to 1"):
         list(send.recordings_of(tmp_path / "a.h5", [2], SENSOR))
-    with pytest.raises(InputError, match="say the camera's size by --sensor"):
+    with pytest.raises(InputError, match="give the camera's size with --sensor"):
         list(send.recordings_of(tmp_path / "a.h5", None, (2, 2)))
 
 

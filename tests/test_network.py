@@ -158,7 +158,7 @@ def test_constants_of_fully_connected_layers():
     [
         (["P8"], "network.layers: layer 'P8' is too large a pool for the 7x5 that reach it"),
         (["P2", "P2", "A2"], "network.layers: layer 'A2' is too large a pool for the 1x1"),
-        (["8F", "4C3"], "network.layers: layer '4C3': nothing but fully connected layers can follow"),
+        (["8F", "4C3"], "network.layers: layer '4C3': only fully connected layers can follow"),
         (["4C2"], "network.layers: layer '4C2': the kernel of a convolution must be odd"),
     ],
 )

@@ -284,9 +284,9 @@ class {name}(SpikingNeuron):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"toy.py": 2 * NEURON.format(name="Toy")}, "neuron Toy stands in .*toy.py and once more"),
-        ({"toy.py": NEURON.format(name="LIF")}, "neuron LIF stands in .*toy.py and .*lif.py"),
-        ({"lif.py": NEURON.format(name="Toy")}, "warning: .*lif.py is passed over; .*lif.py has the same name"),
+        ({"toy.py": 2 * NEURON.format(name="Toy")}, "neuron Toy is defined in .*toy.py and once more"),
+        ({"toy.py": NEURON.format(name="LIF")}, "neuron LIF is defined in .*toy.py and .*lif.py"),
+        ({"lif.py": NEURON.format(name="Toy")}, "warning: .*lif.py is ignored; .*lif.py has the same name"),
     ],
     ids=["in one file", "of another file", "hidden file"],
 )

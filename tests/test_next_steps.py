@@ -97,7 +97,7 @@ def test_links_within_a_file_and_virtual_data_are_read(tmp_path, kind, in_memory
 
 def test_virtual_data_without_its_parts_are_refused(tmp_path):
     """The C library gives empty lists in their place."""
-    with pytest.raises(InputError, match=r"/spikes/times is virtual, and its part .*x\.raw is not there"):
+    with pytest.raises(InputError, match=r"/spikes/times is virtual, and its part .*x\.raw does not exist"):
         readers.read("shd", linked(tmp_path / "x.h5", "virtual, nowhere"), "train", 40, 3)
 
 
@@ -194,10 +194,10 @@ def test_data_do_not_hide_a_run_of_their_name(tmp_path, monkeypatch, kind):
 def test_a_run_that_goes_on_for_longer_says_where_its_curves_jump(program, words, said):
     assert program(f"{TRAIN} {words} --epochs 2 --save_name x").returncode == 0
     same = program(f"{TRAIN} {words} --epochs 2 --save_name x --resume")
-    assert "another curve" not in same.stderr
+    assert "another schedule" not in same.stderr
     longer = program(f"{TRAIN} {words} --epochs 8 --save_name x --resume")
     assert longer.returncode == 0
-    assert ("train.epochs = 8 makes another curve over the epochs than 2 did" in longer.stderr) == bool(said)
+    assert ("train.epochs = 8 gives another schedule over the epochs than 2 did" in longer.stderr) == bool(said)
     assert said is None or said in longer.stderr
 
 
@@ -249,7 +249,7 @@ def test_ttfs_words_that_are_one_line(program, words, message):
 def test_a_batch_of_one_value_under_batch_norm(program, words, is_refused):
     result = program(f"{TRAIN} --epochs 1 {words}")
     if is_refused:
-        assert_one_line(result, "one of 54 recordings to train on makes a batch of its own", "train.batch_size")
+        assert_one_line(result, "one of 54 training recordings is a batch by itself", "train.batch_size")
     else:
         assert result.returncode == 0, result.stderr
 
@@ -324,7 +324,7 @@ def test_nothing_is_saved_that_cannot_be_loaded(program, tmp_path, monkeypatch, 
 
     monkeypatch.setattr(SpikingNeuron, "clamp_values", spoil)
     broken = program(f"{TRAIN} --epochs 3 --save_name x --resume")
-    assert_one_line(broken, "not written, as it could not be loaded", "learned value a is 2", "a smaller train.lr")
+    assert_one_line(broken, "not written, because it could not be loaded", "learned value a is 2", "a smaller train.lr")
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     checkpoint.load(tmp_path / "runs" / "x" / "last.pt", for_resume=True)

@@ -82,7 +82,7 @@ def test_neurons_behind_it_equal_the_reference(name, poisoned):
 def test_a_recurrent_layer_takes_no_norm():
     x_TBN, values, state, neuron, feedback = make_call(DYNAMICS["LIF"], (3, 2, 4), torch.float64, recurrent=True)
     norm = {key: torch.ones(4, dtype=torch.float64) for key in reference.NORM}
-    with pytest.raises(InputError, match="takes its input as it is"):
+    with pytest.raises(InputError, match="takes its input unchanged"):
         ops.multi_step(x_TBN, values | norm, state, neuron.behind_norm(), feedback)
 
 

@@ -80,9 +80,9 @@ def test_a_nested_tensor(layout):
 def test_another_image(shape):
     with pytest.raises(InputError, match="288"):
         network_of(("8C3", "P2"), (2, 12, 12))(frames_of(0.05, *shape))
-    with pytest.raises(InputError, match="no whole images"):
+    with pytest.raises(InputError, match="not a whole number of images"):
         EventConv(2, 4, 12, 12, 3, 1)(frames_of(0.05, 5, 143, 2))
-    with pytest.raises(InputError, match="no whole images"):
+    with pytest.raises(InputError, match="not a whole number of images"):
         Pooling(12, 12, 2, False)(frames_of(0.05, 5, 143, 2))
 
 

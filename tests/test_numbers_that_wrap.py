@@ -40,7 +40,7 @@ def small(types: str, path: Path, classes: int) -> Path:
     ("types", "channels", "classes", "message"),
     [
         ("f4 u1 i8", 256, 3, None),
-        ("f4 u1 i8", 257, 3, "its units are uint8, which ends at 255, but .* go up to 256; .* anew as uint16"),
+        ("f4 u1 i8", 257, 3, "its units are uint8, which ends at 255, but .* go up to 256; .* again as uint16"),
         ("f4 u1 i8", 700, 3, "uint8, which ends at 255, .* go up to 699; .* as uint16"),
         ("f4 i1 i8", 700, 3, "int8, which ends at 127, .* as uint16"),
         ("f4 u2 i8", Sensor(height=128, width=256).num_units, 3, None),

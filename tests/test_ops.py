@@ -321,7 +321,7 @@ def bad_steps():
     yield "the state v is not returned", lambda x, state, p: (p.spike(x), x, {})
     yield "unsupported operand type", lambda x, state, p: (p.spike(x), x**2, {"v": x})
     yield "no attribute 'lam_x'", lambda x, state, p: (p.spike(x), p.lam_x * x, {"v": x})
-    yield "u is returned, but is no state", lambda x, state, p: (p.spike(x), x, {"v": x, "u": x})
+    yield "u is returned, but is not a state", lambda x, state, p: (p.spike(x), x, {"v": x, "u": x})
     yield "a step returns", lambda x, state, p: (p.spike(x), x)
     yield "use torch.where", lambda x, state, p: (p.spike(x), x, {"v": x if x > 0 else -x})
     yield "multiply by its inverse", lambda x, state, p: (p.spike(x), x / 2, {"v": x})
@@ -386,7 +386,7 @@ def bad_calls():
     yield "delay must be", (x_TBN, values, {}, neuron, Feedback(torch.ones(3, 3), torch.ones(2), 1)), {}
     yield "outside 0 to 1", (x_TBN, values, {}, neuron, Feedback(torch.ones(3, 3), torch.full((3,), 1.5), 1)), {}
     yield "on meta, but x", (x_TBN, values, state, neuron, Feedback(feedback.V_NN.to("meta"))), {}
-    yield "known are auto, torch, cpu, cupy", (x_TBN, values, state, neuron, feedback), {"backend": "jax"}
+    yield "choose from auto, torch, cpu, cupy", (x_TBN, values, state, neuron, feedback), {"backend": "jax"}
     yield "runs on cuda", (x_TBN, values, state, neuron, feedback), {"backend": "cupy"}
 
 

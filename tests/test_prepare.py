@@ -1,5 +1,7 @@
 """Speech, digits, WAV folders and the command line that makes event files of them."""
 
+import os
+import subprocess
 import time
 
 import h5py
@@ -142,6 +144,17 @@ def test_failed_writing_leaves_nothing(tmp_path):
     assert not writer.is_made(path, {})
 
 
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    """An unfinished file of a process that lives stays."""
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    for number in (dead.pid, os.getppid(), "copy"):
+        (tmp_path / f".x.h5.{number}").write_bytes(b"half")
+    writer.write_events(tmp_path / "x.h5", [(np.zeros(3), np.zeros(3))], [0], ["a"], {}, None)
+    left = {file.name for file in tmp_path.iterdir()}
+    assert left == {"x.h5", f".x.h5.{os.getppid()}", ".x.h5.copy"}
+
+
 def test_wav_folder_by_name(tmp_path):
     for label, frequency_hz in (("10", 500), ("9", 2000)):
         for i in range(3):
@@ -190,11 +203,11 @@ def test_wav_errors_before_any_recording_is_heard(tmp_path):
     refuse("there is no folder")
     folder.mkdir()
     (folder / "notes.txt").write_text("")
-    refuse("holds no WAV files, and none of FLAC, OGG or MP3, but 1 .txt")
+    refuse("holds no WAV, FLAC, OGG or MP3 files, but 1 .txt")
     save_tone(folder / "a_1.wav")
     save_tone(folder / "b_1.wav", 1100)
     refuse("has no group", label_pattern="(.)_")
-    refuse("no regular expression", label_pattern="(")
+    refuse("not a regular expression", label_pattern="(")
     refuse("does not match", label_pattern="(?P<label>a)_")
     refuse("change the split", test_share=0.1)
     refuse("between 0 and 1", test_share=2)

@@ -266,7 +266,7 @@ def test_a_file_that_breaks_off_within_an_event_is_refused_with_its_place(tmp_pa
     if name == "csv bare":
         path.write_bytes(content[: content.rindex(b" ")])
     message = refusal(path, **said)
-    assert any(word in message for word in ("breaks off", "truncated", "no numbers")), message
+    assert any(word in message for word in ("truncated", "not all numbers")), message
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -315,20 +315,20 @@ def test_times_that_fall_are_refused_or_sorted(tmp_path):
 
 
 BAD = {
-    "no size": ("does not say the size of its sensor; say it by --sensor", {"time_unit": "us"}),
-    "no unit": ("does not say the unit of t; say it by --time-unit", {"size": (100, 120)}),
-    "no columns": ("does not name its 4 columns; say what they are, such as --columns t,x,y,p", {"time_unit": "us"}),
+    "not a size": ("does not say the size of its sensor; give it with --sensor", {"time_unit": "us"}),
+    "no unit": ("does not say the unit of t; give it with --time-unit", {"size": (100, 120)}),
+    "no columns": ("does not name its 4 columns; name them, such as --columns t,x,y,p", {"time_unit": "us"}),
     "columns": ("has 4 columns, and --columns names 5", {"time_unit": "us", "columns": ("t", "x", "y", "p", "-")}),
     "polarity": ("event 7 has the polarity 2; it must be 0 or 1, or -1 or 1", {"time_unit": "us"}),
     "polarities": ("has the polarities 0 and -1", {"time_unit": "us"}),
     "nan": ("event 5 has the time nan", {"time_unit": "s"}),
     "before all time": ("event 0 has the time -9223372036854775808", {"time_unit": "us"}),
-    "late": ("lasts longer than 71.6 min, what 32 bits of µs hold; cut it by --window-ms", {"time_unit": "s"}),
+    "late": ("lasts longer than 71.6 min, the range of 32 bits in µs; cut it with --window-ms", {"time_unit": "s"}),
     "fraction": ("event 4 has x = 1.5", {"time_unit": "us"}),
     "names": ("none is named p (or pol, polarity, on)", {"time_unit": "us"}),
-    "objects": ("no readable .npy file", {"time_unit": "us"}),
+    "objects": ("not a readable .npy file", {"time_unit": "us"}),
     "shape": ("no list of events", {"time_unit": "us"}),
-    "claims": ("no readable .npy file", {"time_unit": "us"}),
+    "claims": ("not a readable .npy file", {"time_unit": "us"}),
 }
 
 
@@ -336,7 +336,7 @@ BAD = {
 def test_tables_that_are_refused(tmp_path, kind):
     path, e = tmp_path / "x.npy", some_events()
     rows = structured(e).astype([("x", "f8"), ("y", "i2"), ("p", "i1"), ("t", "f8")])
-    if kind in ("no size", "no unit"):
+    if kind in ("not a size", "no unit"):
         rows = structured(e)
     elif kind in ("no columns", "columns"):
         rows = e
@@ -361,7 +361,7 @@ def test_tables_that_are_refused(tmp_path, kind):
     if kind == "claims":
         path.write_bytes(path.read_bytes().replace(b"(500,)", b"(9999999999999,)"))
     message, said = BAD[kind]
-    assert message in refusal(path, **{"size": None if kind == "no size" else (100, 120), **said})
+    assert message in refusal(path, **{"size": None if kind == "not a size" else (100, 120), **said})
 
 
 def test_the_polarity_that_means_brighter_may_be_said(tmp_path):
@@ -376,19 +376,19 @@ def test_the_polarity_that_means_brighter_may_be_said(tmp_path):
 
 def test_a_format_that_is_not_told_must_be_said(tmp_path):
     path, said, _ = write_any(tmp_path, "raw evt3 bare")
-    assert "no Prophesee RAW file by its first bytes" in refusal(path, said["size"])
+    assert "not a Prophesee RAW file by its first bytes" in refusal(path, said["size"])
     write_words(path, [HIGH(1)], b"% date today\n")
-    assert "has no header that names its encoding; say it by --format evt2, evt21 or evt3" in refusal(path)
+    assert "has no header that names its encoding; give it with --format evt2, evt21 or evt3" in refusal(path)
     write_words(path, [HIGH(1)], b"% evt 4.0\n")
-    assert "its header names the encoding '4.0', which is not read" in refusal(path)
+    assert "its header names the encoding '4.0', which is not supported" in refusal(path)
     write_words(path, [HIGH(1)], b"% evt 3.0\n% endianness big\n")
-    assert "highest byte first" in refusal(path)
+    assert "big-endian" in refusal(path)
     path.rename(tmp_path / "x.mp4")
-    assert "no recording by its name; known are .aedat, " in refusal(tmp_path / "x.mp4")
+    assert "no recording by its name; choose from .aedat, " in refusal(tmp_path / "x.mp4")
     write_words(path, [HIGH(1), X(3)], b"% evt 3.0\n% plugin_name hal_plugin_gen41_evk3\n")
-    assert "its sensor has 720x1280 pixels (height x width), and --sensor 100x120" in refusal(path, (100, 120)).replace(
-        "says that ", ""
-    )
+    assert "its sensor has 720x1280 pixels (height x width), but --sensor says 100x120" in refusal(
+        path, (100, 120)
+    ).replace("says that ", "")
     write_words(path, [HIGH(1), LOW(2)])
     assert "holds no event" in refusal(path)
 
@@ -398,7 +398,7 @@ def test_a_library_that_is_missing_crashes_or_hangs_is_one_line(tmp_path, monkey
     path.write_bytes(b"#!AER-DAT4.0\r\n")
     with monkeypatch.context() as patch:
         patch.setattr(foreign, "find_spec", lambda name: None)
-        with pytest.raises(InputError, match="such files are read by faery; install it by: pip install faery"):
+        with pytest.raises(InputError, match="such files are read by faery; install it with: pip install faery"):
             cameras.open_recording(path, Said())
     # a library that ends its process, and one that says nothing
     for name, body, words in (

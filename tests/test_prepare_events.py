@@ -91,6 +91,18 @@ def test_what_it_says_trains(program, tmp_path):
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.parametrize(("files", "windows"), [(1, ""), (2, ""), (1, "--window-ms 20"), (4, "--test-share 0")])
+def test_what_it_says_of_few_files_trains(program, tmp_path, files, windows):
+    """Also where there is nothing that could be held out."""
+    write_tree(tmp_path / "recordings", files)
+    result = program(f"-m datasets.prepare events recordings --out data/mine {SENSOR} --divide 2 {windows}")
+    words = result.stdout.split("to train on them: python train.py ")[1].strip().replace(str(tmp_path) + "/", "")
+    assert ("validation_share=0" in words) == (files < 4)
+    options = "--set network.layers=[16F] --set data.T=20 --epochs 1 --batch-size 8 --neuron2 20 20 1"
+    result = program(f"train.py {words} {options}")
+    assert result.returncode == 0, result.stderr
+
+
 def test_splits_come_from_folders_lists_tables_and_subjects(tmp_path):
     write_tree(tmp_path / "a", 3)
     (tmp_path / "b").mkdir()
@@ -130,22 +142,22 @@ def test_splits_come_from_folders_lists_tables_and_subjects(tmp_path):
 BAD = {
     "table twice": ("line 3: ", "is in line 2 already", "--labels table.csv"),
     "table missing": ("line 2: ", "does not exist: correct the name", "--labels table.csv"),
-    "list": ("testing.txt, line 1: ", "is no recording of the folder", "--test-list testing.txt"),
+    "list": ("testing.txt, line 1: ", "is not a recording in the folder", "--test-list testing.txt"),
     "pattern": ("does not match the label pattern", "change either", r"--label-pattern (?P<label>\d+)"),
     "flat": (
-        "lies in no folder that would name its class; move it to in/left/CLASS/",
+        "is not in a folder that names its class; move it to in/left/CLASS/",
         "--label-pattern or --labels",
         "",
     ),
-    "none": ("holds no recording that is known by its name", "--glob", ""),
-    "no folder": ("is no folder", "", ""),
+    "none": ("holds no recording with a known name", "--glob", ""),
+    "no folder": ("is not a folder", "", ""),
     "only test": ("class 'right' has no recording to train on", "change the split", "--labels table.csv"),
-    "shares": ("must be from 0 to below 1", "", "--test-share 0.6 --validation-share 0.5"),
+    "shares": ("must be at least 0, and together below 1", "", "--test-share 0.6 --validation-share 0.5"),
     "subject": ("needs a subject for each file", "", "--split-by subject"),
-    "sizes": ("its sensor has 100x120 pixels, the first file's 16x20", "convert them apart", ""),
+    "sizes": ("its sensor has 100x120 pixels, the first file's 16x20", "convert each size separately", ""),
     "glob": ("--glob '/x/*.bin'", "give a pattern below", "--glob /x/*.bin"),
     "stride": ("--stride-ms needs --window-ms", "", "--stride-ms 5"),
-    "sensor": ("is no size such as 128x128", "", "--sensor 5"),
+    "sensor": ("is not a size such as 128x128", "", "--sensor 5"),
 }
 
 
@@ -184,7 +196,7 @@ def test_a_split_left_from_before_is_not_taken_for_one_of_this_set(program, tmp_
     write_tree(tmp_path / "in", 5)
     assert program(f"-m datasets.prepare events in --out mine {SENSOR} --validation-share 0.2").returncode == 0
     result = program(f"-m datasets.prepare events in --out mine {SENSOR}")
-    assert_one_line(result, "mine_validation.h5: is there from before", "remove it")
+    assert_one_line(result, "mine_validation.h5: exists already", "remove it")
 
 
 def test_the_picture_counts_where_and_when_events_of_a_class_are():
@@ -339,7 +351,7 @@ def test_invalid_events_are_counted(program, tmp_path, more):
     invalid = write_partly_invalid(tmp_path / "in")
     result = program(f"-m datasets.prepare events in --out mine {more}")
     assert result.returncode == 0, result.stderr
-    assert result.stdout.endswith(f"\n{invalid:,} events marked invalid are left out\n")
+    assert result.stdout.endswith(f"\n{invalid:,} events marked invalid were left out\n")
     write_tree(tmp_path / "valid")
     assert "invalid" not in program(f"-m datasets.prepare events valid --out other {SENSOR}").stdout
 
@@ -358,11 +370,11 @@ def test_invalid_events_of_an_interrupted_run_are_counted_too(program, tmp_path)
     bad = tmp_path / "in/right/5.aedat"
     content = bad.read_bytes()
     bad.write_bytes(content[:-1])
-    assert_one_line(program("-m datasets.prepare events in --out mine --processes 1"), "breaks off")
+    assert_one_line(program("-m datasets.prepare events in --out mine --processes 1"), "is truncated")
     bad.write_bytes(content)
     result = program("-m datasets.prepare events in --out mine --processes 1")
-    assert "going on after 5 of 6 files" in result.stdout + result.stderr
-    assert f"\n{invalid:,} events marked invalid are left out" in result.stdout
+    assert "continuing after 5 of 6 files" in result.stdout + result.stderr
+    assert f"\n{invalid:,} events marked invalid were left out" in result.stdout
 
 
 def test_an_interrupted_run_goes_on_and_gives_the_same_files(tmp_path, monkeypatch):
@@ -378,7 +390,7 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_files(tmp_path, monkeypat
     bad = found[7].path
     content = bad.read_bytes()
     bad.write_bytes(content[:-1])
-    with pytest.raises(InputError, match="breaks off"):
+    with pytest.raises(InputError, match="is truncated"):
         convert("cut")
     left = tmp_path / "cut/mine/.mine.unfinished"
     assert [path.name for path in (tmp_path / "cut/mine").iterdir()] == [".mine.unfinished"]
@@ -425,7 +437,7 @@ def test_a_killed_run_goes_on(tmp_path):
     assert 6 <= done < 13
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert f"going on after {done} of 13 files" in result.stdout + result.stderr
+    assert f"continuing after {done} of 13 files" in result.stdout + result.stderr
     with h5py.File(tmp_path / "mine/mine_train.h5") as file:
         assert len(file["labels"]) == 10 or len(file["labels"]) == 11
     assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == ["mine.png", "mine_test.h5", "mine_train.h5"]

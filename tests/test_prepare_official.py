@@ -1,4 +1,4 @@
-"""SHD and SSC from their official files, packed or not, under any name."""
+"""SHD and SSC from their official files, compressed or not, under any name."""
 
 import shutil
 
@@ -52,18 +52,18 @@ def test_names_do_not_matter(program, tmp_path):
 
 
 BAD = {
-    "number": ("shd_train.h5: has 30 recordings, the official files of shd 40 (train), 24 (test)", "or say --partial"),
-    "missing": ("there is no test file of shd; fetch shd_test.h5.gz from https://zenkelab.org",),
-    "cut": ("shd_train.h5.gz: breaks off or is damaged", "fetch it again"),
-    "damaged": ("shd_train.h5.gz: breaks off or is damaged", "fetch it again"),
+    "number": ("shd_train.h5: has 30 recordings, the official files of shd 40 (train), 24 (test)", "or give --partial"),
+    "missing": ("the test file of shd is missing; fetch shd_test.h5.gz from https://zenkelab.org",),
+    "cut": ("shd_train.h5.gz: is truncated or damaged", "fetch it again"),
+    "damaged": ("shd_train.h5.gz: is truncated or damaged", "fetch it again"),
     "truncated": ("shd_train.h5: ", "fetch it again"),
-    "twice": ("are both the train file of shd; give one of them",),
-    "lists": ("spikes/times, spikes/units and labels do not have as many values",),
+    "twice": ("are both the train file of shd; give only one of them",),
+    "lists": ("spikes/times, spikes/units and labels differ in length",),
     "labels": ("has the labels 0 to 25, not 0 to 19",),
     "unit": ("has the unit 700, beyond 0..699",),
-    "none": ("in holds no HDF5 file, packed or not",),
+    "none": ("in holds no HDF5 file, compressed or not",),
     "other": ("names 35 classes in extra/keys, and shd has 20",),
-    "text": ("no HDF5 file, packed by gzip or not",),
+    "text": ("not an HDF5 file, compressed by gzip or not",),
     "nothing": ("does not exist",),
 }
 

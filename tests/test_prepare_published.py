@@ -56,9 +56,9 @@ def test_ntidigits(tmp_path):
 
 
 BAD_DIGITS = {
-    "text": "no readable HDF5 file",
+    "text": "not a readable HDF5 file",
     "layout": "it has no data set test_labels; give the original",
-    "orphan": "there is a label but no recording 'test_timestamps/man-a-3-3'",
+    "orphan": "the recording 'test_timestamps/man-a-3-3' has a label but is missing",
     "lengths": "man-a-3-3 has 3 times and 23 addresses",
     "negative": "man-a-3-3 has a time outside 0 to 4294 s",
     "overflow": "man-a-3-3 has a time outside 0 to 4294 s",
@@ -214,16 +214,16 @@ def break_gestures(folder: Path, kind: str) -> None:
 
 
 BAD_GESTURES = {
-    "truncated events": r"user23_lab.aedat: breaks off within the packet at byte \d+",
-    "truncated packet": r"user23_lab.aedat: breaks off within the packet at byte \d+",
-    "truncated header": "user23_lab.aedat: no AEDAT 3.1 file",
-    "older": "user23_lab.aedat: no AEDAT 3.1 file",
-    "no events": "user23_lab.aedat: holds no event",
+    "truncated events": r"user23_lab.aedat: is truncated within the packet at byte \d+",
+    "truncated packet": r"user23_lab.aedat: is truncated within the packet at byte \d+",
+    "truncated header": "user23_lab.aedat: not an AEDAT 3.1 file",
+    "older": "user23_lab.aedat: not an AEDAT 3.1 file",
+    "no events": "user23_lab.aedat: holds no brightness events",
     "sizes": "user23_lab.aedat: damaged, the packet at byte .* is of type 1 and has 2 of 2 events of 12 bytes",
     "outside": "user23_lab.aedat: an event at x = 5, y = 128 is outside the sensor",
     "back": "user23_lab_labels.csv: gesture 1, 1000 to 40000 µs of user23_lab.aedat, goes back in time",
     "no table": "user23_lab_labels.csv: no table of class,startTime_usec,endTime_usec",
-    "orphan": "user23_lab_labels.csv: there is no recording user23_lab.aedat to it",
+    "orphan": "user23_lab_labels.csv: its recording user23_lab.aedat is missing",
     "empty table": "user23_lab_labels.csv: needs the columns",
     "words": "user23_lab_labels.csv: no table of .*'wave'",
     "columns": "user23_lab_labels.csv: needs the columns",
@@ -232,9 +232,9 @@ BAD_GESTURES = {
     "no such time": "gesture 3, 900000000 to 900000001 µs of user23_lab.aedat, has no event",
     "class": "no train recording has the gesture 5",
     "name": "user30.aedat: its name must begin with user01 to user29",
-    "one list": "trials_to_train.txt is there without the other",
+    "one list": "trials_to_train.txt exists, but",
     "both lists": "user23_lab.aedat is listed for training and for testing",
-    "not there": "trials_to_train.txt: there is no user23_train.aedat",
+    "not there": "trials_to_train.txt: user23_train.aedat is missing",
 }
 
 
@@ -309,19 +309,19 @@ def test_busy_part(seed):
 
 
 BAD_DROPS = {
-    "text": "Su24_10.mat: no MATLAB file with the structure TD",
-    "truncated": "Su24_10.mat: no MATLAB file with the structure TD",
-    "other struct": "Su24_10.mat: no MATLAB file with the structure TD",
-    "no field": "Su24_10.mat: no MATLAB file with the structure TD",
-    "lengths": "Su24_10.mat: no MATLAB file with the structure TD",
+    "text": "Su24_10.mat: not a MATLAB file with a structure TD",
+    "truncated": "Su24_10.mat: not a MATLAB file with a structure TD",
+    "other struct": "Su24_10.mat: not a MATLAB file with a structure TD",
+    "no field": "Su24_10.mat: not a MATLAB file with a structure TD",
+    "lengths": "Su24_10.mat: not a MATLAB file with a structure TD",
     "outside": "Su24_10.mat: events outside x 1..304",
     "polarity": "Su24_10.mat: events outside .* polarity -1, 0, 1",
     "fractions": "Su24_10.mat: .* must be lists of whole numbers",
     "back": "Su24_10.mat: goes back in time, from 3000 to 1 µs",
-    "short": "Su24_10.mat: it needs more than 1000 events",
-    "one time": "Su24_10.mat: it needs more than 1000 events, not all at one time",
+    "short": "Su24_10.mat: finding its busy part takes more than 1000 events",
+    "one time": "Su24_10.mat: finding its busy part takes more than 1000 events, not all at one time",
     "name": "B52_1.mat: its name is not like F117_1.mat",
-    "number": "Su24_201.mat: its number is none of 1 to 200",
+    "number": "Su24_201.mat: its number is not 1 to 200",
     "twice": "are both number 10 of Su24",
     "class": "Su24 has no recording of 161 to 200, those of the test file",
     "none": "holds no .*mat",

@@ -171,13 +171,13 @@ def test_linked_folders_are_followed_once(tmp_path):
     files, left_out = recordings.files_below(folder)
     names = [path.relative_to(folder).as_posix() for path in files]
     assert names == ["a_2.wav", "elsewhere/deep/b_1.wav", "real/a_1.wav"]
-    assert left_out == {"linked folder that is read already": 3, "broken link": 1}
+    assert left_out == {"linked folder that was read already": 3, "broken link": 1}
 
 
 def test_classes_from_file_names_say_so_where_there_are_folders(tmp_path, convert):
     for i in range(4):
         save_sound(tmp_path / "in" / f"{('yes', 'no')[i % 2]}" / f"{'ab'[i // 2]}_{i}.wav", i)
-    assert "not from the folders (no, yes); --label-pattern '(?P<label>[^/]+)/' takes these" in convert()
+    assert "not from the folders (no, yes); --label-pattern '(?P<label>[^/]+)/' uses the folders" in convert()
     assert "classes (no, yes)" in convert(label_pattern=recordings.FOLDER)
     save_sound(tmp_path / "in" / "yes" / "plain.wav", 9)
     with pytest.raises(InputError, match=r"plain.wav does not match .* the folder as the class: --label-pattern"):
@@ -223,7 +223,7 @@ def test_speech_commands_without_lists_by_speaker(tmp_path, commands, convert):
     train, test = (set(out(tmp_path, split)["speakers"]) for split in ("train", "test"))
     assert (len(train), len(test), train & test) == (4, 2, set())
     assert "--test-by" not in said
-    with pytest.raises(InputError, match="no speaker is known"):
+    with pytest.raises(InputError, match="no speakers are known"):
         convert(label_pattern=recordings.FOLDER, test_by="speaker")
 
 
@@ -250,7 +250,7 @@ def test_speech_commands_in_a_folder_below_and_as_flac(tmp_path, commands, conve
             "yes/5e1b34a6_nohash_0.wav is in validation_list.txt too",
         ),
         (lambda folder: (folder / "testing_list.txt").write_bytes(b"\xff\xfe\0"), "cannot be read as a list"),
-        (lambda folder: (folder / "testing_list.txt").write_text(""), "no recording of .* is for the test file"),
+        (lambda folder: (folder / "testing_list.txt").write_text(""), ".* has no recording for the test file"),
     ],
     ids=["one list", "a stranger", "in both lists", "no text", "empty"],
 )
@@ -304,8 +304,8 @@ def test_names_have_one_spelling(four, convert):
 
 def test_classes_that_look_alike_and_classes_that_are_not_tested(four, convert):
     said = convert(label_csv=write_table(four, [GOOD[0], GOOD[1], GOOD[2], "high_1.wav,High,train"]))
-    assert "these are taken for different classes: High, high\n" in said
-    assert "no recording is for testing of the class High, high\n" in said
+    assert "these count as different classes: High, high\n" in said
+    assert "there is no test recording of the class High, high\n" in said
     assert "class" not in convert(label_csv=write_table(four, GOOD)).splitlines()[0]
 
 
@@ -317,12 +317,12 @@ def test_classes_that_look_alike_and_classes_that_are_not_tested(four, convert):
         ([*GOOD, "low_0.wav,high,train"], r"line 6: .* is in line 2 already: as 'low' and as 'high'"),
         (
             ["low_0.wav,low,train", "high_0.wav,high,test"],
-            r"class 'high' is for training, but .*high_0\.wav is for test",
+            r"the class 'high' has no recording for training, but .*high_0\.wav is for test",
         ),
         (["low_0.wav,low,train", *GOOD[1:2], "high_0.wav,high,validation"], r"'high' .* is for validation"),
         ([GOOD[0].replace("low,", "\u3000,")], "the label is empty"),
         (["a" * 5000 + ".wav,low,train"], "line 2: .* does not exist"),
-        ([GOOD[0].replace("low,", "l\0w,")], "(characters that cannot be written|cannot be read as CSV)"),
+        ([GOOD[0].replace("low,", "l\0w,")], "(characters that cannot be stored|cannot be read as CSV)"),
     ],
     ids=["in both", "twice", "two labels", "test alone", "validation alone", "blank", "long name", "control character"],
 )
@@ -366,7 +366,7 @@ def test_one_sound_under_two_names(four, convert):
     split_of = set()
     for seed in range(6):
         said = convert(seed=seed)
-        assert "1 recording is there under another name too: " in said
+        assert "1 recording exists under another name too: " in said
         split_of |= set(re.findall(r"\d train|\d test", said))
     assert split_of == {"2 test", "3 train", "3 test", "2 train"}
 
@@ -424,7 +424,7 @@ def test_more_speakers_than_16_bits_hold(tmp_path):
 
 def test_all_bad_and_skipped(tmp_path, convert):
     BAD["silent"][0](save_sound(tmp_path / "in" / "a_1.wav"))
-    with pytest.raises(InputError, match="is for the train file"):
+    with pytest.raises(InputError, match="has no recording for the train file"):
         convert(skip_bad=True)
 
 
@@ -443,14 +443,14 @@ def test_a_conversion_goes_on_where_it_was_interrupted(four, convert, monkeypatc
     monkeypatch.setattr(wav, "map_in_order", lambda function, tasks, *_: map(function, tasks))
     with monkeypatch.context() as patched:
         patched.setattr(wav, "cochlea", interrupted)
-        with pytest.raises(KeyboardInterrupt, match="2 of 4 recordings are kept; the same command goes on"):
+        with pytest.raises(KeyboardInterrupt, match="2 of 4 recordings are kept; the same command continues"):
             wav.convert_wavs(four / "in", four / "out", None, None, 0.5, 0, 1)
     (journal,) = (four / "out").iterdir()
     with journal.open("ab") as file:  # and was killed while it wrote
         file.write(journal.read_bytes()[-100:-40])
     with pytest.raises(InputError, match=r"out\.unfinished holds .*\(seed 0, now 1\): repeat that command"):
         convert(seed=1)
-    assert "2 of 4 recordings were converted before: going on" in convert()
+    assert "2 of 4 recordings were converted before: continuing" in convert()
     times = [float(row[0]) for split in ("train", "test") for row in out(four, split)["times"]]
     assert times == pytest.approx([0, 1, 0.1, 0.1])
     assert sorted(path.name for path in (four / "out").iterdir()) == ["out_test.h5", "out_train.h5"]
@@ -473,7 +473,7 @@ def test_a_journal_keeps_whole_results(tmp_path, cut):
     journal = Journal(path, plan)
     for result in results:
         journal.append(*result)
-    with pytest.raises(InputError, match="another process writes it"):
+    with pytest.raises(InputError, match="another process is writing it"):
         Journal(path, plan)
     journal._file.close()
     path.write_bytes(path.read_bytes()[:-cut])
@@ -491,7 +491,7 @@ def test_a_journal_keeps_whole_results(tmp_path, cut):
 def test_a_journal_of_something_else(tmp_path, notes):
     path = tmp_path / "x.unfinished"
     path.write_text(notes)
-    with pytest.raises(InputError, match="is no unfinished conversion"):
+    with pytest.raises(InputError, match="is not an unfinished conversion"):
         Journal(path, {})
     assert path.read_text() == notes
     with pytest.raises(InputError, match="cannot be written"):
@@ -512,7 +512,7 @@ def test_a_full_disk_leaves_what_is_done(tmp_path):
     words = [sys.executable, "-c", script, str(tmp_path / "x.unfinished")]
     done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "x.unfinished cannot be written (File too large): what is done is kept" in done.stderr
+    assert "x.unfinished cannot be written (File too large): finished work is kept" in done.stderr
     assert len(Journal(tmp_path / "x.unfinished", {})) == 1
 
 

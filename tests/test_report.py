@@ -258,10 +258,10 @@ def test_bad_input_is_one_line(program, toy, monkeypatch, kind):
         message = "runs/a/best.pt: has version 7"
     elif kind == "channels":
         words = "--set data.channels=64"
-        message = "they have 64 input channels and 3 classes, it was trained on 40 and 3"
+        message = "they have 64 input channels and 3 classes, but it was trained on 40 and 3"
     elif kind == "classes":
         words = "--num_classes 4"
-        message = "they have 40 input channels and 4 classes, it was trained on 40 and 3"
+        message = "they have 40 input channels and 4 classes, but it was trained on 40 and 3"
     elif kind == "file":
         write_shd(toy / "data" / "toy_test.h5", **make_events(24, 3, 80, 1))
         message = "data/toy_test.h5: recording"

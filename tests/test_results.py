@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks import results, speed
+from benchmarks import figures, results, speed
 from snn import settings
 from snn.errors import InputError
 from tests.conftest import REPOSITORY
@@ -103,13 +103,49 @@ def test_a_speed_has_its_range_and_its_command():
     ]
 
 
+def test_a_benchmark_replaces_its_own_figure(tmp_path, monkeypatch):
+    """The picture's names of the task and of the others stay, and so do other figures and the machine's paths."""
+    by_hand = {
+        "machine": "cpu",
+        "what": "a step",
+        "picture": "step",
+        "command": "python -m x",
+        "here": "1 to 2 ms",
+        "others": [{"who": "A", "kind": "torch", "took": "2 ms", "times": [1.5, 2.0]}],
+    }
+    found = {"machines": {"cpu": "a machine"}, "measured": [by_hand | {"machine": "gpu"}, by_hand]}
+    (tmp_path / "speed.json").write_text(json.dumps(found))
+    monkeypatch.setattr(figures, "STORED", tmp_path / "speed.json")
+    monkeypatch.setattr("sys.argv", ["/a/step.py", "--data", str(tmp_path), "--store"])
+    measured = figures.others({"ours": 2.0, "a": 5000.0, "b": 3.0}, "ours", {"a": "A", "b": "B", "c": "C"})
+    figures.store([figures.Figure("a step", "2 ms", measured), figures.Figure("new", "3 ms")])
+    gpu, new, last = figures.stored()["measured"]
+    assert gpu == by_hand | {"machine": "gpu"}
+    run = new.pop("run")
+    assert new == by_hand | {
+        "command": "python -m benchmarks.step --data PATH",
+        "here": "2 ms",
+        "others": [
+            {"who": "A", "kind": "torch", "took": "5 s", "times": [2500.0, 2500.0]},
+            {"who": "B", "took": "3 ms", "times": [1.5, 1.5]},
+        ],
+    }
+    assert {"processor", "cores", "threads", "load_at_end"} <= run["machine"].keys()
+    assert {"torch", "python"} <= run["versions"].keys()
+    assert (last["what"], last["here"], last["others"]) == ("new", "3 ms", [])
+    rows = speed.table(figures.stored(), "cpu").splitlines()
+    assert rows[4] == f"| a step (`python -m benchmarks.step --data PATH`, {run['date']}) | here | **2 ms** | |"
+    assert rows[-1].startswith("Rows with a date were stored by their benchmark, on ")
+    speed.draw(figures.stored() | {"measured": [gpu, new]})
+
+
 def test_a_delay_that_does_not_exist_is_a_dash():
     assert results.mean_of([seed(1.0), seed(1.0, None)], "t_d50_ms", 0, "") == "–"
     assert results.mean_of([seed(87.04)], "fs_accuracy", 1, " %") == "87.0 %"
 
 
 def test_the_pages_show_what_is_stored():
-    for path, sections in results.pages(results.stored(), speed.stored()).items():
+    for path, sections in results.pages(results.stored(), figures.stored()).items():
         text = path.read_text(encoding="utf-8")
         for name, content in sections.items():
             assert results.between(text, name, content, path) == text, "run python -m benchmarks.results --readme"
@@ -131,7 +167,7 @@ def test_stored_results_say_where_they_come_from(path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("configs/adlif_digits.yaml --epochs 3", "train.epochs: a stored result is of"),
+        ("configs/adlif_digits.yaml --epochs 3", "train.epochs: a stored result must use"),
         ("configs/adlif_digits.yaml --frobnicate", "unrecognized arguments: --frobnicate"),
         ("", "give a configuration to run, or --readme"),
         ("configs/none.yaml", "configs/none.yaml: cannot be read"),

@@ -180,7 +180,7 @@ def test_a_signal_ends_with_the_batch(program, tmp_path, monkeypatch, command, t
     result = program(f"{words} --save_name x")
     assert result.returncode == 128 + number
     lines = [line for line in result.stderr.splitlines() if "interrupted" in line]
-    assert lines == ["interrupted in epoch 2, after batch 2; the same command with --resume goes on from there"]
+    assert lines == ["interrupted in epoch 2, after batch 2; the same command with --resume continues from there"]
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
     _, content = checkpoint.load(tmp_path / "runs" / "x" / "last.pt", for_resume=True)
     assert (content["epoch"], content["step"]) == (1, 2)
@@ -198,7 +198,7 @@ def test_a_second_ctrl_c_ends_at_once(program, tmp_path, monkeypatch):
     monkeypatch.setattr(tasks.events.EventTraining, "after_step", impatient)
     result = program(f"{EVENTS} --epochs 1 --save_name x")
     assert result.returncode == 130
-    assert "goes on from runs/x/last.pt" in result.stderr
+    assert "continues from runs/x/last.pt" in result.stderr
     assert "Traceback" not in result.stderr
     _, content = checkpoint.load(tmp_path / "runs" / "x" / "last.pt", for_resume=True)
     assert (content["epoch"], content["step"]) == (0, 0)
@@ -234,7 +234,7 @@ def test_two_processes_resume_within_an_epoch(data):
     assert step
     alone = [sys.executable, launcher[-1], *words[:-2], "--save_name", "x", "--resume"]
     refused = subprocess.run(alone, cwd=data, capture_output=True, text=True)
-    assert_one_line(refused, "the run is of 2 processes, here are 1")
+    assert_one_line(refused, "the run has 2 processes, but 1 were started")
     assert launch("x", "--resume").wait() == 0
     assert state(data / "runs" / "x") == state(data / "runs" / "whole")
 

@@ -68,7 +68,7 @@ def test_names_decide_on_the_classes_of_a_validation_file(named):
     assert validation.labels.tolist() == [r % 3 for r in range(9)]
     assert validation.class_names == ("a", "b", "c")
     name_classes(write_shd(named / "other.h5", **make_events(9, 3, 40, 5)), ["a", "b", "d"])
-    with pytest.raises(InputError, match=r"other.h5: its classes are not those of .*shd_train.h5: only .* has 'd'"):
+    with pytest.raises(InputError, match=r"other.h5: its classes differ from those of .*shd_train.h5: only .* has 'd'"):
         for_validation(named, validation_file="other.h5")
 
 
@@ -79,7 +79,7 @@ def test_recordings_and_classes_that_validation_does_not_see_are_said(named, cap
     for_validation(named, validation_file="late.h5")
     said = capsys.readouterr().err
     assert "late.h5: recordings without an event in the 20 bins of 10 ms: 1 of 8" in said
-    assert "late.h5: nothing of class 2 (c) is held out, so that validation does not see it" in said
+    assert "late.h5: nothing of class 2 (c) is held out, so the validation does not see it" in said
     with pytest.raises(InputError, match=r"late.h5: recordings without an event"):
         for_validation(named, validation_file="late.h5", strict=True)
 
@@ -88,7 +88,10 @@ def test_with_nothing_held_out_the_last_epoch_counts_and_it_says_so(program, shd
     result = program(f"{TRAIN} --epochs 3 --set data.validation_share=0")
     assert result.returncode == 0, result.stderr
     assert "60 recordings to train on, 0 held out" in result.stdout
-    assert "best epoch 3: the last, as nothing was held out to choose by (data.validation_share is 0)" in result.stdout
+    assert (
+        "best epoch 3: the last, because nothing was held out to choose by (data.validation_share is 0)"
+        in result.stdout
+    )
     run = tmp_path / "runs/shd_fs0.2_tau20_adlif"
     best, last = (torch.load(run / name, weights_only=False) for name in ("best.pt", "last.pt"))
     assert best["epoch"] == 3
@@ -140,7 +143,7 @@ def test_train_and_test_without_a_test_file(program, shd_folder):
     assert result.returncode == 0, result.stderr
     assert "recordings" in result.stdout
     both = program(f"{TRAIN} --epochs 1 --set data.test_by=speaker --set data.test_file=x.h5")
-    assert_one_line(both, "give test_file, or test_by for a set without one, and not both")
+    assert_one_line(both, "give either test_file, or test_by for a set without a test file")
 
 
 def test_speakers_that_a_file_does_not_name_cannot_be_set_apart(program, shd_folder):

@@ -49,7 +49,7 @@ def test_a_kernel_is_kept_in_the_temporary_directory_where_nothing_else_can_be_w
     temporary.mkdir()
     place = temporary / f"first-spike-{os.getuid()}"
     _, said = run_kernel(tmp_path, TMPDIR=str(temporary))
-    assert said == f"compiling a CPU kernel (number); this happens once, it is kept in {place}\n"
+    assert said == f"compiling a CPU kernel (number); this happens once; the result is kept in {place}\n"
     assert place.stat().st_mode & 0o777 == 0o700
     assert run_kernel(tmp_path, TMPDIR=str(temporary))[1] == ""  # from disk
 
@@ -61,14 +61,14 @@ def test_a_kernel_is_not_kept_where_others_may_write_it(tmp_path, spoil):
     spoil(place)
     _, said = run_kernel(tmp_path, TMPDIR=str(tmp_path))
     assert len(said.splitlines()) == 1
-    assert "NUMBA_CACHE_DIR can name one" in said
+    assert "set NUMBA_CACHE_DIR to a writable one" in said
     assert not place.is_dir() or not list(place.iterdir())
 
 
 def test_a_kernel_is_kept_where_the_user_says(tmp_path):
     (tmp_path / "own.py").write_text(KERNEL)
     said = run(str(tmp_path / "own.py"), tmp_path, NUMBA_CACHE_DIR="here").stderr.decode()
-    assert f"it is kept in {tmp_path / 'here'}" in said
+    assert f"is kept in {tmp_path / 'here'}" in said
     assert list((tmp_path / "here").rglob("*.nbi"))
 
 
@@ -163,7 +163,7 @@ def test_a_system_that_is_not_supported_is_told_so_in_one_line(tmp_path, system)
     assert result.stderr == ("error: first-spike needs Python 3.11 or newer on Linux or macOS; on Windows, WSL 2\n")
 
 
-WITHOUT = "import runpy, sys; sys.modules[{!r}] = None; sys.argv = [{!r}]; runpy.run_path({!r}, run_name='__main__')"
+WITHOUT = "import runpy, sys; sys.modules[{!r}] = None; sys.argv = {!r}; runpy.run_path({!r}, run_name='__main__')"
 
 
 @pytest.mark.parametrize(
@@ -172,16 +172,31 @@ WITHOUT = "import runpy, sys; sys.modules[{!r}] = None; sys.argv = [{!r}]; runpy
         ("test.py", "matplotlib", "report"),
         ("compare.py", "jinja2", "report"),
         ("demo.py", "matplotlib", "report"),
-        ("export.py", "nir", "export"),
+        ("export.py --format nir --load_pt_file x", "nir", "export"),
     ],
 )
 def test_a_missing_extra_is_named_in_one_line(program, package, extra):
-    words = [sys.executable, "-c", WITHOUT.format(package, program, str(REPOSITORY / program))]
+    file = str(REPOSITORY / program.split()[0])
+    words = [sys.executable, "-c", WITHOUT.format(package, program.split(), file)]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     result = subprocess.run(words, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
     assert result.returncode == 2
     assert f"does not have {package}: bash run.sh --python {extra} installs what is missing" in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["onnx", "c", "html"])
+def test_only_the_format_nir_needs_nir(name):
+    words = ["export.py", "--format", name, "--load_pt_file", "nowhere"]
+    result = subprocess.run(
+        [sys.executable, "-c", WITHOUT.format("nir", words, str(REPOSITORY / "export.py"))],
+        cwd=REPOSITORY,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 2
+    assert "nowhere: no such checkpoint" in result.stderr
 
 
 @pytest.mark.parametrize(

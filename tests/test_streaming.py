@@ -159,7 +159,7 @@ def test_no_event_no_decision():
         ([20_000.0, float("inf")], [0, 0], "event 1 of this call has the time inf"),
         ([20_000, 20_000], [0, 30], "event 1 of this call: channel 30 is outside 0..29"),
         ([20_000], [-1], "channel -1 is outside 0..29"),
-        ([20_000, 20_001], [1], "as many times as channels"),
+        ([20_000, 20_001], [1], "there must be a time for each channel"),
         ([20_000], [1.0], "not int64 and float64"),
     ],
 )

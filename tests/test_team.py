@@ -135,7 +135,7 @@ def test_two_processes_train_as_one(program, folder, tmp_path, name):
 def test_resume_with_another_number_of_processes(program, folder, tmp_path):
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     again = program(f"{RUNS['rates']} --resume")
-    assert_one_line(again, "the run is of 2 processes, here are 1", "torchrun --nproc_per_node=2")
+    assert_one_line(again, "the run has 2 processes, but 1 were started", "torchrun --nproc_per_node=2")
 
 
 @pytest.mark.parametrize("case", range(len(COUNTS)))

@@ -79,7 +79,7 @@ def test_missing_and_damaged_npz(tmp_path):
         read_npz(tmp_path)
     path = write_npz(tmp_path / "toy.npz")
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(InputError, match=r"toy\.npz: no readable \.npz file"):
+    with pytest.raises(InputError, match=r"toy\.npz: not a readable \.npz file"):
         read_npz(tmp_path)
 
 

@@ -52,7 +52,7 @@ def test_words_may_be_separated_in_any_way(words):
     [
         ("64C3 - X9", "layer 'X9' is not known"),
         ("64C3 - 10R", "layer '10R': a neuron that spikes once has no recurrent layer"),
-        ("10F - 64C3", "nothing but fully connected layers can follow"),
+        ("10F - 64C3", "only fully connected layers can follow"),
         ("P8 - P8", "layer 'P8' is too large a pool for the 1x1 that reach it"),
         ("vgg9", "layer 'vgg9' is not known"),
     ],

@@ -92,7 +92,10 @@ def test_with_nothing_held_out_the_last_epoch_counts_and_it_says_so(program, tmp
     result = program(f"{words} --epochs 3")
     assert result.returncode == 0, result.stderr
     assert "90 images to train on, 0 held out" in result.stdout
-    assert "best epoch 3: the last, as nothing was held out to choose by (data.validation_share is 0)" in result.stdout
+    assert (
+        "best epoch 3: the last, because nothing was held out to choose by (data.validation_share is 0)"
+        in result.stdout
+    )
     best, last = (torch.load(tmp_path / "runs/x" / name, weights_only=True) for name in ("best.pt", "last.pt"))
     assert best["epoch"] == 3
     assert all(torch.equal(best["network"][key], last["network"][key]) for key in best["network"])
@@ -117,7 +120,7 @@ def test_options_train(program, words):
     assert "best epoch 1" in result.stdout
     tested = program("test.py --load_pt_file x --simulate")
     assert tested.returncode == 0, tested.stderr
-    assert re.search(r"^decisions unlike the simulation over time +0 of \d+$", tested.stdout, re.MULTILINE)
+    assert re.search(r"^decisions that differ from the simulation over time +0 of \d+$", tested.stdout, re.MULTILINE)
 
 
 def test_train_on_first_events(program, tmp_path):
@@ -212,12 +215,12 @@ def test_other_kinds_of_checkpoint(program, tmp_path):
     events += " --save_name x --resume"
     assert_one_line(program(events), "cannot resume with another kind of network")
     assert_one_line(program("test.py --load_pt_file x --set ttfs.layers=8F"), "it was trained with another ttfs.layers")
-    assert_one_line(program("test.py --load_pt_file x --streaming"), "--streaming is not for a network with")
+    assert_one_line(program("test.py --load_pt_file x --streaming"), "--streaming does not apply to a network with")
     path = tmp_path / "runs" / "x" / "best.pt"
     content = torch.load(path, weights_only=True)
     content["network"]["readout.weight"][0, 0] = float("nan")
     torch.save(content, path)
-    assert_one_line(program("test.py --load_pt_file x"), "readout.weight holds a value that is no finite number")
+    assert_one_line(program("test.py --load_pt_file x"), "readout.weight holds a value that is not a finite number")
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in (REPOSITORY / "configs").glob("ttfs_*.yaml")))

@@ -20,8 +20,8 @@ def visible(paths: Iterable[Path]) -> list[Path]:
 def make_if_missing(path: Path, dataset_name: str, options: str | None) -> None:
     """Make the set if `path` is missing and the set can be made: `python -m datasets.prepare <name> <options>`.
 
-    It is made in another process, whose workers need not load all that a training program has loaded. If that fails, it
-    has said why, and this program ends with its exit code. An existing set stays.
+    It is made in another process, whose workers need not load all that a training program has loaded. If that fails,
+    it has printed why, and this program ends with its exit code. An existing set stays.
     """
     if options is None or dataset_name not in MAKEABLE or path.exists():
         return
@@ -46,7 +46,7 @@ def warn_if_made_otherwise(path: Path, provenance: Callable[[], str | None], opt
         made = str(made_with.get(word.removeprefix("--"), wanted))
         if word.startswith("--") and made != wanted:
             print(
-                f"warning: {path} was made with {word} {made}, data.prepare says {wanted}; another data.path, or none "
-                "of its files, makes it anew",
+                f"warning: {path} was made with {word} {made}, but data.prepare says {wanted}; to make it again, "
+                "choose another data.path, or remove its files",
                 file=sys.stderr,
             )

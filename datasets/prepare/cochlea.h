@@ -36,7 +36,7 @@ struct cochlea {
   int32_t steps[COCHLEA_MOST_EVENTS];
   uint16_t units[COCHLEA_MOST_EVENTS];
   int32_t steps_done; /* all events before this step have been given */
-  float gain;         /* of the sound within the next hop; may be set anew before each push */
+  float gain;         /* of the sound within the next hop; may be changed before each push */
   int32_t missing;    /* samples until the next hop */
   int32_t num_found;
   uint16_t found_steps[COCHLEA_MOST_EVENTS], found_units[COCHLEA_MOST_EVENTS];

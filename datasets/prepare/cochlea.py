@@ -111,7 +111,9 @@ def check_audio(audio: np.ndarray, sample_rate_hz: int) -> None:
     if audio.ndim != 1:
         raise InputError(f"audio has shape {audio.shape}: give one channel, shape [samples]")
     if len(audio) < 2 * RAMP_S * sample_rate_hz:
-        raise InputError(f"audio lasts {1000 * len(audio) / sample_rate_hz:.0f} ms: its two ramps alone need 60 ms")
+        raise InputError(
+            f"audio lasts {1000 * len(audio) / sample_rate_hz:.0f} ms: it must be longer than its two ramps, 60 ms"
+        )
     if not np.isfinite(audio).all() or not audio.any():
         raise InputError("audio is silent or not finite: leave this recording out")
 

@@ -54,7 +54,7 @@ def parts_of(path: Path, said: Said, size: tuple[int, int], shape: Shape) -> Gen
     if (opened.height, opened.width) != size:
         raise InputError(
             f"{path}: its sensor has {opened.height}x{opened.width} pixels, the first file's {size[0]}x{size[1]}; "
-            "convert them apart, each size by a --glob and an --out of its own"
+            "convert each size separately, with its own --glob and --out"
         )
     is_hot = None
     if shape.window_ms is None:
@@ -114,8 +114,8 @@ def _checked(opened: Opened, sort: bool) -> Iterator[Chunk]:
             before = t[e - 1] if e else last
             if t[e] < before:
                 raise InputError(
-                    f"{opened.path}: goes back in time at event {done + e}, from {before} to {t[e]} µs; put its events "
-                    "in order by --sort, or fetch it again"
+                    f"{opened.path}: goes back in time at event {done + e}, from {before} to {t[e]} µs; sort its "
+                    "events with --sort, or fetch it again"
                 )
             raise InputError(
                 f"{opened.path}: event {done + e} is at x = {x[e]}, y = {y[e]} with polarity {p[e]}; the sensor has x "
@@ -135,7 +135,7 @@ def _sorted(opened: Opened) -> Iterator[Piece]:
         events += len(piece.t)
         if events > most:
             raise InputError(
-                f"{opened.path}: {events:,} events and more are too many to sort in memory; sort the file before"
+                f"{opened.path}: {events:,} or more events are too many to sort in memory; sort the file beforehand"
             )
     columns = Piece(*map(np.concatenate, zip(*pieces, strict=True))) if pieces else None
     del pieces
@@ -167,9 +167,9 @@ def _whole(path: Path, pieces: Iterator[Chunk]) -> Iterator[tuple[np.ndarray, np
         waiting += len(times)
         events += len(times)
         if times[-1] > LONGEST_US:
-            raise InputError(f"{path}: lasts longer than 71.6 min, what 32 bits of µs hold; cut it by --window-ms")
+            raise InputError(f"{path}: lasts longer than 71.6 min, the range of 32 bits in µs; cut it with --window-ms")
         if events > most:
-            raise InputError(f"{path}: does not fit into memory in one piece; cut it by --window-ms")
+            raise InputError(f"{path}: does not fit into memory in one piece; cut it with --window-ms")
     if parts:
         yield *_joined(parts), True
 

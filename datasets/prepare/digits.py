@@ -45,7 +45,7 @@ def make_digits(out_dir: Path, seed: int, voices: int, utterances: int, processe
     Raises InputError if a parameter is out of range or the folder cannot be written.
     """
     if not 2 <= voices <= len(variants()):
-        raise InputError(f"voices is {voices}: choose 2 to {len(variants())}, as many as espeak-ng has")
+        raise InputError(f"voices is {voices}: choose 2 to {len(variants())}, the number that espeak-ng has")
     if utterances < 1:
         raise InputError(f"utterances is {utterances}: choose at least 1")
     if seed < 0:
@@ -118,7 +118,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("data/digits"), help="folder for the two files")
     parser.add_argument("--voices", type=int, default=100, help="number of voices")
-    parser.add_argument("--utterances", type=int, default=1, help="recordings of each digit by each voice")
-    parser.add_argument("--seed", type=int, default=0, help="draws voices, pitch, rate and the nerve's noise")
+    parser.add_argument("--utterances", type=int, default=1, help="number of recordings of each digit by each voice")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the voices, pitch, rate and the nerve's noise")
     parser.add_argument("--processes", type=int, help="worker processes (default: one for each core)")
     parser.set_defaults(run=lambda args: make_digits(args.out, args.seed, args.voices, args.utterances, args.processes))

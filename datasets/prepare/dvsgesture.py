@@ -54,7 +54,9 @@ def convert_dvsgesture(folder: Path, out_dir: Path, processes: int | None, class
     for split, recordings in splits.items():
         labels = {gesture.label for _, gestures in recordings for gesture in gestures}
         if missing := set(range(classes)) - labels:
-            raise InputError(f"{folder}: no {split} recording has the gesture {min(missing) + 1}; is the folder whole?")
+            raise InputError(
+                f"{folder}: no {split} recording has the gesture {min(missing) + 1}; is the folder complete?"
+            )
     converted = map_in_order(_cut, splits["train"] + splits["test"], processes, "dvsgesture")
     for split, recordings in splits.items():
         path = out_dir / f"DVS-Gesture-{split}{classes}.hdf5"
@@ -76,7 +78,7 @@ def read_aedat(path: Path) -> Events:
     if not valid and invalid:
         raise InputError(f"{path}: all of its {invalid:,} events are marked invalid (bit 0); leave the file out")
     if not valid:
-        raise InputError(f"{path}: holds no event of brightness")
+        raise InputError(f"{path}: holds no brightness events")
     times_us, *columns = (np.concatenate(parts) for parts in zip(*(piece for piece, _ in packets), strict=True))
     data = np.stack([column.astype(np.uint16) for column in columns], axis=1)
     if data[:, :2].max() >= SIZE:
@@ -131,7 +133,7 @@ def _cut(task: tuple[Path, list[Gesture]]) -> tuple[list[tuple[np.ndarray, np.nd
         if (times_us[1:] < times_us[:-1]).any():
             raise InputError(f"{where} goes back in time; fetch both files again")
         if times_us[-1] - times_us[0] >= 2**32:
-            raise InputError(f"{where} is longer than 71 min, what a counter of 32 bits holds")
+            raise InputError(f"{where} is longer than 71 min, the range of a 32-bit counter")
         parts.append(((times_us - times_us[0]).astype(np.uint32), data.astype(np.uint8), label))
     return parts, events.invalid
 
@@ -143,11 +145,13 @@ def _splits(folder: Path) -> dict[str, list[Path]]:
         raise InputError(f"{folder} holds no recordings: give the folder of user01_fluorescent.aedat and the rest")
     for table in visible(folder.glob("*_labels.csv")):
         if not (recording := table.with_name(f"{table.name.removesuffix('_labels.csv')}.aedat")).is_file():
-            raise InputError(f"{table}: there is no recording {recording.name} to it; fetch it, or remove the table")
+            raise InputError(f"{table}: its recording {recording.name} is missing; fetch it, or remove the table")
     lists = {split: folder / name for split, name in TRIALS.items()}
     there = [path for path in lists.values() if path.is_file()]
     if len(there) == 1:
-        raise InputError(f"{there[0]} is there without the other of {' and '.join(TRIALS.values())}: give both or none")
+        raise InputError(
+            f"{there[0]} exists, but {' and '.join(TRIALS.values())} belong together: give both or neither"
+        )
     if there:
         splits = {split: _listed(path) for split, path in lists.items()}
         if twice := set(splits["train"]) & set(splits["test"]):
@@ -168,7 +172,7 @@ def _listed(trials: Path) -> list[Path]:
     paths = [trials.with_name(line.strip()) for line in lines if line.strip()]
     for path in paths:
         if not path.is_file():
-            raise InputError(f"{trials}: there is no {path.name}; fetch it, or take it off the list")
+            raise InputError(f"{trials}: {path.name} is missing; fetch it, or remove it from the list")
     return paths
 
 

@@ -51,7 +51,7 @@ def busy_part(times_us: np.ndarray) -> slice:
     """
     spans_us = times_us[SPAN:] - times_us[:-SPAN]
     if len(spans_us) == 0 or spans_us.min() == 0:
-        raise InputError(f"it needs more than {SPAN} events, not all at one time, to find its busy part")
+        raise InputError(f"finding its busy part takes more than {SPAN} events, not all at one time")
     busy = np.flatnonzero(spans_us < BUSY * spans_us.min())
     if times_us[max(busy[-1] - 1, 0)] - times_us[busy[0]] > LONG_US:
         busy = np.flatnonzero(spans_us < BUSIER * spans_us.min())
@@ -59,7 +59,7 @@ def busy_part(times_us: np.ndarray) -> slice:
         if (gaps > GAP_AFTER).any():
             busy = busy[: gaps[gaps > GAP_AFTER][0]]
     if busy[0] == busy[-1]:
-        raise InputError("it has no busy part: one span of events only is")
+        raise InputError("it has no busy part: only one span of events is")
     return slice(int(busy[0]), int(busy[-1]))
 
 
@@ -73,7 +73,7 @@ def read_mat(path: Path) -> tuple[np.ndarray, np.ndarray]:
         raise InputError(f"{path}: a MATLAB file of version 7.3; save it again in MATLAB with '-v7'") from None
     except Exception as error:  # SciPy fails on damaged or strange files in many ways
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise InputError(f"{path}: no MATLAB file with the structure TD of x, y, p, ts ({reason:.100})") from None
+        raise InputError(f"{path}: not a MATLAB file with a structure TD of x, y, p, ts ({reason:.100})") from None
     if events.ndim != 2 or len(events) == 0 or not (np.isfinite(events) & (events == np.floor(events))).all():
         raise InputError(f"{path}: x, y, p and ts of TD must be lists of whole numbers, not empty")
     times_us, (x, y, polarity) = events[:, 3].astype(np.int64), events[:, :3].astype(np.int64).T
@@ -120,7 +120,7 @@ def _splits(folder: Path) -> dict[str, list[tuple[Path, int]]]:
         for split, numbers in NUMBERS.items()
     }
     if strange := [path for (number, _), path in numbered.items() if not any(number in n for n in NUMBERS.values())]:
-        raise InputError(f"{strange[0]}: its number is none of 1 to 200")
+        raise InputError(f"{strange[0]}: its number is not 1 to 200")
     for split, tasks in splits.items():
         if missing := set(range(len(CLASSES))) - {label for _, label in tasks}:
             numbers = f"{NUMBERS[split][0]} to {NUMBERS[split][-1]}"

@@ -1,7 +1,7 @@
 """A tree of event cameras' recordings, in any format of `datasets.prepare.cameras`, made into a data set.
 
-Files are decoded by as many threads as there are cores, each a few parts ahead. They are written in their order to flat
-files, from which an interrupted run goes on, and to the HDF5 files. A recording that is not cut is whole in memory only
+Files are decoded by as many threads as there are cores, each a few parts ahead. They are written in order to flat
+files, from which an interrupted run continues, and to the HDF5 files. A recording that is not cut is in memory only
 while it is written, one at a time.
 """
 
@@ -26,7 +26,7 @@ from datasets.prepare.cameras.tables import COLUMNS, TICKS
 from datasets.prepare.cut import Part, Shape, parts_of
 from datasets.prepare.parallel import Done, parts_in_order
 from datasets.prepare.picture import Picture
-from datasets.prepare.recordings import SPLITS, sorted_names
+from datasets.prepare.recordings import SPLITS, sorted_names, words_to_hold_out
 from datasets.prepare.sources import Source, draw_splits, list_sources
 from datasets.prepare.store import Store
 from datasets.prepare.unfinished import Unfinished
@@ -60,15 +60,13 @@ class Made:
         """Write labels and subjects. InputError if a class has nothing to train on."""
         if without := sorted_names(set(self.labels) - {self.sources[k].label for k in self.members["train"]}):
             raise InputError(
-                f"{where}: class {without[0]!r} has no recording to train on; change the split, or leave it out"
+                f"{where}: class {without[0]!r} has no recording to train on; change the split, or leave the class out"
             )
         names = sorted_names(source.subject for source in self.sources if source.subject is not None)
         subjects = {name: k for k, name in enumerate(names)}
         for split, store in self.stores.items():
             if not store.number:
-                raise InputError(
-                    f"{where}: nothing is left for the {split} file; look at --noise-us and --hot-pixel-hz"
-                )
+                raise InputError(f"{where}: nothing is left for the {split} file; check --noise-us and --hot-pixel-hz")
             members = [self.sources[number] for number in self.members[split]]
             is_cut = len(set(self.members[split])) < len(members)
             store.finish(
@@ -90,13 +88,13 @@ def convert_events(
 ) -> None:
     """Convert files to out_dir/NAME_train.h5, NAME_validation.h5 and NAME_test.h5, NAME being out_dir's name.
 
-    Raises InputError naming the file at fault and the remedy; the same command goes on from there.
+    Raises InputError naming the file at fault and the remedy; the same command then continues.
     """
     if not any(source.split == "train" for source in sources):
-        raise InputError(f"{folder}: no recording is to train on; change the split")
+        raise InputError(f"{folder}: there is no recording to train on; change the split")
     for split in set(SPLITS) - {source.split for source in sources}:
         if (left := out_dir / f"{out_dir.resolve().name}_{split}.h5").exists():
-            raise InputError(f"{left}: is there from before, and would be taken for a part of this set; remove it")
+            raise InputError(f"{left}: exists already and would be taken as part of this set; remove it")
     first = cameras.open_recording(sources[0].path, said)
     size = first.height, first.width
     name = out_dir.resolve().name
@@ -123,22 +121,20 @@ def convert_events(
     )
     print(
         f"{', '.join(f'{store.number:,} {kinds[split]}' for split, store in made.stores.items())}; {len(made.labels)} "
-        f"{'class' if len(made.labels) == 1 else 'classes'} ({', '.join(made.labels):.200}) in {out_dir}, and what "
-        f"they look like in {out_dir / name}.png; to train on them: python train.py {words} --set data.channels=null "
+        f"{'class' if len(made.labels) == 1 else 'classes'} ({', '.join(made.labels):.200}) in {out_dir}, with a "
+        f"picture of them in {out_dir / name}.png; to train on them: python train.py {words} --set data.channels=null "
         f"--set data.sensor.height={sensor[0]} --set data.sensor.width={sensor[1]}"
-        + ("" if "test" in made.stores else " --set data.test_by=recording")
+        + words_to_hold_out((sources[number].label for number in set(made.members["train"])), made.stores)
     )
     if invalid := sum(entry["invalid"] for entry in unfinished.lines):
-        print(f"{invalid:,} events marked invalid are left out")
+        print(f"{invalid:,}events marked invalid were left out")
 
 
 def _parts(said: Said, size: tuple[int, int], shape: Shape, source: Source) -> Generator[Part, None, int]:
     try:
         return (yield from parts_of(source.path, said, size, shape))
     except MemoryError:
-        raise InputError(
-            f"{source.path}: does not fit into memory; cut it by --window-ms, and do without --sort"
-        ) from None
+        raise InputError(f"{source.path}: does not fit into memory; cut it with --window-ms, and omit --sort") from None
     except OSError as error:
         raise InputError(f"{source.path} cannot be read ({error.strerror}); fetch it again") from error
 
@@ -151,7 +147,7 @@ def _fill(
     sizes = [source.path.stat().st_size for source in sources]
     with tqdm(total=sum(sizes), desc=name, unit="B", unit_scale=True, disable=None) as bar:
         if done:
-            tqdm.write(f"going on after {done} of {len(sources)} files")
+            tqdm.write(f"continuing after {done} of {len(sources)} files")
         for number, recording in unfinished.recordings():
             made.append(number, *recording)
         bar.update(sum(sizes[:done]))
@@ -211,17 +207,19 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("folder", type=Path, help="folder of the recordings; folders inside it are searched too")
     parser.add_argument("--out", type=Path, required=True, help="folder for the files")
-    about = parser.add_argument_group("what the files do not say")
+    about = parser.add_argument_group("properties that the files do not state")
     about.add_argument(
-        "--format", choices=list(cameras.FORMATS), help="of all files (default: by name and first bytes)"
+        "--format", choices=list(cameras.FORMATS), help="format of all files (default: told by name and first bytes)"
     )
     about.add_argument(
         "--sensor", type=rows_x_columns, metavar="ROWSxCOLUMNS", help="size of the sensor, such as 128x128"
     )
-    about.add_argument("--time-unit", choices=list(TICKS), help="of .npy, .npz, CSV and plain HDF5")
-    about.add_argument("--columns", type=_columns, help="of tables without names, such as t,x,y,p")
-    about.add_argument("--brighter", type=float, metavar="P", help="a table's polarity that means so (default: 1)")
-    about.add_argument("--glob", help="which files, such as '**/*.txt' (default: those with a known ending)")
+    about.add_argument("--time-unit", choices=list(TICKS), help="unit of the times in .npy, .npz, CSV and plain HDF5")
+    about.add_argument("--columns", type=_columns, help="columns of tables without names, such as t,x,y,p")
+    about.add_argument(
+        "--brighter", type=float, metavar="P", help="polarity in a table that means brighter (default: 1)"
+    )
+    about.add_argument("--glob", help="pattern of the files, such as '**/*.txt' (default: those with a known ending)")
     classes = parser.add_argument_group("classes and splits")
     source = classes.add_mutually_exclusive_group()
     source.add_argument(
@@ -233,20 +231,27 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     source.add_argument(
         "--labels", type=Path, metavar="CSV", help="table with the columns file,label[,subject][,split]"
     )
-    classes.add_argument("--test-list", type=Path, metavar="FILE", help="files to test on, one a line; others train")
-    classes.add_argument("--validation-list", type=Path, metavar="FILE", help="files to choose the best model by")
     classes.add_argument(
-        "--split-by", choices=("file", "subject"), default="file", help="what is drawn (default: file)"
+        "--test-list", type=Path, metavar="FILE", help="list of files to test on, one per line; the others train"
     )
-    classes.add_argument("--test-share", type=float, default=0.2, help="drawn to test on; 0: none (default: 0.2)")
-    classes.add_argument("--validation-share", type=float, default=0.0, help="drawn to validate on (default: 0)")
-    classes.add_argument("--seed", type=int, default=0, help="draws the shares (default: 0)")
-    made = parser.add_argument_group("what is made of a recording")
+    classes.add_argument(
+        "--validation-list", type=Path, metavar="FILE", help="list of files to choose the best model by"
+    )
+    classes.add_argument(
+        "--split-by",
+        choices=("file", "subject"),
+        default="file",
+        help="draw files or whole subjects for a split (default: file)",
+    )
+    classes.add_argument("--test-share", type=float, default=0.2, help="share drawn to test on; 0: none (default: 0.2)")
+    classes.add_argument("--validation-share", type=float, default=0.0, help="share drawn to validate on (default: 0)")
+    classes.add_argument("--seed", type=int, default=0, help="seed of the draw (default: 0)")
+    made = parser.add_argument_group("processing of a recording")
     made.add_argument(
-        "--window-ms", type=partial(_positive, float), help="cut it into windows; a rest is left out (ms)"
+        "--window-ms", type=partial(_positive, float), help="cut it into windows; a remainder is left out (ms)"
     )
     made.add_argument(
-        "--stride-ms", type=partial(_positive, float), help="from window to window (default: --window-ms)"
+        "--stride-ms", type=partial(_positive, float), help="time from window to window (ms; default: --window-ms)"
     )
     made.add_argument("--divide", type=partial(_positive, int), default=1, help="x, y become x // DIVIDE, y // DIVIDE")
     made.add_argument(
@@ -255,8 +260,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     made.add_argument(
         "--noise-us",
         type=partial(_positive, int),
-        help="leave out events with none at the 8 pixels around so shortly before",
+        help="leave out an event if the 8 pixels around it had none within this time before it (µs)",
     )
-    made.add_argument("--sort", action="store_true", help="put events in the order of their times")
+    made.add_argument("--sort", action="store_true", help="sort events by their times")
     parser.add_argument("--processes", type=partial(_positive, int), help="threads (default: one for each core)")
     parser.set_defaults(run=_run)

@@ -21,6 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from datasets import hdf5
+from datasets.prepare.writer import remove_leftovers
 from snn.errors import InputError
 
 CHANNELS = 700
@@ -41,15 +42,18 @@ def convert_official(name: str, sources: Sequence[Path], out_dir: Path, partial_
     candidates = list(_candidates(sources))
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(out_dir / f"{name}.h5")
         for path in candidates:
-            unpacked = out_dir / f".{name}.{os.getpid()}.h5"
+            unpacked = out_dir / f".{name}.h5.{os.getpid()}"
             try:
                 _unpack(path, unpacked)
                 split = _split(name, path, unpacked, path not in sources, partial_files)
                 if split is None:
                     continue
                 if split in made:
-                    raise InputError(f"{path} and {made[split]} are both the {split} file of {name}; give one of them")
+                    raise InputError(
+                        f"{path} and {made[split]} are both the {split} file of {name}; give only one of them"
+                    )
                 made[split] = path
                 os.replace(unpacked, out_dir / f"{name}_{split}.h5")
             finally:
@@ -58,7 +62,7 @@ def convert_official(name: str, sources: Sequence[Path], out_dir: Path, partial_
         raise InputError(f"{out_dir} cannot be written ({error}): choose another --out") from error
     if missing := [split for split in NUMBERS[name] if split not in made]:
         raise InputError(
-            f"{sources[0]}: there is no {missing[0]} file of {name}; fetch {name}_{missing[0]}.h5.gz from "
+            f"{sources[0]}: the {missing[0]} file of {name} is missing; fetch {name}_{missing[0]}.h5.gz from "
             "https://zenkelab.org/datasets"
         )
     print(
@@ -74,12 +78,14 @@ def _candidates(sources: Sequence[Path]) -> Iterator[Path]:
             found = [path for path in sorted(source.iterdir()) if path.is_file() and not path.name.startswith(".")]
             found = [path for path in found if _start(path) == HDF5]
             if not found:
-                raise InputError(f"{source} holds no HDF5 file, packed or not; give the folder of the official files")
+                raise InputError(
+                    f"{source} holds no HDF5 file, compressed or not; give the folder of the official files"
+                )
             yield from found
         elif not source.is_file():
             raise InputError(f"{source} does not exist: give the official files, or their folder")
         elif _start(source) != HDF5:
-            raise InputError(f"{source}: no HDF5 file, packed by gzip or not; fetch it again")
+            raise InputError(f"{source}: not an HDF5 file, compressed by gzip or not; fetch it again")
         else:
             yield source
 
@@ -106,7 +112,7 @@ def _unpack(path: Path, to: Path) -> None:
                 out.write(piece)
                 bar.update(len(piece))
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise InputError(f"{path}: breaks off or is damaged ({error}); fetch it again") from error
+        raise InputError(f"{path}: is truncated or damaged ({error}); fetch it again") from error
 
 
 def _split(name: str, path: Path, unpacked: Path, is_of_folder: bool, partial_files: bool) -> str | None:
@@ -128,10 +134,10 @@ def _split(name: str, path: Path, unpacked: Path, is_of_folder: bool, partial_fi
         for split in NUMBERS[name]:
             if re.search(split, path.name, re.IGNORECASE):
                 return split
-        raise InputError(f"{path}: its name must say which part it is: {', '.join(NUMBERS[name])}")
+        raise InputError(f"{path}: its name must say which split it is: {', '.join(NUMBERS[name])}")
     counts = ", ".join(f"{count:,} ({split})" for split, count in NUMBERS[name].items())
     raise InputError(
-        f"{path}: has {number:,} recordings, the official files of {name} {counts}; fetch it again, or say --partial "
+        f"{path}: has {number:,} recordings, the official files of {name} {counts}; fetch it again, or give --partial "
         "for a part of one"
     )
 
@@ -143,9 +149,9 @@ def _check(file: hdf5.File, name: str, path: Path) -> int:
     file.check_lists("spikes/units", "iu", "whole numbers")
     times, units = file.lengths_of_lists("spikes/times"), file.lengths_of_lists("spikes/units")
     if not len(times) == len(units) == len(labels) or (times != units).any():
-        raise InputError(f"{path}: spikes/times, spikes/units and labels do not have as many values; fetch it again")
+        raise InputError(f"{path}: spikes/times, spikes/units and labels differ in length; fetch it again")
     if file.has("extra/speaker") and len(file.whole_numbers("extra/speaker")) != len(labels):
-        raise InputError(f"{path}: extra/speaker does not have as many values as labels; fetch it again")
+        raise InputError(f"{path}: extra/speaker and labels differ in length; fetch it again")
     if len(labels) and not 0 <= labels.min() <= labels.max() < CLASSES[name]:
         raise InputError(f"{path}: has the labels {labels.min()} to {labels.max()}, not 0 to {CLASSES[name] - 1}")
     stored = file.dataset("spikes/units")
@@ -163,14 +169,14 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         files = ", ".join(f"{name}_{split}.h5.gz" for split in splits)
         parser = subparsers.add_parser(
             name,
-            help=f"{name.upper()}, from its official files, packed or not",
-            description=f"Unpack and check {files}, under whatever names, and write OUT/{name}_train.h5 and its "
-            "fellows. Get them at https://zenkelab.org/datasets",
+            help=f"{name.upper()}, from its official files, compressed or not",
+            description=f"Unpack and check {files}, under any names, and write OUT/{name}_train.h5 and the "
+            "other splits. Get them at https://zenkelab.org/datasets",
         )
         parser.add_argument("files", type=Path, nargs="+", help="the files, or their folder")
         parser.add_argument("--out", type=Path, default=Path(f"data/{name}"), help=f"folder (default: data/{name})")
         parser.add_argument(
-            "--partial", action="store_true", help="take files of fewer recordings, told by their names"
+            "--partial", action="store_true", help="accept files with fewer recordings, identified by their names"
         )
         parser.set_defaults(run=partial(_run, name))
 

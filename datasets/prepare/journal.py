@@ -1,4 +1,4 @@
-"""A journal of a long conversion in one file, so that an interrupted conversion goes on."""
+"""A journal of a long conversion in one file, from which an interrupted conversion continues."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Journal:
             self._file = path.open("a+b", buffering=0)  # unbuffered: nothing is left to write when a disk is full
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InputError(f"{path}: another process writes it; wait for it, or choose another --out") from None
+            raise InputError(f"{path}: another process is writing it; wait for it, or choose another --out") from None
         except OSError as error:
             raise InputError(f"{path} cannot be written ({error.strerror}): choose another --out") from None
         self._file.seek(0)
@@ -83,7 +83,8 @@ class Journal:
                 content = content[self._file.write(content) :]
         except OSError as error:
             raise InputError(
-                f"{self.path} cannot be written ({error.strerror}): what is done is kept, and the same command goes on"
+                f"{self.path} cannot be written ({error.strerror}): finished work is kept, and the same command "
+                "continues"
             ) from None
 
     def _refusal(self, plan: dict[str, object], first: bytes) -> str:
@@ -91,9 +92,9 @@ class Journal:
         try:
             before = dict(json.loads(first))
         except (TypeError, ValueError):
-            return f"{self.path} is no unfinished conversion of ours: remove it, or choose another --out"
+            return f"{self.path} is not an unfinished conversion: remove it, or choose another --out"
         differ = next((name for name in before | plan if before.get(name) != plan.get(name)), "order")
         return (
-            f"{self.path} holds what an interrupted conversion has done with other words or recordings ({differ} "
-            f"{before.get(differ)}, now {plan.get(differ)}): repeat that command to go on, or remove the file"
+            f"{self.path} holds the work of an interrupted conversion with other options or recordings ({differ} "
+            f"{before.get(differ)}, now {plan.get(differ)}): repeat that command to continue, or remove the file"
         )

@@ -59,7 +59,7 @@ def _single_digits(source: hdf5.File, split: str, original: Path) -> Iterator[tu
                 f"{original}: the label {label!r:.80} does not end in a digit: one of {', '.join(CLASSES)}"
             )
     if missing := set(CLASSES) - set(digits):
-        raise InputError(f"{original}: {split}_labels has no single '{min(missing)}'; is it the whole file?")
+        raise InputError(f"{original}: {split}_labels has no single '{min(missing)}'; is the file complete?")
     for label, digit in zip(tqdm(single, split, unit="recording", disable=None), digits, strict=True):
         times_s, channels = (
             _events(source, f"{split}_{name}/{label}", original) for name in ("timestamps", "addresses")
@@ -79,7 +79,7 @@ def _single_digits(source: hdf5.File, split: str, original: Path) -> Iterator[tu
 
 def _events(source: hdf5.File, name: str, original: Path) -> np.ndarray:
     if not source.is_dataset(name):
-        raise InputError(f"{original}: there is a label but no recording {name!r:.80}; fetch the file again")
+        raise InputError(f"{original}: the recording {name!r:.80} has a label but is missing; fetch the file again")
     return source.numbers(name).reshape(-1)
 
 

@@ -44,8 +44,8 @@ def map_in_order(
                 done += 1
         except BrokenProcessPool:
             raise InputError(
-                f"{description}: a process died, of a damaged file or for want of memory, at recording {done} "
-                f"({_name(tasks[done])}) or one of the next; look at their files, or try --processes 1"
+                f"{description}: a process died, because of a damaged file or too little memory, at recording {done} "
+                f"({_name(tasks[done])}) or one of the next; check these files, or try --processes 1"
             ) from None
         finally:
             # It waits for the pool's thread even if all went well: a thread that is left closes the pipe through which

@@ -43,7 +43,7 @@ class Picture:
             from matplotlib.backends.backend_agg import FigureCanvasAgg
             from matplotlib.figure import Figure
         except ModuleNotFoundError:
-            print(f"{path.name} is not painted, as matplotlib is missing (pip install matplotlib)", file=sys.stderr)
+            print(f"{path.name} is not drawn, because matplotlib is missing (pip install matplotlib)", file=sys.stderr)
             return
 
         shown = min(len(self.labels), 20)

@@ -87,7 +87,7 @@ def make_planes(out_dir: Path, seed: int, recordings: int, processes: int | None
     """
     if recordings < 20 or recordings % 20:
         raise InputError(
-            f"recordings is {recordings}: choose a multiple of 20, for 4 classes and a fifth in the test file"
+            f"recordings is {recordings}: choose a multiple of 20: 4 classes, with a fifth in the test file"
         )
     if seed < 0:
         raise InputError(f"seed is {seed}: choose 0 or more")
@@ -254,6 +254,6 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("data/planes"), help="folder for the two files")
     parser.add_argument("--recordings", type=int, default=800, help="number of recordings")
-    parser.add_argument("--seed", type=int, default=0, help="draws the flights, the pixels' thresholds and the noise")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the flights, the pixels' thresholds and the noise")
     parser.add_argument("--processes", type=int, help="worker processes (default: one for each core)")
     parser.set_defaults(run=lambda args: make_planes(args.out, args.seed, args.recordings, args.processes))

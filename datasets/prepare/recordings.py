@@ -60,7 +60,7 @@ def files_below(folder: Path) -> tuple[list[Path], Counter[str]]:
         here = waiting.pop() if waiting else linked.pop(0)
         place = here.resolve()
         if place in seen or (here != folder and here.parent.resolve().is_relative_to(place)):
-            left_out["linked folder that is read already"] += 1
+            left_out["linked folder that was read already"] += 1
             continue
         seen.add(place)
         for path in here.iterdir():
@@ -88,7 +88,7 @@ def from_names(folder: Path, label_pattern: str | None) -> Survey:
     _count_others(left_out, [path for path in files if path.name not in LISTS.values()], paths, folder)
     if not paths:
         raise InputError(
-            f"{folder} holds no WAV files, and none of FLAC, OGG or MP3{_but(left_out)}: give a folder of recordings, "
+            f"{folder} holds no WAV, FLAC, OGG or MP3 files{_but(left_out)}: give a folder of recordings, "
             "or convert them to one of these"
         )
     names = [path.relative_to(folder).as_posix() for path in paths]
@@ -102,7 +102,7 @@ def from_names(folder: Path, label_pattern: str | None) -> Survey:
         elif len(folders) > 1:
             notes.append(
                 "the classes come from the file names, not from the folders "
-                f"({_some(folders)}); --label-pattern '{FOLDER}' takes these"
+                f"({_some(folders)}); --label-pattern '{FOLDER}' uses the folders"
             )
     pattern = _compiled(label_pattern)
     recordings = []
@@ -158,8 +158,8 @@ def sift(
         named = "; ".join(reasons[i] for i in sorted(reasons)[:SHOWN])
         more = f"; and {len(reasons) - SHOWN} more" if len(reasons) > SHOWN else ""
         raise InputError(
-            f"{len(reasons)} of {len(recordings)} recordings cannot be used: {named}{more}. Mend or remove them, or "
-            "leave them out by --skip-bad"
+            f"{len(reasons)} of {len(recordings)} recordings cannot be used: {named}{more}. Repair or remove them, or "
+            "leave them out with --skip-bad"
         )
     left_out += [reasons[i] for i in sorted(reasons)]
     return [recording for i, recording in enumerate(recordings) if i not in reasons]
@@ -197,7 +197,9 @@ def twice(recordings: Sequence[Recording], sounds: Mapping[Path, str]) -> list[s
         return []
     a, b, *_ = (recordings[i].path for i in copies[0])
     number = sum(map(len, copies)) - len(copies)
-    return [f"{number} recording{'s are' if number > 1 else ' is'} there under another name too: {a} is {b}, say"]
+    return [
+        f"{number} recording{'s exist' if number > 1 else ' exists'} under another name too: for example, {a} is {b}"
+    ]
 
 
 def draw_split(recordings: list[Recording], groups: Sequence[str], test_share: float, seed: int) -> list[Recording]:
@@ -221,17 +223,31 @@ def draw_split(recordings: list[Recording], groups: Sequence[str], test_share: f
     ]
 
 
+def words_to_hold_out(train_labels: Iterable[str], splits: Iterable[str]) -> str:
+    """Return the words with which train.py holds out a test and a validation, as far as the recordings allow.
+
+    train_labels: the class of each recording to train on, whose windows count as one. The last of a class is not held
+    out. Splits that have a file of their own need no words.
+    """
+    most, words = max(Counter(train_labels).values()), ""
+    if "test" not in splits and most > 1:
+        words, most = " --set data.test_by=recording", most - 1
+    if "validation" not in splits and most == 1:
+        words += " --set data.validation_share=0"
+    return words
+
+
 def by_split(recordings: Sequence[Recording], folder: Path) -> dict[str, list[Recording]]:
     """Sort recordings by split. InputError if none is to train or test on, or if a class is missing."""
     splits = {name: [recording for recording in recordings if recording.split == name] for name in SPLITS}
     for name in ("train", "test"):
         if not splits[name]:
-            raise InputError(f"no recording of {folder} is for the {name} file: change the split or the test share")
+            raise InputError(f"{folder} has no recording for the {name} file: change the split or the test share")
     learned = {recording.label for recording in splits["train"]}
     for recording in splits["validation"] + splits["test"]:
         if recording.label not in learned:
             raise InputError(
-                f"no recording of the class {recording.label!r} is for training, but {recording.path} is for "
+                f"the class {recording.label!r} has no recording for training, but {recording.path} is for "
                 f"{recording.split}: give the class training recordings, or leave it out"
             )
     return {name: members for name, members in splits.items() if members}
@@ -250,9 +266,9 @@ def remarks(splits: Mapping[str, Sequence[Recording]]) -> list[str]:
     alike = defaultdict(set)
     for label in labels["train"]:
         alike[unicodedata.normalize("NFKC", label).casefold()].add(label)
-    lines = [f"these are taken for different classes: {', '.join(sorted(a))}" for a in alike.values() if len(a) > 1]
+    lines = [f"these count as different classes: {', '.join(sorted(a))}" for a in alike.values() if len(a) > 1]
     if untested := sorted_names(labels["train"] - labels["test"]):
-        lines.append(f"no recording is for testing of the class {_some(untested)}")
+        lines.append(f"there is no test recording of the class {_some(untested)}")
     return lines
 
 
@@ -300,7 +316,7 @@ def _compiled(label_pattern: str) -> re.Pattern[str]:
     try:
         pattern = re.compile(label_pattern)
     except (re.error, RecursionError, OverflowError) as error:
-        raise InputError(f"the label pattern {label_pattern!r} is no regular expression: {error}") from error
+        raise InputError(f"the label pattern {label_pattern!r} is not a regular expression: {error}") from error
     if "label" not in pattern.groupindex:
         raise InputError(f"the label pattern {label_pattern!r} has no group (?P<label>...): add one")
     return pattern
@@ -366,7 +382,7 @@ def _recording(path: Path, fields: Mapping[str, str | None], where: str) -> Reco
         if not value:
             raise InputError(f"{where}: the {name} is empty: fill it in or leave {name} out everywhere")
         if any(unicodedata.category(character) in ("Cc", "Cs") for character in value):  # control, or not Unicode
-            raise InputError(f"{where}: the {name} {value!r:.80} has characters that cannot be written: rename it")
+            raise InputError(f"{where}: the {name} {value!r:.80} has characters that cannot be stored: rename it")
     split = values.get("split")
     if split is not None and split.lower() not in SPLITS:
         raise InputError(f"{where}: the split is {split!r}: write train or test (or validation)")

@@ -30,7 +30,7 @@ def list_sources(
 ) -> list[Source]:
     """List the files below `folder`, sorted, with the class, subject and split from their names, a table or lists."""
     if not folder.is_dir():
-        raise InputError(f"{folder} is no folder: give the folder of the recordings")
+        raise InputError(f"{folder} is not a folder: give the folder of the recordings")
     if label_csv is not None:
         sources = _from_table(folder, label_csv)
     else:
@@ -54,7 +54,7 @@ def _found(folder: Path, glob: str | None, beside: set[Path]) -> list[Path]:
         paths = [path for path in paths if cameras.is_recording(path) and path not in beside]
     if not paths:
         raise InputError(
-            f"{folder} holds no recording that is known by its name; choose the files by --glob, such as '**/*.txt', "
+            f"{folder} holds no recording with a known name; choose the files with --glob, such as '**/*.txt', "
             "and --format"
         )
     return sorted(paths)
@@ -64,7 +64,7 @@ def _from_names(folder: Path, glob: str | None, label_pattern: str | None, besid
     try:
         pattern = re.compile(label_pattern or r"(.*/)?(?P<label>[^/]+)/[^/]+")
     except re.error as error:
-        raise InputError(f"the label pattern {label_pattern!r} is no regular expression: {error}") from error
+        raise InputError(f"the label pattern {label_pattern!r} is not a regular expression: {error}") from error
     if "label" not in pattern.groupindex:
         raise InputError(f"the label pattern {label_pattern!r} has no group (?P<label>...): add one")
     sources = []
@@ -74,8 +74,8 @@ def _from_names(folder: Path, glob: str | None, label_pattern: str | None, besid
             raise InputError(
                 f"{path} does not match the label pattern {label_pattern!r}: change either"
                 if label_pattern
-                else f"{path}: lies in no folder that would name its class; move it to "
-                f"{folder / 'CLASS' / path.name}, or say the class by --label-pattern or --labels"
+                else f"{path}: is not in a folder that names its class; move it to "
+                f"{folder / 'CLASS' / path.name}, or name the class with --label-pattern or --labels"
             )
         sources.append(_source(path, match.groupdict(), str(path)))
     if all(source.split is None for source in sources):
@@ -132,7 +132,7 @@ def _by_lists(folder: Path, sources: list[Source], lists: dict[str, Path]) -> li
         for line, word in enumerate(words, start=1):
             if word not in places:
                 raise InputError(
-                    f"{path}, line {line}: {folder / word} is no recording of the folder; correct the line"
+                    f"{path}, line {line}: {folder / word} is not a recording in the folder; correct the line"
                 )
             if split[places[word]] != "train":
                 raise InputError(f"{path}, line {line}: {word} is listed already; drop one of the lines")
@@ -146,15 +146,15 @@ def draw_splits(sources: list[Source], test_share: float, validation_share: floa
         return sources
     if any(source.split is not None for source in sources):
         missing = next(source for source in sources if source.split is None)
-        raise InputError(f"{missing.path}: has no split, and others do; say it for all or for none")
+        raise InputError(f"{missing.path}: has no split, but others do; give it for all or for none")
     if not (0 <= test_share < 1 and 0 <= validation_share < 1 and test_share + validation_share < 1):
-        raise InputError(f"the shares {test_share} and {validation_share} must be from 0 to below 1, together too")
+        raise InputError(f"the shares {test_share} and {validation_share} must be at least 0, and together below 1")
     if seed < 0:
         raise InputError(f"seed is {seed}: choose 0 or more")
     random = np.random.default_rng(seed)
     if by == "subject":
         if any(source.subject is None for source in sources):
-            raise InputError("the split by subject needs a subject for each file: (?P<subject>...) or a column subject")
+            raise InputError("a split by subject needs a subject for each file: (?P<subject>...) or a column subject")
         names = sorted_names(source.subject for source in sources)
         groups = [[[k for k, source in enumerate(sources) if source.subject == name] for name in names]]
     else:

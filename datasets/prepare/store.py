@@ -55,7 +55,7 @@ class Store:
         number of the file that each recording was cut from, if one gave several: they are held out together.
         """
         if not self.number:
-            raise InputError(f"{where}: there is no recording to write")
+            raise InputError(f"{where}: there are no recordings to write")
         self._resize(self.number)
         numbers, names = numbered(labels, class_names, f"{where}: the label")
         self.file["labels"] = numbers
@@ -63,7 +63,7 @@ class Store:
             self.file.create_dataset("extra/keys", data=list(names), dtype=h5py.string_dtype())
         if any(subject is not None for subject in subjects):
             if None in subjects:
-                raise InputError(f"{where}: recording {subjects.index(None)} names no subject, and others do")
+                raise InputError(f"{where}: recording {subjects.index(None)} names no subject, but others do")
             self.file["extra/speaker"] = numbered(subjects, None, f"{where}: the subject")[0]
         if files is not None:
             self.file["extra/file"] = np.array(files, np.uint32)
@@ -81,7 +81,7 @@ def numbered(
         names = sorted_names(values) if names is None else list(names)
         places = {name: k for k, name in enumerate(names)}
         if unknown := [value for value in values if value not in places]:
-            raise InputError(f"{what} {unknown[0]!r:.40} is none of the classes {', '.join(names):.80}")
+            raise InputError(f"{what} {unknown[0]!r:.40} is not one of the classes {', '.join(names):.80}")
         return np.array([places[value] for value in values], np.uint16), names
     whole = [isinstance(value, int | np.integer) and 0 <= value < 2**16 for value in values]
     if not all(whole):

@@ -1,4 +1,4 @@
-"""Flat files of the recordings made so far, so that an interrupted conversion goes on."""
+"""Flat files of the recordings made so far, from which an interrupted conversion continues."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Unfinished:
         self.index.flush()
         self.times, self.units = (self._opened(name, 4 * events) for name in ("times", "units"))
         if (self.folder / "times").stat().st_size < 4 * events or (self.folder / "units").stat().st_size < 4 * events:
-            raise InputError(f"{folder}: what is left of the interrupted run is damaged; remove this folder")
+            raise InputError(f"{folder}: the files of the interrupted run are damaged; remove this folder")
         self.lengths: list[int] = []
         self.begin = self.end = events  # of the current recording, in the flat files
         self.latest: Events | None = None

@@ -59,8 +59,8 @@ def convert_wavs(
     Without it all recordings below `folder` are, by label_pattern (`recordings.from_names`). If no split is given, a
     share test_share of the recordings, or of the speakers (`test_by`), drawn by `seed`, is for testing.
     Labels become 0, 1, ... in sorted order, numbers numerically; speakers likewise. All recordings are read before the
-    first is heard; those that cannot be used are refused together, or left out (`skip_bad`). A conversion that is
-    interrupted goes on when it is called again.
+    first is heard; those that cannot be used are refused together, or left out (`skip_bad`). Calling it
+    again continues an interrupted conversion.
     Raises InputError naming the file at fault and the remedy.
     """
     if seed < 0:
@@ -93,12 +93,13 @@ def convert_wavs(
         journal.remove()
     for split in paths.keys() - splits.keys():
         if paths[split].exists():
-            print(f"warning: {paths[split]} is of another conversion, which had such a split", file=sys.stderr)
+            print(f"warning: {paths[split]} is from another conversion, which had such a split", file=sys.stderr)
     words = shlex.join(["--dataset_name", name, "--path_to_dataset", str(out_dir), "--num_classes", str(len(labels))])
     print(
         f"{len(recordings)} recordings of {len(labels)} classes ({', '.join(labels)}) in {out_dir}: "
         f"{files.counted({split: len(members) for split, members in splits.items()})}; "
         f"to train on them: python train.py {words}"
+        + files.words_to_hold_out((recording.label for recording in splits["train"]), splits)
     )
 
 
@@ -110,7 +111,7 @@ def read_audio(path: Path) -> tuple[np.ndarray, int]:
     """
     unreadable, remedy = f"{path} cannot be read as WAV, FLAC, OGG or MP3", "convert it to 16-bit WAV, or leave it out"
     if not (path.is_file() and os.access(path, os.R_OK)):
-        raise InputError(f"{unreadable}: there is no such file, or it may not be read")
+        raise InputError(f"{unreadable}: the file does not exist or is not readable")
     blocks, n_samples = [], 0
     try:
         with _quiet_stderr(), soundfile.SoundFile(os.fsencode(path)) as file:
@@ -125,7 +126,7 @@ def read_audio(path: Path) -> tuple[np.ndarray, int]:
     except soundfile.LibsndfileError:  # its reasons mislead: an empty FLAC file is "in an unimplemented format"
         raise InputError(f"{unreadable}: damaged, or of another format; {remedy}") from None
     if n_samples < promised or _breaks_off(log):
-        raise InputError(f"{unreadable} (it breaks off): fetch it again, or leave it out")
+        raise InputError(f"{unreadable} (it is truncated): fetch it again, or leave it out")
     audio = np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
     try:
         check_audio(audio, rate_hz)
@@ -168,7 +169,7 @@ def _choose(
     if first.split is None and not 0 < test_share < 1:
         raise InputError(f"the test share is {test_share}: choose a number between 0 and 1")
     if first.split is None and test_by == "speaker" and first.speaker is None:
-        raise InputError("--test-by speaker: no speaker is known; name them by the label pattern or the table")
+        raise InputError("--test-by speaker: no speakers are known; name them in the label pattern or the table")
     read = list(map_in_order(_read, [recording.path for recording in recordings], processes, f"{name}: reading"))
     sounds = {recording.path: sound for recording, (sound, _) in zip(recordings, read, strict=True)}
     recordings = files.sift(recordings, {i: reason for i, (_, reason) in enumerate(read) if reason}, skip_bad, bad)
@@ -203,13 +204,13 @@ def _hear_all(
     """Yield the events of each recording; recordings in the journal are not heard again."""
     tasks = [(recording.path, (seed, i)) for i, recording in enumerate(recordings)]
     if len(journal):
-        print(f"{len(journal)} of {len(tasks)} recordings were converted before: going on", flush=True)
+        print(f"{len(journal)} of {len(tasks)} recordings were converted before: continuing", flush=True)
     try:
         for events in map_in_order(_hear, tasks[len(journal) :], processes, f"{name}: hearing"):
             journal.append(*events)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
-            f"interrupted: {len(journal)} of {len(tasks)} recordings are kept; the same command goes on"
+            f"interrupted: {len(journal)} of {len(tasks)} recordings are kept; the same command continues"
         ) from None
     return iter(journal)
 
@@ -233,10 +234,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "wav",
         help="any folder of recorded sounds: WAV, FLAC, OGG, MP3",
-        description="Convert a folder of recordings (WAV, FLAC, OGG, MP3 and what else libsndfile reads) to "
-        "OUT/NAME_train.h5 and OUT/NAME_test.h5, NAME being OUT's name. Google's Speech Commands are known by their "
-        "names, and their lists are the split; validation_list.txt goes to OUT/NAME_validation.h5, as does a split "
-        "'validation' of a table. An interrupted conversion goes on with the same command.",
+        description="Convert a folder of recordings (WAV, FLAC, OGG, MP3 and others that libsndfile reads) to "
+        "OUT/NAME_train.h5 and OUT/NAME_test.h5, NAME being OUT's name. Google's Speech Commands are recognised by "
+        "their names, and their lists give the split; validation_list.txt goes to OUT/NAME_validation.h5, as does a "
+        "split 'validation' of a table. The same command continues an interrupted conversion.",
         epilog="Example (Free Spoken Digit Dataset): python -m datasets.prepare wav recordings --out data/fsdd "
         r"--label-pattern '(?P<label>\d)_(?P<speaker>[a-z]+)_'",
     )
@@ -266,8 +267,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         default="recording",
         help="draw that share of single recordings, or of whole speakers (default: recording)",
     )
-    parser.add_argument("--skip-bad", action="store_true", help="leave out what cannot be used, and name it")
-    parser.add_argument("--seed", type=int, default=0, help="draws the test share and the nerve's noise (default: 0)")
+    parser.add_argument(
+        "--skip-bad", action="store_true", help="leave out recordings that cannot be used, and name them"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the test share and the nerve's noise (default: 0)")
     parser.add_argument("--processes", type=int, help="worker processes (default: one for each core)")
     parser.set_defaults(
         run=lambda args: convert_wavs(

@@ -15,12 +15,31 @@ from datasets.hdf5 import PROVENANCE
 from snn.errors import InputError
 
 
+def remove_leftovers(path: Path) -> None:
+    """Remove unfinished versions of a file that `new_file` began in processes that no longer live."""
+    for left in path.parent.iterdir():
+        number = left.name.removeprefix(f".{path.name}.")
+        if number != left.name and number.isdecimal() and not _lives(int(number)):
+            left.unlink(missing_ok=True)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # sends nothing
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # it lives, but belongs to another user
+        return True
+    return True
+
+
 @contextmanager
 def new_file(path: Path, provenance: dict) -> Iterator[h5py.File]:
     """Open an HDF5 file to fill; it appears only when it is complete. InputError if the folder cannot be written."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path)
         with h5py.File(unfinished, "w") as file:
             yield file
             file.attrs[PROVENANCE] = json.dumps(provenance, sort_keys=True)

@@ -1,4 +1,4 @@
-"""A trained network as C: a folder of C99 without library or allocation, for a microcontroller or anything else.
+"""A trained network as C: a folder of C99 without libraries or allocation, for a microcontroller or anything else.
 
 The C files of this folder are what is the same for all networks. `#if` of a word in capitals, and @WORDS@, are resolved
 here; so the C that is written has only what its network needs. Every sum is in the order of `snn.ops.stream`.
@@ -25,8 +25,8 @@ from snn.quantise import as_int8, quantised
 
 HERE = Path(__file__).parent
 FILES = ("network.h", "network.c", "main.c", "Makefile", "README.md")
-BLOCK = 4  # neurons; so many sums a small processor keeps in registers, and few rows need filling up
-LARGEST = 2**16  # an input or neuron is named by 16 bits
+BLOCK = 4  # neurons: a small processor keeps this many sums in registers, and few rows need padding
+LARGEST = 2**16  # inputs and neurons are numbered with 16 bits
 NUMBERS = {"bool": "?", "uint16_t": "u2", "int32_t": "i4", "uint32_t": "u4", "float": "f4"}  # as numpy calls them
 
 
@@ -46,26 +46,32 @@ def code(
     class_names: Sequence[str] | None = None,
     int8: bool = False,
 ) -> Code:
-    """C that decides as `snn.streaming.Stream` does on events whose times are whole microseconds.
+    """Return C that decides as `snn.streaming.Stream` does on events whose times are whole microseconds.
 
-    With `int8` the weights are those of `quantised(network)`, a byte each. InputError for a network that this C cannot
-    say.
+    With `int8` the weights are those of `quantised(network)`, one byte each. InputError for a network that this C
+    cannot express.
     """
     if network.image is not None:
-        raise InputError("--format c takes fully connected networks; this one has convolutions or pools")
+        raise InputError("the formats c and html take fully connected networks; this one has convolutions or pools")
     step_us = round(1000 * dt_ms)
     if step_us < 1 or not math.isclose(step_us, 1000 * dt_ms, rel_tol=1e-12):
-        raise InputError(f"--format c counts time in microseconds, of which dt_ms {dt_ms:g} is no whole number")
+        raise InputError(
+            f"the formats c and html count time in microseconds, but dt_ms {dt_ms:g} is not a whole number of them"
+        )
     if (T + T_empty) * step_us >= 2**32:
-        raise InputError(f"--format c counts microseconds in 32 bits, but the window has {(T + T_empty) * step_us:,}")
+        raise InputError(
+            f"the formats c and html count microseconds in 32 bits, but the window has {(T + T_empty) * step_us:,}"
+        )
     checks.weights("the network", network.output.linear.weight)
     if network.output.linear.weight.dtype != torch.float32:
-        raise InputError("--format c takes float32 networks; convert this one with network.float()")
+        raise InputError("the formats c and html take float32 networks; convert this one with network.float()")
     network.check_values("the network")
     network = (quantised if int8 else Network.folded)(network)
     sizes = [network.num_channels, *(layer.linear.out_features for layer in network.layers)]
     if max(sizes) > LARGEST:
-        raise InputError(f"--format c names inputs and neurons by 16 bits, but a layer has {max(sizes):,}")
+        raise InputError(
+            f"the formats c and html number inputs and neurons with 16 bits, but a layer has {max(sizes):,}"
+        )
     layers = [_printed(k, layer, layer is network.output, int8) for k, layer in enumerate(network.layers, 1)]
     neurons = {layer.neuron.name: printer.c(layer.neuron) for layer in layers}
     arrays = [array for layer in layers for array in layer.arrays]
@@ -113,7 +119,7 @@ class Printed(NamedTuple):
 
 
 def _printed(k: int, layer: Layer, is_output: bool, int8: bool) -> Printed:
-    """Layer k, counted from 1."""
+    """Print layer k, counted from 1."""
     linear, module = layer.linear, layer.neurons
     neuron, feedback = module.dynamics, module.feedback
     (N, C), arrays = linear.weight.shape, []
@@ -167,12 +173,12 @@ def _printed(k: int, layer: Layer, is_output: bool, int8: bool) -> Printed:
 
 
 def _filled(width: int) -> int:
-    """The next whole number of blocks."""
+    """Round up to a whole number of blocks."""
     return -(-width // BLOCK) * BLOCK
 
 
 def _unsigned(whole: Tensor) -> Tensor:
-    """Delays in steps in as few bytes as they need."""
+    """Return delays in steps, in the smallest type that holds them."""
     return whole.to(torch.uint8 if whole.max() < 2**8 else torch.uint16)
 
 
@@ -181,12 +187,12 @@ def _template(name: str, layer: Printed) -> str:
 
 
 def _number(value: np.floating) -> str:
-    """A float32, in the fewest digits that mean it."""
+    """Write a float32 with the fewest digits that give it back."""
     return f"{value!s}f"
 
 
 def _array(named: tuple[str, np.ndarray]) -> str:
-    """The definition of an array, row after row."""
+    """Write the definition of an array, row after row."""
     name, array = named
     kind = "float" if array.dtype == np.float32 else f"{array.dtype}_t"
     words = np.array([_number(value) for value in array.flat] if kind == "float" else [str(v) for v in array.flat])
@@ -195,13 +201,13 @@ def _array(named: tuple[str, np.ndarray]) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A string of C: its bytes in UTF-8, all that is not plain as three octal digits."""
+    """Write a string of C: its bytes in UTF-8, with special characters as three octal digits."""
     is_plain = re.compile(r"[\w .,;:()+*/=<>!#-]", re.ASCII).fullmatch
     return '"' + "".join(chr(b) if is_plain(chr(b)) else f"\\{b:03o}" for b in text.encode()) + '"'
 
 
 def _size(header: str) -> int:
-    """sizeof(network), where each number has its own alignment, as with all compilers for small processors."""
+    """Return sizeof(network), if numbers are aligned to their size, as by all compilers for small processors."""
     header = re.sub(r"/\*.*?\*/", "", header, flags=re.DOTALL)
     constants = dict(re.findall(r"#define (\w+) (\d+)", header))
     kinds: dict[str, np.dtype] = {kind: np.dtype(code) for kind, code in NUMBERS.items()}
@@ -216,7 +222,7 @@ def _size(header: str) -> int:
 
 
 def _resolved(text: str, flags: Mapping[str, bool], words: Mapping[str, object]) -> str:
-    """Text with its @WORDS@ put in, and of each `#if` of a flag what holds. Other `#if` stay."""
+    """Fill the @WORDS@ into the text, and keep of each `#if` of a flag the part that holds. Other `#if` stay."""
     lines, keeps = [], []  # keeps: for each open #if whether its lines stay; None: it is C's own
     for line in text.splitlines():
         word, _, name = line.strip().partition(" ")

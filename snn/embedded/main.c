@@ -11,7 +11,7 @@ static int decide(const char *name)
     static const char *const classes[] = NETWORK_CLASS_NAMES;
     static const char *const why[] = {
         "not a time in microseconds and a channel",
-        "its time is before that of the event before", /* NETWORK_BACK_IN_TIME */
+        "its time is earlier than that of the previous event", /* NETWORK_BACK_IN_TIME */
         "no such channel",                             /* NETWORK_NO_SUCH_CHANNEL */
         "too many events of this channel in one step", /* NETWORK_TOO_MANY */
     };
@@ -50,7 +50,7 @@ int main(int count, char **names)
 {
     int failed = count < 2;
     if (failed)
-        fprintf(stderr, "which recordings? %s FILE ...; a line is an event: microseconds and channel\n", names[0]);
+        fprintf(stderr, "give recordings: %s FILE ...; each line is an event: microseconds and channel\n", names[0]);
     for (int k = 1; k < count; k++)
         failed |= decide(names[k]);
     return failed ? 2 : 0;

@@ -15,7 +15,7 @@
 @NEURON_STEPS@
 
 #if SUMS_ROWS
-enum { BLOCK = @BLOCK@ }; /* so many sums at a time stay in registers; rows of weights are filled up to whole blocks */
+enum { BLOCK = @BLOCK@ }; /* this many sums stay in registers; rows of weights are padded to whole blocks */
 
 #if INT8
 /* sum = counts * rows of weights, for the inputs `from`; without counts each of them counts once. */
@@ -95,7 +95,7 @@ static bool is_done(const network *net)
     return net->decided_step > 0 && !net->runs_on;
 }
 
-/* Run steps until so many are done. */
+/* Run until this many steps are done. */
 static network_answer run_to(network *net, uint32_t steps)
 {
     while (net->step < steps && !is_done(net))

@@ -20,7 +20,7 @@ extern "C" {
 #define NETWORK_WIDEST @WIDEST@    /* the most neurons of a layer */
 #define NETWORK_MOST_EVENTS @MOST_EVENTS@ /* of one channel in one step */
 
-/* Answers. Those below zero refuse an input: the network stays as it was. */
+/* Answers. A negative one refuses the input and leaves the network unchanged. */
 typedef enum {
     NETWORK_RUNNING = 0,      /* no output neuron has fired yet */
     NETWORK_DECIDED = 1,      /* `label` holds the class */
@@ -33,19 +33,19 @@ typedef enum {
 } network_answer;
 
 @STATES@
-/* All that changes. The caller owns it; network_reset prepares it. */
+/* The whole state. The caller owns it; network_reset prepares it. */
 typedef struct {
     uint32_t step;          /* steps run so far */
     uint32_t decided_step;  /* the step, from 1, in which an output neuron fired first; 0: none has */
     uint16_t label;         /* the class, with the answers NETWORK_DECIDED and NETWORK_BY_POTENTIAL */
-    bool runs_on;           /* set it after network_reset to go on after the decision, up to the end of the window */
+    bool runs_on;           /* set it after network_reset to continue after the decision, up to the end of the window */
 
     uint16_t num_spikes[NETWORK_LAYERS]; /* of each layer in the last step, and which neurons fired, in rising order */
     uint16_t spikes[NETWORK_LAYERS][NETWORK_WIDEST];
     float potentials[NETWORK_CLASSES];   /* of the output neurons in the last step, before their reset */
     float peaks[NETWORK_CLASSES];        /* the highest of them so far */
 
-    /* What follows is the network's own. */
+    /* The rest is internal. */
     uint32_t last_us;
     bool has_events;
     uint16_t num_channels;  /* with events in the step that is being gathered, in the order of their first events */
@@ -58,11 +58,11 @@ typedef struct {
 void network_reset(network *net);
 
 /* Take an event, `time_us` microseconds after the recording began; times may not fall. All steps that ended before it
-   are run first. After the decision nothing is done any more, unless `runs_on`. */
+   are run first. After the decision nothing more is done, unless `runs_on`. */
 network_answer network_push(network *net, uint32_t time_us, uint32_t channel);
 
-/* Run all steps that end at or before `time_us`: there are no more events before that time. Without calls of this a
-   silence is noticed only with the event that ends it. */
+/* Run all steps that end at or before `time_us`: there are no more events before that time. Without such calls, time
+   passes only when the next event arrives. */
 network_answer network_advance(network *net, uint32_t time_us);
 
 /* There are no more events: run to the decision or the end of the window. */

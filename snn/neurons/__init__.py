@@ -25,7 +25,7 @@ def _found() -> dict[str, type[SpikingNeuron]]:
         for path in sorted(Path(folder).glob("[!_]*.py")):
             module = import_module(f"{__name__}.{path.stem}")
             if not path.samefile(module.__file__):
-                print(f"warning: {path} is passed over; {module.__file__} has the same name", file=sys.stderr)
+                print(f"warning: {path} is ignored; {module.__file__} has the same name", file=sys.stderr)
                 continue
             top = ast.parse(path.read_text(encoding="utf-8")).body
             classes = Counter(statement.name for statement in top if isinstance(statement, ast.ClassDef))
@@ -34,7 +34,7 @@ def _found() -> dict[str, type[SpikingNeuron]]:
                 if is_neuron and value.__module__ == module.__name__:
                     if name in neurons or classes[name] > 1:
                         other = sys.modules[neurons[name].__module__].__file__ if name in neurons else "once more"
-                        value.FAULT = f"neuron {name} stands in {path} and {other}: give one of them another name"
+                        value.FAULT = f"neuron {name} is defined in {path} and {other}: rename one of them"
                     neurons[name] = value
     return neurons
 

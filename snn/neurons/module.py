@@ -94,7 +94,7 @@ class SpikingNeuron(MemoryModule):
         if num_neurons is not None:
             checks.whole("the number of neurons", num_neurons, 1)
         if backend not in ("auto", *ops.BACKENDS):
-            raise InputError(f"backend '{backend}' is not known; known are auto, {', '.join(ops.BACKENDS)}")
+            raise InputError(f"backend '{backend}' is not known; choose from auto, {', '.join(ops.BACKENDS)}")
         self.dynamics = self.dynamics_of(reset, spike_first, ops.Surrogate(surrogate, surrogate_slope))
         self.return_potential = return_potential
         self.checks_states = True  # a network turns this off, as it finds numbers that are not finite itself

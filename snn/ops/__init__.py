@@ -18,7 +18,7 @@ from snn.ops.surrogate import Surrogate
 # backend: (device it needs, module, package it needs, how to install that)
 _FUSED = {
     "cpu": ("cpu", "snn.ops.cpu", "numba", "pip install numba"),
-    "cupy": ("cuda", "snn.ops.cuda", "cupy", "pip install cupy-cuda13x, or the cupy package of your CUDA version"),
+    "cupy": ("cuda", "snn.ops.cuda", "cupy", "pip install cupy-cuda13x, or the cupy package for your CUDA version"),
 }
 BACKENDS = ("torch", *_FUSED)
 
@@ -45,7 +45,7 @@ def multi_step(
         y_TBN, h_TBN, state = reference.multi_step(x_TBN, values, state, neuron, feedback)
         return y_TBN, h_TBN if want_h else None, state
     if backend not in _FUSED:
-        raise InputError(f"backend '{backend}' is not known; known are auto, {', '.join(BACKENDS)}")
+        raise InputError(f"backend '{backend}' is not known; choose from auto, {', '.join(BACKENDS)}")
     return fused.multi_step(kernels(backend, x_TBN.device), x_TBN, values, state, neuron, feedback, want_h, near_TW)
 
 
@@ -83,9 +83,7 @@ def _check(
 ) -> None:
     """Check shapes, dtypes and devices; a mistake that passes would be a wrong address in a kernel."""
     if not isinstance(x_TBN, Tensor) or x_TBN.layout != torch.strided:
-        raise InputError(
-            f"x must be a tensor of all its numbers, but is {getattr(x_TBN, 'layout', type(x_TBN).__name__)}"
-        )
+        raise InputError(f"x must be a dense tensor, but is {getattr(x_TBN, 'layout', type(x_TBN).__name__)}")
     if x_TBN.ndim != 3 or 0 in x_TBN.shape:
         raise InputError(f"x must be (steps, samples, neurons), none of them zero, but is {tuple(x_TBN.shape)}")
     if x_TBN.dtype not in (torch.float32, torch.float64):
@@ -94,14 +92,16 @@ def _check(
     carried = neuron.carried(feedback is not None)
     for what, given, known in (("value", values, neuron.values), ("state", state, carried)):
         if unknown := [name for name in given if name not in known]:
-            raise InputError(f"{unknown[0]} is not a {what} of {neuron.name}; known are {', '.join(known)}")
+            raise InputError(f"{unknown[0]} is not a {what} of {neuron.name}; choose from {', '.join(known)}")
     if missing := [name for name in neuron.values if name not in values]:
         raise InputError(f"{missing[0]} is missing; {neuron.name} has the values {', '.join(neuron.values)}")
     named = [(name, value, ((N,), (1,))) for name, value in values.items()]
     named += [(f"state.{name}", tensor, ((B, N),)) for name, tensor in state.items() if name != "y"]
     if feedback is not None:
         if neuron.normed:
-            raise InputError("a recurrent layer takes its input as it is: scale and shift would reach what is fed back")
+            raise InputError(
+                "a recurrent layer takes its input unchanged: scale and shift would also act on what is fed back"
+            )
         named += [("V", feedback.V_NN, ((N, N),)), ("delay", feedback.delay_N, ((N,),))]
         named += [("state.y", state.get("y"), ((feedback.D, B, N),))]
         if feedback.delay_N is not None and feedback.delay_N.device.type == "cpu":

@@ -199,7 +199,7 @@ def find(x_RC: Tensor, mask_BC: Tensor | None = None) -> Nonzeros:
     if mask_BC is not None:
         checks.tensor("the mask", mask_BC, ("samples", x_RC.shape[1]), (x_RC.dtype,), x_RC.device)
         if len(x_RC) % len(mask_BC):
-            raise InputError(f"{len(x_RC)} rows are not whole steps of the mask's {len(mask_BC)} samples")
+            raise InputError(f"{len(x_RC)} rows are not whole steps with the mask's {len(mask_BC)} samples")
         mask_BC = mask_BC.detach().contiguous().view(-1)
         mask_BC = mask_BC.repeat(LANES // math.gcd(LANES, len(mask_BC)))
         kept = find(mask_BC[None]).words

@@ -199,7 +199,7 @@ def _frames(offsets: Tensor, shape: Geometry) -> int:
     """Return how many frames the rows make up; InputError if that is not a whole number."""
     frames, left = divmod(len(offsets) - 1, shape.height * shape.width)
     if left or not frames:
-        raise InputError(f"{len(offsets) - 1} rows are no whole frames of {shape.height} x {shape.width} pixels")
+        raise InputError(f"{len(offsets) - 1} rows are not whole frames of {shape.height} x {shape.width} pixels")
     return frames
 
 

@@ -30,7 +30,7 @@ class Surrogate:
 
     def __post_init__(self):
         if self.name not in SLOPES:
-            raise InputError(f"surrogate '{self.name}' is not known; known are {', '.join(SLOPES)}")
+            raise InputError(f"surrogate '{self.name}' is not known; choose from {', '.join(SLOPES)}")
         if not 0 <= self.slope < math.inf:
             raise InputError(f"the slope of a surrogate must be positive, not {self.slope}")
         object.__setattr__(self, "slope", float(self.slope or SLOPES[self.name]))

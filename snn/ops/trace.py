@@ -242,7 +242,7 @@ def _checked(trace: Trace, outputs: Any) -> tuple[Symbol, Symbol, tuple[Symbol, 
     if missing := [name for name in neuron.states if name not in after]:
         trace.fail(f"the state {missing[0]} is not returned")
     if unknown := [name for name in after if name not in neuron.states]:
-        trace.fail(f"{unknown[0]} is returned, but is no state; states are {', '.join(neuron.states)}")
+        trace.fail(f"{unknown[0]} is returned, but is not a state; states are {', '.join(neuron.states)}")
     after = tuple(after[name] for name in neuron.states)
     for what, symbol in zip(("s", "h", *neuron.states), (spike, potential, *after), strict=True):
         if not isinstance(symbol, Symbol):

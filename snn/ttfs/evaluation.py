@@ -42,7 +42,7 @@ class TTFSEvaluation:
     def decisions(self) -> tuple[np.ndarray, np.ndarray]:
         """Return (n,) true classes and (n,) decisions, in the order of the images."""
         if not self.targets:
-            raise InputError("there is not one image: nothing was evaluated")
+            raise InputError("there are no images, so nothing was evaluated")
         return torch.cat(self.targets).numpy(), torch.cat(self.labels).numpy()
 
     def details(self) -> dict:

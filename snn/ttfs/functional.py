@@ -128,7 +128,7 @@ def unit_encode(x: Tensor, T: float) -> Tensor:
         low, high = (bound.item() for bound in x.aminmax())
         if not (low >= 0 and high <= 1):  # also true for NaN
             raise InputError(
-                f"pixels must lie in 0 to 1, these go from {low:g} to {high:g}; divide by their largest value"
+                f"pixels must lie in 0 to 1, but go from {low:g} to {high:g}; divide by their largest value"
             )
     return torch.where(x == 0, math.inf, (1 - x) * T)
 

@@ -143,7 +143,7 @@ def split(t: Tensor, T: float) -> Tensor:
     _run(_split, (x, t.contiguous(), outside), T, -ROUNDING * T, (1 + ROUNDING) * T)
     if outside.item():
         wrong = t[(t < 0) | ((t > T) & (t != np.inf))][0].item()
-        raise InputError(f"a spike time is {wrong:g}; times lie in 0 to T = {T:g}, or are inf where there is no spike")
+        raise InputError(f"a spike time is {wrong:g}; times lie in 0 to T = {T:g}, or are inf for no spike")
     return x
 
 
@@ -191,7 +191,7 @@ def to_earliest(g_BCHW: Tensor, places_BCHW: Tensor, shape: torch.Size) -> Tenso
     checks.tensor("g", g_BCHW, (B, C, H // 2, W // 2), checks.FLOATS, torch.device("cpu"))
     checks.tensor("places", places_BCHW, g_BCHW.shape, (torch.uint8,), g_BCHW.device)
     if places_BCHW.max() > 3:
-        raise InputError(f"places in a patch of 2 x 2 are 0 to 3, but go to {places_BCHW.max()}")
+        raise InputError(f"places in a 2 x 2 patch are 0 to 3, but go to {places_BCHW.max()}")
     gt_BCHW = g_BCHW.new_empty((B, C, H, W))
     _run_over(_to_earliest, (g_BCHW, places_BCHW, gt_BCHW), shape[0] * shape[1], g_BCHW.numel())
     return gt_BCHW

@@ -101,7 +101,7 @@ class TTFSNetwork(nn.Module):
         """Raise InputError if a weight is not a finite number."""
         for name, parameter in self.named_parameters():
             if not parameter.isfinite().all():
-                raise InputError(f"{where}: {name} holds a value that is no finite number")
+                raise InputError(f"{where}: {name} holds a value that is not a finite number")
 
 
 def _layer(

@@ -38,13 +38,13 @@ def result_tables(metrics: dict) -> list[Table]:
         ("95 % interval", interval(metrics["accuracy_interval"])),
         ("loss", number(metrics["loss"])),
         ("spikes per neuron", spikes(metrics["spikes_per_neuron"])),
-        ("synaptic operations an image", number(metrics["synaptic_operations_per_image"])),
+        ("synaptic operations per image", number(metrics["synaptic_operations_per_image"])),
         ("synapses", f"{metrics['synapses']:,}"),
         ("latency", f"{metrics['latency_windows']} windows"),
     ]
     if "disagreements_with_simulation" in metrics:
         unlike = f"{metrics['disagreements_with_simulation']:,} of {metrics['images']:,}"
-        rows.append(("decisions unlike the simulation over time", unlike))
+        rows.append(("decisions that differ from the simulation over time", unlike))
     # the last entry of the synaptic operations is that of the readout, which does not spike
     layers = [
         (str(k + 1), spikes(mean), number(operations))
@@ -69,8 +69,11 @@ def _sections(subject: Subject, metrics: dict, evaluation: TTFSEvaluation) -> li
     times = pictures.draw_spike_times(evaluation.histograms, subject.cfg.ttfs.T)
     confusion = pictures.draw_confusion(metrics["confusion"], "decisions", names)
     return [
-        Section("Results", "Every image of the test split weighs the same.", result_tables(metrics)),
-        Section("Spike times", pictures=[keep(times, out, "spike_times.png", "When the neurons of each layer fire")]),
+        Section("Results", "Every image of the test split has the same weight.", result_tables(metrics)),
+        Section(
+            "Spike times",
+            pictures=[keep(times, out, "spike_times.png", "Times at which the neurons of each layer fire")],
+        ),
         Section(
             "Classes",
             class_words(names),

@@ -57,18 +57,22 @@ def open_recording(path: Path, said: Said) -> Opened:
         others = (other for other in FORMATS.values() if other.suffixes and other.begins)
         looks = next((other.title for other in others if other.begins.match(start)), None)
         raise InputError(
-            f"{path}: no {kind.title} file by its first bytes {start[:8]!r}"
-            + (f"; it looks like {looks}: rename it, or say --format" if looks else "; fetch it again, or leave it out")
+            f"{path}: not a {kind.title} file by its first bytes {start[:8]!r}"
+            + (
+                f"; it looks like {looks}: rename it, or give --format"
+                if looks
+                else "; fetch it again, or leave it out"
+            )
         )
     found, pieces = kind.open(path, said)
     if found and said.size and found != said.size:
         raise InputError(
-            f"{path}: says that its sensor has {found[0]}x{found[1]} pixels (height x width), and --sensor "
+            f"{path}: says that its sensor has {found[0]}x{found[1]} pixels (height x width), but --sensor says "
             f"{said.size[0]}x{said.size[1]}; leave --sensor out"
         )
     size = found or said.size
     if size is None:
-        raise InputError(f"{path}: does not say the size of its sensor; say it by --sensor HEIGHTxWIDTH")
+        raise InputError(f"{path}: does not say the size of its sensor; give it with --sensor HEIGHTxWIDTH")
     return Opened(path, *size, pieces)
 
 
@@ -77,7 +81,7 @@ def _by_name(path: Path, start: bytes) -> str:
     names = [name for name, kind in FORMATS.items() if suffix in kind.suffixes]
     if not names:
         known = ", ".join(sorted({s for kind in FORMATS.values() for s in kind.suffixes}))
-        raise InputError(f"{path}: no recording by its name; known are {known}, others by --format")
+        raise InputError(f"{path}: no recording by its name; choose from {known}, others by --format")
     fitting = [name for name in names if FORMATS[name].begins is not None and FORMATS[name].begins.match(start)]
     return (fitting or names)[0]
 

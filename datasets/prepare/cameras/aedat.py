@@ -38,11 +38,12 @@ def open_aedat2(path: Path, said: Said) -> tuple[Size | None, Iterator[Piece]]:
     layout = {"aedat2-dvs128": "dvs", "aedat2-davis": "davis"}.get(said.format or "", (chip or "")[:3])
     if not layout:
         raise InputError(
-            f"{path}: its header does not name the camera; say how to read it by --format aedat2-dvs128 or aedat2-davis"
+            f"{path}: its header does not name the camera; choose how to read it with --format aedat2-dvs128 or "
+            "aedat2-davis"
         )
     size = found or said.size
     if size is None:
-        raise InputError(f"{path}: does not say the size of its sensor; say it by --sensor HEIGHTxWIDTH")
+        raise InputError(f"{path}: does not say the size of its sensor; give it with --sensor HEIGHTxWIDTH")
     height, width = size
 
     def pieces() -> Iterator[Piece]:
@@ -90,7 +91,7 @@ def aedat3_packets(path: Path) -> tuple[str, Iterator[tuple[Piece, int]]]:
     """Return the header, and for each packet in its order the valid brightness changes and the number of others."""
     header = AEDAT3_HEADER.match(beginning(path, LONGEST_HEADER))
     if header is None:
-        raise InputError(f"{path}: no AEDAT 3.1 file: it has no header from #!AER-DAT3.1 to #!END-HEADER")
+        raise InputError(f"{path}: not an AEDAT 3.1 file: it has no header from #!AER-DAT3.1 to #!END-HEADER")
     return header[0].decode("latin-1"), _aedat3_packets(path, header.end())
 
 
@@ -101,8 +102,8 @@ def _aedat3_packets(path: Path, start: int) -> Iterator[tuple[Piece, int]]:
             file.seek(start)
             head = file.read(PACKET_HEADER.size)
             truncated = InputError(
-                f"{path}: breaks off within the packet at byte {start}; fetch it again, or keep what is whole by: "
-                f"truncate -s {start} {path}"
+                f"{path}: is truncated within the packet at byte {start}; fetch it again, or keep the complete part "
+                f"with: truncate -s {start} {path}"
             )
             if len(head) < PACKET_HEADER.size:
                 raise truncated

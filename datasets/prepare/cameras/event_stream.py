@@ -25,12 +25,14 @@ def open_es(path: Path, said: Said) -> tuple[Size | None, Iterator[Piece]]:
     with path.open("rb") as file:
         head = file.read(ES_HEAD.size)
     if len(head) < ES_HEAD.size:
-        raise InputError(f"{path}: breaks off at byte {len(head)}, within its header; fetch it again")
+        raise InputError(f"{path}: is truncated at byte {len(head)}, within its header; fetch it again")
     _, major, _, _, kind, width, height = ES_HEAD.unpack(head)
     if major == 2 and kind != ES_DVS:
         return foreign.open_by_faery(path)
     if major != 2 or not height or not width:
-        raise InputError(f"{path}: says version {major} and {height}x{width} pixels; Event Stream of version 2 is read")
+        raise InputError(
+            f"{path}: says version {major} and {height}x{width} pixels; only version 2 of Event Stream is read"
+        )
 
     def pieces() -> Iterator[Piece]:
         content = np.asarray(np.memmap(path, np.uint8, "r"))
@@ -40,8 +42,8 @@ def open_es(path: Path, said: Said) -> tuple[Size | None, Iterator[Piece]]:
             n = _decode_es(content, state, height, *piece)
             if n < 0:
                 raise InputError(
-                    f"{path}: breaks off, or is damaged, at byte {state[0]}; fetch it again, or keep what is whole by: "
-                    f"truncate -s {state[0]} {path}"
+                    f"{path}: is truncated or damaged at byte {state[0]}; fetch it again, or keep the complete part "
+                    f"with: truncate -s {state[0]} {path}"
                 )
             yield Piece(*(column[:n] for column in piece))
 

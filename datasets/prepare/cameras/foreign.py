@@ -30,7 +30,7 @@ def open_by_faery(path: Path, said: object = None) -> tuple[tuple[int, int], Ite
     from snn.errors import InputError  # the process itself does not need it
 
     if find_spec("faery") is None:
-        raise InputError(f"{path}: such files are read by faery; install it by: pip install faery")
+        raise InputError(f"{path}: such files are read by faery; install it with: pip install faery")
     pieces = _pieces(path)
     _, content = next(pieces)
     return struct.unpack("<qq", content), (_piece(content) for _, content in pieces)

@@ -37,7 +37,9 @@ def pieces(path: Path, dataset: h5py.Dataset) -> Iterator[Piece]:
     """Yield the events in order, one piece for each chunk."""
     plist, total = dataset.id.get_create_plist(), len(dataset)
     if plist.get_nfilters() != 1 or not dataset.chunks:
-        raise InputError(f"{path}: /CD/events has other filters beside Metavision's; write it anew with that one alone")
+        raise InputError(
+            f"{path}: /CD/events has other filters besides Metavision's; write it again with only that one"
+        )
     chunks = [dataset.id.get_chunk_info(k) for k in range(dataset.id.get_num_chunks())]
     starts = {chunk.chunk_offset[0]: chunk for chunk in chunks if not chunk.filter_mask}
     with path.open("rb") as file:

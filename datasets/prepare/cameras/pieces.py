@@ -42,7 +42,7 @@ def rows_x_columns(text: str) -> Size:
     """Return the size of a sensor from a word of the command line."""
     match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
     if match is None or not (0 < int(match[1]) <= 2**14 and 0 < int(match[2]) <= 2**14):
-        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 128x128: rows x columns")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 128x128: rows x columns")
     return int(match[1]), int(match[2])
 
 
@@ -59,7 +59,7 @@ def beginning(path: Path, size: int) -> bytes:
 
 
 def blocks(path: Path, start: int, dtype: str, what: str) -> Iterator[np.ndarray]:
-    """Yield the file's words after its header. InputError at its end if it breaks off within a word."""
+    """Yield the file's words after its header. InputError at its end if it is truncated within a word."""
     size = np.dtype(dtype).itemsize
     with path.open("rb") as file:
         file.seek(start)
@@ -70,8 +70,8 @@ def blocks(path: Path, start: int, dtype: str, what: str) -> Iterator[np.ndarray
             place += whole
             if whole < len(content):
                 raise InputError(
-                    f"{path}: breaks off at byte {place}, within {what} of {size} bytes; fetch it again, or keep what "
-                    f"is whole by: truncate -s {place} {path}"
+                    f"{path}: is truncated at byte {place}, within {what} of {size} bytes; fetch it again, or keep the "
+                    f"complete part with: truncate -s {place} {path}"
                 )
 
 

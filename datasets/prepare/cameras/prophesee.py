@@ -35,16 +35,17 @@ def open_raw(path: Path, said: Said) -> tuple[Size | None, Iterator[Piece]]:
     name = EVT.get(version)
     if said.format in ENCODINGS:
         if name is not None and name != said.format:
-            raise InputError(f"{path}: says that it is {name}, and --format {said.format}; leave --format out")
+            raise InputError(f"{path}: says that it is {name}, but --format says {said.format}; leave --format out")
         name = said.format
     if name is None:
         raise InputError(
-            f"{path}: its header names the encoding {version!r:.40}, which is not read; record EVT3, EVT2.1 or EVT2"
+            f"{path}: its header names the encoding {version!r:.40}, which is not supported; record EVT3, EVT2.1 or "
+            "EVT2"
             if version
-            else f"{path}: has no header that names its encoding; say it by --format evt2, evt21 or evt3"
+            else f"{path}: has no header that names its encoding; give it with --format evt2, evt21 or evt3"
         )
     if "big" in (fields.get("endianness"), options.get("endianness")):
-        raise InputError(f"{path}: is written with the highest byte first, which is not read; record little-endian")
+        raise InputError(f"{path}: is big-endian, which is not supported; record little-endian")
     is_swapped = name == "evt21" and "legacy" in (fields.get("endianness"), options.get("endianness"))
     decode = Words(name, is_swapped)
     return _raw_size(fields, options, path), map(decode, blocks(path, start, decode.dtype, "a word"))

@@ -60,7 +60,7 @@ def open_hdf5(path: Path, said: Said) -> tuple[Size | None, Iterator[Piece]]:
     file = hdf5.File(path)
     if file.is_group("events"):
         if missing := [name for name in COLUMNS if not file.is_dataset(f"events/{name}")]:
-            raise InputError(f"{path}: wrong layout, /events has no data set {missing[0]}")
+            raise InputError(f"{path}: wrong layout: /events has no data set {missing[0]}")
         columns = [file.dataset(f"events/{name}", "iuf") for name in COLUMNS]
         return None, _guarded(path, _from_columns(path, columns, _unit(path, "t", said), said.brighter))
     if not file.is_dataset("CD/events"):
@@ -75,7 +75,7 @@ def open_hdf5(path: Path, said: Said) -> tuple[Size | None, Iterator[Piece]]:
         return size, _guarded(path, metavision.pieces(path, events))
     events = file.dataset("CD/events")
     if set(COLUMNS) - set(events.dtype.names or ()):
-        raise InputError(f"{path}: wrong layout, /CD/events must have the fields x, y, p and t")
+        raise InputError(f"{path}: wrong layout: /CD/events must have the fields x, y, p and t")
     return size, _guarded(path, _from_array(path, events, Said(time_unit="us")))
 
 
@@ -120,8 +120,8 @@ def _from_text(
             except (ValueError, IndexError) as error:
                 reason = " ".join(str(error).split())
                 raise InputError(
-                    f"{path}: the rows of events {done} to {done + len(rows) - 1} are no numbers throughout "
-                    f"({reason:.100}); mend them, or fetch the file again"
+                    f"{path}: the rows of events {done} to {done + len(rows) - 1} are not all numbers "
+                    f"({reason:.100}); repair them, or fetch the file again"
                 ) from None
             yield as_piece(path, done, values.T, unit, polarity)
             done += len(values)
@@ -157,7 +157,7 @@ def _by_names(path: Path, names: Sequence[str], said: Said) -> Columns:
         raise InputError(
             f"{path}: of its columns {', '.join(names):.80} none is named {missing[0]} (or "
             f"{', '.join(NAMES[missing[0]][1:])}"
-            "); say what they are by --columns, such as --columns t,x,y,p"
+            "); name them with --columns, such as --columns t,x,y,p"
         )
     unit = TICKS[found["t"][2]] if found["t"][2] else _unit(path, found["t"][0], said)
     return Columns(tuple(found[c][0] for c in COLUMNS), tuple(found[c][1] for c in COLUMNS), unit)
@@ -165,7 +165,7 @@ def _by_names(path: Path, names: Sequence[str], said: Said) -> Columns:
 
 def _by_words(path: Path, number: int, said: Said) -> Columns:
     if said.columns is None:
-        raise InputError(f"{path}: does not name its {number} columns; say what they are, such as --columns t,x,y,p")
+        raise InputError(f"{path}: does not name its {number} columns; name them, such as --columns t,x,y,p")
     if len(said.columns) != number:
         raise InputError(f"{path}: has {number} columns, and --columns names {len(said.columns)}; correct it")
     places = tuple(said.columns.index(column) for column in COLUMNS)
@@ -174,7 +174,7 @@ def _by_words(path: Path, number: int, said: Said) -> Columns:
 
 def _unit(path: Path, name: str, said: Said) -> float:
     if said.time_unit is None:
-        raise InputError(f"{path}: does not say the unit of {name}; say it by --time-unit s, ms, us or ns")
+        raise InputError(f"{path}: does not say the unit of {name}; give it with --time-unit s, ms, us or ns")
     return TICKS[said.time_unit]
 
 
@@ -279,5 +279,5 @@ class Polarity:
 def _unreadable(path: Path, what: str, error: Exception) -> InputError:
     reason = " ".join(str(error).split())
     return InputError(
-        f"{path}: no readable {what} file, perhaps truncated; fetch it again, or leave it out ({reason:.100})"
+        f"{path}: not a readable {what} file, perhaps truncated; fetch it again, or leave it out ({reason:.100})"
     )

@@ -1,0 +1,98 @@
+"""The figures of the benchmarks in benchmarks/speed.json: each benchmark stores its own with --store.
+
+A figure is a row of docs/speed.md: the task, the time it took here, and the time others took, with the ratio if both
+ran in the same command. A stored figure replaces the one of the same task on the same kind of machine, and keeps the
+command, date, machine and versions it comes from under `run`. Figures without `run` were written down by hand.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from snn.files import write_whole
+from snn.machine import machine, versions
+
+STORED = Path(__file__).with_name("speed.json")
+
+
+class Other(NamedTuple):
+    """The time another implementation took, in words, and its ratio to the time here if it is known."""
+
+    who: str
+    took: str
+    ratio: float | None = None
+
+
+class Figure(NamedTuple):
+    """A task, the time it took here in words, and the times of others."""
+
+    what: str
+    here: str
+    others: Sequence[Other] = ()
+
+
+def stored() -> dict[str, Any]:
+    """Return the contents of benchmarks/speed.json: `origin`, `machines` by name, and the list `measured`."""
+    return json.loads(STORED.read_text(encoding="utf-8"))
+
+
+def duration(ms: float) -> str:
+    """Write a time given in ms, in s from one second on."""
+    return f"{ms:.3g} ms" if ms < 1000 else f"{ms / 1000:.3g} s"
+
+
+def others(times_ms: dict[str, float], here: str, who: dict[str, str]) -> list[Other]:
+    """Compare contenders with the one named `here`; `who` gives their names on the page, and the rest is left out."""
+    ours = times_ms[here]
+    return [
+        Other(title, duration(times_ms[name]), times_ms[name] / ours) for name, title in who.items() if name in times_ms
+    ]
+
+
+def add_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option --store."""
+    parser.add_argument("--store", action="store_true", help="store the figures in benchmarks/speed.json")
+
+
+def store(figures: Iterable[Figure], device: str = "cpu") -> None:
+    """Store the figures of this program, which ran on this device."""
+    found, place = stored(), "cpu" if device == "cpu" else "gpu"
+    words = ["PATH" if os.path.exists(word) else word for word in sys.argv[1:] if word != "--store"]
+    command = shlex.join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *words])
+    run = {
+        "command": command,
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": machine(torch.device(device))
+        | {"threads": os.environ.get("OMP_NUM_THREADS", "all"), "load_at_end": round(os.getloadavg()[0], 1)},
+        "versions": versions(),
+    }
+    for figure in figures:
+        _put(found["measured"], place, command, run, figure)
+    write_whole(STORED, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    print(f"stored in {STORED}; python -m benchmarks.results --readme puts the figures into docs/speed.md")
+
+
+def _put(measured: list[dict], place: str, command: str, run: dict, figure: Figure) -> None:
+    """Replace a figure or append it. What the picture calls the task and the others stays."""
+    names = [(one["machine"], one["what"]) for one in measured]
+    at = names.index((place, figure.what)) if (place, figure.what) in names else len(measured)
+    old = measured[at] if at < len(measured) else {}
+    kinds = {other["who"]: other["kind"] for other in old.get("others", ()) if "kind" in other}
+    new = {"machine": place, "what": figure.what}
+    if "picture" in old:
+        new["picture"] = old["picture"]
+    rows: list[dict] = []
+    for who, took, ratio in figure.others:
+        kind = {"kind": kinds[who]} if who in kinds else {}
+        times = {} if ratio is None else {"times": [float(f"{ratio:.2g}")] * 2}
+        rows.append({"who": who} | kind | {"took": took} | times)
+    new |= {"command": command, "here": figure.here, "others": rows, "run": run}
+    measured[at : at + 1] = [new]

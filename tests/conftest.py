@@ -179,3 +179,31 @@ def toy_file(tmp_path: Path) -> Path:
         arrays[f"x_{split}"], arrays[f"y_{split}"] = toy_images(n, seed)
     np.savez(path, **arrays)
     return path
+
+
+@pytest.fixture
+def convert(tmp_path: Path, monkeypatch, capsys):
+    """Convert the sounds of tmp_path/in in this process and return what was said; the files are in tmp_path/out.
+
+    The cochlea is left out, as it takes its time.
+    """
+    from datasets.prepare import wav  # few tests need it
+
+    def run(**words: object) -> str:
+        monkeypatch.setattr(wav, "map_in_order", lambda function, tasks, *_: map(function, tasks))
+        monkeypatch.setattr(wav, "cochlea", lambda audio, *_: (np.array([0.1], np.float32), np.zeros(1, np.uint16)))
+        wanted = {"label_pattern": None, "label_csv": None, "test_share": 0.5, "seed": 0, "processes": 1} | words
+        wav.convert_wavs(tmp_path / "in", tmp_path / "out", **wanted)
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def four(tmp_path: Path) -> Path:
+    """A folder with two sounds of each of two classes in its folder in."""
+    from tests.originals import save_sound
+
+    for i, name in enumerate(("low_0", "low_1", "high_0", "high_1")):
+        save_sound(tmp_path / "in" / f"{name}.wav", i)
+    return tmp_path

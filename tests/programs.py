@@ -65,6 +65,11 @@ def contents(path):
         }
 
 
+def converted(folder: Path, split: str) -> dict:
+    """Return the contents of one of the files that the fixture `convert` makes."""
+    return contents(folder / "out" / f"out_{split}.h5")
+
+
 def blocks(page: str, language: str) -> list[str]:
     """Code blocks of a page, also those within a list."""
     text = (REPOSITORY / "docs" / page).read_text()

@@ -5,7 +5,8 @@ import runpy
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import h5py
@@ -32,14 +33,43 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: LONGEST not in item.name)
 
 
+USUAL = {
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGTERM: signal.default_int_handler,  # it ends a test as Ctrl-C does, so that what it has started ends, too
+    signal.SIGALRM: signal.SIG_DFL,
+    signal.SIGCHLD: signal.SIG_DFL,
+}
+
+
 @pytest.fixture(autouse=True)
 def heard_signals() -> Iterator[None]:
-    """Ctrl-C and SIGTERM as in a terminal: a shell has those it starts in the background ignore them, children too."""
-    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
-    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    """Signals as in a terminal: a shell has those it starts in the background ignore some of them, children too."""
+    before = {number: signal.signal(number, handler) for number, handler in USUAL.items()}
+    blocked = signal.pthread_sigmask(signal.SIG_UNBLOCK, USUAL)
     yield
+    signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     for number, handler in before.items():
-        signal.signal(number, handler)
+        signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+@pytest.fixture
+def launch() -> Iterator[Callable[..., subprocess.Popen]]:
+    """Start a process as subprocess.Popen does; it ends with the test, however that ends, and its own processes too."""
+    started: list[subprocess.Popen] = []
+
+    def start(words: list, **options: object) -> subprocess.Popen:
+        started.append(subprocess.Popen(words, start_new_session=True, **options))
+        return started[-1]
+
+    yield start
+    for process in started:
+        with process:  # closes its pipes
+            if process.poll() is None:
+                process.terminate()  # torchrun passes it on
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(20)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def write_shd(path: Path, times: list, units: list, labels: list, speakers: list | None = None) -> Path:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -68,6 +69,18 @@ def contents(path):
 def converted(folder: Path, split: str) -> dict:
     """Return the contents of one of the files that the fixture `convert` makes."""
     return contents(folder / "out" / f"out_{split}.h5")
+
+
+def share_compiled(copy: Path) -> None:
+    """Let the packages in `copy` keep compiled kernels where those of the repository do, so that none waits twice."""
+    for path in (path for package in ("snn", "datasets") for path in (REPOSITORY / package).rglob("*.py")):
+        copied, kept = copy / path.relative_to(REPOSITORY), path.parent / "__pycache__"
+        if copied.is_file():
+            shutil.copystat(path, copied)  # numba goes by the time of a source
+            kept.mkdir(exist_ok=True)
+            if not (place := copied.parent / "__pycache__").is_symlink():
+                shutil.rmtree(place, ignore_errors=True)
+                place.symlink_to(kept)
 
 
 def blocks(page: str, language: str) -> list[str]:

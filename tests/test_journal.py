@@ -120,17 +120,17 @@ def test_no_thread_outlives_the_work():
     assert threads() <= before
 
 
-def test_workers_end_with_a_parent_that_is_killed(tmp_path):
+def test_workers_end_with_a_parent_that_is_killed(tmp_path, launch):
     script = tmp_path / "parent.py"
     script.write_text(
         "import os, time\n"
         "from datasets.prepare.parallel import map_in_order\n"
         "def task(_):\n    time.sleep(0.05)\n    return os.getpid()\n"
         "if __name__ == '__main__':\n"
-        "    for pid in map_in_order(task, range(10000), 1, 'x'):\n        print(pid, flush=True)\n"
+        "    for pid in map_in_order(task, range(600), 1, 'x'):\n        print(pid, flush=True)\n"
     )
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    parent = subprocess.Popen(
+    parent = launch(
         [sys.executable, str(script)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
     worker = int(parent.stdout.readline())
@@ -142,5 +142,4 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path):
         except ProcessLookupError:
             return
         time.sleep(0.1)
-    os.kill(worker, signal.SIGKILL)
     pytest.fail("the worker lives on")

@@ -15,6 +15,7 @@ import snn
 from snn import checkpoint, settings
 from snn.network import Network
 from tests.conftest import REPOSITORY
+from tests.programs import share_compiled
 
 
 def run(*words: object, folder: Path) -> str:
@@ -105,17 +106,6 @@ def try_snippets(python: Path, folder: Path) -> None:
     assert shown[3].startswith("tensor([")
 
 
-def take_compiled(place: Path) -> None:
-    """Take what the checkout has compiled along, so as not to wait for it again: numba goes by the time of a source."""
-    for path in (REPOSITORY / "snn").rglob("*"):
-        copy = place / path.relative_to(REPOSITORY / "snn")
-        if path.suffix in (".nbi", ".nbc") or (path.parent.name == "printed" and path.is_file()):
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(path, copy)
-        elif path.suffix == ".py" and copy.exists():
-            shutil.copystat(path, copy)
-
-
 def test_a_wheel_is_the_library_alone_and_the_pages_lines_run_on_it(wheel, tmp_path):
     python = environment(tmp_path / "venv", (wheel,))
     place = installed(python, tmp_path)
@@ -126,7 +116,7 @@ def test_a_wheel_is_the_library_alone_and_the_pages_lines_run_on_it(wheel, tmp_p
     found = {path.relative_to(place) for path in place.rglob("*") if path.is_file()}
     assert sources == {path for path in found if "__pycache__" not in path.parts}
     assert not list(place.rglob("printed"))
-    take_compiled(place)
+    share_compiled(place.parent)
     try_snippets(python, tmp_path)
 
 

@@ -261,9 +261,9 @@ def test_missing_data_are_one_line(program, tmp_path, path):
     assert "http" in origin or "doi" in origin
 
 
-def test_ctrl_c_and_resume(program, tmp_path, shd_folder):
-    command = [sys.executable, str(REPOSITORY / "train.py"), *f"{TRAIN} --epochs 100000 --save_name x".split()[1:]]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+def test_ctrl_c_and_resume(program, tmp_path, shd_folder, launch):
+    command = [sys.executable, str(REPOSITORY / "train.py"), *f"{TRAIN} --epochs 3000 --save_name x".split()[1:]]
+    process = launch(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not (tmp_path / "runs" / "x" / "last.pt").exists():
         assert time.monotonic() < deadline

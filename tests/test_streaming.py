@@ -14,7 +14,7 @@ from tests.networks import IMAGE, build, image_events, small, small_conv
 from tests.streams import DT_MS, N_RECORDINGS, T_EMPTY, VARIANTS, T, activity, decide, make_stream, recordings, trained
 
 
-@pytest.mark.parametrize("changes", VARIANTS, ids=str)
+@pytest.mark.parametrize("changes", [*VARIANTS, VARIANTS[1] | {"pruned": False}], ids=str)
 def test_decisions_times_and_spikes_are_those_of_batches(changes):
     network = trained(**changes)
     s_TBN, h_TBN, layers = activity(network.folded())
@@ -42,7 +42,7 @@ def test_decisions_times_and_spikes_are_those_of_batches(changes):
 
 @pytest.mark.parametrize("changes", VARIANTS[:2], ids=str)
 def test_the_work_is_what_was_active_up_to_the_decision(changes):
-    network = trained(**changes)
+    network = trained(pruned=False, **changes)
     folded = network.folded()
     bins = Bins(DT_MS, T, T_EMPTY, 30)
     for r in range(N_RECORDINGS):
@@ -128,7 +128,7 @@ def test_an_output_that_never_fires_leaves_it_to_the_potential(changes):
 
 
 def test_the_highest_of_negative_potentials():
-    network = trained(neuron="AdLIF", output_neuron="AdLIF")
+    network = trained(pruned=False, neuron="AdLIF", output_neuron="AdLIF")
     network.output.neurons.theta.fill_(1e6)
     with torch.no_grad():
         network.output.linear.weight.copy_(-1 - torch.arange(4.0).flip(0).view(-1, 1).expand(4, 12))

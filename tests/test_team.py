@@ -186,13 +186,11 @@ def test_a_lost_process_is_one_line(capsys, message):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_killed_process_ends_the_job_and_it_resumes(tmp_path, rank):
+def test_a_killed_process_ends_the_job_and_it_resumes(tmp_path, rank, launch):
     write_shd(tmp_path / "shd" / "shd_train.h5", **make_events(60, 3, 40, 0))
     words = RUNS["rates"].replace("--epochs 2", "")
     command = [*TORCHRUN, str(REPOSITORY / "train.py")]
-    job = subprocess.Popen(
-        [*command, *f"{words} --epochs 100000".split()[1:]], cwd=tmp_path, stderr=subprocess.PIPE, text=True
-    )
+    job = launch([*command, *f"{words} --epochs 3000".split()[1:]], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not (tmp_path / "runs" / "rates" / "last.pt").exists():
         assert time.monotonic() < deadline

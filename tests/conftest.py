@@ -5,6 +5,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -31,6 +32,19 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # beside another: a thread each, or the
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest test first, so that nobody waits for it alone at the end."""
     items.sort(key=lambda item: LONGEST not in item.name)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One folder for what programs leave in the temporary one when they are killed; it goes with the session."""
+    tmp_path_factory.getbasetemp()  # which stays for a look at what failed
+    with (
+        tempfile.TemporaryDirectory(prefix="tests-", ignore_cleanup_errors=True) as folder,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("TMPDIR", folder)
+        patch.setattr(tempfile, "tempdir", folder)
+        yield
 
 
 USUAL = {
@@ -145,14 +159,15 @@ def unpainted(figure: plt.Figure) -> bytes:
 def program(tmp_path: Path, monkeypatch, capfd, request):
     """Run a script, or -m and a module, in a folder of its own: program("train.py --epochs 1") -> CompletedProcess.
 
+    Further arguments are words as they are, for instance paths with blanks.
     It runs in this process, from its first line to its exit code, because starting torch takes seconds. Pictures are
     painted for a test that is marked so.
     """
     if request.node.get_closest_marker("painted") is None:
         monkeypatch.setattr(pictures, "png", unpainted)
 
-    def run(command: str) -> subprocess.CompletedProcess:
-        script, *words = command.split()
+    def run(command: str, *more: object) -> subprocess.CompletedProcess:
+        script, *words = [*command.split(), *map(str, more)]
         monkeypatch.chdir(tmp_path)
         module = words.pop(0) if script == "-m" else None
         monkeypatch.setattr(sys, "argv", [module or script, *words])

@@ -1,9 +1,10 @@
-"""Calls of the library's public surface, made by number: python -m tests.fuzz SEED FIRST LAST [--guard]
+"""Calls of the library's public surface, made by number: python -m tests.fuzz SEED FIRST LAST [--guard] [--few]
 
 Case k calls entry k modulo their number as a notebook would, with arguments that fit, or with some that do not. It
 prints a line for each case: its number, its entry, and "result", "refused" (by one InputError), or the fault. If a
 compiled kernel reads or writes memory that is not its own, this process may die, and the caller knows at which case.
 With --guard it must die: each array that a kernel takes ends, or begins, at a page that nothing may touch.
+With --few, networks are of two neurons, as each neuron is compiled.
 """
 
 import signal
@@ -15,7 +16,7 @@ import torch
 
 from snn.errors import InputError
 from tests.draw import Draw
-from tests.entries import ENTRIES
+from tests.entries import ENTRIES, NAMES
 from tests.guard import Guard
 
 SECONDS = 300  # a case; kernels may have to be compiled in it, on a machine that does other work
@@ -45,6 +46,8 @@ def main() -> None:
     seed, first, last = map(int, sys.argv[1:4])
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
+    if "--few" in sys.argv:
+        NAMES[:] = ["AdLIF", "CuLIF"]
     guard = Guard() if "--guard" in sys.argv else None
     if guard:
         guard.wrap()

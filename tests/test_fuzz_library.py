@@ -20,13 +20,15 @@ def run(*words: str) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.parametrize(
-    ("seed", "cases"), [(0, 440), pytest.param(1, 20_000, marks=pytest.mark.slow)], ids=["some", "many"]
+    ("seed", "cases", "more"),
+    [(0, 440, ["--few"]), pytest.param(1, 20_000, [], marks=pytest.mark.slow)],
+    ids=["some", "many"],
 )
-def test_every_call_ends_in_a_result_or_one_error(seed, cases):
+def test_every_call_ends_in_a_result_or_one_error(seed, cases, more):
     """In a process of its own, which a wrong read or write ends: every array a kernel takes lies at a closed page."""
     outcomes, first = Counter(), 0
     while first < cases:
-        done = run("-m", "tests.fuzz", *map(str, (seed, first, cases)), "--guard")
+        done = run("-m", "tests.fuzz", *map(str, (seed, first, cases)), "--guard", *more)
         lines = re.findall(r"^(\d+): (\w+): (.*)$", done.stdout, re.MULTILINE)
         assert lines or done.returncode < 0, done.stderr  # it began
         for k, name, outcome in lines:

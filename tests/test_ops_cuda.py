@@ -23,6 +23,7 @@ from tests.make import (
     assert_equal_to_reference,
     assert_recurrent_equals_reference,
     make_call,
+    over_neurons_and_dtypes,
     run,
 )
 
@@ -76,8 +77,7 @@ def multi_step(on_host):
     assert set(on_host) == {"forward", "backward"}
 
 
-@over_dtypes
-@pytest.mark.parametrize("neuron", DYNAMICS.values(), ids=DYNAMICS)
+@over_neurons_and_dtypes
 def test_equals_reference(neuron, dtype, multi_step, poisoned):
     assert_equal_to_reference(multi_step, make_call(neuron, RAGGED, dtype))
 

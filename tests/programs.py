@@ -2,12 +2,14 @@
 
 import json
 import re
+import runpy
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import h5py
+import pytest
 
 from datasets.prepare import writer
 from snn import checkpoint
@@ -46,6 +48,15 @@ def state(run: Path) -> tuple[list[dict], dict[str, bytes]]:
 
 def metrics(run: Path) -> dict:
     return json.loads((run / "test" / "metrics.json").read_text())
+
+
+def run_here(folder: Path, command: str) -> None:
+    """Run a script in this process and in `folder`, for what several tests share; a test has `program`."""
+    script, *words = command.split()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", [script, *words])
+        runpy.run_path(str(REPOSITORY / script), run_name="__main__")
 
 
 def prepare(*arguments):

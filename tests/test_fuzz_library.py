@@ -21,8 +21,12 @@ def run(*words: str) -> subprocess.CompletedProcess:
 
 @pytest.mark.parametrize(
     ("seed", "cases", "more"),
-    [(0, 440, ["--few"]), pytest.param(1, 20_000, [], marks=pytest.mark.slow)],
-    ids=["some", "many"],
+    [
+        (0, 440, ["--few"]),
+        pytest.param(1, 4400, [], marks=pytest.mark.slow),
+        pytest.param(2, 20_000, [], marks=pytest.mark.long),
+    ],
+    ids=["some", "many", "most"],
 )
 def test_every_call_ends_in_a_result_or_one_error(seed, cases, more):
     """In a process of its own, which a wrong read or write ends: every array a kernel takes lies at a closed page."""

@@ -125,7 +125,7 @@ def test_an_editable_installation_finds_the_library_alone(checkout, tmp_path):
     assert installed(python, tmp_path) == checkout / "snn"
 
 
-@pytest.mark.slow  # it downloads torch and CUDA's libraries: some GB
+@pytest.mark.long  # it downloads torch and CUDA's libraries: some GB
 def test_a_wheel_brings_what_it_needs_into_an_empty_environment(wheel, tmp_path):
     python = environment(tmp_path / "venv", (wheel,), borrowed=False)
     installed(python, tmp_path)

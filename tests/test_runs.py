@@ -27,7 +27,7 @@ from snn import checkpoint, linear, runs, settings
 from snn.inputs import SparseCounts
 from snn.network import Network
 from tests.conftest import ON_CPU, REPOSITORY, TORCHRUN, assert_one_line, make_events, write_shd
-from tests.programs import EVENTS, state
+from tests.programs import EVENTS, run_here, state
 
 IMAGES = (
     f"train.py --path_to_yaml {REPOSITORY}/configs/ttfs_mnist_mlp.yaml --dataset_name toy --path_to_dataset toy "
@@ -57,10 +57,7 @@ def data(tmp_path: Path) -> Path:
 def whole(tmp_path_factory) -> tuple:
     """Return the state after three epochs of recordings without a fault."""
     folder = make_data(tmp_path_factory.mktemp("whole"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setattr(sys, "argv", f"{EVENTS} --epochs 3 --save_name x".split())
-        runpy.run_path(str(REPOSITORY / "train.py"), run_name="__main__")
+    run_here(folder, f"{EVENTS} --epochs 3 --save_name x")
     return state(folder / "runs" / "x")
 
 

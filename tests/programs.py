@@ -84,7 +84,8 @@ def converted(folder: Path, split: str) -> dict:
 
 def share_compiled(copy: Path) -> None:
     """Let the packages in `copy` keep compiled kernels where those of the repository do, so that none waits twice."""
-    for path in (path for package in ("snn", "datasets") for path in (REPOSITORY / package).rglob("*.py")):
+    paths = [path for package in ("snn", "datasets") for path in (REPOSITORY / package).rglob("*.py")]
+    for path in (path for path in paths if "__pycache__" not in path.parts):
         copied, kept = copy / path.relative_to(REPOSITORY), path.parent / "__pycache__"
         if copied.is_file():
             shutil.copystat(path, copied)  # numba goes by the time of a source

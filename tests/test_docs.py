@@ -133,7 +133,6 @@ from tests.conftest import unpainted
 pictures.png = unpainted
 for module, *words in json.loads(sys.argv[1]):
     sys.argv = [module, *words]
-    print(flush=True)
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     except SystemExit as end:

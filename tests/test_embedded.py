@@ -336,7 +336,7 @@ def test_weights_as_bytes():
 
 
 def test_a_quantised_network_is_a_network_whose_sums_do_not_depend_on_their_order():
-    network = trained(layers=("16R", "12FDS3"), batch_norm=True)
+    network = trained(pruned=False, layers=("16R", "12FDS3"), batch_norm=True)
     small_one = quantised(network)
     assert network.layers[0].norm is not None  # a copy
     for weight_NC in (small_one.layers[0].linear.weight, small_one.layers[0].neurons.V, small_one.output.linear.weight):

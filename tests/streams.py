@@ -1,6 +1,7 @@
 """Recordings of events, a network that has learned from some, and its decisions event by event."""
 
 import numpy as np
+import pytest
 import torch
 
 from datasets.binning import Bins, bin_events
@@ -17,6 +18,12 @@ VARIANTS = [
     {"neuron": "SEAdLIF", "layers": ("16FD5", "12RDR4"), "output_delay": "D3"},
     {"layers": ("16FDS6", "12RDS3DR2"), "variant": "superspike", "output_delay": "DS4"},
 ]
+# A stream of each is compiled, which takes seconds: the fast tests have the simplest, and those with delays
+over_variants = pytest.mark.parametrize(
+    "changes",
+    [pytest.param(each, marks=[pytest.mark.slow] * (k in (1, 2))) for k, each in enumerate(VARIANTS)],
+    ids=str,
+)
 
 
 def recordings(n: int = N_RECORDINGS) -> Recordings:

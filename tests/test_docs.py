@@ -141,6 +141,7 @@ for module, *words in json.loads(sys.argv[1]):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("shd_folder")
 def test_the_neuron_of_the_page_needs_no_other_change(tmp_path):
     """Training, resume, test with report, streaming, and the sources that are shown.

@@ -13,7 +13,7 @@ from snn.network import Activity
 from snn.operations import SynapticOperations
 from snn.ops import sparse
 from tests.networks import build, image_events, small_conv
-from tests.streams import DT_MS, N_RECORDINGS, T_EMPTY, VARIANTS, T, decide, make_stream, recordings, trained
+from tests.streams import DT_MS, N_RECORDINGS, T_EMPTY, T, decide, make_stream, over_variants, recordings, trained
 
 
 def random_activity(B: int, seed: int, rate: float = 0.04) -> tuple[Activity, torch.Tensor]:
@@ -174,7 +174,7 @@ def test_details_against_one_sample_at_a_time():
     assert details["spikes_per_sample"]["of_neurons_by_layer"][0] == pytest.approx(np.percentile(rates, PERCENTILES))
 
 
-@pytest.mark.parametrize("changes", VARIANTS, ids=str)
+@over_variants
 def test_the_cost_of_a_decision_is_that_of_the_stream(changes):
     """Sample by sample: steps, events, synaptic operations, spikes, up to the decision and of the whole window.
 

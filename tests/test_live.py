@@ -250,6 +250,7 @@ def test_a_sender_sends_every_event_of_sets_and_recordings(tmp_path):
         list(send.recordings_of(tmp_path / "a.h5", None, (2, 2)))
 
 
+@pytest.mark.slow
 def test_the_demo_decides_on_what_the_sender_sends(program, tmp_path, launch):
     """By UDP and through a pipe: the decisions of the network on the same recordings."""
     random = np.random.default_rng(0)

@@ -127,7 +127,9 @@ def test_the_product_alone(dtype, shape, outputs, share, poisoned):
     assert_close_gradients([actual_TBC], [torch.where(either_TBC, expected_TBC, 0)])
 
 
-@pytest.mark.parametrize("layers", [("16F", "48F"), ("16R", "48R"), ("16F", "48FD5")], ids=str)
+@pytest.mark.parametrize(
+    "layers", [("16F", "48F"), pytest.param(("16R", "48R"), marks=pytest.mark.slow), ("16F", "48FD5")], ids=str
+)
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 def test_a_network_trains_alike(layers, dropout, monkeypatch):
     calls, product, results = [], sparse.input_gradient, []

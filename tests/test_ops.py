@@ -95,7 +95,9 @@ def test_cpu_equals_reference(neuron, dtype, shape, poisoned):
     assert_equal_to_reference(on_cpu, make_call(neuron, shape, dtype))
 
 
-@pytest.mark.parametrize("name", SLOPES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in ("arctan", "slayer"))) for name in SLOPES]
+)
 def test_each_surrogate_on_the_cpu(name, poisoned):
     neuron = NEURONS["CuLIF"].dynamics_of(surrogate=Surrogate(name, 4.0))
     assert_equal_to_reference(on_cpu, make_call(neuron, (33, 5, 70), torch.float32))

@@ -106,6 +106,7 @@ def try_snippets(python: Path, folder: Path) -> None:
     assert shown[3].startswith("tensor([")
 
 
+@pytest.mark.slow
 def test_a_wheel_is_the_library_alone_and_the_pages_lines_run_on_it(wheel, tmp_path):
     python = environment(tmp_path / "venv", (wheel,))
     place = installed(python, tmp_path)
@@ -120,6 +121,7 @@ def test_a_wheel_is_the_library_alone_and_the_pages_lines_run_on_it(wheel, tmp_p
     try_snippets(python, tmp_path)
 
 
+@pytest.mark.slow
 def test_an_editable_installation_finds_the_library_alone(checkout, tmp_path):
     python = environment(tmp_path / "venv", ("--no-build-isolation", "--editable", checkout))
     assert installed(python, tmp_path) == checkout / "snn"

@@ -282,6 +282,7 @@ def in_this_process(command: str, folder: Path) -> str | None:
     return command.removeprefix("python ") if command.startswith("python ") else None
 
 
+@pytest.mark.slow
 def test_readme_commands_run_in_their_smoke_form(program, tmp_path):
     """Every command of the README, in its order, in a copy of the repository; but not that which runs this test.
 

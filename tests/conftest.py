@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import h5py
@@ -34,19 +34,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: not any(name in item.name for name in LONGEST))
 
 
-@pytest.fixture(autouse=True, scope="session")
-def temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """One folder for what programs leave in the temporary one when they are killed; it goes with the session."""
-    tmp_path_factory.getbasetemp()  # which stays for a look at what failed
-    with (
-        tempfile.TemporaryDirectory(prefix="tests-", ignore_cleanup_errors=True) as folder,
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        patch.setenv("TMPDIR", folder)
-        patch.setattr(tempfile, "tempdir", folder)
-        yield
-
-
 USUAL = {
     signal.SIGINT: signal.default_int_handler,
     signal.SIGTERM: signal.default_int_handler,  # it ends a test as Ctrl-C does, so that what it has started ends, too
@@ -55,15 +42,38 @@ USUAL = {
 }
 
 
-@pytest.fixture(autouse=True)
-def heard_signals() -> Iterator[None]:
+@contextmanager
+def usual_signals() -> Iterator[None]:
     """Signals as in a terminal: a shell has those it starts in the background ignore some of them, children too."""
     before = {number: signal.signal(number, handler) for number, handler in USUAL.items()}
     blocked = signal.pthread_sigmask(signal.SIG_UNBLOCK, USUAL)
-    yield
-    signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-    for number, handler in before.items():
-        signal.signal(number, signal.SIG_DFL if handler is None else handler)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Signals, and one folder, which goes at the end, for what programs that are killed leave in the temporary one."""
+    tmp_path_factory.getbasetemp()  # which stays, for a look at what failed
+    with (
+        usual_signals(),
+        tempfile.TemporaryDirectory(prefix="tests-", ignore_cleanup_errors=True) as folder,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("TMPDIR", folder)
+        patch.setattr(tempfile, "tempdir", folder)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def heard_signals(session: None) -> Iterator[None]:
+    """Each test begins with the usual signals, whatever the programs of another made of them."""
+    with usual_signals():
+        yield
 
 
 @pytest.fixture

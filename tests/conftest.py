@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 USUAL = {
     signal.SIGINT: signal.default_int_handler,
     signal.SIGTERM: signal.default_int_handler,  # it ends a test as Ctrl-C does, so that what it has started ends, too
-    signal.SIGALRM: signal.SIG_DFL,
+    signal.SIGPROF: signal.SIG_DFL,
     signal.SIGCHLD: signal.SIG_DFL,
 }
 

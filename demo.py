@@ -24,7 +24,7 @@ from datasets.binning import Bins, bin_events
 from datasets.prepare import digits, speech
 from datasets.prepare.cochlea import N_PLACES, cochlea
 from datasets.prepare.wav import read_audio
-from datasets.recordings import Recordings, downsampled
+from datasets.recordings import Recordings, as_inputs
 from snn import arguments, checkpoint, cli, config, pictures
 from snn.errors import InputError
 from snn.files import write_whole
@@ -39,8 +39,9 @@ def main() -> None:
     network, cfg, content = checkpoint.load_network(path, "cpu")
     data, names = cfg.data, content["class_names"]
     is_live = args.udp is not None or args.stdin
-    if not isinstance(network, Network) or (not is_live and data.shape != (N_PLACES,)):
-        shape, what = "x".join(map(str, data.shape)), "it takes events" if is_live else f"the cochlea has {N_PLACES}"
+    if not isinstance(network, Network) or (not is_live and data.channels != N_PLACES):
+        shape = data.channels or "x".join(map(str, data.shape))
+        what = "it takes events" if is_live else f"the cochlea has {N_PLACES}"
         raise InputError(f"{path}: listens to {shape} channels, but {what}; take another")
     network = network.folded()
     if is_live:
@@ -58,7 +59,8 @@ def main() -> None:
         voice = speech.variants()[said[args.recording].voice]
         print(f"hearing '{digits.WORDS[said[args.recording].label][1]}', said by the voice '{voice}'")
     length_ms = 1000 * len(audio) / rate_hz
-    times_s, channels = cochlea(audio, rate_hz, 0)
+    heard = as_inputs(one_recording(*cochlea(audio, rate_hz, 0)), data)
+    times_s, channels = heard.times, heard.channels
 
     stream = Stream(network, data.dt_ms, data.T, data.T_empty)
     decision, ends = None, np.searchsorted(times_s, np.arange(0, length_ms, data.dt_ms)[1:] / 1000)
@@ -76,7 +78,6 @@ def main() -> None:
         print(f"at {decision.time_ms:g} ms of {length_ms:.0f}: {name}")
     print(f"{work.events:,} of {len(times_s):,} events, {work.synaptic_operations:,} synaptic operations")
 
-    heard = Recordings(np.array([0, len(times_s)]), times_s, 1.0, channels, np.zeros(1, np.int64), None, "demo")
     x_T1C = bin_events(heard, np.zeros(1, np.int64), Bins.of(data, "train"))
     figure = pictures.draw_decision(network, x_T1C, data.dt_ms, names=names, audio=(audio, rate_hz))
     write_whole(args.out, pictures.png(figure))
@@ -85,14 +86,17 @@ def main() -> None:
         print(f"warning: {why}", file=sys.stderr)
 
 
+def one_recording(times_s: np.ndarray, units: np.ndarray) -> Recordings:
+    return Recordings(np.array([0, len(times_s)]), times_s, 1.0, units, np.zeros(1, np.int64), None, "demo")
+
+
 def follow(args: argparse.Namespace, network: Network, data: config.Data, names: list[str] | None) -> None:
     """Decide on live events, recording by recording, until they end or Ctrl-C is pressed."""
     sensor = (data.sensor.height, data.sensor.width) if data.sensor else (1, data.channels)
-    channel_of_unit = np.tile(np.arange(sensor[1]), 2)  # right for a cochlea, which has no polarities
-    if data.sensor:
-        units = np.arange(2 * sensor[0] * sensor[1])
-        each = Recordings(np.array([0, len(units)]), units, 1.0, units, np.zeros(1, np.int64), None, "the sensor")
-        channel_of_unit = downsampled(each, data.sensor).channels
+    units = np.arange(data.num_units)
+    channel_of_unit = as_inputs(one_recording(units, units), data).channels
+    if not data.sensor:
+        channel_of_unit = np.tile(channel_of_unit, 2)  # a cochlea has no polarities
     stream = Stream(network, data.dt_ms, data.T, data.T_empty, ticks_per_second=1e6)
     stream.push([0], [0])  # compiles the kernels before the first event comes
     layout = args.layout or (live.PIPE_LAYOUT if args.stdin else live.UDP_LAYOUT)

@@ -4,11 +4,11 @@ The change of a recording depends only on the epoch's key and the recording's nu
 nor on the number of processes.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
-from datasets.recordings import WHOLE, Recordings, check_array, check_index
+from datasets.recordings import WHOLE, AnyRecordings, Recordings, check_array, check_index
 from snn import checks
 from snn.errors import InputError
 from snn.ops.compiled import inlined, kernel
@@ -21,7 +21,7 @@ BELL_SIGMA = 2 * 65536 / 12**0.5  # of the sum of four
 
 @dataclass(frozen=True)
 class Augmentation:
-    """The changes made to each recording, in this order; 0 leaves a part out. `snn.config` describes each.
+    """The changes made to each recording; 0 leaves a part out. `snn.config` describes each.
 
     Units are p · height · width + y · width + x; a cochlea's channels have height 1 and move along x only.
     """
@@ -31,37 +31,82 @@ class Augmentation:
     drop: float
     shift: int
     unit_jitter: int
+    blend: float
+    tilt: float
+    mask: int
+    mask_ms: float
     width: int
     height: int
 
     def __post_init__(self) -> None:
-        for name in ("stretch", "time_jitter_ms", "drop"):
+        for name in ("stretch", "time_jitter_ms", "drop", "blend", "tilt", "mask_ms"):
             checks.number(name, getattr(self, name), least=0)
-        for name, least in (("shift", 0), ("unit_jitter", 0), ("width", 1), ("height", 1)):
+        for name, least in (("shift", 0), ("unit_jitter", 0), ("mask", 0), ("width", 1), ("height", 1)):
             checks.whole(name, getattr(self, name), least)
 
     @property
     def is_off(self) -> bool:
-        return not (self.stretch or self.time_jitter_ms or self.drop or self.shift or self.unit_jitter)
+        return not any(getattr(self, field.name) for field in fields(self) if field.name not in ("width", "height"))
 
 
-def augment(recordings: Recordings, index: np.ndarray, numbers: np.ndarray, how: Augmentation, key: int) -> Recordings:
+@dataclass(frozen=True)
+class Change:
+    """The change of all recordings in one epoch. Partners for blending are drawn among the recordings in `among`."""
+
+    how: Augmentation
+    key: int  # of the epoch
+    among: np.ndarray
+
+    def __call__(self, recordings: AnyRecordings, numbers: np.ndarray) -> Recordings:
+        """Load the recordings with these numbers and return them changed."""
+        partners = self._partners(recordings.labels, numbers)
+        has_one = partners >= 0
+        loaded, places = recordings.load(np.concatenate([numbers, partners[has_one]]))
+        partners[has_one] = places[len(numbers) :]
+        return augment(loaded, places[: len(numbers)], numbers, self.how, self.key, partners)
+
+    def _partners(self, labels: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+        """Draw the number of another recording of the same class, or -1 for those that stay by themselves."""
+        partners = np.full(len(numbers), -1, np.int64)
+        if self.how.blend:
+            labels_among = labels[self.among]
+            for k, number in enumerate(numbers):
+                random = np.random.default_rng([self.key, number])
+                if random.random() < self.how.blend:
+                    partners[k] = random.choice(self.among[labels_among == labels[number]])
+        return partners
+
+
+def augment(
+    recordings: Recordings,
+    index: np.ndarray,
+    numbers: np.ndarray,
+    how: Augmentation,
+    key: int,
+    partners: np.ndarray | None = None,
+) -> Recordings:
     """Return the recordings in `index`, changed. `key`, 0 to 2^64 - 1, stands for the epoch, `numbers` for each one.
 
+    `partners` gives the place of the recording that each is blended with, or -1: the two move so that their mean times
+    and places meet, and each event of either is kept with probability 1/2 (Nowotny et al. 2025).
+
     A time that would come before 0 becomes 0; one past the window is dropped when events are binned. An event that
-    leaves the sensor is lost. So this step loses events only by `drop` and at the edges of the sensor.
+    leaves the sensor is lost.
     """
     check_index(index, recordings)
     check_array("numbers", numbers, WHOLE)
     checks.whole("key", key, 0, 2**64 - 1)
     if len(numbers) != len(index):
         raise InputError(f"there are {len(index)} recordings to change, but {len(numbers)} numbers of them")
+    partners = np.full(len(index), -1, np.int64) if partners is None else partners
     lengths = recordings.offsets[index + 1] - recordings.offsets[index]
+    blended = check_index(partners[partners >= 0], recordings)
+    lengths[partners >= 0] += recordings.offsets[blended + 1] - recordings.offsets[blended]
     times = np.empty(lengths.sum(), recordings.times.dtype)
     channels = np.empty(lengths.sum(), recordings.channels.dtype)
     is_whole = times.dtype.kind in "iu"
     ends = _augment(
-        (recordings.offsets, recordings.times, recordings.channels, index, numbers),
+        (recordings.offsets, recordings.times, recordings.channels, index, partners, numbers),
         (times, channels),
         np.uint64(key),
         how.stretch,
@@ -69,6 +114,7 @@ def augment(recordings: Recordings, index: np.ndarray, numbers: np.ndarray, how:
         how.drop,
         how.shift,
         how.unit_jitter,
+        (how.tilt, how.mask, how.mask_ms * recordings.ticks_per_second / 1000),
         (how.width, how.height),
         float(np.iinfo(times.dtype).max) if is_whole else np.inf,
         is_whole,
@@ -85,12 +131,12 @@ def augment(recordings: Recordings, index: np.ndarray, numbers: np.ndarray, how:
 
 
 @kernel
-def _augment(source, target, key, stretch, jitter_ticks, drop, shift, unit_jitter, size, last_tick, is_whole):
+def _augment(source, target, key, stretch, jitter_ticks, drop, shift, unit_jitter, weaken, size, last_tick, is_whole):
     """Write the changed events of each recording in turn; return where each ends."""
-    offsets, times, channels, index, numbers = source
+    offsets, times, channels, index, partners, numbers = source
     new_times, new_channels = target
+    tilt, mask, mask_ticks = weaken
     width, height = size
-    moves, wanders = shift > 0 or unit_jitter > 0, height > 1
     ends = np.empty(len(index), np.int64)
     k = 0
     for b in range(len(index)):
@@ -98,34 +144,77 @@ def _augment(source, target, key, stretch, jitter_ticks, drop, shift, unit_jitte
         state[0] = _mix(key + np.uint64(numbers[b]) * GOLDEN)
         factor = 1 + stretch * (2 * _uniform(state) - 1)
         shift_x, shift_y = _whole(state, shift), _whole(state, shift)
-        for e in range(offsets[index[b]], offsets[index[b] + 1]):
-            if drop > 0 and _uniform(state) < drop:
-                continue
-            channel = channels[e]
-            if moves:
-                x, row = np.int64(channel) % width, np.int64(channel) // width
-                x += shift_x + _whole(state, unit_jitter)
-                if not 0 <= x < width:
+        mean_t, mean_x, mean_y, last = _extent(offsets, times, channels, index[b], size)
+        lean = tilt * (2 * _uniform(state) - 1) if tilt > 0 else 0.0
+        mask_x = mask_end_x = np.int64(0)
+        if mask > 0:
+            mask_x = np.int64(_uniform(state) * width)
+            mask_end_x = mask_x + np.int64(_uniform(state) * (mask + 1))
+        mask_t = mask_end_t = 0.0
+        if mask_ticks > 0:
+            mask_t = _uniform(state) * last
+            mask_end_t = mask_t + _uniform(state) * mask_ticks
+        is_blended = partners[b] >= 0
+        dt, dx, dy = 0.0, np.int64(0), np.int64(0)
+        if is_blended:
+            other_t, other_x, other_y, _ = _extent(offsets, times, channels, partners[b], size)
+            dt = (other_t - mean_t) / 2
+            dx, dy = np.int64(np.round((other_x - mean_x) / 2)), np.int64(np.round((other_y - mean_y) / 2))
+        moves = shift > 0 or unit_jitter > 0 or is_blended
+        in_time = stretch > 0 or jitter_ticks > 0 or is_blended
+        for part in range(2 if is_blended else 1):
+            r = index[b]
+            if part == 1:
+                r, dt, dx, dy = partners[b], -dt, -dx, -dy
+            for e in range(offsets[r], offsets[r + 1]):
+                if is_blended and _uniform(state) < 0.5:
                     continue
-                if wanders:
-                    y = row % height + shift_y + _whole(state, unit_jitter)
-                    if not 0 <= y < height:
+                if drop > 0 and _uniform(state) < drop:
+                    continue
+                channel, x = channels[e], np.int64(channels[e]) % width
+                if moves:
+                    row = np.int64(channel) // width
+                    x += dx + shift_x + _whole(state, unit_jitter)
+                    if not 0 <= x < width:
                         continue
-                    row = row // height * height + y
-                new_channels[k] = row * width + x
-            else:
+                    if height > 1:
+                        y = row % height + dy + shift_y + _whole(state, unit_jitter)
+                        if not 0 <= y < height:
+                            continue
+                        row = row // height * height + y
+                    channel = row * width + x
+                if lean != 0:  # towards the end to which the recording leans, all events are kept
+                    away = (width - 1 - x if lean > 0 else x) / width
+                    if _uniform(state) < abs(lean) * away:
+                        continue
+                if mask_x <= x < mask_end_x or mask_t <= times[e] < mask_end_t:
+                    continue
                 new_channels[k] = channel
-            if stretch > 0 or jitter_ticks > 0:
-                t = factor * np.float64(times[e])
-                if jitter_ticks > 0:
-                    t += jitter_ticks * _bell(state)
-                t = min(max(t, 0.0), last_tick)
-                new_times[k] = np.floor(t + 0.5) if is_whole else t
-            else:
-                new_times[k] = times[e]
-            k += 1
+                if in_time:
+                    t = factor * (np.float64(times[e]) + dt)
+                    if jitter_ticks > 0:
+                        t += jitter_ticks * _bell(state)
+                    t = min(max(t, 0.0), last_tick)
+                    new_times[k] = np.floor(t + 0.5) if is_whole else t
+                else:
+                    new_times[k] = times[e]
+                k += 1
         ends[b] = k
     return ends
+
+
+@inlined
+def _extent(offsets, times, channels, r, size):
+    """Return the mean time, x and y of the events of recording r, and its last time."""
+    width, height = size
+    t, x, y, last = 0.0, 0.0, 0.0, 0.0
+    for e in range(offsets[r], offsets[r + 1]):
+        t += np.float64(times[e])
+        x += np.int64(channels[e]) % width
+        y += np.int64(channels[e]) // width % height
+        last = max(last, np.float64(times[e]))
+    number = max(offsets[r + 1] - offsets[r], 1)
+    return t / number, x / number, y / number, last
 
 
 @inlined

@@ -216,24 +216,23 @@ def batches(
     bins: Bins,
     batch_size: int,
     share: Callable[[np.ndarray], np.ndarray] = lambda part: part,
-    change: Callable[[Recordings, np.ndarray, np.ndarray], Recordings] | None = None,
+    change: Callable[[AnyRecordings, np.ndarray], Recordings] | None = None,
     device: torch.device | None = None,
 ) -> Iterator[tuple[SparseCounts | torch.Tensor, torch.Tensor]]:
     """Yield (counts (T, B, channels), labels (B,) int64) of the recordings in `index`, in its order.
 
     The counts are `SparseCounts`; if `device` is a GPU they are dense and lie on it. `share` picks the recordings of
-    each batch that this process takes. `change` is given some recordings, the places of those to take, and their
-    numbers in the whole set; it returns these changed, in that order.
+    each batch that this process takes. `change` is given all recordings and the numbers of those to take; it returns
+    these changed, in that order.
     """
     check_index(index, recordings)
     checks.whole("batch_size", batch_size, 1)
     for start in range(0, len(index), batch_size):
         part = share(index[start : start + batch_size])
-        # a change may move an event from behind the window into it
-        until = bins.end_ticks(recordings.ticks_per_second) if change is None else np.inf
-        loaded, places = recordings.load(part, until)
-        if change is not None:
-            loaded, places = change(loaded, places, part), np.arange(len(part))
+        if change is None:
+            loaded, places = recordings.load(part, bins.end_ticks(recordings.ticks_per_second))
+        else:
+            loaded, places = change(recordings, part), np.arange(len(part))
         is_gpu = device is not None and device.type != "cpu"
         x_TBC = bin_dense(loaded, places, bins, device) if is_gpu else bin_events(loaded, places, bins)
         yield x_TBC, torch.from_numpy(recordings.labels[part])

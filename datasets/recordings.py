@@ -79,7 +79,7 @@ class StoredRecordings:
     class_names: tuple[str, ...] | None
     read_events: ReadEvents
     first_times: np.ndarray  # (n,) float64, of the earliest event of each; infinity without one
-    channel_of_unit: np.ndarray | None = None  # as the network sees a camera's units
+    channel_of_unit: np.ndarray | None = None  # as the network sees the units of the file
     files: np.ndarray | None = None
 
     def __len__(self) -> int:
@@ -137,11 +137,11 @@ def check_index(index: np.ndarray, samples: Samples) -> np.ndarray:
 
 
 def _look_up(channel_of_unit: np.ndarray, units: np.ndarray, where: str) -> np.ndarray:
-    """Look up the channel of each unit of a camera."""
+    """Look up the channel of each unit."""
     if len(units) and (units.min() < 0 or units.max() >= len(channel_of_unit)):
         raise InputError(
             f"{where}: units go from {units.min()} to {units.max()}, but those of the sensor are 0 to "
-            f"{len(channel_of_unit) - 1}; look at data.sensor"
+            f"{len(channel_of_unit) - 1}; look at data.sensor or data.channels"
         )
     return channel_of_unit[units]
 
@@ -202,6 +202,13 @@ def _read_subset(read_events: ReadEvents, index: np.ndarray, numbers: np.ndarray
     return read_events(index[numbers], until)
 
 
+def as_inputs(recordings: AnyRecordings, data: config.Data) -> AnyRecordings:
+    """Map the units of the files to the inputs of the network, as data.sensor or data.pool says."""
+    if data.sensor:
+        return downsampled(recordings, data.sensor)
+    return recordings if data.pool == 1 else _mapped(recordings, np.arange(data.channels) // data.pool)
+
+
 def downsampled(recordings: AnyRecordings, sensor: config.Sensor) -> AnyRecordings:
     """Map a camera's units p·H·W + y·W + x to channels p·h·w + y·w + x of a smaller image.
 
@@ -210,9 +217,12 @@ def downsampled(recordings: AnyRecordings, sensor: config.Sensor) -> AnyRecordin
     p, y, x = np.indices((2, sensor.height, sensor.width), dtype=np.uint32)
     _, height, width = sensor.shape
     p = p if sensor.polarities == 2 else np.zeros_like(p)
-    channel_of_unit = (p * height + y // sensor.divide) * width + x // sensor.divide
+    return _mapped(recordings, ((p * height + y // sensor.divide) * width + x // sensor.divide).ravel())
+
+
+def _mapped(recordings: AnyRecordings, channel_of_unit: np.ndarray) -> AnyRecordings:
     smallest = np.min_scalar_type(channel_of_unit.max())  # a gesture data set has 400 million events
-    channel_of_unit = channel_of_unit.ravel().astype(smallest)
+    channel_of_unit = channel_of_unit.astype(smallest)
     if isinstance(recordings, StoredRecordings):
         return replace(recordings, channel_of_unit=channel_of_unit)
     return replace(recordings, channels=_look_up(channel_of_unit, recordings.channels, recordings.where))

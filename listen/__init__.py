@@ -27,9 +27,9 @@ def page(network: Network, data: Data, class_names: Sequence[str] | None, title:
 
     Raises InputError for a network that does not listen to the cochlea or cannot be said in C, and without a compiler.
     """
-    if data.shape != (cochlea.N_PLACES,):
-        shape = "x".join(map(str, data.shape))
-        raise InputError(f"{title}: listens to {shape} channels, but the cochlea has {cochlea.N_PLACES}; take another")
+    if data.channels != cochlea.N_PLACES:
+        listens = f"{data.channels} channels" if data.channels else "a camera"
+        raise InputError(f"{title}: listens to {listens}, but the cochlea has {cochlea.N_PLACES}; take another")
     if find_spec("ziglang") is None:
         raise InputError("--format html needs a C compiler for WebAssembly: pip install ziglang")
     names = [f"class {k}" for k in range(data.num_classes)] if class_names is None else list(class_names)
@@ -50,7 +50,7 @@ def page(network: Network, data: Data, class_names: Sequence[str] | None, title:
         "rampS": cochlea.RAMP_S,
         "paddingS": cochlea.PADDING_S,
         "silence": speech.SILENCE,
-        "wasm": _base64(_wasm(code.files, sum(sizes))),
+        "wasm": _base64(_wasm(code.files, sum(sizes), data.pool)),
         "tables": _base64(cochlea_c.tables().astype("<f4").tobytes()),
         "noise": _base64(cochlea.noise_states(SEED).astype("<u8").tobytes()),
     }
@@ -58,7 +58,7 @@ def page(network: Network, data: Data, class_names: Sequence[str] | None, title:
     return (HERE / "page.html").read_text(encoding="utf-8").replace(MARK, text)
 
 
-def _wasm(files: dict[str, str], num_neurons: int) -> bytes:
+def _wasm(files: dict[str, str], num_neurons: int, pool: int) -> bytes:
     """The cochlea and a network in C, compiled."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -66,7 +66,7 @@ def _wasm(files: dict[str, str], num_neurons: int) -> bytes:
             (folder / file).write_text(text, encoding="utf-8")
         module, ears = folder / "page.wasm", cochlea_c.SOURCE.parent
         command = [sys.executable, "-m", "ziglang", "cc", "-target", "wasm32-freestanding", "-mcpu=generic+simd128"]
-        command += [*cochlea_c.FLAGS, "-nostdlib", "-Wl,--no-entry", f"-DALL_NEURONS={num_neurons}"]
+        command += [*cochlea_c.FLAGS, "-nostdlib", "-Wl,--no-entry", f"-DALL_NEURONS={num_neurons}", f"-DPOOL={pool}"]
         command += [f"-I{folder}", f"-I{ears}", "-o", str(module)]
         sources = [HERE / "page.c", cochlea_c.SOURCE, folder / "network.c"]
         ran = subprocess.run([*command, *map(str, sources)], capture_output=True, text=True, check=False)

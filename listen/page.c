@@ -49,7 +49,7 @@ EXPORT(hear) int32_t hear(int32_t count, float gain, int32_t end) {
   for (ear.num_events = 0; ear.num_events < given && ear.steps[ear.num_events] < end; ear.num_events++) {
     const uint32_t at_us = time_us(ear.steps[ear.num_events]);
     advance(at_us);
-    network_push(&net, at_us, ear.units[ear.num_events]);
+    network_push(&net, at_us, (uint32_t)ear.units[ear.num_events] / POOL); /* neighbours are one input */
   }
   advance(time_us(ear.steps_done < end ? ear.steps_done : end));
   return taken;

@@ -105,6 +105,20 @@ class Augment(Section):
     unit_jitter: NonNegativeInt = Field(
         0, description="each event moves by itself in the same way (channels or pixels)"
     )
+    blend: Share = Field(
+        0.0,
+        description="share of the recordings that are blended with another of their class: the two move until their "
+        "centres meet, and half of the events of each are kept",
+    )
+    tilt: Share = Field(
+        0.0,
+        description="events become rarer towards one end of the channels (or of x), drawn at random; at that end up to "
+        "this share of them is left out",
+    )
+    mask: NonNegativeInt = Field(
+        0, description="up to so many neighbouring channels (or columns) of a recording are silent"
+    )
+    mask_ms: NonNegativeFloat = Field(0.0, description="a recording is silent for up to this long (ms)")
 
 
 class Data(DataSet):
@@ -124,7 +138,10 @@ class Data(DataSet):
     test_file: str | None = Field(
         None, description="default <dataset_name>_test.h5; only test.py reads its labels and events"
     )
-    channels: PositiveInt | None = Field(None, description="input channels, if there is no sensor")
+    channels: PositiveInt | None = Field(None, description="channels in the files, if there is no sensor")
+    pool: PositiveInt = Field(
+        1, description="neighbouring channels become one input: an event of channel c counts for input c // pool"
+    )
     sensor: Sensor | None = Field(None, description="event camera, instead of channels")
     dt_ms: PositiveFloat = Field(description="width of a time bin (ms)")
     T: PositiveInt = Field(description="bins; later events are dropped (steps)")
@@ -161,6 +178,8 @@ class Data(DataSet):
     def _channels_or_sensor(self) -> "Data":
         if (self.channels is None) == (self.sensor is None):
             raise ValueError("give channels, or sensor for an event camera, and not both")
+        if self.sensor is not None and self.pool != 1:
+            raise ValueError("pool is for channels; a sensor has divide")
         if self.layout in SENSORS and (
             self.sensor is None or (self.sensor.height, self.sensor.width) != SENSORS[self.layout]
         ):
@@ -176,8 +195,8 @@ class Data(DataSet):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Return the shape of an input step: (channels,) or (polarities, height, width)."""
-        return (self.channels,) if self.sensor is None else self.sensor.shape
+        """Return the shape of an input step: (inputs,) or (polarities, height, width)."""
+        return (-(-self.channels // self.pool),) if self.sensor is None else self.sensor.shape
 
     @property
     def num_units(self) -> int:
@@ -307,7 +326,7 @@ class Network(Section):
 
 
 class FirstSpike(Section):
-    alpha: PositiveFloat = Field(description="α of softmax(-α t^F) (1/step)")
+    alpha: PositiveFloat = Field(0.2, description="α of softmax(-α t^F) (1/step)")
     D: Annotated[float, Field(ge=1)] = Field(16.0, description="the gradient window has σ = max(1, floor(T/D)) steps")
     A: PositiveFloat = Field(200.0, description="amplitude of the gradient window")
     D_final: Annotated[float, Field(ge=1)] | None = Field(
@@ -317,7 +336,7 @@ class FirstSpike(Section):
 
 
 class FiringRate(Section):
-    alpha: PositiveFloat = Field(description="α of softmax(α rate) (steps)")
+    alpha: PositiveFloat = Field(20.0, description="α of softmax(α rate) (steps)")
 
 
 class SilentTarget(Section):
@@ -330,10 +349,27 @@ class SpikeCount(Section):
     target: NonNegativeFloat = Field(1.0, description="wanted spikes per sample and neuron, over all layers")
 
 
+class FirstToSpike(Section):
+    slope: PositiveFloat = Field(
+        10.0, description="k: an output neuron of potential h fires at the rate exp(k (h/θ - 1))"
+    )
+    silent: NonNegativeFloat = Field(
+        0.0, description="added to the loss of a recording as far as no output neuron fires; more makes outputs fire"
+    )
+    early: NonNegativeFloat = Field(
+        0.0, description="weight of the expected time of the decision, as a share of the window; more decides earlier"
+    )
+
+
 class Loss(Section):
-    mode: Literal["first_time", "firing_rate"] = Field("first_time", description="what is trained")
-    fs: FirstSpike = Field(description="first-spike code")
-    fr: FiringRate = Field(description="firing-rate code")
+    mode: Literal["first_time", "first_to_spike", "firing_rate"] = Field(
+        "first_time",
+        description="what is trained: the time of the first spikes, the probability that the target spikes first, or "
+        "the firing rate",
+    )
+    fs: FirstSpike = Field(FirstSpike(), description="first-spike code (first_time only)")
+    first_to_spike: FirstToSpike = Field(FirstToSpike(), description="noisy thresholds (first_to_spike only)")
+    fr: FiringRate = Field(FiringRate(), description="firing-rate code (firing_rate only)")
     treg: SilentTarget = Field(SilentTarget(), description="regulariser of silent targets (first_time only)")
     spike_count: SpikeCount = Field(SpikeCount(), description="optional spike-count term")
 
@@ -441,10 +477,14 @@ class Config(AnyConfig, section="network", title="A first-spike network"):
 
     @property
     def run_name(self) -> str:
-        """Return the published name: <dataset>_<fs|fr><α>_tau<τ of neuron2>_<neuron>."""
-        code, alpha = ("fs", self.loss.fs.alpha) if self.loss.mode == "first_time" else ("fr", self.loss.fr.alpha)
-        tau = self.network.neuron2.tau_mem_steps
-        return f"{self.data.dataset_name}_{code}{alpha:g}_tau{tau:g}_{self.network.neuron.lower()}"
+        """Return the published name, <dataset>_<fs|fr><α>_tau<τ of neuron2>_<neuron>; first_to_spike has fts<slope>."""
+        loss, tau = self.loss, self.network.neuron2.tau_mem_steps
+        code = {
+            "first_time": f"fs{loss.fs.alpha:g}",
+            "first_to_spike": f"fts{loss.first_to_spike.slope:g}",
+            "firing_rate": f"fr{loss.fr.alpha:g}",
+        }[loss.mode]
+        return f"{self.data.dataset_name}_{code}_tau{tau:g}_{self.network.neuron.lower()}"
 
     def new_network(self, backend: str | None = None) -> "nn.Module":
         from snn import network  # imported here so that reading a configuration does not import torch

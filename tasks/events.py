@@ -3,7 +3,7 @@
 import argparse
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from datasets import binning, layouts, prepare, readers
-from datasets.augment import Augmentation, augment
+from datasets.augment import Augmentation, Change
 from datasets.binning import Bins
-from datasets.recordings import AnyRecordings, downsampled, subset
+from datasets.recordings import AnyRecordings, as_inputs, subset
 from datasets.splits import groups_by, hold_out, say_unseen
 from snn import architecture, config, energy, pictures, report, tables
 from snn.classes import Named
@@ -40,7 +40,7 @@ from tasks import streams
 from tasks.kind import Kind, Result, Testing, Training, fingerprint, named, say_missing, say_refusal
 
 NARROWS_BY = 0.01  # the factor by which the triangle of a delay narrows over a training
-COCHLEA = (700,)  # the channels that `datasets.prepare` makes of sound
+COCHLEA_CHANNELS = 700  # those that `datasets.prepare` makes of sound
 TEST_SEED = 0  # data.test_by sets the same recordings apart whatever the run's seed
 
 
@@ -58,7 +58,7 @@ class EventTraining(Training):
     def __init__(self, cfg: config.Config, team: Team, classes: Named | None = None):
         super().__init__(cfg, team)
         data, train = cfg.data, cfg.train
-        self.chosen_by = "fs_accuracy" if cfg.loss.mode == "first_time" else "fr_accuracy"
+        self.chosen_by = "fr_accuracy" if cfg.loss.mode == "firing_rate" else "fs_accuracy"
         if team.leads:
             prepare.make_if_missing(data.train_path, data.dataset_name, data.prepare)
         team.wait()
@@ -69,7 +69,7 @@ class EventTraining(Training):
             say_refusal(partial(look_at_test_data, data, Named(self.class_names, self.recordings.where)))
         self.kept, self.validation, self.held_out = for_validation(self.recordings, data, self.bins, train.seed)
         check_batch_norm(cfg, len(self.kept), 1 if train.sync_batch_norm else team.size)
-        height, width = data.shape[1:] if data.sensor else (1, data.channels)
+        height, width = data.shape[1:] if data.sensor else (1, *data.shape)
         self.augmentation = Augmentation(**data.augment.model_dump(), width=width, height=height)
         torch.manual_seed(train.seed)
         self.network = cfg.new_network().to(team.device)
@@ -93,7 +93,7 @@ class EventTraining(Training):
     def begin_epoch(self, epoch: int, random: np.random.Generator) -> dict[str, float]:
         self.change = None
         if not self.augmentation.is_off:
-            self.change = partial(augment, how=self.augmentation, key=int(random.integers(2**63)))
+            self.change = Change(self.augmentation, int(random.integers(2**63)), self.kept)
         train, now = self.cfg.train, self.schedule(self.cfg, epoch)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * now["lr"] / train.lr
@@ -104,7 +104,7 @@ class EventTraining(Training):
             self.loss.forget()
         self.recorded = window, sigma_steps
         self.network.narrow_delays(sigma_steps)
-        self.objective = partial(objective, loss=self.cfg.loss, window=window)
+        self.objective = goal(self.cfg, window)
         return now
 
     def batches(self, order: np.ndarray) -> Iterator[tuple[SparseCounts | Tensor, Tensor]]:
@@ -139,7 +139,7 @@ class EventTraining(Training):
         )
 
     def uses(self, checkpoint: Path) -> list[str]:
-        if self.cfg.data.shape != COCHLEA:
+        if self.cfg.data.channels != COCHLEA_CHANNELS:
             return []
         command = f"$(bash run.sh --python export) export.py --load_pt_file {checkpoint} --format html"
         return [f"make a page that listens by: {command}"]
@@ -190,7 +190,7 @@ class EventTesting(Testing):
         say_missing(self.recordings.labels, data.num_classes, str(data.test_path), "recording")
         self.evaluations = [Evaluation() for _ in subjects]
         self.objectives = [
-            partial(objective, loss=cfg.loss, window=gradient_window(cfg, self.bins, cfg.loss.fs.D), training=False)
+            partial(goal(cfg, gradient_window(cfg, self.bins, cfg.loss.fs.D)), training=False)
             for cfg in (subject.cfg for subject in subjects)
         ]
         self.meters = [energy.Meter(network) for network in self.networks] if args.energy else []
@@ -301,6 +301,11 @@ def gradient_window(cfg: config.Config, bins: Bins, D: float) -> Window:
     return Window.of(bins.T + bins.T_empty, D, fs.A, fs.window)
 
 
+def goal(cfg: config.Config, window: Window) -> Callable[..., Tensor]:
+    """Return `objective` with what the configuration settles."""
+    return partial(objective, loss=cfg.loss, window=window, theta=cfg.network.neuron2.theta)
+
+
 def check_batch_norm(cfg: config.Config, recordings: int, parts: int) -> None:
     """Raise InputError if BatchNorm would see a single value: one step of one recording, in any of `parts` shares."""
     data, size = cfg.data, cfg.train.batch_size
@@ -366,7 +371,7 @@ def _read(data: config.Data, path: Path, split: layouts.Split, bins: Bins, class
         strict=data.strict,
         options=options,
     )
-    return downsampled(recordings, data.sensor) if data.sensor else recordings
+    return as_inputs(recordings, data)
 
 
 def look_at_test_data(data: config.Data, classes: Named) -> None:

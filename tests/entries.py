@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from datasets.augment import Augmentation, augment
+from datasets.augment import Augmentation, Change
 from datasets.binning import Bins, batches, bin_dense, bin_events
 from datasets.recordings import Recordings, StoredRecordings, downsampled
 from datasets.splits import hold_out
@@ -207,7 +207,7 @@ def batching(draw: Draw) -> None:
     recordings, sensor = draw.recordings(C), config.Sensor(height=4, width=4, polarities=2, divide=2)
     recordings.load(draw.index(recordings))
     index, bins = draw.index(recordings), Bins(10.0, 5, 1, 8)
-    how = Augmentation(*(draw.number(value) for value in (0.1, 1.0, 0.1, 1, 1, 4, 2)))
+    how = Augmentation(*(draw.number(value) for value in (0.1, 1.0, 0.1, 1, 1, 0.5, 0.3, 2, 20.0, 4, 2)))
     if draw.chance(0.5):  # as from a file that stays there
         held = recordings
 
@@ -219,11 +219,7 @@ def batching(draw: Draw) -> None:
         recordings = StoredRecordings(held.offsets, 1.0, held.labels, None, "mine", None, read, held.first_times)
     change = None
     if draw.chance(0.5):
-        key = draw.number(7)
-
-        def change(loaded: Recordings, places: np.ndarray, numbers: np.ndarray) -> Recordings:
-            return augment(loaded, places, numbers, how, key)
-
+        change = Change(how, draw.number(7), draw.index(recordings))
     for x, _ in batches(downsampled(recordings, sensor), index, bins, draw.number(2), change=change):
         x.dense()
     hold_out(recordings, draw.number(0.3), 0)

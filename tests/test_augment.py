@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 
-from datasets.augment import Augmentation, augment
+from datasets.augment import Augmentation, Change, augment
 from datasets.binning import Bins, batches
 from datasets.recordings import Recordings
 
 OFF = {"stretch": 0.0, "time_jitter_ms": 0.0, "drop": 0.0, "shift": 0, "unit_jitter": 0}
+OFF |= {"blend": 0.0, "tilt": 0.0, "mask": 0, "mask_ms": 0.0}
 ALL_ON = {"stretch": 0.1, "time_jitter_ms": 3.0, "drop": 0.2, "shift": 4, "unit_jitter": 2}
+ALL_ON |= {"blend": 0.5, "tilt": 0.5, "mask": 5, "mask_ms": 50.0}
 COCHLEA, SENSOR = (700, 1), (40, 30)  # width, height
 INDEX = np.array([5, 0, 3, 9])
 
@@ -180,15 +182,11 @@ def test_batches_of_changed_recordings():
     """Counts and labels are those of the changed recordings; late events are dropped by the bins alone."""
     recordings, bins = make(COCHLEA), Bins(10.0, 50, 0, 700)
 
-    def change(given, index, numbers):
-        assert given is recordings
-        assert np.array_equal(index, numbers)
-        return changed(recordings, COCHLEA, index=index, **ALL_ON)
-
     index = np.arange(10)
+    change = Change(Augmentation(**ALL_ON, width=700, height=1), 7, index)
     seen = list(batches(recordings, index, bins, 4, lambda part: part[::2], change))
     assert [target.tolist() for _, target in seen] == [[0, 2], [1, 0], [2]]
-    everything = changed(recordings, COCHLEA, index=index, **ALL_ON)
+    everything = change(recordings, index)
     for (x_TBC, _), numbers in zip(seen, ([0, 2], [4, 6], [8]), strict=True):
         for b, r in enumerate(numbers):
             times, channels = events(everything, r)
@@ -207,3 +205,59 @@ def test_a_recording_may_lose_everything():
         assert x_TBC.shape == (5, 4, 4)
     lengths = [np.diff(changed(recordings, (4, 1), key, shift=4).offsets).min() for key in range(40)]
     assert min(lengths) == 0
+
+
+def test_tilt_leaves_out_events_towards_one_end():
+    recordings, lost = make(COCHLEA), []
+    for key in range(6):
+        for b, r in enumerate(INDEX):
+            kept = np.histogram(events(changed(recordings, COCHLEA, key, tilt=0.8), b)[1], 4, (0, 700))[0]
+            lost.append(1 - kept / np.histogram(events(recordings, r)[1], 4, (0, 700))[0])
+    for low, *_, high in lost:
+        assert abs(low - high) > 0.02 or max(low, high) < 0.1
+        assert max(low, high) < 0.85
+    assert {low > high for low, *_, high in lost} == {True, False}
+    assert np.max(lost) > 0.5
+
+
+def test_masks_silence_neighbouring_channels_and_a_stretch_of_time():
+    recordings = make(COCHLEA, per_recording=40_000)
+    widths, lengths = [], []
+    for key in range(8):
+        one = changed(recordings, COCHLEA, key, INDEX[:1], mask=50)
+        silent = np.setdiff1d(np.arange(700), events(one, 0)[1])
+        assert len(silent) == 0 or silent[-1] - silent[0] == len(silent) - 1
+        widths.append(len(silent))
+        times, _ = events(changed(recordings, COCHLEA, key, INDEX[:1], mask_ms=200.0), 0)
+        lengths.append(np.diff(times).max())
+    assert 25 < max(widths) <= 50
+    assert 0.1 < max(lengths) <= 0.2 + 1e-3
+
+
+def test_blended_recordings_meet_at_their_centres():
+    random = np.random.default_rng(0)
+    times = np.concatenate([random.normal(0.2, 0.02, 4000), random.normal(0.4, 0.02, 4000)]).astype(np.float32)
+    channels = np.concatenate([random.integers(100, 200, 4000), random.integers(300, 400, 4000)]).astype(np.uint16)
+    two = Recordings(np.array([0, 4000, 8000]), times, 1.0, channels, np.zeros(2, np.int64), None, "made")
+    how = Augmentation(**(OFF | {"blend": 0.999}), width=700, height=1)
+    new = augment(two, np.array([0]), np.array([0]), how, 3, np.array([1]))
+    assert len(new.times) == pytest.approx(4000, rel=0.05)
+    assert new.times.mean() == pytest.approx(0.3, abs=0.002)
+    assert new.times.std() == pytest.approx(0.02, rel=0.05)
+    assert new.channels.mean() == pytest.approx(249.5, abs=2)
+    assert new.channels.min() >= 200
+    assert new.channels.max() < 300
+
+
+def test_partners_are_of_the_same_class_and_are_trained_on():
+    recordings, among = make(COCHLEA), np.arange(7)
+    change = Change(Augmentation(**(OFF | {"blend": 0.5}), width=700, height=1), 5, among)
+    partners = change._partners(recordings.labels, among)
+    chosen = partners[partners >= 0]
+    assert 0 < len(chosen) < len(among)
+    assert np.isin(chosen, among).all()
+    assert (recordings.labels[chosen] == recordings.labels[among[partners >= 0]]).all()
+    whole, part = change(recordings, among), change(recordings, among[2:4])  # whatever the batch
+    for b in range(2):
+        assert np.array_equal(events(whole, 2 + b)[0], events(part, b)[0])
+        assert np.array_equal(events(whole, 2 + b)[1], events(part, b)[1])

@@ -65,3 +65,70 @@ def test_objective_adds_the_terms_in_training_only():
     assert loss.objective(seen, target, counted, window, training=True) == both
     rate = config.Loss(**settings, mode="firing_rate")
     assert loss.objective(seen, target, rate, window, training=True) == loss.firing_rate(seen.s_TBN, target, 20.0)
+
+
+def noisy_race(s_TN, h_TN, theta: float, slope: float, silent: float) -> tuple[list[float], float]:
+    """Follow one sample step by step: P(each neuron spikes first) and the expected time of the decision."""
+    waiting, P, time = 1.0, [0.0] * h_TN.shape[1], 0.0
+    for s_N, h_N in zip(s_TN.tolist(), h_TN.tolist(), strict=True):
+        r_N = [math.exp(slope * (h / theta - 1)) for h in h_N]
+        fires = 1.0 if any(s_N) else 1 - math.exp(-sum(r_N))
+        P = [p + waiting * fires * r / sum(r_N) for p, r in zip(P, r_N, strict=True)]
+        waiting *= 1 - fires
+        time += waiting
+    peaks = [math.exp(slope * float(h) / theta) for h in h_TN.amax(0)]
+    return [p + waiting * math.exp(-silent) * q / sum(peaks) for p, q in zip(P, peaks, strict=True)], time / len(h_TN)
+
+
+@pytest.mark.parametrize("silent", [0.0, 2.0])
+def test_first_to_spike_follows_the_race_step_by_step(silent: float):
+    torch.manual_seed(0)
+    h_TBN = torch.rand(9, 5, 3, dtype=torch.float64) * 2.4
+    s_TBN = (h_TBN >= 2.2).double()
+    s_TBN[:, 0] = 0  # a sample without a spike
+    assert not s_TBN[:, 0].any()
+    assert s_TBN[:, 1:].any()
+    for target in range(3):
+        target_B = torch.full((5,), target)
+        value = loss.first_to_spike(s_TBN, h_TBN, target_B, 2.2, 4.0, silent, early=0.3)
+        races = [noisy_race(s_TBN[:, b], h_TBN[:, b], 2.2, 4.0, silent) for b in range(5)]
+        expected = sum(0.3 * time - math.log(P[target]) for P, time in races) / 5
+        assert float(value) == pytest.approx(expected, rel=1e-9)
+
+
+def test_first_to_spike_gives_probabilities():
+    torch.manual_seed(1)
+    h_TBN = torch.randn(20, 1, 4, dtype=torch.float64) * 3
+    for s_TBN in ((h_TBN >= 5).double(), (h_TBN >= 1).double()):
+        P = [math.exp(-loss.first_to_spike(s_TBN, h_TBN, torch.tensor([y]), 1.0, 10.0)) for y in range(4)]
+        assert sum(P) == pytest.approx(1, rel=1e-9)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 100.0, -100.0])
+def test_first_to_spike_has_finite_gradients_up_to_the_first_spike(scale: float):
+    torch.manual_seed(2)
+    h_TBN = (torch.rand(12, 3, 4) * scale).requires_grad_()
+    s_TBN = torch.zeros(12, 3, 4)
+    s_TBN[5, 1, 2] = s_TBN[7, 1, 0] = 1
+    loss.first_to_spike(s_TBN, h_TBN, torch.tensor([0, 1, 2]), 1.0, 10.0, early=0.1).backward()
+    assert h_TBN.grad.isfinite().all()
+    assert not h_TBN.grad[6:, 1].any()
+
+
+def test_first_to_spike_gradient():
+    torch.manual_seed(3)
+    h_TBN = (torch.rand(6, 3, 4, dtype=torch.float64) * 0.9).requires_grad_()
+    s_TBN = torch.zeros(6, 3, 4, dtype=torch.float64)
+    s_TBN[3, 1, 2] = 1
+    target_B = torch.tensor([0, 1, 2])
+    assert torch.autograd.gradcheck(
+        lambda h: loss.first_to_spike(s_TBN, h, target_B, 1.0, 6.0, 1.0, 0.5), (h_TBN,), check_batched_grad=False
+    )
+
+
+def test_objective_takes_the_mode_first_to_spike():
+    seen, target, window = activity(), torch.tensor([0, 1, 2]), Window.of(12, 4, 1.0)
+    wanted = config.Loss(mode="first_to_spike", first_to_spike={"slope": 4.0, "silent": 1.0, "early": 0.5})
+    for training, early in ((True, 0.5), (False, 0.0)):
+        value = loss.objective(seen, target, wanted, window, training=training, theta=0.8)
+        assert value == loss.first_to_spike(seen.s_TBN, seen.h_TBN, target, 0.8, 4.0, 1.0, early)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from datasets.augment import Augmentation, Change
 from datasets.binning import Bins, batches, bin_dense, bin_events
-from datasets.recordings import Recordings, StoredRecordings, downsampled
+from datasets.recordings import StoredRecordings, downsampled
 from datasets.splits import hold_out
 from snn import coding, config, evaluation, loss, settings
 from snn.conv import EventConv, Pooling

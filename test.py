@@ -91,7 +91,8 @@ def write(result: Result) -> None:
 def read_command_line() -> tuple[argparse.Namespace, list[Subject]]:
     """Return the arguments and the networks to test, whose configurations the arguments override."""
     yaml_help = "take the data section from this configuration"
-    parser = arguments.Parser(__doc__, arguments.TEST, yaml_help, checkpoints="+")
+    parser = arguments.Parser(__doc__, arguments.TEST, yaml_help)
+    parser.take_checkpoints("+")
     for kind in tasks.KINDS:
         for word, help_text in kind.testing.words.items():
             choices = kind.testing.choices.get(word)

@@ -48,7 +48,7 @@ PUBLISHED = {
     "culif_dvsplane": "92.7 %",
 }
 COMMAND = ("python", "-m", "benchmarks.results")
-NOT_A_RESULT = {"smoke"}  # configurations for a quick try
+NOT_A_RESULT = {"smoke", "fsdd_search"}  # for a quick try, and ranges of a search
 # the metrics of test.py that are stored for each seed
 KEPT = (
     *("samples", "images", "fs_accuracy", "fr_accuracy", "accuracy", "fs_accuracy_interval", "fr_accuracy_interval"),

@@ -48,11 +48,9 @@ TEST = _COMMON | {
 
 
 class Parser(OneLineParser):
-    """A parser for the options of `table` and those added later; `checkpoints` is the `nargs` of --load_pt_file."""
+    """A parser for the options of `table` and those added later."""
 
-    def __init__(
-        self, description: str | None, table: dict, yaml_help: str = "configuration", checkpoints: str | None = None
-    ):
+    def __init__(self, description: str | None, table: dict, yaml_help: str = "configuration"):
         super().__init__(description=description, allow_abbrev=False)
         self.table = table
         self.add_argument("--path_to_yaml", type=Path, metavar="YAML", help=yaml_help)
@@ -69,8 +67,11 @@ class Parser(OneLineParser):
             metavar="SECTION.FIELD=VALUE",
             help="set any field of the configuration (python -m snn.config lists them); the value is YAML",
         )
+
+    def take_checkpoints(self, number: str | None = None) -> None:
+        """Add the words that begin from a trained network; `number` is the `nargs` of --load_pt_file."""
         self.add_argument(
-            "--load_pt_file", type=Path, nargs=checkpoints, metavar="PT", help="checkpoint, run folder or run name"
+            "--load_pt_file", type=Path, nargs=number, metavar="PT", help="checkpoint, run folder or run name"
         )
         self.add_argument("--best_model", action="store_true", help="load best.pt of a run, which is the default")
         self.add_argument(
@@ -110,10 +111,27 @@ class Parser(OneLineParser):
 def train_parser(description: str | None) -> Parser:
     """Return the parser of train.py."""
     parser = Parser(description, TRAIN)
+    parser.take_checkpoints()
     parser.add_argument("--save_name", help="name of the run; default <dataset>_<fs|fr><α>_tau<τ>_<neuron>")
     parser.add_argument("--add_name", help="text to add to the run's default name")
     parser.add_argument("--verbose", action="store_true", help="say after each epoch how active each layer's input is")
     parser.add_argument("--resume", action="store_true", help="go on with the run of that name where it ended")
+    return parser
+
+
+def search_parser(description: str | None) -> Parser:
+    """Return the parser of search.py."""
+    parser = Parser(description, TRAIN)
+    parser.add_argument(
+        "--ranges", type=Path, metavar="YAML", help="goals and ranges; default <configuration>_search.yaml beside it"
+    )
+    parser.add_argument(
+        "--trials", type=int, default=100, metavar="N", help="trials of the study, of all its workers together (100)"
+    )
+    parser.add_argument("--study", metavar="NAME", help="name of the study; default <configuration>_search")
+    parser.add_argument(
+        "--storage", metavar="URL", help="database of the study; default sqlite:///runs/<study>/study.db"
+    )
     return parser
 
 

@@ -117,6 +117,7 @@ class Evaluation:
                 float(spikes) / n / size for spikes, size in zip(spikes_L, self.neurons, strict=True)
             ],
             "silent_samples": int((seen.first_step == NOTHING).sum()),
+            "synaptic_operations_to_decision": float(seen.operations_to_decision.double().mean()),
         }
         for prefix, right_nT in (("", seen.fs_right), ("fr_", seen.fr_right)):
             for percent in (50, 90):

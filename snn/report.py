@@ -129,7 +129,7 @@ def write_page(subject: Subject, metrics: dict, items: str, tiles: Sequence[Tile
 
 def _origin(subject: Subject, metrics: dict) -> list[Section]:
     curves, log_path = [], subject.path.with_name("metrics.jsonl")
-    if rows := _read_log(log_path):
+    if rows := read_log(log_path):
         figure = pictures.draw_learning(rows, metrics["epoch"])
         words = "Training and held-out data, epoch by epoch; the dotted line is the checkpoint that was tested"
         curves.append(keep(figure, subject.out, "learning.png", words))
@@ -143,7 +143,7 @@ def _origin(subject: Subject, metrics: dict) -> list[Section]:
     ]
 
 
-def _read_log(path: Path) -> list[dict]:
+def read_log(path: Path) -> list[dict]:
     """Read the epochs in metrics.jsonl, or none if there is no such file. Incomplete lines are left out."""
     rows = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:

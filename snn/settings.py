@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from pydantic import ValidationError
 
@@ -10,21 +10,23 @@ from snn import yaml12
 from snn.config import KINDS, AnyConfig, Config, Mark, Section
 from snn.errors import InputError
 
+AnySection = TypeVar("AnySection", bound=Section)
+
 
 def load(path: Path) -> AnyConfig:
     """Read a configuration from a YAML file. InputError names the file, the field and what is allowed."""
     return build(read_yaml(path), str(path))
 
 
-def read_yaml(path: Path) -> dict:
-    """Read the mapping in a YAML file, unchecked."""
+def read_yaml(path: Path, kind: type[Section] = Config) -> dict:
+    """Read the mapping in a YAML file, unchecked; messages say that it must hold the fields of `kind`."""
     try:
         text = Path(path).read_text(encoding="utf-8-sig")  # Windows editors may put a byte order mark first
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as YAML: {getattr(error, 'strerror', None) or error}") from None
     values = yaml12.parse(text, str(path))
     if not isinstance(values, dict):
-        raise InputError(f"{path}: must hold the sections {', '.join(Config.model_fields)}, not {values!r:.40}")
+        raise InputError(f"{path}: must hold the sections {', '.join(kind.model_fields)}, not {values!r:.40}")
     return values
 
 
@@ -48,7 +50,11 @@ def override(values: dict, field: str, value: Any) -> None:
 
 def build(values: dict, where: str) -> AnyConfig:
     """Build a configuration from plain values. InputError names `where`, the field and what is allowed."""
-    kind = kind_of(values)
+    return check(kind_of(values), values, where)
+
+
+def check(kind: type[AnySection], values: dict, where: str) -> AnySection:
+    """Build a section of this kind from plain values. InputError names `where`, the field and what is allowed."""
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -60,13 +66,14 @@ def kind_of(values: dict) -> type[AnyConfig]:
     return next((kind for section, kind in reversed(KINDS.items()) if section in values), Config)
 
 
-def _explain(item: dict, kind: type[AnyConfig]) -> str:
+def _explain(item: dict, kind: type[Section]) -> str:
     """Explain one of pydantic's errors in our words."""
     field = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
         section = kind
         for name in item["loc"][:-1]:
-            section = section_in(section.model_fields[name].annotation)
+            if name in section.model_fields:  # others are keys of a dict of sections
+                section = section_in(section.model_fields[name].annotation)
         return f"{field} is not known; known here: {', '.join(section.model_fields)}"
     if item["type"] == "missing":
         return f"{field} is missing"

@@ -54,6 +54,16 @@ class EventTraining(Training):
         exploding="a smaller train.lr or train.clip_norm, or a smaller loss.fs.A",
         vanishing="a lower network.neuron1.theta, or network.batch_norm",
     )
+    goals: ClassVar = {
+        "fs_accuracy": "maximize",
+        "fr_accuracy": "maximize",
+        "t_d50_ms": "minimize",
+        "t_d90_ms": "minimize",
+        "fr_t_d50_ms": "minimize",
+        "fr_t_d90_ms": "minimize",
+        "synaptic_operations_to_decision": "minimize",
+        "spikes_per_neuron": "minimize",
+    }
 
     def __init__(self, cfg: config.Config, team: Team, classes: Named | None = None):
         super().__init__(cfg, team)

@@ -38,6 +38,11 @@ class ImageTraining(Training):
         exploding="a smaller train.lr or train.clip_norm",
         vanishing="ttfs.standardised",
     )
+    goals: ClassVar = {
+        "accuracy": "maximize",
+        "synaptic_operations_per_image": "minimize",
+        "spikes_per_neuron": "minimize",
+    }
 
     def __init__(self, cfg: config.TTFSConfig, team: Team, classes: Named | None = None):
         super().__init__(cfg, team)

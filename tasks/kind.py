@@ -39,6 +39,7 @@ class Training(ABC):
         items: a word for its samples.
         chosen_by: the metric of `validate` that chooses the best model; between equals, the lower loss decides.
         cures: advice for a run that goes wrong.
+        goals: the metrics of `validate` that a search may be for, and whether to "maximize" or "minimize" each.
         patience: training ends after this many epochs without a better model; None: it never ends early.
         network, optimizer: the network to train, and its optimiser.
         kept, held_out: indices of the samples to train on, and of those that choose the best model.
@@ -48,6 +49,7 @@ class Training(ABC):
 
     items: ClassVar[str]
     cures: ClassVar[Cures]
+    goals: ClassVar[dict[str, str]]
     chosen_by: str
     patience: int | None = None
     network: nn.Module

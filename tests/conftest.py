@@ -19,6 +19,7 @@ from matplotlib import pyplot as plt
 from snn import pictures
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+CONFIGURATIONS = sorted(p for p in (REPOSITORY / "configs").glob("*.yaml") if not p.stem.endswith("_search"))
 LONGEST = ("readme_commands", "every_call_ends")
 # On a port of its own: tests run beside each other. Two processes would need a GPU each; their tests are the CPU's.
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]

@@ -12,6 +12,7 @@ from snn import arguments, config, manual, settings, yaml12
 from snn.config import Mark
 from snn.errors import InputError
 from snn.machine import find_device
+from tests.conftest import CONFIGURATIONS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 YAML = REPOSITORY / "configs" / "adlif_shd.yaml"
@@ -23,7 +24,7 @@ def parse(words: str, table: dict = arguments.TRAIN) -> config.Config:
     return parser.override(settings.read_yaml(args.path_to_yaml), args)
 
 
-@pytest.mark.parametrize("path", sorted(YAML.parent.glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: path.name)
 def test_every_yaml_is_valid(path):
     settings.load(path)
 
@@ -224,6 +225,7 @@ def test_the_published_commands_parse(monkeypatch):
     assert arguments.find_yaml(args.path_to_yaml) == YAML
     assert parser.override(settings.read_yaml(YAML), args) == settings.load(YAML)
     test_parser = arguments.Parser("", arguments.TEST)
+    test_parser.take_checkpoints()
     args = test_parser.parse_args(
         "--path_to_yaml configs/adlif_shd.yaml --test-batch-size 256 --T 100 --T_empty 0 --load_pt_file x.pt "
         "--best_model".split()

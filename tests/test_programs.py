@@ -21,7 +21,7 @@ from datasets import readers
 from snn import checkpoint, config, settings
 from snn.network import Network
 from tests.cameras import make_pixels, write_camera
-from tests.conftest import REPOSITORY, assert_one_line, make_events, write_nmnist, write_shd
+from tests.conftest import CONFIGURATIONS, REPOSITORY, assert_one_line, make_events, write_nmnist, write_shd
 from tests.programs import AUGMENT, TRAIN, rows, run_here, without_times
 
 
@@ -249,7 +249,7 @@ def test_nmnist_from_its_original_files_to_a_test(program, tmp_path):
     assert_one_line(halved, "cannot resume with another", "data.sensor.polarities")
 
 
-@pytest.mark.parametrize("path", sorted((REPOSITORY / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: path.stem)
 def test_missing_data_are_one_line(program, tmp_path, path):
     """Every configuration says where its data come from, or makes them."""
     data = settings.load(path).data

@@ -89,6 +89,17 @@ ALLOWED = {
         "snn.settings",
         "snn.tables",
     },
+    "snn.ranges": {"snn.config", "snn.errors", "snn.settings"},
+    "snn.studies": {"snn.config", "snn.errors", "snn.ranges", "snn.settings"},
+    "snn.front": {
+        "snn.config",
+        "snn.files",
+        "snn.machine",
+        "snn.pictures",
+        "snn.ranges",
+        "snn.report",
+        "snn.tables",
+    },
     "snn.evaluation": {
         "snn.checks",
         "snn.coding",
@@ -200,7 +211,7 @@ def imports_of(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             # `from snn import config` imports snn.config
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    ours = ("snn", "datasets", "tasks", "train", "test", "tests", "compare")
+    ours = ("snn", "datasets", "tasks", "train", "test", "tests", "compare", "search")
     return {name for name in names if name.split(".")[0] in ours}
 
 

@@ -1,0 +1,428 @@
+"""search.py: ranges, trials, runs that are given up, workers that are killed, databases, and the front.
+
+Two tests train. The others have a train.py that writes what a run leaves, in no time and as the test tells it.
+"""
+
+import json
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("optuna")
+import optuna
+import yaml
+from optuna.trial import FixedTrial, TrialState, create_trial
+
+import search
+import tasks
+from snn import checkpoint, files, ranges, settings
+from snn.errors import InputError
+from tests.conftest import CONFIGURATIONS, REPOSITORY, assert_one_line
+from tests.programs import TRAIN_IMAGES, rows
+
+WORDS = (
+    f"search.py --path_to_yaml {REPOSITORY}/configs/smoke.yaml --dataset_name shd --path_to_dataset shd "
+    "--num_classes 3 --set data.channels=40 --T 20 --set data.prepare=null --hidden_size 8 --neuron2 20 20 0.1 "
+    "--ranges ranges.yaml --study s"
+)
+RANGES = """
+goals: [fs_accuracy, synaptic_operations_to_decision]
+stop: {after_epoch: 2, after_trials: 2}
+ranges:
+  train.lr: {low: 1e-3, high: 1e-2, log: true}
+  network.layers: {choices: [[8F], [8F, 8F]]}
+  train.batch_size: {low: 8, high: 16, step: 4}
+"""
+TRAIN = """
+import json, shutil, sys, time
+from pathlib import Path
+
+def told():
+    return json.loads(Path("tells.json").read_text())
+
+
+words, tells = sys.argv[1:], told()
+run = Path("runs", words[words.index("--save_name") + 1])
+with open("asked.txt", "a") as file:
+    print(*words, file=file)
+if "not_begun" in tells:
+    sys.exit(print("error: no data", file=sys.stderr) or 2)
+run.mkdir(exist_ok=True)
+shutil.copy(words[words.index("--path_to_yaml") + 1], run / "config.yaml")
+shutil.copy("best.pt", run / "best.pt")
+(run / "last.pt").touch()
+if "fails" in tells:
+    sys.exit(print("error: out of memory", file=sys.stderr) or 2)
+epoch = 0
+while epoch < told().get("epochs", 2):
+    epoch += 1
+    time.sleep(tells.get("pace_s", 0))
+    print("epoch", epoch, flush=True)
+    with (run / "metrics.jsonl").open("a") as file:
+        row = {"epoch": epoch, "train_loss": 1.0, "validation_fs_accuracy": tells.get("accuracy", 50.0)}
+        file.write(json.dumps(row) + chr(10))
+"""
+
+
+@pytest.fixture
+def ranges_file(tmp_path) -> Path:
+    path = tmp_path / "ranges.yaml"
+    path.write_text(RANGES)
+    return path
+
+
+@pytest.fixture
+def tell(tmp_path, monkeypatch, ranges_file):
+    """Put another train.py in place of ours, and return a function that tells it what to do."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "train.py").write_text(TRAIN)
+    monkeypatch.setattr(files, "REPOSITORY", tmp_path / "elsewhere")
+    cfg = settings.load(REPOSITORY / "configs" / "smoke.yaml")
+    validation = {"fs_accuracy": 50.0, "synaptic_operations_to_decision": 100.0}
+    checkpoint.save(tmp_path / "best.pt", cfg, cfg.new_network(), epoch=1, validation=validation)
+
+    def told(**how) -> None:
+        files.write_whole(tmp_path / "tells.json", json.dumps(how))
+
+    told()
+    return told
+
+
+def load(folder: Path, url: str = "") -> optuna.Study:
+    return optuna.load_study(study_name="s", storage=url or f"sqlite:///{folder}/runs/s/study.db")
+
+
+def states(study: optuna.Study) -> list[str]:
+    return [trial.state.name for trial in study.get_trials()]
+
+
+@pytest.mark.usefixtures("ranges_file")
+def test_from_ranges_to_a_front_and_its_training(program, tmp_path, shd_folder):
+    """Real runs, without a test file. The first trial is the configuration as it stands."""
+    (shd_folder / "shd_test.h5").unlink()
+    done = program(f"{WORDS} --epochs 1 --trials 2")
+    assert done.returncode == 0, done.stderr
+    study = load(tmp_path)
+    assert states(study) == ["COMPLETE"] * 2
+    first = study.trials[0]
+    assert first.params == {"train.lr": 3e-3, "network.layers": '["8F"]', "train.batch_size": 16}
+    for trial in study.trials:
+        (row,) = rows(tmp_path / "runs" / f"s_{trial.number:04d}" / "metrics.jsonl")
+        assert trial.values == [row["validation_fs_accuracy"], row["validation_synaptic_operations_to_decision"]]
+        assert row.keys() >= {f"validation_{goal}" for goal in tasks.events.KIND.training.goals}
+    out = tmp_path / "runs" / "s"
+    front = {f"{trial.number:04d}.yaml" for trial in study.best_trials}
+    assert {path.name for path in (out / "front").iterdir()} == front
+    page = (out / "front.html").read_text(encoding="utf-8")
+    assert "network.layers" in page
+    assert "http" not in page.replace("http://www.w3.org", "")
+    assert (out / "front.png").read_bytes().startswith(b"\x89PNG")
+
+    number = study.best_trials[0].number
+    shutil.rmtree(out / "front")
+    (out / "front.html").unlink()
+    (out / "front").mkdir()
+    (out / "front" / "0099.yaml").touch()  # a point of another time
+    again = program(f"{WORDS} --epochs 1 --trials 0")
+    assert again.returncode == 0, again.stderr
+    assert {path.name for path in (out / "front").iterdir()} == front
+    path = out / "front" / f"{number:04d}.yaml"
+    assert settings.load(path) == settings.load(tmp_path / "runs" / f"s_{number:04d}" / "config.yaml")
+    assert program(f"train.py --path_to_yaml {path} --save_name point").returncode == 0
+    kept, point = (rows(tmp_path / "runs" / name / "metrics.jsonl")[0] for name in (f"s_{number:04d}", "point"))
+    assert kept["train_loss"] == point["train_loss"]
+
+
+def test_the_study_goes_on_and_is_of_one_configuration(program, tmp_path, tell, ranges_file):
+    assert program(f"{WORDS} --trials 1").returncode == 0
+    elsewhere = "--path_to_dataset elsewhere"  # where the data lie may differ
+    assert program(f"{WORDS} --trials 3 {elsewhere}").returncode == 0
+    assert states(load(tmp_path)) == ["COMPLETE"] * 3
+    assert program(f"{WORDS} --trials 3").returncode == 0
+    assert len(load(tmp_path).trials) == 3
+    assert_one_line(program(f"{WORDS} --trials 4 --epochs 7"), "begun with another train.epochs", "--study")
+    ranges_file.write_text(RANGES.replace("high: 16", "high: 20"))
+    assert_one_line(program(f"{WORDS} --trials 4"), "begun with another ranges")
+    ranges_file.write_text(RANGES)
+    (tmp_path / "runs" / "s" / "study.db").rename(tmp_path / "study.db")
+    assert_one_line(program(f"{WORDS} --trials 4"), "study.db is gone")
+    assert_one_line(program(f"{WORDS.replace('--study s', '--study other')} --trials 0"), "there is no study yet")
+    assert not (tmp_path / "runs" / "other").exists()
+    assert_one_line(program(f"{WORDS.replace('--study s', '--study s_0000')}"), "runs/s_0000 is a run")
+    assert program(f"{WORDS} --trials 3 --storage sqlite:///study.db").returncode == 0
+
+
+def test_a_run_that_is_behind_is_given_up(program, tmp_path, tell):
+    assert program(f"{WORDS} --trials 2").returncode == 0
+    tell(accuracy=10.0, epochs=100, pace_s=0.2)
+    done = program(f"{WORDS} --trials 3")
+    assert done.returncode == 0, done.stderr
+    assert "trial 2: given up: fs_accuracy 10 after epoch" in done.stdout
+    study = load(tmp_path)
+    assert states(study) == ["COMPLETE", "COMPLETE", "PRUNED"]
+    assert 2 <= len(rows(tmp_path / "runs" / "s_0002" / "metrics.jsonl")) < 100
+    assert study.trials[2].user_attrs["course"][-1] == 10.0
+    assert "1 given up" in done.stdout
+
+
+def test_runs_that_fail(program, tmp_path, tell):
+    """Those that never begin are a fault of the machine, and their parameters come again; others are given up."""
+    tell(not_begun=True)
+    assert_one_line(program(f"{WORDS} --trials 2"), "error: no data")
+    assert states(load(tmp_path)) == ["FAIL", "WAITING"]
+    tell(fails=True)
+    assert_one_line(program(f"{WORDS} --trials 9"), "3 runs failed one after another, the last: out of memory")
+    study = load(tmp_path)
+    assert states(study) == ["FAIL", *["PRUNED"] * 3]
+    assert study.trials[1].params == study.trials[0].params
+    assert study.trials[1].user_attrs["why"] == "out of memory"
+    assert "no trial of s is complete yet" in program(f"{WORDS} --trials 0").stdout
+
+
+def test_ctrl_c_and_the_same_command_again(program, tmp_path, tell):
+    def interrupt() -> None:
+        while not (tmp_path / "runs" / "s_0000" / "metrics.jsonl").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    tell(epochs=100, pace_s=0.2)
+    threading.Thread(target=interrupt, daemon=True).start()
+    stopped = program(f"{WORDS} --trials 1")
+    assert stopped.returncode == 130
+    assert stopped.stderr == "interrupted; the same command goes on with the study\n"
+    assert states(load(tmp_path)) == ["FAIL", "WAITING"]
+    tell()
+    assert program(f"{WORDS} --trials 1").returncode == 0
+    study = load(tmp_path)
+    assert states(study) == ["FAIL", "COMPLETE"]
+    assert study.trials[0].params == study.trials[1].params
+    first, second = (tmp_path / "asked.txt").read_text().splitlines()
+    assert second == first + " --resume"  # where the run ended, in its folder
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "parts"),
+    [
+        ("train.lr", "train.rate", ("ranges.yaml: ranges: train.rate", "not known")),
+        ("low: 1e-3", "low: -1", ("ranges.train.lr", "log needs a low above 0")),
+        ("low: 1e-3, high: 1e-2, log: true", "low: -1, high: 1", ("ranges: train.lr", "greater than 0")),
+        ("low: 1e-3", "low: 1", ("ranges.train.lr", "low = 1 is above high = 0.01")),
+        ("low: 8", "low: 8.5", ("ranges.train.batch_size", "number of steps")),
+        ("low: 8, high: 16, step: 4", "low: 8.5, high: 16.5", ("ranges: train.batch_size", "integer")),
+        ("step: 4", "steps: 4", ("ranges.train.batch_size.steps is not known", "choices")),
+        ("[8F, 8F]", "[8X]", ("ranges: network.layers", "8X")),
+        ("[8F, 8F]", "[8F]", ("ranges.network.layers", "stands twice")),
+        ("fs_accuracy", "accuracy", ("goals: accuracy is not known", "t_d90_ms")),
+        ("goals:", "aims:", ("ranges.yaml", "goals is missing")),
+        (RANGES, "5", ("ranges.yaml: must hold", "goals")),
+    ],
+)
+def test_ranges_that_no_configuration_allows(program, tmp_path, ranges_file, old, new, parts):
+    assert old in RANGES
+    ranges_file.write_text(RANGES.replace(old, new))
+    assert_one_line(program(WORDS), *parts)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        ("--storage postgresql+psycopg://me:secret@127.0.0.1:1/x", "postgresql+psycopg://me:***@127.0.0.1:1/x"),
+        ("--storage nonsense", "not the address of a database"),
+        ("--storage sqlite:///nowhere/study.db", "unable to open database file"),
+        ("--storage sqlite:///ranges.yaml", "file is not a database"),
+        ("--storage mysql+pymysql://127.0.0.1/x", "no driver for this database (No module named 'pymysql')"),
+        ("--storage sqlite:///none.db --trials 0", "there is no study yet"),
+        ("--trials -1", "--trials -1"),
+        ("--set data.validation_share=0", "nothing is held out"),
+        ("--ranges none.yaml", "none.yaml: cannot be read"),
+    ],
+)
+@pytest.mark.usefixtures("ranges_file")
+def test_what_cannot_begin_is_one_line(program, tmp_path, words, part):
+    failed = program(f"{WORDS} {words}")
+    assert_one_line(failed, part)
+    assert "secret" not in failed.stderr
+    assert not (tmp_path / "none.db").exists()
+    assert (tmp_path / "ranges.yaml").read_text() == RANGES
+
+
+def test_missing_packages_are_named(program, monkeypatch):
+    monkeypatch.setattr("snn.find_spec", lambda name: None if name == "optuna" else True)
+    assert_one_line(program("search.py"), "does not have optuna", "bash run.sh --python search")
+
+
+@pytest.mark.parametrize("path", REPOSITORY.glob("configs/*_search.yaml"), ids=lambda path: path.stem)
+def test_ranges_beside_a_configuration_are_of_it(path):
+    base = path.with_name(path.name.replace("_search", ""))
+    assert base in CONFIGURATIONS
+    cfg = settings.load(base)
+    known = tasks.kind_of(cfg).training.goals
+    assert ranges.Space(cfg, ranges.read(path, known).ranges, path.name).own
+
+
+@pytest.mark.usefixtures("toy_file")
+def test_networks_of_one_spike_a_neuron_have_goals_of_their_own(program, tmp_path):
+    goals = tasks.images.KIND.training.goals
+    found = {"goals": list(goals), "ranges": {"train.lr": {"low": 1e-3, "high": 9e-3}}}
+    (tmp_path / "ranges.yaml").write_text(yaml.safe_dump(found))
+    words = TRAIN_IMAGES.replace("train.py", "search.py")
+    done = program(f"{words} --epochs 1 --trials 1 --ranges ranges.yaml --study s")
+    assert done.returncode == 0, done.stderr
+    (trial,) = load(tmp_path).trials
+    (row,) = rows(tmp_path / "runs" / "s_0000" / "metrics.jsonl")
+    assert trial.values == [row[f"validation_{goal}"] for goal in goals]
+
+
+def space_of(text: str) -> ranges.Space:
+    allowed = {field: ranges.Range(**values) for field, values in yaml.safe_load(text).items()}
+    return ranges.Space(settings.load(REPOSITORY / "configs" / "smoke.yaml"), allowed, "x")
+
+
+def test_values_have_the_type_of_their_field():
+    """theta takes fractions though both ends are whole, a batch size does not; a choice may be a list or a section."""
+    space = space_of(
+        "{network.neuron2.theta: {low: 1, high: 3}, train.batch_size: {low: 1, high: 64}, "
+        "train.lr: {choices: [0.1, 1]}, "
+        "network.layers: {choices: [[4F], [64F]]}, network.delay_sigma_steps: {low: 0, high: 2, step: 0.5},"
+        "loss.treg: {choices: [{weight: 0.5, beta: 0.1}]}}"
+    )
+    params = {"network.neuron2.theta": 1.5, "train.batch_size": 7, "train.lr": "0.1", "network.layers": '["4F"]'}
+    params |= {"network.delay_sigma_steps": 1.5, "loss.treg": '{"weight": 0.5, "beta": 0.1}'}
+    assert space.sample(FixedTrial(params)) == params
+    cfg = space.at(params)
+    assert (cfg.network.neuron2.theta, cfg.train.batch_size, cfg.train.lr) == (1.5, 7, 0.1)
+    assert (cfg.network.layers, cfg.network.delay_sigma_steps, cfg.loss.treg.weight) == (("4F",), 1.5, 0.5)
+    assert space.own is None
+    assert space.takes_whole_numbers == {"train.batch_size"}
+    own = space_of("{train.batch_size: {low: 1, high: 64}, network.layers: {choices: [[4F], [64F]]}}").own
+    assert own == {"train.batch_size": 16, "network.layers": '["64F"]'}
+    space = space_of("{network.layers: {choices: [[8F], [8FD30]]}, data.T: {choices: [20, 60]}}")
+    assert space.at({"network.layers": '["8FD30"]', "data.T": "60"}).data.T == 60
+    with pytest.raises(InputError, match=r"8FD30.*leads out of the window of 20"):
+        space.at({"network.layers": '["8FD30"]', "data.T": "20"})
+
+
+def work_with(courses: list[list[float]], way: str = "maximize", **stop) -> search.Work:
+    study = optuna.create_study(directions=[way, "minimize"])
+    for course in courses:
+        study.add_trial(create_trial(values=[course[-1], 1.0], user_attrs={"course": course}))
+    found = ranges.Search(goals=["goal"], stop=stop, ranges={"train.lr": {"low": 1, "high": 2}})
+    cfg = settings.load(REPOSITORY / "configs" / "smoke.yaml")
+    return search.Work(cfg, found, None, {"goal": way}, Path(), None, study)
+
+
+def test_the_rule_by_which_runs_are_given_up():
+    courses = [[10.0, 40.0, 60.0], [20.0, 50.0, 70.0], [30.0, 60.0]]  # the last ended early
+    work = work_with(courses, after_epoch=2, after_trials=3)
+    assert not search.is_behind(work, [1.0])  # too early to say
+    assert not search.is_behind(work, [1.0, 50.0])
+    assert search.is_behind(work, [1.0, 49.9]) == "goal 49.9 after epoch 2, where 3 complete trials had 50"
+    assert not search.is_behind(work, [1.0, 2.0, 60.0])
+    assert search.is_behind(work, [1.0, 2.0, 59.0])
+    assert not search.is_behind(work_with(courses[:2], after_epoch=2, after_trials=3), [1.0, 2.0])
+    assert not search.is_behind(work_with(courses, after_epoch=2, after_trials=3, quantile=0.1), [1.0, 40.0])
+    assert search.is_behind(work_with(courses, after_trials=3), [0.0] * 5)  # from a quarter of 20 epochs on
+    assert not search.is_behind(work_with(courses, after_trials=3), [0.0] * 4)
+    delays = work_with([[9.0], [7.0], [float("inf")]], "minimize", after_epoch=1, after_trials=3)
+    assert not search.is_behind(delays, [9.0])
+    assert search.is_behind(delays, [9.5])
+    assert search.best_so_far([None, 3.0, 5.0, None], "minimize") == [float("inf"), 3.0, 3.0, 3.0]
+    assert not search.is_behind(work._replace(search=work.search.model_copy(update={"stop": None})), [0.0] * 9)
+
+
+@pytest.fixture
+def postgresql() -> Iterator[str]:
+    """The address of a database of a server that lives as long as the test."""
+    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    pytest.importorskip("psycopg")
+    if not programs:
+        pytest.skip("PostgreSQL's server is not installed (apt install postgresql)")
+    names = {user.pw_name for user in pwd.getpwall()}
+    user = next((name for name in ("postgres", "nobody") if name in names), None)
+    if os.getuid() == 0 and user is None:
+        pytest.skip("PostgreSQL's server refuses root, and there is no other user")
+    who = {"user": user} if os.getuid() == 0 else {}
+    folder = Path(tempfile.mkdtemp(prefix="search"))  # not below tmp_path, which only its owner may enter
+    if who:
+        shutil.chown(folder, user)
+
+    def run(*words: str) -> None:
+        command = [programs[-1] / words[0], "-D", folder / "data", *words[1:]]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, **who)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    try:
+        run("initdb", "-U", "search", "--auth=trust", "--no-sync")
+        run("pg_ctl", "-w", "-l", str(folder / "log"), "-o", f"-k {folder} -c listen_addresses= -c fsync=off", "start")
+        yield f"postgresql+psycopg://search@/postgres?host={folder}"
+        run("pg_ctl", "-w", "-m", "immediate", "stop")
+    finally:
+        shutil.rmtree(folder)
+
+
+def start_worker(folder: Path, url: str) -> subprocess.Popen:
+    """Start search.py in a process of its own, with the other train.py and short times between signs of life."""
+    script = folder / "worker.py"
+    script.write_text(
+        f"import sys\nsys.path.insert(0, {str(REPOSITORY)!r})\nfrom pathlib import Path\n"
+        "import search\nfrom snn import cli, studies\n"
+        "search.REPOSITORY, studies.HEARTBEAT_S, studies.GRACE_S = Path('elsewhere'), 1, 15\ncli.run(search.main)\n"
+    )
+    command = [sys.executable, script.name, *WORDS.split()[1:], "--trials", "3", "--storage", url]
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_until(is_so, process: subprocess.Popen, seconds: float = 600) -> None:
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.1)
+
+
+def test_two_workers_on_postgresql_one_of_them_killed(tmp_path, tell, postgresql):
+    """Both begin the study at once. The killed one's run ends by itself, and the other takes it up where it ended."""
+    tell(epochs=10**6, pace_s=0.1)
+    workers = [start_worker(tmp_path, postgresql) for _ in range(2)]
+    try:
+        begun = [tmp_path / "runs" / f"s_{k:04d}" / "metrics.jsonl" for k in range(2)]
+        for worker in workers:
+            wait_until(lambda: all(path.exists() for path in begun), worker)
+        assert states(load(tmp_path, postgresql)) == ["RUNNING"] * 2
+        killed, survives = workers
+        killed.kill()
+        killed.wait()
+        (lost,) = [k for k, path in enumerate(begun) if not still_grows(path)]
+        tell()  # the other run ends, as do those to come
+        _, said = survives.communicate(timeout=600)
+    finally:
+        for worker in workers:
+            worker.kill()
+    assert survives.returncode == 0, said
+    assert "Traceback" not in said
+    study = load(tmp_path, postgresql)
+    assert sorted(states(study)) == ["COMPLETE"] * 3 + ["FAIL"]
+    assert study.trials[lost].state == TrialState.FAIL
+    (again,) = [t for t in study.trials if t.number > 1 and t.params == study.trials[lost].params]
+    assert again.user_attrs["run"] == begun[lost].parent.name
+    assert (tmp_path / "asked.txt").read_text().count("--resume") == 1
+    assert (tmp_path / "runs" / "s" / "front.html").exists()
+
+
+def still_grows(path: Path) -> bool:
+    """Say whether a log gets longer; a run whose worker was killed ends as it writes its next line."""
+    time.sleep(1)
+    size = path.stat().st_size
+    time.sleep(1)
+    return path.stat().st_size > size

@@ -32,6 +32,13 @@ class Browser:
         os.close(ours[1])
         self._to, self._from, self._heard, self._number = there[1], ours[0], b"", 0
         self._session, self.log = None, []
+        try:
+            self._open(page)
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def _open(self, page: Path) -> None:
         target = self.call("Target.createTarget", url=page.as_uri())["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         self.call("Runtime.enable")

@@ -5,7 +5,9 @@ import runpy
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import h5py
@@ -18,7 +20,7 @@ from snn import pictures
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONFIGURATIONS = sorted(p for p in (REPOSITORY / "configs").glob("*.yaml") if not p.stem.endswith("_search"))
-LONGEST = "readme_commands"
+LONGEST = ("readme_commands", "every_call_ends")
 # On a port of its own: tests run beside each other. Two processes would need a GPU each; their tests are the CPU's.
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 ON_CPU = "--set train.device=cpu"
@@ -29,18 +31,70 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # beside another: a thread each, or the
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest test first, so that nobody waits for it alone at the end."""
-    items.sort(key=lambda item: LONGEST not in item.name)
+    """The longest tests first, so that nobody waits for one alone at the end."""
+    items.sort(key=lambda item: not any(name in item.name for name in LONGEST))
+
+
+USUAL = {
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGTERM: signal.default_int_handler,  # it ends a test as Ctrl-C does, so that what it has started ends, too
+    signal.SIGPROF: signal.SIG_DFL,
+    signal.SIGCHLD: signal.SIG_DFL,
+}
+
+
+@contextmanager
+def usual_signals() -> Iterator[None]:
+    """Signals as in a terminal: a shell has those it starts in the background ignore some of them, children too."""
+    before = {number: signal.signal(number, handler) for number, handler in USUAL.items()}
+    blocked = signal.pthread_sigmask(signal.SIG_UNBLOCK, USUAL)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Signals, and one folder, which goes at the end, for what programs that are killed leave in the temporary one."""
+    tmp_path_factory.getbasetemp()  # which stays, for a look at what failed
+    with (
+        usual_signals(),
+        tempfile.TemporaryDirectory(prefix="tests-", ignore_cleanup_errors=True) as folder,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("TMPDIR", folder)
+        patch.setattr(tempfile, "tempdir", folder)
+        yield
 
 
 @pytest.fixture(autouse=True)
-def heard_signals() -> Iterator[None]:
-    """Ctrl-C and SIGTERM as in a terminal: a shell has those it starts in the background ignore them, children too."""
-    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
-    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+def heard_signals(session: None) -> Iterator[None]:
+    """Each test begins with the usual signals, whatever the programs of another made of them."""
+    with usual_signals():
+        yield
+
+
+@pytest.fixture
+def launch() -> Iterator[Callable[..., subprocess.Popen]]:
+    """Start a process as subprocess.Popen does; it ends with the test, however that ends, and its own processes too."""
+    started: list[subprocess.Popen] = []
+
+    def start(words: list, **options: object) -> subprocess.Popen:
+        started.append(subprocess.Popen(words, start_new_session=True, **options))
+        return started[-1]
+
+    yield start
+    for process in started:
+        with process:  # closes its pipes
+            if process.poll() is None:
+                process.terminate()  # torchrun passes it on
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(20)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def write_shd(path: Path, times: list, units: list, labels: list, speakers: list | None = None) -> Path:
@@ -116,14 +170,15 @@ def unpainted(figure: plt.Figure) -> bytes:
 def program(tmp_path: Path, monkeypatch, capfd, request):
     """Run a script, or -m and a module, in a folder of its own: program("train.py --epochs 1") -> CompletedProcess.
 
+    Further arguments are words as they are, for instance paths with blanks.
     It runs in this process, from its first line to its exit code, because starting torch takes seconds. Pictures are
     painted for a test that is marked so.
     """
     if request.node.get_closest_marker("painted") is None:
         monkeypatch.setattr(pictures, "png", unpainted)
 
-    def run(command: str) -> subprocess.CompletedProcess:
-        script, *words = command.split()
+    def run(command: str, *more: object) -> subprocess.CompletedProcess:
+        script, *words = [*command.split(), *map(str, more)]
         monkeypatch.chdir(tmp_path)
         module = words.pop(0) if script == "-m" else None
         monkeypatch.setattr(sys, "argv", [module or script, *words])
@@ -180,3 +235,31 @@ def toy_file(tmp_path: Path) -> Path:
         arrays[f"x_{split}"], arrays[f"y_{split}"] = toy_images(n, seed)
     np.savez(path, **arrays)
     return path
+
+
+@pytest.fixture
+def convert(tmp_path: Path, monkeypatch, capsys):
+    """Convert the sounds of tmp_path/in in this process and return what was said; the files are in tmp_path/out.
+
+    The cochlea is left out, as it takes its time.
+    """
+    from datasets.prepare import wav  # few tests need it
+
+    def run(**words: object) -> str:
+        monkeypatch.setattr(wav, "map_in_order", lambda function, tasks, *_: map(function, tasks))
+        monkeypatch.setattr(wav, "cochlea", lambda audio, *_: (np.array([0.1], np.float32), np.zeros(1, np.uint16)))
+        wanted = {"label_pattern": None, "label_csv": None, "test_share": 0.5, "seed": 0, "processes": 1} | words
+        wav.convert_wavs(tmp_path / "in", tmp_path / "out", **wanted)
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def four(tmp_path: Path) -> Path:
+    """A folder with two sounds of each of two classes in its folder in."""
+    from tests.originals import save_sound
+
+    for i, name in enumerate(("low_0", "low_1", "high_0", "high_1")):
+        save_sound(tmp_path / "in" / f"{name}.wav", i)
+    return tmp_path

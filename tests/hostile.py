@@ -261,12 +261,12 @@ def main() -> None:
             layout = list(LAYOUTS)[case % len(LAYOUTS)]
             path, content, read = whole[layout]
             path.write_bytes(damage(content, np.random.default_rng([seed, case])))
-            signal.alarm(SECONDS)  # ends this process, even within C
+            signal.setitimer(signal.ITIMER_PROF, SECONDS)  # of the processor: ends this process, even within C
             with warnings.catch_warnings():
                 warnings.simplefilter("error")  # a warning is a line too many
                 warnings.simplefilter("ignore", ResourceWarning)
                 print(case, layout, outcome(read, path), sep=": ", flush=True)
-            signal.alarm(0)
+            signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,17 @@ DYNAMICS |= {
 ADLIF, CULIF, CUADLIF, LIF = (DYNAMICS[name] for name in ("AdLIF", "CuLIF", "CuAdLIF", "LIF"))
 LATE_SOFT = DYNAMICS["CuLIF-soft-late"]
 over_neurons = pytest.mark.parametrize("neuron", DYNAMICS.values(), ids=DYNAMICS)
+# Each variant is compiled, which takes seconds. The kernels are the same text for both types of numbers, and a constant
+# of the wrong type shows in float32: so all neurons are tested in that, and few in float64 but for the slow tests.
+over_neurons_and_dtypes = pytest.mark.parametrize(
+    ("neuron", "dtype"),
+    [
+        pytest.param(neuron, dtype, id=f"{name}-{short}", marks=[pytest.mark.slow] * is_slow)
+        for name, neuron in DYNAMICS.items()
+        for short, dtype in (("f32", torch.float32), ("f64", torch.float64))
+        for is_slow in [short == "f64" and neuron not in (ADLIF, LATE_SOFT)]
+    ],
+)
 over_dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
 # What is fed back is the same code for all; each variant is compiled, so a few stand for them.
 over_recurrent = pytest.mark.parametrize("neuron", [ADLIF, LATE_SOFT], ids=["AdLIF", "CuLIF-soft-late"])

@@ -2,11 +2,14 @@
 
 import json
 import re
+import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import h5py
+import pytest
 
 from datasets.prepare import writer
 from snn import checkpoint
@@ -47,6 +50,15 @@ def metrics(run: Path) -> dict:
     return json.loads((run / "test" / "metrics.json").read_text())
 
 
+def run_here(folder: Path, command: str) -> None:
+    """Run a script in this process and in `folder`, for what several tests share; a test has `program`."""
+    script, *words = command.split()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", [script, *words])
+        runpy.run_path(str(REPOSITORY / script), run_name="__main__")
+
+
 def prepare(*arguments):
     """Run `python -m datasets.prepare` and return the finished process."""
     command = [sys.executable, "-m", "datasets.prepare", *map(str, arguments)]
@@ -63,6 +75,24 @@ def contents(path):
             "speakers": file["extra/speaker"][:].tolist() if "extra/speaker" in file else None,
             "provenance": json.loads(file.attrs[writer.PROVENANCE]),
         }
+
+
+def converted(folder: Path, split: str) -> dict:
+    """Return the contents of one of the files that the fixture `convert` makes."""
+    return contents(folder / "out" / f"out_{split}.h5")
+
+
+def share_compiled(copy: Path) -> None:
+    """Let the packages in `copy` keep compiled kernels where those of the repository do, so that none waits twice."""
+    paths = [path for package in ("snn", "datasets") for path in (REPOSITORY / package).rglob("*.py")]
+    for path in (path for path in paths if "__pycache__" not in path.parts):
+        copied, kept = copy / path.relative_to(REPOSITORY), path.parent / "__pycache__"
+        if copied.is_file():
+            shutil.copystat(path, copied)  # numba goes by the time of a source
+            kept.mkdir(exist_ok=True)
+            if not (place := copied.parent / "__pycache__").is_symlink():
+                shutil.rmtree(place, ignore_errors=True)
+                place.symlink_to(kept)
 
 
 def blocks(page: str, language: str) -> list[str]:

@@ -1,6 +1,7 @@
 """Recordings of events, a network that has learned from some, and its decisions event by event."""
 
 import numpy as np
+import pytest
 import torch
 
 from datasets.binning import Bins, bin_events
@@ -17,6 +18,12 @@ VARIANTS = [
     {"neuron": "SEAdLIF", "layers": ("16FD5", "12RDR4"), "output_delay": "D3"},
     {"layers": ("16FDS6", "12RDS3DR2"), "variant": "superspike", "output_delay": "DS4"},
 ]
+# A stream of each is compiled, which takes seconds: the fast tests have the simplest, and those with delays
+over_variants = pytest.mark.parametrize(
+    "changes",
+    [pytest.param(each, marks=[pytest.mark.slow] * (k in (1, 2))) for k, each in enumerate(VARIANTS)],
+    ids=str,
+)
 
 
 def recordings(n: int = N_RECORDINGS) -> Recordings:
@@ -36,17 +43,23 @@ def recordings(n: int = N_RECORDINGS) -> Recordings:
     )
 
 
-def trained(**changes) -> Network:
-    """A network whose BatchNorm has seen data."""
+@torch.no_grad()
+def trained(pruned: bool = True, **changes) -> Network:
+    """A network whose BatchNorm has seen data, and of whose weights a tenth is 0.
+
+    Streams of networks with and without such weights are compiled apart, so most tests are of one kind.
+    """
     network = build(small(**changes)).train()
-    with torch.no_grad():
-        for layer in network.layers:
-            if layer.norm is not None:
-                layer.norm.weight.uniform_(0.5, 2)
-                layer.norm.bias.uniform_(-0.2, 0.2)
-        for _ in range(3):
-            network(bin_events(recordings(), np.arange(N_RECORDINGS), Bins(DT_MS, T, T_EMPTY, 30)))
-            network.reset()
+    for layer in network.layers:
+        if layer.norm is not None:
+            layer.norm.weight.uniform_(0.5, 2)
+            layer.norm.bias.uniform_(-0.2, 0.2)
+    for name, weight in network.named_parameters():
+        if pruned and name.endswith(("linear.weight", ".V")):
+            weight[weight.abs() < weight.abs().quantile(0.1)] = 0
+    for _ in range(3):
+        network(bin_events(recordings(), np.arange(N_RECORDINGS), Bins(DT_MS, T, T_EMPTY, 30)))
+        network.reset()
     return network.eval()
 
 

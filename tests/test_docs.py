@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import json
 import os
 import re
 import shlex
@@ -23,7 +24,7 @@ from datasets.prepare.__main__ import main
 from datasets.prepare.recordings import LISTS
 from snn import checkpoint, config, exchange, manual, settings
 from snn.network import Network
-from tests.conftest import REPOSITORY, TINY, write_nmnist
+from tests.conftest import ON_CPU, REPOSITORY, TINY, write_nmnist
 from tests.originals import SPLITS, save_sound, write_originals
 from tests.programs import blocks
 
@@ -124,39 +125,52 @@ def test_recordings_of_the_page_come_to_a_test_result(program, tmp_path, monkeyp
         assert re.search(r"accuracy +[\d.]+ %", result.stdout)
 
 
-@pytest.fixture(scope="module")
-def neuron_folder(tmp_path_factory):
-    """The neuron of the page, two coupled states, as the only file of a folder of one's own."""
-    folder = tmp_path_factory.mktemp("neurons")
-    (snippet,) = blocks("adding_a_neuron.md", "python")
-    (folder / "coupled.py").write_text(snippet, encoding="utf-8")
-    return folder
+# Run commands one after another, in one process: starting torch takes seconds. Reports are made, but not painted.
+COMMANDS = """
+import json, runpy, sys
+from snn import pictures
+from tests.conftest import unpainted
+pictures.png = unpainted
+for module, *words in json.loads(sys.argv[1]):
+    sys.argv = [module, *words]
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        if end.code:
+            raise
+"""
 
 
-@pytest.mark.parametrize("backend", ["torch", "cpu"])
+@pytest.mark.slow
 @pytest.mark.usefixtures("shd_folder")
-def test_the_neuron_of_the_page_needs_no_other_change(neuron_folder, backend, tmp_path):
-    """Training, resume, test with report, streaming, and the sources that are shown."""
+def test_the_neuron_of_the_page_needs_no_other_change(tmp_path):
+    """Training, resume, test with report, streaming, and the sources that are shown.
 
-    def run(command: str) -> str:
-        environment = os.environ | {"FIRST_SPIKE_NEURONS": str(neuron_folder), "PYTHONPATH": str(REPOSITORY)}
-        words = [sys.executable, *command.split()]
-        done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
+    The neuron, two coupled states, is the only file of a folder of one's own.
+    """
+    (snippet,) = blocks("adding_a_neuron.md", "python")
+    (tmp_path / "neurons").mkdir()
+    (tmp_path / "neurons" / "coupled.py").write_text(snippet, encoding="utf-8")
     train = (
-        f"{REPOSITORY}/train.py --path_to_yaml {REPOSITORY}/configs/adlif_shd.yaml --path_to_dataset shd {TINY} "
-        f"--dataset_name shd --set network.neuron=Coupled --set train.backend={backend} --save_name run"
+        f"train --path_to_yaml {REPOSITORY}/configs/adlif_shd.yaml --path_to_dataset shd {TINY} --dataset_name shd "
+        f"{ON_CPU} --set network.neuron=Coupled"
     )
-    run(f"{train} --epochs 1")
-    run(f"{train} --epochs 2 --resume")
-    run(f"{REPOSITORY}/test.py --load_pt_file run --streaming")
-    page = (tmp_path / "runs" / "run" / "test" / "report.html").read_text(encoding="utf-8")
-    assert "coupling to the potential, c" in page
-    assert "recovery time constant (ms)" in page
-    for shown in ("cpu", "cuda"):
-        assert "r_next = " in run(f"-m snn.ops.show Coupled --backend {shown}")
+    commands = [
+        f"{train} --set train.backend={backend} --save_name {backend} {more}"
+        for backend in ("torch", "cpu")
+        for more in ("--epochs 1", "--epochs 2 --resume")
+    ]
+    commands += ["test --load_pt_file torch", "test --load_pt_file cpu --streaming"]
+    commands += [f"snn.ops.show Coupled --backend {shown}" for shown in ("cpu", "cuda")]
+    environment = os.environ | {"FIRST_SPIKE_NEURONS": str(tmp_path / "neurons"), "PYTHONPATH": str(REPOSITORY)}
+    words = [sys.executable, "-c", COMMANDS, json.dumps([command.split() for command in commands])]
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("r_next = ") == 2
+    for backend in ("torch", "cpu"):
+        page = (tmp_path / "runs" / backend / "test" / "report.html").read_text(encoding="utf-8")
+        assert "coupling to the potential, c" in page
+        assert "recovery time constant (ms)" in page
 
 
 @torch.no_grad()

@@ -24,7 +24,7 @@ from snn.ops.binning import step_of
 from snn.quantise import as_int8, quantised
 from tests.conftest import assert_one_line
 from tests.networks import build, small, small_conv
-from tests.streams import DT_MS, T_EMPTY, VARIANTS, T, activity, make_stream, recordings, trained
+from tests.streams import DT_MS, T_EMPTY, VARIANTS, T, activity, make_stream, over_variants, recordings, trained
 
 BINS = Bins(DT_MS, T, T_EMPTY, 30)
 NAMES = ("zero", 'a "b"', "fünf??=", "\\")
@@ -71,7 +71,7 @@ def run(tmp_path, network: Network, data: Recordings, int8: bool, *options: str)
 
 @needs_gcc
 @WEIGHTS
-@pytest.mark.parametrize("changes", VARIANTS, ids=str)
+@over_variants
 def test_every_spike_and_decision_is_that_of_a_stream(changes, int8, tmp_path):
     network, data = trained(**changes), recordings()
     folded = (quantised if int8 else Network.folded)(network)
@@ -336,7 +336,7 @@ def test_weights_as_bytes():
 
 
 def test_a_quantised_network_is_a_network_whose_sums_do_not_depend_on_their_order():
-    network = trained(layers=("16R", "12FDS3"), batch_norm=True)
+    network = trained(pruned=False, layers=("16R", "12FDS3"), batch_norm=True)
     small_one = quantised(network)
     assert network.layers[0].norm is not None  # a copy
     for weight_NC in (small_one.layers[0].linear.weight, small_one.layers[0].neurons.V, small_one.output.linear.weight):

@@ -9,11 +9,11 @@ from snn.coding import first_times, fr_decision, fs_decision
 from snn.conv import EventConv
 from snn.evaluation import PERCENTILES, Evaluation, evaluate
 from snn.inputs import SparseCounts
-from snn.network import Activity, Network
+from snn.network import Activity
 from snn.operations import SynapticOperations
 from snn.ops import sparse
 from tests.networks import build, image_events, small_conv
-from tests.streams import DT_MS, N_RECORDINGS, T_EMPTY, VARIANTS, T, decide, make_stream, recordings, trained
+from tests.streams import DT_MS, N_RECORDINGS, T_EMPTY, T, decide, make_stream, over_variants, recordings, trained
 
 
 def random_activity(B: int, seed: int, rate: float = 0.04) -> tuple[Activity, torch.Tensor]:
@@ -174,22 +174,13 @@ def test_details_against_one_sample_at_a_time():
     assert details["spikes_per_sample"]["of_neurons_by_layer"][0] == pytest.approx(np.percentile(rates, PERCENTILES))
 
 
-@torch.no_grad()
-def prune(network: Network) -> None:
-    """The smallest tenth of the weights becomes 0."""
-    for name, weight in network.named_parameters():
-        if name.endswith(("linear.weight", ".V")):
-            weight[weight.abs() < weight.abs().quantile(0.1)] = 0
-
-
-@pytest.mark.parametrize("changes", VARIANTS, ids=str)
+@over_variants
 def test_the_cost_of_a_decision_is_that_of_the_stream(changes):
     """Sample by sample: steps, events, synaptic operations, spikes, up to the decision and of the whole window.
 
     A tenth of the weights is 0, which makes no operation of an event.
     """
     network = trained(**changes)
-    prune(network)
     x_TBC = bin_events(recordings(), np.arange(N_RECORDINGS), Bins(DT_MS, T, T_EMPTY, 30))
     goal = lambda activity, target_B: torch.tensor(0.0)  # noqa: E731
     target_B = torch.zeros(N_RECORDINGS, dtype=torch.int64)

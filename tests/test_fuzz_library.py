@@ -9,8 +9,8 @@ from collections import Counter
 
 import pytest
 
-from tests import fuzz
 from tests.conftest import REPOSITORY
+from tests.entries import ENTRIES
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
 
@@ -20,13 +20,19 @@ def run(*words: str) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.parametrize(
-    ("seed", "cases"), [(0, 440), pytest.param(1, 20_000, marks=pytest.mark.slow)], ids=["some", "many"]
+    ("seed", "cases", "more"),
+    [
+        (0, 440, ["--few"]),
+        pytest.param(1, 4400, [], marks=pytest.mark.slow),
+        pytest.param(2, 20_000, [], marks=pytest.mark.long),
+    ],
+    ids=["some", "many", "most"],
 )
-def test_every_call_ends_in_a_result_or_one_error(seed, cases):
+def test_every_call_ends_in_a_result_or_one_error(seed, cases, more):
     """In a process of its own, which a wrong read or write ends: every array a kernel takes lies at a closed page."""
     outcomes, first = Counter(), 0
     while first < cases:
-        done = run("-m", "tests.fuzz", *map(str, (seed, first, cases)), "--guard")
+        done = run("-m", "tests.fuzz", *map(str, (seed, first, cases)), "--guard", *more)
         lines = re.findall(r"^(\d+): (\w+): (.*)$", done.stdout, re.MULTILINE)
         assert lines or done.returncode < 0, done.stderr  # it began
         for k, name, outcome in lines:
@@ -38,7 +44,7 @@ def test_every_call_ends_in_a_result_or_one_error(seed, cases):
             first += 1
     assert {what: number for what, number in outcomes.items() if what[1] not in ("result", "refused")} == {}
     assert outcomes.total() == cases
-    for entry in fuzz.ENTRIES:  # each was called both ways
+    for entry in ENTRIES:  # each was called both ways
         assert outcomes[entry.__name__, "result"] > 0
         assert outcomes[entry.__name__, "refused"] > 0
 
@@ -48,7 +54,7 @@ def test_the_guard_sees_a_wrong_read():
     script = """
 import numpy as np
 from snn.ops import sparse
-from tests.fuzz import Guard
+from tests.guard import Guard
 room, out = np.ones((2, 3, 64), np.float32), np.zeros((1, 64), np.float32)  # what lies behind W_SCL may be read
 entries = np.array([0, 1]), np.array([3], np.uint32), np.ones(1, np.float32)
 for guarded in (False, True):

@@ -23,10 +23,10 @@ from tests import hostile
 from tests.conftest import REPOSITORY
 
 
-def fuzz(seed: int, cases: int) -> Counter:
-    """The outcomes of so many damaged files. Reading takes place in a process of its own, made anew when one dies."""
+def fuzz(seed: int, cases: int, folder: Path) -> Counter:
+    """The outcomes of so many damaged files in `folder`. A process of its own reads them, made anew when one dies."""
     outcomes, first = Counter(), 0
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "TMPDIR": str(folder)}
     while first < cases:
         words = [sys.executable, "-m", "tests.hostile", *map(str, (seed, first, cases))]
         done = subprocess.run(words, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
@@ -46,8 +46,8 @@ def fuzz(seed: int, cases: int) -> Counter:
 @pytest.mark.parametrize(
     ("seed", "cases"), [(0, 300), pytest.param(1, 5040, marks=pytest.mark.slow)], ids=["some", "many"]
 )
-def test_damaged_files(seed, cases):
-    outcomes = fuzz(seed, cases)
+def test_damaged_files(seed, cases, tmp_path):
+    outcomes = fuzz(seed, cases, tmp_path)
     wrong = {what: outcome for what, outcome in outcomes.items() if what[1] not in ("correct", "refused")}
     assert not wrong
     assert sum(outcomes.values()) == cases

@@ -112,9 +112,17 @@ def overlaps(figure: plt.Figure) -> list[tuple[str, str]]:
 
 
 @pytest.mark.filterwarnings("error")  # of glyphs that are missing, of a layout that does not fit
-@pytest.mark.parametrize("classes", [12, 40, 100])
-@pytest.mark.parametrize("name", ["$x^{k}_{{0}}$ {k}", "a long name of a class, {k}", "数字 {k}", HINDI + " {k}"])
-def test_names_are_drawn_apart(classes, name):
+@pytest.mark.parametrize(
+    ("name", "classes"),
+    [
+        ("$x^{k}_{{0}}$ {k}", 12),
+        ("a long name of a class, {k}", 12),
+        ("a long name of a class, {k}", 40),
+        ("数字 {k}", 40),
+        (HINDI + " {k}", 100),
+    ],
+)
+def test_names_are_drawn_apart(name, classes):
     names = [name.replace("{k}", str(k)) for k in range(classes)]
     for figure in drawings(names).values():
         assert overlaps(figure) == []

@@ -250,7 +250,8 @@ def test_a_sender_sends_every_event_of_sets_and_recordings(tmp_path):
         list(send.recordings_of(tmp_path / "a.h5", None, (2, 2)))
 
 
-def test_the_demo_decides_on_what_the_sender_sends(program, tmp_path):
+@pytest.mark.slow
+def test_the_demo_decides_on_what_the_sender_sends(program, tmp_path, launch):
     """By UDP and through a pipe: the decisions of the network on the same recordings."""
     random = np.random.default_rng(0)
     made = [((np.sort(random.uniform(0, 0.2, 60)), random.integers(0, 40, 60)), r % 3) for r in range(3)]
@@ -275,7 +276,7 @@ def test_the_demo_decides_on_what_the_sender_sends(program, tmp_path):
     with live.listen(0) as free:
         port = free.getsockname()[1]
     about = {"cwd": tmp_path, "env": environment, "stdout": subprocess.PIPE}
-    process = subprocess.Popen([*demo, "--udp", str(port)], stderr=subprocess.STDOUT, **about)
+    process = launch([*demo, "--udp", str(port)], stderr=subprocess.STDOUT, **about)
     said = ""
 
     def more() -> str:

@@ -14,8 +14,7 @@ from snn.ops import Surrogate, sparse
 from tests.make import DYNAMICS, TOLERANCE, assert_close_gradients, leaves, make_call
 from tests.networks import events, small
 
-WIDTHS = {"none": 1e6, "some": 4.0, "all": 1e-6}  # of the surrogate's reach: its slope
-over_widths = pytest.mark.parametrize("slope", WIDTHS.values(), ids=WIDTHS)
+WIDTHS = {"none": 1e6, "some": 1.0, "all": 1e-6}  # of the surrogate's reach: its slope
 
 
 @pytest.fixture(autouse=True)
@@ -55,22 +54,37 @@ def assert_near_is_enough(call: tuple, dropped: bool, slope: float, monkeypatch)
 @pytest.mark.parametrize("surrogate", ["triangle", "boxcar"])
 @pytest.mark.parametrize("dropped", [False, True], ids=["", "dropped"])
 def test_the_gradients_are_those_of_the_dense_product(shape, surrogate, dropped, monkeypatch, poisoned):
-    call = make_call(replace(DYNAMICS["AdLIF"], surrogate=Surrogate(surrogate, 0.5)), shape, torch.float64)
-    assert_near_is_enough(call, dropped, 0.5, monkeypatch)
+    slope = WIDTHS["some"]
+    call = make_call(replace(DYNAMICS["AdLIF"], surrogate=Surrogate(surrogate, slope)), shape, torch.float64)
+    assert_near_is_enough(call, dropped, slope, monkeypatch)
 
 
-@over_widths
-@pytest.mark.parametrize("name", [name for name, neuron in DYNAMICS.items() if not neuron.spike_first])
-def test_of_every_neuron(name, slope, monkeypatch, poisoned):
-    neuron = replace(DYNAMICS[name], surrogate=Surrogate("boxcar", slope))
-    assert_near_is_enough(make_call(neuron, (20, 4, 48), torch.float64), True, slope, monkeypatch)
+def assert_near_is_enough_of(name: str, width: str, monkeypatch) -> None:
+    neuron = replace(DYNAMICS[name], surrogate=Surrogate("boxcar", WIDTHS[width]))
+    assert_near_is_enough(make_call(neuron, (20, 4, 48), torch.float64), True, WIDTHS[width], monkeypatch)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_of_every_width(width, monkeypatch, poisoned):
+    assert_near_is_enough_of("AdLIF", width, monkeypatch)
+
+
+OTHERS = [name for name, neuron in DYNAMICS.items() if not neuron.spike_first and name != "AdLIF"]
+
+
+@pytest.mark.parametrize(
+    "name", ["BRF", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS if name != "BRF")]
+)
+def test_of_other_neurons(name, monkeypatch, poisoned):
+    """The bits are the same code for all; each neuron is compiled."""
+    assert_near_is_enough_of(name, "some", monkeypatch)
 
 
 @pytest.mark.parametrize("longest", [0, 3], ids=["recurrent", "delayed"])
 def test_of_a_recurrent_layer(longest, monkeypatch, poisoned):
-    neuron = replace(DYNAMICS["AdLIF"], surrogate=Surrogate("triangle", 4.0))
+    neuron = replace(DYNAMICS["AdLIF"], surrogate=Surrogate("triangle", WIDTHS["some"]))
     call = make_call(neuron, (20, 4, 48), torch.float64, True, longest)
-    assert_near_is_enough(call, True, 4.0, monkeypatch)
+    assert_near_is_enough(call, True, WIDTHS["some"], monkeypatch)
 
 
 @pytest.mark.parametrize(
@@ -113,14 +127,16 @@ def test_the_product_alone(dtype, shape, outputs, share, poisoned):
     assert_close_gradients([actual_TBC], [torch.where(either_TBC, expected_TBC, 0)])
 
 
-@pytest.mark.parametrize("layers", [("16F", "48F"), ("16R", "48R"), ("16F", "48FD5")], ids=str)
+@pytest.mark.parametrize(
+    "layers", [("16F", "48F"), pytest.param(("16R", "48R"), marks=pytest.mark.slow), ("16F", "48FD5")], ids=str
+)
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 def test_a_network_trains_alike(layers, dropout, monkeypatch):
     calls, product, results = [], sparse.input_gradient, []
     monkeypatch.setattr(sparse, "input_gradient", lambda *arguments: calls.append(1) or product(*arguments))
     for above in (1.0, -1.0):
         torch.manual_seed(3)
-        cfg = small(dropout=dropout, layers=layers, surrogate="boxcar", surrogate_slope=2.0)
+        cfg = small(dropout=dropout, layers=layers, surrogate="boxcar", surrogate_slope=WIDTHS["some"])
         network = Network(cfg.network, cfg.data.shape, cfg.data.num_classes).double().train()
         for module in network.modules():
             if isinstance(module, EventLinear):

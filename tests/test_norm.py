@@ -64,7 +64,7 @@ def test_moments_far_from_zero():
     torch.testing.assert_close(var_N, x_RN.double().var(0, correction=0), rtol=1e-4, atol=0)
 
 
-@pytest.mark.parametrize("name", ["AdLIF", "BRF"])
+@pytest.mark.parametrize("name", ["AdLIF", pytest.param("BRF", marks=pytest.mark.slow)])
 def test_neurons_behind_it_equal_the_reference(name, poisoned):
     x_TBN, values, state, neuron, _ = make_call(DYNAMICS[name], (20, 4, 37), torch.float64)
     norm = {key: torch.randn(37, dtype=torch.float64).requires_grad_() for key in reference.NORM}
@@ -86,7 +86,7 @@ def test_a_recurrent_layer_takes_no_norm():
         ops.multi_step(x_TBN, values | norm, state, neuron.behind_norm(), feedback)
 
 
-@pytest.mark.parametrize("layers", [("16F", "12F"), ("16R", "12R")], ids=str)
+@pytest.mark.parametrize("layers", [("16F", "12F"), pytest.param(("16R", "12R"), marks=pytest.mark.slow)], ids=str)
 def test_a_network_trains_as_with_plain_batch_norm(layers, monkeypatch):
     results = []
     for forward in (LazyNorm.forward, BatchNorm1d.forward):

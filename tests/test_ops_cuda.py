@@ -23,6 +23,7 @@ from tests.make import (
     assert_equal_to_reference,
     assert_recurrent_equals_reference,
     make_call,
+    over_neurons_and_dtypes,
     run,
 )
 
@@ -76,8 +77,7 @@ def multi_step(on_host):
     assert set(on_host) == {"forward", "backward"}
 
 
-@over_dtypes
-@pytest.mark.parametrize("neuron", DYNAMICS.values(), ids=DYNAMICS)
+@over_neurons_and_dtypes
 def test_equals_reference(neuron, dtype, multi_step, poisoned):
     assert_equal_to_reference(multi_step, make_call(neuron, RAGGED, dtype))
 
@@ -143,7 +143,7 @@ def learned_of(name: str) -> frozenset[str]:
 
 @pytest.mark.parametrize(
     "architecture",
-    ["90", "120", *(pytest.param(sm, marks=pytest.mark.slow) for sm in ("70", "75", "80", "86", "89", "100"))],
+    ["90", *(pytest.param(sm, marks=pytest.mark.slow) for sm in ("70", "75", "80", "86", "89", "100", "120"))],
 )
 def test_every_variant_fits_the_registers(architecture):
     def compile_for(source: str, dtype: torch.dtype) -> str:

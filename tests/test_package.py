@@ -15,6 +15,7 @@ import snn
 from snn import checkpoint, settings
 from snn.network import Network
 from tests.conftest import REPOSITORY
+from tests.programs import share_compiled
 
 
 def run(*words: object, folder: Path) -> str:
@@ -105,17 +106,7 @@ def try_snippets(python: Path, folder: Path) -> None:
     assert shown[3].startswith("tensor([")
 
 
-def take_compiled(place: Path) -> None:
-    """Take what the checkout has compiled along, so as not to wait for it again: numba goes by the time of a source."""
-    for path in (REPOSITORY / "snn").rglob("*"):
-        copy = place / path.relative_to(REPOSITORY / "snn")
-        if path.suffix in (".nbi", ".nbc") or (path.parent.name == "printed" and path.is_file()):
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(path, copy)
-        elif path.suffix == ".py" and copy.exists():
-            shutil.copystat(path, copy)
-
-
+@pytest.mark.slow
 def test_a_wheel_is_the_library_alone_and_the_pages_lines_run_on_it(wheel, tmp_path):
     python = environment(tmp_path / "venv", (wheel,))
     place = installed(python, tmp_path)
@@ -126,16 +117,17 @@ def test_a_wheel_is_the_library_alone_and_the_pages_lines_run_on_it(wheel, tmp_p
     found = {path.relative_to(place) for path in place.rglob("*") if path.is_file()}
     assert sources == {path for path in found if "__pycache__" not in path.parts}
     assert not list(place.rglob("printed"))
-    take_compiled(place)
+    share_compiled(place.parent)
     try_snippets(python, tmp_path)
 
 
+@pytest.mark.slow
 def test_an_editable_installation_finds_the_library_alone(checkout, tmp_path):
     python = environment(tmp_path / "venv", ("--no-build-isolation", "--editable", checkout))
     assert installed(python, tmp_path) == checkout / "snn"
 
 
-@pytest.mark.slow  # it downloads torch and CUDA's libraries: some GB
+@pytest.mark.long  # it downloads torch and CUDA's libraries: some GB
 def test_a_wheel_brings_what_it_needs_into_an_empty_environment(wheel, tmp_path):
     python = environment(tmp_path / "venv", (wheel,), borrowed=False)
     installed(python, tmp_path)

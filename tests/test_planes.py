@@ -70,8 +70,8 @@ def test_what_is_made_is_kept(made, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"), [(("--recordings", 30), "multiple of 20"), (("--seed", -1), "seed is -1")]
 )
-def test_wrong_words(tmp_path, words, message):
-    done = prepare("planes", "--out", tmp_path / "x", *words)
+def test_wrong_words(program, tmp_path, words, message):
+    done = program("-m datasets.prepare planes", "--out", tmp_path / "x", *words)
     assert done.returncode == 2
     assert message in done.stderr
     assert done.stderr.count("\n") == 1

@@ -171,7 +171,7 @@ def test_wav_folder_by_name(tmp_path):
     assert centre[0] < centre[1]  # 2000 Hz lies nearer the base
 
 
-def test_wav_folder_by_csv(tmp_path):
+def test_wav_folder_by_csv(program, tmp_path):
     for i, name in enumerate(("a.wav", "deep/b.wav", "c.wav", "d.wav", "unused.wav")):
         save_tone(tmp_path / name, 1000 + i)
     table = tmp_path / "labels.csv"
@@ -180,7 +180,9 @@ def test_wav_folder_by_csv(tmp_path):
         "d.wav,no,zoe,Validation\n",
         "utf-8",
     )
-    done = prepare("wav", tmp_path, "--out", tmp_path / "words", "--labels", table, "--processes", 1)
+    done = program(
+        "-m datasets.prepare wav", tmp_path, "--out", tmp_path / "words", "--labels", table, "--processes", 1
+    )
     assert done.returncode == 0, done.stderr
     assert "took 4 WAV; left out 1: 1 not in the table\n" in done.stdout
     train, validation, test = (
@@ -247,20 +249,20 @@ def test_a_set_that_was_made_otherwise_is_used_with_a_warning(tmp_path, capsys):
         assert line.count("\n") == bool(said)
 
 
-def test_wrong_words_are_one_line():
-    done = prepare("digits", "--bogus", 3)
+def test_wrong_words_are_one_line(program):
+    done = program("-m datasets.prepare digits --bogus 3")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "unrecognized arguments: --bogus" in done.stderr
 
 
-def test_command_line_reports_one_line(tmp_path):
+def test_command_line_reports_one_line(program, tmp_path):
     """Exit code 2 and no traceback, also for what a worker process finds."""
     folder, out = tmp_path / "in", tmp_path / "out"
     save_tone(folder / "b_1.wav")
     (folder / "a_1.wav").write_bytes(b"not a WAV file at all")
     silent = folder / "a_1.wav"
     for message in ("cannot be read", "silent"):
-        done = prepare("wav", folder, "--out", out, "--test-share", 0.5, "--processes", 1)
+        done = program("-m datasets.prepare wav", folder, "--out", out, "--test-share", 0.5, "--processes", 1)
         assert done.returncode == 2
         assert done.stdout == ""
         assert done.stderr.startswith("error: ")
@@ -271,8 +273,8 @@ def test_command_line_reports_one_line(tmp_path):
     assert not out.exists()
 
 
-def test_help_names_the_sources():
-    done = prepare("--help")
+def test_help_names_the_sources(program):
+    done = program("-m datasets.prepare --help")
     assert done.returncode == 0
     assert "digits" in done.stdout
     assert "wav" in done.stdout

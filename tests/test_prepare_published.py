@@ -21,7 +21,6 @@ from tests.originals import (
     write_gestures,
     write_original_digits,
 )
-from tests.programs import prepare
 
 
 def refuse(message: str, convert, *arguments) -> None:
@@ -34,9 +33,9 @@ def refuse(message: str, convert, *arguments) -> None:
 # N-TIDIGITS
 
 
-def test_ntidigits(tmp_path):
+def test_ntidigits(program, tmp_path):
     recordings = write_original_digits(tmp_path / "n-tidigits.hdf5")
-    done = prepare("ntidigits", tmp_path / "n-tidigits.hdf5", "--out", tmp_path / "out")
+    done = program("-m datasets.prepare ntidigits", tmp_path / "n-tidigits.hdf5", "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     path = tmp_path / "out" / "n-tidigits-single.hdf5"
     with h5py.File(path) as file:
@@ -105,10 +104,12 @@ def gestures(tmp_path) -> Path:
     return tmp_path / "in"
 
 
-def test_the_eleventh_class_on_request(tmp_path):
+def test_the_eleventh_class_on_request(program, tmp_path):
     folder = tmp_path / "in"
     made = {n: write_gestures(folder, n, list(range(1, 12)), k, classes=11) for k, n in enumerate(("user01", "user24"))}
-    done = prepare("dvsgesture", folder, "--out", tmp_path / "out", "--processes", 1, "--classes", 11)
+    done = program(
+        "-m datasets.prepare dvsgesture", folder, "--out", tmp_path / "out", "--processes", 1, "--classes", 11
+    )
     assert done.returncode == 0, done.stderr
     for split, name in (("train", "user01"), ("test", "user24")):
         path = tmp_path / "out" / f"DVS-Gesture-{split}11.hdf5"
@@ -130,7 +131,7 @@ def test_aedat_is_read_as_spikingjelly_reads_it(gestures):
 
 
 @pytest.mark.parametrize("trials", [False, True])
-def test_dvsgesture(tmp_path, trials):
+def test_dvsgesture(program, tmp_path, trials):
     """By the users' numbers, or as the lists of trials say."""
     folder, labels = tmp_path / "in", [*range(1, 12), 8]
     made = {
@@ -141,7 +142,7 @@ def test_dvsgesture(tmp_path, trials):
         expected = {"train": ["user24_b"], "test": ["user23_a", "user02_lab"]}
         for split, names in expected.items():
             (folder / f"trials_to_{split}.txt").write_text("".join(f"{name}.aedat\n" for name in names))
-    done = prepare("dvsgesture", folder, "--out", tmp_path / "out", "--processes", 1)
+    done = program("-m datasets.prepare dvsgesture", folder, "--out", tmp_path / "out", "--processes", 1)
     assert done.returncode == 0, done.stderr
     for split, names in expected.items():
         path = tmp_path / "out" / f"DVS-Gesture-{split}10.hdf5"
@@ -258,8 +259,8 @@ def drops(tmp_path) -> Path:
     return tmp_path / "in"
 
 
-def test_dvsplane(tmp_path, drops):
-    done = prepare("dvsplane", drops, "--out", tmp_path / "out", "--processes", 1)
+def test_dvsplane(program, tmp_path, drops):
+    done = program("-m datasets.prepare dvsplane", drops, "--out", tmp_path / "out", "--processes", 1)
     assert done.returncode == 0, done.stderr
     for split, numbers in (("train", (2, 10)), ("test", (161,))):
         path = tmp_path / "out" / f"DVSPlane-{split}.hdf5"
@@ -369,11 +370,11 @@ def test_bad_dvsplane(tmp_path, drops, monkeypatch, kind):
     ("source", "where"),
     [("ntidigits", "docs.google.com"), ("dvsgesture", "research.ibm.com"), ("dvsplane", "greg-cohen.com")],
 )
-def test_help_names_where_to_get_the_original(source, where):
-    done = prepare(source, "--help")
+def test_help_names_where_to_get_the_original(program, source, where):
+    done = program(f"-m datasets.prepare {source} --help")
     assert done.returncode == 0
     assert where in done.stdout.replace("\n", "").replace(" ", "")
-    refused = prepare(source, "nowhere", "--out", "nowhere")
+    refused = program(f"-m datasets.prepare {source} nowhere --out nowhere")
     assert refused.returncode == 2
     assert refused.stderr.startswith("error: nowhere")
     assert refused.stderr.count("\n") == 1

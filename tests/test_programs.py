@@ -22,7 +22,7 @@ from snn import checkpoint, config, settings
 from snn.network import Network
 from tests.cameras import make_pixels, write_camera
 from tests.conftest import CONFIGURATIONS, REPOSITORY, assert_one_line, make_events, write_nmnist, write_shd
-from tests.programs import AUGMENT, TRAIN, rows, without_times
+from tests.programs import AUGMENT, TRAIN, rows, run_here, without_times
 
 
 @pytest.mark.usefixtures("shd_folder")
@@ -261,9 +261,9 @@ def test_missing_data_are_one_line(program, tmp_path, path):
     assert "http" in origin or "doi" in origin
 
 
-def test_ctrl_c_and_resume(program, tmp_path, shd_folder):
-    command = [sys.executable, str(REPOSITORY / "train.py"), *f"{TRAIN} --epochs 100000 --save_name x".split()[1:]]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+def test_ctrl_c_and_resume(program, tmp_path, shd_folder, launch):
+    command = [sys.executable, str(REPOSITORY / "train.py"), *f"{TRAIN} --epochs 3000 --save_name x".split()[1:]]
+    process = launch(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not (tmp_path / "runs" / "x" / "last.pt").exists():
         assert time.monotonic() < deadline
@@ -344,8 +344,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     write_shd(folder / "shd" / "shd_train.h5", **make_events(60, 3, 40, 0))
     write_shd(folder / "shd" / "shd_test.h5", **make_events(24, 3, 40, 1))
-    command = [sys.executable, str(REPOSITORY / "train.py"), *f"{TRAIN} --epochs 1 --save_name x".split()[1:]]
-    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    run_here(folder, f"{TRAIN} --epochs 1 --save_name x")
     return folder
 
 

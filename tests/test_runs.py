@@ -27,7 +27,7 @@ from snn import checkpoint, linear, runs, settings
 from snn.inputs import SparseCounts
 from snn.network import Network
 from tests.conftest import ON_CPU, REPOSITORY, TORCHRUN, assert_one_line, make_events, write_shd
-from tests.programs import EVENTS, state
+from tests.programs import EVENTS, run_here, state
 
 IMAGES = (
     f"train.py --path_to_yaml {REPOSITORY}/configs/ttfs_mnist_mlp.yaml --dataset_name toy --path_to_dataset toy "
@@ -57,10 +57,7 @@ def data(tmp_path: Path) -> Path:
 def whole(tmp_path_factory) -> tuple:
     """Return the state after three epochs of recordings without a fault."""
     folder = make_data(tmp_path_factory.mktemp("whole"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setattr(sys, "argv", f"{EVENTS} --epochs 3 --save_name x".split())
-        runpy.run_path(str(REPOSITORY / "train.py"), run_name="__main__")
+    run_here(folder, f"{EVENTS} --epochs 3 --save_name x")
     return state(folder / "runs" / "x")
 
 
@@ -129,22 +126,22 @@ def test_killed_at_every_call_that_writes(data, command):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [EVENTS, IMAGES], ids=["events", "images"])
-def test_killed_at_20_random_moments(data, command):
+def test_killed_at_20_random_moments(data, command, launch):
     """A process as a user starts it, killed from outside, every third time while a checkpoint is being written."""
     random, kills = np.random.default_rng(0), 0
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     epochs = f"{command} --epochs 150".replace("train.py", str(REPOSITORY / "train.py")).split()
 
-    def launch(*words: str) -> subprocess.Popen:
+    def train(*words: str) -> subprocess.Popen:
         command = [sys.executable, *epochs, *words]
-        return subprocess.Popen(command, cwd=data, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        return launch(command, cwd=data, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
-    whole = launch("--save_name", "whole")
+    whole = train("--save_name", "whole")
     assert whole.communicate()[1] is not None
     assert whole.returncode == 0
     run = data / "runs" / "x"
     while kills < 20:
-        process = launch("--save_name", "x", *["--resume"] * run.exists())
+        process = train("--save_name", "x", *["--resume"] * run.exists())
         assert b"train on" in process.stdout.readline(), process.stderr.read()
         time.sleep(random.uniform(0, 0.4))
         while kills % 3 == 0 and process.poll() is None and not list(run.glob(".*.part")):
@@ -153,7 +150,7 @@ def test_killed_at_20_random_moments(data, command):
         assert process.wait() == -signal.SIGKILL  # else the run was over too soon to be killed so often
         process.communicate()
         kills += 1
-    last = launch("--save_name", "x", "--resume")
+    last = train("--save_name", "x", "--resume")
     assert last.communicate()[1] is not None
     assert last.returncode == 0
     assert state(run) == state(data / "runs" / "whole")
@@ -205,20 +202,20 @@ def test_a_second_ctrl_c_ends_at_once(program, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_two_processes_resume_within_an_epoch(data):
+def test_two_processes_resume_within_an_epoch(data, launch):
     """torchrun hands SIGTERM on; each process goes on with its own random numbers, and one alone is refused."""
     launcher = [*TORCHRUN, str(REPOSITORY / "train.py")]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     words = f"{EVENTS} {ON_CPU} --epochs 12 --batch-size 2 --distributed --save_name".split()[1:]
 
-    def launch(*more: str) -> subprocess.Popen:
-        return subprocess.Popen([*launcher, *words, *more], cwd=data, env=environment, stderr=subprocess.PIPE)
+    def train(*more: str) -> subprocess.Popen:
+        return launch([*launcher, *words, *more], cwd=data, env=environment, stderr=subprocess.PIPE)
 
-    whole = launch("whole")
+    whole = train("whole")
     assert "Traceback" not in whole.communicate()[1].decode()
     last, step = data / "runs" / "x" / "last.pt", 0
     for _ in range(9):
-        process = launch("x", *["--resume"] * last.exists())
+        process = train("x", *["--resume"] * last.exists())
         log = data / "runs" / "x" / "metrics.jsonl"
         rows = log.read_bytes() if log.exists() else b""
         while not log.exists() or log.read_bytes() == rows:
@@ -235,7 +232,7 @@ def test_two_processes_resume_within_an_epoch(data):
     alone = [sys.executable, launcher[-1], *words[:-2], "--save_name", "x", "--resume"]
     refused = subprocess.run(alone, cwd=data, capture_output=True, text=True)
     assert_one_line(refused, "the run has 2 processes, but 1 were started")
-    assert launch("x", "--resume").wait() == 0
+    assert train("x", "--resume").wait() == 0
     assert state(data / "runs" / "x") == state(data / "runs" / "whole")
 
 

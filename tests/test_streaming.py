@@ -9,14 +9,37 @@ import torch
 from datasets.binning import Bins, bin_events
 from snn.coding import first_times, fs_decision
 from snn.errors import InputError
+from snn.network import Network
 from snn.streaming import Stream, first_difference
 from tests.networks import IMAGE, build, image_events, small, small_conv
-from tests.streams import DT_MS, N_RECORDINGS, T_EMPTY, VARIANTS, T, activity, decide, make_stream, recordings, trained
+from tests.streams import (
+    DT_MS,
+    N_RECORDINGS,
+    T_EMPTY,
+    VARIANTS,
+    T,
+    activity,
+    decide,
+    make_stream,
+    over_variants,
+    recordings,
+    trained,
+)
+
+DENSE = [VARIANTS[0], pytest.param(VARIANTS[1], marks=pytest.mark.slow)]
 
 
-@pytest.mark.parametrize("changes", VARIANTS, ids=str)
+@over_variants
 def test_decisions_times_and_spikes_are_those_of_batches(changes):
-    network = trained(**changes)
+    assert_decisions_are_those_of_batches(trained(**changes))
+
+
+@pytest.mark.parametrize("changes", DENSE, ids=str)
+def test_decisions_without_a_weight_of_0(changes):
+    assert_decisions_are_those_of_batches(trained(pruned=False, **changes))
+
+
+def assert_decisions_are_those_of_batches(network: Network) -> None:
     s_TBN, h_TBN, layers = activity(network.folded())
     t_BN = first_times(s_TBN, h_TBN)
     label_B, first_B = fs_decision(t_BN).tolist(), t_BN.amin(-1).long().tolist()
@@ -40,9 +63,9 @@ def test_decisions_times_and_spikes_are_those_of_batches(changes):
         assert whole.work.steps == T + T_EMPTY
 
 
-@pytest.mark.parametrize("changes", VARIANTS[:2], ids=str)
+@pytest.mark.parametrize("changes", DENSE, ids=str)
 def test_the_work_is_what_was_active_up_to_the_decision(changes):
-    network = trained(**changes)
+    network = trained(pruned=False, **changes)
     folded = network.folded()
     bins = Bins(DT_MS, T, T_EMPTY, 30)
     for r in range(N_RECORDINGS):
@@ -114,7 +137,7 @@ def test_where_two_networks_part():
     assert words.endswith("threshold 0.2")
 
 
-@pytest.mark.parametrize("changes", VARIANTS, ids=str)
+@over_variants
 def test_an_output_that_never_fires_leaves_it_to_the_potential(changes):
     network = trained(**changes)
     silent = copy.deepcopy(network)
@@ -128,7 +151,7 @@ def test_an_output_that_never_fires_leaves_it_to_the_potential(changes):
 
 
 def test_the_highest_of_negative_potentials():
-    network = trained(neuron="AdLIF", output_neuron="AdLIF")
+    network = trained(pruned=False, neuron="AdLIF", output_neuron="AdLIF")
     network.output.neurons.theta.fill_(1e6)
     with torch.no_grad():
         network.output.linear.weight.copy_(-1 - torch.arange(4.0).flip(0).view(-1, 1).expand(4, 12))

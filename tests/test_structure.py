@@ -13,6 +13,7 @@ import pytest
 
 from tests.conftest import REPOSITORY, make_events, write_shd
 from tests.originals import write_originals
+from tests.programs import share_compiled
 
 # module -> the modules of ours it may import (a name covers what lies below it); tasks, train.py and test.py may
 # import all
@@ -261,7 +262,6 @@ def readme_commands() -> list[str]:
 def smoke_form(command: str) -> str:
     """The same command on the smoke configuration, a small SHD pair, short WAV files and small originals."""
     forms = [
-        (r"^bash tests/run\.sh$", "bash tests/run.sh tests/test_coding.py"),
         (r"^bash run\.sh$", "bash run.sh configs/smoke.yaml"),
         (r"^bash run\.sh --(?!python)", "bash run.sh configs/smoke.yaml --"),
         (r"configs/adlif_(digits|shd)\.yaml", "configs/smoke.yaml"),
@@ -293,22 +293,21 @@ def in_this_process(command: str, folder: Path) -> str | None:
     return command.removeprefix("python ") if command.startswith("python ") else None
 
 
+@pytest.mark.slow
 def test_readme_commands_run_in_their_smoke_form(program, tmp_path):
-    """Every command of the README, in its order, in a copy of the repository.
+    """Every command of the README, in its order, in a copy of the repository; but not that which runs this test.
 
-    The shell runs each of its programs once as it stands there. The others run in this process, as starting torch takes
+    The shell runs each of its scripts once as it stands there. All else runs in this process, as starting torch takes
     seconds.
     """
     listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"], cwd=REPOSITORY, capture_output=True, text=True, check=True
     )
-    compiled = [
-        path.relative_to(REPOSITORY) for part in ("snn", "datasets") for path in (REPOSITORY / part).rglob("*.nb?")
-    ]
-    for name in [*listed.stdout.splitlines(), *compiled]:  # compiled kernels too, so as not to wait for them again
+    for name in listed.stdout.splitlines():
         if (REPOSITORY / name).is_file():
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(REPOSITORY / name, tmp_path / name)
+    share_compiled(tmp_path)
     for split in ("train", "test"):
         write_shd(tmp_path / "shd" / f"shd_{split}.h5", **make_events(30, 3, 700, 0))
     write_originals(tmp_path)
@@ -320,19 +319,21 @@ def test_readme_commands_run_in_their_smoke_form(program, tmp_path):
     (bin_folder / "activate").write_text(f"export PATH={Path(sys.executable).parent}:$PATH\n")
 
     commands = readme_commands()
-    assert commands[:2] == ["bash run.sh", "bash tests/run.sh"]
+    assert commands.pop(1) == "bash tests/run.sh"
+    assert commands[0] == "bash run.sh"
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    seen = set()
+    started = set()
     for command in commands:
         small = smoke_form(command)
         words = in_this_process(small, tmp_path)
-        if words is None or (kind := command.split()[1]) not in seen:
+        program_name = command.split()[1]
+        if words and (command.startswith("python") or program_name in started):
+            result = program(words)
+        else:
             result = subprocess.run(
                 ["bash", "-c", small], cwd=tmp_path, env=environment, capture_output=True, text=True
             )
-            seen.add(kind if words else None)
-        else:
-            result = program(words)
+            started.add(program_name)
         assert result.returncode == 0, f"{small}\n{result.stdout}\n{result.stderr}"
         if command == "bash run.sh":
             assert "validation FS accuracy" in result.stdout

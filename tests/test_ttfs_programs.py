@@ -142,6 +142,7 @@ def test_train_on_first_events(program, tmp_path):
     assert json.loads((tmp_path / "runs" / RUN / "test" / "metrics.json").read_text())["accuracy"] == 100
 
 
+@pytest.mark.slow  # tests/test_team.py has images, too, but starts train.py by runpy
 @pytest.mark.usefixtures("toy_file")
 def test_two_processes_train_as_one(program, tmp_path):
     words = f"{TRAIN_IMAGES} --epochs 2 --set data.augment=[] --set train.silent_drive=0 --distributed {ON_CPU}"
@@ -236,7 +237,7 @@ SHARED = REPOSITORY.parent / "shared" / "data"
 MNIST, CIFAR10_SMALL = SHARED / "mnist.npz", SHARED / "cifar10_small.npz"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not MNIST.exists(), reason="needs ../shared/data")
 def test_mnist_mlp(program):
     """784-256-10 learns MNIST to 98 % on the test images; the simulation decides the same on each of them."""

@@ -221,8 +221,6 @@ def read_configurations(
     parser: arguments.Parser, args: argparse.Namespace
 ) -> tuple[dict[int, config.Config], list[str]]:
     """Return the configuration of each seed, and the words of a command that gives them, without places."""
-    if unused := [word for word in ("load_pt_file", "best_model", "distributed") if getattr(args, word)]:
-        parser.error(f"--{unused[0]} is not for anchors")
     if args.path_to_yaml is None:
         parser.error("--path_to_yaml is missing: the configuration whose data are learned")
     path = arguments.find_yaml(args.path_to_yaml)

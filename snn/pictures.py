@@ -233,6 +233,24 @@ def draw_anytime(curves_of: dict[str, dict[str, list]]) -> Figure:
 
 
 @styled
+def draw_thresholds(measured: dict[str, list[dict]]) -> Figure:
+    """Draw accuracy against the mean time of the decision at scaled output thresholds, held-out and test."""
+    figure, axis = pyplot().subplots(figsize=(WIDTH, 3))
+    for of, name, colour in (("held_out", "held out", GREY), ("test", "test", BLUE)):
+        rows = measured[of]
+        axis.plot(
+            [row["time_ms"] for row in rows], [row["fs_accuracy"] for row in rows], "o-", ms=3, c=colour, label=name
+        )
+    for row in measured["test"]:
+        place = row["time_ms"], row["fs_accuracy"]
+        axis.annotate(f"{row['scale']:g}", place, (3, -8), textcoords="offset points", fontsize=7)
+    axis.set(xlabel="mean time of the decision (ms)", ylabel="correct decisions (%)")
+    axis.grid(color=GREY, lw=0.4)
+    axis.legend(loc="lower right", frameon=False)
+    return figure
+
+
+@styled
 def draw_latencies(samples: Samples, dt_ms: float, names: Sequence[str] | None) -> Figure:
     """Draw the times of the first output spike: for right and wrong decisions, and for each class."""
     classes, T = samples.output_spikes.shape[1], samples.fs_right.shape[1]

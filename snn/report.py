@@ -303,7 +303,32 @@ def result_tables(metrics: dict) -> list[Table]:
             _cost_table("Cost of a decision on a stream of events", streaming),
             Table("Decisions on that stream", (), unlike),
         ]
+    if "thresholds" in metrics:
+        result.append(threshold_table(metrics["thresholds"]))
     return result
+
+
+def threshold_table(measured: dict) -> Table:
+    """Return a table of decisions at scaled output thresholds, a row for each scale."""
+    of_scale = {row["scale"]: row for row in measured["test"]}
+    for_loss: dict[float, list[str]] = {}
+    for points, scale in measured["chosen"].items():
+        for_loss.setdefault(scale, []).append(points)
+    rows = [
+        (
+            f"{held['scale']:g}" + (f" (chosen: at most {' or '.join(points)} points lower)" if points else ""),
+            percent(held["fs_accuracy"]),
+            percent(test["fs_accuracy"]),
+            number(test["time_ms"], "ms"),
+            DASH if test["t_d90_ms"] is None else number(test["t_d90_ms"], "ms"),
+            percent(test["events_share"]),
+            number(test["operations_to_decision"]),
+        )
+        for held in measured["held_out"]
+        for test, points in [(of_scale[held["scale"]], for_loss.get(held["scale"]))]
+    ]
+    head = ("scale of θ", "held-out FS", "test FS", "mean time", "t_d90", "events heard", "synaptic operations")
+    return Table("Scaled output thresholds", head, rows)
 
 
 def _of(count: int, metrics: dict) -> str:
@@ -412,6 +437,10 @@ def _sections(
         "latencies.png",
         "Above: times of the first output spikes. Below: the same for each class, with its median in orange",
     )
+    thresholds = []
+    if "thresholds" in metrics:
+        words = "Accuracy against the time of the decision, if the output thresholds are scaled by the numbers given"
+        thresholds.append(keep(pictures.draw_thresholds(metrics["thresholds"]), subject.out, "thresholds.png", words))
     confusion = [
         keep(
             pictures.draw_confusion(metrics["confusion"][code], title, names),
@@ -445,7 +474,7 @@ def _sections(
             "orange, the true one in blue if it differs) and the output spikes, of which the first is marked.",
             pictures=decisions,
         ),
-        Section("Delay", pictures=[anytime, latencies]),
+        Section("Delay", pictures=[anytime, latencies, *thresholds]),
         Section("Classes", class_words(names), [class_table(names, CLASS_HEAD, _class_rows(metrics))], confusion),
         Section("Activity", pictures=[rates]),
         _learned_section(learned_values(network, dt_ms), subject.out),

@@ -36,7 +36,7 @@ from snn.replay import Replayed
 from snn.report import Picture, Subject
 from snn.streaming import Stream
 from snn.team import Team
-from tasks import streams
+from tasks import streams, thresholds
 from tasks.kind import Kind, Result, Testing, Training, fingerprint, named, say_missing, say_refusal
 
 NARROWS_BY = 0.01  # the factor by which the triangle of a delay narrows over a training
@@ -176,6 +176,7 @@ class EventTesting(Testing):
         "show": "draw one decision of each class",
         "energy": "count operations, memory traffic and energy",
         "streaming": "also decide on events as they arrive, and measure the cost",
+        "thresholds": "scale the output thresholds: earlier or surer decisions; the scale is chosen on held-out data",
         "test_single_delay": "draw the output spikes of one recording of each class",
         "quantise": "round the weights as export.py does, and count the decisions that change",
     }
@@ -204,6 +205,7 @@ class EventTesting(Testing):
             for cfg in (subject.cfg for subject in subjects)
         ]
         self.meters = [energy.Meter(network) for network in self.networks] if args.energy else []
+        self.held_out = [self._hold_out(subject) for subject in subjects] if args.thresholds else []
 
     def __len__(self) -> int:
         return math.ceil(len(self.recordings) / self.batch_size)
@@ -216,6 +218,17 @@ class EventTesting(Testing):
 
     def _batches(self, index: np.ndarray, size: int) -> Iterator[tuple[SparseCounts | Tensor, Tensor]]:
         return binning.batches(self.recordings, index, self.bins, size, device=self.device)
+
+    def _everything(self) -> Iterator[tuple[SparseCounts | Tensor, Tensor]]:
+        return self._batches(np.arange(len(self.recordings)), self.batch_size)
+
+    def _hold_out(self, subject: Subject) -> Callable[[], Iterator[tuple[SparseCounts | Tensor, Tensor]]]:
+        """Return what yields the batches of the recordings that were held out from training."""
+        training = read_recordings(self.data, "train", self.bins, subject.classes)
+        _, recordings, index = for_validation(training, self.data, self.bins, subject.cfg.train.seed)
+        if not len(index):
+            raise InputError("--thresholds chooses on held-out recordings, but data.validation_share is 0")
+        return partial(binning.batches, recordings, index, self.bins, self.batch_size, device=self.device)
 
     def examine(self, x_TBC: SparseCounts | Tensor, target_B: Tensor) -> None:
         for network, goal, evaluation in zip(self.networks, self.objectives, self.evaluations, strict=True):
@@ -244,6 +257,11 @@ class EventTesting(Testing):
                 metrics |= self._rounding(network, samples)
             if self.args.streaming:
                 metrics["streaming"] = streams.measure(network, recordings, bins, self.batch_size)
+            if self.held_out:
+                curves = [thresholds.curve(network, of(), bins.dt_ms) for of in (self.held_out[k], self._everything)]
+                metrics["thresholds"] = {
+                    "held_out": curves[0], "test": curves[1], "chosen": thresholds.chosen(curves[0])
+                }  # fmt: skip
             metrics |= subject.provenance() | about | {"anytime": evaluation.anytime(bins.dt_ms)}
             report.write(subject, metrics, network, evaluation, self._draw(subject, network, samples))
             kept = {name: value for name, value in samples._asdict().items() if name != "events_by_step"}
@@ -259,8 +277,7 @@ class EventTesting(Testing):
 
     def _moved_by(self, change: str, before: Network, samples: Samples) -> dict[str, float]:
         """Return how many FS decisions differ from those of the network `before`, and its accuracy."""
-        everything = self._batches(np.arange(len(self.recordings)), self.batch_size)
-        label_n = np.concatenate([streams.decide(before, x_TBC)[:, 0] for x_TBC, _ in everything])
+        label_n = np.concatenate([streams.decide(before, x_TBC)[:, 0] for x_TBC, _ in self._everything()])
         return {
             f"moved_by_{change}": int((label_n != samples.fs_label.numpy()).sum()),
             f"fs_accuracy_before_{change}": 100 * float((label_n == samples.target.numpy()).mean()),

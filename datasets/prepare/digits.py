@@ -120,5 +120,5 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--voices", type=int, default=100, help="number of voices")
     parser.add_argument("--utterances", type=int, default=1, help="number of recordings of each digit by each voice")
     parser.add_argument("--seed", type=int, default=0, help="seed of the voices, pitch, rate and the nerve's noise")
-    parser.add_argument("--processes", type=int, help="worker processes (default: one for each core)")
+    parser.add_argument("--processes", type=int, help="worker processes; without it, one for each core")
     parser.set_defaults(run=lambda args: make_digits(args.out, args.seed, args.voices, args.utterances, args.processes))

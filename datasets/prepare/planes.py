@@ -255,5 +255,5 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--out", type=Path, default=Path("data/planes"), help="folder for the two files")
     parser.add_argument("--recordings", type=int, default=800, help="number of recordings")
     parser.add_argument("--seed", type=int, default=0, help="seed of the flights, the pixels' thresholds and the noise")
-    parser.add_argument("--processes", type=int, help="worker processes (default: one for each core)")
+    parser.add_argument("--processes", type=int, help="worker processes; without it, one for each core")
     parser.set_defaults(run=lambda args: make_planes(args.out, args.seed, args.recordings, args.processes))

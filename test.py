@@ -8,9 +8,9 @@ holds the results of each sample for compare.py.
 A first-spike network is tested under first-spike and firing-rate decoding. --show draws a decision of every class, and
 --test_single_delay draws the output spikes of one recording of each class in one picture. --streaming decides on events
 as they come and compares the cost with that of whole windows. --thresholds scales the output thresholds, for earlier or
-surer decisions, and chooses a scale on the recordings that were held out from training. --energy counts operations, memory traffic and energy
-(`snn/energy.py`; models of hardware: `snn/hardware.py`). --quantise int8 tests the network as export.py writes it to C,
-writes to the folder test_int8/, and says how many decisions quantising changes.
+surer decisions, and chooses a scale on the recordings that were held out from training. --energy counts operations,
+memory traffic and energy (`snn/energy.py`; models of hardware: `snn/hardware.py`). --quantise int8 tests the network as
+export.py writes it to C, writes to the folder test_int8/, and says how many decisions quantising changes.
 
 The test of a TTFS network measures accuracy, the number of spikes and their times. --simulate also runs every image
 through a simulation over time and counts the decisions that differ.

@@ -59,6 +59,9 @@ class Change:
 
     def __call__(self, recordings: AnyRecordings, numbers: np.ndarray) -> Recordings:
         """Load the recordings with these numbers and return them changed."""
+        checks.whole("key", self.key, 0, 2**64 - 1)
+        for index in (numbers, self.among):
+            check_index(index, recordings)
         partners = self._partners(recordings.labels, numbers)
         has_one = partners >= 0
         loaded, places = recordings.load(np.concatenate([numbers, partners[has_one]]))
@@ -72,8 +75,9 @@ class Change:
             labels_among = labels[self.among]
             for k, number in enumerate(numbers):
                 random = np.random.default_rng([self.key, number])
-                if random.random() < self.how.blend:
-                    partners[k] = random.choice(self.among[labels_among == labels[number]])
+                mates = self.among[labels_among == labels[number]]
+                if random.random() < self.how.blend and len(mates):
+                    partners[k] = random.choice(mates)
         return partners
 
 

@@ -124,7 +124,7 @@ def test_a_convolution_of_events_equals_that_of_their_pixels(is_event_driven, mo
     upstream = torch.randn_like(expected)
     gradients = [torch.autograd.grad(y, layer.weight, upstream)[0] for y in (actual, expected)]
     assert torch.equal(*gradients)
-    with pytest.raises(InputError, match="do not fit a layer of 2 inputs"):
+    with pytest.raises(InputError, match="do not fit a layer with 2 inputs"):
         layer(given_by_entries(x_TBC))
 
 

@@ -237,7 +237,7 @@ def test_a_set_that_was_made_otherwise_is_used_with_a_warning(tmp_path, capsys):
         (
             '{"made_by": "digits", "seed": 0, "voices": 5}',
             "--seed 0 --voices 100",
-            "with --voices 5, data.prepare says 100",
+            "with --voices 5, but data.prepare says 100",
         ),
         ("[1", "--voices 100", ""),
     ):

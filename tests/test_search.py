@@ -309,7 +309,7 @@ def test_values_have_the_type_of_their_field():
     assert own == {"train.batch_size": 16, "network.layers": '["64F"]'}
     space = space_of("{network.layers: {choices: [[8F], [8FD30]]}, data.T: {choices: [20, 60]}}")
     assert space.at({"network.layers": '["8FD30"]', "data.T": "60"}).data.T == 60
-    with pytest.raises(InputError, match=r"8FD30.*leads out of the window of 20"):
+    with pytest.raises(InputError, match=r"8FD30.*is longer than the window of 20"):
         space.at({"network.layers": '["8FD30"]', "data.T": "20"})
 
 

@@ -127,7 +127,7 @@ def convert_events(
         + words_to_hold_out((sources[number].label for number in set(made.members["train"])), made.stores)
     )
     if invalid := sum(entry["invalid"] for entry in unfinished.lines):
-        print(f"{invalid:,}events marked invalid were left out")
+        print(f"{invalid:,} events marked invalid were left out")
 
 
 def _parts(said: Said, size: tuple[int, int], shape: Shape, source: Source) -> Generator[Part, None, int]:

@@ -32,14 +32,13 @@ class Augmentation:
     shift: int
     unit_jitter: int
     blend: float
-    tilt: float
     mask: int
     mask_ms: float
     width: int
     height: int
 
     def __post_init__(self) -> None:
-        for name in ("stretch", "time_jitter_ms", "drop", "blend", "tilt", "mask_ms"):
+        for name in ("stretch", "time_jitter_ms", "drop", "blend", "mask_ms"):
             checks.number(name, getattr(self, name), least=0)
         for name, least in (("shift", 0), ("unit_jitter", 0), ("mask", 0), ("width", 1), ("height", 1)):
             checks.whole(name, getattr(self, name), least)
@@ -118,7 +117,7 @@ def augment(
         how.drop,
         how.shift,
         how.unit_jitter,
-        (how.tilt, how.mask, how.mask_ms * recordings.ticks_per_second / 1000),
+        (how.mask, how.mask_ms * recordings.ticks_per_second / 1000),
         (how.width, how.height),
         float(np.iinfo(times.dtype).max) if is_whole else np.inf,
         is_whole,
@@ -135,11 +134,11 @@ def augment(
 
 
 @kernel
-def _augment(source, target, key, stretch, jitter_ticks, drop, shift, unit_jitter, weaken, size, last_tick, is_whole):
+def _augment(source, target, key, stretch, jitter_ticks, drop, shift, unit_jitter, masks, size, last_tick, is_whole):
     """Write the changed events of each recording in turn; return where each ends."""
     offsets, times, channels, index, partners, numbers = source
     new_times, new_channels = target
-    tilt, mask, mask_ticks = weaken
+    mask, mask_ticks = masks
     width, height = size
     ends = np.empty(len(index), np.int64)
     k = 0
@@ -149,7 +148,6 @@ def _augment(source, target, key, stretch, jitter_ticks, drop, shift, unit_jitte
         factor = 1 + stretch * (2 * _uniform(state) - 1)
         shift_x, shift_y = _whole(state, shift), _whole(state, shift)
         mean_t, mean_x, mean_y, last = _extent(offsets, times, channels, index[b], size)
-        lean = tilt * (2 * _uniform(state) - 1) if tilt > 0 else 0.0
         mask_x = mask_end_x = np.int64(0)
         if mask > 0:
             mask_x = np.int64(_uniform(state) * width)
@@ -187,10 +185,6 @@ def _augment(source, target, key, stretch, jitter_ticks, drop, shift, unit_jitte
                             continue
                         row = row // height * height + y
                     channel = row * width + x
-                if lean != 0:  # towards the end to which the recording leans, all events are kept
-                    away = (width - 1 - x if lean > 0 else x) / width
-                    if _uniform(state) < abs(lean) * away:
-                        continue
                 if mask_x <= x < mask_end_x or mask_t <= times[e] < mask_end_t:
                     continue
                 new_channels[k] = channel

@@ -113,11 +113,6 @@ class Augment(Section):
         description="share of the recordings that are blended with another of their class: the two move until their "
         "centres meet, and half of the events of each are kept",
     )
-    tilt: Share = Field(
-        0.0,
-        description="events become rarer towards one end of the channels (or of x), drawn at random; at that end up to "
-        "this share of them is left out",
-    )
     mask: NonNegativeInt = Field(
         0, description="up to this many neighbouring channels (or columns) of a recording are silent"
     )

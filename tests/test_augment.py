@@ -8,9 +8,9 @@ from datasets.binning import Bins, batches
 from datasets.recordings import Recordings
 
 OFF = {"stretch": 0.0, "time_jitter_ms": 0.0, "drop": 0.0, "shift": 0, "unit_jitter": 0}
-OFF |= {"blend": 0.0, "tilt": 0.0, "mask": 0, "mask_ms": 0.0}
+OFF |= {"blend": 0.0, "mask": 0, "mask_ms": 0.0}
 ALL_ON = {"stretch": 0.1, "time_jitter_ms": 3.0, "drop": 0.2, "shift": 4, "unit_jitter": 2}
-ALL_ON |= {"blend": 0.5, "tilt": 0.5, "mask": 5, "mask_ms": 50.0}
+ALL_ON |= {"blend": 0.5, "mask": 5, "mask_ms": 50.0}
 COCHLEA, SENSOR = (700, 1), (40, 30)  # width, height
 INDEX = np.array([5, 0, 3, 9])
 
@@ -205,19 +205,6 @@ def test_a_recording_may_lose_everything():
         assert x_TBC.shape == (5, 4, 4)
     lengths = [np.diff(changed(recordings, (4, 1), key, shift=4).offsets).min() for key in range(40)]
     assert min(lengths) == 0
-
-
-def test_tilt_leaves_out_events_towards_one_end():
-    recordings, lost = make(COCHLEA), []
-    for key in range(6):
-        for b, r in enumerate(INDEX):
-            kept = np.histogram(events(changed(recordings, COCHLEA, key, tilt=0.8), b)[1], 4, (0, 700))[0]
-            lost.append(1 - kept / np.histogram(events(recordings, r)[1], 4, (0, 700))[0])
-    for low, *_, high in lost:
-        assert abs(low - high) > 0.02 or max(low, high) < 0.1
-        assert max(low, high) < 0.85
-    assert {low > high for low, *_, high in lost} == {True, False}
-    assert np.max(lost) > 0.5
 
 
 def test_masks_silence_neighbouring_channels_and_a_stretch_of_time():

@@ -35,7 +35,6 @@ ALL_ON = Augmentation(
     shift=2,
     unit_jitter=1,
     blend=0.5,
-    tilt=0.3,
     mask=1,
     mask_ms=5,
     width=8,

@@ -53,8 +53,9 @@ def words():
 
 
 @pytest.fixture
-def page(program, tmp_path):
-    write_network(tmp_path / "runs" / "net" / "best.pt")
+def page(program, tmp_path, request):
+    """A page; its network pools `request.param` channels, by default 1."""
+    write_network(tmp_path / "runs" / "net" / "best.pt", pool=getattr(request, "param", 1))
     result = program("export.py --load_pt_file runs/net --format html --out page.html")
     assert result.returncode == 0, result.stderr
     return tmp_path / "page.html"
@@ -70,6 +71,7 @@ def demo_says(program, wav):
 
 @needs_chromium
 @pytest.mark.slow
+@pytest.mark.parametrize("page", [1, 5], indirect=True, ids=["as heard", "pooled"])
 def test_the_page_says_what_demo_says(program, page, words, tmp_path):
     files = []
     for k, word in enumerate(words):

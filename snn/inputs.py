@@ -119,4 +119,5 @@ class Spikes:
 
 def as_tensor(x: Tensor | SparseCounts | Spikes) -> Tensor:
     """Return a layer's input as a dense tensor."""
+    checks.kind("a layer's input", x, Tensor, SparseCounts, Spikes)
     return x if isinstance(x, Tensor) else x.dense()

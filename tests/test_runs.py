@@ -320,7 +320,7 @@ def fill_up_and_resume(program: Callable, folder: Path, kilobytes: int, whole: t
         if is_full:
             assert_one_line(result, "runs/x", "No space left on device")
             mount_again("size=9m")
-            gc.collect()  # the error that TensorBoard's thread keeps holds the frame with the lock, until a process ends
+            gc.collect()  # TensorBoard's thread keeps an error, whose frame holds the lock until a process ends
             result = program(words + " --resume" * (folder / "runs" / "x").exists())
         assert result.returncode == 0, result.stderr
         assert state(folder / "runs" / "x") == whole

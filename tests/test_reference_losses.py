@@ -31,6 +31,11 @@ CONV = (
     f"{EVENTS} --set data.channels=null --set data.sensor.height=10 --set data.sensor.width=35 --set "
     "network.layers=[4C3,P2,16FD3,12RDR2] --set network.neuron=CuAdLIF --neuron1 5 5 0.3 --neuron2 10 10 0.3 --lr 1e-3"
 )
+FIRST_TO_SPIKE = (
+    f"{EVENTS} --loss_mode first_to_spike --set data.pool=5 --set network.layers=[32FD3] --set network.neuron=SEAdLIF "
+    "--set data.augment.blend=0.5 --set data.augment.mask=9 --set data.augment.mask_ms=40 --neuron1 5 5 0.1 "
+    "--neuron2 10 5 0.3"
+)
 IMAGES = (
     f"{REPOSITORY}/configs/ttfs_mnist_mlp.yaml --path_to_dataset . --dataset_name images --num_classes 4 "
     "--set data.layout=npz --set data.shape=[1,12,12] --lr 3e-3 --batch-size 8"
@@ -40,6 +45,7 @@ CASES = {
     "events, cpu": f"{EVENTS} --set train.backend=cpu",
     "convolution, delays and feedback, torch": f"{CONV} --set train.backend=torch",
     "convolution, delays and feedback, cpu": f"{CONV} --set train.backend=cpu",
+    "first to spike, cpu": f"{FIRST_TO_SPIKE} --set train.backend=cpu",
     "images, fully connected": IMAGES,
     "images, convolution": f"{IMAGES} --set ttfs.layers=4C3-P2-32F",
 }

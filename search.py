@@ -56,7 +56,7 @@ class Failed(optuna.TrialPruned):
 
 
 class Work(NamedTuple):
-    """What a worker knows of the search."""
+    """The search as a worker knows it."""
 
     cfg: AnyConfig
     search: ranges.Search

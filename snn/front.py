@@ -1,4 +1,4 @@
-"""What a search leaves: its Pareto front as a picture, as a page, and as configurations to train."""
+"""The result of a search: its Pareto front as a picture, as a page, and as configurations to train."""
 
 import re
 import shlex

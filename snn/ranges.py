@@ -1,4 +1,4 @@
-"""What a search is for and what it may change: the goals, and the ranges of fields of a configuration."""
+"""The goals of a search, and the ranges of the fields that it may change."""
 
 import json
 import math
@@ -62,10 +62,10 @@ class Range(Section):
 
 
 class Stop(Section):
-    """When a run is given up: its first goal is behind those of complete trials at the same epoch."""
+    """The rule for giving up a run whose first goal is behind those of complete trials at the same epoch."""
 
     after_epoch: PositiveInt | None = Field(None, description="not before this epoch; default a quarter of them")
-    after_trials: PositiveInt = Field(5, description="not before so many trials are complete")
+    after_trials: PositiveInt = Field(5, description="not before this number of trials is complete")
     quantile: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.5, description="give up what is behind this quantile of the complete trials; 0.5 is their median"
     )

@@ -166,7 +166,7 @@ def test_exact_ties(neuron, recurrent):
 
 @pytest.mark.parametrize("longest", [None, 2], ids=["feedforward", "delayed"])
 def test_each_input_alone(longest, poisoned):
-    """Of the values two, as each that is learned alone is compiled."""
+    """Two of the values are tested, because each that is learned alone is compiled."""
     neuron = LATE_SOFT if longest is None else ADLIF
     arguments = (neuron, (17, 3, 5), torch.float64, longest is not None, longest or 0)
     last = len(neuron.values)  # x comes before the values, states after them

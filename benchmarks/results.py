@@ -133,7 +133,7 @@ def describe(cfg: config.AnyConfig) -> str:
     if isinstance(cfg, config.TTFSConfig):
         return f"{'x'.join(map(str, cfg.data.shape))}, {cfg.ttfs.layers}, {cfg.data.num_classes}; one spike a neuron"
     layers = [word[:-1] if word.endswith("F") else word for word in cfg.network.layers]
-    first = str(cfg.data.channels) if cfg.data.sensor is None else f"[{','.join(map(str, cfg.data.shape))}]"
+    first = str(cfg.data.shape[0]) if cfg.data.sensor is None else f"[{','.join(map(str, cfg.data.shape))}]"
     variant = "" if cfg.network.variant == "spkjelly" else f", {cfg.network.variant}"
     return "-".join([first, *layers, str(cfg.data.num_classes)]) + f" {cfg.network.neuron}{variant}"
 

@@ -107,8 +107,8 @@ def warnings_of(row: dict, cures: Cures) -> list[str]:
     if row.get("validation_silent_samples", 0) > row.get("validation_samples", 0) / 2:
         found.append(
             "silent outputs: most held-out recordings end without an output spike and are decided by potentials; try a "
-            "lower network.neuron2.theta, a larger loss.treg.weight or loss.first_to_spike.silent, or empty steps after "
-            "the recording (data.T_empty)"
+            "lower network.neuron2.theta, a larger loss.treg.weight or loss.first_to_spike.silent, or empty steps "
+            "after the recording (data.T_empty)"
         )
     if row.get("gradient_norm", 0) > EXPLODES_ABOVE:
         found.append(f"exploding gradients: the norm is above {EXPLODES_ABOVE:g}; try {cures.exploding}")

@@ -68,7 +68,7 @@ class Change:
         return augment(loaded, places[: len(numbers)], numbers, self.how, self.key, partners)
 
     def _partners(self, labels: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-        """Draw the number of another recording of the same class, or -1 for those that stay by themselves."""
+        """Draw for each the number of a recording of its class, or -1 if it stays by itself."""
         partners = np.full(len(numbers), -1, np.int64)
         if self.how.blend:
             labels_among = labels[self.among]
@@ -147,7 +147,10 @@ def _augment(source, target, key, stretch, jitter_ticks, drop, shift, unit_jitte
         state[0] = _mix(key + np.uint64(numbers[b]) * GOLDEN)
         factor = 1 + stretch * (2 * _uniform(state) - 1)
         shift_x, shift_y = _whole(state, shift), _whole(state, shift)
-        mean_t, mean_x, mean_y, last = _extent(offsets, times, channels, index[b], size)
+        is_blended = partners[b] >= 0
+        mean_t, mean_x, mean_y, last = 0.0, 0.0, 0.0, 0.0
+        if is_blended or mask_ticks > 0:
+            mean_t, mean_x, mean_y, last = _extent(offsets, times, channels, index[b], size)
         mask_x = mask_end_x = np.int64(0)
         if mask > 0:
             mask_x = np.int64(_uniform(state) * width)
@@ -156,7 +159,6 @@ def _augment(source, target, key, stretch, jitter_ticks, drop, shift, unit_jitte
         if mask_ticks > 0:
             mask_t = _uniform(state) * last
             mask_end_t = mask_t + _uniform(state) * mask_ticks
-        is_blended = partners[b] >= 0
         dt, dx, dy = 0.0, np.int64(0), np.int64(0)
         if is_blended:
             other_t, other_x, other_y, _ = _extent(offsets, times, channels, partners[b], size)
@@ -173,7 +175,9 @@ def _augment(source, target, key, stretch, jitter_ticks, drop, shift, unit_jitte
                     continue
                 if drop > 0 and _uniform(state) < drop:
                     continue
-                channel, x = channels[e], np.int64(channels[e]) % width
+                channel, x = channels[e], np.int64(0)
+                if moves or mask > 0:
+                    x = np.int64(channel) % width
                 if moves:
                     row = np.int64(channel) // width
                     x += dx + shift_x + _whole(state, unit_jitter)

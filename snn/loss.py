@@ -71,16 +71,16 @@ def first_to_spike(
     before_TB = sum_TB - R_TB
     log_y_TB = log_r_TBN.gather(2, target_B.view(1, B, 1).expand(T, B, 1)).squeeze(2)
     fires_TB = s_TBN.detach().amax(-1) > 0
-    fired_TB = fires_TB.cumsum(0) > 0  # up to and with this step
-    is_first_TB = fires_TB & (fires_TB.cumsum(0) == 1)
-    is_silent_B = ~fired_TB[-1]
+    number_TB = fires_TB.cumsum(0)
+    fired_TB = number_TB > 0  # up to and with this step
+    is_first_TB = fires_TB & (number_TB == 1)
     # log((1 - exp(-R)) / R) is nearly -R/2 where R is small; the clamp keeps 0/0 away
     R_clamped_TB = R_TB.clamp(min=1e-12)
     log_P_TB = log_y_TB - before_TB + torch.log(-torch.expm1(-R_clamped_TB) / R_clamped_TB)
     log_taken_TB = log_y_TB - before_TB - log_r_TBN.logsumexp(-1)
     log_P_TB = torch.where(is_first_TB, log_taken_TB, log_P_TB.masked_fill(fired_TB, -math.inf))
     log_q_B = F.log_softmax(slope * h_TBN.amax(0) / theta, -1).gather(1, target_B.unsqueeze(1)).squeeze(1)
-    log_P_silent_B = (log_q_B - sum_TB[-1] - silent).masked_fill(~is_silent_B, -math.inf)
+    log_P_silent_B = (log_q_B - sum_TB[-1] - silent).masked_fill(fired_TB[-1], -math.inf)
     log_P_B = torch.cat([log_P_TB, log_P_silent_B.unsqueeze(0)]).logsumexp(0)
     waiting_TB = torch.exp(-sum_TB).masked_fill(fired_TB, 0)
     return early * waiting_TB.mean() - log_P_B.mean()

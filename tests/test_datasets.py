@@ -10,9 +10,9 @@ import torch
 
 from datasets import readers
 from datasets.binning import Bins, batches, bin_dense, bin_events
-from datasets.recordings import Recordings, downsampled
+from datasets.recordings import Recordings, as_inputs, downsampled
 from datasets.splits import groups_by, hold_out
-from snn.config import Sensor
+from snn.config import Data, Sensor
 from snn.errors import InputError
 from tests.conftest import make_events, write_shd
 
@@ -349,6 +349,26 @@ def test_a_camera_is_seen_as_configured(tmp_path, divide, polarities):
         n = math.floor(1000 * float(np.float32(times[k])) / 10.0)
         expected[n, p[k] if polarities == 2 else 0, y[k] // divide, x[k] // divide] += 1
     assert torch.equal(frames, expected)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+@pytest.mark.parametrize("pool", [1, 3, 40, 50])
+def test_neighbouring_channels_are_pooled(tmp_path, pool, in_memory):
+    path = write_shd(tmp_path / "x.h5", **make_events(12, 3, 40, 0))
+    data = Data(dataset_name="x", num_classes=3, channels=40, pool=pool, dt_ms=10.0, T=9)
+    recordings, index = read(path, in_memory=in_memory), np.array([4, 0])
+    ((whole_TBC, _),) = batches(recordings, index, Bins(10.0, 9, 0, 40), 2)
+    ((pooled_TBC, _),) = batches(as_inputs(recordings, data), index, Bins.of(data, "train"), 2)
+    assert data.shape == (math.ceil(40 / pool),)
+    assert data.num_units == 40
+    whole_TBC = torch.nn.functional.pad(whole_TBC.dense(), (0, -40 % pool))
+    assert whole_TBC.sum() > 0
+    assert torch.equal(pooled_TBC.dense(), whole_TBC.unflatten(2, (-1, pool)).sum(3))
+
+
+def test_a_sensor_is_not_pooled():
+    with pytest.raises(ValueError, match="a sensor has divide"):
+        Data(dataset_name="x", num_classes=3, sensor=Sensor(height=2, width=2), pool=2, dt_ms=10.0, T=9)
 
 
 def test_an_event_beside_the_sensor(tmp_path):

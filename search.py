@@ -42,9 +42,9 @@ from tqdm import tqdm
 
 import tasks
 from snn import checkpoint, front, ranges, report, runs, settings, studies
-from snn.config import AnyConfig
 from snn.errors import InputError
 from snn.files import REPOSITORY, write_whole
+from snn.schema import AnyConfig
 
 POLL_S = 0.5
 MOST_FAILURES = 3  # runs that fail one after another

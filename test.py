@@ -34,12 +34,12 @@ import torch
 from tqdm import tqdm
 
 import tasks
-from snn import arguments, checkpoint, cli, config, settings, tables
-from snn.config import Mark
+from snn import arguments, checkpoint, cli, schema, settings, tables
 from snn.errors import InputError
 from snn.files import write_whole
 from snn.memory import keep_freed_memory
 from snn.report import Subject, runs_table
+from snn.schema import Mark
 from tasks.kind import Result
 
 
@@ -113,7 +113,7 @@ def read_command_line() -> tuple[argparse.Namespace, list[Subject]]:
     return args, subjects
 
 
-def read_checkpoint(parser: arguments.Parser, args: argparse.Namespace, path: Path) -> tuple[config.AnyConfig, dict]:
+def read_checkpoint(parser: arguments.Parser, args: argparse.Namespace, path: Path) -> tuple[schema.AnyConfig, dict]:
     """Return (configuration, content) of a checkpoint; --path_to_yaml replaces the data, other arguments override."""
     trained, content = checkpoint.load(path)
     values = trained.model_dump(mode="json")

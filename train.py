@@ -40,12 +40,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import tasks
-from snn import arguments, checkpoint, cli, config, health, runs, settings
+from snn import arguments, checkpoint, cli, health, runs, schema, settings
 from snn.classes import Named
-from snn.config import Mark
 from snn.errors import InputError
 from snn.machine import find_device
 from snn.memory import keep_freed_memory
+from snn.schema import Mark
 from snn.team import Team, gather
 from tasks.kind import Training
 
@@ -179,7 +179,7 @@ def train_epoch(
     task: Training,
     order: np.ndarray,
     position: Position,
-    train: config.Train,
+    train: schema.Train,
     team: Team,
     interruption: cli.Interruption,
     last: Path,
@@ -240,7 +240,7 @@ def set_random_states(states: Sequence[Tensor], device: torch.device) -> None:
         torch.cuda.set_rng_state(states[1], device)
 
 
-def read_command_line() -> tuple[config.AnyConfig, argparse.Namespace]:
+def read_command_line() -> tuple[schema.AnyConfig, argparse.Namespace]:
     parser = arguments.train_parser(__doc__)
     args = parser.parse_args()
     args.path_to_yaml = arguments.find_yaml(args.path_to_yaml or arguments.default_yaml(sys.argv[1:]))
@@ -249,9 +249,9 @@ def read_command_line() -> tuple[config.AnyConfig, argparse.Namespace]:
 
 def resume(
     run: Path,
-    cfg_then: config.AnyConfig,
+    cfg_then: schema.AnyConfig,
     content: dict[str, Any],
-    cfg: config.AnyConfig,
+    cfg: schema.AnyConfig,
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
     team: Team,
@@ -286,7 +286,7 @@ def resume(
     return position
 
 
-def say_jumps(path: Path, cfg_then: config.AnyConfig, cfg: config.AnyConfig, epoch: int) -> None:
+def say_jumps(path: Path, cfg_then: schema.AnyConfig, cfg: schema.AnyConfig, epoch: int) -> None:
     """Warn of schedules that jump here because the number of epochs has changed."""
     then, now, before = (
         tasks.kind_of(c).training.schedule(c, k)

@@ -31,17 +31,18 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+from benchmarks.figures import machine_in_use
 from benchmarks.results import RESULTS, mean_of
 from datasets import binning, prepare
 from datasets.binning import Bins
 from snn import arguments, cli, config, settings, statistics
 from snn.classes import Named
-from snn.config import Mark
 from snn.errors import InputError
 from snn.files import write_whole
 from snn.inputs import as_tensor
-from snn.machine import find_device, machine, versions
+from snn.machine import find_device, versions
 from snn.memory import keep_freed_memory
+from snn.schema import Mark
 from snn.team import Team
 from tasks.events import EventTraining, look_at_test_data, read_recordings
 from tasks.kind import fingerprint, named, say_missing
@@ -258,8 +259,7 @@ def describe(cfg: config.Config, anchor: str, words: list[str]) -> dict:
         "multiply_accumulates": counter.get_total_flops() // 2,  # of a recording
         "training": {"epochs": EPOCHS, "lr": LR, "weight_decay": WEIGHT_DECAY, "label_smoothing": SMOOTHING},
         "finished": None,
-        "machine": machine(find_device(cfg.train.device))
-        | {"threads": os.environ.get("OMP_NUM_THREADS", "all"), "load_at_start": round(os.getloadavg()[0], 1)},
+        "machine": machine_in_use(find_device(cfg.train.device), load_at_start=os.getloadavg()[0]),
         "versions": versions(),
     }
 

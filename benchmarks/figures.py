@@ -57,6 +57,12 @@ def others(times_ms: dict[str, float], here: str, who: dict[str, str]) -> list[O
     ]
 
 
+def machine_in_use(device: torch.device, **load: float) -> dict[str, str | int | float]:
+    """Return the machine with the number of threads and its load, for a stored result."""
+    threads = os.environ.get("OMP_NUM_THREADS", "all")
+    return machine(device) | {"threads": threads} | {when: round(value, 1) for when, value in load.items()}
+
+
 def add_option(parser: argparse.ArgumentParser) -> None:
     """Add the option --store."""
     parser.add_argument("--store", action="store_true", help="store the figures in benchmarks/speed.json")
@@ -70,8 +76,7 @@ def store(figures: Iterable[Figure], device: str = "cpu") -> None:
     run = {
         "command": command,
         "date": time.strftime("%Y-%m-%d"),
-        "machine": machine(torch.device(device))
-        | {"threads": os.environ.get("OMP_NUM_THREADS", "all"), "load_at_end": round(os.getloadavg()[0], 1)},
+        "machine": machine_in_use(torch.device(device), load_at_end=os.getloadavg()[0]),
         "versions": versions(),
     }
     for figure in figures:

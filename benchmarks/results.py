@@ -25,11 +25,12 @@ from matplotlib import pyplot as plt
 from tqdm import tqdm
 
 from benchmarks import figures, speed
-from snn import arguments, cli, config, pictures, settings
-from snn.config import Mark
+from benchmarks.figures import machine_in_use
+from snn import arguments, cli, config, pictures, schema, settings
 from snn.errors import InputError
 from snn.files import REPOSITORY, write_whole
-from snn.machine import find_device, machine, versions
+from snn.machine import find_device, versions
+from snn.schema import Mark
 from snn.tables import DASH, mean_and_std
 
 RESULTS = REPOSITORY / "results"
@@ -102,8 +103,7 @@ def store(args: argparse.Namespace, words: Sequence[str]) -> None:
         ),
         "network": describe(cfg),
         "finished": time.strftime("%Y-%m-%d"),
-        "machine": machine(find_device(changed.train.device))
-        | {"threads": os.environ.get("OMP_NUM_THREADS", "all"), "load_at_start": round(load, 1)},
+        "machine": machine_in_use(find_device(changed.train.device), load_at_start=load),
         "versions": versions(),
         "seeds": seeds,
     }
@@ -128,7 +128,7 @@ def without_places(words: Sequence[str]) -> list[str]:
     return ["DIR" if before == "--path_to_dataset" else word for before, word in zip(["", *words], words, strict=False)]
 
 
-def describe(cfg: config.AnyConfig) -> str:
+def describe(cfg: schema.AnyConfig) -> str:
     """Describe a network in a few words: 700-256-256-20 AdLIF."""
     if isinstance(cfg, config.TTFSConfig):
         return f"{'x'.join(map(str, cfg.data.shape))}, {cfg.ttfs.layers}, {cfg.data.num_classes}; one spike a neuron"

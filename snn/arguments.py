@@ -10,9 +10,9 @@ from pathlib import Path
 
 from snn import architecture, settings, yaml12
 from snn.cli import OneLineParser
-from snn.config import AnyConfig
 from snn.errors import InputError
 from snn.files import REPOSITORY
+from snn.schema import AnyConfig
 
 # option -> (field, type, number of values, help); the published command line of Liu et al. 2023
 _COMMON = {

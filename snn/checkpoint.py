@@ -16,8 +16,9 @@ import torch
 from torch import nn
 
 from snn.classes import tidied
-from snn.config import AnyConfig, Config
+from snn.config import Config
 from snn.errors import InputError
+from snn.schema import AnyConfig
 from snn.settings import build
 
 FORMAT = "first-spike checkpoint"

@@ -1,17 +1,15 @@
-"""The configuration: every option with its type, default and meaning, documented here and nowhere else.
+"""The configurations of both kinds of networks: every option with its type, default and meaning.
 
-`python -m snn.config` prints the list; `snn.settings` reads a YAML into these values.
+An option is documented here, or in `snn.schema` if all kinds have it, and nowhere else. `python -m snn.config` prints
+the list; `snn.settings` reads a YAML into these values.
 """
 
 import re
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -23,52 +21,12 @@ from pydantic import (
 
 from snn import architecture
 from snn.errors import InputError
+from snn.schema import AnyConfig, DataSet, Mark, Section, Share, Train
 
 if TYPE_CHECKING:
     from torch import nn
 
-Share = Annotated[float, Field(ge=0, lt=1)]
 Steps = Annotated[float, Field(ge=0.1)]  # a time constant τ; below this, exp(-1/τ) is practically 0
-
-
-class Mark(Enum):
-    """A mark on fields that a comparison of configurations leaves out; `snn.settings.marked` lists them."""
-
-    MACHINE = "where the data are or what computes; the result does not depend on it"
-    RESUME = "a resumed run may have another value"
-    TRAINING = "only train.py reads it"
-
-
-class Section(BaseModel):
-    """A frozen section. Unknown keys, wrong types, NaN and infinity are errors; nothing is converted: "3" is text."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class DataSet(Section):
-    """Fields that recordings of events and images have in common."""
-
-    dataset_name: str = Field(
-        min_length=1, description="name of the set, used in the names of its files and of the run"
-    )
-    path: Annotated[str | None, Mark.MACHINE] = Field(
-        None, description="folder of the files; default data/<dataset_name>"
-    )
-    num_classes: PositiveInt = Field(description="number of classes; labels are 0..num_classes-1")
-    validation_share: Annotated[Share, Mark.TRAINING] = Field(
-        0.1,
-        description="share of the training file held out to choose the best model; 0 holds out nothing and keeps the "
-        "last epoch",
-    )
-    strict: Annotated[bool, Mark.RESUME] = Field(
-        False,
-        description="refuse a file with a recording that has no event in the window; by default these are counted",
-    )
-
-    @property
-    def folder(self) -> Path:
-        return Path(self.path or f"data/{self.dataset_name}").expanduser()
-
 
 # (height, width) in pixels of the cameras behind a layout
 SENSORS = {"dvsgesture": (128, 128), "dvsplane": (240, 304)}
@@ -373,29 +331,6 @@ class Loss(Section):
     spike_count: SpikeCount = Field(SpikeCount(), description="optional penalty on the spike count")
 
 
-class Train(Section):
-    """Fields of training that all kinds of networks have in common."""
-
-    epochs: Annotated[PositiveInt, Mark.RESUME] = Field(description="largest number of passes over the training data")
-    batch_size: PositiveInt = Field(128, description="recordings or images per step")
-    test_batch_size: PositiveInt = Field(256, description="batch size in validation and test")
-    lr: PositiveFloat = Field(
-        1e-3, description="learning rate of the optimiser: Adam with amsgrad, or AdamW for a TTFS network"
-    )
-    lr_decay: bool = Field(False, description="decay the learning rate to 0 along a cosine")
-    weight_decay: NonNegativeFloat = Field(1e-4, description="weight decay of the optimiser")
-    clip_norm: NonNegativeFloat = Field(10.0, description="largest norm of the gradient; 0 does not clip")
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
-        0, description="seed of the weights, the order, dropout, augmentation and the held-out share"
-    )
-    log_interval: Annotated[PositiveInt, Mark.MACHINE] = Field(
-        5, description="steps between updates of the progress bar's loss"
-    )
-    device: Annotated[str, Mark.MACHINE] = Field(
-        "auto", description="auto (cuda if there is one), cpu, cuda, cuda:1, ..."
-    )
-
-
 class FirstSpikeTrain(Train):
     delay_lr: PositiveFloat = Field(
         0.1, description="learning rate of Adam for delays, which have no weight decay (steps)"
@@ -413,37 +348,6 @@ class FirstSpikeTrain(Train):
         description="on a GPU, record a training step once and replay it; set false if your own code reads values "
         "on the CPU within a step",
     )
-
-
-class AnyConfig(Section):
-    """Configuration of a kind of network. One section that no other kind has identifies the kind.
-
-    A subclass names that section (`class Mine(AnyConfig, section="mine")`). Its data have a `shape`: that of a sample
-    as the network sees it.
-    """
-
-    section: ClassVar[str]
-
-    if TYPE_CHECKING:  # each kind declares them itself, in the order of its YAML
-        data: DataSet
-        train: Train
-
-    def __init_subclass__(cls, section: str, **words: object) -> None:
-        super().__init_subclass__(**words)
-        cls.section = section
-        KINDS[section] = cls
-
-    @property
-    def run_name(self) -> str:
-        """Return the default name of a run."""
-        raise NotImplementedError
-
-    def new_network(self, backend: str | None = None) -> "nn.Module":
-        """Build the untrained network that this configuration describes; `backend` replaces train.backend."""
-        raise NotImplementedError
-
-
-KINDS: dict[str, type[AnyConfig]] = {}
 
 
 class Config(AnyConfig, section="network", title="A first-spike network"):

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
-from snn import config, report
-from snn.config import AnyConfig
+from snn import report, schema
 from snn.files import write_whole
 from snn.machine import find_device, machine, versions
 from snn.pictures import BLUE, GREY, ORANGE, WIDTH, pyplot, styled
 from snn.ranges import Search
 from snn.report import Tile, keep, render
+from snn.schema import AnyConfig
 from snn.tables import Table, number
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Study(NamedTuple):
         return better(point.values[goal] for point in self.points)
 
 
-def as_yaml(section: config.Section) -> str:
+def as_yaml(section: schema.Section) -> str:
     """Return a configuration, or the goals and ranges of a search, as the text of a YAML file."""
     values = section.model_dump(mode="json", exclude_defaults=isinstance(section, Search))
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
@@ -83,6 +83,12 @@ def write(study: Study, configurations: dict[int, AnyConfig], out: Path) -> None
     picture = keep(draw(study), out, "front.png", words)
     n, best = len(study.points), len(study.front)
     lead = f"{n} complete trials of the study {study.name}, {best} of them on the front of {', '.join(study.goals)}."
+    origin = {
+        "command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "written": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "machine": machine(find_device(study.base.train.device)),
+        "versions": versions(),
+    }
     sections = [
         report.Section(
             "Front",
@@ -96,7 +102,7 @@ def write(study: Study, configurations: dict[int, AnyConfig], out: Path) -> None
         report.Section("All complete trials", tables=[trials_table(study)]),
         report.Section("Goals and ranges", code=as_yaml(study.search)),
         report.Section("Configuration", "What the ranges do not name.", code=as_yaml(study.base)),
-        report.Section("Provenance", tables=[provenance_table(study.base)]),
+        report.Section("Provenance", tables=[report.provenance_table([origin], names=tuple(origin))]),
     ]
     tiles = [
         *(
@@ -128,20 +134,6 @@ def trials_table(study: Study) -> Table:
         for p in study.points
     ]
     return Table("", ("trial", *study.goals, "run", ""), rows, is_words=True)
-
-
-def provenance_table(base: AnyConfig) -> Table:
-    """Return the table of where the page comes from."""
-    facts = {
-        "command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "written": time.strftime("%Y-%m-%d %H:%M:%S"),
-        "machine": machine(find_device(base.train.device)),
-        "versions": versions(),
-    }
-    words = {
-        k: ", ".join(f"{a} {b}" for a, b in v.items()) if isinstance(v, dict) else str(v) for k, v in facts.items()
-    }
-    return Table("", (), list(words.items()), is_words=True)
 
 
 @styled

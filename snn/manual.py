@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
-from snn.config import KINDS, Section
+from snn.schema import KINDS, Section
 from snn.settings import section_in
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from snn import settings
-from snn.config import AnyConfig, Section
 from snn.errors import InputError
+from snn.schema import AnyConfig, Section
 
 if TYPE_CHECKING:
     from optuna.trial import Trial

@@ -19,13 +19,13 @@ from torch import nn
 
 from snn import checkpoint, pictures, settings, tables
 from snn.classes import Named
-from snn.config import AnyConfig
 from snn.evaluation import Evaluation
 from snn.files import write_whole
 from snn.learned import Learned
 from snn.lettering import why_numbers
 from snn.machine import find_device, machine, versions
 from snn.network import Network
+from snn.schema import AnyConfig
 from snn.tables import DASH, Table, interval, layer_name, number, percent, spikes
 
 if TYPE_CHECKING:
@@ -152,13 +152,15 @@ def read_log(path: Path) -> list[dict]:
     return [row for row in rows if isinstance(row, dict) and {"epoch", "train_loss"} <= row.keys()]
 
 
-def provenance_table(tests: Sequence[dict], head: Sequence[str] = ()) -> Table:
-    """Return a table of where the numbers of tests come from: a row for each fact, a column for each test."""
+ORIGIN = ("checkpoint", "epoch", "seed", "data", "samples_of", "command", "tested", "machine", "versions")
+
+
+def provenance_table(tests: Sequence[dict], head: Sequence[str] = (), names: Sequence[str] = ORIGIN) -> Table:
+    """Return a table of where numbers come from: a row for each fact, a column for each test."""
 
     def words(value: object) -> str:
         return ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
 
-    names = ("checkpoint", "epoch", "seed", "data", "samples_of", "command", "tested", "machine", "versions")
     rows = [(name.replace("_", " "), *(words(metrics.get(name, DASH)) for metrics in tests)) for name in names]
     return Table("", head, rows, is_words=True)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from snn import checkpoint, config
+from snn import checkpoint, schema
 from snn.errors import InputError
 
 
@@ -45,7 +45,7 @@ def lock(run: Path) -> TextIO:
     return file
 
 
-def begin(run: Path, cfg: config.AnyConfig, save: Callable[[Path], None]) -> None:
+def begin(run: Path, cfg: schema.AnyConfig, save: Callable[[Path], None]) -> None:
     """Make the folder with config.yaml and an initial last.pt, and only then move away an earlier run of that name."""
     if run.exists() and not (run / "config.yaml").exists():
         raise InputError(f"{run} already exists and is not a run of train.py; choose another --save_name")

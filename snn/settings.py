@@ -7,8 +7,9 @@ from typing import Any, TypeVar, get_args
 from pydantic import ValidationError
 
 from snn import yaml12
-from snn.config import KINDS, AnyConfig, Config, Mark, Section
+from snn.config import Config
 from snn.errors import InputError
+from snn.schema import KINDS, AnyConfig, Mark, Section
 
 AnySection = TypeVar("AnySection", bound=Section)
 

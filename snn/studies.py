@@ -13,9 +13,9 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
 
 from snn import settings
-from snn.config import AnyConfig, Mark
 from snn.errors import InputError
 from snn.ranges import Search
+from snn.schema import AnyConfig, Mark
 
 HEARTBEAT_S, GRACE_S = 30, 120  # a worker without a sign of life for so long is taken for dead
 MOST_RETRIES = 3  # of a trial whose worker dies

@@ -1,7 +1,7 @@
 """The kinds of networks that train.py trains and test.py tests, one file each. Add a row to KINDS for another kind."""
 
 import first_spike  # noqa: F401 - makes Python find our datasets even beside Hugging Face's
-from snn.config import AnyConfig
+from snn.schema import AnyConfig
 from tasks import events, images
 from tasks.kind import Kind
 

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from snn.classes import Named
-from snn.config import AnyConfig
 from snn.errors import InputError
 from snn.evaluation import Evaluation
 from snn.health import Cures
 from snn.report import Column, Subject
+from snn.schema import AnyConfig
 from snn.tables import Table
 from snn.team import Team
 from snn.ttfs.evaluation import TTFSEvaluation

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from snn import arguments, config, manual, settings, yaml12
-from snn.config import Mark
+from snn import arguments, config, manual, schema, settings, yaml12
 from snn.errors import InputError
 from snn.machine import find_device
+from snn.schema import Mark
 from tests.conftest import CONFIGURATIONS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -259,7 +259,7 @@ def test_run_name_is_the_published_one():
 
 
 def test_marks_say_which_fields_a_comparison_leaves_out():
-    events, images = config.KINDS["network"], config.KINDS["ttfs"]
+    events, images = schema.KINDS["network"], schema.KINDS["ttfs"]
     places = {"data.path", "data.layout", "train.device", "train.log_interval"}
     of_events = {"data.in_memory", "data.origin", "data.prepare", "train.backend", "train.cuda_graphs"}
     assert settings.marked(events, Mark.MACHINE) == places | of_events

@@ -22,14 +22,14 @@ from datasets.layouts import LAYOUTS
 from datasets.prepare import dvsgesture, dvsplane, heidelberg, wav
 from datasets.prepare.__main__ import main
 from datasets.prepare.recordings import LISTS
-from snn import checkpoint, config, exchange, manual, settings
+from snn import checkpoint, config, exchange, manual, schema, settings
 from snn.network import Network
 from tests.conftest import ON_CPU, REPOSITORY, TINY, write_nmnist
 from tests.originals import SPLITS, save_sound, write_originals
 from tests.programs import blocks
 
 PAGES = sorted((REPOSITORY / "docs").glob("*.md"))
-FIELDS = {option.name for kind in config.KINDS.values() for option in manual.options(kind)}
+FIELDS = {option.name for kind in schema.KINDS.values() for option in manual.options(kind)}
 
 
 def test_pages_are_there():

@@ -7,7 +7,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import tasks
-from snn import config, health, manual
+from snn import config, health, manual, schema
 from snn.network import Network
 from tests.conftest import REPOSITORY, TINY
 
@@ -42,7 +42,7 @@ def test_each_fault_is_named_with_its_cure(change, words):
 
 
 def test_cures_are_fields_of_the_configuration():
-    fields = {option.name for kind in config.KINDS.values() for option in manual.options(kind)}
+    fields = {option.name for kind in schema.KINDS.values() for option in manual.options(kind)}
     worst = {"validation_spikes_per_neuron_by_layer": [0, 0], "gradient_norm": 1e9, "gradient_norm/x": 0.0}
     silent = {"validation_fs_accuracy": 0, "validation_samples": 1, "validation_silent_samples": 1}
     named = set()

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 import tasks
-from snn import config
+from snn import schema
 from tests.conftest import assert_one_line
 
 TOY = '''
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from snn import config
+from snn import schema
 from snn.errors import InputError
 from snn.health import Cures
 from snn.report import Column, write_page
@@ -27,20 +27,20 @@ from snn.tables import Table, percent
 from tasks.kind import Kind, Result, Testing, Training
 
 
-class Line(config.Section):
-    width: float = config.Field(description="spread of the points")
+class Line(schema.Section):
+    width: float = schema.Field(description="spread of the points")
 
 
-class Plane(config.DataSet):
+class Plane(schema.DataSet):
     @property
     def shape(self) -> tuple[int, ...]:
         return (2,)
 
 
-class PointConfig(config.AnyConfig, section="line"):
+class PointConfig(schema.AnyConfig, section="line"):
     data: Plane
     line: Line
-    train: config.Train
+    train: schema.Train
 
     @property
     def run_name(self) -> str:
@@ -145,8 +145,8 @@ def third_kind(tmp_path, monkeypatch):
     (tmp_path / "toy_kind.py").write_text(TOY)
     (tmp_path / "points.yaml").write_text(YAML)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(config, "KINDS", dict(config.KINDS))
-    monkeypatch.setattr("snn.settings.KINDS", config.KINDS)
+    monkeypatch.setattr(schema, "KINDS", dict(schema.KINDS))
+    monkeypatch.setattr("snn.settings.KINDS", schema.KINDS)
     from toy_kind import KIND
 
     monkeypatch.setattr(tasks, "KINDS", (*tasks.KINDS, KIND))

@@ -14,7 +14,7 @@ import yaml
 from matplotlib import pyplot as plt
 
 import tasks
-from snn import checkpoint, config, pictures, report, settings, statistics, tables
+from snn import checkpoint, config, pictures, report, schema, settings, statistics, tables
 from snn.files import write_whole
 from snn.network import Network
 from snn.report import Section, Tile
@@ -25,7 +25,7 @@ from tests.networks import toy_config
 NAMES = ("one", "two & <three>", "four")
 
 
-def save_run(folder: Path, cfg: config.AnyConfig, names: tuple[str, ...] = ("best.pt",)) -> Path:
+def save_run(folder: Path, cfg: schema.AnyConfig, names: tuple[str, ...] = ("best.pt",)) -> Path:
     """A run of a network that has learned nothing."""
     folder.mkdir(parents=True)
     torch.manual_seed(cfg.train.seed)

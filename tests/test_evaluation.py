@@ -169,6 +169,8 @@ def test_details_against_one_sample_at_a_time():
         assert to_decision[name] == pytest.approx(np.mean([row[key] for row in rows]))
         assert to_decision[name] < whole[name]
     assert to_decision["neuron updates"] == pytest.approx(10 * to_decision["steps"])
+    of_metrics = evaluation.metrics(5.0)["synaptic_operations_to_decision"]
+    assert of_metrics == pytest.approx(to_decision["synaptic operations"])
     assert whole["steps"] == 20
     rates = np.mean([row["spikes"] for row in rows], 0)
     assert details["spikes_per_sample"]["of_neurons_by_layer"][0] == pytest.approx(np.percentile(rates, PERCENTILES))

@@ -11,7 +11,7 @@ from tests.conftest import assert_one_line
 from tests.programs import TRAIN, metrics
 
 NEURON = {"tau_mem_steps": 5, "tau_syn_steps": 5, "theta": 0.3}
-OUTPUT = {"tau_mem_steps": 20, "tau_syn_steps": 5, "theta": 1.0}
+OUTPUT = {"tau_mem_steps": 20, "tau_syn_steps": 5, "theta": 0.4}
 
 
 def network(scale: float = 1.0) -> Network:
@@ -27,6 +27,7 @@ def test_each_row_is_that_of_a_network_with_this_threshold():
     x_TBC, target_B = (torch.rand(30, 40, 10) < 0.4).float(), torch.randint(4, (40,))
     trained = network()
     before = trained.eval().run(x_TBC)
+    assert before.s_TBN.any()
     rows = thresholds.curve(trained, [(x_TBC[:, :25], target_B[:25]), (x_TBC[:, 25:], target_B[25:])], dt_ms=2.0)
     assert [row["scale"] for row in rows] == list(thresholds.SCALES)
     for row in rows:
@@ -47,7 +48,9 @@ def test_the_earliest_scale_that_is_good_enough_is_chosen():
     assert thresholds.chosen(held_out) == {"0": 1.0, "2": 0.5}
 
 
-def test_a_test_draws_the_curve(program, tmp_path, shd_folder):
+def test_a_test_draws_the_curve(program, tmp_path, shd_folder, monkeypatch):
+    given, chosen = [], thresholds.chosen
+    monkeypatch.setattr(thresholds, "chosen", lambda rows: (given.append(rows), chosen(rows))[1])
     assert program(f"{TRAIN} --epochs 1 --save_name x").returncode == 0
     tested = program("test.py --load_pt_file x --thresholds")
     assert tested.returncode == 0, tested.stderr
@@ -56,6 +59,8 @@ def test_a_test_draws_the_curve(program, tmp_path, shd_folder):
     (same,) = (row for row in measured["thresholds"]["test"] if row["scale"] == 1.0)
     assert same["fs_accuracy"] == pytest.approx(measured["fs_accuracy"])
     assert set(measured["thresholds"]["chosen"]) == {"0", "2"}
+    assert given == [measured["thresholds"]["held_out"]]
+    assert given != [measured["thresholds"]["test"]]
     (shd_folder / "shd_train.h5").unlink()  # nothing is held out without it
     assert_one_line(program("test.py --load_pt_file x --thresholds"), "shd_train.h5")
 

@@ -93,7 +93,7 @@ class AnyConfig(Section):
     def __init_subclass__(cls, section: str, **words: object) -> None:
         super().__init_subclass__(**words)
         cls.section = section
-        KINDS[section] = cls
+        KINDS.setdefault(section, cls)  # the first stays: `python -m snn.config` defines its classes again as __main__
 
     @property
     def run_name(self) -> str:

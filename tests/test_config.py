@@ -272,6 +272,13 @@ def test_marks_say_which_fields_a_comparison_leaves_out():
     assert settings.marked(config.Data, Mark.TRAINING) == training | of_files
 
 
+def test_the_manual_leaves_the_kinds_as_they_are(program):
+    """`python -m snn.config` runs a file that this process may have imported, which defines the classes a second time."""
+    before = dict(schema.KINDS)
+    assert program("-m snn.config").returncode == 0
+    assert schema.KINDS == before == {"network": config.Config, "ttfs": config.TTFSConfig}
+
+
 @pytest.mark.parametrize("table", [arguments.TRAIN, arguments.TEST], ids=["train", "test"])
 def test_published_words_are_fields(table):
     """Every word sets a field of a first-spike network."""

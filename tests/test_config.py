@@ -273,7 +273,7 @@ def test_marks_say_which_fields_a_comparison_leaves_out():
 
 
 def test_the_manual_leaves_the_kinds_as_they_are(program):
-    """`python -m snn.config` runs a file that this process may have imported, which defines the classes a second time."""
+    """It defines the classes of a file that this process may have imported a second time."""
     before = dict(schema.KINDS)
     assert program("-m snn.config").returncode == 0
     assert schema.KINDS == before == {"network": config.Config, "ttfs": config.TTFSConfig}

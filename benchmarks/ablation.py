@@ -3,14 +3,13 @@
     python -m benchmarks.ablation configs/fsdd.yaml configs/speech.yaml --seeds 0 1 --epochs 25 [words of train.py]
 
 An ingredient is a group of fields, see INGREDIENTS. "alone" is the plain configuration with the recipe's values of one
-ingredient, "left out" the recipe with the plain values of it. Everything else in which the two differ (the data set, the
-window, the held-out speakers) is as in the recipe in all rows.
+ingredient, "left out" the recipe with the plain values of it. Everything else in which the two differ (the data set,
+the window, the held-out speakers) is as in the recipe in all rows.
 
-Ingredients are compared on recordings held out from training, at the epoch that train.py chooses. Nothing here reads the
-test file. Writes results/ablation/<recipe>.json after each training; the same command goes on with what is missing.
+Ingredients are compared on recordings held out from training, at the epoch that train.py chooses. Nothing here reads
+the test file. Writes results/ablation/<recipe>.json after each training; the same command goes on with what is missing.
 """
 
-import argparse
 import json
 import os
 import shlex

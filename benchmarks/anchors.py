@@ -31,8 +31,8 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from benchmarks.figures import machine_in_use
-from benchmarks.results import RESULTS, mean_of
+from benchmarks.figures import machine_in_use, mean_of
+from benchmarks.results import RESULTS
 from datasets import binning, prepare
 from datasets.binning import Bins
 from snn import arguments, cli, config, settings, statistics

@@ -19,6 +19,7 @@ import torch
 
 from snn.files import write_whole
 from snn.machine import machine, versions
+from snn.tables import DASH, mean_and_std
 
 STORED = Path(__file__).with_name("speed.json")
 
@@ -55,6 +56,16 @@ def others(times_ms: dict[str, float], here: str, who: dict[str, str]) -> list[O
     return [
         Other(title, duration(times_ms[name]), times_ms[name] / ours) for name, title in who.items() if name in times_ms
     ]
+
+
+def row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def mean_of(seeds: Sequence[dict], key: str, digits: int, unit: str) -> str:
+    """Write mean ± std over seeds, or the value of a single seed; a dash if a seed has none."""
+    words = mean_and_std([seed[key] for seed in seeds], digits)
+    return words if words == DASH else f"{words}{unit}"
 
 
 def machine_in_use(device: torch.device, **load: float) -> dict[str, str | int | float]:

@@ -6,7 +6,8 @@
 The first writes results/<configuration>.json: commands, seeds, versions, machine, and each seed's metrics on the test
 split (which chose nothing: the best epoch is chosen on recordings held out from training). The second writes the tables
 between marker comments of README.md and docs/results.md and the picture docs/results.png, from what is stored and
-nothing else; and docs/speed.md from what the other benchmarks measured, see benchmarks/speed.py.
+nothing else; docs/frontier.md and its picture, see benchmarks/frontier.py; and docs/speed.md from what the other
+benchmarks measured, see benchmarks/speed.py.
 """
 
 import argparse
@@ -24,18 +25,16 @@ from pathlib import Path
 from matplotlib import pyplot as plt
 from tqdm import tqdm
 
-from benchmarks import figures, speed
-from benchmarks.figures import machine_in_use
+from benchmarks import figures, frontier, speed
+from benchmarks.figures import machine_in_use, mean_of, row
 from snn import arguments, cli, config, pictures, schema, settings
 from snn.errors import InputError
 from snn.files import REPOSITORY, write_whole
 from snn.machine import find_device, versions
 from snn.schema import Mark
-from snn.tables import DASH, mean_and_std
 
 RESULTS = REPOSITORY / "results"
-FIGURE = REPOSITORY / "docs" / "results.png"
-SPEED = REPOSITORY / "docs" / "speed.png"
+FIGURE, SPEED, FRONTIER = (REPOSITORY / "docs" / f"{name}.png" for name in ("results", "speed", "frontier"))
 COMMENTS = "<!-- {}: python -m benchmarks.results --readme -->", "<!-- end of {} -->"
 
 # FS accuracy (%) of Liu et al. 2023, means of five runs; of Liu and Dragotti 2025 for SSC
@@ -54,7 +53,7 @@ NOT_A_RESULT = {"smoke", "fsdd_search"}  # for a quick try, and ranges of a sear
 KEPT = (
     *("samples", "images", "fs_accuracy", "fr_accuracy", "accuracy", "fs_accuracy_interval", "fr_accuracy_interval"),
     *("accuracy_interval", "t_d50_ms", "t_d90_ms", "fr_t_d50_ms", "fr_t_d90_ms", "spikes_per_neuron", "silent_samples"),
-    *("silent_targets", "cost", "synaptic_operations_per_image", "synapses", "epoch", "samples_of"),
+    *("silent_targets", "cost", "synaptic_operations_per_image", "synapses", "epoch", "samples_of", "thresholds"),
 )
 
 
@@ -85,12 +84,13 @@ def store(args: argparse.Namespace, words: Sequence[str]) -> None:
         )
     RESULTS.mkdir(exist_ok=True)
     load, seeds = os.getloadavg()[0], {}
+    scaling = ["--thresholds"] if isinstance(cfg, config.Config) and cfg.data.validation_share else []
     for seed in tqdm(args.seeds, name, disable=None):
         run_name = f"{name}_seed{seed}"
         started, busy = time.perf_counter(), processor_seconds()
         run("train.py", "--path_to_yaml", str(path), "--seed", str(seed), "--save_name", run_name, *words)
         seconds, busy = time.perf_counter() - started, processor_seconds() - busy
-        run("test.py", "--load_pt_file", f"runs/{run_name}/best.pt")
+        run("test.py", "--load_pt_file", f"runs/{run_name}/best.pt", *scaling)
         metrics = json.loads(Path("runs", run_name, "test", "metrics.json").read_text(encoding="utf-8"))
         seeds[str(seed)] = {key: metrics[key] for key in KEPT if key in metrics}
         seeds[str(seed)] |= {"train_seconds": round(seconds, 1), "train_processor_seconds": round(busy, 1)}
@@ -194,16 +194,6 @@ def table(results: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
-def row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def mean_of(seeds: Sequence[dict], key: str, digits: int, unit: str) -> str:
-    """Write mean ± std over seeds, or the value of a single seed; a dash if a seed has none."""
-    words = mean_and_std([seed[key] for seed in seeds], digits)
-    return words if words == DASH else f"{words}{unit}"
-
-
 def draw(results: dict[str, dict]) -> plt.Figure | None:
     """Draw accuracy against time of every stored network that spikes in time, with the seeds as a band."""
     shown = {name: list(result["seeds"].values()) for name, result in results.items()}
@@ -228,24 +218,30 @@ def draw(results: dict[str, dict]) -> plt.Figure | None:
 
 def rebuild() -> None:
     """Rewrite README.md and docs/ between their marker comments, and their pictures."""
-    results, measured = stored(), figures.stored()
-    texts = {path: path.read_text(encoding="utf-8") for path in pages(results, measured)}
-    for path, sections in pages(results, measured).items():
+    results, measured, front = stored(), figures.stored(), frontier.stored()
+    sections_of = pages(results, measured, front)
+    texts = {path: path.read_text(encoding="utf-8") for path in sections_of}
+    for path, sections in sections_of.items():
         for name, content in sections.items():
             texts[path] = between(texts[path], name, content, path)
     for path, text in texts.items():
         write_whole(path, text)
-    for path, figure in ((FIGURE, draw(results)), (SPEED, speed.draw(measured))):
+    drawn = (FIGURE, draw(results)), (SPEED, speed.draw(measured)), (FRONTIER, frontier.draw(front))
+    for path, figure in drawn:
         if figure is not None:
             write_whole(path, pictures.png(figure))
-    print(f"README.md, docs/results.md, docs/speed.md and their pictures: {len(results)} stored results")
+    print(f"README.md, docs/results.md, frontier.md, speed.md and their pictures: {len(results)} stored results")
 
 
-def pages(results: dict[str, dict], measured: dict) -> dict[Path, dict[str, str]]:
+def pages(results: dict[str, dict], measured: dict, front: frontier.Stored) -> dict[Path, dict[str, str]]:
     """Return, for each page, the text between its comments by the name in them."""
     return {
         REPOSITORY / "README.md": {"results": summary(results)},
         REPOSITORY / "docs" / "results.md": {"results": table(results)},
+        REPOSITORY / "docs" / "frontier.md": {
+            "networks": frontier.table(front),
+            "ablation": frontier.ablation_table(front),
+        },
         REPOSITORY / "docs" / "speed.md": {place: speed.table(measured, place) for place in speed.PLACES},
     }
 

@@ -79,7 +79,7 @@ def test_rows_are_stored_and_what_is_there_is_not_trained_again(run, shd_folder)
         ("loss", "left out"),
     ]
     assert all(set(row["seeds"]["0"]) == {"epoch", *ablation.KEPT} for row in result["rows"])
-    assert str(shd_folder) not in path.read_text() and "--path_to_dataset DIR" in result["command"]
+    assert "--path_to_dataset DIR" in result["command"]
     result["rows"] = result["rows"][:-1]
     path.write_text(json.dumps(result))
     assert run() == ["ablation_blend_left_out_seed0"]

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks import figures, results, speed
+from benchmarks import figures, frontier, results, speed
 from snn import settings
 from snn.errors import InputError
 from tests.conftest import REPOSITORY
@@ -36,13 +36,20 @@ def repository(tmp_path, monkeypatch):
         "seeds": {"0": seed(90.0), "3": seed(92.0)},
     }
     (tmp_path / "results" / "adlif_shd.json").write_text(json.dumps(result))
-    for page, names in (("README", ("results",)), ("docs/results", ("results",)), ("docs/speed", ("cpu", "gpu"))):
+    for page, names in (
+        ("README", ("results",)),
+        ("docs/results", ("results",)),
+        ("docs/speed", ("cpu", "gpu")),
+        ("docs/frontier", ("networks", "ablation")),
+    ):
         marked = "\nold\n".join("\nold\n".join(comment.format(name) for comment in results.COMMENTS) for name in names)
         (tmp_path / f"{page}.md").write_text(f"before\n{marked}\nafter\n")
     monkeypatch.setattr(results, "REPOSITORY", tmp_path)
     monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(results, "FIGURE", tmp_path / "docs" / "results.png")
-    monkeypatch.setattr(results, "SPEED", tmp_path / "docs" / "speed.png")
+    for name in ("results", "speed", "frontier"):
+        monkeypatch.setattr(results, {"results": "FIGURE"}.get(name, name.upper()), tmp_path / "docs" / f"{name}.png")
+    monkeypatch.setattr(frontier, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(frontier, "RESULTS", tmp_path / "results")
     return tmp_path
 
 
@@ -71,7 +78,7 @@ def test_the_pages_are_rebuilt_from_what_is_stored(repository):
     assert (repository / "docs" / "results.md").read_text() == page
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/results.md", "docs/speed.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/results.md", "docs/speed.md", "docs/frontier.md"])
 def test_without_its_comments_no_page_is_changed(repository, page):
     before = {path: path.read_text() for path in repository.rglob("*.md")}
     (repository / page).write_text("no place\n")
@@ -79,6 +86,34 @@ def test_without_its_comments_no_page_is_changed(repository, page):
         results.rebuild()
     before[repository / page] = "no place\n"
     assert {path: path.read_text() for path in repository.rglob("*.md")} == before
+
+
+def test_the_frontier_has_a_row_for_each_network_and_each_ingredient(repository):
+    """Ours with events and operations up to the decision, anchors with multiplications, ingredients both ways."""
+    (repository / "configs" / "speech.yaml").write_text((REPOSITORY / "configs" / "speech.yaml").read_text())
+    folder, where = repository / "results", {"machine": {"processor": "X", "cores": 2}, "versions": {"torch": "9.9"}}
+    costs = [{"steps": 80.0, "events": e, "synaptic operations": o} for e, o in ((90.0, 5e5), (100.0, 6e5))]
+    rows = [{"fs_accuracy": a, "time_ms": t, "operations_to_decision": 4e5} for a, t in ((70.0, 600.0), (75.0, 800.0))]
+    one = seed(76.0) | {
+        "cost": dict(zip(("to_decision", "whole_window"), costs, strict=True)),
+        "thresholds": {"test": rows},
+    }
+    ours = {"configuration": "configs/speech.yaml", "command": "C1", "network": "N-M", "seeds": {"0": one}} | where
+    anchor = {"command": "C2", "network": "GRU, 2 layers, 9 k weights", "weights": 9000, "multiply_accumulates": 2e7}
+    (folder / "speech.json").write_text(json.dumps(ours))
+    (folder / "anchors").mkdir()
+    (folder / "anchors" / "dsp20_gru.json").write_text(json.dumps(anchor | {"seeds": {"0": {"accuracy": 72.0}}}))
+    (folder / "ablation").mkdir()
+    measured = {"fs_accuracy": 60.0, "synaptic_operations_to_decision": 7e5}
+    places = (("", "plain"), ("", "recipe"), ("blend", "alone"))
+    ablated = [{"ingredient": i, "which": which, "seeds": {"0": measured}} for i, which in places]
+    (folder / "ablation" / "speech.json").write_text(json.dumps({"command": "C3", "rows": ablated} | where))
+    results.rebuild()
+    lines = (repository / "docs" / "frontier.md").read_text().splitlines()
+    assert any(line.endswith("| 76.0 % | 66.0 % | 300 ms | 90 % | 0.50 M | 3.0 |") for line in lines)
+    assert "| GRU, 2 layers | 9 k | 1 | 72.0 % |  | the end | 100 % | 20.0 M multiplications |  |" in lines
+    assert "| blend | 60.0 % | 0.70 M | not run |  |" in lines
+    assert (repository / "docs" / "frontier.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_speed_has_its_range_and_its_command():
@@ -140,12 +175,12 @@ def test_a_benchmark_replaces_its_own_figure(tmp_path, monkeypatch):
 
 
 def test_a_delay_that_does_not_exist_is_a_dash():
-    assert results.mean_of([seed(1.0), seed(1.0, None)], "t_d50_ms", 0, "") == "–"
-    assert results.mean_of([seed(87.04)], "fs_accuracy", 1, " %") == "87.0 %"
+    assert figures.mean_of([seed(1.0), seed(1.0, None)], "t_d50_ms", 0, "") == "–"
+    assert figures.mean_of([seed(87.04)], "fs_accuracy", 1, " %") == "87.0 %"
 
 
 def test_the_pages_show_what_is_stored():
-    for path, sections in results.pages(results.stored(), figures.stored()).items():
+    for path, sections in results.pages(results.stored(), figures.stored(), frontier.stored()).items():
         text = path.read_text(encoding="utf-8")
         for name, content in sections.items():
             assert results.between(text, name, content, path) == text, "run python -m benchmarks.results --readme"

@@ -43,6 +43,7 @@ INGREDIENTS = {
     "spike budget": ("loss.spike_count",),
     "small batches, large rate": ("train.batch_size", "train.lr", "train.lr_decay"),
     "dropout": ("network.dropout",),
+    "pruned weights": ("network.density",),
 }
 KEPT = ("fs_accuracy", "fr_accuracy", "t_d50_ms", "t_d90_ms", "spikes_per_neuron", "synaptic_operations_to_decision")
 

@@ -237,6 +237,11 @@ class Network(Section):
         True, description="BatchNorm over T·B (and an image's pixels) after each hidden linear map"
     )
     dropout: Share = Field(0.25, description="dropout after each hidden layer, with one mask per sequence")
+    density: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0,
+        description="share of the weights of each fully connected hidden layer that stays; after a quarter of the "
+        "epochs the others, which are the smallest, become 0 for good, and cost no synaptic operation",
+    )
     output_delay: str | None = Field(
         None, description="learned delays of the output layer's inputs, D25 or DS25 as in the words of layers"
     )

@@ -45,6 +45,25 @@ class EventLinear(layer.Linear):
         nn.init.xavier_uniform_(self.weight)
         self.dense_above, self.dense_gradient_above = DENSE_ABOVE, DENSE_GRADIENT_ABOVE
         self.active_share = self.near_share = float("nan")
+        self.kept_NC: Tensor | None = None  # after `prune`: 1 for each weight that stays, 0 for the others
+
+    @torch.no_grad()
+    def prune(self, density: float) -> None:
+        """Set the smallest weights to 0 so that this share stays (Han et al. 2015, arXiv 1506.02626).
+
+        They stay 0 if `clamp_values` is called after each step of the optimiser. Weights that are 0 are among the
+        smallest, so that to prune again by the same share changes nothing.
+        """
+        size_NC = self.weight.abs()
+        if removed := round((1 - density) * size_NC.numel()):
+            self.kept_NC = (size_NC > size_NC.flatten().kthvalue(removed).values).to(size_NC.dtype)
+            self.clamp_values()
+
+    @torch.no_grad()
+    def clamp_values(self) -> None:
+        """Set the pruned weights back to 0."""
+        if self.kept_NC is not None:
+            self.weight.mul_(self.kept_NC)
 
     @property
     def is_event_driven(self) -> bool:

@@ -194,10 +194,16 @@ class Network(nn.Module):
         for delays in self.delays().values():
             delays.sigma_steps = sigma_steps
 
+    def prune(self, density: float) -> None:
+        """Set the smallest weights of each fully connected hidden layer to 0 so that this share stays."""
+        for layer in self.layers[:-1]:
+            if isinstance(layer.linear, EventLinear):
+                layer.linear.prune(density)
+
     def clamp_values(self) -> None:
         """Bring all learned values back into their ranges; call this after each step of the optimiser."""
         for module in self.modules():
-            if isinstance(module, Delays | SpikingNeuron):
+            if isinstance(module, Delays | SpikingNeuron | EventLinear):
                 module.clamp_values()
 
     def check_values(self, where: str) -> None:

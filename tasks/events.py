@@ -40,6 +40,7 @@ from tasks import streams, thresholds
 from tasks.kind import Kind, Result, Testing, Training, fingerprint, named, say_missing, say_refusal
 
 NARROWS_BY = 0.01  # the factor by which the triangle of a delay narrows over a training
+PRUNED_AFTER = 0.25  # of the epochs
 COCHLEA_CHANNELS = 700  # those that `datasets.prepare` makes of sound
 TEST_SEED = 0  # data.test_by sets the same recordings apart whatever the run's seed
 
@@ -114,6 +115,8 @@ class EventTraining(Training):
             self.loss.forget()
         self.recorded = window, sigma_steps
         self.network.narrow_delays(sigma_steps)
+        if epoch >= PRUNED_AFTER * train.epochs:  # in each such epoch, because a resumed run starts in any
+            self.network.prune(self.cfg.network.density)
         self.objective = goal(self.cfg, window)
         return now
 

@@ -19,7 +19,10 @@ TRAIN = f"train.py --path_to_yaml {REPOSITORY}/configs/adlif_shd.yaml --path_to_
 AUGMENT = " ".join(
     f"--set data.augment.{part}" for part in ("stretch=.1", "time_jitter_ms=3", "drop=.2", "shift=2", "unit_jitter=1")
 )
-EVENTS = f"{TRAIN} --lr_decay --set network.dropout=0.3 --set loss.fs.D_final=4 --set data.augment.drop=.2"
+EVENTS = (
+    f"{TRAIN} --lr_decay --set network.dropout=0.3 --set network.density=.5 --set loss.fs.D_final=4 "
+    "--set data.augment.drop=.2"
+)
 TRAIN_IMAGES = (
     f"train.py --path_to_yaml {REPOSITORY}/configs/ttfs_mnist_mlp.yaml --dataset_name toy --path_to_dataset data "
     "--num_classes 3 --set data.layout=npz --set data.shape=[1,12,12] --batch-size 16 --lr 5e-3 --seed 1"

@@ -13,6 +13,7 @@ from snn.inputs import SparseCounts
 from snn.linear import EventLinear
 from snn.network import Network
 from snn.neurons import NEURONS
+from snn.operations import fan_out
 from snn.ops import reference, sparse
 from snn.replay import Replayed
 from tests.networks import IMAGE, build, events, image_events, read, small, small_conv
@@ -215,6 +216,36 @@ def test_every_parameter_learns():
     for name, p in network.named_parameters():
         assert p.grad is not None, name
         assert p.grad.abs().sum() > 0, name
+
+
+def test_pruned_weights_are_the_smallest_and_stay_zero():
+    """In hidden layers only; an input then meets fewer weights, and to prune again changes nothing."""
+    torch.manual_seed(0)
+    network = build(small(layers=("9F", "8FD3"))).train()
+    before = [layer.linear.weight.detach().clone() for layer in network.layers]
+    network.prune(1.0)
+    assert all(layer.linear.kept_NC is None for layer in network.layers)
+    network.prune(0.3)
+    for layer, W_NC in zip(network.layers[:-1], before[:-1], strict=True):
+        stays = layer.linear.weight != 0
+        assert stays.sum() == round(0.3 * W_NC.numel())
+        assert W_NC.abs()[stays].min() > W_NC.abs()[~stays].max()
+        assert torch.equal(layer.linear.weight[stays], W_NC[stays])
+        assert fan_out(layer.linear.weight).sum() == stays.sum()
+    assert torch.equal(network.output.linear.weight, before[-1])
+
+    optimizer = torch.optim.Adam(network.parameters(), 0.1)
+    places = [layer.linear.weight == 0 for layer in network.layers]
+    for _ in range(2):
+        network.run(events()).h_TBN.sum().backward()
+        optimizer.step()
+        network.clamp_values()
+    assert all(
+        torch.equal(layer.linear.weight == 0, place) for layer, place in zip(network.layers, places, strict=True)
+    )
+    trained = [layer.linear.weight.detach().clone() for layer in network.layers]
+    network.prune(0.3)
+    assert all(torch.equal(layer.linear.weight, W) for layer, W in zip(network.layers, trained, strict=True))
 
 
 def test_blame_names_the_first_place():

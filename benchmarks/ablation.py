@@ -38,6 +38,7 @@ INGREDIENTS = {
     "delays": ("network.layers",),
     "pooled channels": ("data.pool",),
     "shift, stretch, drop": ("data.augment.shift", "data.augment.stretch", "data.augment.drop"),
+    "zoom": ("data.augment.zoom",),
     "blend": ("data.augment.blend",),
     "masks": ("data.augment.mask", "data.augment.mask_ms"),
     "spike budget": ("loss.spike_count",),

@@ -30,6 +30,7 @@ class Augmentation:
     time_jitter_ms: float
     drop: float
     shift: int
+    zoom: float
     unit_jitter: int
     blend: float
     mask: int
@@ -38,7 +39,7 @@ class Augmentation:
     height: int
 
     def __post_init__(self) -> None:
-        for name in ("stretch", "time_jitter_ms", "drop", "blend", "mask_ms"):
+        for name in ("stretch", "time_jitter_ms", "drop", "zoom", "blend", "mask_ms"):
             checks.number(name, getattr(self, name), least=0)
         for name, least in (("shift", 0), ("unit_jitter", 0), ("mask", 0), ("width", 1), ("height", 1)):
             checks.whole(name, getattr(self, name), least)
@@ -116,6 +117,7 @@ def augment(
         how.time_jitter_ms * recordings.ticks_per_second / 1000,
         how.drop,
         how.shift,
+        how.zoom,
         how.unit_jitter,
         (how.mask, how.mask_ms * recordings.ticks_per_second / 1000),
         (how.width, how.height),
@@ -134,7 +136,9 @@ def augment(
 
 
 @kernel
-def _augment(source, target, key, stretch, jitter_ticks, drop, shift, unit_jitter, masks, size, last_tick, is_whole):
+def _augment(
+    source, target, key, stretch, jitter_ticks, drop, shift, zoom, unit_jitter, masks, size, last_tick, is_whole
+):
     """Write the changed events of each recording in turn; return where each ends."""
     offsets, times, channels, index, partners, numbers = source
     new_times, new_channels = target
@@ -147,6 +151,9 @@ def _augment(source, target, key, stretch, jitter_ticks, drop, shift, unit_jitte
         state[0] = _mix(key + np.uint64(numbers[b]) * GOLDEN)
         factor = 1 + stretch * (2 * _uniform(state) - 1)
         shift_x, shift_y = _whole(state, shift), _whole(state, shift)
+        scale = 1.0
+        if zoom > 0:
+            scale += zoom * (2 * _uniform(state) - 1)
         is_blended = partners[b] >= 0
         mean_t, mean_x, mean_y, last = 0.0, 0.0, 0.0, 0.0
         if is_blended or mask_ticks > 0:
@@ -164,7 +171,7 @@ def _augment(source, target, key, stretch, jitter_ticks, drop, shift, unit_jitte
             other_t, other_x, other_y, _ = _extent(offsets, times, channels, partners[b], size)
             dt = (other_t - mean_t) / 2
             dx, dy = np.int64(np.round((other_x - mean_x) / 2)), np.int64(np.round((other_y - mean_y) / 2))
-        moves = shift > 0 or unit_jitter > 0 or is_blended
+        moves = shift > 0 or zoom > 0 or unit_jitter > 0 or is_blended
         in_time = stretch > 0 or jitter_ticks > 0 or is_blended
         for part in range(2 if is_blended else 1):
             r = index[b]
@@ -180,11 +187,16 @@ def _augment(source, target, key, stretch, jitter_ticks, drop, shift, unit_jitte
                     x = np.int64(channel) % width
                 if moves:
                     row = np.int64(channel) // width
+                    if zoom > 0:
+                        x = _zoomed(state, x, width, scale)
                     x += dx + shift_x + _whole(state, unit_jitter)
                     if not 0 <= x < width:
                         continue
                     if height > 1:
-                        y = row % height + dy + shift_y + _whole(state, unit_jitter)
+                        y = row % height
+                        if zoom > 0:
+                            y = _zoomed(state, y, height, scale)
+                        y += dy + shift_y + _whole(state, unit_jitter)
                         if not 0 <= y < height:
                             continue
                         row = row // height * height + y
@@ -217,6 +229,13 @@ def _extent(offsets, times, channels, r, size):
         last = max(last, np.float64(times[e]))
     number = max(offsets[r + 1] - offsets[r], 1)
     return t / number, x / number, y / number, last
+
+
+@inlined
+def _zoomed(state, x, size, scale):
+    """Return where x comes to if its distance from the middle grows; an event lies anywhere in its channel or pixel."""
+    middle = size / 2
+    return np.int64(np.floor(middle + scale * (x + _uniform(state) - middle)))
 
 
 @inlined

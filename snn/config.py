@@ -63,6 +63,11 @@ class Augment(Section):
         description="a recording moves by up to this much, along x and y on a sensor; events that leave it are lost "
         "(channels or pixels, as the network sees them)",
     )
+    zoom: Share = Field(
+        0.0,
+        description="the distance of all events of a recording from the middle of the channels or of the sensor is "
+        "multiplied by a factor of 1 ± zoom; events that leave it are lost",
+    )
     unit_jitter: NonNegativeInt = Field(
         0, description="each event moves by itself in the same way (channels or pixels)"
     )

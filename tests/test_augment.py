@@ -7,9 +7,9 @@ from datasets.augment import Augmentation, Change, augment
 from datasets.binning import Bins, batches
 from datasets.recordings import Recordings
 
-OFF = {"stretch": 0.0, "time_jitter_ms": 0.0, "drop": 0.0, "shift": 0, "unit_jitter": 0}
+OFF = {"stretch": 0.0, "time_jitter_ms": 0.0, "drop": 0.0, "shift": 0, "zoom": 0.0, "unit_jitter": 0}
 OFF |= {"blend": 0.0, "mask": 0, "mask_ms": 0.0}
-ALL_ON = {"stretch": 0.1, "time_jitter_ms": 3.0, "drop": 0.2, "shift": 4, "unit_jitter": 2}
+ALL_ON = {"stretch": 0.1, "time_jitter_ms": 3.0, "drop": 0.2, "shift": 4, "zoom": 0.1, "unit_jitter": 2}
 ALL_ON |= {"blend": 0.5, "mask": 5, "mask_ms": 50.0}
 COCHLEA, SENSOR = (700, 1), (40, 30)  # width, height
 INDEX = np.array([5, 0, 3, 9])
@@ -143,6 +143,39 @@ def test_shift(size, polarities):
         seen.add(found[0])
         assert pixels(channels, size)[2].max() == polarities - 1
     assert len(seen) >= (5 if height == 1 else 18)  # of 5 and 25
+
+
+@pytest.mark.parametrize("size", [COCHLEA, SENSOR])
+def test_zoom(size):
+    """One factor for a recording, along both axes of a sensor; events within a unit spread over where it comes to."""
+    width, height = size
+    recordings = make(size)
+    factors = []
+    for key in range(40):
+        new = changed(recordings, size, key, INDEX[:1], zoom=0.2)
+        times, channels = events(new, 0)
+        old_times, old_channels = events(recordings, INDEX[0])
+        place = np.searchsorted(old_times, times)
+        assert np.array_equal(old_times[place], times)
+        (x, y, p), (old_x, old_y, old_p) = pixels(channels, size), pixels(old_channels[place], size)
+        assert np.array_equal(p, old_p)
+        assert np.array_equal(y, old_y) or height > 1
+        far = np.abs(old_x + 0.5 - width / 2) > width / 4
+        factor = np.median((x + 0.5 - width / 2)[far] / (old_x + 0.5 - width / 2)[far])
+        for one, old, middle in ((x, old_x, width / 2), (y, old_y, height / 2)):
+            if middle > 0.5:
+                assert np.abs(one + 0.5 - middle - factor * (old + 0.5 - middle)).max() < 1.5 + 0.02 * middle
+        lost = np.setdiff1d(np.arange(4000), place)
+        x, y, _ = pixels(old_channels[lost], size)  # only at the edges, and only if the recording grows
+        from_edge = np.minimum(np.minimum(x, width - 1 - x) / width, np.minimum(y, height - 1 - y) / height)
+        if height > 1:
+            assert (from_edge < 0.13).all()
+        else:
+            assert (np.minimum(x, width - 1 - x) < 0.1 * width).all()
+        assert factor > 0.97 or not len(lost)
+        factors.append(factor)
+    assert 0.79 < min(factors) < 0.84
+    assert 1.16 < max(factors) < 1.21
 
 
 @pytest.mark.parametrize("size", [COCHLEA, SENSOR])

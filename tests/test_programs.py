@@ -392,7 +392,7 @@ def test_demo(program, tmp_path):
     cfg = settings.build(values, "test")
     (tmp_path / "runs" / "x").mkdir(parents=True)
     torch.manual_seed(0)
-    network = Network(cfg.network, (700,), 20)
+    network = Network(cfg.network, cfg.data.shape, 20)
     content = {"epoch": 1, "class_names": ("nothing",) * 20}
     checkpoint.save(tmp_path / "runs" / "x" / "best.pt", cfg, network, **content)
     tone = 8000 * np.sin(2 * np.pi * 600 * np.arange(8000) / 16_000)
@@ -411,7 +411,7 @@ def test_demo(program, tmp_path):
     assert_one_line(program("demo.py empty.wav"), "empty.wav: audio lasts 0 ms")
     assert_one_line(program("demo.py --loud"), "unrecognized arguments: --loud")
 
-    narrow = cfg.model_copy(update={"data": cfg.data.model_copy(update={"channels": 40})})
+    narrow = cfg.model_copy(update={"data": cfg.data.model_copy(update={"channels": 40, "pool": 1})})
     checkpoint.save(tmp_path / "runs" / "x" / "best.pt", narrow, Network(cfg.network, (40,), 20), **content)
     assert_one_line(program("demo.py tone.wav"), "takes 40 channels, but the cochlea has 700")
     shutil.rmtree(tmp_path / "runs")

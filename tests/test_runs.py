@@ -411,7 +411,7 @@ def test_what_stops_a_run_leaves_it_as_it_was(program, data, fault):
 def test_bits_of_our_kernels_do_not_go_by_threads(monkeypatch):
     """Torch's BatchNorm and oneDNN's convolutions sum in an order that goes by them."""
     monkeypatch.setattr(linear, "input_gradient", torch.matmul)
-    values = settings.read_yaml(REPOSITORY / "configs" / "adlif_digits.yaml")
+    values = settings.read_yaml(REPOSITORY / "configs" / "adlif_shd.yaml")
     values["network"]["batch_norm"] = False
     network = Network(settings.build(values, "test").network, (700,), 20)
     x_TBC = 8 * (torch.rand(30, 24, 700) < 0.1).float()

@@ -1,6 +1,6 @@
 """Which ingredients of a recipe help: each alone on a plain configuration, and each left out of the recipe.
 
-    python -m benchmarks.ablation configs/fsdd.yaml configs/speech.yaml --seeds 0 1 --epochs 25 [words of train.py]
+    python -m benchmarks.ablation configs/adlif_shd.yaml configs/speech.yaml --seeds 0 1 --epochs 25 [words of train.py]
 
 An ingredient is a group of fields, see INGREDIENTS. "alone" is the plain configuration with the recipe's values of one
 ingredient, "left out" the recipe with the plain values of it. Everything else in which the two differ (the data set,

@@ -16,7 +16,7 @@ from tests.conftest import ON_CPU, REPOSITORY, make_events, write_shd
 
 EPOCHS = 12
 DATA = "--dataset_name shd --path_to_dataset shd --num_classes 3 --T 20 --set data.channels=40 --batch-size 16"
-WORDS = f"--path_to_yaml {REPOSITORY}/configs/fsdd.yaml {DATA} {ON_CPU} --set data.validation_by=speaker"
+WORDS = f"--path_to_yaml {REPOSITORY}/configs/adlif_shd.yaml {DATA} {ON_CPU} --set data.validation_by=speaker"
 over_anchors = pytest.mark.parametrize("anchor", anchors.ANCHORS)
 
 
@@ -63,9 +63,9 @@ def test_an_anchor_is_trained_tested_once_and_stored(run, shd_folder, monkeypatc
 
     path = shd_folder.parent / "results" / "anchors" / f"shd_{anchor}.json"
     result = json.loads(path.read_text())
-    assert result["configuration"] == "configs/fsdd.yaml"
+    assert result["configuration"] == "configs/adlif_shd.yaml"
     assert result["command"].startswith(
-        f"python -m benchmarks.anchors --path_to_yaml configs/fsdd.yaml --anchor {anchor}"
+        f"python -m benchmarks.anchors --path_to_yaml configs/adlif_shd.yaml --anchor {anchor}"
     )
     assert "--set data.validation_by=speaker" in result["command"]
     assert str(shd_folder.parent) not in path.read_text()

@@ -374,7 +374,7 @@ from snn.loss import objective
 from snn.network import Network
 from snn.streaming import Stream
 
-cfg = settings.load({repository!r} + "/configs/fsdd.yaml")
+cfg = settings.load({repository!r} + "/configs/adlif_shd.yaml")
 recordings = readers.read("shd", "{name}_train.h5", "train", cfg.data.channels, {classes})
 network = Network(cfg.network, cfg.data.shape, {classes})
 optimizer = torch.optim.Adam(network.parameters())

@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from multiprocessing.util import get_temp_dir
 from pathlib import Path
 
 import h5py
@@ -60,6 +61,7 @@ def usual_signals() -> Iterator[None]:
 def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Signals, and one folder, which goes at the end, for what programs that are killed leave in the temporary one."""
     tmp_path_factory.getbasetemp()  # which stays, for a look at what failed
+    get_temp_dir()  # of multiprocessing, which removes it at exit and would not find it in the folder below
     with (
         usual_signals(),
         tempfile.TemporaryDirectory(prefix="tests-", ignore_cleanup_errors=True) as folder,

@@ -33,6 +33,7 @@ ALL_ON = Augmentation(
     time_jitter_ms=5,
     drop=0.1,
     shift=2,
+    zoom=0.1,
     unit_jitter=1,
     blend=0.5,
     mask=1,

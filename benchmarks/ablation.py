@@ -1,4 +1,4 @@
-"""Which ingredients of a recipe help: each alone on a plain configuration, and each left out of the recipe.
+"""The ingredients of a recipe, one by one: each alone on a plain configuration, and each left out of the recipe.
 
     python -m benchmarks.ablation configs/adlif_shd.yaml configs/speech.yaml --seeds 0 1 --epochs 25 [words of train.py]
 
@@ -23,13 +23,12 @@ from typing import Any
 from tqdm import tqdm
 
 from benchmarks.figures import machine_in_use
-from benchmarks.results import RESULTS, run, without_places
-from snn import arguments, cli, settings
+from benchmarks.results import RESULTS, run, stored_before, without_places
+from snn import arguments, checkpoint, cli, config, settings
 from snn.errors import InputError
 from snn.files import write_whole
 from snn.front import as_yaml
 from snn.machine import find_device, versions
-from snn.schema import AnyConfig
 
 COMMAND = ("python", "-m", "benchmarks.ablation")
 INGREDIENTS = {
@@ -54,28 +53,28 @@ def value_of(values: dict, field: str) -> Any:
     return reduce(getitem, field.split("."), values)
 
 
-def variants(plain: AnyConfig, recipe: AnyConfig) -> Iterator[tuple[str, str, AnyConfig]]:
+def variants(plain: config.Config, recipe: config.Config) -> Iterator[tuple[str, str, config.Config]]:
     """Yield (ingredient, "alone" or "left out", configuration), first those with no and with every ingredient."""
     by_name = {"plain": plain.model_dump(mode="json"), "recipe": recipe.model_dump(mode="json")}
 
-    def mixed(where: str, **sources: str) -> AnyConfig:
+    def mixed(where: str, sources: dict[str, str]) -> config.Config:
         values = recipe.model_dump(mode="json")
         for ingredient, source in sources.items():
             for field in INGREDIENTS[ingredient]:
                 settings.override(values, field, value_of(by_name[source], field))
         return settings.build(values, where)
 
-    yield "", "plain", mixed("plain", **dict.fromkeys(INGREDIENTS, "plain"))
+    yield "", "plain", mixed("plain", dict.fromkeys(INGREDIENTS, "plain"))
     yield "", "recipe", recipe
     for ingredient, fields in INGREDIENTS.items():
         if all(value_of(by_name["plain"], field) == value_of(by_name["recipe"], field) for field in fields):
             continue
         others = dict.fromkeys(INGREDIENTS, "plain") | {ingredient: "recipe"}
-        yield ingredient, "alone", mixed(f"{ingredient} alone", **others)
-        yield ingredient, "left out", mixed(f"without {ingredient}", **{ingredient: "plain"})
+        yield ingredient, "alone", mixed(f"{ingredient} alone", others)
+        yield ingredient, "left out", mixed(f"without {ingredient}", {ingredient: "plain"})
 
 
-def train(name: str, cfg: AnyConfig, seed: int, words: Sequence[str]) -> dict[str, float]:
+def train(name: str, cfg: config.Config, seed: int, words: Sequence[str]) -> dict[str, float]:
     """Train a configuration in runs/ablation_<name>_seed<seed>; return what train.py measured at the epoch it chose."""
     folder = Path("runs", f"ablation_{name}_seed{seed}")
     folder.parent.mkdir(exist_ok=True)
@@ -84,23 +83,8 @@ def train(name: str, cfg: AnyConfig, seed: int, words: Sequence[str]) -> dict[st
     begun = ["--resume"] if (folder / "last.pt").exists() else []
     place = ["--path_to_yaml", str(path), "--seed", str(seed), "--save_name", folder.name]
     run("train.py", *words, *place, *begun)
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    best = max(rows, key=lambda row: (row["validation_fs_accuracy"], -row["validation_loss"]))
-    return {"epoch": best["epoch"]} | {key: best[f"validation_{key}"] for key in KEPT}
-
-
-def stored_rows(out: Path, command: str) -> list[dict]:
-    """Return the rows that the same command wrote before; InputError if another command wrote the file."""
-    if not out.exists():
-        return []
-    try:
-        found = json.loads(out.read_text(encoding="utf-8"))
-        before, rows = found["command"], found["rows"]
-    except (ValueError, KeyError, TypeError):
-        raise InputError(f"{out}: is not an ablation; give another --out") from None
-    if before != command:
-        raise InputError(f"{out}: is an ablation by another command, {before}; remove it, or give another --out")
-    return rows
+    _, content = checkpoint.load(folder / "best.pt")
+    return {"epoch": content["epoch"]} | {key: content["validation"][key] for key in KEPT}
 
 
 def main() -> None:
@@ -111,32 +95,29 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="the result; default results/ablation/<recipe>.json")
     args, words = parser.parse_known_args()
     plain, recipe = (settings.load(arguments.find_yaml(path)) for path in (args.plain, args.recipe))
-    if type(plain) is not type(recipe) or not hasattr(recipe, "network"):
+    if not (isinstance(plain, config.Config) and isinstance(recipe, config.Config)):
         raise InputError(f"{args.plain} and {args.recipe} must both describe first-spike networks")
     out = args.out or RESULTS / "ablation" / f"{args.recipe.stem}.json"
-    seeds = list(map(str, args.seeds))
     names = f"configs/{args.plain.name}", f"configs/{args.recipe.name}"
-    command = shlex.join([*COMMAND, *names, "--seeds", *seeds, *without_places(words)])
-    rows = stored_rows(out, command)
-    load = os.getloadavg()[0]
-    trainings = [(seed, *variant) for seed in args.seeds for variant in variants(plain, recipe)]
+    result = {
+        "command": shlex.join([*COMMAND, *names, "--seeds", *map(str, args.seeds), *without_places(words)]),
+        "finished": None,
+        "machine": machine_in_use(find_device("auto"), load_at_start=os.getloadavg()[0]),
+        "versions": versions(),
+    }
+    result["rows"] = rows = stored_before(out, result, "rows", "command") or []
+    seeds_of = {(row["ingredient"], row["which"]): row["seeds"] for row in rows}
+    trainings = [(str(seed), *variant) for seed in args.seeds for variant in variants(plain, recipe)]
+    out.parent.mkdir(parents=True, exist_ok=True)
     for seed, ingredient, which, cfg in tqdm(trainings, "trainings", disable=None):
-        if any((row["ingredient"], row["which"]) == (ingredient, which) and str(seed) in row["seeds"] for row in rows):
+        if (ingredient, which) not in seeds_of:
+            seeds_of[ingredient, which] = {}
+            rows.append({"ingredient": ingredient, "which": which, "seeds": seeds_of[ingredient, which]})
+        if seed in seeds_of[ingredient, which]:
             continue
-        name = "_".join(filter(None, (ingredient, which))).replace(",", "").replace(" ", "_")
-        found = train(name, cfg, seed, words)
-        here = next((row for row in rows if (row["ingredient"], row["which"]) == (ingredient, which)), None)
-        if here is None:
-            rows.append(here := {"ingredient": ingredient, "which": which, "seeds": {}})
-        here["seeds"][str(seed)] = found
-        out.parent.mkdir(parents=True, exist_ok=True)
-        result = {
-            "command": command,
-            "finished": time.strftime("%Y-%m-%d"),
-            "machine": machine_in_use(find_device("auto"), load_at_start=load),
-            "versions": versions(),
-            "rows": rows,
-        }
+        name = f"{ingredient} {which}".strip().replace(",", "").replace(" ", "_")
+        seeds_of[ingredient, which][seed] = train(name, cfg, int(seed), words)
+        result["finished"] = time.strftime("%Y-%m-%d")
         write_whole(out, json.dumps(result, indent=1) + "\n")
     print(f"stored in {out}; python -m benchmarks.results --readme puts it into docs/frontier.md")
 

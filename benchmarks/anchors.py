@@ -32,7 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from benchmarks.figures import machine_in_use, mean_of
-from benchmarks.results import RESULTS
+from benchmarks.results import RESULTS, stored_before
 from datasets import binning, prepare
 from datasets.binning import Bins
 from snn import arguments, cli, config, settings, statistics
@@ -203,7 +203,7 @@ def main() -> None:
     look_at_test_data(cfg.data, Named(None, ""))  # at names, sizes and types, before the work begins
     out = args.out or RESULTS / "anchors" / f"{cfg.data.dataset_name}_{args.anchor}.json"
     result = describe(cfg, args.anchor, words)
-    result["seeds"] = seeds = stored_seeds(out, result)
+    result["seeds"] = seeds = stored_before(out, result, "seeds", "command", "network", "training") or {}
     out.parent.mkdir(parents=True, exist_ok=True)
     for seed, cfg in cfg_by_seed.items():
         if str(seed) in seeds:
@@ -262,21 +262,6 @@ def describe(cfg: config.Config, anchor: str, words: list[str]) -> dict:
         "machine": machine_in_use(find_device(cfg.train.device), load_at_start=os.getloadavg()[0]),
         "versions": versions(),
     }
-
-
-def stored_seeds(out: Path, result: dict) -> dict[str, dict]:
-    """Return the seeds in the file that the same command wrote before; InputError if another command wrote it."""
-    if not out.exists():
-        return {}
-    try:
-        stored = json.loads(out.read_text(encoding="utf-8"))
-        others = [name for name in ("command", "network", "training") if stored[name] != result[name]]
-        seeds = stored["seeds"]
-    except (ValueError, KeyError, TypeError):
-        raise InputError(f"{out}: is not a result of an anchor; give another --out") from None
-    if others:
-        raise InputError(f"{out}: is a result with another {', '.join(others)}; remove it, or give another --out")
-    return seeds
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@
 
 import json
 import statistics
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,44 +15,34 @@ from matplotlib.ticker import LogLocator, NullLocator
 from benchmarks.figures import mean_of, row
 from snn import pictures, settings
 from snn.files import REPOSITORY
+from snn.schema import AnyConfig
 
 DATA, ABLATED = "dsp20", "speech"
-RESULTS = REPOSITORY / "results"
 NOT_RUN = "Not run yet."
 
 
 class Stored(NamedTuple):
-    """What the page tells, by the name of the configuration or of the anchor."""
+    """The results on the data set DATA."""
 
-    ours: dict[str, dict]  # networks that spike
-    anchors: dict[str, dict]
+    ours: dict[str, dict]  # of networks that spike, by the name of the configuration
+    anchors: list[dict]
     ablation: dict | None
 
 
-def stored() -> Stored:
-    """Return what is stored about the data set DATA."""
-    ours = {path.stem: path for path in sorted(RESULTS.glob("*.json")) if _is_on_data(path.stem)}
-    anchors = {path.stem: path for path in sorted((RESULTS / "anchors").glob(f"{DATA}_*.json"))}
-    ablation = RESULTS / "ablation" / f"{ABLATED}.json"
-    return Stored(
-        {name: _read(path) for name, path in ours.items()},
-        {name: _read(path) for name, path in anchors.items()},
-        _read(ablation) if ablation.exists() else None,
-    )
+def stored(results: dict[str, dict], folder: Path) -> Stored:
+    """Choose from the stored results of configurations, and read the others in their folder."""
+    ours = {name: result for name, result in results.items() if _cfg(name).data.dataset_name == DATA}
+    anchors = sorted((folder / "anchors").glob(f"{DATA}_*.json"))
+    ablation = folder / "ablation" / f"{ABLATED}.json"
+    return Stored(ours, [_read(path) for path in anchors], _read(ablation) if ablation.exists() else None)
 
 
-def _is_on_data(name: str) -> bool:
-    path = REPOSITORY / "configs" / f"{name}.yaml"
-    return path.exists() and settings.load(path).data.dataset_name == DATA
+def _cfg(name: str) -> AnyConfig:
+    return settings.load(REPOSITORY / "configs" / f"{name}.yaml")
 
 
 def _read(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def tables(found: Stored) -> dict[str, str]:
-    """Return the tables of the page by the names in its marker comments."""
-    return {"networks": table(found), "ablation": ablation_table(found)}
 
 
 def table(found: Stored) -> str:
@@ -61,36 +52,43 @@ def table(found: Stored) -> str:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, result in found.ours.items():
-        seeds = [_flat(seed) for seed in result["seeds"].values()]
+        seeds = _seeds(result)
         cells = [mean_of(seeds, "fs_accuracy", 1, " %"), mean_of(seeds, "fr_accuracy", 1, " %")]
         cells += [mean_of(seeds, "t_d90_ms", 0, " ms"), mean_of(seeds, "events_heard", 0, " %")]
         cells += [mean_of(seeds, "operations", 2, " M"), mean_of(seeds, "spikes_per_neuron", 1, "")]
-        cfg = settings.load(REPOSITORY / result["configuration"])
-        weights = f"{sum(p.numel() for p in cfg.new_network().parameters()) / 1000:.0f} k"
+        weights = f"{sum(p.numel() for p in _cfg(name).new_network().parameters()) / 1000:.0f} k"
         lines.append(row([f"`configs/{name}.yaml`: {result['network']}", weights, str(len(seeds)), *cells]))
-    for result in found.anchors.values():
+    for result in found.anchors:
         seeds, name = list(result["seeds"].values()), result["network"].rpartition(", ")[0]
         weights = f"{result['weights'] / 1000:.0f} k"
         cells = [mean_of(seeds, "accuracy", 1, " %"), "", "the end", "100 %"]
         work = f"{result['multiply_accumulates'] / 1e6:.1f} M multiplications"
         lines.append(row([name, weights, str(len(seeds)), *cells, work, ""]))
-    commands = [f"`{result['command']}`" for result in (*found.ours.values(), *found.anchors.values())]
+    commands = [f"`{result['command']}`" for result in (*found.ours.values(), *found.anchors)]
     said = "Mean ± std over seeds on the test file; events and operations are those up to the decision."
     return "\n".join([*lines, "", f"{said} Commands: {'; '.join(commands)}."])
 
 
-def _flat(seed: dict) -> dict:
-    """Return the numbers of a seed, with shares and millions."""
-    cost = seed["cost"]
-    heard = 100 * cost["to_decision"]["events"] / cost["whole_window"]["events"]
-    return seed | {"events_heard": heard, "operations": cost["to_decision"]["synaptic operations"] / 1e6}
+def _seeds(result: dict) -> list[dict]:
+    """Return the metrics of each seed, with its costs as shares and millions."""
+    seeds = []
+    for seed in result["seeds"].values():
+        decided, whole = seed["cost"]["to_decision"], seed["cost"]["whole_window"]
+        more = {
+            "steps": decided["steps"],
+            "events_heard": 100 * decided["events"] / whole["events"],
+            "operations": decided["synaptic operations"] / 1e6,
+            "operations_of_window": whole["synaptic operations"] / 1e6,
+        }
+        seeds.append(seed | more)
+    return seeds
 
 
-def ablation_table(stored: Stored) -> str:
+def ablation_table(found: Stored) -> str:
     """Write a row for each ingredient: the accuracy with it alone, and without it."""
-    if (found := stored.ablation) is None:
+    if (ablation := found.ablation) is None:
         return NOT_RUN
-    by_place = {(one["ingredient"], one["which"]): list(one["seeds"].values()) for one in found["rows"]}
+    by_place = {(one["ingredient"], one["which"]): list(one["seeds"].values()) for one in ablation["rows"]}
 
     def cells(*place: str) -> list[str]:
         if place not in by_place:
@@ -102,11 +100,11 @@ def ablation_table(stored: Stored) -> str:
     lines.append(row(["none (plain), all (recipe)", *cells("", "plain"), *cells("", "recipe")]))
     names = dict.fromkeys(name for name, _ in by_place if name)
     lines += [row([name, *cells(name, "alone"), *cells(name, "left out")]) for name in names]
-    seeds = ", ".join(dict.fromkeys(seed for one in found["rows"] for seed in one["seeds"]))
-    where = found["machine"]
+    seeds = ", ".join(dict.fromkeys(seed for one in ablation["rows"] for seed in one["seeds"]))
+    where = ablation["machine"]
     place = where.get("gpu") or f"{where['cores']} cores of an {where['processor']}"
-    said = f"On held-out speakers, seeds {seeds}, {place}, torch {found['versions']['torch']}: `{found['command']}`."
-    return "\n".join([*lines, "", said])
+    said = f"On held-out speakers, seeds {seeds}, {place}, torch {ablation['versions']['torch']}"
+    return "\n".join([*lines, "", f"{said}: `{ablation['command']}`."])
 
 
 def draw(found: Stored) -> plt.Figure | None:
@@ -114,39 +112,35 @@ def draw(found: Stored) -> plt.Figure | None:
     if not found.ours:
         return None
     with plt.rc_context(pictures.STYLE):
-        figure, axes = plt.subplots(1, 2, figsize=(pictures.WIDTH * 1.4, 3.2), sharey=True)
+        figure, (by_time, by_work) = plt.subplots(1, 2, figsize=(pictures.WIDTH * 1.4, 3.2), sharey=True)
         for k, (name, result) in enumerate(found.ours.items()):
-            seeds, colour = list(result["seeds"].values()), pictures.LAYERS[k % len(pictures.LAYERS)]
-            steps = statistics.mean(seed["cost"]["to_decision"]["steps"] for seed in seeds)
-            operations = statistics.mean(seed["cost"]["to_decision"]["synaptic operations"] for seed in seeds) / 1e6
-            time_ms = steps * settings.load(REPOSITORY / result["configuration"]).data.dt_ms
-            accuracy = statistics.mean(seed["fs_accuracy"] for seed in seeds)
-            for axis, x in zip(axes, (time_ms, operations), strict=True):
-                axis.plot(x, accuracy, "o", color=colour, label=f"{name}, first spike")
-            rate = statistics.mean(seed["fr_accuracy"] for seed in seeds)
-            whole = statistics.mean(seed["cost"]["whole_window"]["synaptic operations"] for seed in seeds) / 1e6
-            axes[1].plot(whole, rate, "s", mfc="none", color=colour, label=f"{name}, firing rate, whole window")
+            seeds, colour = _seeds(result), pictures.LAYERS[k % len(pictures.LAYERS)]
+            accuracy = _mean(seeds, "fs_accuracy")
+            by_time.plot(_cfg(name).data.dt_ms * _mean(seeds, "steps"), accuracy, "o", color=colour)
+            by_work.plot(_mean(seeds, "operations"), accuracy, "o", color=colour, label=f"{name}, first spike")
+            rates, label = _mean(seeds, "fr_accuracy"), f"{name}, firing rate, whole window"
+            by_work.plot(_mean(seeds, "operations_of_window"), rates, "s", mfc="none", color=colour, label=label)
             curves = [seed["thresholds"]["test"] for seed in seeds if "thresholds" in seed]
-            if curves:
-                rows = list(zip(*curves, strict=True))
-                lines = {
-                    key: [statistics.mean(one[key] for one in at) for at in rows]
-                    for key in ("time_ms", "operations_to_decision", "fs_accuracy")
-                }
-                axes[0].plot(lines["time_ms"], lines["fs_accuracy"], "-", lw=1, color=colour)
-                millions = [value / 1e6 for value in lines["operations_to_decision"]]
-                axes[1].plot(millions, lines["fs_accuracy"], "-", lw=1, color=colour)
-        for k, result in enumerate(found.anchors.values()):
-            accuracy = statistics.mean(seed["accuracy"] for seed in result["seeds"].values())
-            name, colour = result["network"].partition(",")[0], pictures.LAYERS[-1 - k]
-            axes[0].axhline(accuracy, ls="--", lw=1, color=colour)
-            axes[1].plot(result["multiply_accumulates"] / 1e6, accuracy, "D", color=colour, label=f"{name}, at the end")
-        axes[0].set(xlabel="mean time of the decision (ms)", ylabel="correct decisions (%)")
-        axes[1].set(xlabel="million operations", xscale="log")
-        axes[1].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes[1].xaxis.set_major_formatter("{x:g}")
-        axes[1].xaxis.set_minor_locator(NullLocator())
-        for axis in axes:
+            scales = list(zip(*curves, strict=True))  # the rows of all seeds for each scale
+            accuracies = [_mean(rows, "fs_accuracy") for rows in scales]
+            by_time.plot([_mean(rows, "time_ms") for rows in scales], accuracies, lw=1, color=colour)
+            millions = [_mean(rows, "operations_to_decision") / 1e6 for rows in scales]
+            by_work.plot(millions, accuracies, lw=1, color=colour)
+        for k, result in enumerate(found.anchors):
+            accuracy = _mean(result["seeds"].values(), "accuracy")
+            label, colour = f"{result['network'].partition(',')[0]}, at the end", pictures.LAYERS[-1 - k]
+            by_time.axhline(accuracy, ls="--", lw=1, color=colour)
+            by_work.plot(result["multiply_accumulates"] / 1e6, accuracy, "D", color=colour, label=label)
+        by_time.set(xlabel="mean time of the decision (ms)", ylabel="correct decisions (%)")
+        by_work.set(xlabel="million operations", xscale="log")
+        by_work.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        by_work.xaxis.set_major_formatter("{x:g}")
+        by_work.xaxis.set_minor_locator(NullLocator())
+        for axis in (by_time, by_work):
             axis.grid(color=pictures.GREY, lw=0.4)
-        figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+        figure.legend(*by_work.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     return figure
+
+
+def _mean(rows: Iterable[dict], key: str) -> float:
+    return statistics.mean(one[key] for one in rows)

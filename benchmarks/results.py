@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib import pyplot as plt
 from tqdm import tqdm
@@ -128,6 +129,24 @@ def without_places(words: Sequence[str]) -> list[str]:
     return ["DIR" if before == "--path_to_dataset" else word for before, word in zip(["", *words], words, strict=False)]
 
 
+def stored_before(out: Path, result: dict, part: str, *names: str) -> Any:
+    """Return this part of the result in a file if it is there and its `names` have the values of `result`, else None.
+
+    InputError if they have others, or the file holds something else.
+    """
+    if not out.exists():
+        return None
+    try:
+        before = json.loads(out.read_text(encoding="utf-8"))
+        others = [name for name in names if before[name] != result[name]]
+        found = before[part]
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{out}: is not such a result; give another --out") from None
+    if others:
+        raise InputError(f"{out}: is a result with another {', '.join(others)}; remove it, or give another --out")
+    return found
+
+
 def describe(cfg: schema.AnyConfig) -> str:
     """Describe a network in a few words: 700-256-256-20 AdLIF."""
     if isinstance(cfg, config.TTFSConfig):
@@ -218,7 +237,8 @@ def draw(results: dict[str, dict]) -> plt.Figure | None:
 
 def rebuild() -> None:
     """Rewrite README.md and docs/ between their marker comments, and their pictures."""
-    results, measured, front = stored(), figures.stored(), frontier.stored()
+    results, measured = stored(), figures.stored()
+    front = frontier.stored(results, RESULTS)
     sections_of = pages(results, measured, front)
     texts = {path: path.read_text(encoding="utf-8") for path in sections_of}
     for path, sections in sections_of.items():

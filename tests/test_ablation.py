@@ -86,8 +86,8 @@ def test_rows_are_stored_and_what_is_there_is_not_trained_again(run, shd_folder)
     result["rows"] = result["rows"][:-1]
     path.write_text(json.dumps(result))
     assert run() == ["ablation_blend_left_out_seed0"]
-    with pytest.raises(InputError, match="is an ablation by another command"):
+    with pytest.raises(InputError, match="is a result with another command"):
         run("--set train.lr=0.1")
     path.write_text("[]")
-    with pytest.raises(InputError, match="is not an ablation"):
+    with pytest.raises(InputError, match="is not such a result"):
         run()

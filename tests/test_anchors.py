@@ -100,7 +100,7 @@ def test_another_command_does_not_overwrite_a_result(run, shd_folder):
     path = shd_folder.parent / "result.json"
     for content in ("[]", "{}", "no JSON"):
         path.write_text(content)
-        with pytest.raises(InputError, match=r"result\.json: is not a result of an anchor"):
+        with pytest.raises(InputError, match=r"result\.json: is not such a result"):
             run(f"{WORDS} --anchor cnn --out {path}")
     path.write_text(json.dumps({"command": "x", "network": "y", "training": {}, "seeds": {}}))
     with pytest.raises(InputError, match=r"result\.json: is a result with another command, network, training"):

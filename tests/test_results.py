@@ -49,7 +49,6 @@ def repository(tmp_path, monkeypatch):
     for name in ("results", "speed", "frontier"):
         monkeypatch.setattr(results, {"results": "FIGURE"}.get(name, name.upper()), tmp_path / "docs" / f"{name}.png")
     monkeypatch.setattr(frontier, "REPOSITORY", tmp_path)
-    monkeypatch.setattr(frontier, "RESULTS", tmp_path / "results")
     return tmp_path
 
 
@@ -180,7 +179,9 @@ def test_a_delay_that_does_not_exist_is_a_dash():
 
 
 def test_the_pages_show_what_is_stored():
-    for path, sections in results.pages(results.stored(), figures.stored(), frontier.stored()).items():
+    for path, sections in results.pages(
+        results.stored(), figures.stored(), frontier.stored(results.stored(), results.RESULTS)
+    ).items():
         text = path.read_text(encoding="utf-8")
         for name, content in sections.items():
             assert results.between(text, name, content, path) == text, "run python -m benchmarks.results --readme"
@@ -213,6 +214,36 @@ def test_wrong_words(repository, monkeypatch, words, message):
     with pytest.raises(InputError, match=message):
         results.main()
     assert [path.stem for path in (repository / "results").iterdir()] == ["adlif_shd"]
+
+
+@pytest.mark.parametrize(
+    ("name", "share", "scaled"), [("adlif_shd", 0.1, True), ("adlif_shd", 0, False), ("ttfs", 0.1, False)]
+)
+def test_a_stored_result_has_scaled_thresholds_if_they_can_be_chosen(repository, monkeypatch, name, share, scaled):
+    """Of first-spike networks with held-out recordings; and each seed has its own metrics, without the unknown ones."""
+    path = next((repository / "configs").glob(f"{name}*.yaml"))
+    values = settings.read_yaml(path)
+    values["data"]["validation_share"] = share
+    path.write_text(json.dumps(values))
+    commands = []
+
+    def run(*command: str) -> None:
+        commands.append(command)
+        if command[0] == "test.py":
+            folder = repository / command[2].removesuffix("best.pt") / "test"
+            folder.mkdir(parents=True)
+            more = {"thresholds": [1]} if "--thresholds" in command else {}
+            (folder / "metrics.json").write_text(json.dumps({"fs_accuracy": float(len(commands)), "other": 1} | more))
+
+    monkeypatch.chdir(repository)
+    monkeypatch.setattr(results, "run", run)
+    monkeypatch.setattr("sys.argv", ["results", str(path), "--seeds", "4", "5"])
+    results.main()
+    stored = json.loads((repository / "results" / f"{path.stem}.json").read_text())
+    assert [command[0] for command in commands] == ["train.py", "test.py"] * 2
+    seeds = stored["seeds"]
+    assert {seed: found["fs_accuracy"] for seed, found in seeds.items()} == {"4": 2.0, "5": 4.0}
+    assert all(("thresholds" in found) == scaled and "other" not in found for found in seeds.values())
 
 
 def test_places_of_this_machine_are_not_stored():

@@ -61,6 +61,14 @@ def whole(tmp_path_factory) -> tuple:
     return state(folder / "runs" / "x")
 
 
+def test_the_smallest_weights_are_pruned(whole):
+    """The other tests of killed and resumed runs rely on it, as `whole` and they have network.density = 0.5."""
+    _, bits = whole
+    for layer in range(3):
+        W = np.frombuffer(bits[f"last.pt layers.{layer}.linear.weight"], np.float32)
+        assert (W == 0).mean() == (0.5 if layer < 2 else 0)
+
+
 def train_in_process(folder: Path, command: str, kill_at: float) -> None:
     """Train in `folder`, from the first line of train.py to its exit code, and die at that call of CALLS."""
     torch.set_num_threads(1)

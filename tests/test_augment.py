@@ -160,6 +160,7 @@ def test_zoom(size):
         (x, y, p), (old_x, old_y, old_p) = pixels(channels, size), pixels(old_channels[place], size)
         assert np.array_equal(p, old_p)
         assert np.array_equal(y, old_y) or height > 1
+        assert len(set(zip(old_x, x, strict=True))) > 1.1 * len(set(old_x))  # a column spreads, or gaps would stay
         far = np.abs(old_x + 0.5 - width / 2) > width / 4
         factor = np.median((x + 0.5 - width / 2)[far] / (old_x + 0.5 - width / 2)[far])
         for one, old, middle in ((x, old_x, width / 2), (y, old_y, height / 2)):

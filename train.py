@@ -130,7 +130,7 @@ def main() -> None:
                 loss = team.sum(position.loss_sum) / len(order)
                 validation = task.validate()
                 standing = (validation[task.chosen_by], -validation["loss"]) if validation else NO_STANDING
-                is_best = standing > position.best or not validation
+                is_best = standing > position.best or epoch == task.settles or not validation
                 if is_best:
                     position.best, position.best_epoch = standing, epoch + 1
                 if team.leads:

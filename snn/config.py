@@ -256,7 +256,8 @@ class Network(Section):
     delay_sigma_steps: NonNegativeFloat = Field(
         0.0,
         description="σ in the first epoch: a delay d reads step k with the weight max(0, s - |k - d|) / s², where s = "
-        "1 + σ and σ falls exponentially to 0 over the epochs; 0 interpolates linearly from the start (steps)",
+        "1 + σ and σ falls exponentially to 0 over the epochs; 0 interpolates linearly from the start. In the "
+        "last fifth of the epochs delays are whole (steps)",
     )
 
     @property
@@ -324,7 +325,9 @@ class FirstToSpike(Section):
         0.0, description="added to the loss of a recording as far as no output neuron fires; more makes outputs fire"
     )
     early: NonNegativeFloat = Field(
-        0.0, description="weight of the expected time of the decision, as a share of the window; more decides earlier"
+        0.0,
+        description="weight of the expected time of the decision, as a share of the window, reached in ten steps over "
+        "the first half of the epochs; more decides earlier",
     )
 
 

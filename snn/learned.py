@@ -32,6 +32,7 @@ class Delays(nn.Module):
         super().__init__()
         self.max_steps, self.title = max_steps, title
         self.sigma_steps = 0.0  # σ of the triangle, see `snn.ops.taps`
+        self.are_whole = False  # see `keep_whole`
         self.initial_steps = initial_steps
         self.steps = nn.Parameter(torch.empty(shape).uniform_(*initial_steps))
 
@@ -58,10 +59,17 @@ class Delays(nn.Module):
         """Round the delays to whole steps permanently."""
         self.steps.copy_(taps.rounded(self.steps))
 
+    def keep_whole(self) -> None:
+        """Round the delays; they stay whole if `clamp_values` is called after each step of the optimiser."""
+        self.are_whole = True
+        self.round()
+
     @torch.no_grad()
     def clamp_values(self) -> None:
         """Bring delays back to between 0 and max_steps; call it after each step of the optimiser."""
         self.steps.clamp_(0, self.max_steps)
+        if self.are_whole:
+            self.round()
 
     def check_values(self, where: str) -> None:
         """Raise InputError if a delay lies outside 0 to max_steps or is NaN."""

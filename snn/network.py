@@ -194,6 +194,11 @@ class Network(nn.Module):
         for delays in self.delays().values():
             delays.sigma_steps = sigma_steps
 
+    def keep_delays_whole(self) -> None:
+        """Round all delays; they stay whole if `clamp_values` is called after each step of the optimiser."""
+        for delays in self.delays().values():
+            delays.keep_whole()
+
     def prune(self, density: float) -> None:
         """Set the smallest weights of each fully connected hidden layer to 0 so that this share stays."""
         for layer in self.layers[:-1]:

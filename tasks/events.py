@@ -41,6 +41,8 @@ from tasks.kind import Kind, Result, Testing, Training, fingerprint, named, say_
 
 NARROWS_BY = 0.01  # the factor by which the triangle of a delay narrows over a training
 PRUNED_AFTER = 0.25  # of the epochs
+WHOLE_AFTER = 0.8  # of the epochs; then the rest of the network learns what the rounding of its delays changes
+PRESSED_AFTER = 0.5  # of the epochs loss.first_to_spike.early has its full weight; up to then it rises in ten steps
 COCHLEA_CHANNELS = 700  # those that `datasets.prepare` makes of sound
 TEST_SEED = 0  # data.test_by sets the same recordings apart whatever the run's seed
 
@@ -92,7 +94,13 @@ class EventTraining(Training):
         self.loss = team.parallel(self.network, self._loss)
         if team.device.type == "cuda" and team.size == 1 and train.cuda_graphs:
             self.loss = Replayed(self.network, self._loss)
-        self.recorded: tuple[Window, float] | None = None  # constants in the recorded step
+        self.recorded: tuple[Window, float, float] | None = None  # constants in the recorded step
+        self.pruned_from = math.ceil(PRUNED_AFTER * train.epochs)
+        self.whole_from = max(1, math.floor(WHOLE_AFTER * train.epochs))
+        if self.network.delays():
+            self.settles = self.whole_from
+        elif cfg.network.density < 1:
+            self.settles = self.pruned_from
 
     @classmethod
     def schedule(cls, cfg: config.Config, epoch: int) -> dict[str, float]:
@@ -111,13 +119,18 @@ class EventTraining(Training):
         left = NARROWS_BY ** (epoch / max(1, train.epochs - 1))
         sigma_steps = self.cfg.network.delay_sigma_steps * (left - NARROWS_BY) / (1 - NARROWS_BY)
         window = gradient_window(self.cfg, self.bins, now["D"])
-        if (window, sigma_steps) != self.recorded and isinstance(self.loss, Replayed):
-            self.loss.forget()
-        self.recorded = window, sigma_steps
-        self.network.narrow_delays(sigma_steps)
-        if epoch >= PRUNED_AFTER * train.epochs:  # in each such epoch, because a resumed run starts in any
+        # both in each epoch from then on, because a resumed run starts in any
+        if epoch >= self.whole_from:
+            sigma_steps = 0.0
+            self.network.keep_delays_whole()
+        if epoch >= self.pruned_from:
             self.network.prune(self.cfg.network.density)
-        self.objective = goal(self.cfg, window)
+        pressure = min(1.0, math.floor(10 * epoch / (PRESSED_AFTER * train.epochs)) / 10)
+        if (window, sigma_steps, pressure) != self.recorded and isinstance(self.loss, Replayed):
+            self.loss.forget()
+        self.recorded = window, sigma_steps, pressure
+        self.network.narrow_delays(sigma_steps)
+        self.objective = goal(self.cfg, window, pressure)
         return now
 
     def batches(self, order: np.ndarray) -> Iterator[tuple[SparseCounts | Tensor, Tensor]]:
@@ -333,9 +346,15 @@ def gradient_window(cfg: config.Config, bins: Bins, D: float) -> Window:
     return Window.of(bins.T + bins.T_empty, D, fs.A, fs.window)
 
 
-def goal(cfg: config.Config, window: Window) -> Callable[..., Tensor]:
-    """Return `objective` with what the configuration settles."""
-    return partial(objective, loss=cfg.loss, window=window, theta=cfg.network.neuron2.theta)
+def goal(cfg: config.Config, window: Window, pressure: float = 1.0) -> Callable[..., Tensor]:
+    """Return `objective` with what the configuration settles; `pressure` multiplies loss.first_to_spike.early.
+
+    A network that is pressed for time before it knows anything decides at once and learns no more.
+    """
+    race = cfg.loss.first_to_spike
+    race = race.model_copy(update={"early": pressure * race.early})
+    loss = cfg.loss.model_copy(update={"first_to_spike": race})
+    return partial(objective, loss=loss, window=window, theta=cfg.network.neuron2.theta)
 
 
 def check_batch_norm(cfg: config.Config, recordings: int, parts: int) -> None:

@@ -20,8 +20,8 @@ AUGMENT = " ".join(
     f"--set data.augment.{part}" for part in ("stretch=.1", "time_jitter_ms=3", "drop=.2", "shift=2", "unit_jitter=1")
 )
 EVENTS = (
-    f"{TRAIN} --lr_decay --set network.dropout=0.3 --set network.density=.5 --set loss.fs.D_final=4 "
-    "--set data.augment.drop=.2"
+    f"{TRAIN.replace('--hidden_size 16 16', '--set network.layers=[16FD3,16F]')} --lr_decay "
+    "--set network.dropout=0.3 --set network.density=.5 --set loss.fs.D_final=4 --set data.augment.drop=.2"
 )
 TRAIN_IMAGES = (
     f"train.py --path_to_yaml {REPOSITORY}/configs/ttfs_mnist_mlp.yaml --dataset_name toy --path_to_dataset data "

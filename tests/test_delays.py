@@ -283,7 +283,8 @@ def test_train_resume_and_test(program, tmp_path):
         if name.endswith("delays.steps"):
             assert value.min() >= 0
             assert value.max() <= 8
-            assert 0.05 < (value.max() - 3.0).abs() < 1.5  # from 0 to 3 at first, by 0.1 a step of the optimiser
+            assert (value.max() - 3.0).abs() < 1.5  # from 0 to 3 at first, by 0.1 a step of the optimiser
+            assert torch.equal(value, value.round())  # in the last fifth of the epochs
 
     tested = program("test.py --load_pt_file runs/whole/best.pt --energy")
     assert tested.returncode == 0, tested.stderr

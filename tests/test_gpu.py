@@ -154,7 +154,7 @@ def test_auto_runs_the_kernels(recurrent, monkeypatch):
     monkeypatch.setattr(
         cuda, "launch", lambda source, name, *rest: (launched.append(name), launch(source, name, *rest))
     )
-    monkeypatch.setattr(reference, "single_step", None)
+    monkeypatch.setattr(reference, "multi_step", None)
     run_on_gpu(ops.multi_step, make_call(ADLIF, (7, 3, 5), torch.float64, recurrent))
     assert set(launched) == {"forward", "backward"}
 

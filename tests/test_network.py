@@ -361,3 +361,18 @@ def test_a_step_that_cannot_be_recorded(monkeypatch):
     step = Replayed(torch.nn.Linear(3, 2), lambda x, target, weight: x.sum())
     with pytest.raises(InputError, match=r"cannot be recorded .* train.cuda_graphs=false"):
         step(torch.zeros(4, 2, 3), torch.zeros(2), 1.0)
+
+
+def test_delays_that_are_kept_whole():
+    torch.manual_seed(0)
+    network = build(small(layers=("9FD8", "8FDS8"))).train()
+    network.keep_delays_whole()
+    delays = [each.steps for each in network.delays().values()]
+    before = [steps.detach().clone() for steps in delays]
+    optimizer = torch.optim.Adam(delays, 0.1)
+    network.run(events()).h_TBN.sum().backward()
+    optimizer.step()
+    assert all((steps != steps.round()).any() for steps in delays)
+    network.clamp_values()
+    assert all(torch.equal(steps, whole) for steps, whole in zip(delays, before, strict=True))
+    assert all((steps == steps.round()).all() for steps in delays)

@@ -69,6 +69,16 @@ def test_the_smallest_weights_are_pruned(whole):
         assert (W == 0).mean() == (0.5 if layer < 2 else 0)
 
 
+def test_delays_are_whole_at_the_end(whole):
+    """The best model is chosen among those, even if an earlier one was right more often."""
+    log, bits = whole
+    assert log[0]["validation_fs_accuracy"] >= log[2]["validation_fs_accuracy"]
+    for name in ("best.pt", "last.pt"):
+        delays = np.frombuffer(bits[f"{name} layers.0.linear.delays.steps"], np.float32)
+        assert np.array_equal(delays, delays.round())
+        assert len(np.unique(delays)) > 1
+
+
 def train_in_process(folder: Path, command: str, kill_at: float) -> None:
     """Train in `folder`, from the first line of train.py to its exit code, and die at that call of CALLS."""
     torch.set_num_threads(1)

@@ -91,7 +91,8 @@ class _Fused(torch.autograd.Function):
         if learned:
             gvalues_PN = torch.zeros_like(values_PN)
             places = [k for k, name in enumerate(neuron.values) if name in learned]
-            gvalues_PN[places] = gvalues_QBN.sum(1)
+            for place, gvalue_N in zip(places, gvalues_QBN.sum(1), strict=True):  # a list of places would be copied
+                gvalues_PN[place] = gvalue_N  # to the GPU, which a recorded CUDA graph cannot do
         gpast_DBN = gV_NN = gdelay_N = None
         if V_NN is not None:
             gpast_DBN, gV_NN, gdelay_N = _feedback_gradients(call.feedback, gx_TBN, past_DBN, s_TBN)

@@ -42,22 +42,29 @@ class Geometry(NamedTuple):
 
 
 @kernel
-def _pixel_rows(offsets, channels, counts, pixels, pixel_offsets, pixel_channels, pixel_counts, begin, end):
-    """Write the entries of the images begin ... end pixel by pixel; `pixel_offsets` must hold zeros at the start."""
-    pixels = np.uint32(pixels)
+def rows_of_pixels(
+    offsets, channels, counts, inner, is_pixel_first, pixel_offsets, pixel_channels, pixel_counts, begin, end
+):  # fmt: skip
+    """Write the entries of the images begin ... end pixel by pixel; `pixel_offsets` must hold zeros at the start.
+
+    Entries are numbered pixel · inner + channel if `is_pixel_first`, otherwise channel · inner + pixel.
+    """
+    inner, pixels = np.uint32(inner), (len(pixel_offsets) - 1) // (len(offsets) - 1)
     for r in range(begin, end):
         first, last = offsets[r], offsets[r + 1]
         ends = pixel_offsets[r * pixels + 1 :]  # first the entries of each pixel, then where its next one goes
         for e in range(first, last):
-            ends[channels[e] % pixels] += 1
+            ends[channels[e] // inner if is_pixel_first else channels[e] % inner] += 1
         at = first
         for p in range(pixels):
             number = ends[p]
             ends[p] = at
             at += number
         for e in range(first, last):
-            c = channels[e] // pixels
-            p = channels[e] - c * pixels
+            c = channels[e] // inner
+            p = channels[e] - c * inner
+            if is_pixel_first:
+                p, c = c, p
             to = ends[p]
             pixel_channels[to], pixel_counts[to] = c, counts[e]
             ends[p] = to + 1
@@ -124,8 +131,8 @@ def _add_rows(target, rows, picked, values, n_picked):
 
 
 @kernel
-def _product(offsets, channels, counts, weights, out, height, width, K, stride, begin, end):
-    """Compute the lines begin ... end of `out`, counted over all frames; weights are WT as (K·K·C, N)."""
+def product_lines(offsets, channels, counts, weights, out, height, width, K, stride, begin, end):
+    """Compute the lines begin ... end of `out`, counted over all frames; weights are those of `rows_of_weights`."""
     C = len(weights) // (K * K)
     out_height, out_width = -(-height // stride), -(-width // stride)
     picked, values = np.empty(len(weights), np.int64), np.empty(len(weights), out.dtype)
@@ -137,9 +144,12 @@ def _product(offsets, channels, counts, weights, out, height, width, K, stride, 
             target = out[line * out_width + column]
             target[:] = 0
             for dy in range(max(0, -top), min(K, height - top)):
-                for dx in range(max(0, -left), min(K, width - left)):
-                    r = (frame * height + top + dy) * width + left + dx
-                    for e in range(offsets[r], offsets[r + 1]):
+                r = (frame * height + top + dy) * width + left
+                first, last = max(0, -left), min(K, width - left)
+                if offsets[r + first] == offsets[r + last]:
+                    continue
+                for dx in range(first, last):
+                    for e in range(offsets[r + dx], offsets[r + dx + 1]):
                         if n_picked == picked.size:  # only if a channel occurs several times in a row of entries
                             _add_rows(target, weights, picked, values, n_picked)
                             n_picked = 0
@@ -203,6 +213,11 @@ def _frames(offsets: Tensor, shape: Geometry) -> int:
     return frames
 
 
+def rows_of_weights(W_NCKK: Tensor) -> np.ndarray:
+    """Return WT as (K·K·C, N)."""
+    return W_NCKK.detach().permute(2, 3, 1, 0).reshape(-1, len(W_NCKK)).contiguous().numpy()
+
+
 def pixel_rows(offsets: Tensor, channels: Tensor, counts: Tensor, pixels: int) -> tuple[Tensor, Tensor, Tensor]:
     """Turn entries with a row for each image into entries with a row for each pixel, in the order of their channels.
 
@@ -213,8 +228,8 @@ def pixel_rows(offsets: Tensor, channels: Tensor, counts: Tensor, pixels: int) -
     pixel_offsets = np.zeros(images * pixels + 1, np.int64)
     pixel_offsets[0] = offsets[0]
     entries = pixel_offsets, np.empty(len(channels), np.int32), np.empty_like(counts)
-    arguments = (offsets, channels, counts, pixels, *entries)
-    in_parts(lambda begin, end: _pixel_rows(*arguments, begin, end), images, torch.get_num_threads())
+    arguments = (offsets, channels, counts, pixels, False, *entries)
+    in_parts(lambda begin, end: rows_of_pixels(*arguments, begin, end), images, torch.get_num_threads())
     return tuple(map(torch.from_numpy, entries))
 
 
@@ -231,12 +246,10 @@ def product(
         shape.check()
         check_matrix("W", W_NCKK, ("outputs", "inputs", shape.kernel, shape.kernel))
         check_on_cpu(offsets, channels, counts, W_NCKK.shape[1])
-    N = len(W_NCKK)
-    weights = W_NCKK.detach().permute(2, 3, 1, 0).reshape(-1, N).contiguous().numpy()
     lines = _frames(offsets, shape) * shape.out_height
-    out_RN = torch.empty(lines * shape.out_width, N, dtype=W_NCKK.dtype)
-    arguments = (*arrays(offsets, channels, counts, W_NCKK.dtype), weights, out_RN.numpy(), *shape)
-    in_parts(lambda begin, end: _product(*arguments, begin, end), lines, torch.get_num_threads())
+    out_RN = torch.empty(lines * shape.out_width, len(W_NCKK), dtype=W_NCKK.dtype)
+    arguments = (*arrays(offsets, channels, counts, W_NCKK.dtype), rows_of_weights(W_NCKK), out_RN.numpy(), *shape)
+    in_parts(lambda begin, end: product_lines(*arguments, begin, end), lines, torch.get_num_threads())
     return out_RN
 
 

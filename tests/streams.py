@@ -8,7 +8,7 @@ from datasets.binning import Bins, bin_events
 from datasets.recordings import Recordings
 from snn.network import Network
 from snn.streaming import Stream
-from tests.networks import build, small
+from tests.networks import build, small, small_conv
 
 T, T_EMPTY, DT_MS, N_RECORDINGS = 25, 4, 10.0, 12
 VARIANTS = [
@@ -17,16 +17,20 @@ VARIANTS = [
     {"neuron": "CuAdLIF", "reset": "soft", "batch_norm": False, "layers": ("16R", "12F")},
     {"neuron": "SEAdLIF", "layers": ("16FD5", "12RDR4"), "output_delay": "D3"},
     {"layers": ("16FDS6", "12RDS3DR2"), "variant": "superspike", "output_delay": "DS4"},
+    {"kind": small_conv, "layers": ("6C3", "P2", "4C3S2", "9R"), "batch_norm": True, "neuron": "AdLIF"},
+    {"kind": small_conv, "layers": ("5C5S3", "A2"), "variant": "superspike", "output_neuron": "CuLIF"},
+    {"kind": small_conv, "layers": ("A3", "20C1", "P2"), "neuron": "CuAdLIF", "reset": "soft", "output_delay": "DS4"},
 ]
-# A stream of each is compiled, which takes seconds: the fast tests have the simplest, and those with delays
+# A stream of each is compiled, which takes seconds: the fast tests have the simplest, those with delays,
+# and those of images
 over_variants = pytest.mark.parametrize(
     "changes",
-    [pytest.param(each, marks=[pytest.mark.slow] * (k in (1, 2))) for k, each in enumerate(VARIANTS)],
+    [pytest.param(each, marks=[pytest.mark.slow] * (k in (1, 2, 6))) for k, each in enumerate(VARIANTS)],
     ids=str,
 )
 
 
-def recordings(n: int = N_RECORDINGS) -> Recordings:
+def recordings(n: int = N_RECORDINGS, num_channels: int = 30) -> Recordings:
     """Times on the edges of bins, after the window and twice at once among them; µs, and one recording of one event."""
     random = np.random.default_rng(5)
     lengths = np.array([1, *random.integers(30, 400, n - 1)])
@@ -36,7 +40,7 @@ def recordings(n: int = N_RECORDINGS) -> Recordings:
         offsets=np.concatenate([[0], np.cumsum(lengths)]),
         times=np.concatenate(times).astype(np.uint32),
         ticks_per_second=1e6,
-        channels=random.integers(0, 30, lengths.sum()).astype(np.uint16),
+        channels=random.integers(0, num_channels, lengths.sum()).astype(np.uint16),
         labels=np.zeros(n, np.int64),
         speakers=None,
         where="made up",

@@ -14,6 +14,7 @@ from torch import Tensor
 from snn import checks
 from snn.errors import InputError
 from snn.ops.compiled import in_parts, inlined, kernel
+from snn.ops.lanes import LINE, load_part, store_part
 from snn.ops.sparse import arrays, check_matrix, check_on_cpu
 
 
@@ -105,58 +106,67 @@ def _sort_frames(offsets, channels, counts, starts, rows, values, begin, end):
 
 
 @inlined
-def _add_rows(target, rows, picked, values, n_picked):
-    """Add Σ values · rows[picked] to `target`, eight rows at a time, so that it goes to memory once for all eight."""
-    e = 0
-    while e + 8 <= n_picked:
-        k0, k1, k2, k3 = values[e], values[e + 1], values[e + 2], values[e + 3]
-        k4, k5, k6, k7 = values[e + 4], values[e + 5], values[e + 6], values[e + 7]
-        w0, w1, w2, w3 = rows[picked[e]], rows[picked[e + 1]], rows[picked[e + 2]], rows[picked[e + 3]]
-        w4, w5, w6, w7 = rows[picked[e + 4]], rows[picked[e + 5]], rows[picked[e + 6]], rows[picked[e + 7]]
-        for n in range(target.size):
-            low = (k0 * w0[n] + k1 * w1[n]) + (k2 * w2[n] + k3 * w3[n])
-            target[n] += low + ((k4 * w4[n] + k5 * w5[n]) + (k6 * w6[n] + k7 * w7[n]))
-        e += 8
-    while e + 4 <= n_picked:
-        k0, k1, k2, k3 = values[e], values[e + 1], values[e + 2], values[e + 3]
-        w0, w1, w2, w3 = rows[picked[e]], rows[picked[e + 1]], rows[picked[e + 2]], rows[picked[e + 3]]
-        for n in range(target.size):
-            target[n] += (k0 * w0[n] + k1 * w1[n]) + (k2 * w2[n] + k3 * w3[n])
-        e += 4
-    while e < n_picked:
-        k0, w0 = values[e], rows[picked[e]]
-        for n in range(target.size):
-            target[n] += k0 * w0[n]
-        e += 1
+def _add_rows(target, at, N, rows, picked, values, n_picked):
+    """Add Σ values · rows[picked] to target[at : at + N], a line at a time, which stays in registers meanwhile."""
+    for n in range(0, N, LINE):
+        left = N - n
+        sum_L = load_part(target, at + n, left, LINE)
+        e = 0
+        while e + 8 <= n_picked:
+            low = _four(rows, n, N, left, picked, values, e)
+            sum_L = sum_L + (low + _four(rows, n, N, left, picked, values, e + 4))
+            e += 8
+        while e + 4 <= n_picked:
+            sum_L = sum_L + _four(rows, n, N, left, picked, values, e)
+            e += 4
+        while e < n_picked:
+            sum_L = sum_L + values[e] * load_part(rows, picked[e] * N + n, left, LINE)
+            e += 1
+        store_part(target, at + n, left, sum_L)
+
+
+@inlined
+def _four(rows, n, N, left, picked, values, e):
+    """Return the sum of four products, which do not wait for one another."""
+    a = values[e] * load_part(rows, picked[e] * N + n, left, LINE)
+    b = values[e + 1] * load_part(rows, picked[e + 1] * N + n, left, LINE)
+    c = values[e + 2] * load_part(rows, picked[e + 2] * N + n, left, LINE)
+    d = values[e + 3] * load_part(rows, picked[e + 3] * N + n, left, LINE)
+    return (a + b) + (c + d)
 
 
 @kernel
 def product_lines(offsets, channels, counts, weights, out, height, width, K, stride, begin, end):
     """Compute the lines begin ... end of `out`, counted over all frames; weights are those of `rows_of_weights`."""
-    C = len(weights) // (K * K)
+    C, N = len(weights) // (K * K), weights.shape[1]
     out_height, out_width = -(-height // stride), -(-width // stride)
     picked, values = np.empty(len(weights), np.int64), np.empty(len(weights), out.dtype)
     for line in range(begin, end):
         frame, top = line // out_height, line % out_height * stride - K // 2
+        above, below = max(0, -top), min(K, height - top)
+        out[line * out_width : (line + 1) * out_width] = 0
+        start = (frame * height + top) * width
+        if offsets[start + above * width] == offsets[start + below * width]:
+            continue
         for column in range(out_width):
             left = column * stride - K // 2
             n_picked = 0
-            target = out[line * out_width + column]
-            target[:] = 0
-            for dy in range(max(0, -top), min(K, height - top)):
-                r = (frame * height + top + dy) * width + left
+            at = (line * out_width + column) * N
+            for dy in range(above, below):
+                r = start + dy * width + left
                 first, last = max(0, -left), min(K, width - left)
                 if offsets[r + first] == offsets[r + last]:
                     continue
                 for dx in range(first, last):
                     for e in range(offsets[r + dx], offsets[r + dx + 1]):
                         if n_picked == picked.size:  # only if a channel occurs several times in a row of entries
-                            _add_rows(target, weights, picked, values, n_picked)
+                            _add_rows(out, at, N, weights, picked, values, n_picked)
                             n_picked = 0
                         picked[n_picked] = (dy * K + dx) * C + channels[e]
                         values[n_picked] = counts[e]
                         n_picked += 1
-            _add_rows(target, weights, picked, values, n_picked)
+            if n_picked > 0:
+                _add_rows(out, at, N, weights, picked, values, n_picked)
 
 
 @kernel
@@ -165,7 +175,7 @@ def _weight_gradient(starts, rows, values, most, gy, gWT, height, width, stride,
 
     `most` is the largest number of entries that a channel has in a frame.
     """
-    K = gWT.shape[0]
+    K, _, C, N = gWT.shape
     out_height, out_width = -(-height // stride), -(-width // stride)
     below, right = np.empty(most, np.int64), np.empty(most, np.int64)
     picked, scales = np.empty(most, np.int64), np.empty(most, gy.dtype)
@@ -190,7 +200,7 @@ def _weight_gradient(starts, rows, values, most, gy, gWT, height, width, stride,
                             picked[n_picked] = (frame * out_height + line) * out_width + column
                             scales[n_picked] = values[e]
                             n_picked += 1
-                    _add_rows(gWT[dy, dx, c], gy, picked, scales, n_picked)
+                    _add_rows(gWT, ((dy * K + dx) * C + c) * N, N, gy, picked, scales, n_picked)
 
 
 def _sort_by_channel(

@@ -52,7 +52,7 @@ def convolution(W_NCKK: Tensor, shape: Geometry) -> Drive:
     weights, pixels, C = rows_of_weights(W_NCKK), shape.height * shape.width, W_NCKK.shape[1]
     rows = np.empty(pixels + 1, np.int64), np.empty(pixels * C, np.int32), np.empty(pixels * C, weights.dtype)
     num_outputs = shape.out_height * shape.out_width * len(W_NCKK)
-    return Drive(_convolution, (_one_row(), C, *rows, weights, *shape), num_outputs)
+    return Drive(_convolution, (_one_row(), C, *rows, weights, *shape, shape.out_height, shape.out_width), num_outputs)
 
 
 def pool(height: int, width: int, kernel: int, is_average: bool, channels: int) -> Drive:
@@ -109,15 +109,14 @@ def _late_synapses(x_1N, t, channels, counts, number, W_CN, delay_CN, sums_DN):
 @inlined
 def _convolution(
     x_1N, t, channels, counts, number, offsets, C, pixel_offsets, pixel_channels, pixel_counts, weights,
-    height, width, K, stride,
+    height, width, K, stride, out_height, out_width,
 ):  # fmt: skip
     """Give each pixel its row of entries, then each output pixel the sum of what its window holds."""
     offsets[1] = number
     pixel_offsets[:] = 0
     rows_of_pixels(offsets, channels, counts, C, True, pixel_offsets, pixel_channels, pixel_counts, 0, 1)
-    x_RN = x_1N.reshape(-1, weights.shape[1])
-    lines = -(-height // stride)
-    product_lines(pixel_offsets, pixel_channels, pixel_counts, weights, x_RN, height, width, K, stride, 0, lines)
+    x_RN = x_1N.reshape(out_height * out_width, -1)
+    product_lines(pixel_offsets, pixel_channels, pixel_counts, weights, x_RN, height, width, K, stride, 0, out_height)
 
 
 @inlined

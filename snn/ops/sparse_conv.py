@@ -10,11 +10,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from snn import checks
 from snn.errors import InputError
 from snn.ops.compiled import in_parts, inlined, kernel
-from snn.ops.lanes import LINE, load_part, store_part
+from snn.ops.lanes import LINE, load, load_part, store_part
 from snn.ops.sparse import arrays, check_matrix, check_on_cpu
 
 
@@ -106,67 +107,82 @@ def _sort_frames(offsets, channels, counts, starts, rows, values, begin, end):
 
 
 @inlined
-def _add_rows(target, at, N, rows, picked, values, n_picked):
-    """Add Σ values · rows[picked] to target[at : at + N], a line at a time, which stays in registers meanwhile."""
+def _add_rows(target, at, N, rows, picked, values, begin, end):
+    """Add Σ values[e] · rows[picked[e] : picked[e] + N] to target[at : at + N], for begin <= e < end.
+
+    `at` and `picked` are places among all numbers. Rows are padded to whole lines; a line of the target stays in a
+    register meanwhile.
+    """
     for n in range(0, N, LINE):
         left = N - n
         sum_L = load_part(target, at + n, left, LINE)
-        e = 0
-        while e + 8 <= n_picked:
-            low = _four(rows, n, N, left, picked, values, e)
-            sum_L = sum_L + (low + _four(rows, n, N, left, picked, values, e + 4))
+        e = begin
+        while e + 8 <= end:
+            low = _four(rows, n, picked, values, e)
+            sum_L = sum_L + (low + _four(rows, n, picked, values, e + 4))
             e += 8
-        while e + 4 <= n_picked:
-            sum_L = sum_L + _four(rows, n, N, left, picked, values, e)
+        while e + 4 <= end:
+            sum_L = sum_L + _four(rows, n, picked, values, e)
             e += 4
-        while e < n_picked:
-            sum_L = sum_L + values[e] * load_part(rows, picked[e] * N + n, left, LINE)
+        while e < end:
+            sum_L = sum_L + values[e] * load(rows, picked[e] + n, LINE)
             e += 1
         store_part(target, at + n, left, sum_L)
 
 
 @inlined
-def _four(rows, n, N, left, picked, values, e):
+def _four(rows, n, picked, values, e):
     """Return the sum of four products, which do not wait for one another."""
-    a = values[e] * load_part(rows, picked[e] * N + n, left, LINE)
-    b = values[e + 1] * load_part(rows, picked[e + 1] * N + n, left, LINE)
-    c = values[e + 2] * load_part(rows, picked[e + 2] * N + n, left, LINE)
-    d = values[e + 3] * load_part(rows, picked[e + 3] * N + n, left, LINE)
+    a = values[e] * load(rows, picked[e] + n, LINE)
+    b = values[e + 1] * load(rows, picked[e + 1] + n, LINE)
+    c = values[e + 2] * load(rows, picked[e + 2] + n, LINE)
+    d = values[e + 3] * load(rows, picked[e + 3] + n, LINE)
     return (a + b) + (c + d)
 
 
 @kernel
 def product_lines(offsets, channels, counts, weights, out, height, width, K, stride, begin, end):
-    """Compute the lines begin ... end of `out`, counted over all frames; weights are those of `rows_of_weights`."""
-    C, N = len(weights) // (K * K), weights.shape[1]
+    """Compute the lines begin ... end of `out`, counted over all frames; weights are those of `rows_of_weights`.
+
+    An entry is picked for each output pixel that sees it, in the order of the rows of weights.
+    """
+    (most, width_of_row), N, C = weights.shape, out.shape[1], len(weights) // (K * K)
     out_height, out_width = -(-height // stride), -(-width // stride)
-    picked, values = np.empty(len(weights), np.int64), np.empty(len(weights), out.dtype)
+    picked, values = np.empty(out_width * most, np.int64), np.empty(out_width * most, out.dtype)
+    ends = np.empty(out_width, np.int64)
     for line in range(begin, end):
-        frame, top = line // out_height, line % out_height * stride - K // 2
-        above, below = max(0, -top), min(K, height - top)
         out[line * out_width : (line + 1) * out_width] = 0
-        start = (frame * height + top) * width
-        if offsets[start + above * width] == offsets[start + below * width]:
-            continue
+        frame, top = line // out_height, line % out_height * stride - K // 2
         for column in range(out_width):
-            left = column * stride - K // 2
-            n_picked = 0
-            at = (line * out_width + column) * N
-            for dy in range(above, below):
-                r = start + dy * width + left
-                first, last = max(0, -left), min(K, width - left)
-                if offsets[r + first] == offsets[r + last]:
+            ends[column] = column * most
+        for dy in range(max(0, -top), min(K, height - top)):
+            row = (frame * height + top + dy) * width
+            if offsets[row] == offsets[row + width]:
+                continue
+            left = right = 0  # the columns whose windows hold x
+            for x in range(width):
+                first, last = offsets[row + x], offsets[row + x + 1]
+                if first == last:
                     continue
-                for dx in range(first, last):
-                    for e in range(offsets[r + dx], offsets[r + dx + 1]):
-                        if n_picked == picked.size:  # only if a channel occurs several times in a row of entries
-                            _add_rows(out, at, N, weights, picked, values, n_picked)
-                            n_picked = 0
-                        picked[n_picked] = (dy * K + dx) * C + channels[e]
-                        values[n_picked] = counts[e]
-                        n_picked += 1
-            if n_picked > 0:
-                _add_rows(out, at, N, weights, picked, values, n_picked)
+                while left * stride + K // 2 < x:
+                    left += 1
+                while right < out_width and right * stride - K // 2 <= x:
+                    right += 1
+                for column in range(left, right):
+                    dx = x + K // 2 - column * stride
+                    to = ends[column]
+                    for e in range(first, last):
+                        if to == (column + 1) * most:  # only if a channel occurs several times in a row of entries
+                            to = column * most
+                            _add_rows(out, (line * out_width + column) * N, N, weights, picked, values, to, to + most)
+                        picked[to] = ((dy * K + dx) * C + channels[e]) * width_of_row
+                        values[to] = counts[e]
+                        to += 1
+                    ends[column] = to
+        for column in range(out_width):
+            if ends[column] > column * most:
+                at = (line * out_width + column) * N
+                _add_rows(out, at, N, weights, picked, values, column * most, ends[column])
 
 
 @kernel
@@ -197,10 +213,10 @@ def _weight_gradient(starts, rows, values, most, gy, gWT, height, width, stride,
                                 continue
                             line, column = line // stride, column // stride
                         if 0 <= line < out_height and 0 <= column < out_width:
-                            picked[n_picked] = (frame * out_height + line) * out_width + column
+                            picked[n_picked] = ((frame * out_height + line) * out_width + column) * gy.shape[1]
                             scales[n_picked] = values[e]
                             n_picked += 1
-                    _add_rows(gWT, ((dy * K + dx) * C + c) * N, N, gy, picked, scales, n_picked)
+                    _add_rows(gWT, ((dy * K + dx) * C + c) * N, N, gy, picked, scales, 0, n_picked)
 
 
 def _sort_by_channel(
@@ -223,9 +239,15 @@ def _frames(offsets: Tensor, shape: Geometry) -> int:
     return frames
 
 
+def _in_lines(x_RN: Tensor) -> np.ndarray:
+    """Return rows that are padded with zeros to whole lines."""
+    left = -x_RN.shape[1] % LINE
+    return (F.pad(x_RN, (0, left)) if left else x_RN).detach().contiguous().numpy()
+
+
 def rows_of_weights(W_NCKK: Tensor) -> np.ndarray:
-    """Return WT as (K·K·C, N)."""
-    return W_NCKK.detach().permute(2, 3, 1, 0).reshape(-1, len(W_NCKK)).contiguous().numpy()
+    """Return WT as (K·K·C, N), its rows padded to whole lines."""
+    return _in_lines(W_NCKK.permute(2, 3, 1, 0).flatten(0, 2))
 
 
 def pixel_rows(offsets: Tensor, channels: Tensor, counts: Tensor, pixels: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -282,7 +304,7 @@ def weight_gradient(
     starts, rows, values = _sort_by_channel(*entries, num_inputs, shape.height * shape.width)
     gWT = torch.empty(shape.kernel, shape.kernel, num_inputs, gy_RN.shape[1], dtype=gy_RN.dtype)
     most = int(np.diff(starts).max())
-    sums = (starts, rows, values, most, gy_RN.detach().contiguous().numpy(), gWT.numpy(), *shape[:2], shape.stride)
+    sums = (starts, rows, values, most, _in_lines(gy_RN), gWT.numpy(), *shape[:2], shape.stride)
     # A thread sums whole channels, in the order of the rows, so the bits are the same for any number of threads.
     in_parts(lambda begin, end: _weight_gradient(*sums, begin, end), num_inputs, torch.get_num_threads())
     return gWT.permute(3, 2, 0, 1)

@@ -80,7 +80,10 @@ class Stream:
         self.num_channels = network.num_channels
         self._place_of_channel = _places(network)
         drives, sizes = [], [self.num_channels]  # of the layers; of the input and the layers
-        for layer in network.layers:
+        for k, layer in enumerate(network.layers, 1):
+            if not hasattr(layer.linear, "drive"):
+                kind = type(layer.linear).__name__
+                raise InputError(f"streaming: layer {k} ({kind}) does not say how it streams; it has no `drive`")
             drives.append(layer.linear.drive(sizes[-1]))
             sizes.append(drives[-1].num_outputs)
         self._layers = tuple(

@@ -175,8 +175,7 @@ class Stream:
 
 
 def _places(network: Network) -> np.ndarray:
-    """Return the place of each input channel among the entries of the first layer, which has the pixels of an image
-    one after the other."""
+    """Return the place of each input channel among the entries of the first layer: those of an image come by pixel."""
     channel_of_place = torch.arange(network.num_channels)
     if network.image is not None:
         channel_of_place = pixels_of(channel_of_place.view(1, 1, -1), network.image).flatten()
@@ -241,7 +240,8 @@ def first_difference(network: Network, other: Network, x_T1C: SparseCounts) -> s
         apart = (y.cpu() != y_other.cpu()).nonzero()
         if len(apart) and (first is None or apart[0, 0] < first[0]):
             n, b, j = apart[0].tolist()
-            first = n, layer, j, float(h[n, b, j]), float(h_other[n, b, j]), pair[0].threshold
+            neuron = b * y.shape[-1] + j  # b is the pixel of an image
+            first = n, layer, neuron, float(h[n, b, j]), float(h_other[n, b, j]), pair[0].threshold
     if first is None:
         return "no spike differs"
     n, layer, j, h_here, h_there, theta = first

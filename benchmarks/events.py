@@ -10,7 +10,7 @@
 3. One recording at a time on one core: `snn.streaming` against the batched pass with dense products at batch 1.
 
 All contenders take turns; times are medians. Recordings are made up as in benchmarks.step, or come from a file in SHD's
-layout. Networks are untrained; part 3 can use a checkpoint.
+layout. Networks are untrained; part 3 can use a checkpoint, and a network on images takes test recordings of its data.
 """
 
 import argparse
@@ -30,14 +30,16 @@ from benchmarks.kernels import high_water_megabytes, medians, processor
 from benchmarks.step import CONFIG, make_recordings, our_step, spikingjelly_step
 from datasets import readers
 from datasets.binning import Bins, bin_events
-from datasets.recordings import Recordings
+from datasets.recordings import AnyRecordings, Recordings, subset
 from snn import architecture, checkpoint, config, settings
+from snn.conv import EventConv
 from snn.inputs import SparseCounts
 from snn.linear import EventLinear
 from snn.memory import keep_freed_memory
 from snn.network import Network
 from snn.ops import sparse
 from snn.streaming import Stream
+from tasks.events import read_recordings
 
 ROWS, INPUTS, OUTPUTS = 12_800, 700, 256
 NEVER = -1.0  # as a layer's `dense_above`: no share of active inputs is so small
@@ -119,7 +121,7 @@ def streaming(network: Network, cfg: config.Config, recordings: Recordings, roun
     network = network.folded()
     dense = network.folded()
     for module in dense.modules():
-        if isinstance(module, EventLinear):
+        if isinstance(module, EventConv | EventLinear):
             module.dense_above = NEVER
     frames = [bin_events(recordings, np.array([r]), bins).dense() for r in range(len(recordings))]
     streams = {
@@ -176,7 +178,7 @@ def read_config() -> config.Config:
 
 
 def bins_of(cfg: config.Config) -> Bins:
-    return Bins(cfg.data.dt_ms, cfg.data.T, cfg.data.T_empty, cfg.data.channels)
+    return Bins.of(cfg.data, "test")
 
 
 def load(data: Path | None, cfg: config.Config) -> Recordings:
@@ -185,19 +187,13 @@ def load(data: Path | None, cfg: config.Config) -> Recordings:
     if data is None:
         return make_recordings(n, cfg.data.channels, cfg.data.num_classes)
     # not as "train", which needs a recording of every class
-    recordings = readers.read("shd", data, "test", cfg.data.channels, cfg.data.num_classes)
-    chosen = np.linspace(0, len(recordings) - 1, n).astype(int)
-    parts = [np.arange(*recordings.offsets[r : r + 2]) for r in chosen]
-    events = np.concatenate(parts)
-    return Recordings(
-        offsets=np.cumsum([0, *map(len, parts)]),
-        times=recordings.times[events],
-        ticks_per_second=recordings.ticks_per_second,
-        channels=recordings.channels[events],
-        labels=recordings.labels[chosen],
-        speakers=None,
-        where=str(data),
-    )
+    return some(readers.read("shd", data, "test", cfg.data.channels, cfg.data.num_classes), n)
+
+
+def some(recordings: AnyRecordings, n: int) -> Recordings:
+    """Return n recordings that are spread over a file."""
+    chosen, places = subset(recordings, np.linspace(0, len(recordings) - 1, n).astype(int)).load(np.arange(n))
+    return subset(chosen, places)
 
 
 def figures(result: dict, is_trained: bool) -> list[Figure]:
@@ -263,9 +259,11 @@ def main() -> None:
     network = cfg.new_network("cpu")
     if arguments.load_pt_file:
         checkpoint.load_weights(network, content["network"], arguments.load_pt_file)
+    if network.image:
+        recordings = some(read_recordings(cfg.data, "test", bins_of(cfg)), cfg.train.batch_size)
     result["streaming"] = streaming(network, cfg, recordings, arguments.rounds)
     if arguments.store:
-        store(figures(result, bool(arguments.load_pt_file)))
+        store(figures(result, bool(arguments.load_pt_file) and network.image is None))
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from snn import checks
 from snn.errors import InputError
 from snn.inputs import SparseCounts, as_tensor
-from snn.ops import max_pool, sparse, sparse_conv
+from snn.ops import drives, max_pool, sparse, sparse_conv
+from snn.ops.drives import Drive
 from snn.ops.sparse_conv import Geometry
 
 # Up to this share of active inputs the event-driven convolution (forward and weight gradient together) is the faster
@@ -113,6 +114,10 @@ class EventConv(nn.Module):
             checks.finite("x", x_TPC, entries and entries[2])
         return (x_RC, *entries) if entries else None
 
+    def drive(self, num_inputs: int) -> Drive:
+        """Return how the layer streams: the input of its neurons, event by event."""
+        return drives.convolution(self.weight, self.geometry)
+
     def extra_repr(self) -> str:
         return f"{tuple(self.weight.shape)}, {self.geometry}"
 
@@ -182,6 +187,11 @@ class Pooling(nn.Module):
             return max_pool.max_pool(x_FHWC, self.kernel).view(len(x_TPC), -1, x_TPC.shape[-1])
         torch_pool = F.avg_pool2d if self.is_average else F.max_pool2d
         return as_pixels(torch_pool(as_frames(x_TPC, self.height, self.width), self.kernel), len(x_TPC))
+
+    def drive(self, num_inputs: int) -> Drive:
+        """Return how the layer streams images of `num_inputs` entries."""
+        channels = num_inputs // (self.height * self.width)
+        return drives.pool(self.height, self.width, self.kernel, self.is_average, channels)
 
     def extra_repr(self) -> str:
         name = "average" if self.is_average else "maximum"

@@ -16,7 +16,8 @@ from snn.errors import InputError
 from snn.inputs import SparseCounts, Spikes, as_tensor
 from snn.learned import Delays, Learned
 from snn.linear import EventLinear, input_gradient
-from snn.ops import delays, synaptic, taps
+from snn.ops import delays, drives, synaptic, taps
+from snn.ops.drives import Drive
 
 Per = Literal["input", "synapse"]
 
@@ -61,6 +62,11 @@ class DelayedLinear(EventLinear, MemoryModule):
             return self._add_bias(y_RN).view(T, B, -1)
         y_TBN = self._dense_product(as_tensor(x_TBC))[past:]
         return y_TBN if self.bias is None else y_TBN + self.bias
+
+    def drive(self, num_inputs: int) -> Drive:
+        """Return how the layer streams, with delays in whole steps."""
+        drive = drives.late_inputs if self.per == "input" else drives.late_synapses
+        return drive(self.weight, self.delays.taps()[0])
 
     def _dense_product(self, x_TBC: Tensor) -> Tensor:
         if self.per == "input":

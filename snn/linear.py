@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from snn import checks
 from snn.inputs import SparseCounts, Spikes, as_tensor
-from snn.ops import sparse
+from snn.ops import drives, sparse
+from snn.ops.drives import Drive
 
 # Up to this share of active inputs the event-driven product (forward and weight gradient together) is not slower.
 # Measured by `python -m benchmarks.events` for 700 to 256 on 2 cores with AVX-512. At a share of 0.2 it is 1.9 x faster
@@ -121,6 +122,10 @@ class EventLinear(layer.Linear):
         self.near_share = int(np.bitwise_count(near_TW.numpy()).sum()) / math.prod(x_TBC.shape)
         few = self.near_share <= self.dense_gradient_above and self.out_features >= FEW_OUTPUTS
         return near_TW if few else None
+
+    def drive(self, num_inputs: int) -> Drive:
+        """Return how the layer streams: the input of its neurons, event by event."""
+        return drives.full(self.weight)
 
     def _add_bias(self, y_RN: Tensor) -> Tensor:
         return y_RN if self.bias is None else y_RN + self.bias

@@ -35,9 +35,9 @@ class SynapticOperations:
     """A counter for a network whose weights no longer change."""
 
     def __init__(self, network: "Network"):
-        self.of_inputs = [_of_inputs(layer.linear, layer is network.layers[0]) for layer in network.layers]
+        self.of_inputs = [of_inputs(layer.linear, layer is network.layers[0]) for layer in network.layers]
         loops = (layer.neurons.V for layer in network.layers)
-        self.of_loops = [None if V is None else _short(fan_out(V)) for V in loops]
+        self.of_loops = [None if V is None else of_loop(V) for V in loops]
 
     def per_step(self, x_TBC: SparseCounts | Tensor, layers: tuple[Tensor, ...]) -> Tensor:
         """Return (T, B) float64: operations of the incoming events and of the spikes of all layers, the output last."""
@@ -51,14 +51,22 @@ class SynapticOperations:
         return total_TB
 
 
-def _of_inputs(linear: nn.Module, is_first: bool) -> Tensor | None:
-    """Return fan-outs in the order of the network's input or of `Activity.layers`; None for a pool, without weights."""
+def of_inputs(linear: nn.Module, channels_first: bool = False) -> Tensor | None:
+    """Return the fan-outs of a layer's inputs, shortened to (1,) if all are equal; None for a pool, without weights.
+
+    Those of an image are in the order of `Activity.layers`, or with `channels_first` in that of the network's input.
+    """
     if isinstance(linear, Pooling):
         return None
     if not isinstance(linear, EventConv):
         return _short(fan_out(linear.weight))
     fan_out_CHW = fan_out(linear.weight, linear.geometry)
-    return _short((fan_out_CHW if is_first else fan_out_CHW.movedim(0, -1)).flatten())  # an image comes channels first
+    return _short((fan_out_CHW if channels_first else fan_out_CHW.movedim(0, -1)).flatten())
+
+
+def of_loop(V_NN: Tensor) -> Tensor:
+    """Return the fan-outs of a layer's own spikes, shortened to (1,) if all are equal."""
+    return _short(fan_out(V_NN))
 
 
 def _short(fan_out_C: Tensor) -> Tensor:

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from snn import checks, ops
-from snn.delays import DelayedLinear
+from snn.conv import pixels_of
 from snn.errors import InputError
 from snn.inputs import SparseCounts
 from snn.network import Layer, Network
 from snn.neurons import SpikingNeuron
-from snn.operations import fan_out
-from snn.ops import sparse
+from snn.operations import of_inputs, of_loop
 from snn.ops import stream as kernels
+from snn.ops.drives import Drive
 
 
 class Decision(NamedTuple):
@@ -50,7 +50,7 @@ class Stream:
     into the weights.
 
     Args:
-        network: a network of fully connected layers, recurrent or not.
+        network: a network on events.
         dt_ms, T, T_empty: the steps, as in the configuration's data section.
         ticks_per_second: the unit of the times that are pushed; 1 for seconds.
         stops: stop work after the decision; False runs on to the end of the window, for comparison.
@@ -71,22 +71,28 @@ class Stream:
         checks.number("a step in thousandths of a tick", dt_ms * ticks_per_second, above=0)
         checks.whole("T", T, 1)
         checks.whole("T_empty", T_empty, 0)
-        if network.image is not None:
-            raise InputError("streaming takes fully connected networks; this one has convolutions or pools")
         checks.weights("the network", network.output.linear.weight)
         network.check_values("the network")
         network = network.folded()
         self.dt_ms, self.T, self.T_end = float(dt_ms), T, T + T_empty
         self.ticks_per_second, self.stops = float(ticks_per_second), stops
         dynamics = tuple(layer.neurons.dynamics for layer in network.layers)
-        inputs = [layer.linear.in_features for layer in network.layers]
-        self._layers = tuple(_layer(layer, layer is network.output) for layer in network.layers)
-        self._state_rows = [len(neuron.values) for neuron in dynamics]
-        self._kernels = kernels.kernels(dynamics)
+        self.num_channels = network.num_channels
+        self._place_of_channel = _places(network)
+        drives, sizes = [], [self.num_channels]  # of the layers; of the input and the layers
+        for k, layer in enumerate(network.layers, 1):
+            if not hasattr(layer.linear, "drive"):
+                kind = type(layer.linear).__name__
+                raise InputError(f"streaming: layer {k} ({kind}) does not say how it streams; it has no `drive`")
+            drives.append(layer.linear.drive(sizes[-1]))
+            sizes.append(drives[-1].num_outputs)
+        self._layers = tuple(
+            _layer(layer, drive, layer is network.output) for layer, drive in zip(network.layers, drives, strict=True)
+        )
+        self._to_reset = [(len(neuron.values), drive.waiting) for neuron, drive in zip(dynamics, drives, strict=True)]
+        self._kernels = kernels.kernels(dynamics, drives)
         self._arguments = tuple(map(tuple, self._layers))
-        self.num_channels, self._neurons = inputs[0], sum(layer.rows.shape[-1] for layer in self._layers)
-        num_classes = self._layers[-1].rows.shape[-1]
-        room = max(num_classes, *inputs)
+        self._neurons, num_classes, room = sum(sizes[1:]), sizes[-1], max(sizes)
         self._channels, self._counts = np.empty(room, np.int32), np.empty(room, self._layers[0].rows.dtype)
         self._entry_of_channel = np.empty(self.num_channels, np.int64)
         self._tally = np.empty(kernels.COUNTERS, np.int64)
@@ -96,8 +102,8 @@ class Stream:
 
     def reset(self) -> None:
         """Forget everything; the next event begins a new recording."""
-        for layer, first in zip(self._layers, self._state_rows, strict=True):
-            layer.reset(first)
+        for layer, (first_state_row, waiting) in zip(self._layers, self._to_reset, strict=True):
+            layer.reset(first_state_row, waiting)
         self._entry_of_channel.fill(-1)
         for counter in (self._tally, self._spikes, self.output_counts):
             counter.fill(0)
@@ -138,7 +144,7 @@ class Stream:
                     "in rising order"
                 )
             self._last_time = float(times[-1])
-            self._advance(steps, channels.astype(np.int32), 0)
+            self._advance(steps, self._place_of_channel[channels], 0)
         return self._decision()
 
     def finish(self) -> Decision | None:
@@ -157,9 +163,9 @@ class Stream:
         steps, events, synaptic = (int(self._tally[k]) for k in (kernels.STEP, kernels.EVENTS, kernels.SYNAPTIC))
         return Work(steps, events, synaptic, steps * self._neurons, tuple(self._spikes.tolist()))
 
-    def _advance(self, steps: np.ndarray, channels: np.ndarray, end: int) -> None:
+    def _advance(self, steps: np.ndarray, places: np.ndarray, end: int) -> None:
         buffers = (self._channels, self._counts, self._entry_of_channel, self._tally, self._spikes, self.output_counts)
-        self._kernels.advance(steps, channels, self.T, end, self.stops, self._arguments, *buffers)
+        self._kernels.advance(steps, places, self.T, end, self.stops, self._arguments, *buffers)
 
     def _decision(self) -> Decision | None:
         step = int(self._tally[kernels.DECIDED])
@@ -168,45 +174,40 @@ class Stream:
         return Decision(int(self._tally[kernels.LABEL]), step, step * self.dt_ms)
 
 
-def _layer(layer: Layer, is_output: bool) -> kernels.Layer:
+def _places(network: Network) -> np.ndarray:
+    """Return the place of each input channel among the entries of the first layer: those of an image come by pixel."""
+    channel_of_place = torch.arange(network.num_channels)
+    if network.image is not None:
+        channel_of_place = pixels_of(channel_of_place.view(1, 1, -1), network.image).flatten()
+    return channel_of_place.argsort().numpy().astype(np.int32)
+
+
+def _layer(layer: Layer, drive: Drive, is_output: bool) -> kernels.Layer:
     """Convert a layer to arrays."""
-    linear, neurons = layer.linear, layer.neurons
-    weight_NC, neuron = linear.weight.detach(), neurons.dynamics
-    N, C = weight_NC.shape
+    neurons, N = layer.neurons, drive.num_outputs
 
-    def array(tensor: Tensor | None) -> np.ndarray | None:
-        return None if tensor is None else np.array(tensor.detach())
+    def repeated(tensor: Tensor) -> np.ndarray:
+        """Return a value for each neuron, of tensors with one for all or one for each channel of an image."""
+        return tensor.detach().repeat(N // len(tensor)).numpy()
 
-    def pruned(weight_NC: Tensor) -> np.ndarray | None:
-        """Return the fan-outs, or None if all are N."""
-        return None if weight_NC.all() else fan_out(weight_NC).numpy().astype(np.int64)
+    def whole(tensor: Tensor | None) -> np.ndarray | None:
+        return None if tensor is None else tensor.detach().numpy().astype(np.int64)
 
-    values_PN = np.stack([array(value.expand(N)) for value in neurons.values().values()])
-    late_inputs = late_synapses = None
-    if isinstance(linear, DelayedLinear):
-        whole, kind = linear.delays.taps()[0].numpy(), values_PN.dtype
-        D = int(whole.max()) + 1
-        if linear.per == "input":
-            late_inputs = whole, np.empty((D, C), np.int32), np.empty((D, C), kind), np.zeros(D, np.int64)
-        else:
-            late_synapses = whole.T.copy(), weight_NC.T.contiguous().numpy(), np.zeros((D, N), kind)
-    feedback = neurons.feedback
-    is_delayed = feedback is not None and feedback.delay_N is not None
+    values_PN = np.stack([repeated(value) for value in neurons.values().values()])
+    bias = getattr(layer.linear, "bias", None)
+    V_NN, delay_N = (None, None) if neurons.feedback is None else neurons.feedback[:2]
     return kernels.Layer(
-        kernels.new_scratch(neuron, values_PN),
+        kernels.new_scratch(neurons.dynamics, values_PN),
         np.empty((kernels.ROWS, 1, N), values_PN.dtype),
-        sparse.slices(weight_NC).numpy(),
-        pruned(weight_NC),
-        array(linear.bias),
-        None if feedback is None else np.ascontiguousarray(array(feedback.V_NN).T),
-        array(feedback.delay_N).astype(np.int64) if is_delayed else None,
-        np.empty((feedback.D, N), values_PN.dtype) if is_delayed else None,
-        None if feedback is None else pruned(feedback.V_NN),
+        drive.arrays,
+        whole(of_inputs(layer.linear)),
+        None if bias is None else repeated(bias),
+        None if V_NN is None else np.ascontiguousarray(V_NN.detach().numpy().T),
+        whole(delay_N),
+        None if delay_N is None else np.empty((neurons.feedback.D, N), values_PN.dtype),
+        None if V_NN is None else whole(of_loop(V_NN)),
         np.empty(N, np.int64),
-        np.zeros(2, np.int64),
-        late_inputs,
-        late_synapses,
-        neuron.spike_first,
+        neurons.dynamics.spike_first,
         is_output or None,
     )
 
@@ -239,7 +240,8 @@ def first_difference(network: Network, other: Network, x_T1C: SparseCounts) -> s
         apart = (y.cpu() != y_other.cpu()).nonzero()
         if len(apart) and (first is None or apart[0, 0] < first[0]):
             n, b, j = apart[0].tolist()
-            first = n, layer, j, float(h[n, b, j]), float(h_other[n, b, j]), pair[0].threshold
+            neuron = b * y.shape[-1] + j  # b is the pixel of an image
+            first = n, layer, neuron, float(h[n, b, j]), float(h_other[n, b, j]), pair[0].threshold
     if first is None:
         return "no spike differs"
     n, layer, j, h_here, h_there, theta = first

@@ -211,7 +211,7 @@ class EventTesting(Testing):
             for network in self.networks:
                 Stream(
                     network, self.bins.dt_ms, self.bins.T, self.bins.T_empty
-                )  # raises InputError for networks it cannot take, before the work begins
+                )  # raises InputError for what it cannot take, before the work begins
         prepare.make_if_missing(data.test_path, data.dataset_name, data.prepare)
         self.recordings = read_recordings(data, "test", self.bins, subjects[0].classes)
         say_missing(self.recordings.labels, data.num_classes, str(data.test_path), "recording")

@@ -6,9 +6,11 @@ import torch
 
 from datasets.binning import Bins, bin_events
 from datasets.recordings import Recordings
+from snn.config import NeuronParams
+from snn.inputs import SparseCounts
 from snn.network import Network
 from snn.streaming import Stream
-from tests.networks import build, small
+from tests.networks import build, small, small_conv
 
 T, T_EMPTY, DT_MS, N_RECORDINGS = 25, 4, 10.0, 12
 VARIANTS = [
@@ -18,15 +20,24 @@ VARIANTS = [
     {"neuron": "SEAdLIF", "layers": ("16FD5", "12RDR4"), "output_delay": "D3"},
     {"layers": ("16FDS6", "12RDS3DR2"), "variant": "superspike", "output_delay": "DS4"},
 ]
+EASY, LATE = (NeuronParams(tau_mem_steps=5.0, tau_syn_steps=5.0, theta=theta) for theta in (0.05, 0.3))
+IMAGES = [
+    {"layers": ("6C3", "P2", "4C3S2", "9R"), "batch_norm": True, "neuron": "AdLIF", "neuron1": EASY, "neuron2": LATE},
+    {"layers": ("A2", "20C5S2"), "variant": "superspike", "batch_norm": True},
+    {"layers": ("6C3S2", "A3"), "neuron": "CuAdLIF", "reset": "soft", "output_delay": "DS4"},
+]
 # A stream of each is compiled, which takes seconds: the fast tests have the simplest, and those with delays
-over_variants = pytest.mark.parametrize(
-    "changes",
-    [pytest.param(each, marks=[pytest.mark.slow] * (k in (1, 2))) for k, each in enumerate(VARIANTS)],
-    ids=str,
-)
 
 
-def recordings(n: int = N_RECORDINGS) -> Recordings:
+def _over(variants: list[dict], slow: tuple[int, ...]) -> pytest.MarkDecorator:
+    marked = [pytest.param(each, marks=[pytest.mark.slow] * (k in slow)) for k, each in enumerate(variants)]
+    return pytest.mark.parametrize("changes", marked, ids=str)
+
+
+over_variants, over_all = _over(VARIANTS, (1, 2)), _over([*VARIANTS, *IMAGES], (1, 2, 6, 7))
+
+
+def recordings(n: int = N_RECORDINGS, num_channels: int = 30) -> Recordings:
     """Times on the edges of bins, after the window and twice at once among them; µs, and one recording of one event."""
     random = np.random.default_rng(5)
     lengths = np.array([1, *random.integers(30, 400, n - 1)])
@@ -36,7 +47,7 @@ def recordings(n: int = N_RECORDINGS) -> Recordings:
         offsets=np.concatenate([[0], np.cumsum(lengths)]),
         times=np.concatenate(times).astype(np.uint32),
         ticks_per_second=1e6,
-        channels=random.integers(0, 30, lengths.sum()).astype(np.uint16),
+        channels=random.integers(0, num_channels, lengths.sum()).astype(np.uint16),
         labels=np.zeros(n, np.int64),
         speakers=None,
         where="made up",
@@ -45,11 +56,14 @@ def recordings(n: int = N_RECORDINGS) -> Recordings:
 
 @torch.no_grad()
 def trained(pruned: bool = True, **changes) -> Network:
-    """A network whose BatchNorm has seen data, and of whose weights a tenth is 0.
+    """A network whose BatchNorm has seen data, and of whose weights a tenth is 0."""
+    return used(build((small_conv if changes in IMAGES else small)(**changes)), pruned)
 
-    Streams of networks with and without such weights are compiled apart, so most tests are of one kind.
-    """
-    network = build(small(**changes)).train()
+
+@torch.no_grad()
+def used(network: Network, pruned: bool = False) -> Network:
+    """The network after it has seen data, so that its BatchNorm is not that of an untrained one."""
+    network.train()
     for layer in network.layers:
         if layer.norm is not None:
             layer.norm.weight.uniform_(0.5, 2)
@@ -58,15 +72,19 @@ def trained(pruned: bool = True, **changes) -> Network:
         if pruned and name.endswith(("linear.weight", ".V")):
             weight[weight.abs() < weight.abs().quantile(0.1)] = 0
     for _ in range(3):
-        network(bin_events(recordings(), np.arange(N_RECORDINGS), Bins(DT_MS, T, T_EMPTY, 30)))
+        network(binned(network))
         network.reset()
     return network.eval()
 
 
+def binned(network: Network) -> SparseCounts:
+    bins = Bins(DT_MS, T, T_EMPTY, network.num_channels)
+    return bin_events(recordings(num_channels=network.num_channels), np.arange(N_RECORDINGS), bins)
+
+
 def activity(network: Network, x_TBC=None):
     network.reset()
-    if x_TBC is None:
-        x_TBC = bin_events(recordings(), np.arange(N_RECORDINGS), Bins(DT_MS, T, T_EMPTY, 30))
+    x_TBC = binned(network) if x_TBC is None else x_TBC
     with torch.no_grad():
         return network(x_TBC)
 
@@ -76,7 +94,7 @@ def make_stream(network: Network, **changes) -> Stream:
 
 
 def decide(stream: Stream, r: int, chunk: int):
-    data = recordings()
+    data = recordings(num_channels=stream.num_channels)
     begin, end = data.offsets[r : r + 2]
     stream.reset()
     for k in range(begin, end, chunk):

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.binning import Bins, bin_events
 from snn.coding import first_times, fr_decision, fs_decision
 from snn.conv import EventConv
 from snn.evaluation import PERCENTILES, Evaluation, evaluate
@@ -13,7 +12,7 @@ from snn.network import Activity
 from snn.operations import SynapticOperations
 from snn.ops import sparse
 from tests.networks import build, image_events, small_conv
-from tests.streams import DT_MS, N_RECORDINGS, T_EMPTY, T, decide, make_stream, over_variants, recordings, trained
+from tests.streams import N_RECORDINGS, binned, decide, make_stream, over_all, recordings, trained
 
 
 def random_activity(B: int, seed: int, rate: float = 0.04) -> tuple[Activity, torch.Tensor]:
@@ -176,14 +175,14 @@ def test_details_against_one_sample_at_a_time():
     assert details["spikes_per_sample"]["of_neurons_by_layer"][0] == pytest.approx(np.percentile(rates, PERCENTILES))
 
 
-@over_variants
+@over_all
 def test_the_cost_of_a_decision_is_that_of_the_stream(changes):
     """Sample by sample: steps, events, synaptic operations, spikes, up to the decision and of the whole window.
 
     A tenth of the weights is 0, which makes no operation of an event.
     """
     network = trained(**changes)
-    x_TBC = bin_events(recordings(), np.arange(N_RECORDINGS), Bins(DT_MS, T, T_EMPTY, 30))
+    x_TBC = binned(network)
     goal = lambda activity, target_B: torch.tensor(0.0)  # noqa: E731
     target_B = torch.zeros(N_RECORDINGS, dtype=torch.int64)
     seen = evaluate(network.folded(), [(x_TBC, target_B)], goal, torch.device("cpu")).samples()
@@ -191,7 +190,7 @@ def test_the_cost_of_a_decision_is_that_of_the_stream(changes):
     for r in range(N_RECORDINGS):
         stream, whole = make_stream(network), make_stream(network, stops=False)
         decision = decide(stream, r, 10)
-        data = recordings()
+        data = recordings(num_channels=network.num_channels)
         whole.reset()
         whole.push(*(column[slice(*data.offsets[r : r + 2])] for column in (data.times, data.channels)))
         whole.finish()

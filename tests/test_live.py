@@ -185,8 +185,11 @@ def small_network(channels: int) -> tuple[config.Config, Network]:
     return cfg, Network(cfg.network, cfg.data.shape, 3)
 
 
-def test_live_decisions_are_those_of_a_stream_at_once(pair):
-    _, network = small_network(640)
+@pytest.mark.parametrize("layers", [("8F",), ("4C3S4", "P2")], ids=str)
+def test_live_decisions_are_those_of_a_stream_at_once(pair, layers):
+    cfg, _ = small_network(640)
+    shape = cfg.data.shape if layers == ("8F",) else (2, *SENSOR)
+    network = Network(cfg.network.model_copy(update={"layers": layers}), shape, 3)
     streams = [Stream(network, 10.0, 40, ticks_per_second=1e6, stops=False) for _ in range(2)]
     streams[0].push(TIMES, UNITS)
     receiver, put = pair

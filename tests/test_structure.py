@@ -117,10 +117,9 @@ ALLOWED = {
     "snn.norm": {"snn.ops"},
     "snn.streaming": {
         "snn.checks",
-        "snn.delays",
+        "snn.conv",
         "snn.errors",
         "snn.inputs",
-        "snn.linear",
         "snn.network",
         "snn.neurons",
         "snn.operations",

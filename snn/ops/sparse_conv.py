@@ -10,10 +10,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from snn import checks
 from snn.errors import InputError
 from snn.ops.compiled import in_parts, inlined, kernel
+from snn.ops.lanes import LINE, load, load_part, store_part
 from snn.ops.sparse import arrays, check_matrix, check_on_cpu
 
 
@@ -42,22 +44,29 @@ class Geometry(NamedTuple):
 
 
 @kernel
-def _pixel_rows(offsets, channels, counts, pixels, pixel_offsets, pixel_channels, pixel_counts, begin, end):
-    """Write the entries of the images begin ... end pixel by pixel; `pixel_offsets` must hold zeros at the start."""
-    pixels = np.uint32(pixels)
+def rows_of_pixels(
+    offsets, channels, counts, inner, is_pixel_first, pixel_offsets, pixel_channels, pixel_counts, begin, end
+):  # fmt: skip
+    """Write the entries of the images begin ... end pixel by pixel; `pixel_offsets` must hold zeros at the start.
+
+    Entries are numbered pixel · inner + channel if `is_pixel_first`, otherwise channel · inner + pixel.
+    """
+    inner, pixels = np.uint32(inner), (len(pixel_offsets) - 1) // (len(offsets) - 1)
     for r in range(begin, end):
         first, last = offsets[r], offsets[r + 1]
         ends = pixel_offsets[r * pixels + 1 :]  # first the entries of each pixel, then where its next one goes
         for e in range(first, last):
-            ends[channels[e] % pixels] += 1
+            ends[channels[e] // inner if is_pixel_first else channels[e] % inner] += 1
         at = first
         for p in range(pixels):
             number = ends[p]
             ends[p] = at
             at += number
         for e in range(first, last):
-            c = channels[e] // pixels
-            p = channels[e] - c * pixels
+            c = channels[e] // inner
+            p = channels[e] - c * inner
+            if is_pixel_first:
+                p, c = c, p
             to = ends[p]
             pixel_channels[to], pixel_counts[to] = c, counts[e]
             ends[p] = to + 1
@@ -98,55 +107,82 @@ def _sort_frames(offsets, channels, counts, starts, rows, values, begin, end):
 
 
 @inlined
-def _add_rows(target, rows, picked, values, n_picked):
-    """Add Σ values · rows[picked] to `target`, eight rows at a time, so that it goes to memory once for all eight."""
-    e = 0
-    while e + 8 <= n_picked:
-        k0, k1, k2, k3 = values[e], values[e + 1], values[e + 2], values[e + 3]
-        k4, k5, k6, k7 = values[e + 4], values[e + 5], values[e + 6], values[e + 7]
-        w0, w1, w2, w3 = rows[picked[e]], rows[picked[e + 1]], rows[picked[e + 2]], rows[picked[e + 3]]
-        w4, w5, w6, w7 = rows[picked[e + 4]], rows[picked[e + 5]], rows[picked[e + 6]], rows[picked[e + 7]]
-        for n in range(target.size):
-            low = (k0 * w0[n] + k1 * w1[n]) + (k2 * w2[n] + k3 * w3[n])
-            target[n] += low + ((k4 * w4[n] + k5 * w5[n]) + (k6 * w6[n] + k7 * w7[n]))
-        e += 8
-    while e + 4 <= n_picked:
-        k0, k1, k2, k3 = values[e], values[e + 1], values[e + 2], values[e + 3]
-        w0, w1, w2, w3 = rows[picked[e]], rows[picked[e + 1]], rows[picked[e + 2]], rows[picked[e + 3]]
-        for n in range(target.size):
-            target[n] += (k0 * w0[n] + k1 * w1[n]) + (k2 * w2[n] + k3 * w3[n])
-        e += 4
-    while e < n_picked:
-        k0, w0 = values[e], rows[picked[e]]
-        for n in range(target.size):
-            target[n] += k0 * w0[n]
-        e += 1
+def _add_rows(target, at, N, rows, picked, values, begin, end):
+    """Add Σ values[e] · rows[picked[e] : picked[e] + N] to target[at : at + N], for begin <= e < end.
+
+    `at` and `picked` are places among all numbers. Rows are padded to whole lines; a line of the target stays in a
+    register meanwhile.
+    """
+    for n in range(0, N, LINE):
+        left = N - n
+        sum_L = load_part(target, at + n, left, LINE)
+        e = begin
+        while e + 8 <= end:
+            low = _four(rows, n, picked, values, e)
+            sum_L = sum_L + (low + _four(rows, n, picked, values, e + 4))
+            e += 8
+        while e + 4 <= end:
+            sum_L = sum_L + _four(rows, n, picked, values, e)
+            e += 4
+        while e < end:
+            sum_L = sum_L + values[e] * load(rows, picked[e] + n, LINE)
+            e += 1
+        store_part(target, at + n, left, sum_L)
+
+
+@inlined
+def _four(rows, n, picked, values, e):
+    """Return the sum of four products, which do not wait for one another."""
+    a = values[e] * load(rows, picked[e] + n, LINE)
+    b = values[e + 1] * load(rows, picked[e + 1] + n, LINE)
+    c = values[e + 2] * load(rows, picked[e + 2] + n, LINE)
+    d = values[e + 3] * load(rows, picked[e + 3] + n, LINE)
+    return (a + b) + (c + d)
 
 
 @kernel
-def _product(offsets, channels, counts, weights, out, height, width, K, stride, begin, end):
-    """Compute the lines begin ... end of `out`, counted over all frames; weights are WT as (K·K·C, N)."""
-    C = len(weights) // (K * K)
+def product_lines(offsets, channels, counts, weights, out, height, width, K, stride, begin, end):
+    """Compute the lines begin ... end of `out`, counted over all frames; weights are those of `rows_of_weights`.
+
+    An entry is picked for each output pixel that sees it, in the order of the rows of weights.
+    """
+    (most, width_of_row), N, C = weights.shape, out.shape[1], len(weights) // (K * K)
     out_height, out_width = -(-height // stride), -(-width // stride)
-    picked, values = np.empty(len(weights), np.int64), np.empty(len(weights), out.dtype)
+    picked, values = np.empty(out_width * most, np.int64), np.empty(out_width * most, out.dtype)
+    ends = np.empty(out_width, np.int64)
     for line in range(begin, end):
+        out[line * out_width : (line + 1) * out_width] = 0
         frame, top = line // out_height, line % out_height * stride - K // 2
         for column in range(out_width):
-            left = column * stride - K // 2
-            n_picked = 0
-            target = out[line * out_width + column]
-            target[:] = 0
-            for dy in range(max(0, -top), min(K, height - top)):
-                for dx in range(max(0, -left), min(K, width - left)):
-                    r = (frame * height + top + dy) * width + left + dx
-                    for e in range(offsets[r], offsets[r + 1]):
-                        if n_picked == picked.size:  # only if a channel occurs several times in a row of entries
-                            _add_rows(target, weights, picked, values, n_picked)
-                            n_picked = 0
-                        picked[n_picked] = (dy * K + dx) * C + channels[e]
-                        values[n_picked] = counts[e]
-                        n_picked += 1
-            _add_rows(target, weights, picked, values, n_picked)
+            ends[column] = column * most
+        for dy in range(max(0, -top), min(K, height - top)):
+            row = (frame * height + top + dy) * width
+            if offsets[row] == offsets[row + width]:
+                continue
+            left = right = 0  # the columns whose windows hold x
+            for x in range(width):
+                first, last = offsets[row + x], offsets[row + x + 1]
+                if first == last:
+                    continue
+                while left * stride + K // 2 < x:
+                    left += 1
+                while right < out_width and right * stride - K // 2 <= x:
+                    right += 1
+                for column in range(left, right):
+                    dx = x + K // 2 - column * stride
+                    to = ends[column]
+                    for e in range(first, last):
+                        if to == (column + 1) * most:  # only if a channel occurs several times in a row of entries
+                            to = column * most
+                            _add_rows(out, (line * out_width + column) * N, N, weights, picked, values, to, to + most)
+                        picked[to] = ((dy * K + dx) * C + channels[e]) * width_of_row
+                        values[to] = counts[e]
+                        to += 1
+                    ends[column] = to
+        for column in range(out_width):
+            if ends[column] > column * most:
+                at = (line * out_width + column) * N
+                _add_rows(out, at, N, weights, picked, values, column * most, ends[column])
 
 
 @kernel
@@ -155,7 +191,7 @@ def _weight_gradient(starts, rows, values, most, gy, gWT, height, width, stride,
 
     `most` is the largest number of entries that a channel has in a frame.
     """
-    K = gWT.shape[0]
+    K, _, C, N = gWT.shape
     out_height, out_width = -(-height // stride), -(-width // stride)
     below, right = np.empty(most, np.int64), np.empty(most, np.int64)
     picked, scales = np.empty(most, np.int64), np.empty(most, gy.dtype)
@@ -177,10 +213,10 @@ def _weight_gradient(starts, rows, values, most, gy, gWT, height, width, stride,
                                 continue
                             line, column = line // stride, column // stride
                         if 0 <= line < out_height and 0 <= column < out_width:
-                            picked[n_picked] = (frame * out_height + line) * out_width + column
+                            picked[n_picked] = ((frame * out_height + line) * out_width + column) * gy.shape[1]
                             scales[n_picked] = values[e]
                             n_picked += 1
-                    _add_rows(gWT[dy, dx, c], gy, picked, scales, n_picked)
+                    _add_rows(gWT, ((dy * K + dx) * C + c) * N, N, gy, picked, scales, 0, n_picked)
 
 
 def _sort_by_channel(
@@ -203,6 +239,17 @@ def _frames(offsets: Tensor, shape: Geometry) -> int:
     return frames
 
 
+def _in_lines(x_RN: Tensor) -> np.ndarray:
+    """Return rows that are padded with zeros to whole lines."""
+    left = -x_RN.shape[1] % LINE
+    return (F.pad(x_RN, (0, left)) if left else x_RN).detach().contiguous().numpy()
+
+
+def rows_of_weights(W_NCKK: Tensor) -> np.ndarray:
+    """Return WT as (K·K·C, N), its rows padded to whole lines."""
+    return _in_lines(W_NCKK.permute(2, 3, 1, 0).flatten(0, 2))
+
+
 def pixel_rows(offsets: Tensor, channels: Tensor, counts: Tensor, pixels: int) -> tuple[Tensor, Tensor, Tensor]:
     """Turn entries with a row for each image into entries with a row for each pixel, in the order of their channels.
 
@@ -213,8 +260,8 @@ def pixel_rows(offsets: Tensor, channels: Tensor, counts: Tensor, pixels: int) -
     pixel_offsets = np.zeros(images * pixels + 1, np.int64)
     pixel_offsets[0] = offsets[0]
     entries = pixel_offsets, np.empty(len(channels), np.int32), np.empty_like(counts)
-    arguments = (offsets, channels, counts, pixels, *entries)
-    in_parts(lambda begin, end: _pixel_rows(*arguments, begin, end), images, torch.get_num_threads())
+    arguments = (offsets, channels, counts, pixels, False, *entries)
+    in_parts(lambda begin, end: rows_of_pixels(*arguments, begin, end), images, torch.get_num_threads())
     return tuple(map(torch.from_numpy, entries))
 
 
@@ -231,12 +278,10 @@ def product(
         shape.check()
         check_matrix("W", W_NCKK, ("outputs", "inputs", shape.kernel, shape.kernel))
         check_on_cpu(offsets, channels, counts, W_NCKK.shape[1])
-    N = len(W_NCKK)
-    weights = W_NCKK.detach().permute(2, 3, 1, 0).reshape(-1, N).contiguous().numpy()
     lines = _frames(offsets, shape) * shape.out_height
-    out_RN = torch.empty(lines * shape.out_width, N, dtype=W_NCKK.dtype)
-    arguments = (*arrays(offsets, channels, counts, W_NCKK.dtype), weights, out_RN.numpy(), *shape)
-    in_parts(lambda begin, end: _product(*arguments, begin, end), lines, torch.get_num_threads())
+    out_RN = torch.empty(lines * shape.out_width, len(W_NCKK), dtype=W_NCKK.dtype)
+    arguments = (*arrays(offsets, channels, counts, W_NCKK.dtype), rows_of_weights(W_NCKK), out_RN.numpy(), *shape)
+    in_parts(lambda begin, end: product_lines(*arguments, begin, end), lines, torch.get_num_threads())
     return out_RN
 
 
@@ -259,7 +304,7 @@ def weight_gradient(
     starts, rows, values = _sort_by_channel(*entries, num_inputs, shape.height * shape.width)
     gWT = torch.empty(shape.kernel, shape.kernel, num_inputs, gy_RN.shape[1], dtype=gy_RN.dtype)
     most = int(np.diff(starts).max())
-    sums = (starts, rows, values, most, gy_RN.detach().contiguous().numpy(), gWT.numpy(), *shape[:2], shape.stride)
+    sums = (starts, rows, values, most, _in_lines(gy_RN), gWT.numpy(), *shape[:2], shape.stride)
     # A thread sums whole channels, in the order of the rows, so the bits are the same for any number of threads.
     in_parts(lambda begin, end: _weight_gradient(*sums, begin, end), num_inputs, torch.get_num_threads())
     return gWT.permute(3, 2, 0, 1)

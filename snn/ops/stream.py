@@ -4,7 +4,7 @@ It adds in the order of the batched kernels and uses their neurons, so that spik
 bit. The cost of a step is that of its events and spikes, and of one update of each neuron.
 """
 
-from functools import cache
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Literal, NamedTuple
 
@@ -14,6 +14,7 @@ from snn.ops import cpu, printer
 from snn.ops.binning import step_of
 from snn.ops.compiled import kernel, printed
 from snn.ops.cpu import STRIDE, TILE
+from snn.ops.drives import Drive
 from snn.ops.reference import Dynamics
 
 IMPORTS = """import numpy as np
@@ -21,7 +22,6 @@ IMPORTS = """import numpy as np
 from snn.ops.compiled import inlined, kernel
 from snn.ops.cpu import TILE, add_rows
 from snn.ops.lanes import LANES, load_part, lowest, unlike
-from snn.ops.sparse import product_rows
 from snn.ops.stream import (
     DECIDED, DUE, ENTRIES, EVENTS, FED, H, LABEL, PEAK, PEAK_DUE, S, STEP, SYNAPTIC, X
 )
@@ -36,42 +36,34 @@ X, S, H, FED, PEAK, DUE, PEAK_DUE, ROWS = range(8)
 
 
 class Layer(NamedTuple):
-    """A layer for one stream, with C inputs and N neurons. A part that the layer does not have is None.
+    """A layer for one stream, with C inputs and N neurons, p · n + k for neuron k of n at pixel p of an image.
+
+    A part that the layer does not have is None.
 
     Kernels take it as a plain tuple. It has few arrays, because numba counts references to each.
     """
 
     scratch: np.ndarray  # (tiles · rows · STRIDE,): values and states of TILE neurons each, as in kernels/neuron.py
     rows: np.ndarray  # (ROWS, 1, N)
-    W_SCL: np.ndarray  # see `snn.ops.sparse`
-    fan_out_C: np.ndarray | None  # see `snn.operations`; None if each input's is N, which costs less to count
+    drive: tuple  # the arrays of its drive
+    fan_out_C: np.ndarray | None  # see `snn.operations`: (1,) if all are equal, which costs less to count
     bias_N: np.ndarray | None
     VT_NN: np.ndarray | None
     whole_N: np.ndarray | None  # delays of what a recurrent layer feeds back, in steps
     past_DN: np.ndarray | None  # its last outputs; that of step t is in row t mod D
-    fan_out_N: np.ndarray | None  # of its feedback; None if each is N, or if it feeds nothing back
+    fan_out_N: np.ndarray | None  # of its feedback, likewise
     picked: np.ndarray  # (N,) scratch
-    offsets: np.ndarray  # (2,): one row of entries
-    late_inputs: (
-        tuple | None
-    )  # delays of inputs in steps, (C,); entries due in the next D steps: channels, counts, number
-    late_synapses: tuple | None  # delays and weights of synapses, (C, N); sums due in the next D steps, (D, N)
     spike_first: bool
     is_output: Literal[True] | None
 
-    def reset(self, first_state_row: int) -> None:
-        """Return to the state before the first step."""
+    def reset(self, first_state_row: int, waiting: tuple[np.ndarray, ...]) -> None:
+        """Return to the state before the first step; `waiting` is that of its drive."""
         tiles = -(-self.rows.shape[-1] // TILE)
         self.scratch.reshape(tiles, -1, STRIDE)[:, first_state_row:] = 0
         self.rows[:] = 0
         self.rows[PEAK] = -np.inf
-        for waiting in (
-            self.past_DN,
-            self.late_inputs and self.late_inputs[-1],
-            self.late_synapses and self.late_synapses[-1],
-        ):
-            if waiting is not None:
-                waiting[:] = 0
+        for array in (*waiting, *(() if self.past_DN is None else (self.past_DN,))):
+            array[:] = 0
 
 
 def new_scratch(neuron: Dynamics, values_PN: np.ndarray) -> np.ndarray:
@@ -85,14 +77,14 @@ def new_scratch(neuron: Dynamics, values_PN: np.ndarray) -> np.ndarray:
     return scratch.reshape(-1)
 
 
-@cache
-def kernels(neurons: tuple[Dynamics, ...]) -> ModuleType:
-    """Return the compiled loop over the steps of a network with layers of these neurons."""
+def kernels(neurons: Sequence[Dynamics], drives: Sequence[Drive]) -> ModuleType:
+    """Return the compiled loop over the steps of a network with layers of these neurons and drives."""
     layer, rest = (printer.KERNELS / "stream.py").read_text(encoding="utf-8").split("# ALL LAYERS\n")
     text = "import sys\n\n" + IMPORTS
     calls = []
-    for k, neuron in enumerate(neurons):
+    for k, (neuron, drive) in enumerate(zip(neurons, drives, strict=True)):
         text += f'\nsteps_{k} = sys.modules["{cpu.kernels(neuron).__name__}"].forward_steps\n'
+        text += f'drive_{k} = sys.modules["{drive.step.__module__}"].{drive.step.__name__}\n'
         text += layer.replace("_K(", f"_{k}(")
         calls += [f"number = run_layer_{k}(tally, channels, counts, number, *layers[{k}])", f"spikes[{k}] += number"]
     return printed("stream", text + rest.replace("# EACH LAYER", "\n    ".join(calls)))

@@ -3,50 +3,27 @@
 
 @inlined
 def run_layer_K(
-    tally, channels, counts, number, scratch, rows, W_SCL, fan_out_C, bias_N, VT_NN, whole_N, past_DN, fan_out_N,
-    picked, offsets, late_inputs, late_synapses, spike_first, is_output,
+    tally, channels, counts, number, scratch, rows, drive, fan_out_C, bias_N, VT_NN, whole_N, past_DN, fan_out_N,
+    picked, spike_first, is_output,
 ):  # fmt: skip
     """Run one step of a `Layer`. Entries come in and spikes go out in `channels` and `counts`; return their number."""
     x, s, h = rows[X, 0], rows[S, 0], rows[H, 0]
     N = len(x)
-    if fan_out_C is None:  # events count when they come in, even if a delay makes them arrive later
-        tally[SYNAPTIC] += number * N
-    else:
-        for e in range(number):
-            tally[SYNAPTIC] += fan_out_C[channels[e]]
-    if late_inputs is not None:  # entries of this step are stored for later, and those that are due come in
-        whole_C, channels_DC, counts_DC, numbers_D = late_inputs
-        D = len(numbers_D)
-        for e in range(number):
-            due = (tally[STEP] + whole_C[channels[e]]) % D
-            channels_DC[due, numbers_D[due]] = channels[e]
-            counts_DC[due, numbers_D[due]] = counts[e]
-            numbers_D[due] += 1
-        now = tally[STEP] % D
-        number = numbers_D[now]
-        channels[:number] = channels_DC[now, :number]
-        counts[:number] = counts_DC[now, :number]
-        numbers_D[now] = 0
-    if late_synapses is not None:
-        whole_CN, W_CN, sums_DN = late_synapses
-        D = len(sums_DN)
-        for e in range(number):
-            c = channels[e]
-            for n in range(N):
-                sums_DN[(tally[STEP] + whole_CN[c, n]) % D, n] += counts[e] * W_CN[c, n]
-        x[:] = sums_DN[tally[STEP] % D]
-        sums_DN[tally[STEP] % D] = 0
-    else:
-        offsets[1] = number
-        product_rows(offsets, channels, counts, W_SCL, rows[X], 0, 1)
+    if fan_out_C is not None:  # events count when they come in, even if a delay makes them arrive later
+        if len(fan_out_C) == 1:
+            tally[SYNAPTIC] += number * fan_out_C[0]
+        else:
+            for e in range(number):
+                tally[SYNAPTIC] += fan_out_C[channels[e]]
+    drive_K(rows[X], tally[STEP], channels, counts, number, *drive)
     if bias_N is not None:
         for j in range(N):
             x[j] += bias_N[j]
     if VT_NN is not None:  # s still holds the spikes of the step before
         fed = rows[FED, 0]
         fed[:] = 0
-        if fan_out_N is None:
-            tally[SYNAPTIC] += N * np.count_nonzero(s)
+        if len(fan_out_N) == 1:
+            tally[SYNAPTIC] += fan_out_N[0] * np.count_nonzero(s)
         else:
             for j in range(N):
                 tally[SYNAPTIC] += fan_out_N[j] if s[j] != 0 else 0

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -93,12 +94,12 @@ def test_many_events_of_a_channel_in_a_step(changes, tmp_path):
 
 
 @torch.no_grad()
-def mostly_zeros(network: Network) -> Network:
-    """A copy with a quarter of the weights, the largest."""
+def mostly_zeros(network: Network, share: float = 0.75) -> Network:
+    """A copy whose smallest weights are 0."""
     network = copy.deepcopy(network)
     for name, weight in network.named_parameters():
         if name.endswith(("linear.weight", ".V")):
-            weight *= 1.5 * (weight.abs() > weight.abs().quantile(0.75))
+            weight *= 1.5 * (weight.abs() > weight.abs().quantile(share))
     return network
 
 
@@ -119,6 +120,23 @@ def test_weights_that_are_0_are_left_out(data, changes, int8, tmp_path):
     assert "not 0 of 30 * 16" in code.files["weights.h"]
     lines = run(tmp_path, network, data, int8, *bench.SANITISED)
     assert lines == lines_of((quantised if int8 else Network.folded)(network), data)
+    assert {line.split()[2] for line in lines if line[0] == "s"} >= {"0", "1"}
+
+
+@needs_gcc
+@WEIGHTS
+def test_neurons_of_a_wide_layer_that_are_far_apart(int8, tmp_path):
+    network = mostly_zeros(trained(layers=("600F", "520FDS3"), batch_norm=False), 0.995)
+    with torch.no_grad():  # few weights, and still spikes
+        network.layers[1].linear.weight *= 10
+    code = code_of(network, int8)
+    for k, inputs, neurons in ((1, 30, 600), (2, 600, 520)):
+        stored = int(re.search(rf" weights_{k}\[(\d+)\]", code.files["weights.h"])[1])
+        others = int(re.search(rf"weights_{k}: the (\S+) that", code.files["weights.h"])[1].replace(",", ""))
+        assert others < inputs * neurons * 0.006
+        assert 0 < stored - others <= inputs * (neurons // 255)
+    lines = run(tmp_path, network, crowded(), int8, *bench.SANITISED)
+    assert lines == lines_of((quantised if int8 else Network.folded)(network), crowded())
     assert {line.split()[2] for line in lines if line[0] == "s"} >= {"0", "1"}
 
 
@@ -330,6 +348,16 @@ def test_the_program_that_comes_with_it(tmp_path):
     (tmp_path / "none.txt").write_text("")
     assert said("none.txt").stdout == "none.txt: no event within the window, no decision\n"
     assert said("away.txt").returncode == said().returncode == 2
+
+
+@pytest.mark.skipif(find_spec("ziglang") is None, reason="needs zig: pip install ziglang")
+def test_zig_compiles_each_network_and_not_that_of_another_folder(tmp_path):
+    for layers in (("16F",), ("16FD5",)):
+        code, folder = code_of(trained(layers=layers)), tmp_path / layers[0]
+        folder.mkdir()
+        bench.write_code(code, folder)
+        bench.write_recordings(folder, recordings(), range(1))
+        assert bench.run_native(folder, [*bench.ZIG, "-O1"])[0] == f"size {code.state_bytes}"
 
 
 def test_times_in_seconds_fall_into_the_same_steps_as_in_microseconds():

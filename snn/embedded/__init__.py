@@ -25,6 +25,7 @@ from snn.quantise import as_int8, quantised, weights
 HERE = Path(__file__).parent
 FILES = ("network.h", "network.c", "main.c", "Makefile", "README.md")
 BLOCK = 4  # neurons: a small processor keeps this many sums in registers, and few rows need padding
+GAP = 2**8 - 1  # neurons at most from one stored weight of an input to the next, since a byte says how many
 LARGEST = 2**16  # inputs and neurons are numbered with 16 bits
 NUMBERS = {
     "bool": "?",
@@ -88,20 +89,15 @@ def code(
         "WEIGHT": "int8_t" if int8 else "float",
         "CHANNEL": _unsigned(sizes[0] - 1),
         "COUNT": _unsigned(most_events),
-        "TARGET": _unsigned(max(sizes[1:]) - 1),
-        "START": _unsigned(max(int(weight.count_nonzero()) for weight in weights(network))),
+        "START": _unsigned(max(int(each.count_nonzero()) + each.numel() // GAP for each in weights(network))),
     }
     layers = [_printed(k, layer, layer is network.output, types) for k, layer in enumerate(network.layers, 1)]
     neurons = {layer.neuron.name: printer.c(layer.neuron) for layer in layers}
     arrays = [array for layer in layers for array in layer.arrays]
     names = [f"class {k}" for k in range(sizes[-1])] if class_names is None else class_names
-    flags = {
-        "INT8": int8,
-        "TAKES_BITS": any(layer.flags["TAKES_BITS"] for layer in layers),
-        "SUMS_ROWS": any(layer.flags["SUMS_ROWS"] for layer in layers),
-        "SUMS_NONZEROS": any(layer.flags["SUMS_NONZEROS"] for layer in layers),
-    }
-    flags["ADDS_PRODUCTS"] = not int8 and (flags["SUMS_ROWS"] or flags["SUMS_NONZEROS"])
+    functions = ("TAKES_BITS", "SUMS_ROWS", "SUMS_NONZEROS")
+    flags = {function: any(layer.flags[function] for layer in layers) for function in functions}
+    flags |= {"INT8": int8, "ADDS_PRODUCTS": not int8 and (flags["SUMS_ROWS"] or flags["SUMS_NONZEROS"])}
     words = types | {
         "TITLE": f"A first-spike network {'-'.join(map(str, sizes))} with {'int8' if int8 else 'float32'} weights.",
         "CHANNELS": sizes[0],
@@ -159,9 +155,9 @@ def _printed(k: int, layer: Layer, is_output: bool, types: Mapping[str, str]) ->
         parts = _stored(weight_NC.detach().T.numpy(), None if whole_NC is None else _delays(whole_NC.T), types)
         for name, array in parts.items():
             add(f"{prefix}{name}", array)
-        is_sparse, all_bytes = "starts" in parts, sum(array.nbytes for array in parts.values())
-        few = f"the {parts['weights'].size:,} that are not 0 of " if is_sparse else ""
-        stored.append(f"{prefix}weights_{k}: {few}{C if prefix == '' else N} * {N}; {all_bytes:,} bytes")
+        is_sparse, size_bytes = "starts" in parts, sum(array.nbytes for array in parts.values())
+        few = f"the {np.count_nonzero(parts['weights']):,} that are not 0 of " if is_sparse else ""
+        stored.append(f"{prefix}weights_{k}: {few}{weight_NC.shape[1]} * {N}; {size_bytes:,} bytes")
         return is_sparse
 
     words = dict(types) | {"K": k, "INDEX": k - 1, "BEFORE": k - 2, "NEURON": neuron.name}
@@ -171,14 +167,15 @@ def _printed(k: int, layer: Layer, is_output: bool, types: Mapping[str, str]) ->
     if isinstance(linear, DelayedLinear):
         per, whole = linear.per, linear.delays.taps()[0]
         words["D"] = int(whole.max()) + 1
-    sparse = add_weights("", linear.weight, whole if per == "synapse" else None)
+    is_sparse = add_weights("", linear.weight, whole if per == "synapse" else None)
+    summed = [] if per == "synapse" else [is_sparse]  # of each matrix whose rows are summed: whether without zeros
     if per == "input":
         add("input_delays", _delays(whole))
     if linear.bias is not None:
         add("biases", linear.bias)
-    delays, sparse_feedback = feedback is not None and feedback.delay_N is not None, None
     if feedback is not None:
-        sparse_feedback = add_weights("recurrent_", feedback.V_NN)
+        summed.append(add_weights("recurrent_", feedback.V_NN))
+    delays = feedback is not None and feedback.delay_N is not None
     if delays:
         words["RETURN_D"] = int(feedback.delay_N.max()) + 1
         add("recurrent_delays", _delays(feedback.delay_N))
@@ -201,11 +198,11 @@ def _printed(k: int, layer: Layer, is_output: bool, types: Mapping[str, str]) ->
         "RECURRENT": feedback is not None,
         "RECURRENT_DELAYS": delays,
         "SPIKE_FIRST": neuron.spike_first,
-        "SPARSE": sparse,
-        "RECURRENT_SPARSE": sparse_feedback is True,
+        "SPARSE": is_sparse,
+        "RECURRENT_SPARSE": feedback is not None and summed[-1],
         "TAKES_BITS": delays or (per == "input" and k > 1),
-        "SUMS_ROWS": (per != "synapse" and not sparse) or sparse_feedback is False,
-        "SUMS_NONZEROS": (per != "synapse" and sparse) or sparse_feedback is True,
+        "SUMS_ROWS": False in summed,
+        "SUMS_NONZEROS": True in summed,
     }
     return Printed(neuron, flags, words, arrays, stored)
 
@@ -213,23 +210,29 @@ def _printed(k: int, layer: Layer, is_output: bool, types: Mapping[str, str]) ->
 def _stored(weight_CN: np.ndarray, late_CN: np.ndarray | None, types: Mapping[str, str]) -> dict[str, np.ndarray]:
     """Return weights and delays of synapses as arrays by name: all, or only those that are not 0 if that is smaller.
 
-    The latter are `weights[starts[c]]` up to `weights[starts[c + 1]]` for input c, and lead to the neurons `targets`.
+    The latter are, for input c, weights[starts[c]] up to, but not with, weights[starts[c + 1]]. Each leads to a neuron
+    that is `gaps` after that of the one before, and the first to neuron `gaps`. Some zeros fill gaps of more than GAP.
     """
     C, N = weight_CN.shape
     if late_CN is None:  # sums of whole blocks
         everything = {"weights": np.pad(weight_CN, ((0, 0), (0, _filled(N) - N)))}
     else:
         everything = {"weights": weight_CN, "synapse_delays": late_CN}
-    inputs, targets = weight_CN.nonzero()
+    is_kept_CN = weight_CN != 0
+    is_kept_CN[:, GAP : N - 1 : GAP] = True
+    inputs, targets = is_kept_CN.nonzero()
+    starts = inputs.searchsorted(np.arange(C + 1))
+    is_first = np.isin(np.arange(len(inputs)), starts)
+    gaps = np.where(is_first, targets, np.diff(targets, prepend=0))
     few = {
         "weights": weight_CN[inputs, targets],
-        "targets": targets.astype(types["TARGET"].removesuffix("_t")),
-        "starts": inputs.searchsorted(np.arange(C + 1)).astype(types["START"].removesuffix("_t")),
+        "gaps": gaps.astype(np.uint8),
+        "starts": starts.astype(types["START"].removesuffix("_t")),
     }
     if late_CN is not None:
         few["synapse_delays"] = late_CN[inputs, targets]
     sizes = [sum(array.nbytes for array in parts.values()) for parts in (few, everything)]
-    return few if len(targets) and sizes[0] < sizes[1] else everything
+    return few if len(inputs) and sizes[0] < sizes[1] else everything
 
 
 def _filled(width: int) -> int:

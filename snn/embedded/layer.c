@@ -45,8 +45,9 @@ static void run_layer_@K@(network *net)
     for (unsigned e = 0; e < number; e++) {
         const unsigned c = from[e];
 #if SPARSE
-        for (unsigned k = starts_@K@[c]; k < starts_@K@[c + 1]; k++) {
-            const unsigned n = targets_@K@[k], due = (now + synapse_delays_@K@[k]) % @D@;
+        for (unsigned k = starts_@K@[c], n = 0; k < starts_@K@[c + 1]; k++) {
+            n += gaps_@K@[k];
+            const unsigned due = (now + synapse_delays_@K@[k]) % @D@;
 #else
         for (unsigned n = 0; n < @N@; n++) {
             const unsigned k = c * @N@ + n, due = (now + synapse_delays_@K@[k]) % @D@;
@@ -65,7 +66,7 @@ static void run_layer_@K@(network *net)
     }
 #else
 #if SPARSE
-    sum_nonzeros(net->sum, @N@, weights_@K@, targets_@K@, starts_@K@, from, number, @COUNTS@);
+    sum_nonzeros(net->sum, @N@, weights_@K@, gaps_@K@, starts_@K@, from, number, @COUNTS@);
 #else
     sum_rows(net->sum, @ROW@, weights_@K@, from, number, @COUNTS@);
 #endif
@@ -79,7 +80,7 @@ static void run_layer_@K@(network *net)
     number = net->num_spikes[@INDEX@];
 #endif
 #if RECURRENT_SPARSE
-    sum_nonzeros(net->fed_@K@, @N@, recurrent_weights_@K@, recurrent_targets_@K@, recurrent_starts_@K@, from, number, NULL);
+    sum_nonzeros(net->fed_@K@, @N@, recurrent_weights_@K@, recurrent_gaps_@K@, recurrent_starts_@K@, from, number, NULL);
 #else
     sum_rows(net->fed_@K@, @ROW@, recurrent_weights_@K@, from, number, NULL);
 #endif
@@ -118,12 +119,12 @@ static void run_layer_@K@(network *net)
         if (net->step == 1 || h > net->peaks[n])
             net->peaks[n] = h;
 #endif
-        if (spike) {
-            net->spikes[@INDEX@][fired++] = (uint16_t)n;
 #if RECURRENT_DELAYS
+        if (spike)
             set_bit(net->returning_@K@[(net->step + 1 + recurrent_delays_@K@[n]) % @RETURN_D@], n);
 #endif
-        }
+        if (spike)
+            net->spikes[@INDEX@][fired++] = (uint16_t)n;
     }
     net->num_spikes[@INDEX@] = (uint16_t)fired;
 }

@@ -66,26 +66,34 @@ static void sum_rows(@SUM@ *sum, unsigned width, const @WEIGHT@ *weights, const 
 #endif
 #if SUMS_NONZEROS
 /* The same with rows that hold only the weights that are not 0: those of input c are weights[starts[c]] up to, but not
-   with, weights[starts[c + 1]], and lead to the neurons `targets`. */
-static void sum_nonzeros(@SUM@ *restrict sum, unsigned width, const @WEIGHT@ *weights, const @TARGET@ *targets,
+   with, weights[starts[c + 1]]. Each leads to a neuron that is `gaps` after that of the weight before. */
+static void sum_nonzeros(@SUM@ *restrict sum, unsigned width, const @WEIGHT@ *weights, const uint8_t *gaps,
                          const @START@ *starts, const uint16_t *from, unsigned number, const uint16_t *counts)
 {
     for (unsigned n = 0; n < width; n++)
         sum[n] = 0;
     for (unsigned e = 0; e < number; e++) {
-        const unsigned first = starts[from[e]], end = starts[from[e] + 1];
+        const unsigned end = starts[from[e] + 1];
+        unsigned k = starts[from[e]];
+        @SUM@ *to = sum;
 #if INT8
         const int32_t count = counts == NULL ? 1 : counts[from[e]];
-        for (unsigned k = first; k < end; k++)
-            sum[targets[k]] += count * weights[k];
+        for (; k < end; k++) {
+            to += gaps[k];
+            *to += count * weights[k];
+        }
 #else
         const unsigned count = counts == NULL ? 1 : counts[from[e]];
         if (count == 1) {
-            for (unsigned k = first; k < end; k++)
-                sum[targets[k]] += weights[k];
+            for (; k < end; k++) {
+                to += gaps[k];
+                *to += weights[k];
+            }
         } else {
-            for (unsigned k = first; k < end; k++)
-                sum[targets[k]] = add_product(sum[targets[k]], (float)count, weights[k]);
+            for (; k < end; k++) {
+                to += gaps[k];
+                *to = add_product(*to, (float)count, weights[k]);
+            }
         }
 #endif
     }

@@ -298,6 +298,22 @@ def test_counts_that_wait_have_a_limit(most, tmp_path):
 
 
 @needs_gcc
+def test_potentials_equal_those_of_a_batch_in_every_bit(tmp_path):
+    layers, widest = ("40F", "32FD3"), 40
+    network, data = trained(layers=layers, output_delay="D2", variant="superspike"), crowded(1)
+    machine = Machine(tmp_path, network)
+    machine.net[10] = 1  # runs_on
+    at = -(-(12 + 2 * 3 + 2 * 3 * widest) // 4) * 4
+    _, h_TBN, _ = activity(network.folded(), bench.bin_events(data, np.array([0]), BINS))
+    for step in range(T):
+        is_now = data.times // 10_000 == step
+        for time, channel in zip(data.times[is_now].tolist(), data.channels[is_now].tolist(), strict=True):
+            machine.call("push", time, channel)
+        machine.call("advance", 10_000 * (step + 1))
+        assert machine.net.raw[at : at + 16] == h_TBN[step, 0].numpy().tobytes()
+
+
+@needs_gcc
 def test_a_clock_in_place_of_events_and_going_on_after_the_decision(tmp_path):
     network = trained()
     with torch.no_grad():  # its bias alone fires an output neuron

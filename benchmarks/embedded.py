@@ -2,7 +2,8 @@
 
 Writes the network as C, compiles it with every compiler that is there, and compares decisions, their steps and the
 spikes of all layers with those of `snn.streaming` and of batches, on all test recordings. Then compiles it for
-Cortex-M4F and Cortex-M7, and QEMU, which counts instructions, runs some of the recordings: the table of docs/export.md.
+Cortex-M4F and Cortex-M7, and QEMU, which counts instructions, runs some of the recordings: the table of
+docs/embedded.md.
 """
 
 import shutil
@@ -96,7 +97,8 @@ def run_native(folder: Path, command: Sequence[str], *flags: str) -> list[str]:
     """Return the lines that the C program prints for the recordings in the folder; the first is its size in RAM."""
     program = folder / "native"
     sources = [str(MPS2 / "recordings.c"), "network.c"]
-    ran([*command, *COMMON, *flags, "-I.", *sources, "-o", program.name], folder)
+    here = f"-I{folder.resolve()}"  # with -I. zig takes the object of another folder's network from its cache
+    ran([*command, *COMMON, *flags, here, *sources, "-o", program.name], folder)
     return ran([str(program)], folder).splitlines()
 
 

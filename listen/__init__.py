@@ -36,7 +36,7 @@ def page(network: Network, data: Data, class_names: Sequence[str] | None, title:
         raise InputError("--format html needs a C compiler for WebAssembly: pip install ziglang")
     bins = Bins.of(data, "test")
     names = [f"class {k}" for k in range(data.num_classes)] if class_names is None else list(class_names)
-    code = embedded.code(network, bins.dt_ms, bins.T, bins.T_empty, names)
+    code = embedded.code(network, bins.dt_ms, bins.T, bins.T_empty, names, most_late=2**16 - 1)  # a page has memory
     sizes = [layer.linear.out_features for layer in network.layers]
     known = {
         "title": title,

@@ -18,7 +18,7 @@ LARGEST = 127
 def quantised(network: Network) -> Network:
     """Return a copy for inference, `network.folded()`, with all weights, also the recurrent ones, rounded to int8."""
     network = network.folded()
-    for weight in _weights(network):
+    for weight in weights(network):
         whole_NC, scale_N = as_int8(weight.flatten(1))
         weight.copy_((whole_NC * scale_N[:, None]).view_as(weight))
     return network
@@ -26,10 +26,10 @@ def quantised(network: Network) -> Network:
 
 def weight_bytes(network: Network) -> int:
     """Return the number of bytes of the weights of a quantised network, with a float32 power of two per neuron."""
-    return sum(weight.numel() + 4 * len(weight) for weight in _weights(network))
+    return sum(weight.numel() + 4 * len(weight) for weight in weights(network))
 
 
-def _weights(network: Network) -> Iterator[Tensor]:
+def weights(network: Network) -> Iterator[Tensor]:
     """Yield all weights, (N, ...) each: those of layers other than pools, and recurrent ones."""
     for layer in network.layers:
         for weight in (getattr(layer.linear, "weight", None), layer.neurons.V):

@@ -3,8 +3,10 @@
 import copy
 import ctypes
 import json
+import re
 import shutil
 import subprocess
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -23,7 +25,7 @@ from snn.ops import printer
 from snn.ops.binning import step_of
 from snn.quantise import as_int8, quantised
 from tests.conftest import assert_one_line
-from tests.networks import build, small, small_conv
+from tests.networks import build, read, small, small_conv
 from tests.streams import DT_MS, T_EMPTY, VARIANTS, T, activity, make_stream, over_variants, recordings, trained
 
 BINS = Bins(DT_MS, T, T_EMPTY, 30)
@@ -89,6 +91,79 @@ def test_many_events_of_a_channel_in_a_step(changes, tmp_path):
     network, data = trained(**changes), crowded()
     assert bench.bin_events(data, np.arange(len(data)), BINS).counts.max() > 9
     assert run(tmp_path, network, data, False, "-O3") == lines_of(network.folded(), data)
+
+
+@torch.no_grad()
+def mostly_zeros(network: Network, share: float = 0.75) -> Network:
+    """A copy whose smallest weights are 0."""
+    network = copy.deepcopy(network)
+    for name, weight in network.named_parameters():
+        if name.endswith(("linear.weight", ".V")):
+            weight *= 1.5 * (weight.abs() > weight.abs().quantile(share))
+    return network
+
+
+def matrices(code: embedded.Code, kind: str) -> set[str]:
+    """The numbers of the layers with such an array."""
+    return set(re.findall(rf" {kind}_(\d)\[", code.files["weights.h"]))
+
+
+@needs_gcc
+@WEIGHTS
+@pytest.mark.parametrize("changes", [VARIANTS[3], VARIANTS[4]], ids=str)
+@pytest.mark.parametrize("data", [recordings(), crowded()], ids=["usual", "crowded"])
+def test_weights_that_are_0_are_left_out(data, changes, int8, tmp_path):
+    network = mostly_zeros(trained(**changes))
+    code = code_of(network, int8)
+    assert matrices(code, "starts") >= {"1", "2"}
+    assert matrices(code, "recurrent_starts") == {"2"}
+    assert "not 0 of 30 * 16" in code.files["weights.h"]
+    lines = run(tmp_path, network, data, int8, *bench.SANITISED)
+    assert lines == lines_of((quantised if int8 else Network.folded)(network), data)
+    assert {line.split()[2] for line in lines if line[0] == "s"} >= {"0", "1"}
+
+
+@needs_gcc
+@WEIGHTS
+def test_neurons_of_a_wide_layer_that_are_far_apart(int8, tmp_path):
+    network = mostly_zeros(trained(layers=("600F", "520FDS3"), batch_norm=False), 0.995)
+    with torch.no_grad():  # few weights, and still spikes
+        network.layers[1].linear.weight *= 10
+    code = code_of(network, int8)
+    for k, inputs, neurons in ((1, 30, 600), (2, 600, 520)):
+        stored = int(re.search(rf" weights_{k}\[(\d+)\]", code.files["weights.h"])[1])
+        others = int(re.search(rf"weights_{k}: the (\S+) that", code.files["weights.h"])[1].replace(",", ""))
+        assert others < inputs * neurons * 0.006
+        assert 0 < stored - others <= inputs * (neurons // 255)
+    lines = run(tmp_path, network, crowded(), int8, *bench.SANITISED)
+    assert lines == lines_of((quantised if int8 else Network.folded)(network), crowded())
+    assert {line.split()[2] for line in lines if line[0] == "s"} >= {"0", "1"}
+
+
+def test_weights_are_stored_in_the_way_that_takes_less():
+    network = trained(pruned=False, layers=("16F",), batch_norm=False)
+    weight_NC = network.layers[0].linear.weight
+    sizes, sparse = {}, {}
+    for zeros in (0, 108, 109):  # of 480 weights of 4 bytes; without zeros 5 bytes each, and 31 starts of 2 bytes
+        with torch.no_grad():
+            weight_NC.fill_(0.5)
+            weight_NC.view(-1)[:zeros] = 0
+        code = code_of(network)
+        sizes[zeros], sparse[zeros] = code.constants_bytes, matrices(code, "starts")
+    assert sizes[0] - sizes[108] == 0
+    assert sizes[0] - sizes[109] == 480 * 4 - (371 * 5 + 31 * 2)
+    assert sparse == {0: set(), 108: set(), 109: {"1"}}
+    with torch.no_grad():
+        weight_NC.fill_(0)
+    assert matrices(code_of(network), "starts") == set()  # C has no empty array
+
+
+def test_memory_of_delays():
+    cfg = read("adlif_digits")
+    network = build(cfg).eval()
+    code = embedded.code(network, cfg.data.dt_ms, cfg.data.T, int8=True)
+    assert code.state_bytes < 13_000
+    assert "uint8_t late_counts_1[26][140]" in code.files["network.h"]
 
 
 @needs_gcc
@@ -204,6 +279,41 @@ def test_answers_to_inputs_that_do_not_fit(tmp_path):
 
 
 @needs_gcc
+@pytest.mark.parametrize("most", [255, 300])
+def test_counts_that_wait_have_a_limit(most, tmp_path):
+    network = silent(trained(**VARIANTS[3]))
+    machine = Machine(tmp_path, network, **({} if most == 255 else {"most_late": most}))
+    for _ in range(most):
+        assert machine.call("push", 15_000, 29) == RUNNING
+    before = machine.net.raw
+    assert machine.call("push", 15_000, 29) == TOO_MANY
+    assert machine.net.raw == before
+    assert machine.call("push", 15_000, 28) == RUNNING
+    assert machine.call("finish") == BY_POTENTIAL
+    stream = make_stream(network)
+    stream.push(np.full(most + 1, 15_000), np.array([29] * most + [28]))
+    header = (tmp_path / "network.h").read_text()
+    assert f"NETWORK_MOST_EVENTS {most} " in header
+    assert int.from_bytes(machine.net.raw[8:10], "little") == stream.finish().label
+
+
+@needs_gcc
+def test_potentials_equal_those_of_a_batch_in_every_bit(tmp_path):
+    layers, widest = ("40F", "32FD3"), 40
+    network, data = trained(layers=layers, output_delay="D2", variant="superspike"), crowded(1)
+    machine = Machine(tmp_path, network)
+    machine.net[10] = 1  # runs_on
+    at = -(-(12 + 2 * 3 + 2 * 3 * widest) // 4) * 4
+    _, h_TBN, _ = activity(network.folded(), bench.bin_events(data, np.array([0]), BINS))
+    for step in range(T):
+        is_now = data.times // 10_000 == step
+        for time, channel in zip(data.times[is_now].tolist(), data.channels[is_now].tolist(), strict=True):
+            machine.call("push", time, channel)
+        machine.call("advance", 10_000 * (step + 1))
+        assert machine.net.raw[at : at + 16] == h_TBN[step, 0].numpy().tobytes()
+
+
+@needs_gcc
 def test_a_clock_in_place_of_events_and_going_on_after_the_decision(tmp_path):
     network = trained()
     with torch.no_grad():  # its bias alone fires an output neuron
@@ -254,6 +364,16 @@ def test_the_program_that_comes_with_it(tmp_path):
     (tmp_path / "none.txt").write_text("")
     assert said("none.txt").stdout == "none.txt: no event within the window, no decision\n"
     assert said("away.txt").returncode == said().returncode == 2
+
+
+@pytest.mark.skipif(find_spec("ziglang") is None, reason="needs zig: pip install ziglang")
+def test_zig_compiles_each_network_and_not_that_of_another_folder(tmp_path):
+    for layers in (("16F",), ("16FD5",)):
+        code, folder = code_of(trained(layers=layers)), tmp_path / layers[0]
+        folder.mkdir()
+        bench.write_code(code, folder)
+        bench.write_recordings(folder, recordings(), range(1))
+        assert bench.run_native(folder, [*bench.ZIG, "-O1"])[0] == f"size {code.state_bytes}"
 
 
 def test_times_in_seconds_fall_into_the_same_steps_as_in_microseconds():

@@ -25,7 +25,7 @@ WORDS = range(0, 400, 41)
 def write_network(path, **changes):
     """A checkpoint whose network decides now early, now late, and not always the same."""
     values = settings.read_yaml(REPOSITORY / "configs" / "adlif_digits.yaml")
-    values["network"] |= {"layers": ["48F"], "neuron": "AdLIF"}
+    values["network"] |= {"layers": ["48FD5"], "neuron": "AdLIF"}
     values["network"]["neuron1"]["theta"] = 0.5
     values["network"]["neuron2"] = {"tau_mem_steps": 40, "tau_syn_steps": 40, "theta": 5}
     values["data"] |= {"test_T": 90} | changes

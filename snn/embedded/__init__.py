@@ -13,7 +13,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from snn import checks
 from snn.delays import DelayedLinear
@@ -21,13 +20,21 @@ from snn.errors import InputError
 from snn.network import Layer, Network
 from snn.ops import printer
 from snn.ops.reference import Dynamics
-from snn.quantise import as_int8, quantised
+from snn.quantise import as_int8, quantised, weights
 
 HERE = Path(__file__).parent
 FILES = ("network.h", "network.c", "main.c", "Makefile", "README.md")
 BLOCK = 4  # neurons: a small processor keeps this many sums in registers, and few rows need padding
+GAP = 2**8 - 1  # neurons at most from one stored weight of an input to the next, since a byte says how many
 LARGEST = 2**16  # inputs and neurons are numbered with 16 bits
-NUMBERS = {"bool": "?", "uint16_t": "u2", "int32_t": "i4", "uint32_t": "u4", "float": "f4"}  # as numpy calls them
+NUMBERS = {
+    "bool": "?",
+    "uint8_t": "u1",
+    "uint16_t": "u2",
+    "int32_t": "i4",
+    "uint32_t": "u4",
+    "float": "f4",
+}  # as numpy calls them
 
 
 class Code(NamedTuple):
@@ -45,11 +52,13 @@ def code(
     T_empty: int = 0,
     class_names: Sequence[str] | None = None,
     int8: bool = False,
+    most_late: int = 2**8 - 1,
 ) -> Code:
     """Return C that decides as `snn.streaming.Stream` does on events whose times are whole microseconds.
 
-    With `int8` the weights are those of `quantised(network)`, one byte each. InputError for a network that this C
-    cannot express.
+    With `int8` the weights are those of `quantised(network)`, one byte each. Counts of channels whose events come late
+    wait in memory: `most_late` is the largest count, and an event beyond it is refused. InputError for a network that
+    this C cannot express.
     """
     if network.image is not None:
         raise InputError("the formats c and html take fully connected networks; this one has convolutions or pools")
@@ -72,15 +81,24 @@ def code(
         raise InputError(
             f"the formats c and html number inputs and neurons with 16 bits, but a layer has {max(sizes):,}"
         )
-    layers = [_printed(k, layer, layer is network.output, int8) for k, layer in enumerate(network.layers, 1)]
+    most_events = most_late if getattr(network.layers[0].linear, "per", None) == "input" else 2**16 - 1
+    if int8:
+        most_events = min(most_events, (2**31 - 1) // (127 * sizes[0]))
+    types = {
+        "SUM": "int32_t" if int8 else "float",
+        "WEIGHT": "int8_t" if int8 else "float",
+        "CHANNEL": _unsigned(sizes[0] - 1),
+        "COUNT": _unsigned(most_events),
+        "START": _unsigned(max(int(each.count_nonzero()) + each.numel() // GAP for each in weights(network))),
+    }
+    layers = [_printed(k, layer, layer is network.output, types) for k, layer in enumerate(network.layers, 1)]
     neurons = {layer.neuron.name: printer.c(layer.neuron) for layer in layers}
     arrays = [array for layer in layers for array in layer.arrays]
     names = [f"class {k}" for k in range(sizes[-1])] if class_names is None else class_names
-    flags = {
-        "INT8": int8,
-        "SUMS_ROWS": any(not layer.flags["SYNAPTIC"] or layer.flags["RECURRENT"] for layer in layers),
-    }
-    words = {
+    functions = ("TAKES_BITS", "SUMS_ROWS", "SUMS_NONZEROS")
+    flags = {function: any(layer.flags[function] for layer in layers) for function in functions}
+    flags |= {"INT8": int8, "ADDS_PRODUCTS": not int8 and (flags["SUMS_ROWS"] or flags["SUMS_NONZEROS"])}
+    words = types | {
         "TITLE": f"A first-spike network {'-'.join(map(str, sizes))} with {'int8' if int8 else 'float32'} weights.",
         "CHANNELS": sizes[0],
         "CLASSES": sizes[-1],
@@ -93,8 +111,7 @@ def code(
         "WIDEST": max(sizes[1:]),
         "WIDEST_ROW": _filled(max(sizes[1:])),
         "BLOCK": BLOCK,
-        "MOST_EVENTS": min(2**16 - 1, (2**31 - 1) // (127 * sizes[0])) if int8 else 2**16 - 1,
-        "SUM": "int32_t" if int8 else "float",
+        "MOST_EVENTS": most_events,
         "STATES": "\n".join(struct for struct, _, _ in neurons.values()),
         "MEMORY": "".join(_template("layer.h", layer) for layer in layers).rstrip(),
         "NEURON_STEPS": "\n\n".join(function for _, function, _ in neurons.values()),
@@ -102,7 +119,8 @@ def code(
         "CALLS": "\n".join(f"    run_layer_{k}(net);" for k in range(1, len(layers) + 1)),
     }
     files = {name: _resolved((HERE / name).read_text(encoding="utf-8"), flags, words) for name in FILES[:-1]}
-    files["weights.h"] = "".join(["#include <stdint.h>\n", *map(_array, arrays)])
+    said = "\n   ".join(line for layer in layers for line in layer.stored)
+    files["weights.h"] = "".join([f"/* {said} */\n#include <stdint.h>\n", *map(_array, arrays)])
     constants_bytes, state_bytes = sum(array.nbytes for _, array in arrays), _size(files["network.h"])
     words |= {"CONSTANTS": f"{constants_bytes:,}", "STATE": f"{state_bytes:,}"}
     files["README.md"] = _resolved((HERE / "README.md").read_text(encoding="utf-8"), flags, words)
@@ -116,39 +134,51 @@ class Printed(NamedTuple):
     flags: dict[str, bool]
     words: dict[str, object]
     arrays: list[tuple[str, np.ndarray]]
+    stored: list[str]  # a line about each matrix of weights
 
 
-def _printed(k: int, layer: Layer, is_output: bool, int8: bool) -> Printed:
+def _printed(k: int, layer: Layer, is_output: bool, types: Mapping[str, str]) -> Printed:
     """Print layer k, counted from 1."""
     linear, module = layer.linear, layer.neurons
     neuron, feedback = module.dynamics, module.feedback
-    (N, C), arrays = linear.weight.shape, []
+    (N, C), int8, arrays, stored = linear.weight.shape, types["WEIGHT"] == "int8_t", [], []
 
-    def add(name: str, tensor: Tensor) -> None:
-        arrays.append((f"{name}_{k}", tensor.detach().contiguous().numpy()))
+    def add(name: str, array: Tensor | np.ndarray) -> None:
+        array = array.detach().numpy() if isinstance(array, Tensor) else array
+        arrays.append((f"{name}_{k}", np.ascontiguousarray(array)))
 
-    def add_weights(weights: str, scales: str, weight_NC: Tensor) -> None:
+    def add_weights(prefix: str, weight_NC: Tensor, whole_NC: Tensor | None = None) -> bool:
+        """Add a matrix, with the delays of its synapses if they have any; return whether without zeros."""
         if int8:
             weight_NC, scale_N = as_int8(weight_NC)
-            add(scales, scale_N)
-        add(weights, F.pad(weight_NC.T, (0, _filled(N) - N)))
+            add(f"{prefix}scales", scale_N)
+        parts = _stored(weight_NC.detach().T.numpy(), None if whole_NC is None else _delays(whole_NC.T), types)
+        for name, array in parts.items():
+            add(f"{prefix}{name}", array)
+        is_sparse, size_bytes = "starts" in parts, sum(array.nbytes for array in parts.values())
+        few = f"the {np.count_nonzero(parts['weights']):,} that are not 0 of " if is_sparse else ""
+        stored.append(f"{prefix}weights_{k}: {few}{weight_NC.shape[1]} * {N}; {size_bytes:,} bytes")
+        return is_sparse
 
-    add_weights("weights", "scales", linear.weight)
+    words = dict(types) | {"K": k, "INDEX": k - 1, "BEFORE": k - 2, "NEURON": neuron.name}
+    words |= {"INPUTS": C, "N": N, "ROW": _filled(N), "INPUT_BYTES": -(-C // 8), "BYTES": -(-N // 8)}
+    words["COUNTS"] = "net->counts" if k == 1 else "NULL"
+    per, whole = None, None
+    if isinstance(linear, DelayedLinear):
+        per, whole = linear.per, linear.delays.taps()[0]
+        words["D"] = int(whole.max()) + 1
+    is_sparse = add_weights("", linear.weight, whole if per == "synapse" else None)
+    summed = [] if per == "synapse" else [is_sparse]  # of each matrix whose rows are summed: whether without zeros
+    if per == "input":
+        add("input_delays", _delays(whole))
     if linear.bias is not None:
         add("biases", linear.bias)
-    words = {"K": k, "INDEX": k - 1, "BEFORE": k - 2, "INPUTS": C, "N": N, "ROW": _filled(N), "NEURON": neuron.name}
-    words["SUM"] = "int32_t" if int8 else "float"
-    per = linear.per if isinstance(linear, DelayedLinear) else None
-    if per is not None:
-        whole = linear.delays.taps()[0]
-        words["D"] = int(whole.max()) + 1
-        add(f"{per}_delays", _unsigned(whole if per == "input" else whole.T))
-    delays = feedback is not None and feedback.delay_N is not None
     if feedback is not None:
-        add_weights("recurrent_weights", "recurrent_scales", feedback.V_NN)
+        summed.append(add_weights("recurrent_", feedback.V_NN))
+    delays = feedback is not None and feedback.delay_N is not None
     if delays:
-        words["PAST"] = feedback.D
-        add("recurrent_delays", _unsigned(feedback.delay_N))
+        words["RETURN_D"] = int(feedback.delay_N.max()) + 1
+        add("recurrent_delays", _delays(feedback.delay_N))
     values = module.values()
     said = []
     for name in printer.c(neuron)[2]:
@@ -168,8 +198,41 @@ def _printed(k: int, layer: Layer, is_output: bool, int8: bool) -> Printed:
         "RECURRENT": feedback is not None,
         "RECURRENT_DELAYS": delays,
         "SPIKE_FIRST": neuron.spike_first,
+        "SPARSE": is_sparse,
+        "RECURRENT_SPARSE": feedback is not None and summed[-1],
+        "TAKES_BITS": delays or (per == "input" and k > 1),
+        "SUMS_ROWS": False in summed,
+        "SUMS_NONZEROS": True in summed,
     }
-    return Printed(neuron, flags, words, arrays)
+    return Printed(neuron, flags, words, arrays, stored)
+
+
+def _stored(weight_CN: np.ndarray, late_CN: np.ndarray | None, types: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """Return weights and delays of synapses as arrays by name: all, or only those that are not 0 if that is smaller.
+
+    The latter are, for input c, weights[starts[c]] up to, but not with, weights[starts[c + 1]]. Each leads to a neuron
+    that is `gaps` after that of the one before, and the first to neuron `gaps`. Some zeros fill gaps of more than GAP.
+    """
+    C, N = weight_CN.shape
+    if late_CN is None:  # sums of whole blocks
+        everything = {"weights": np.pad(weight_CN, ((0, 0), (0, _filled(N) - N)))}
+    else:
+        everything = {"weights": weight_CN, "synapse_delays": late_CN}
+    is_kept_CN = weight_CN != 0
+    is_kept_CN[:, GAP : N - 1 : GAP] = True
+    inputs, targets = is_kept_CN.nonzero()
+    starts = inputs.searchsorted(np.arange(C + 1))
+    is_first = np.isin(np.arange(len(inputs)), starts)
+    gaps = np.where(is_first, targets, np.diff(targets, prepend=0))
+    few = {
+        "weights": weight_CN[inputs, targets],
+        "gaps": gaps.astype(np.uint8),
+        "starts": starts.astype(types["START"].removesuffix("_t")),
+    }
+    if late_CN is not None:
+        few["synapse_delays"] = late_CN[inputs, targets]
+    sizes = [sum(array.nbytes for array in parts.values()) for parts in (few, everything)]
+    return few if len(inputs) and sizes[0] < sizes[1] else everything
 
 
 def _filled(width: int) -> int:
@@ -177,9 +240,14 @@ def _filled(width: int) -> int:
     return -(-width // BLOCK) * BLOCK
 
 
-def _unsigned(whole: Tensor) -> Tensor:
+def _unsigned(largest: int) -> str:
+    """Return the smallest type of C that holds the numbers from 0 to the largest."""
+    return f"{np.min_scalar_type(largest)}_t"
+
+
+def _delays(whole: Tensor) -> np.ndarray:
     """Return delays in steps, in the smallest type that holds them."""
-    return whole.to(torch.uint8 if whole.max() < 2**8 else torch.uint16)
+    return whole.detach().numpy().astype(np.min_scalar_type(int(whole.max())))
 
 
 def _template(name: str, layer: Printed) -> str:
@@ -195,8 +263,9 @@ def _array(named: tuple[str, np.ndarray]) -> str:
     """Write the definition of an array, row after row."""
     name, array = named
     kind = "float" if array.dtype == np.float32 else f"{array.dtype}_t"
-    words = np.array([_number(value) for value in array.flat] if kind == "float" else [str(v) for v in array.flat])
-    rows = ",\n".join("    " + ", ".join(row) for row in words.reshape(-1, array.shape[-1]))
+    words = [_number(value) if kind == "float" else str(value) for value in array.flat]
+    width = array.shape[-1] if array.ndim > 1 else 20
+    rows = ",\n".join("    " + ", ".join(words[k : k + width]) for k in range(0, len(words), width))
     return f"\nstatic const {kind} {name}[{' * '.join(map(str, array.shape))}] = {{\n{rows},\n}};\n"
 
 

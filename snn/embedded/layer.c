@@ -11,29 +11,52 @@ static void run_layer_@K@(network *net)
 #if AXONAL
     /* Each input waits in the row of the step in which it arrives. */
     const unsigned now = net->step % @D@;
-    for (unsigned e = 0; e < number; e++) {
-        const unsigned due = (now + input_delays_@K@[from[e]]) % @D@, place = net->num_late_@K@[due]++;
-        net->late_@K@[due][place] = from[e];
 #if INPUT
-        net->late_counts_@K@[due][from[e]] = net->counts[from[e]];
-#endif
+    for (unsigned e = 0; e < number; e++) {
+        const unsigned c = from[e], due = (now + input_delays_@K@[c]) % @D@, place = net->num_late_@K@[due]++;
+        net->late_@K@[due][place] = (@CHANNEL@)c;
+        net->late_counts_@K@[due][place] = (@COUNT@)net->counts[c];
+        net->counts[c] = 0;
     }
-    from = net->late_@K@[now];
-    number = net->num_late_@K@[now];
+    number = net->num_channels = net->num_late_@K@[now];
     net->num_late_@K@[now] = 0;
+    for (unsigned e = 0; e < number; e++) {
+        net->channels[e] = net->late_@K@[now][e];
+        net->counts[net->channels[e]] = net->late_counts_@K@[now][e];
+    }
+#else
+    for (unsigned e = 0; e < number; e++)
+        set_bit(net->late_@K@[(now + input_delays_@K@[from[e]]) % @D@], from[e]);
+    number = take_bits(net->arrived, net->late_@K@[now], @INPUT_BYTES@);
+    /* They are summed in the order in which they were sent: those with longer delays first. */
+    for (unsigned e = 1; e < number; e++) {
+        const uint16_t c = net->arrived[e];
+        unsigned place = e;
+        for (; place > 0 && input_delays_@K@[net->arrived[place - 1]] < input_delays_@K@[c]; place--)
+            net->arrived[place] = net->arrived[place - 1];
+        net->arrived[place] = c;
+    }
+    from = net->arrived;
+#endif
 #endif
 #if SYNAPTIC
     /* What an input adds to a neuron waits in the row of the step in which it arrives. */
     const unsigned now = net->step % @D@;
     for (unsigned e = 0; e < number; e++) {
         const unsigned c = from[e];
+#if SPARSE
+        for (unsigned k = starts_@K@[c], n = 0; k < starts_@K@[c + 1]; k++) {
+            n += gaps_@K@[k];
+            const unsigned due = (now + synapse_delays_@K@[k]) % @D@;
+#else
         for (unsigned n = 0; n < @N@; n++) {
-            const unsigned due = (now + synapse_delays_@K@[c * @N@ + n]) % @D@;
+            const unsigned k = c * @N@ + n, due = (now + synapse_delays_@K@[k]) % @D@;
+#endif
 #if INPUT
-            const @SUM@ product = (@SUM@)net->counts[c] * weights_@K@[c * @ROW@ + n];
+            const @SUM@ product = (@SUM@)net->counts[c] * weights_@K@[k];
             net->late_@K@[due][n] += product;
 #else
-            net->late_@K@[due][n] += weights_@K@[c * @ROW@ + n];
+            net->late_@K@[due][n] += weights_@K@[k];
 #endif
         }
     }
@@ -42,27 +65,24 @@ static void run_layer_@K@(network *net)
         net->late_@K@[now][n] = 0;
     }
 #else
-#if INPUT
-#if AXONAL
-    sum_rows(net->sum, weights_@K@, @ROW@, from, number, net->late_counts_@K@[now]);
+#if SPARSE
+    sum_nonzeros(net->sum, @N@, weights_@K@, gaps_@K@, starts_@K@, from, number, @COUNTS@);
 #else
-    sum_rows(net->sum, weights_@K@, @ROW@, from, number, net->counts);
-#endif
-#else
-    sum_rows(net->sum, weights_@K@, @ROW@, from, number, NULL);
+    sum_rows(net->sum, @ROW@, weights_@K@, from, number, @COUNTS@);
 #endif
 #endif
 #if RECURRENT
 #if RECURRENT_DELAYS
-    const unsigned row = net->step % @PAST@;
-    number = 0;
-    for (unsigned n = 0; n < @N@; n++)
-        if (net->past_@K@[(row + @PAST@ - 1 - recurrent_delays_@K@[n]) % @PAST@][n])
-            net->coming_@K@[number++] = (uint16_t)n;
-    sum_rows(net->fed_@K@, recurrent_weights_@K@, @ROW@, net->coming_@K@, number, NULL);
+    from = net->arrived;
+    number = take_bits(net->arrived, net->returning_@K@[net->step % @RETURN_D@], @BYTES@);
 #else
-    /* These are still the spikes of the step before. */
-    sum_rows(net->fed_@K@, recurrent_weights_@K@, @ROW@, net->spikes[@INDEX@], net->num_spikes[@INDEX@], NULL);
+    from = net->spikes[@INDEX@]; /* these are still the spikes of the step before */
+    number = net->num_spikes[@INDEX@];
+#endif
+#if RECURRENT_SPARSE
+    sum_nonzeros(net->fed_@K@, @N@, recurrent_weights_@K@, recurrent_gaps_@K@, recurrent_starts_@K@, from, number, NULL);
+#else
+    sum_rows(net->fed_@K@, @ROW@, recurrent_weights_@K@, from, number, NULL);
 #endif
 #endif
     unsigned fired = 0;
@@ -100,7 +120,8 @@ static void run_layer_@K@(network *net)
             net->peaks[n] = h;
 #endif
 #if RECURRENT_DELAYS
-        net->past_@K@[row][n] = spike;
+        if (spike)
+            set_bit(net->returning_@K@[(net->step + 1 + recurrent_delays_@K@[n]) % @RETURN_D@], n);
 #endif
         if (spike)
             net->spikes[@INDEX@][fired++] = (uint16_t)n;

@@ -7,9 +7,12 @@
 #endif
 #endif
 #if AXONAL
-    uint16_t num_late_@K@[@D@], late_@K@[@D@][@INPUTS@]; /* inputs on their way, by the step of their arrival */
 #if INPUT
-    uint16_t late_counts_@K@[@D@][@INPUTS@];
+    uint16_t num_late_@K@[@D@]; /* channels on their way, by the step of their arrival: how many, which, and counts */
+    @CHANNEL@ late_@K@[@D@][@INPUTS@];
+    @COUNT@ late_counts_@K@[@D@][@INPUTS@];
+#else
+    uint8_t late_@K@[@D@][@INPUT_BYTES@]; /* inputs on their way, a bit for each, by the step of their arrival */
 #endif
 #endif
 #if SYNAPTIC
@@ -19,6 +22,5 @@
     @SUM@ fed_@K@[@ROW@];
 #endif
 #if RECURRENT_DELAYS
-    uint16_t coming_@K@[@N@];
-    bool past_@K@[@PAST@][@N@]; /* the last spikes, those of step t in row t mod @PAST@ */
+    uint8_t returning_@K@[@RETURN_D@][@BYTES@]; /* spikes on their way back, a bit for each, by the step of their arrival */
 #endif

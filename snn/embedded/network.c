@@ -14,27 +14,7 @@
 
 @NEURON_STEPS@
 
-#if SUMS_ROWS
-enum { BLOCK = @BLOCK@ }; /* this many sums stay in registers; rows of weights are padded to whole blocks */
-
-#if INT8
-/* sum = counts * rows of weights, for the inputs `from`; without counts each of them counts once. */
-static void sum_rows(int32_t *sum, const int8_t *weights, unsigned width, const uint16_t *from, unsigned number,
-                     const uint16_t *counts)
-{
-    for (unsigned first = 0; first < width; first += BLOCK) {
-        int32_t part[BLOCK] = {0};
-        for (unsigned e = 0; e < number; e++) {
-            const int8_t *row = weights + from[e] * width + first;
-            const int32_t count = counts == NULL ? 1 : counts[from[e]];
-            for (unsigned n = 0; n < BLOCK; n++)
-                part[n] += count * row[n];
-        }
-        for (unsigned n = 0; n < BLOCK; n++)
-            sum[first + n] = part[n];
-    }
-}
-#else
+#if ADDS_PRODUCTS
 /* sum + count * weight, rounded once: by the instruction of processors that have one, else by way of a double, whose
    last bit, if it had to be rounded, is made odd so that it cannot lie halfway between two floats by rounding. */
 static float add_product(float sum, float count, float weight)
@@ -51,14 +31,23 @@ static float add_product(float sum, float count, float weight)
 #endif
 }
 
+#endif
+#if SUMS_ROWS
+enum { BLOCK = @BLOCK@ }; /* this many sums stay in registers; rows of weights are padded to whole blocks */
+
 /* sum = counts * rows of weights, for the inputs `from`; without counts each of them counts once. */
-static void sum_rows(float *sum, const float *weights, unsigned width, const uint16_t *from, unsigned number,
+static void sum_rows(@SUM@ *sum, unsigned width, const @WEIGHT@ *weights, const uint16_t *from, unsigned number,
                      const uint16_t *counts)
 {
     for (unsigned first = 0; first < width; first += BLOCK) {
-        float part[BLOCK] = {0};
+        @SUM@ part[BLOCK] = {0};
         for (unsigned e = 0; e < number; e++) {
-            const float *row = weights + from[e] * width + first;
+            const @WEIGHT@ *row = weights + from[e] * width + first;
+#if INT8
+            const int32_t count = counts == NULL ? 1 : counts[from[e]];
+            for (unsigned n = 0; n < BLOCK; n++)
+                part[n] += count * row[n];
+#else
             const unsigned count = counts == NULL ? 1 : counts[from[e]];
             if (count == 1) {
                 for (unsigned n = 0; n < BLOCK; n++)
@@ -67,14 +56,71 @@ static void sum_rows(float *sum, const float *weights, unsigned width, const uin
                 for (unsigned n = 0; n < BLOCK; n++)
                     part[n] = add_product(part[n], (float)count, row[n]);
             }
+#endif
         }
         for (unsigned n = 0; n < BLOCK; n++)
             sum[first + n] = part[n];
     }
 }
-#endif
-#endif
 
+#endif
+#if SUMS_NONZEROS
+/* The same with rows that hold only the weights that are not 0: those of input c are weights[starts[c]] up to, but not
+   with, weights[starts[c + 1]]. Each leads to a neuron that is `gaps` after that of the weight before. */
+static void sum_nonzeros(@SUM@ *restrict sum, unsigned width, const @WEIGHT@ *weights, const uint8_t *gaps,
+                         const @START@ *starts, const uint16_t *from, unsigned number, const uint16_t *counts)
+{
+    for (unsigned n = 0; n < width; n++)
+        sum[n] = 0;
+    for (unsigned e = 0; e < number; e++) {
+        const unsigned end = starts[from[e] + 1];
+        unsigned k = starts[from[e]];
+        @SUM@ *to = sum;
+#if INT8
+        const int32_t count = counts == NULL ? 1 : counts[from[e]];
+        for (; k < end; k++) {
+            to += gaps[k];
+            *to += count * weights[k];
+        }
+#else
+        const unsigned count = counts == NULL ? 1 : counts[from[e]];
+        if (count == 1) {
+            for (; k < end; k++) {
+                to += gaps[k];
+                *to += weights[k];
+            }
+        } else {
+            for (; k < end; k++) {
+                to += gaps[k];
+                *to = add_product(*to, (float)count, weights[k]);
+            }
+        }
+#endif
+    }
+}
+
+#endif
+#if TAKES_BITS
+static void set_bit(uint8_t *bits, unsigned number)
+{
+    bits[number / 8] |= (uint8_t)(1u << number % 8);
+}
+
+/* Clear all bits, and write the numbers of those that were set, in rising order. Returns how many these are. */
+static unsigned take_bits(uint16_t *numbers, uint8_t *bits, unsigned bytes)
+{
+    unsigned count = 0;
+    for (unsigned byte = 0; byte < bytes; byte++) {
+        unsigned number = 8 * byte;
+        for (unsigned left = bits[byte]; left > 0; left /= 2, number++)
+            if (left % 2 == 1)
+                numbers[count++] = (uint16_t)number;
+        bits[byte] = 0;
+    }
+    return count;
+}
+
+#endif
 @LAYER_STEPS@
 
 static void run_step(network *net)

@@ -51,6 +51,9 @@ typedef struct {
     uint16_t num_channels;  /* with events in the step that is being gathered, in the order of their first events */
     uint16_t channels[NETWORK_CHANNELS], counts[NETWORK_CHANNELS];
     @SUM@ sum[@WIDEST_ROW@];
+#if TAKES_BITS
+    uint16_t arrived[NETWORK_WIDEST];
+#endif
 @MEMORY@
 } network;
 

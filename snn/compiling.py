@@ -8,10 +8,11 @@ from functools import cache
 from hashlib import sha256
 from multiprocessing import parent_process
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 
 import numba
 from numba.core import event
+from numba.extending import register_jitable
 
 from snn.files import write_whole
 
@@ -20,7 +21,9 @@ if numba.config.DISABLE_JIT:
     os.environ.pop("NUMBA_DISABLE_JIT", None)
     numba.config.DISABLE_JIT = 0
 
-inlined = numba.njit(error_model="numpy")  # Python's check for division by zero would prevent vectorisation
+# A function for kernels to call, and for Python as it is: compiled alone, with entries from Python and C, it would take
+# twice the time. Python's check for division by zero would prevent vectorisation.
+inlined = register_jitable(error_model="numpy")
 NOT_KEPT = "no cache folder is writable, so each program compiles it again; set NUMBA_CACHE_DIR to a writable one"
 _place_of: dict[Callable, Path | None] = {}  # kernel -> its cache folder
 
@@ -42,7 +45,8 @@ def kernel(function: Callable) -> Callable:
     before = numba.config.CACHE_DIR
     numba.config.CACHE_DIR = "" if folder in (None, beside) else str(folder)
     try:
-        compiled = numba.njit(nogil=True, cache=folder is not None, error_model="numpy")(function)
+        options = {"nogil": True, "cache": folder is not None, "error_model": "numpy", "no_cfunc_wrapper": True}
+        compiled = numba.njit(**options)(function)
     finally:
         numba.config.CACHE_DIR = before
     _place_of[compiled] = place
@@ -107,8 +111,8 @@ def _files_of(function: Callable, seen: set[Callable]) -> set[str]:
     files = {function.__code__.co_filename}
     for name in function.__code__.co_names:
         value = function.__globals__.get(name)
-        called = getattr(value, "py_func", None) or getattr(value, "__wrapped__", None)  # compiled, or an intrinsic
-        if called is not None and called not in seen:
+        called = getattr(value, "py_func", None) or getattr(value, "__wrapped__", value)  # compiled, or an intrinsic
+        if isinstance(called, FunctionType) and called not in seen:
             files |= _files_of(called, seen)
     return files
 

@@ -119,7 +119,6 @@ class Network(nn.Module):
         """Return the last layer, which decides."""
         return self.layers[-1]
 
-    @torch.compiler.disable  # torch.compile cannot trace compiled kernels; it runs the network as it is
     def forward(self, x_TBC: Tensor | SparseCounts) -> Activity:
         """Run all steps of x from the present state. A layer of an image is (T, B, H·W·C), its channels last.
 
@@ -127,6 +126,8 @@ class Network(nn.Module):
         float64), in which everything is computed, even under `torch.autocast`: half precision cannot tell a potential
         from a threshold. InputError if x does not fit, or holds a number on the CPU that is not finite.
         """
+        if torch.compiler.is_compiling():  # it cannot trace compiled kernels, so the network runs as it is
+            return torch.compiler.disable(self.forward)(x_TBC)  # as a decorator, it would take a second to import
         with checks.without_autocast(self.output.linear.weight.device):
             return self._forward(x_TBC)
 

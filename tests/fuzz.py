@@ -4,7 +4,7 @@ Case k calls entry k modulo their number as a notebook would, with arguments tha
 prints a line for each case: its number, its entry, and "result", "refused" (by one InputError), or the fault. If a
 compiled kernel reads or writes memory that is not its own, this process may die, and the caller knows at which case.
 With --guard it must die: each array that a kernel takes ends, or begins, at a page that nothing may touch.
-With --few, networks are of two neurons, as each neuron is compiled.
+With --few, networks are of one neuron, as each neuron is compiled.
 """
 
 import signal
@@ -47,7 +47,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     if "--few" in sys.argv:
-        NAMES[:] = ["AdLIF", "CuLIF"]
+        NAMES[:] = ["AdLIF"]
     guard = Guard() if "--guard" in sys.argv else None
     if guard:
         guard.wrap()

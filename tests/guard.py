@@ -37,9 +37,12 @@ class Guard:
 
     def wrap(self) -> None:
         """Put every kernel that Python calls behind this guard. What kernels call, they keep."""
+        compiled: set[Callable] = set()
+        for kernel in compiling._place_of:
+            compiling._files_of(kernel.py_func, compiled)
         for module in [module for name, module in sys.modules.items() if name.split(".")[0] in ("snn", "datasets")]:
-            jitted = [value for value in vars(module).values() if hasattr(value, "py_func")]
-            called = {name for function in jitted for name in function.py_func.__code__.co_names}
+            inside = [function for function in compiled if function.__globals__ is vars(module)]
+            called = {name for function in inside for name in function.__code__.co_names}
             for name, value in list(vars(module).items()):
                 if hasattr(value, "py_func") and value in compiling._place_of and name not in called:
                     self.wrapped.append((module, name, value))

@@ -234,15 +234,14 @@ def test_the_published_commands_parse(monkeypatch):
     assert (cfg.data.test_T, cfg.data.test_T_empty, args.best_model) == (100, 0, True)
 
 
-def test_every_published_word_is_known():
+def test_every_published_word_is_known(program):
     common = (
         "path_to_yaml distributed path_to_dataset dataset_name num_classes dt T T_empty hidden_size neuron1 neuron2 "
         "loss_mode FS FR seed best_model load_pt_file test-batch-size"
     )
     train = "treg batch-size epochs lr weight_decay lr_decay clip_norm log-interval save_name add_name"
     for script, words in (("train.py", f"{common} {train}"), ("test.py", f"{common} test_single_delay show")):
-        command = [sys.executable, str(REPOSITORY / script), "--help"]
-        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        text = program(f"{script} --help").stdout
         for word in words.split():
             assert re.search(rf"--{word}\b", text), f"{script} --{word}"
 

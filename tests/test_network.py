@@ -189,6 +189,14 @@ def test_dropout_is_one_mask_a_sequence():
     assert not torch.equal(network.layers[0].dropout.mask, mask)
 
 
+def test_torch_compile_runs_the_network_as_it_is():
+    network, x_TBC = build(small()).eval(), events()
+    expected = network.run(x_TBC)
+    compiled = torch.compile(network, backend="eager")(x_TBC)
+    assert torch.equal(compiled.s_TBN, expected.s_TBN)
+    assert torch.equal(compiled.h_TBN, expected.h_TBN)
+
+
 @pytest.mark.parametrize("layers", [("16F", "12F"), ("16R", "12R")], ids=str)
 def test_event_driven_training_is_that_with_dense_products(layers):
     """Spikes, and the gradients of all parameters, under the same masks of dropout."""

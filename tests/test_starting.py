@@ -100,7 +100,11 @@ def test_a_process_without_jit_is_told_so_once(tmp_path):
 
 
 def test_training_does_without_the_packages_of_the_report(tmp_path):
-    (tmp_path / "own.py").write_text("import sys\nsys.modules.update(matplotlib=None, jinja2=None)\nimport train\n")
+    """Nor does it load torch._dynamo, which takes a second, before it has to."""
+    (tmp_path / "own.py").write_text(
+        "import sys\nsys.modules.update(matplotlib=None, jinja2=None)\nimport train\n"
+        "assert 'torch._dynamo' not in sys.modules\n"
+    )
     result = run(f"{tmp_path / 'own.py'}", tmp_path)
     assert result.returncode == 0, result.stderr
 
@@ -163,7 +167,22 @@ def test_a_system_that_is_not_supported_is_told_so_in_one_line(tmp_path, system)
     assert result.stderr == ("error: first-spike needs Python 3.11 or newer on Linux or macOS; on Windows, WSL 2\n")
 
 
-WITHOUT = "import runpy, sys; sys.modules[{!r}] = None; sys.argv = {!r}; runpy.run_path({!r}, run_name='__main__')"
+WITHOUT = """
+import runpy, sys
+sys.modules[{!r}] = None
+for sys.argv in {!r}:
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as end:
+        code = end.code
+sys.exit(code)
+"""
+
+
+def run_without(package: str, *commands: str) -> subprocess.CompletedProcess:
+    """Run programs one after another in a process where a package is missing; the code is that of the last."""
+    program = WITHOUT.format(package, [command.split() for command in commands])
+    return subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize(
@@ -172,31 +191,23 @@ WITHOUT = "import runpy, sys; sys.modules[{!r}] = None; sys.argv = {!r}; runpy.r
         ("test.py", "matplotlib", "report"),
         ("compare.py", "jinja2", "report"),
         ("demo.py", "matplotlib", "report"),
-        ("export.py --format nir --load_pt_file x", "nir", "export"),
     ],
 )
 def test_a_missing_extra_is_named_in_one_line(program, package, extra):
-    file = str(REPOSITORY / program.split()[0])
-    words = [sys.executable, "-c", WITHOUT.format(package, program.split(), file)]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    result = subprocess.run(words, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    result = run_without(package, program)
     assert result.returncode == 2
     assert f"does not have {package}: bash run.sh --python {extra} installs what is missing" in result.stderr
     assert len(result.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("name", ["onnx", "c", "html"])
-def test_only_the_format_nir_needs_nir(name):
-    words = ["export.py", "--format", name, "--load_pt_file", "nowhere"]
-    result = subprocess.run(
-        [sys.executable, "-c", WITHOUT.format("nir", words, str(REPOSITORY / "export.py"))],
-        cwd=REPOSITORY,
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
-        capture_output=True,
-        text=True,
-    )
+def test_only_the_format_nir_needs_nir():
+    """All formats in one process, because starting torch takes seconds."""
+    formats = ("onnx", "c", "html", "nir")
+    result = run_without("nir", *(f"export.py --load_pt_file nowhere --format {name}" for name in formats))
     assert result.returncode == 2
-    assert "nowhere: no such checkpoint" in result.stderr
+    *others, last = result.stderr.splitlines()
+    assert ["nowhere: no such checkpoint" in line for line in others] == [True] * 3
+    assert "does not have nir: bash run.sh --python export installs what is missing" in last
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from torch import Tensor
 from snn.ops import printer
 from snn.ops.compiled import in_parts, inlined, printed
 from snn.ops.fused import Call
-from snn.ops.lanes import CACHE_LINE_BYTES, LANES, LINE
+from snn.ops.lanes import CACHE_LINE_BYTES, LANES, LINE, load_part, store_part
 from snn.ops.reference import Dynamics
 from snn.ops.trace import trace
 
@@ -51,6 +51,38 @@ def add_rows(out, c, rows_KN, picked):
             out[j] += c0 * row0[j]
         done += 1
     return count
+
+
+@inlined
+def copy(to, at, source, begin, number):
+    """Copy numbers a line at a time; without this, the compiler would copy them one by one."""
+    for j in range(0, number, LINE):
+        store_part(to, at + j, number - j, load_part(source, begin + j, number - j, LINE))
+
+
+@inlined
+def spread(r, at, source_XN, N, m, width):
+    """Write rows of values for the columns from m on; column m is neuron m mod N."""
+    for k in range(len(source_XN)):
+        n, j = m % N, 0
+        while j < width:
+            run = min(N - n, width - j)  # up to the last neuron
+            copy(r, at + k * STRIDE + j, source_XN, k * N + n, run)
+            n, j = 0, j + run
+
+
+@inlined
+def delayed(fed, s_TM, past_DM, m, t, lag, whole_N, share_N):
+    """Set `fed` to the outputs that come back at step t: those of `lag` steps before, or older by their delays."""
+    D = len(past_DM)
+    for n in range(len(fed)):
+        u = t - lag - whole_N[n]
+        near = s_TM[u, m + n] if u >= 0 else past_DM[D + u, m + n]
+        if share_N[n] == 0:
+            fed[n] = near
+        else:
+            far = s_TM[u - 1, m + n] if u >= 1 else past_DM[D + u - 1, m + n]
+            fed[n] = (1 - share_N[n]) * near + share_N[n] * far
 
 
 @cache

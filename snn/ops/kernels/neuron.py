@@ -14,24 +14,6 @@ FORWARD_ROWS, BACKWARD_ROWS = P + S, KEPT + SEGMENT * (1 + R)
 
 
 @inlined
-def copy(to, at, source, begin, number):
-    """Copy numbers a line at a time; without this, the compiler would copy them one by one."""
-    for j in range(0, number, LINE):
-        store_part(to, at + j, number - j, load_part(source, begin + j, number - j, LINE))
-
-
-@inlined
-def spread(r, at, source_XN, N, m, width):
-    """Write rows of values for the columns from m on; column m is neuron m mod N."""
-    for k in range(len(source_XN)):
-        n, j = m % N, 0
-        while j < width:
-            run = min(N - n, width - j)  # up to the last neuron
-            copy(r, at + k * STRIDE + j, source_XN, k * N + n, run)
-            n, j = 0, j + run
-
-
-@inlined
 def forward_steps(x_TM, fed, s_TM, h_TM, near_TW, marks_CSM, r, at, m, width, begin, end, past):
     """Run steps begin ... end of the tile m ... m + width, whose rows lie in r from `at`.
 
@@ -99,20 +81,6 @@ def backward_steps(gs_TM, gs_fed, gh_TM, gx_TM, r, at, m, width, first, begin, e
                 store_part(gx_TM, k, left, gx)
         store_gradients(r, at + j, gstate)
         store_sums(r, at + j, gvalues)
-
-
-@inlined
-def delayed(fed, s_TM, past_DM, m, t, lag, whole_N, share_N):
-    """Set `fed` to the outputs that come back at step t: those of `lag` steps before, or older by their delays."""
-    D = len(past_DM)
-    for n in range(len(fed)):
-        u = t - lag - whole_N[n]
-        near = s_TM[u, m + n] if u >= 0 else past_DM[D + u, m + n]
-        if share_N[n] == 0:
-            fed[n] = near
-        else:
-            far = s_TM[u - 1, m + n] if u >= 1 else past_DM[D + u - 1, m + n]
-            fed[n] = (1 - share_N[n]) * near + share_N[n] * far
 
 
 @kernel

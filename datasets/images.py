@@ -47,6 +47,10 @@ class Images:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def tensors(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return pixels and labels on a device; on the CPU they share memory with the arrays."""
+        return torch.from_numpy(self.pixels).to(device), torch.from_numpy(self.labels).to(device)
+
 
 def fetch_if_missing(data: config.Images) -> None:
     """Download one of torchvision's sets if it is missing."""
@@ -241,39 +245,43 @@ def first_events(
 
 
 def batches(
-    images: Images,
+    pixels_nCHW: Tensor,
+    labels_n: Tensor,
     index: np.ndarray,
     batch_size: int,
     share: Callable[[np.ndarray], np.ndarray] = lambda part: part,
     augment: Sequence[Augment] = (),
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (pixels (B, C, H, W) float32 in [0, 1], labels (B,) int64) of the images in `index`, in its order.
+    """Yield (pixels (B, C, H, W) float32 in [0, 1], labels (B,)) of the images in `index`, in its order.
 
-    `share` picks the part of each batch that this process takes; the functions in `augment` are applied to it in turn.
+    Batches are made on the device that holds the images. `share` picks the part of each batch that this process takes;
+    the functions in `augment` are applied to it in turn.
     """
     for start in range(0, len(index), batch_size):
-        part = share(index[start : start + batch_size])
-        x_BCHW = torch.from_numpy(images.pixels[part])
+        part_B = torch.from_numpy(share(index[start : start + batch_size])).to(labels_n.device)
+        x_BCHW = pixels_nCHW[part_B]
         for change in augment:
             x_BCHW = change(x_BCHW)
         if x_BCHW.dtype == torch.uint8:
             x_BCHW = x_BCHW.float() / 255
-        yield x_BCHW, torch.from_numpy(images.labels[part])
+        yield x_BCHW, labels_n[part_B]
 
 
 def crop(x_BCHW: Tensor, pad: int) -> Tensor:
     """Pad each image with `pad` black pixels and crop it at random to its size: a shift by up to `pad` pixels."""
     B, _, H, W = x_BCHW.shape
+    device = x_BCHW.device
     padded = F.pad(x_BCHW, [pad] * 4)
-    top_B, left_B = torch.randint(2 * pad + 1, (2, B, 1))
-    rows, columns = top_B + torch.arange(H), left_B + torch.arange(W)
-    samples = torch.arange(B).view(B, 1, 1)
+    top_B, left_B = torch.randint(2 * pad + 1, (2, B, 1), device=device)
+    rows, columns = top_B + torch.arange(H, device=device), left_B + torch.arange(W, device=device)
+    samples = torch.arange(B, device=device).view(B, 1, 1)
     return padded.transpose(1, 3)[samples, columns[:, None, :], rows[:, :, None]].permute(0, 3, 1, 2).contiguous()
 
 
 def flip(x_BCHW: Tensor) -> Tensor:
     """Mirror each image left to right, or leave it, at random."""
-    return torch.where(torch.rand(len(x_BCHW), 1, 1, 1) < 0.5, x_BCHW.flip(3), x_BCHW)
+    is_mirrored = torch.rand(len(x_BCHW), 1, 1, 1, device=x_BCHW.device) < 0.5
+    return torch.where(is_mirrored, x_BCHW.flip(3), x_BCHW)
 
 
 def autoaugment(x_BCHW: Tensor) -> Tensor:
@@ -289,9 +297,9 @@ def autoaugment(x_BCHW: Tensor) -> Tensor:
 def cutout(x_BCHW: Tensor) -> Tensor:
     """Put a black square of half the height around a random point of each image (DeVries & Taylor 2017)."""
     B, _, H, W = x_BCHW.shape
-    half = H // 4
-    y_B11, x_B11 = torch.randint(H, (B, 1, 1)), torch.randint(W, (B, 1, 1))
-    rows, columns = torch.arange(H).view(1, H, 1), torch.arange(W)
+    half, device = H // 4, x_BCHW.device
+    y_B11, x_B11 = torch.randint(H, (B, 1, 1), device=device), torch.randint(W, (B, 1, 1), device=device)
+    rows, columns = torch.arange(H, device=device).view(1, H, 1), torch.arange(W, device=device)
     hole = (rows >= y_B11 - half) & (rows < y_B11 + half) & (columns >= x_B11 - half) & (columns < x_B11 + half)
     return x_BCHW.masked_fill(hole.unsqueeze(1), 0)
 

@@ -55,6 +55,7 @@ class ImageTraining(Training):
         self.class_names = self.images.class_names
         if team.leads:
             say_refusal(partial(images.look, data, "test", Named(self.class_names, self.images.where)))
+        self.tensors = self.images.tensors(team.device)
         self.kept, self.held_out = hold_out(self.images, data.validation_share, train.seed)
         self.augment = images.augmentations(data.augment, data.crop_pad)
         self.spikes_by_layer: list[float] = []  # in the last validation
@@ -70,7 +71,7 @@ class ImageTraining(Training):
         return {"lr": super().schedule(cfg, epoch)["lr"] * cfg.train.lr_factor**epoch}
 
     def batches(self, order: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
-        return images.batches(self.images, order, self.cfg.train.batch_size, self.team.share, self.augment)
+        return images.batches(*self.tensors, order, self.cfg.train.batch_size, self.team.share, self.augment)
 
     def _loss(self, x_BCHW: Tensor, target_B: Tensor, weight: float) -> Tensor:
         activity = self.network(x_BCHW)
@@ -81,7 +82,7 @@ class ImageTraining(Training):
         return loss
 
     def evaluate(self, held_out: np.ndarray) -> TTFSEvaluation:
-        batches = images.batches(self.images, held_out, self.cfg.train.test_batch_size)
+        batches = images.batches(*self.tensors, held_out, self.cfg.train.test_batch_size)
         return evaluate_images(self.network, batches, self.team.device)
 
     def metrics(self, evaluation: TTFSEvaluation) -> dict:
@@ -124,7 +125,7 @@ class ImageTesting(Testing):
         return math.ceil(len(self.images) / self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return images.batches(self.images, np.arange(len(self.images)), self.batch_size)
+        return images.batches(*self.images.tensors(self.device), np.arange(len(self.images)), self.batch_size)
 
     def examine(self, x_BCHW: Tensor, target_B: Tensor) -> None:
         for network, evaluation, simulate in zip(self.networks, self.evaluations, self.simulations, strict=True):

@@ -12,6 +12,8 @@ from snn.errors import InputError
 from tests.conftest import write_shd
 from tests.make import image_data
 
+CPU = torch.device("cpu")
+
 
 def write_npz(path: Path, shape: tuple = (6, 5), n: int = 12, classes: int = 3, **changes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,7 +37,7 @@ def test_npz(tmp_path):
     with np.load(path) as file:
         assert np.array_equal(got.pixels[:, 0], file["x_test"])
         assert np.array_equal(got.labels, file["y_test"])
-    (x, y), (rest, _) = images.batches(got, np.arange(3, 12), 7)
+    (x, y), (rest, _) = images.batches(*got.tensors(CPU), np.arange(3, 12), 7)
     assert x.dtype == torch.float32
     assert torch.equal(x, torch.from_numpy(got.pixels[3:10]) / 255)
     assert y.tolist() == got.labels[3:10].tolist()
@@ -183,12 +185,11 @@ def test_autoaugment():
 def test_augmented_batches_follow_the_seed(tmp_path):
     write_npz(tmp_path / "toy.npz", (16, 16))
     got = read_npz(tmp_path, (1, 16, 16))
+    changes = images.augmentations(("crop", "flip", "cutout"), 2)
     runs = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
-        runs.append(
-            next(images.batches(got, np.arange(12), 12, augment=images.augmentations(("crop", "flip", "cutout"), 2)))[0]
-        )
+        runs.append(next(images.batches(*got.tensors(CPU), np.arange(12), 12, augment=changes))[0])
     assert torch.equal(runs[0], runs[1])
     assert not torch.equal(runs[0], runs[2])
     assert 0 <= runs[0].min() <= runs[0].max() <= 1

@@ -14,8 +14,8 @@ any drive, S = A = 0, V and the threshold meet at 2T. Such a neuron is silent he
 T, as in the authors' framework.
 
 Shapes: B samples, N inputs, O outputs; C channels, H, W. Times are converted to the type of the weights they meet,
-float32 or float64, even under `torch.autocast`. InputError if a shape does not fit, or a time on the CPU is outside
-[0, T].
+float32 or float64, even under `torch.autocast`. InputError if a shape does not fit, or, on the CPU, a time is outside
+[0, T] or a pixel outside [0, 1].
 """
 
 import math
@@ -124,7 +124,8 @@ def unit_encode(x: Tensor, T: float) -> Tensor:
     check_window(T)
     checks.tensor("the pixels", x, (...,))
     x = x if x.is_floating_point() else x.float()
-    if not torch.compiler.is_compiling() and x.numel():  # this would break a compiled graph
+    # a look at the values would break a compiled graph, and make the CPU wait for a GPU
+    if x.device.type == "cpu" and not torch.compiler.is_compiling() and x.numel():
         low, high = (bound.item() for bound in x.aminmax())
         if not (low >= 0 and high <= 1):  # also true for NaN
             raise InputError(

@@ -133,9 +133,13 @@ def silent_neurons_drive(activity: TTFSActivity, mean: Callable[[Tensor], Tensor
     through these neurons. `mean` turns the mean over this process's samples into the mean over the whole batch.
     """
     total = activity.V_BN.new_zeros(())
-    for layer, t_in, t_out in activity.passages:
+    silent = []
+    for *_, t_out in activity.passages:
         earliest_O = t_out.detach().amin([d for d in range(t_out.dim()) if d != 1])
-        is_silent_O = mean((earliest_O != math.inf).to(t_out.dtype)) == 0
+        silent.append(mean((earliest_O != math.inf).to(t_out.dtype)) == 0)
+    if not torch.cat(silent).any():  # one question for all layers, since a GPU would have to answer each
+        return total
+    for (layer, t_in, _), is_silent_O in zip(activity.passages, silent, strict=True):
         if not is_silent_O.any():
             continue
         # V(2T) of an input that fires is T + a; the sums are linear, so the mean input gives the mean drive

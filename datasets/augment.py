@@ -15,7 +15,6 @@ from snn.ops.compiled import inlined, kernel
 
 # splitmix64 (Steele, Lea, Flood, OOPSLA 2014): state += GOLDEN, then the bits are mixed
 GOLDEN, MIX_1, MIX_2 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
-FADE_KNOTS = 4  # along the channels, between which the share that is lost is interpolated
 LOW_16 = np.uint64(0xFFFF)
 BELL_SIGMA = 2 * 65536 / 12**0.5  # of the sum of four
 
@@ -30,7 +29,6 @@ class Augmentation:
     stretch: float
     time_jitter_ms: float
     drop: float
-    fade: float
     shift: int
     zoom: float
     unit_jitter: int
@@ -41,7 +39,7 @@ class Augmentation:
     height: int
 
     def __post_init__(self) -> None:
-        for name in ("stretch", "time_jitter_ms", "drop", "fade", "zoom", "blend", "mask_ms"):
+        for name in ("stretch", "time_jitter_ms", "drop", "zoom", "blend", "mask_ms"):
             checks.number(name, getattr(self, name), least=0)
         for name, least in (("shift", 0), ("unit_jitter", 0), ("mask", 0), ("width", 1), ("height", 1)):
             checks.whole(name, getattr(self, name), least)
@@ -117,7 +115,7 @@ def augment(
         np.uint64(key),
         how.stretch,
         how.time_jitter_ms * recordings.ticks_per_second / 1000,
-        (how.drop, how.fade),
+        how.drop,
         how.shift,
         how.zoom,
         how.unit_jitter,
@@ -139,15 +137,13 @@ def augment(
 
 @kernel
 def _augment(
-    source, target, key, stretch, jitter_ticks, losses, shift, zoom, unit_jitter, masks, size, last_tick, is_whole
+    source, target, key, stretch, jitter_ticks, drop, shift, zoom, unit_jitter, masks, size, last_tick, is_whole
 ):
     """Write the changed events of each recording in turn; return where each ends."""
     offsets, times, channels, index, partners, numbers = source
     new_times, new_channels = target
-    drop, fade = losses
     mask, mask_ticks = masks
     width, height = size
-    faded = np.zeros(FADE_KNOTS)
     ends = np.empty(len(index), np.int64)
     k = 0
     for b in range(len(index)):
@@ -158,9 +154,6 @@ def _augment(
         scale = 1.0
         if zoom > 0:
             scale += zoom * (2 * _uniform(state) - 1)
-        if fade > 0:
-            for knot in range(FADE_KNOTS):
-                faded[knot] = fade * _uniform(state)
         is_blended = partners[b] >= 0
         mean_t, mean_x, mean_y, last = 0.0, 0.0, 0.0, 0.0
         if is_blended or mask_ticks > 0:
@@ -190,10 +183,8 @@ def _augment(
                 if drop > 0 and _uniform(state) < drop:
                     continue
                 channel, x = channels[e], np.int64(0)
-                if moves or mask > 0 or fade > 0:
+                if moves or mask > 0:
                     x = np.int64(channel) % width
-                if fade > 0 and _uniform(state) < _between(faded, x / width):
-                    continue
                 if moves:
                     row = np.int64(channel) // width
                     if zoom > 0:
@@ -238,14 +229,6 @@ def _extent(offsets, times, channels, r, size):
         last = max(last, np.float64(times[e]))
     number = max(offsets[r + 1] - offsets[r], 1)
     return t / number, x / number, y / number, last
-
-
-@inlined
-def _between(knots, place):
-    """Interpolate linearly between equally spaced knots, of which the first is at place 0 and the last at 1."""
-    at = place * (len(knots) - 1)
-    k = min(np.int64(at), len(knots) - 2)
-    return knots[k] + (at - k) * (knots[k + 1] - knots[k])
 
 
 @inlined

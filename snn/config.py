@@ -58,11 +58,6 @@ class Augment(Section):
         0.0, description="σ of the change of each event's time; no time falls below 0 (ms)"
     )
     drop: Share = Field(0.0, description="share of the events left out")
-    fade: Share = Field(
-        0.0,
-        description="up to this share of the events is left out, more in some channels (or columns) than in others: "
-        "the share changes smoothly along them, as with another voice or microphone",
-    )
     shift: NonNegativeInt = Field(
         0,
         description="a recording moves by up to this much, along x and y on a sensor; events that leave it are lost "

@@ -8,9 +8,9 @@ from datasets.binning import Bins, batches
 from datasets.recordings import Recordings
 
 OFF = {"stretch": 0.0, "time_jitter_ms": 0.0, "drop": 0.0, "shift": 0, "zoom": 0.0, "unit_jitter": 0}
-OFF |= {"fade": 0.0, "blend": 0.0, "mask": 0, "mask_ms": 0.0}
+OFF |= {"blend": 0.0, "mask": 0, "mask_ms": 0.0}
 ALL_ON = {"stretch": 0.1, "time_jitter_ms": 3.0, "drop": 0.2, "shift": 4, "zoom": 0.1, "unit_jitter": 2}
-ALL_ON |= {"fade": 0.3, "blend": 0.5, "mask": 5, "mask_ms": 50.0}
+ALL_ON |= {"blend": 0.5, "mask": 5, "mask_ms": 50.0}
 COCHLEA, SENSOR = (700, 1), (40, 30)  # width, height
 INDEX = np.array([5, 0, 3, 9])
 
@@ -143,31 +143,6 @@ def test_shift(size, polarities):
         seen.add(found[0])
         assert pixels(channels, size)[2].max() == polarities - 1
     assert len(seen) >= (5 if height == 1 else 18)  # of 5 and 25
-
-
-@pytest.mark.parametrize("size", [COCHLEA, SENSOR])
-def test_fade(size):
-    """Events stay as they are or are lost; how many are lost changes smoothly along x, otherwise each time."""
-    recordings = make(size, per_recording=40_000)
-    seen = []
-    for key in range(20):
-        new = changed(recordings, size, key, INDEX[:1], fade=0.8)
-        times, channels = events(new, 0)
-        old_times, old_channels = events(recordings, INDEX[0])
-        place = np.searchsorted(old_times, times)
-        assert np.array_equal(old_times[place], times)
-        assert np.array_equal(old_channels[place], channels)
-        (x, *_), (old_x, *_) = pixels(channels, size), pixels(old_channels, size)
-        parts = np.linspace(0, size[0], 13)  # four to each straight piece
-        lost = 1 - np.histogram(x, parts)[0] / np.histogram(old_x, parts)[0]
-        assert (lost > -0.001).all()
-        assert lost.max() < 0.83
-        assert np.abs(np.diff(lost)).max() < 0.8 / 4 + 0.05
-        bends = np.abs(np.diff(lost, 2))
-        assert bends[[0, 1, 4, 5, 8, 9]].max() < 0.1  # straight but where two pieces meet
-        seen.append(lost)
-    assert np.mean(seen) == pytest.approx(0.4, abs=0.05)
-    assert np.ptp(seen, 0).min() > 0.3
 
 
 @pytest.mark.parametrize("size", [COCHLEA, SENSOR])

@@ -32,7 +32,6 @@ ALL_ON = Augmentation(
     stretch=0.1,
     time_jitter_ms=5,
     drop=0.1,
-    fade=0.1,
     shift=2,
     zoom=0.1,
     unit_jitter=1,

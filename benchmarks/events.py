@@ -103,7 +103,7 @@ def input_layer_megabytes(kind: str, data: Path | None) -> float:
     layer.dense_above = 1.0 if kind == "event-driven" else NEVER
 
     def step(index: np.ndarray) -> None:
-        x_TBC = bin_events(recordings, index, bins_of(cfg))
+        x_TBC = bin_events(recordings, index, Bins.of(cfg.data, "test"))
         if kind == "frames":  # dense, as in other libraries
             x_TBC = x_TBC.dense()
         layer(x_TBC).sum().backward()
@@ -117,7 +117,7 @@ def input_layer_megabytes(kind: str, data: Path | None) -> float:
 
 def streaming(network: Network, cfg: config.Config, recordings: Recordings, rounds: int) -> dict:
     """Measure ms per recording, events per second, and time against the share of a recording's events that is kept."""
-    bins = bins_of(cfg)
+    bins = Bins.of(cfg.data, "test")
     network = network.folded()
     dense = network.folded()
     for module in dense.modules():
@@ -175,10 +175,6 @@ def streaming(network: Network, cfg: config.Config, recordings: Recordings, roun
 
 def read_config() -> config.Config:
     return settings.load(CONFIG)
-
-
-def bins_of(cfg: config.Config) -> Bins:
-    return Bins.of(cfg.data, "test")
 
 
 def load(data: Path | None, cfg: config.Config) -> Recordings:
@@ -260,7 +256,7 @@ def main() -> None:
     if arguments.load_pt_file:
         checkpoint.load_weights(network, content["network"], arguments.load_pt_file)
     if network.image:
-        recordings = some(read_recordings(cfg.data, "test", bins_of(cfg)), cfg.train.batch_size)
+        recordings = some(read_recordings(cfg.data, "test", Bins.of(cfg.data, "test")), cfg.train.batch_size)
     result["streaming"] = streaming(network, cfg, recordings, arguments.rounds)
     if arguments.store:
         store(figures(result, bool(arguments.load_pt_file) and network.image is None))

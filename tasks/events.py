@@ -41,7 +41,7 @@ from tasks.kind import Kind, Result, Testing, Training, fingerprint, named, say_
 
 NARROWS_BY = 0.01  # the factor by which the triangle of a delay narrows over a training
 PRUNED_AFTER = 0.25  # of the epochs
-WHOLE_AFTER = 0.8  # of the epochs; then the rest of the network learns what the rounding of its delays changes
+WHOLE_AFTER = 0.8  # of the epochs, delays are whole, so that the rest of the network learns what rounding changes
 PRESSED_AFTER = 0.5  # of the epochs loss.first_to_spike.early has its full weight; up to then it rises in ten steps
 COCHLEA_CHANNELS = 700  # those that `datasets.prepare` makes of sound
 TEST_SEED = 0  # data.test_by sets the same recordings apart whatever the run's seed
@@ -95,19 +95,28 @@ class EventTraining(Training):
         if team.device.type == "cuda" and team.size == 1 and train.cuda_graphs:
             self.loss = Replayed(self.network, self._loss)
         self.recorded: tuple[Window, float, float] | None = None  # constants in the recorded step
-        self.pruned_from = math.ceil(PRUNED_AFTER * train.epochs)
-        self.whole_from = max(1, math.floor(WHOLE_AFTER * train.epochs))
-        if self.network.delays():
-            self.settles = self.whole_from
-        elif cfg.network.density < 1:
-            self.settles = self.pruned_from
+        schedules = [self.schedule(cfg, epoch) for epoch in range(train.epochs)]
+        forms = [(now["density"], now["delays_are_whole"]) for now in schedules]
+        self.settles = forms.index(forms[-1])
 
     @classmethod
     def schedule(cls, cfg: config.Config, epoch: int) -> dict[str, float]:
-        """Return the learning rate and D, the width of the gradient window."""
-        fs = cfg.loss.fs
-        D = narrowed_D(fs.D, fs.D_final, epoch / cfg.train.epochs) if fs.D_final else fs.D
-        return super().schedule(cfg, epoch) | {"D": D}
+        """Return the learning rate, D, the form of delays, the density and the price of time.
+
+        A network that is pressed for time before it knows anything decides at once and learns no more.
+        """
+        fs, network, epochs = cfg.loss.fs, cfg.network, cfg.train.epochs
+        left = NARROWS_BY ** (epoch / max(1, epochs - 1))
+        sigma_steps = network.delay_sigma_steps * (left - NARROWS_BY) / (1 - NARROWS_BY)
+        are_whole = bool(network.delays) and epoch >= max(1, math.floor(WHOLE_AFTER * epochs))
+        pressure = min(1.0, math.floor(10 * epoch / (PRESSED_AFTER * epochs)) / 10)
+        return super().schedule(cfg, epoch) | {
+            "D": narrowed_D(fs.D, fs.D_final, epoch / epochs) if fs.D_final else fs.D,
+            "delay_sigma_steps": 0.0 if are_whole else sigma_steps,
+            "delays_are_whole": float(are_whole),
+            "density": network.density if epoch >= PRUNED_AFTER * epochs else 1.0,
+            "early": pressure * cfg.loss.first_to_spike.early,
+        }
 
     def begin_epoch(self, epoch: int, random: np.random.Generator) -> dict[str, float]:
         self.change = None
@@ -116,21 +125,17 @@ class EventTraining(Training):
         train, now = self.cfg.train, self.schedule(self.cfg, epoch)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * now["lr"] / train.lr
-        left = NARROWS_BY ** (epoch / max(1, train.epochs - 1))
-        sigma_steps = self.cfg.network.delay_sigma_steps * (left - NARROWS_BY) / (1 - NARROWS_BY)
-        window = gradient_window(self.cfg, self.bins, now["D"])
-        # both in each epoch from then on, because a resumed run starts in any
-        if epoch >= self.whole_from:
-            sigma_steps = 0.0
+        # in each epoch, because a resumed run starts in any
+        if now["delays_are_whole"]:
             self.network.keep_delays_whole()
-        if epoch >= self.pruned_from:
-            self.network.prune(self.cfg.network.density)
-        pressure = min(1.0, math.floor(10 * epoch / (PRESSED_AFTER * train.epochs)) / 10)
-        if (window, sigma_steps, pressure) != self.recorded and isinstance(self.loss, Replayed):
+        self.network.prune(now["density"])
+        window = gradient_window(self.cfg, self.bins, now["D"])
+        constants = window, now["delay_sigma_steps"], now["early"]
+        if constants != self.recorded and isinstance(self.loss, Replayed):
             self.loss.forget()
-        self.recorded = window, sigma_steps, pressure
-        self.network.narrow_delays(sigma_steps)
-        self.objective = goal(self.cfg, window, pressure)
+        self.recorded = constants
+        self.network.narrow_delays(now["delay_sigma_steps"])
+        self.objective = goal(self.cfg, window, now["early"])
         return now
 
     def batches(self, order: np.ndarray) -> Iterator[tuple[SparseCounts | Tensor, Tensor]]:
@@ -346,13 +351,9 @@ def gradient_window(cfg: config.Config, bins: Bins, D: float) -> Window:
     return Window.of(bins.T + bins.T_empty, D, fs.A, fs.window)
 
 
-def goal(cfg: config.Config, window: Window, pressure: float = 1.0) -> Callable[..., Tensor]:
-    """Return `objective` with what the configuration settles; `pressure` multiplies loss.first_to_spike.early.
-
-    A network that is pressed for time before it knows anything decides at once and learns no more.
-    """
-    race = cfg.loss.first_to_spike
-    race = race.model_copy(update={"early": pressure * race.early})
+def goal(cfg: config.Config, window: Window, early: float = 0.0) -> Callable[..., Tensor]:
+    """Return `objective` with what the configuration settles; `early` is the price of time at present, for training."""
+    race = cfg.loss.first_to_spike.model_copy(update={"early": early})
     loss = cfg.loss.model_copy(update={"first_to_spike": race})
     return partial(objective, loss=loss, window=window, theta=cfg.network.neuron2.theta)
 

@@ -40,8 +40,8 @@ class Training(ABC):
         chosen_by: the metric of `validate` that chooses the best model; between equals, the lower loss decides.
         cures: advice for a run that goes wrong.
         goals: the metrics of `validate` that a search may be for, and whether to "maximize" or "minimize" each.
-        settles: the first epoch after which nothing but its values changes in the network; a model from before it is
-            replaced as the best by that epoch's, better or not.
+        settles: from this epoch on, counted from 0, the network has its final form; its model then replaces the best
+            of the epochs before, better or not.
         patience: training ends after this many epochs without a better model; None: it never ends early.
         network, optimizer: the network to train, and its optimiser.
         kept, held_out: indices of the samples to train on, and of those that choose the best model.

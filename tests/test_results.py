@@ -220,7 +220,7 @@ def test_wrong_words(repository, monkeypatch, words, message):
     ("name", "share", "scaled"), [("adlif_shd", 0.1, True), ("adlif_shd", 0, False), ("ttfs", 0.1, False)]
 )
 def test_a_stored_result_has_scaled_thresholds_if_they_can_be_chosen(repository, monkeypatch, name, share, scaled):
-    """Of first-spike networks with held-out recordings; and each seed has its own metrics, without the unknown ones."""
+    """Only first-spike networks with held-out recordings have them; each seed has its own metrics, none unknown."""
     path = next((repository / "configs").glob(f"{name}*.yaml"))
     values = settings.read_yaml(path)
     values["data"]["validation_share"] = share

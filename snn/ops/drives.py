@@ -34,14 +34,14 @@ def full(W_NC: Tensor) -> Drive:
 
 
 def late_inputs(W_NC: Tensor, delay_C: Tensor) -> Drive:
-    """Return that of a fully connected layer whose inputs come late by whole steps."""
+    """Return the drive of a fully connected layer whose inputs come late by whole steps."""
     C, D, dtype = W_NC.shape[1], int(delay_C.max()) + 1, W_NC.detach().numpy().dtype
     due = np.empty((D, C), np.int32), np.empty((D, C), dtype), np.zeros(D, np.int64)
     return Drive(_late_inputs, (_one_row(), slices(W_NC).numpy(), delay_C.numpy(), *due), len(W_NC), due[2:])
 
 
 def late_synapses(W_NC: Tensor, delay_NC: Tensor) -> Drive:
-    """Return that of a fully connected layer with a delay of whole steps for each synapse."""
+    """Return the drive of a fully connected layer with a delay of whole steps for each synapse."""
     W_CN = W_NC.detach().T.contiguous().numpy()
     sums_DN = np.zeros((int(delay_NC.max()) + 1, len(W_NC)), W_CN.dtype)
     return Drive(_late_synapses, (W_CN, delay_NC.T.contiguous().numpy(), sums_DN), len(W_NC), (sums_DN,))

@@ -23,7 +23,7 @@ _COMMON = {
     "--hidden_size": ("network.layers", int, "+", "number of neurons in each fully connected layer"),
     "--neuron1": (("network.neuron1", ("tau_mem_steps", "tau_syn_steps", "theta")), float, 3, "hidden τm τs θ"),
     "--neuron2": (("network.neuron2", ("tau_mem_steps", "tau_syn_steps", "theta")), float, 3, "output τm τs θ"),
-    "--loss_mode": ("loss.mode", str, None, "first_time, first_to_spike or firing_rate"),
+    "--loss_mode": ("loss.mode", str, None, "the loss, a file in snn/losses"),
     "--FS": (("loss.fs", ("alpha", "D", "A")), float, "+", "first-spike code: α [D [A]]"),
     "--FR": ("loss.fr.alpha", float, None, "firing-rate code: α"),
     "--treg": (("loss.treg", ("weight", "beta")), float, 2, "regulariser for silent targets: λ β"),

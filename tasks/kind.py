@@ -2,7 +2,6 @@
 
 import argparse
 import hashlib
-import math
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -65,15 +64,9 @@ class Training(ABC):
     def __init__(self, cfg: AnyConfig, team: Team, classes: Named | None = None):
         self.cfg, self.team = cfg, team
 
-    @classmethod
-    def schedule(cls, cfg: AnyConfig, epoch: int) -> dict[str, float]:
-        """Return the values that change from epoch to epoch, by name: at least the learning rate, "lr"."""
-        train = cfg.train
-        return {"lr": train.lr * (1 + math.cos(math.pi * epoch / train.epochs)) / 2 if train.lr_decay else train.lr}
-
     def begin_epoch(self, epoch: int, random: np.random.Generator) -> dict[str, float]:
         """Set and return the values that change from epoch to epoch. `random` makes the epoch's random choices."""
-        now = self.schedule(self.cfg, epoch)
+        now = self.cfg.schedule(epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = now["lr"]
         return now

@@ -10,6 +10,7 @@ import yaml
 
 from snn import arguments, config, manual, schema, settings, yaml12
 from snn.errors import InputError
+from snn.losses.first_time import FirstTime, SilentTarget
 from snn.machine import find_device
 from snn.schema import Mark
 from tests.conftest import CONFIGURATIONS
@@ -112,11 +113,11 @@ WORDS = {
     "--neuron1 1. 2. 0.5": ("network.neuron1", config.NeuronParams(tau_mem_steps=1.0, tau_syn_steps=2.0, theta=0.5)),
     "--neuron2 60 60 10": ("network.neuron2", config.NeuronParams(tau_mem_steps=60.0, tau_syn_steps=60.0, theta=10.0)),
     "--loss_mode firing_rate": ("loss.mode", "firing_rate"),
-    "--FS 0.3": ("loss.fs", config.FirstSpike(alpha=0.3, D=16.0, A=200.0)),
-    "--FS 0.3 4 ": ("loss.fs", config.FirstSpike(alpha=0.3, D=4.0, A=200.0)),
-    "--FS 0.3 4 300": ("loss.fs", config.FirstSpike(alpha=0.3, D=4.0, A=300.0)),
+    "--FS 0.3": ("loss.fs", FirstTime(alpha=0.3, D=16.0, A=200.0)),
+    "--FS 0.3 4 ": ("loss.fs", FirstTime(alpha=0.3, D=4.0, A=200.0)),
+    "--FS 0.3 4 300": ("loss.fs", FirstTime(alpha=0.3, D=4.0, A=300.0)),
     "--FR 15": ("loss.fr.alpha", 15.0),
-    "--treg 0 0.03": ("loss.treg", config.SilentTarget(weight=0.0, beta=0.03)),
+    "--treg 0 0.03": ("loss.treg", SilentTarget(weight=0.0, beta=0.03)),
     "--seed 0": ("train.seed", 0),
     "--batch-size 3": ("train.batch_size", 3),
     "--test-batch-size 4": ("train.test_batch_size", 4),

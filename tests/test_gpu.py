@@ -12,13 +12,12 @@ import torch
 from torch import Tensor
 
 from snn import config, ops
-from snn.coding import Window
 from snn.conv import EventConv, Pooling
 from snn.delays import DelayedLinear
 from snn.errors import InputError
 from snn.inputs import SparseCounts
 from snn.linear import EventLinear
-from snn.loss import objective
+from snn.losses import objective
 from snn.network import Network
 from snn.ops import reference, sparse
 from snn.replay import Replayed
@@ -237,12 +236,11 @@ def test_loss_and_gradients_of_a_network(network, mode):
     loss = cfg.loss.model_copy(update={"mode": mode})
     torch.manual_seed(0)
     net = Network(cfg.network, cfg.data.shape, cfg.data.num_classes).double().train()
-    window = Window.of(25, loss.fs.D, loss.fs.A)
 
     def value(net, x):
         net.reset()
         target_B = torch.arange(6, device=net.output.linear.weight.device) % 4
-        return objective(net(x), target_B, loss, window, training=True)
+        return objective(net(x), target_B, loss, training=True)
 
     assert_same_on_both(net, events(25, 6, 30), value)
 
@@ -251,12 +249,11 @@ def test_a_convolutional_network():
     cfg = read("culif_dvsgesture")
     torch.manual_seed(0)
     net = Network(cfg.network.model_copy(update={"dropout": 0.0}), (2, 16, 16), 11).double().train()
-    window = Window.of(12, cfg.loss.fs.D, cfg.loss.fs.A)
 
     def value(net, x):
         net.reset()
         target_B = torch.arange(3, device=net.output.linear.weight.device)
-        return objective(net(x), target_B, cfg.loss, window, training=True)
+        return objective(net(x), target_B, cfg.loss, training=True)
 
     assert_same_on_both(net, events(12, 3, 512), value)
 
@@ -277,17 +274,18 @@ def test_replayed_steps_are_those_of_python(layers, dropout):
         torch.manual_seed(0)
         net = Network(cfg.network, cfg.data.shape, cfg.data.num_classes).to(GPU).train()
         optimizer = torch.optim.Adam(net.parameters(), 1e-3, fused=True)
-        goal = {"D": 16}
+        goal = {"D": 16.0}
 
         def loss(x, target_B, weight, net=net, goal=goal):
             net.reset()
-            return weight * objective(net(x), target_B, cfg.loss, Window.of(25, goal["D"], 200), training=True)
+            narrowed = cfg.loss.model_copy(update={"fs": cfg.loss.fs.model_copy(update=goal)})
+            return weight * objective(net(x), target_B, narrowed, training=True)
 
         step = Replayed(net, loss) if replays else loss
         losses = []
         for seed, B in enumerate(sizes):
             if seed == 5:
-                goal["D"] = 8
+                goal["D"] = 8.0
                 if replays:
                     step.forget()
             x, target_B = batch(seed, B)
@@ -305,11 +303,10 @@ def test_replayed_steps_are_those_of_python(layers, dropout):
 
 def test_a_step_that_is_replayed_runs_no_layer(monkeypatch):
     net = Network(small().network, (30,), 4).to(GPU).train()
-    window = Window.of(25, 16, 200)
 
     def loss(x, target_B, weight):
         net.reset()
-        return objective(net(x), target_B, small().loss, window, training=True)
+        return objective(net(x), target_B, small().loss, training=True)
 
     step = Replayed(net, loss)
     for seed in range(3):

@@ -13,12 +13,14 @@ from torch.nn import functional as F
 
 from datasets.binning import Bins, bin_dense, bin_events
 from datasets.recordings import Recordings
-from snn import loss, settings
+from snn import settings
 from snn.conv import EventConv, Pooling
 from snn.errors import InputError
 from snn.evaluation import evaluate
 from snn.inputs import SparseCounts, Spikes
 from snn.linear import EventLinear
+from snn.losses.firing_rate import firing_rate
+from snn.losses.first_time import first_time, silent_target
 from snn.network import Network
 from snn.ops import max_pool, sparse, sparse_conv
 from snn.ops.sparse_conv import Geometry
@@ -315,11 +317,11 @@ def test_bins_that_are_none(wrong):
 def test_labels_outside_the_classes(labels):
     t_BN, s_TBN, target_B = torch.rand(4, 3), torch.rand(5, 4, 3), torch.tensor(labels)
     with pytest.raises(InputError, match="labels"):
-        loss.first_time(t_BN, target_B, 0.1)
+        first_time(t_BN, target_B, 0.1)
     with pytest.raises(InputError, match="labels"):
-        loss.silent_target(t_BN, target_B, 5, 0.1, 0.1)
+        silent_target(t_BN, target_B, 5, 0.1, 0.1)
     with pytest.raises(InputError, match="labels"):
-        loss.firing_rate(s_TBN, target_B, 20.0)
+        firing_rate(s_TBN, target_B, 20.0)
     of_four_classes = torch.where(target_B == 3, 4, target_B)
     with pytest.raises(InputError, match="labels"):
         evaluate(network_of(), [(frames_of(0.1, 5, 4, CHANNELS), of_four_classes)], lambda *_: 0.0, CPU)
@@ -369,8 +371,7 @@ import numpy as np, torch
 from datasets import readers
 from datasets.binning import Bins, batches
 from snn import settings
-from snn.coding import Window
-from snn.loss import objective
+from snn.losses import objective
 from snn.network import Network
 from snn.streaming import Stream
 
@@ -378,12 +379,11 @@ cfg = settings.load({repository!r} + "/configs/adlif_shd.yaml")
 recordings = readers.read("shd", "{name}_train.h5", "train", cfg.data.channels, {classes})
 network = Network(cfg.network, cfg.data.shape, {classes})
 optimizer = torch.optim.Adam(network.parameters())
-window = Window.of(cfg.data.T, cfg.loss.fs.D, cfg.loss.fs.A)
 bins = Bins(cfg.data.dt_ms, cfg.data.T, cfg.data.T_empty, cfg.data.channels)
 for x_TBC, target_B in batches(recordings, np.arange(len(recordings))[:32], bins, 16):
     network.reset()
     optimizer.zero_grad()
-    objective(network(x_TBC), target_B, cfg.loss, window, training=True).backward()
+    objective(network(x_TBC), target_B, cfg.loss, training=True).backward()
     optimizer.step()
     network.clamp_values()
 network.reset()

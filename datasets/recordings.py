@@ -60,7 +60,7 @@ class Recordings:
         return earliest(self.offsets, self.times)
 
     def load(self, index: np.ndarray, until: float = np.inf) -> tuple["Recordings", np.ndarray]:
-        """Return recordings with their events in memory, and the places of those in `index` among them."""
+        """Return recordings whose events are in memory, and the places of those in `index` among them."""
         return self, check_index(index, self)
 
 
@@ -150,7 +150,7 @@ AnyRecordings = Recordings | StoredRecordings
 
 
 def earliest(offsets: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """Return the earliest of times offsets[r] to offsets[r + 1] - 1 of each recording r, (n,) float64, or infinity."""
+    """Return the earliest time of each recording r, which has times offsets[r] to offsets[r + 1] - 1, or infinity."""
     return by_recording(np.minimum, offsets, times, np.inf)
 
 

@@ -17,8 +17,7 @@ HALVES = np.arange(np.float16(np.inf).view(np.uint16), dtype=np.uint16).view(np.
 class WindowCheck:
     """A check of what the bins see of recordings that come piece by piece, `events` in all.
 
-    Once all have come, `report` tells what the bins miss: recordings without any event in them, most events, or
-    differences in time.
+    Once all have come, `report` says whether the bins miss whole recordings, most events, or differences in time.
     """
 
     def __init__(self, bins: Bins, ticks_per_second: float, events: int):
@@ -59,7 +58,7 @@ class WindowCheck:
 
 
 def _say_coarse(times: np.ndarray, recordings: AnyRecordings, bins: Bins) -> None:
-    """Report if the times, of which these are a sample, are so coarse that many events lie in a wrong bin."""
+    """Report if times, judged by this sample of them, are so coarse that many events lie in a wrong bin."""
     per_s, is_whole = recordings.ticks_per_second, times.dtype.kind != "f"
     end = bins.end_ticks(per_s)
     off = 1000 / per_s * grain(times)[times < end] / (2 * bins.dt_ms)
@@ -82,9 +81,10 @@ def _say_coarse(times: np.ndarray, recordings: AnyRecordings, bins: Bins) -> Non
 def check_first_times(
     recordings: AnyRecordings, first: np.ndarray, end_ticks: float, window: str, fields: str, strict: bool
 ) -> None:
-    """Report how many recordings of which class have no event before `end_ticks`, by the `first` time of each.
+    """Report how many recordings of each class have no event before `end_ticks`, by the `first` time of each.
 
-    InputError if this holds for all, or if `strict` and it holds for any. `window` is in words, set by `fields`.
+    InputError if this holds for all, or if `strict` and it holds for any. `window` describes the window in words, and
+    `fields` names the fields that set it.
     """
     is_lost, is_empty = first >= end_ticks, np.isinf(first)
     if not is_lost.any():

@@ -41,7 +41,7 @@ from tasks.kind import Kind, Result, Testing, Training, fingerprint, named, say_
 
 NARROWS_BY = 0.01  # the factor by which the triangle of a delay narrows over a training
 PRUNED_AFTER = 0.25  # of the epochs
-WHOLE_AFTER = 0.8  # of the epochs, delays are whole, so that the rest of the network learns what rounding changes
+WHOLE_AFTER = 0.8  # of the epochs, delays are whole, so that the rest of the network adapts to the rounding
 PRESSED_AFTER = 0.5  # of the epochs loss.first_to_spike.early has its full weight; up to then it rises in ten steps
 COCHLEA_CHANNELS = 700  # those that `datasets.prepare` makes of sound
 TEST_SEED = 0  # data.test_by sets the same recordings apart whatever the run's seed
@@ -103,7 +103,7 @@ class EventTraining(Training):
     def schedule(cls, cfg: config.Config, epoch: int) -> dict[str, float]:
         """Return the learning rate, D, the form of delays, the density and the price of time.
 
-        A network that is pressed for time before it knows anything decides at once and learns no more.
+        The price of time rises slowly: with its full weight at the start, a network decides at once and learns nothing.
         """
         fs, network, epochs = cfg.loss.fs, cfg.network, cfg.train.epochs
         left = NARROWS_BY ** (epoch / max(1, epochs - 1))
@@ -180,7 +180,7 @@ class EventTraining(Training):
         return {f"{layer}/{name}": value.value for layer, found in layers.items() for name, value in found.items()}
 
     def activity(self) -> list[str]:
-        """Say how active each layer's last input was, and which product the layer took for it."""
+        """Describe how active each layer's last input was, and which product the layer used for it."""
         lines = []
         for name, module in self.network.named_modules():
             if isinstance(module, EventConv | EventLinear):
@@ -216,7 +216,7 @@ class EventTesting(Testing):
             for network in self.networks:
                 Stream(
                     network, self.bins.dt_ms, self.bins.T, self.bins.T_empty
-                )  # raises InputError for what it cannot take, before the work begins
+                )  # raises InputError for networks it cannot take, before the work begins
         prepare.make_if_missing(data.test_path, data.dataset_name, data.prepare)
         self.recordings = read_recordings(data, "test", self.bins, subjects[0].classes)
         say_missing(self.recordings.labels, data.num_classes, str(data.test_path), "recording")
@@ -244,7 +244,7 @@ class EventTesting(Testing):
         return self._batches(np.arange(len(self.recordings)), self.batch_size)
 
     def _hold_out(self, subject: Subject) -> Callable[[], Iterator[tuple[SparseCounts | Tensor, Tensor]]]:
-        """Return what yields the batches of the recordings that were held out from training."""
+        """Return a function that yields the batches of the recordings that were held out from training."""
         training = read_recordings(self.data, "train", self.bins, subject.classes)
         _, recordings, index = for_validation(training, self.data, self.bins, subject.cfg.train.seed)
         if not len(index):
@@ -352,7 +352,7 @@ def gradient_window(cfg: config.Config, bins: Bins, D: float) -> Window:
 
 
 def goal(cfg: config.Config, window: Window, early: float = 0.0) -> Callable[..., Tensor]:
-    """Return `objective` with what the configuration settles; `early` is the price of time at present, for training."""
+    """Return `objective` with the arguments that the configuration fixes; `early` is the present price of time."""
     race = cfg.loss.first_to_spike.model_copy(update={"early": early})
     loss = cfg.loss.model_copy(update={"first_to_spike": race})
     return partial(objective, loss=loss, window=window, theta=cfg.network.neuron2.theta)

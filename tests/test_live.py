@@ -208,9 +208,9 @@ def test_what_is_no_such_source_is_refused(pair):
     with pytest.raises(InputError, match="through a pipe nothing is lost"):
         live.Source(sys.__stdin__, f"n32_{LAYOUT}", SENSOR)
     port = receiver.getsockname()[1]
-    with pytest.raises(InputError, match=f"UDP port {port}: cannot be listened to"):
+    with pytest.raises(InputError, match=f"UDP port {port}: cannot listen on"):
         live.listen(port)
-    with pytest.raises(InputError, match="UDP port 70000: cannot be listened to"):
+    with pytest.raises(InputError, match="UDP port 70000: cannot listen on"):
         live.listen(70000)
     for layout, content, words in (
         (LAYOUT, bytes(8), "8 bytes are not a whole number of events"),
@@ -310,7 +310,7 @@ def test_the_demo_decides_on_what_the_sender_sends(program, tmp_path, launch):
     )
     assert done.returncode == 0, done.stderr
     assert decisions(done.stdout) == expected
-    assert_one_line(program("demo.py --load_pt_file best.pt --udp 70000"), "UDP port 70000: cannot be listened to")
+    assert_one_line(program("demo.py --load_pt_file best.pt --udp 70000"), "UDP port 70000: cannot listen on")
 
 
 def test_faery_has_the_layouts_that_are_read_here():

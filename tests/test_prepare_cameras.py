@@ -327,7 +327,7 @@ BAD = {
     "fraction": ("event 4 has x = 1.5", {"time_unit": "us"}),
     "names": ("none is named p (or pol, polarity, on)", {"time_unit": "us"}),
     "objects": ("not a readable .npy file", {"time_unit": "us"}),
-    "shape": ("no list of events", {"time_unit": "us"}),
+    "shape": ("not a list of events", {"time_unit": "us"}),
     "claims": ("not a readable .npy file", {"time_unit": "us"}),
 }
 
@@ -384,7 +384,7 @@ def test_a_format_that_is_not_told_must_be_said(tmp_path):
     write_words(path, [HIGH(1)], b"% evt 3.0\n% endianness big\n")
     assert "big-endian" in refusal(path)
     path.rename(tmp_path / "x.mp4")
-    assert "no recording by its name; choose from .aedat, " in refusal(tmp_path / "x.mp4")
+    assert "not named like a recording (.aedat, " in refusal(tmp_path / "x.mp4")
     write_words(path, [HIGH(1), X(3)], b"% evt 3.0\n% plugin_name hal_plugin_gen41_evk3\n")
     assert "its sensor has 720x1280 pixels (height x width), but --sensor says 100x120" in refusal(
         path, (100, 120)

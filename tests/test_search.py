@@ -199,7 +199,7 @@ def test_ctrl_c_and_the_same_command_again(program, tmp_path, tell):
     threading.Thread(target=interrupt, daemon=True).start()
     stopped = program(f"{WORDS} --trials 1")
     assert stopped.returncode == 130
-    assert stopped.stderr == "interrupted; the same command goes on with the study\n"
+    assert stopped.stderr == "interrupted; the same command continues the study\n"
     assert states(load(tmp_path)) == ["FAIL", "WAITING"]
     tell()
     assert program(f"{WORDS} --trials 1").returncode == 0

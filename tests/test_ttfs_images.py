@@ -114,9 +114,9 @@ def test_torchvision_that_cannot_be_fetched(tmp_path, monkeypatch):
 
     monkeypatch.setattr(CIFAR10, "download", no_network)
     data = image_data("torchvision", tmp_path, "cifar10", (3, 32, 32), 10)
-    with pytest.raises(InputError, match=r"CIFAR10 is not there whole.*cannot be fetched \(no route to host\)"):
+    with pytest.raises(InputError, match=r"CIFAR10 is missing or incomplete.*cannot be fetched \(no route to host\)"):
         images.fetch_if_missing(data)
-    with pytest.raises(InputError, match="CIFAR10 is not there whole"):
+    with pytest.raises(InputError, match="CIFAR10 is missing or incomplete"):
         images.read(data, "train")
     with pytest.raises(InputError, match="sets here are mnist, fmnist, cifar10, cifar100"):
         images.read(data.model_copy(update={"dataset_name": "imagenet"}), "train")

@@ -69,7 +69,7 @@ class Parser(OneLineParser):
         )
 
     def take_checkpoints(self, number: str | None = None) -> None:
-        """Add the words that begin from a trained network; `number` is the `nargs` of --load_pt_file."""
+        """Add the options that choose trained networks; `number` is the `nargs` of --load_pt_file."""
         self.add_argument(
             "--load_pt_file", type=Path, nargs=number, metavar="PT", help="checkpoint, run folder or run name"
         )

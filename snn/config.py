@@ -322,12 +322,12 @@ class FirstToSpike(Section):
         10.0, description="k: an output neuron of potential h fires at the rate exp(k (h/θ - 1))"
     )
     silent: NonNegativeFloat = Field(
-        0.0, description="added to the loss of a recording as far as no output neuron fires; more makes outputs fire"
+        0.0, description="cost of a recording in which no output neuron fires; a larger value makes outputs fire"
     )
     early: NonNegativeFloat = Field(
         0.0,
         description="weight of the expected time of the decision, as a share of the window, reached in ten steps over "
-        "the first half of the epochs; more decides earlier",
+        "the first half of the epochs; a larger value makes decisions earlier",
     )
 
 

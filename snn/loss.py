@@ -17,7 +17,7 @@ from snn.coding import Window, first_times
 from snn.errors import InputError
 from snn.network import Activity
 
-MOST_LOG_RATE = 8.0  # a neuron with a larger one fires within the step all the same
+MOST_LOG_RATE = 8.0  # a neuron with a larger one fires within the step anyway
 
 
 def first_time(t_BN: Tensor, target_B: Tensor, alpha: float) -> Tensor:
@@ -53,8 +53,8 @@ def first_to_spike(
 
         P(y) = Σ_t exp(-Σ_{τ<t} R_τ) (1 - exp(-R_t)) r_y / R_t  +  exp(-Σ_τ R_τ) e^{-silent} q_y
 
-    The neurons themselves are without noise. So the sum ends at the step of the first spike that really falls: whoever
-    was not taken before is taken there. The last term, for samples without any spike, is the decision by potentials:
+    The network itself has no noise. So the sum ends at the step of its first actual spike, to which all the remaining
+    probability goes. The last term, for samples without any spike, is the decision by potentials:
     q = softmax(slope · max_t h / theta). `early` adds early · (Σ_t P(no spike up to t)) / T, the expected time of the
     decision as a share of the window.
 
@@ -128,7 +128,7 @@ def objective(
     mean: Callable[[Tensor], Tensor] = lambda x: x,
     theta: float | None = None,
 ) -> Tensor:
-    """Return the loss that the configuration asks for. Regularising terms are added in training only.
+    """Return the loss that the configuration names. Regularising terms are added in training only.
 
     `mean` turns the mean over this process's samples into the mean over the whole batch. `theta` is the threshold of
     the output neurons, which first_to_spike needs.

@@ -219,7 +219,7 @@ def test_what_is_no_such_source_is_refused(pair):
         ("csv", b"what\n", "could not convert"),
     ):
         put(content)
-        with pytest.raises(InputError, match=f"not of the layout {layout} and this sensor .*{words}.*; name its"):
+        with pytest.raises(InputError, match=f"do not fit layout {layout} and this sensor .*{words}.*; name their"):
             heard(live.Source(receiver, layout, SENSOR))
 
 

@@ -125,7 +125,7 @@ def test_counters_that_have_run_over_are_named(tmp_path, capsys, in_memory):
     path = write(tmp_path / "x.h5", wrapped, events["units"], events["labels"])
     readers.read("shd", path, "train", 40, 3, in_memory=in_memory)
     said = capsys.readouterr().err
-    assert "in 5 of 6 recordings time falls as that of a counter which has run over (recording 0: from 0.05" in said
+    assert "in 5 of 6 recordings time falls like that of a counter which has run over (recording 0: from 0.05" in said
     shuffled = [np.random.default_rng(r).permutation(times) for r, times in enumerate(events["times"])]
     for times in (events["times"], shuffled):
         readers.read("shd", write(tmp_path / "x.h5", times, events["units"], events["labels"]), "train", 40, 3)

@@ -221,7 +221,7 @@ def test_ctrl_c_and_the_same_command_again(program, tmp_path, tell):
         ("low: 8, high: 16, step: 4", "low: 8.5, high: 16.5", ("ranges: train.batch_size", "integer")),
         ("step: 4", "steps: 4", ("ranges.train.batch_size.steps is not known", "choices")),
         ("[8F, 8F]", "[8X]", ("ranges: network.layers", "8X")),
-        ("[8F, 8F]", "[8F]", ("ranges.network.layers", "stands twice")),
+        ("[8F, 8F]", "[8F]", ("ranges.network.layers", "is given twice")),
         ("fs_accuracy", "accuracy", ("goals: accuracy is not known", "t_d90_ms")),
         ("goals:", "aims:", ("ranges.yaml", "goals is missing")),
         (RANGES, "5", ("ranges.yaml: must hold", "goals")),

@@ -1,6 +1,6 @@
 """The ingredients of a recipe, one by one: each alone on a plain configuration, and each left out of the recipe.
 
-    python -m benchmarks.ablation configs/adlif_shd.yaml configs/speech.yaml --seeds 0 1 --epochs 25 [train options]
+    python -m benchmarks.ablation configs/adlif_shd.yaml configs/speech.yaml --seeds 0 --epochs 25 [options of train.py]
 
 An ingredient is a group of fields, see INGREDIENTS. "alone" is the plain configuration with the recipe's values of one
 ingredient; "left out" is the recipe with the plain values of that ingredient. Everything else in which the two differ

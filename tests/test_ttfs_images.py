@@ -86,7 +86,7 @@ def test_missing_and_damaged_npz(tmp_path):
 
 
 def write_mnist(folder: Path, x: np.ndarray, y: np.ndarray) -> None:
-    """torchvision's layout of MNIST, both splits alike."""
+    """Write torchvision's layout of MNIST, with two equal splits."""
     raw = folder / "MNIST" / "raw"
     raw.mkdir(parents=True)
     for split in ("train", "t10k"):
@@ -123,7 +123,7 @@ def test_torchvision_that_cannot_be_fetched(tmp_path, monkeypatch):
 
 
 def test_first_events(tmp_path):
-    """The first event of a pixel, wherever it stands in the list; events past the window are none."""
+    """A pixel's first event counts, wherever it is in the list; events past the window do not."""
     shape = (2, 2, 2)
     write_shd(
         tmp_path / "toy_train.h5",

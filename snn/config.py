@@ -69,7 +69,7 @@ class Augment(Section):
         "multiplied by a factor of 1 ± zoom; events that leave it are lost",
     )
     unit_jitter: NonNegativeInt = Field(
-        0, description="each event moves by itself in the same way (channels or pixels)"
+        0, description="each event moves by up to this much, independently of the others (channels or pixels)"
     )
     blend: Share = Field(
         0.0,
@@ -248,7 +248,7 @@ class Network(Section):
         "epochs the others, which are the smallest, become 0 for good, and cost no synaptic operation",
     )
     output_delay: str | None = Field(
-        None, description="learned delays of the output layer's inputs, D25 or DS25 as in the words of layers"
+        None, description="learned delays of the output layer's inputs, D25 or DS25 as in layers"
     )
     delay_init_ms: Annotated[tuple[NonNegativeFloat, NonNegativeFloat], Field(strict=False)] | None = Field(
         None, description="initial delays are drawn between these two; default 0 to the longest (ms)"

@@ -134,7 +134,7 @@ class File:
             size += file.dataset(source.dset_name.strip("/")).size
         if dataset.size > size:
             raise InputError(
-                f"{self.path}: {dataset.name} is virtual and has {dataset.size:,} values, but what it is made of has "
+                f"{self.path}: {dataset.name} is virtual and has {dataset.size:,} values, but its sources have "
                 f"{size:,}; write it again"
             )
 

@@ -1,4 +1,4 @@
-"""A check of the window of bins against recordings: what it misses is reported, or refused, before training or test."""
+"""A check, before training or test, of how many events and recordings the window of bins misses."""
 
 import sys
 

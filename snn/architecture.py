@@ -10,8 +10,8 @@ from snn.errors import InputError
 
 WORDS = (
     "64C3 (64 channels, 3x3 kernel, same padding), 32C5S2 (stride 2), P2 and A2 (2x2 maximum and average pools), "
-    "512F (fully connected), 256R (recurrent); with learned delays of up to 25 steps, 256FD25 (one per input), 256FDS25 "
-    "(one per synapse) and 256RDR25 (one per neuron, for recurrent spikes)"
+    "512F (fully connected), 256R (recurrent); with learned delays of up to 25 steps, 256FD25 (one per input), "
+    "256FDS25 (one per synapse) and 256RDR25 (one per neuron, for recurrent spikes)"
 )
 
 

@@ -339,7 +339,7 @@ def _rows(table: Path) -> tuple[list[tuple[int, dict[str, str]]], list[str]]:
     for line, row in rows:
         if any(row.pop(None, ())):
             raise InputError(
-                f"{table}, line {line}: more cells than columns; put quotes around what holds a {separator!r}"
+                f"{table}, line {line}: more cells than columns; put quotes around a cell with a {separator!r}"
             )
     unused = [name for name in columns if name not in (*COLUMNS, "")]
     return [(line, {name: cell.strip() for name, cell in row.items()}) for line, row in rows], unused

@@ -172,7 +172,7 @@ def next_trial(work: Work, wanted: int, interruption: cli.Interruption, bar: tqd
             if trial.number not in seen:  # its worker may have died before it first reported that it was alive
                 seen.add(trial.number)
                 work.storage.record_heartbeat(trial._trial_id)
-        bar.set_postfix_str(f"waiting for {len(running)} of other workers")
+        bar.set_postfix_str(f"waiting for {len(running)} trials of other workers")
         time.sleep(2 * POLL_S)
     return None
 

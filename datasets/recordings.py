@@ -141,7 +141,7 @@ def _look_up(channel_of_unit: np.ndarray, units: np.ndarray, where: str) -> np.n
     if len(units) and (units.min() < 0 or units.max() >= len(channel_of_unit)):
         raise InputError(
             f"{where}: units go from {units.min()} to {units.max()}, but those of the sensor are 0 to "
-            f"{len(channel_of_unit) - 1}; look at data.sensor or data.channels"
+            f"{len(channel_of_unit) - 1}; check data.sensor or data.channels"
         )
     return channel_of_unit[units]
 

@@ -50,7 +50,7 @@ class WindowCheck:
             classes = [f", {100 * inside[k] / events[k]:.3g} % of those of {name_of(recordings, k)}" for k in behind]
             print(
                 f"warning: {recordings.where}: {100 * share:.3g} % of the events fall into {window}{''.join(classes)}; "
-                f"its times reach {self.last / self.ticks_per_second:g} s. Look at data.T, data.dt_ms and the unit of "
+                f"its times reach {self.last / self.ticks_per_second:g} s. Check data.T, data.dt_ms and the unit of "
                 "the times",
                 file=sys.stderr,
             )
@@ -89,7 +89,7 @@ def check_first_times(
     is_lost, is_empty = first >= end_ticks, np.isinf(first)
     if not is_lost.any():
         return
-    remedy = f"look at {fields} and the unit of the times"
+    remedy = f"check {fields} and the unit of the times"
     if is_lost.all():
         begin = "" if is_empty.all() else f"; its times begin at {first.min() / recordings.ticks_per_second:g} s"
         raise InputError(f"{recordings.where}: 0 % of the events fall into {window}{begin}; {remedy}")

@@ -128,7 +128,7 @@ def search_parser(description: str | None) -> Parser:
         "--ranges", type=Path, metavar="YAML", help="goals and ranges; default <configuration>_search.yaml beside it"
     )
     parser.add_argument(
-        "--trials", type=int, default=100, metavar="N", help="trials of the study, of all its workers together (100)"
+        "--trials", type=int, default=100, metavar="N", help="trials of the study, by all workers together (100)"
     )
     parser.add_argument("--study", metavar="NAME", help="name of the study; default <configuration>_search")
     parser.add_argument(

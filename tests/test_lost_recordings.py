@@ -52,7 +52,7 @@ def test_recordings_are_counted_by_class(tmp_path, capsys, in_memory, change, pa
     path = write_shd(tmp_path / "x.h5", **change(make_events(60, 3, 40, 0)))
     readers.read("shd", path, "train", 40, 3, in_memory=in_memory, bins=BINS)
     said = capsys.readouterr().err
-    for part in [*parts, "data.strict=true", "look at data.T, data.dt_ms"]:
+    for part in [*parts, "data.strict=true", "check data.T, data.dt_ms"]:
         assert part in said
     with pytest.raises(InputError, match=r"data\.strict=false"):
         readers.read("shd", path, "train", 40, 3, in_memory=in_memory, bins=BINS, strict=True)

@@ -55,7 +55,7 @@ THE_LAST = "the last, because nothing was held out to choose by (data.validation
 
 @dataclass
 class Position:
-    """The progress of a run. It omits the order of an epoch, since (seed, epoch) determine everything random in it."""
+    """The progress of a run. The order of an epoch is not stored: (seed, epoch) determine everything random in it."""
 
     epoch: int = 0  # complete epochs
     step: int = 0  # batches done in the next epoch

@@ -9,10 +9,9 @@ from typing import Literal, NamedTuple
 from snn.errors import InputError
 
 WORDS = (
-    "64C3 (64 channels, 3x3 kernel, same padding), 32C5S2 (stride 2), P2 (2x2 maximum pool), A2 (2x2 average pool), "
-    "512F (fully connected), 256R (fully connected, recurrent); after F or R, learned delays of up to that many steps: "
-    "D25 (one for each input), DS25 (one for each synapse), DR25 (one for each neuron's spikes on their way back), as "
-    "in 256FD25 or 256RDS25DR10"
+    "64C3 (64 channels, 3x3 kernel, same padding), 32C5S2 (stride 2), P2 and A2 (2x2 maximum and average pools), "
+    "512F (fully connected), 256R (recurrent); with learned delays of up to 25 steps, 256FD25 (one per input), "
+    "256FDS25 (one per synapse) and 256RDR25 (one per neuron, for recurrent spikes)"
 )
 
 

@@ -69,7 +69,7 @@ class Parser(OneLineParser):
         )
 
     def take_checkpoints(self, number: str | None = None) -> None:
-        """Add the words that begin from a trained network; `number` is the `nargs` of --load_pt_file."""
+        """Add the options that choose trained networks; `number` is the `nargs` of --load_pt_file."""
         self.add_argument(
             "--load_pt_file", type=Path, nargs=number, metavar="PT", help="checkpoint, run folder or run name"
         )
@@ -128,7 +128,7 @@ def search_parser(description: str | None) -> Parser:
         "--ranges", type=Path, metavar="YAML", help="goals and ranges; default <configuration>_search.yaml beside it"
     )
     parser.add_argument(
-        "--trials", type=int, default=100, metavar="N", help="trials of the study, of all its workers together (100)"
+        "--trials", type=int, default=100, metavar="N", help="trials of the study, by all workers together (100)"
     )
     parser.add_argument("--study", metavar="NAME", help="name of the study; default <configuration>_search")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""Checks of a caller's arguments, with errors in words. A compiled kernel reads wherever a shape or an index points.
+"""Checks of a caller's arguments: a compiled kernel would read wherever a wrong shape or index points.
 
 Shapes, types and devices cost nothing to check. Values do: the CPU would have to wait for a GPU, and a recorded step
 (`snn.replay`) must not wait. So values on a GPU are not checked unless a docstring says so.

@@ -21,8 +21,8 @@ if numba.config.DISABLE_JIT:
     os.environ.pop("NUMBA_DISABLE_JIT", None)
     numba.config.DISABLE_JIT = 0
 
-# A function for kernels to call, and for Python as it is: compiled alone, with entries from Python and C, it would take
-# twice the time. Python's check for division by zero would prevent vectorisation.
+# For functions that kernels call, and that Python runs uncompiled: to compile them alone as well, with entries from
+# Python and C, would take twice the time. Python's check for division by zero would prevent vectorisation.
 inlined = register_jitable(error_model="numpy")
 NOT_KEPT = "no cache folder is writable, so each program compiles it again; set NUMBA_CACHE_DIR to a writable one"
 _place_of: dict[Callable, Path | None] = {}  # kernel -> its cache folder

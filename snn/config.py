@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 NARROWS_BY = 0.01  # the factor by which the triangle of a delay narrows over a training
 PRUNED_AFTER = 0.25  # of the epochs
-WHOLE_AFTER = 0.8  # of the epochs, delays are whole, so that the rest of the network learns what rounding changes
+WHOLE_AFTER = 0.8  # of the epochs, delays are whole, so that the rest of the network adapts to the rounding
 Steps = Annotated[float, Field(ge=0.1)]  # a time constant τ; below this, exp(-1/τ) is practically 0
 
 # (height, width) in pixels of the cameras behind a layout
@@ -74,7 +74,7 @@ class Augment(Section):
         "multiplied by a factor of 1 ± zoom; events that leave it are lost",
     )
     unit_jitter: NonNegativeInt = Field(
-        0, description="each event moves by itself in the same way (channels or pixels)"
+        0, description="each event moves by up to this much, independently of the others (channels or pixels)"
     )
     blend: Share = Field(
         0.0,
@@ -253,7 +253,7 @@ class Network(Section):
         "epochs the others, which are the smallest, become 0 for good, and cost no synaptic operation",
     )
     output_delay: str | None = Field(
-        None, description="learned delays of the output layer's inputs, D25 or DS25 as in the words of layers"
+        None, description="learned delays of the output layer's inputs, D25 or DS25 as in layers"
     )
     delay_init_ms: Annotated[tuple[NonNegativeFloat, NonNegativeFloat], Field(strict=False)] | None = Field(
         None, description="initial delays are drawn between these two; default 0 to the longest (ms)"

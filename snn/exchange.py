@@ -97,7 +97,7 @@ def _refuse_delays(network: Network) -> None:
 
 
 def approximated(network: Network) -> Network:
-    """Return a folded copy without what NIR lacks, as far as possible: values it lacks are 0, and resets are hard."""
+    """Return a folded copy that is as close to NIR as possible: values that NIR lacks are 0, and resets are hard."""
     network = network.folded()
     for neurons in _neurons(network):
         neurons.dynamics = replace(neurons.dynamics, reset="hard")

@@ -1,4 +1,4 @@
-"""The parts that the configurations of all kinds of networks have in common, and the kinds that there are.
+"""The parts that the configurations of all kinds of networks have in common, and the list of these kinds.
 
 `snn.config` adds the options of each kind.
 """

@@ -156,7 +156,7 @@ class EventTraining(Training):
         return {f"{layer}/{name}": value.value for layer, found in layers.items() for name, value in found.items()}
 
     def activity(self) -> list[str]:
-        """Say how active each layer's last input was, and which product the layer took for it."""
+        """Describe how active each layer's last input was, and which product the layer used for it."""
         lines = []
         for name, module in self.network.named_modules():
             if isinstance(module, EventConv | EventLinear):
@@ -192,7 +192,7 @@ class EventTesting(Testing):
             for network in self.networks:
                 Stream(
                     network, self.bins.dt_ms, self.bins.T, self.bins.T_empty
-                )  # raises InputError for what it cannot take, before the work begins
+                )  # raises InputError for networks it cannot take, before the work begins
         prepare.make_if_missing(data.test_path, data.dataset_name, data.prepare)
         self.recordings = read_recordings(data, "test", self.bins, subjects[0].classes)
         say_missing(self.recordings.labels, data.num_classes, str(data.test_path), "recording")
@@ -217,7 +217,7 @@ class EventTesting(Testing):
         return self._batches(np.arange(len(self.recordings)), self.batch_size)
 
     def _hold_out(self, subject: Subject) -> Callable[[], Iterator[tuple[SparseCounts | Tensor, Tensor]]]:
-        """Return what yields the batches of the recordings that were held out from training."""
+        """Return a function that yields the batches of the recordings that were held out from training."""
         training = read_recordings(self.data, "train", self.bins, subject.classes)
         _, recordings, index = for_validation(training, self.data, self.bins, subject.cfg.train.seed)
         if not len(index):
@@ -319,7 +319,7 @@ class EventTesting(Testing):
 
 
 def goal(cfg: config.Config, loss: AnyLoss) -> Callable[..., Tensor]:
-    """Return `objective` with what the configuration settles."""
+    """Return `objective` with the arguments that the configuration fixes."""
     return partial(objective, loss=loss, theta=cfg.network.neuron2.theta)
 
 

@@ -1,4 +1,4 @@
-"""The library's public surface, an entry each: a call as a notebook would make it, with arguments that are drawn."""
+"""The library's public surface, one entry per call: as a notebook would make it, with arguments drawn at random."""
 
 from collections.abc import Callable
 from pathlib import Path

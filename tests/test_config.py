@@ -1,4 +1,4 @@
-"""Configuration: the values that are read, those that are refused, and the published words, which set what they say."""
+"""Configuration: values that are read or refused, and the published options, each of which sets its field."""
 
 import re
 import subprocess
@@ -33,7 +33,7 @@ def test_every_yaml_is_valid(path):
 def test_numbers_with_exponents_are_numbers():
     assert yaml12.parse("[1e-3, 1E+2, -.5e1, 1.0e-3, 3e5]", "") == [1e-3, 100.0, -5.0, 1e-3, 3e5]
     assert yaml12.parse("[a1e-3, e5, 1e, '1e-3']", "") == ["a1e-3", "e5", "1e", "1e-3"]
-    # what YAML 1.1 takes for numbers and dates, and no one else does
+    # only YAML 1.1 reads these as numbers and dates
     assert yaml12.parse("[1:30, 010, 1_000, 2020-13-45]", "") == ["1:30", "010", "1_000", "2020-13-45"]
     assert yaml12.parse("[0, -3, 12, 1., -.5]", "") == [0, -3, 12, 1.0, -0.5]
     assert settings.load(YAML).train.lr == 1e-3
@@ -281,7 +281,7 @@ def test_the_manual_leaves_the_kinds_as_they_are(program):
 
 @pytest.mark.parametrize("table", [arguments.TRAIN, arguments.TEST], ids=["train", "test"])
 def test_published_words_are_fields(table):
-    """Every word sets a field of a first-spike network."""
+    """Every option sets a field of a first-spike network."""
     fields = {option.name for option in manual.options(config.Config)}
     for target, *_ in table.values():
         names = [target] if isinstance(target, str) else [f"{target[0]}.{name}" for name in target[1]]
@@ -289,7 +289,7 @@ def test_published_words_are_fields(table):
 
 
 def test_the_command_line_does_not_wait_for_torch():
-    """--help of train.py ends before the import of torch, which takes seconds; so do words that are not known."""
+    """--help of train.py ends before the import of torch, which takes seconds, and so do unknown options."""
     code = (
         "import runpy, sys\n"
         "sys.argv = ['train.py', *sys.argv[1:]]\n"

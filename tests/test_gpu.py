@@ -57,7 +57,7 @@ def deterministic_products(monkeypatch):
 
 
 def to_gpu(call: tuple) -> tuple:
-    """The same call, every tensor a leaf of its own on the GPU."""
+    """Return the same call with every tensor as a new leaf on the GPU."""
 
     return rebuilt(call, [leaf.detach().to(GPU).requires_grad_(leaf.requires_grad) for leaf in leaves(call)])
 
@@ -67,7 +67,7 @@ def on_cpu(tensors: list[Tensor]) -> list[Tensor]:
 
 
 def assert_equal_on_both(call: tuple, multi_step=on_gpu) -> None:
-    """The outputs in every bit, the gradients up to the order of sums."""
+    """Check that the outputs are equal in every bit, and the gradients up to the order of sums."""
     outputs, gradients = run_on_gpu(multi_step, call)
     expected_outputs, expected_gradients = run(reference.multi_step, call)
     for output, expected in zip(outputs, expected_outputs, strict=True):
@@ -76,7 +76,7 @@ def assert_equal_on_both(call: tuple, multi_step=on_gpu) -> None:
 
 
 def run_on_gpu(multi_step, call: tuple) -> tuple[list[Tensor], list[Tensor]]:
-    """`run` there, brought back."""
+    """Do as `run` on the GPU, and bring the results back."""
     outputs, gradients = run(multi_step, to_gpu(call))
     return on_cpu(outputs), on_cpu(gradients)
 
@@ -266,7 +266,7 @@ def batch(seed: int, B: int) -> tuple[SparseCounts, Tensor]:
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("layers", [("16F", "12F"), ("16R",), ("16FD9", "12FDS4")], ids=str)
 def test_replayed_steps_are_those_of_python(layers, dropout):
-    """Losses, weights and statistics after batches of several sizes, the same draws of dropout; then another loss."""
+    """Compare losses, weights and statistics over batches of several sizes and equal dropout; then use another loss."""
     cfg = small(dropout=dropout, layers=layers)
     sizes = (6, 6, 4, 6, 8, 6, 8)
     results = []

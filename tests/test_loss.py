@@ -34,7 +34,7 @@ def test_silent_target_is_zero_where_the_target_fires():
 
 def test_firing_rate():
     s_TBN = torch.zeros(10, 1, 2)
-    s_TBN[:4, 0, 0] = 1  # rates .4 and 0
+    s_TBN[:4, 0, 0] = 1  # rates 0.4 and 0
     expected = math.log1p(math.exp(-20 * 0.4))
     assert float(firing_rate(s_TBN.double(), torch.tensor([0]), 20.0)) == pytest.approx(expected, rel=1e-12)
 

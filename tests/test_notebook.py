@@ -57,7 +57,7 @@ def test_another_number_of_channels(density, channels):
 
 
 def test_a_training_step_on_more_channels():
-    """It corrupted the heap of the process."""
+    """It once corrupted the heap of the process."""
     network = network_of().train()
     with pytest.raises(InputError, match="shape"):
         network(frames_of(0.1, 20, 5, 701)).h_TBN.sum().backward()
@@ -154,7 +154,7 @@ def test_a_copy_after_a_forward_pass(training):
     for each in (network, copied):
         torch.manual_seed(0)
         each.h_TBN = each(x_TBC).h_TBN
-    assert torch.equal(network.h_TBN, copied.h_TBN)  # it goes on from the same state
+    assert torch.equal(network.h_TBN, copied.h_TBN)  # it continues from the same state
 
 
 EVENTS = {"offsets": torch.tensor([0, 2, 3]), "channels": torch.tensor([1, 5, 2]), "counts": torch.ones(3)}
@@ -209,7 +209,7 @@ def test_events_that_fit_another_network():
 
 
 def test_channels_that_stand_many_times_in_a_row():
-    """More entries than a window has inputs: they overran the room that was laid out for them."""
+    """A window may get more entries than it has inputs: they once overran the memory reserved for them."""
     torch.manual_seed(0)
     shape, C, N = Geometry(2, 2, 3, 1), 2, 5
     offsets, channels = torch.tensor([0, 50, 60, 60, 61]), torch.randint(0, C, (61,), dtype=torch.int32)
@@ -394,7 +394,7 @@ print(stream.push(recordings.times[events], recordings.channels[events]) or stre
 
 
 def test_a_script_in_another_folder(tmp_path):
-    """The events of ../shared where they are, else made up ones; nothing but the folder of the repository is known."""
+    """Use the events of ../shared if they are there, otherwise made-up ones; only the repository's folder is known."""
     expand = REPOSITORY.parent / "shared" / "data" / "expand.py"
     name, classes = "fsdd", 10
     if expand.exists():

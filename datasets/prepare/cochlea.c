@@ -1,4 +1,4 @@
-/* See cochlea.h, and cochlea.py for the equations; each function here is the twin of the one of its name there. */
+/* See cochlea.h, and cochlea.py for the equations; each function does the same as the one of its name there. */
 
 #include "cochlea.h"
 

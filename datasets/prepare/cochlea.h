@@ -1,4 +1,4 @@
-/* The artificial cochlea of datasets/prepare/cochlea.py, which has its equations and prints its constants; the same spikes.
+/* The artificial cochlea of datasets/prepare/cochlea.py, which has its equations and prints its constants.
 
    static struct cochlea ear;                       // 1.3 MB
    cochlea_start(&ear, tables, random);
@@ -9,8 +9,8 @@
      samples += taken, count -= taken;
    }
 
-   No allocation, no library; everything is in the one struct. Compile without contraction (-ffp-contract=off), or the
-   spikes are others. */
+   No allocation, no library; everything is in the one struct. The spikes are those of Python if it is compiled without
+   contraction (-ffp-contract=off). */
 
 #ifndef COCHLEA_H
 #define COCHLEA_H
@@ -52,7 +52,7 @@ struct cochlea {
 void cochlea_start(struct cochlea *ear, const float *tables, const uint64_t *random);
 
 /* Take samples until a hop is complete, or all: returns how many were taken. The events of the hop are then in `steps` and
-   `units`. They lie LOOKAHEAD steps and up to a hop behind the samples, as the membrane's answer begins before its cause. */
+   `units`. They lie LOOKAHEAD steps and up to a hop behind the samples, as the membrane responds before its sound. */
 int cochlea_push(struct cochlea *ear, const float *samples, int count);
 
 #endif

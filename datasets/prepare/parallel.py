@@ -65,7 +65,7 @@ def _end_with_parent() -> None:
 
 
 def _name(task: object) -> str:
-    """Name a task: mostly its first part is its file."""
+    """Name a task by its first part, which is mostly its file."""
     return f"{task[0] if isinstance(task, tuple) else task}"
 
 

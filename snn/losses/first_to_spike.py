@@ -11,7 +11,7 @@ from torch import Tensor
 from snn import checks
 from snn.losses.loss import Activity, Loss, check
 
-MOST_LOG_RATE = 8.0  # a neuron with a larger one fires within the step all the same
+MOST_LOG_RATE = 8.0  # a neuron with a larger one fires within the step anyway
 PRESSED_AFTER = 0.5  # of the epochs `early` has its full weight; up to then it rises in ten steps
 
 
@@ -23,12 +23,12 @@ class FirstToSpike(Loss, name="first_to_spike"):
         10.0, description="k: an output neuron of potential h fires at the rate exp(k (h/θ - 1)) (first_to_spike only)"
     )
     silent: NonNegativeFloat = Field(
-        0.0, description="added to the loss of a recording as far as no output neuron fires; more makes outputs fire"
+        0.0, description="cost of a recording in which no output neuron fires; a larger value makes outputs fire"
     )
     early: NonNegativeFloat = Field(
         0.0,
         description="weight of the expected time of the decision, as a share of the window, reached in ten steps over "
-        "the first half of the epochs; more decides earlier",
+        "the first half of the epochs; a larger value makes decisions earlier",
     )
 
     @property
@@ -36,7 +36,7 @@ class FirstToSpike(Loss, name="first_to_spike"):
         return f"fts{self.slope:g}"
 
     def scheduled(self, epoch: int, epochs: int) -> dict[str, float]:
-        # A network that is pressed for time before it knows anything decides at once and learns no more.
+        # The price of time rises slowly: with its full weight at the start, a network decides at once and learns nothing.
         return {"early": min(1.0, math.floor(10 * epoch / (PRESSED_AFTER * epochs)) / 10) * self.early}
 
     def value(self, activity: Activity, target_B: Tensor, options: Any, training: bool, theta: float | None) -> Tensor:
@@ -60,8 +60,8 @@ def first_to_spike(
 
         P(y) = Σ_t exp(-Σ_{τ<t} R_τ) (1 - exp(-R_t)) r_y / R_t  +  exp(-Σ_τ R_τ) e^{-silent} q_y
 
-    The neurons themselves are without noise. So the sum ends at the step of the first spike that really falls: whoever
-    was not taken before is taken there. The last term, for samples without any spike, is the decision by potentials:
+    The network itself has no noise. So the sum ends at the step of its first actual spike, to which all the remaining
+    probability goes. The last term, for samples without any spike, is the decision by potentials:
     q = softmax(slope · max_t h / theta). `early` adds early · (Σ_t P(no spike up to t)) / T, the expected time of the
     decision as a share of the window.
 

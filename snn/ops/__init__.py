@@ -50,10 +50,10 @@ def multi_step(
 
 
 def near_room(x_TBN: Tensor, neuron: Dynamics, feedback: Feedback | None, backend: str = "auto") -> Tensor | None:
-    """Return room for what `multi_step` finds on the CPU: where u lies within the reach of a surrogate of finite width.
+    """Return a tensor in which `multi_step` marks, on the CPU, where u is within reach of a surrogate of finite width.
 
-    The tensor is (T, ceil(B·N / 64)) int64, with a bit for each column b·N + n. Where the bit is 0, a gradient of the
-    output has no effect. The result is None where it may have an effect everywhere.
+    It is (T, ceil(B·N / 64)) int64, with a bit for each column b·N + n. Where the bit is 0, a gradient of the output
+    has no effect. The result is None if it may have an effect everywhere.
     """
     if _named(backend, x_TBN) != "cpu":
         return None

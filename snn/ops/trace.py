@@ -164,7 +164,7 @@ class Step:
 def trace(neuron: Dynamics, learned: frozenset[str] = frozenset()) -> Step:
     """Trace the step of a neuron, and its derivative with respect to x, the states and these values.
 
-    Raises InputError for a step that does what no compiled backend can.
+    Raises InputError for a step that compiled backends cannot run.
     """
     trace = Trace(neuron)
 

@@ -16,7 +16,7 @@ from snn.errors import InputError
 from snn.ops.compiled import in_parts, kernel
 
 ROUNDING = 1e-4  # as a share of T; an average of leads may exceed T by this much
-SERIAL_BELOW = 1 << 15  # neurons; fewer are done before a second thread has woken up
+SERIAL_BELOW = 1 << 15  # neurons: one thread finishes fewer of them before a second one wakes up
 
 
 # Selections instead of branches, and slices that begin at 0, let the compiler vectorise the loops.

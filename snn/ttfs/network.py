@@ -67,8 +67,8 @@ class TTFSNetwork(nn.Module):
             self.encoder = layers.UnitEncoder(ttfs.T)
         if not any(isinstance(module, layers.SpikingLayer) for module in modules):
             raise InputError(
-                f"ttfs.layers = {ttfs.layers}: the network needs a layer of neurons that spike, as 400F or 16C3, "
-                "besides pools and the layer that a direct encoder makes its own"
+                f"ttfs.layers = {ttfs.layers}: the network needs a layer of neurons that spike, such as 400F or "
+                "16C3, besides pools and the layer that a direct encoder takes"
             )
         self.layers = nn.ModuleList(modules)
         if not any(isinstance(module, layers.SpikingLayer) for module in modules):

@@ -1,6 +1,9 @@
 """Losses against the published check values and term by term."""
 
 import math
+import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -12,6 +15,8 @@ from snn.losses.first_time import first_time, silent_target
 from snn.losses.first_to_spike import first_to_spike
 from snn.losses.loss import spike_count, spikes_per_neuron
 from snn.network import Activity
+from tests.conftest import REPOSITORY
+from tests.programs import TRAIN, blocks, rows, share_compiled
 
 TIMES, TARGET = torch.tensor([[3.0, 102, 55], [101, 40, 60]], dtype=torch.float64), torch.tensor([0, 0])
 
@@ -136,3 +141,27 @@ def test_objective_takes_the_mode_first_to_spike():
     for training, early in ((True, 0.5), (False, 0.0)):
         value = losses.objective(seen, target, wanted, training=training, theta=0.8)
         assert value == first_to_spike(seen.s_TBN, seen.h_TBN, target, 0.8, 4.0, 1.0, early)
+
+
+def test_a_new_loss_is_one_file(tmp_path, shd_folder):
+    """That of docs/adding_a_loss.md, in a copy of the packages, is trained, tested and listed among the options."""
+    for package in ("snn", "tasks", "datasets"):
+        shutil.copytree(REPOSITORY / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for script in ("train.py", "test.py", "first_spike.py"):
+        shutil.copy2(REPOSITORY / script, tmp_path / script)
+    share_compiled(tmp_path)
+    (source,) = blocks("adding_a_loss.md", "python")
+    (tmp_path / "snn" / "losses" / "margin.py").write_text(source)
+
+    def run(words: str) -> str:
+        done = subprocess.run([sys.executable, *words.split()], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    run(f"{TRAIN} --epochs 3 --loss_mode margin --set loss.margin.width=0.3")
+    folder = tmp_path / "runs" / "shd_margin_tau20_adlif"
+    log = rows(folder / "metrics.jsonl")
+    assert [row["width"] for row in log] == pytest.approx([0.1, 0.2, 0.3])
+    assert log[0]["train_loss"] > 0
+    assert "FS" in run(f"test.py --load_pt_file {folder.name}")
+    assert "loss.margin.width" in run("-m snn.config")

@@ -36,7 +36,7 @@ class FirstToSpike(Loss, name="first_to_spike"):
         return f"fts{self.slope:g}"
 
     def scheduled(self, epoch: int, epochs: int) -> dict[str, float]:
-        # The price of time rises slowly: with its full weight at the start, a network decides at once and learns nothing.
+        # With its full weight at the start, a network would decide at once and learn nothing.
         return {"early": min(1.0, math.floor(10 * epoch / (PRESSED_AFTER * epochs)) / 10) * self.early}
 
     def value(self, activity: Activity, target_B: Tensor, options: Any, training: bool, theta: float | None) -> Tensor:

@@ -190,7 +190,7 @@ def test_schedules(program, tmp_path):
     log = rows(tmp_path / "runs" / "x" / "metrics.jsonl")
     assert [row["lr"] for row in log] == pytest.approx([4e-3 * (1 + math.cos(math.pi * k / 4)) for k in range(4)])
     assert [row["D"] for row in log] == pytest.approx([2 * 4 ** (k / 4) for k in range(4)])
-    for name, value in (("density", 1), ("delays_are_whole", 0), ("delay_sigma_steps", 0), ("early", 0)):
+    for name, value in (("density", 1), ("delays_are_whole", 0), ("delay_sigma_steps", 0)):
         assert {row[name] for row in log} == {value}
 
 

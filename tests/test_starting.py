@@ -88,7 +88,7 @@ def test_help_does_not_wait_for_torch(tmp_path):
     """Importing it takes seconds."""
     result = run(f"-X importtime {REPOSITORY}/train.py --help", tmp_path)
     assert result.returncode == 0
-    assert re.search(rb"\| +snn\.config\n", result.stderr)
+    assert re.search(rb"\| +snn\.arguments\n", result.stderr)
     assert not re.search(rb"\| +(torch|numba|numpy|matplotlib)\n", result.stderr)
 
 

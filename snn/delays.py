@@ -28,6 +28,8 @@ class DelayedLinear(EventLinear, MemoryModule):
     On the CPU the work follows the events. On other devices, and for dense activity, plain torch operations do it.
     """
 
+    past: Tensor | SparseCounts | None
+
     def __init__(
         self,
         inputs: int,
@@ -137,7 +139,7 @@ def _joined(
         entries = (torch.cat([getattr(past, name), getattr(x_TBC, name)]) for name in ("channels", "counts"))
         return SparseCounts(offsets, *entries, (past.shape[0] + x_TBC.shape[0], *x_TBC.shape[1:]))
     if isinstance(x_TBC, Spikes):
-        return Spikes(torch.cat([past, x_TBC.s_TBN]), x_TBC.mask_BN)
+        return Spikes(torch.cat([as_tensor(past), x_TBC.s_TBN]), x_TBC.mask_BN)
     return torch.cat([as_tensor(past), as_tensor(x_TBC)])
 
 

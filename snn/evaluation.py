@@ -84,7 +84,7 @@ class Evaluation:
         )
         self.batches.append(Samples(*(value.cpu() for value in samples)))
         of_neurons = [s_BN.sum(0, dtype=torch.float64).cpu() for s_BN in spikes_by_layer]
-        before = self.neuron_spikes or [0.0] * len(layers)
+        before = self.neuron_spikes or [torch.zeros_like(s_N) for s_N in of_neurons]
         self.neuron_spikes = [sum_N + s_N for sum_N, s_N in zip(before, of_neurons, strict=True)]
 
     def samples(self) -> Samples:

@@ -109,7 +109,7 @@ def spikes_per_neuron(layers: Sequence[Tensor]) -> Tensor:
     for s in layers:
         checks.tensor("spikes", s, (T, B, "neurons", ...))
     neurons = sum(s[0, 0].numel() for s in layers)
-    return sum(s.sum() for s in layers) / (B * neurons)
+    return sum((s.sum() for s in layers), layers[0].new_zeros(())) / (B * neurons)
 
 
 def spike_count(

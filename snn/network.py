@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -20,6 +21,9 @@ from snn.learned import Delays, Learned
 from snn.linear import EventLinear
 from snn.neurons import NEURONS, SpikingNeuron
 from snn.norm import LazyNorm
+
+
+Linear = EventLinear | EventConv | Pooling  # what a layer does with its input before its neurons
 
 
 class Activity(NamedTuple):
@@ -50,7 +54,7 @@ class Layer(nn.Module):
     """
 
     def __init__(
-        self, linear: nn.Module, neurons: SpikingNeuron, norm_size: int | None = None, dropout: Dropout | None = None
+        self, linear: Linear, neurons: SpikingNeuron, norm_size: int | None = None, dropout: Dropout | None = None
     ):
         super().__init__()
         self.linear = linear
@@ -109,10 +113,10 @@ class Network(nn.Module):
             _hidden(network, word, before, after, self.image is not None, backend, dt_ms)
             for word, (before, after) in zip(words, pairwise(shapes), strict=True)
         ]
-        delay = network.output_delay and architecture.parse_delay(network.output_delay)
+        delay = architecture.parse_delay(network.output_delay) if network.output_delay else None
         linear = _linear(network, math.prod(shapes[-1]), num_classes, delay, dt_ms)
         neurons = _neurons(network, network.output_neuron, network.neuron2, num_classes, None, True, backend, dt_ms)
-        self.layers = nn.ModuleList([*hidden, Layer(linear, neurons)])
+        self.layers: Sequence[Layer] = nn.ModuleList([*hidden, Layer(linear, neurons)])  # type: ignore[assignment]
 
     @property
     def output(self) -> Layer:
@@ -233,18 +237,20 @@ def _hidden(
     dt_ms: float,
 ) -> Layer:
     """Build a hidden layer between two shapes."""
-    is_full, is_pool = isinstance(word, Full), isinstance(word, Pool)
-    if is_full:
-        linear = _linear(network, math.prod(before), word.size, word.delay, dt_ms)
-    elif is_pool:
-        linear = Pooling(*before[1:], word.kernel, word.is_average)
+    full = word if isinstance(word, Full) else None
+    if isinstance(word, Full):
+        linear: Linear = _linear(network, math.prod(before), word.size, word.delay, dt_ms)
     else:
-        linear = EventConv(before[0], word.channels, *before[1:], word.kernel, word.stride)
+        channels, height, width = before
+        if isinstance(word, Pool):
+            linear = Pooling(height, width, word.kernel, word.is_average)
+        else:
+            linear = EventConv(channels, word.channels, height, width, word.kernel, word.stride)
     # in the published convolutional networks both fully connected layers have neurons of the second kind
-    params = network.neuron2 if is_full and in_conv_net else network.neuron1
-    neurons = _neurons(network, network.neuron, params, after[0], word if is_full else None, False, backend, dt_ms)
+    params = network.neuron2 if full and in_conv_net else network.neuron1
+    neurons = _neurons(network, network.neuron, params, after[0], full, False, backend, dt_ms)
     neurons.says_near = not in_conv_net
-    norm_size = after[0] if network.batch_norm and not is_pool else None
+    norm_size = after[0] if network.batch_norm and not isinstance(word, Pool) else None
     dropout = None
     if network.dropout:  # a convolution or flattening comes next, which cannot apply a mask
         dropout = (Dropout if in_conv_net else LazyDropout)(network.dropout, step_mode="m")
@@ -261,7 +267,10 @@ def _linear(
 
 
 def _initial_steps(network: config.Network, dt_ms: float) -> tuple[float, float] | None:
-    return network.delay_init_ms and tuple(ms / dt_ms for ms in network.delay_init_ms)
+    if network.delay_init_ms is None:
+        return None
+    shortest_ms, longest_ms = network.delay_init_ms
+    return shortest_ms / dt_ms, longest_ms / dt_ms
 
 
 def _neurons(

@@ -73,8 +73,8 @@ def _explain(item: dict, kind: type[Section]) -> str:
     if item["type"] == "extra_forbidden":
         section = kind
         for name in item["loc"][:-1]:
-            if name in section.model_fields:  # others are keys of a dict of sections
-                section = section_in(section.model_fields[name].annotation)
+            if name in section.model_fields:  # others are keys of a dict of sections, as is one that holds no section
+                section = section_in(section.model_fields[name].annotation) or section
         return f"{field} is not known; choose from {', '.join(section.model_fields)}"
     if item["type"] == "missing":
         return f"{field} is missing"

@@ -115,9 +115,9 @@ class SpikingNeuron(MemoryModule):
         if num_neurons is None and (recurrent or (per == "neuron" and has_own)):
             raise InputError(f"{kind} needs num_neurons: it is recurrent or has values per neuron")
         shape = (num_neurons,) if per == "neuron" and num_neurons is not None else (1,)
-        for name, value in settings.items():
-            if value is not None:
-                checks.number(name, value)
+        for name, number in settings.items():
+            if number is not None:
+                checks.number(name, number)
         self._initial = {name: value.start(name, settings) for name, value in self._values.items()}
         for name, value in self._values.items():
             value.add_to(self, name, shape, self._initial[name])
@@ -182,7 +182,7 @@ class SpikingNeuron(MemoryModule):
 
     def values(self) -> dict[str, Tensor]:
         """Return the present values by name, each of shape (N,) or (1,)."""
-        found = {}
+        found: dict[str, Tensor] = {}
         for name, value in self._values.items():
             if isinstance(value, Derived):
                 found[name] = value.function(found)

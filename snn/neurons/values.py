@@ -6,7 +6,7 @@ holds a parameter of one number per neuron or per layer, from which `of` compute
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -205,7 +205,7 @@ class Derived(Value):
     """A number computed in torch from the values declared before it, once and not in every step."""
 
     learned: bool = False
-    function: Callable[[Mapping[str, Tensor]], Tensor] | None = None
+    function: Callable[[Mapping[str, Tensor]], Tensor] = field(kw_only=True)
 
     def add_to(self, module: nn.Module, name: str, shape: tuple[int, ...], initial: float | None) -> None:
         """Store nothing."""

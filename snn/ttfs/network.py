@@ -62,7 +62,7 @@ class TTFSNetwork(nn.Module):
         if ttfs.encoder == "direct":
             if not isinstance(modules[0], layers.SpikingLayer):
                 raise InputError(f"ttfs.layers = {ttfs.layers}: the direct encoder needs a first layer with weights")
-            self.encoder = layers.DirectEncoder(modules.pop(0))
+            self.encoder: layers.DirectEncoder | layers.UnitEncoder = layers.DirectEncoder(modules.pop(0))
         else:
             self.encoder = layers.UnitEncoder(ttfs.T)
         if not any(isinstance(module, layers.SpikingLayer) for module in modules):
@@ -122,7 +122,7 @@ def _layer(
         )
     if layer.delay:
         raise InputError(f"layer '{layer.size}F': delays are for first-spike networks; write {layer.size}F alone")
-    return layers.Linear(math.prod(before), *after, T, **options)
+    return layers.Linear(math.prod(before), after[0], T, **options)
 
 
 def silent_neurons_drive(activity: TTFSActivity, mean: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:

@@ -53,8 +53,8 @@ class Evaluation:
     def add(self, activity: Activity, target_B: Tensor, events_TB: Tensor, operations_TB: Tensor) -> None:
         """Add one batch."""
         s_TBN, h_TBN, layers = activity
-        T = len(s_TBN)
-        checks.labels(target_B, *s_TBN.shape[1:], s_TBN.device)
+        T, B, classes = s_TBN.shape
+        checks.labels(target_B, B, classes, s_TBN.device)
         t_BN = first_times(s_TBN, h_TBN).long()
         fs_label_B = fs_decision(t_BN)
         first_B, target_step_B = t_BN.amin(-1), t_BN.gather(1, target_B.unsqueeze(1)).squeeze(1)

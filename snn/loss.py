@@ -95,7 +95,8 @@ def firing_rate(s_TBN: Tensor, target_B: Tensor, alpha: float) -> Tensor:
 
 def _check(x_BN: Tensor, target_B: Tensor, **constants: float) -> None:
     checks.tensor("times", x_BN, ("samples", "classes"), checks.FLOATS)
-    checks.labels(target_B, *x_BN.shape, x_BN.device)
+    B, classes = x_BN.shape
+    checks.labels(target_B, B, classes, x_BN.device)
     for name, value in constants.items():
         checks.number(name, value)
 
@@ -142,7 +143,7 @@ def objective(
     elif loss.mode == "first_to_spike":
         race = loss.first_to_spike
         early = race.early if training else 0.0
-        value = first_to_spike(s_TBN, h_TBN, target_B, theta, race.slope, race.silent, early)
+        value = first_to_spike(s_TBN, h_TBN, target_B, theta, race.slope, race.silent, early)  # type: ignore[arg-type]
     else:
         value = firing_rate(s_TBN, target_B, loss.fr.alpha)
     if training and loss.spike_count.weight > 0:

@@ -16,12 +16,11 @@ from snn.architecture import Conv, Full, Pool
 from snn.conv import EventConv, Pooling, pixels_of
 from snn.delays import DelayedLinear
 from snn.errors import InputError
-from snn.inputs import SparseCounts, Spikes
+from snn.inputs import SparseCounts, Spikes, as_tensor
 from snn.learned import Delays, Learned
 from snn.linear import EventLinear
 from snn.neurons import NEURONS, SpikingNeuron
 from snn.norm import LazyNorm
-
 
 Linear = EventLinear | EventConv | Pooling  # what a layer does with its input before its neurons
 
@@ -108,7 +107,7 @@ class Network(nn.Module):
         words = architecture.parse(network.layers)
         shapes = [shape, *architecture.shapes(network.layers, shape)]
         self.num_channels = math.prod(shape)
-        self.image = shape if words and not isinstance(words[0], Full) else None
+        self.image = shape if len(shape) == 3 and words and not isinstance(words[0], Full) else None
         hidden = [
             _hidden(network, word, before, after, self.image is not None, backend, dt_ms)
             for word, (before, after) in zip(words, pairwise(shapes), strict=True)
@@ -123,6 +122,10 @@ class Network(nn.Module):
         """Return the last layer, which decides."""
         return self.layers[-1]
 
+    @property
+    def _weight(self) -> Tensor:
+        return self.output.linear.weight  # type: ignore[return-value]  # no pool decides
+
     def forward(self, x_TBC: Tensor | SparseCounts) -> Activity:
         """Run all steps of x from the present state. A layer of an image is (T, B, H·W·C), its channels last.
 
@@ -132,20 +135,20 @@ class Network(nn.Module):
         """
         if torch.compiler.is_compiling():  # it cannot trace compiled kernels, so the network runs as it is
             return torch.compiler.disable(self.forward)(x_TBC)  # as a decorator, it would take a second to import
-        with checks.without_autocast(self.output.linear.weight.device):
+        with checks.without_autocast(self._weight.device):
             return self._forward(x_TBC)
 
     def _forward(self, x_TBC: Tensor | SparseCounts) -> Activity:
         if not isinstance(x_TBC, SparseCounts):
             sizes = ("steps", "samples", self.num_channels)
-            x_TBC = checks.like_weights("the network's input", x_TBC, sizes, self.output.linear.weight)
+            x_TBC = checks.like_weights("the network's input", x_TBC, sizes, self._weight)
         T, B, _ = x_TBC.shape
         spikes = []
         if self.image:
             x_TBC = pixels_of(x_TBC, self.image)
         for layer in self.layers:
             if isinstance(layer.linear, EventLinear) and self.image:  # lay the pixels side by side
-                x_TBC = x_TBC.view(T, B, -1)
+                x_TBC = as_tensor(x_TBC).view(T, B, -1)
             if layer is self.output:
                 s_TBN, h_TBN = layer(x_TBC)
             else:
@@ -176,7 +179,7 @@ class Network(nn.Module):
         folded = copy.deepcopy(self).cpu().eval()
         folded.reset()
         for layer in folded.layers:
-            if layer.norm is not None:
+            if layer.norm is not None and not isinstance(layer.linear, Pooling):  # a pool has none
                 scale_N = layer.norm.weight / torch.sqrt(layer.norm.running_var + layer.norm.eps)
                 layer.linear.weight *= scale_N.view(-1, *[1] * (layer.linear.weight.dim() - 1))
                 layer.linear.bias = nn.Parameter(layer.norm.bias - layer.norm.running_mean * scale_N)
@@ -263,7 +266,8 @@ def _linear(
     """Build the map of a fully connected layer."""
     if delay is None:
         return EventLinear(inputs, outputs)
-    return DelayedLinear(inputs, outputs, *delay, _initial_steps(network, dt_ms))
+    # no word for a layer's input gives it delays per neuron
+    return DelayedLinear(inputs, outputs, *delay, _initial_steps(network, dt_ms))  # type: ignore[arg-type]
 
 
 def _initial_steps(network: config.Network, dt_ms: float) -> tuple[float, float] | None:

@@ -1,6 +1,6 @@
 """Reading a configuration from YAML, overriding and checking it, with one line for each mistake."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -67,7 +67,7 @@ def kind_of(values: dict) -> type[AnyConfig]:
     return next((kind for section, kind in reversed(KINDS.items()) if section in values), Config)
 
 
-def _explain(item: dict, kind: type[Section]) -> str:
+def _explain(item: Mapping[str, Any], kind: type[Section]) -> str:
     """Explain one of pydantic's errors in our words."""
     field = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":

@@ -62,6 +62,8 @@ class Value:
         """Register this value in a layer: as a parameter, or as a buffer that the configuration restores."""
         if self.learned:
             module.register_parameter(self.stored_as(name), nn.Parameter(self.tensor(initial, shape)))
+        elif initial is None:
+            raise InputError(f"the value {name} is not learned, so it cannot be drawn: give `initial`")
         else:
             module.register_buffer(name, self.fixed(initial), persistent=False)
 
@@ -113,6 +115,8 @@ class Decay(Value):
     unit = "ms"
 
     def tensor(self, initial: float | None, shape: tuple[int, ...]) -> Tensor:
+        if initial is None:
+            raise InputError(f"the {self.title} is a Decay, which cannot be drawn: give `initial`")
         is_raw = self.parametrisation == "raw"
         return torch.full(shape, math.exp(-1 / initial) if is_raw else -math.log(math.expm1(1 / initial)))
 
@@ -180,6 +184,8 @@ class RateDecay(Decay):
 
     `draw` gives the bounds of the rate, per step.
     """
+
+    draw: tuple[float, float] = (0.01, 1.0)
 
     def tensor(self, initial: float | None, shape: tuple[int, ...]) -> Tensor:
         if initial is not None:

@@ -198,7 +198,7 @@ def numba(neuron: Dynamics, learned: frozenset[str]) -> str:
     g_after = [f"g{k}" for k in range(S)]
     sums = [f"sum_{name}" for name in order]
     forward = text.lines([step.spike, step.potential, step.near, *step.after])
-    near = text.names.get(step.near, "None")
+    near = "None" if step.near is None else text.names[step.near]
     forward_result = f"{', '.join(named([step.spike, step.potential]))}, {near}, {_tuple(named(step.after))}"
     backward_lines = text.lines([step.g_x, *step.g_states, *step.g_values.values()])
     summed = [

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from types import SimpleNamespace
+from types import FrameType, SimpleNamespace
 from typing import Any, NoReturn
 
 import torch
@@ -96,7 +96,8 @@ class Trace:
 
     def fail(self, message: str, line: int | None = None) -> NoReturn:
         """Raise InputError with the neuron and a line: the one given, the one that runs, or where its step begins."""
-        step, frame = self.neuron.step, sys._getframe()
+        step = self.neuron.step
+        frame: FrameType | None = sys._getframe()
         file = inspect.getsourcefile(step)
         while frame and frame.f_code.co_filename != file:
             frame = frame.f_back

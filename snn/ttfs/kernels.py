@@ -199,7 +199,7 @@ def to_earliest(g_BCHW: Tensor, places_BCHW: Tensor, shape: torch.Size) -> Tenso
 
 def _check_maps(shape: Sequence[int]) -> tuple[int, int, int, int]:
     """Return the shape; InputError unless it is that of maps with room for a patch."""
-    checks.sizes("the shape of the times", shape)
+    checks.sizes("the shape of the times", tuple(shape))
     if len(shape) != 4 or min(shape[2:]) < 2:
         raise InputError(f"times must be (images, channels, height, width), of 2 x 2 or more, but are {tuple(shape)}")
     B, C, H, W = shape

@@ -17,9 +17,7 @@ from torch import Tensor
 from snn import checks
 from snn.delays import DelayedLinear
 from snn.errors import InputError
-from snn.linear import EventLinear
-from snn.network import Network
-from snn.neurons import SpikingNeuron
+from snn.network import Layer, Network
 from snn.ops import printer
 from snn.ops.reference import Dynamics
 from snn.quantise import as_int8, quantised, weights
@@ -62,7 +60,8 @@ def code(
     wait in memory: `most_late` is the largest count, and an event beyond it is refused. InputError for a network that
     this C cannot express.
     """
-    output = _linears(network)[-1]
+    if network.image is not None:
+        raise InputError("the formats c and html take fully connected networks; this one has convolutions or pools")
     step_us = round(1000 * dt_ms)
     if step_us < 1 or not math.isclose(step_us, 1000 * dt_ms, rel_tol=1e-12):
         raise InputError(
@@ -72,18 +71,17 @@ def code(
         raise InputError(
             f"the formats c and html count microseconds in 32 bits, but the window has {(T + T_empty) * step_us:,}"
         )
-    checks.weights("the network", output.weight)
-    if output.weight.dtype != torch.float32:
+    checks.weights("the network", network.output.linear.weight)
+    if network.output.linear.weight.dtype != torch.float32:
         raise InputError("the formats c and html take float32 networks; convert this one with network.float()")
     network.check_values("the network")
     network = (quantised if int8 else Network.folded)(network)
-    linears = _linears(network)
-    sizes = [network.num_channels, *(linear.out_features for linear in linears)]
+    sizes = [network.num_channels, *(layer.linear.out_features for layer in network.layers)]
     if max(sizes) > LARGEST:
         raise InputError(
             f"the formats c and html number inputs and neurons with 16 bits, but a layer has {max(sizes):,}"
         )
-    most_events = most_late if getattr(linears[0], "per", None) == "input" else 2**16 - 1
+    most_events = most_late if getattr(network.layers[0].linear, "per", None) == "input" else 2**16 - 1
     if int8:
         most_events = min(most_events, (2**31 - 1) // (127 * sizes[0]))
     types = {
@@ -93,10 +91,7 @@ def code(
         "COUNT": _unsigned(most_events),
         "START": _unsigned(max(int(each.count_nonzero()) + each.numel() // GAP for each in weights(network))),
     }
-    layers = [
-        _printed(k, linear, layer.neurons, layer is network.output, types)
-        for k, (linear, layer) in enumerate(zip(linears, network.layers, strict=True), 1)
-    ]
+    layers = [_printed(k, layer, layer is network.output, types) for k, layer in enumerate(network.layers, 1)]
     neurons = {layer.neuron.name: printer.c(layer.neuron) for layer in layers}
     arrays = [array for layer in layers for array in layer.arrays]
     names = [f"class {k}" for k in range(sizes[-1])] if class_names is None else class_names
@@ -132,14 +127,6 @@ def code(
     return Code(files, constants_bytes, state_bytes)
 
 
-def _linears(network: Network) -> list[EventLinear]:
-    """Return the linear maps of a fully connected network. InputError for another network."""
-    linears = [layer.linear for layer in network.layers if isinstance(layer.linear, EventLinear)]
-    if len(linears) < len(network.layers):
-        raise InputError("the formats c and html take fully connected networks; this one has convolutions or pools")
-    return linears
-
-
 class Printed(NamedTuple):
     """A layer for the templates `layer.h` and `layer.c`."""
 
@@ -150,8 +137,9 @@ class Printed(NamedTuple):
     stored: list[str]  # a line about each matrix of weights
 
 
-def _printed(k: int, linear: EventLinear, module: SpikingNeuron, is_output: bool, types: Mapping[str, str]) -> Printed:
+def _printed(k: int, layer: Layer, is_output: bool, types: Mapping[str, str]) -> Printed:
     """Print layer k, counted from 1."""
+    linear, module = layer.linear, layer.neurons
     neuron, feedback = module.dynamics, module.feedback
     (N, C), int8, arrays, stored = linear.weight.shape, types["WEIGHT"] == "int8_t", [], []
 
@@ -181,16 +169,16 @@ def _printed(k: int, linear: EventLinear, module: SpikingNeuron, is_output: bool
         words["D"] = int(whole.max()) + 1
     is_sparse = add_weights("", linear.weight, whole if per == "synapse" else None)
     summed = [] if per == "synapse" else [is_sparse]  # of each matrix whose rows are summed: whether without zeros
-    if per == "input" and whole is not None:
+    if per == "input":
         add("input_delays", _delays(whole))
     if linear.bias is not None:
         add("biases", linear.bias)
     if feedback is not None:
         summed.append(add_weights("recurrent_", feedback.V_NN))
-    returning_N = None if feedback is None else feedback.delay_N
-    if returning_N is not None:
-        words["RETURN_D"] = int(returning_N.max()) + 1
-        add("recurrent_delays", _delays(returning_N))
+    delays = feedback is not None and feedback.delay_N is not None
+    if delays:
+        words["RETURN_D"] = int(feedback.delay_N.max()) + 1
+        add("recurrent_delays", _delays(feedback.delay_N))
     values = module.values()
     said = []
     for name in printer.c(neuron)[2]:
@@ -208,11 +196,11 @@ def _printed(k: int, linear: EventLinear, module: SpikingNeuron, is_output: bool
         "AXONAL": per == "input",
         "SYNAPTIC": per == "synapse",
         "RECURRENT": feedback is not None,
-        "RECURRENT_DELAYS": returning_N is not None,
+        "RECURRENT_DELAYS": delays,
         "SPIKE_FIRST": neuron.spike_first,
         "SPARSE": is_sparse,
         "RECURRENT_SPARSE": feedback is not None and summed[-1],
-        "TAKES_BITS": returning_N is not None or (per == "input" and k > 1),
+        "TAKES_BITS": delays or (per == "input" and k > 1),
         "SUMS_ROWS": False in summed,
         "SUMS_NONZEROS": True in summed,
     }

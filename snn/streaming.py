@@ -209,7 +209,7 @@ def _layer(layer: Layer, drive: Drive, is_output: bool) -> kernels.Layer:
         None if V_NN is None else whole(of_loop(V_NN)),
         np.empty(N, np.int64),
         neurons.dynamics.spike_first,
-        is_output or None,
+        is_output,
     )
 
 

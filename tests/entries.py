@@ -29,7 +29,6 @@ from tests.draw import DTYPES, Draw
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 CPU = torch.device("cpu")
-NAMES = list(NEURONS)  # of the neurons that are drawn
 ENTRIES: list[Callable[[Draw], None]] = []
 
 
@@ -110,7 +109,7 @@ def network_of(draw: Draw) -> tuple[Network, int]:
     is_image = draw.chance(0.3)
     shape = (2, 6, 6) if is_image else (draw.of([3, 30]),)
     words = draw.of([("4C3", "P2", "5F"), ("P2", "4F"), ("3C3S2",)] if is_image else [("8F",), ("4F", "3R"), ()])
-    chosen = SPIKING.model_copy(update={"layers": words, "neuron": draw.of(NAMES)})
+    chosen = SPIKING.model_copy(update={"layers": words, "neuron": draw.of(list(NEURONS))})
     network = Network(chosen, shape, 3, draw.of(["auto", "torch"])).train(draw.chance(0.5))
     if draw.wrong(0.05):
         network.to(draw.of([torch.float64, torch.float16, torch.bfloat16]))
@@ -132,7 +131,7 @@ def whole_network(draw: Draw) -> None:
 def neurons(draw: Draw) -> None:
     N = draw.size(20)
     options = {"tau_mem_steps": 5.0, "tau_syn_steps": 5.0, "theta": 0.5, "recurrent": draw.chance(0.3)}
-    module = NEURONS[draw.of(NAMES)](N, **options, backend=draw.of(["auto", "torch", "cpu"]))
+    module = NEURONS[draw.of(list(NEURONS))](N, **options, backend=draw.of(["auto", "torch", "cpu"]))
     x = draw.tensor(draw.size(), draw.size(), N)
     if isinstance(x, Tensor) and x.layout == torch.strided:
         backward(module(x))

@@ -1,10 +1,9 @@
-"""Calls of the library's public surface, made by number: python -m tests.fuzz SEED FIRST LAST [--guard] [--few]
+"""Calls of the library's public surface, made by number: python -m tests.fuzz SEED FIRST LAST [--guard]
 
 Case k calls entry k modulo their number as a notebook would, with arguments that fit, or with some that do not. It
 prints a line for each case: its number, its entry, and "result", "refused" (by one InputError), or the fault. If a
 compiled kernel reads or writes memory that is not its own, this process may die, and the caller knows at which case.
 With --guard it must die: each array that a kernel takes ends, or begins, at a page that nothing may touch.
-With --few, networks are of one neuron, as each neuron is compiled.
 """
 
 import signal
@@ -16,7 +15,7 @@ import torch
 
 from snn.errors import InputError
 from tests.draw import Draw
-from tests.entries import ENTRIES, NAMES
+from tests.entries import ENTRIES
 from tests.guard import Guard
 
 SECONDS = 60  # of the processor, a case; a kernel may have to be compiled in it
@@ -46,8 +45,6 @@ def main() -> None:
     seed, first, last = map(int, sys.argv[1:4])
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    if "--few" in sys.argv:
-        NAMES[:] = ["AdLIF"]
     guard = Guard() if "--guard" in sys.argv else None
     if guard:
         guard.wrap()

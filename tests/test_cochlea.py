@@ -61,19 +61,15 @@ def test_overlap_save_equals_one_long_transform():
 
 
 def test_resting_state_is_a_fixed_point():
+    """At two places, the first and the last."""
     ear = c.Ear.at_rest(0)
-    free, cleft, reprocessed, probability = (
-        ear.free.copy(),
-        ear.cleft.copy(),
-        ear.reprocessed.copy(),
-        np.empty(700, np.float32),
-    )
+    rest = [part[[0, -1]] for part in (ear.free, ear.cleft, ear.reprocessed)]
+    free, cleft, reprocessed, probability = (*(part.copy() for part in rest), np.empty(2, np.float32))
     for _ in range(24_000):
-        c.hair_cell_step(np.zeros(700, np.float32), free, cleft, reprocessed, probability)
-    np.testing.assert_allclose(free, ear.free, rtol=1e-4)
-    np.testing.assert_allclose(cleft, ear.cleft, rtol=1e-4)
-    np.testing.assert_allclose(reprocessed, ear.reprocessed, rtol=1e-4)
-    np.testing.assert_allclose(probability, c.HAIR_H * ear.cleft * c.STEP_S, rtol=1e-4)
+        c.hair_cell_step(np.zeros(2, np.float32), free, cleft, reprocessed, probability)
+    for part, at_rest in zip((free, cleft, reprocessed), rest, strict=True):
+        np.testing.assert_allclose(part, at_rest, rtol=1e-4)
+    np.testing.assert_allclose(probability, c.HAIR_H * rest[1] * c.STEP_S, rtol=1e-4)
     assert 60 < probability[0] / c.STEP_S < 70  # spontaneous rate of a fibre, Hz
 
 

@@ -105,7 +105,9 @@ def test_a_convolutional_network_equals_the_slow_one(pool, backend):
 
 
 @pytest.mark.parametrize("variant", ["spkjelly", "superspike"])
-@pytest.mark.parametrize("neuron", NEURONS)
+@pytest.mark.parametrize(
+    "neuron", [pytest.param(name, marks=[pytest.mark.slow] * (name not in ("AdLIF", "BRF"))) for name in NEURONS]
+)
 def test_convolutional_networks_of_all_neurons(neuron, variant):
     """Shapes of all layers, chunks, events in place of dense counts, values a channel, and a loss that falls."""
     cfg = small_conv("A", neuron=neuron, variant=variant, batch_norm=True)

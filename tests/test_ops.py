@@ -164,7 +164,7 @@ def test_exact_ties(neuron, recurrent):
     assert_equal_to_reference(on_cpu, tie_call(neuron, recurrent))
 
 
-@pytest.mark.parametrize("longest", [None, 2], ids=["feedforward", "delayed"])
+@pytest.mark.parametrize("longest", [None, pytest.param(2, marks=pytest.mark.slow)], ids=["feedforward", "delayed"])
 def test_each_input_alone(longest, poisoned):
     """Two of the values are tested, because each that is learned alone is compiled."""
     neuron = LATE_SOFT if longest is None else ADLIF

@@ -67,7 +67,8 @@ def test_voices_are_held_out_whole():
 
 
 def test_every_voice_says_the_same_again():
-    everything = [utterance for split in digits.plan(seed=0, voices=104, utterances=1) for utterance in split]
+    plan = digits.plan(seed=0, voices=104, utterances=1)
+    everything = [utterance for split in plan for utterance in split if utterance.label % 5 == 0]
     spoken = digits.speak(everything)
     time.sleep(1)  # espeak-ng's own seed is the time in seconds
     again = digits.speak(everything)
@@ -76,7 +77,7 @@ def test_every_voice_says_the_same_again():
         for utterance, (audio, _), (audio_again, _) in zip(everything, spoken, again, strict=True)
         if not np.array_equal(audio, audio_again)
     }
-    assert len(spoken) == 104 * 20
+    assert len(spoken) == 104 * 4
     assert differ == set()
 
 

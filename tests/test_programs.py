@@ -217,7 +217,10 @@ def test_resume_of_a_damaged_run(program, tmp_path):
     [
         "--loss_mode firing_rate --lr_decay --clip_norm 0 --verbose",
         "--set loss.fs.D_final=10 --set loss.fs.window=paper --set loss.spike_count.weight=0.1",
-        "--set network.neuron=CuAdLIF --set network.layers=[16R,16F] --set network.reset=soft",
+        pytest.param(  # more kernels
+            "--set network.neuron=CuAdLIF --set network.layers=[16R,16F] --set network.reset=soft",
+            marks=pytest.mark.slow,
+        ),
         "--set network.variant=superspike --set network.neuron=PCuLIF --set network.values=layer --T_empty 5",
         "--set data.validation_by=speaker --set network.batch_norm=false --set network.dropout=0 --hidden_size 8",
     ],

@@ -392,6 +392,7 @@ def wait_until(is_so, process: subprocess.Popen, seconds: float = 600) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_two_workers_on_postgresql_one_of_them_killed(tmp_path, tell, postgresql):
     """Both begin the study at once. The killed one's run ends by itself, and the other takes it up where it ended."""
     tell(epochs=10**6, pace_s=0.1)

@@ -218,7 +218,9 @@ def test_a_killed_process_ends_the_job_and_it_resumes(tmp_path, rank, launch):
 
 
 @pytest.mark.parametrize("variant", ["spkjelly", "superspike"])
-@pytest.mark.parametrize("neuron", NEURONS)
+@pytest.mark.parametrize(  # each neuron is compiled
+    "neuron", [pytest.param(name, marks=[pytest.mark.slow] * (name != "AdLIF")) for name in NEURONS]
+)
 def test_every_parameter_has_a_gradient_in_every_step(neuron, variant):
     """DistributedDataParallel waits for all of them; silent layers and layers that fire all the time too."""
     for theta in (1e-3, 1e6):

@@ -6,7 +6,7 @@ bit. The cost of a step is that of its events and spikes, and of one update of e
 
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -54,7 +54,7 @@ class Layer(NamedTuple):
     fan_out_N: np.ndarray | None  # of its feedback, likewise
     picked: np.ndarray  # (N,) scratch
     spike_first: bool
-    is_output: Literal[True] | None
+    is_output: bool
 
     def reset(self, first_state_row: int, waiting: tuple[np.ndarray, ...]) -> None:
         """Return to the state before the first step; `waiting` is that of its drive."""
@@ -81,12 +81,15 @@ def kernels(neurons: Sequence[Dynamics], drives: Sequence[Drive]) -> ModuleType:
     """Return the compiled loop over the steps of a network with layers of these neurons and drives."""
     layer, rest = (printer.KERNELS / "stream.py").read_text(encoding="utf-8").split("# ALL LAYERS\n")
     text = "import sys\n\n" + IMPORTS
-    calls = []
-    for k, (neuron, drive) in enumerate(zip(neurons, drives, strict=True)):
+    layers = [(neuron, drive.step) for neuron, drive in zip(neurons, drives, strict=True)]
+    kinds = list(dict.fromkeys(layers))  # layers that are alike share their code, as it takes a second to compile
+    for k, (neuron, step) in enumerate(kinds):
         text += f'\nsteps_{k} = sys.modules["{cpu.kernels(neuron).__name__}"].forward_steps\n'
-        text += f'drive_{k} = sys.modules["{drive.step.__module__}"].{drive.step.__name__}\n'
+        text += f'drive_{k} = sys.modules["{step.__module__}"].{step.__name__}\n'
         text += layer.replace("_K(", f"_{k}(")
-        calls += [f"number = run_layer_{k}(tally, channels, counts, number, *layers[{k}])", f"spikes[{k}] += number"]
+    calls = []
+    for n, k in enumerate(map(kinds.index, layers)):
+        calls += [f"number = run_layer_{k}(tally, channels, counts, number, *layers[{n}])", f"spikes[{n}] += number"]
     return printed("stream", text + rest.replace("# EACH LAYER", "\n    ".join(calls)))
 
 

@@ -1,4 +1,4 @@
-# The loop over the steps of a stream. The first function is printed once for each layer K, with its neuron's steps.
+# The loop over the steps of a stream. The first function is printed for each kind K of layer, with its neuron's steps.
 
 
 @inlined
@@ -46,7 +46,7 @@ def run_layer_K(
             h[j], peak_due[j] = peak_due[j], h[j]
     if whole_N is not None:
         past_DN[tally[STEP] % len(past_DN)] = s
-    if is_output is not None:
+    if is_output:
         peak = rows[PEAK, 0]
         for j in range(N):
             peak[j] = max(peak[j], h[j])

@@ -237,12 +237,13 @@ def first_difference(network: Network, other: Network, x_T1C: SparseCounts) -> s
             ops.multi_step(x, each.values(), {}, each.dynamics, each.feedback, backend=each.backend)
             for each, x in zip(pair, x_TBN, strict=True)
         ]
-        (y, h, _), (y_other, h_other, _) = ran
+        (y, _, _), (y_other, _, _) = ran
         apart = (y.cpu() != y_other.cpu()).nonzero()
         if len(apart) and (first is None or apart[0, 0] < first[0]):
             n, b, j = apart[0].tolist()
             neuron = b * y.shape[-1] + j  # b is the pixel of an image
-            first = n, layer, neuron, float(h[n, b, j]), float(h_other[n, b, j]), pair[0].threshold  # type: ignore[index]  # h is wanted
+            here, there = (float(h[n, b, j]) for _, h, _ in ran)  # type: ignore[index]  # h is wanted
+            first = n, layer, neuron, here, there, pair[0].threshold
     if first is None:
         return "no spike differs"
     n, layer, j, h_here, h_there, theta = first

@@ -182,7 +182,7 @@ class BoundedDecay(Decay):
 class RateDecay(Decay):
     """λ = exp(-e^q), where q, the logarithm of the rate 1/τ per step, is learned and drawn evenly in log space.
 
-    `draw` gives the bounds of the rate, per step.
+    `draw` gives the bounds of the rate, per step; by default those of 1 to 100 steps.
     """
 
     draw: tuple[float, float] = (0.01, 1.0)

@@ -63,14 +63,14 @@ def parse(words: Iterable[str]) -> tuple[Conv | Pool | Full, ...]:
             channels, kernel, stride = (int(number or 1) for number in found.groups())
             if kernel % 2 == 0:
                 raise InputError(f"layer '{word}': the kernel of a convolution must be odd")
-            layer = Conv(channels, kernel, stride)
+            layer: Conv | Pool | Full = Conv(channels, kernel, stride)
         elif found := re.fullmatch(r"([PA])([1-9]\d*)", word):
             layer = Pool(int(found[2]), is_average=found[1] == "A")
         elif found := re.fullmatch(r"([1-9]\d*)([FR])(DS?[1-9]\d*)?(?:DR([1-9]\d*))?", word):
             size, kind, delay, own = found.groups()
             if own and kind == "F":
                 raise InputError(f"layer '{word}': DR{own} delays the spikes of a recurrent layer; write {size}R")
-            layer = Full(int(size), kind == "R", delay and parse_delay(delay), own and int(own))
+            layer = Full(int(size), kind == "R", parse_delay(delay) if delay else None, int(own) if own else None)
         else:
             raise InputError(f"layer '{word}' is not known; use words such as {WORDS}")
         if layers and isinstance(layers[-1], Full) and not isinstance(layer, Full):
@@ -84,7 +84,7 @@ def shapes(words: Sequence[str], shape: tuple[int, ...]) -> list[tuple[int, ...]
 
     InputError names the first layer that does not fit.
     """
-    result = []
+    result: list[tuple[int, ...]] = []
     for word, layer in zip(words, parse(words), strict=True):
         if isinstance(layer, Full):
             shape = (layer.size,)

@@ -141,8 +141,9 @@ def _layers(values: dict) -> list[str]:
     """Return the layers in unchecked values, or an empty list if these are not a list of words."""
     network = values.get("network")
     layers = network.get("layers") if isinstance(network, dict) else None
-    is_list = isinstance(layers, list) and all(isinstance(word, str) for word in layers)
-    return layers if is_list else []
+    if isinstance(layers, list) and all(isinstance(word, str) for word in layers):
+        return layers
+    return []
 
 
 def find_yaml(path: Path) -> Path:

@@ -130,7 +130,7 @@ def is_number(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
-def _fits(sizes: tuple[int, ...], shape: Sequence[int | str]) -> bool:
+def _fits(sizes: tuple[int, ...], shape: Sequence[int | str | EllipsisType]) -> bool:
     return len(sizes) == len(shape) and all(
         size > 0 if isinstance(wanted, str) else size == wanted for size, wanted in zip(sizes, shape, strict=True)
     )

@@ -9,6 +9,7 @@ from hashlib import sha256
 from multiprocessing import parent_process
 from pathlib import Path
 from types import FunctionType, ModuleType
+from typing import Any
 
 import numba
 from numba.core import event
@@ -45,7 +46,12 @@ def kernel(function: Callable) -> Callable:
     before = numba.config.CACHE_DIR
     numba.config.CACHE_DIR = "" if folder in (None, beside) else str(folder)
     try:
-        options = {"nogil": True, "cache": folder is not None, "error_model": "numpy", "no_cfunc_wrapper": True}
+        options: dict[str, Any] = {
+            "nogil": True,
+            "cache": folder is not None,
+            "error_model": "numpy",
+            "no_cfunc_wrapper": True,
+        }
         compiled = numba.njit(**options)(function)
     finally:
         numba.config.CACHE_DIR = before

@@ -6,7 +6,7 @@
 import math
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
@@ -98,7 +98,7 @@ class AnyConfig(Section):
         data: DataSet
         train: Train
 
-    def __init_subclass__(cls, section: str, **words: object) -> None:
+    def __init_subclass__(cls, section: str, **words: Any) -> None:
         super().__init_subclass__(**words)
         cls.section = section
         KINDS.setdefault(section, cls)  # the first stays: `python -m snn.config` defines its classes again as __main__

@@ -1,6 +1,6 @@
 """Reading a configuration from YAML, overriding and checking it, with one line for each mistake."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -72,14 +72,14 @@ def kind_of(values: dict) -> type[AnyConfig]:
     return next((kind for section, kind in reversed(KINDS.items()) if section in values), Config)
 
 
-def _explain(item: dict, kind: type[Section]) -> str:
+def _explain(item: Mapping[str, Any], kind: type[Section]) -> str:
     """Explain one of pydantic's errors in our words."""
     field = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
         section = kind
         for name in item["loc"][:-1]:
-            if name in section.model_fields:  # others are keys of a dict of sections
-                section = section_in(section.model_fields[name].annotation)
+            if name in section.model_fields:  # others are keys of a dict of sections, as is one that holds no section
+                section = section_in(section.model_fields[name].annotation) or section
         return f"{field} is not known; choose from {', '.join(section.model_fields)}"
     if item["type"] == "missing":
         return f"{field} is missing"

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import optuna
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
@@ -78,7 +79,12 @@ def open_storage(url: str, may_begin: bool) -> RDBStorage:
 
 
 def open_study(
-    storage: RDBStorage, name: str, cfg: AnyConfig, search: Search, directions: list[str], may_begin: bool
+    storage: RDBStorage,
+    name: str,
+    cfg: AnyConfig,
+    search: Search,
+    directions: list[Literal["minimize", "maximize"]],
+    may_begin: bool,
 ) -> optuna.Study:
     """Load a study, or begin it. InputError if it is of another configuration, goals or ranges."""
     sampler = optuna.samplers.TPESampler(multivariate=True, constant_liar=True)  # heeds the trials of other workers

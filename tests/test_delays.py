@@ -98,6 +98,14 @@ def test_the_derivative_of_a_whole_delay_is_that_from_the_right(per, event_drive
     assert grad.item() == pytest.approx((3 - 10) * layer.weight.item())
 
 
+def test_spikes_after_events():
+    x_TBC = random_counts((33, 3, 40), 0.1, torch.float32)
+    layer = make_layer("input", 40, torch.float32)
+    whole = layer(x_TBC)
+    layer.reset()
+    assert_close(torch.cat([layer(as_events(x_TBC[:20])), layer(Spikes(x_TBC[20:]))]), whole)
+
+
 @pytest.mark.parametrize("per", ["input", "synapse"])
 @pytest.mark.parametrize("is_training", [True, False], ids=["real", "rounded"])
 @pytest.mark.parametrize("as_what", ["events", "spikes", "dropped"])

@@ -14,7 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from snn import ops
 from snn.errors import InputError
 from snn.neurons import NEURONS
-from snn.neurons.values import Value
+from snn.neurons.values import Decay, RateDecay, Value
 from snn.ops import Feedback, Surrogate, compiled, cpu, printer, reference
 from snn.ops.surrogate import SLOPES
 from snn.ops.trace import trace
@@ -347,6 +347,24 @@ def test_a_value_without_range():
 
     with pytest.raises(InputError, match=r"neuron Toy \(.*test_ops.py, line \d+\): the value gain has no range"):
         Toy.dynamics_of()
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [(Decay("pace"), "the pace is a Decay"), (Value("gain", learned=False), "the value own is not learned")],
+)
+def test_a_value_that_begins_nowhere(value, message):
+    class Toy(NEURONS["LIF"]):
+        VALUES: ClassVar = {"own": value}
+
+    with pytest.raises(InputError, match=message):
+        Toy(2, theta=1.0)
+
+
+def test_rates_without_bounds_are_those_of_1_to_100_steps():
+    tau_N = -1 / torch.log(RateDecay("pace").of(RateDecay("pace").tensor(None, (1000,))))
+    assert 1 <= tau_N.min() < 1.5
+    assert 70 < tau_N.max() <= 100.001
 
 
 @pytest.mark.parametrize("operations", ["minimum, maximum, where", "abs, neg, square", "detach, div"])

@@ -219,6 +219,7 @@ def test_ctrl_c_and_the_same_command_again(program, tmp_path, tell):
         ("low: 1e-3", "low: 1", ("ranges.train.lr", "low = 1 is above high = 0.01")),
         ("low: 8", "low: 8.5", ("ranges.train.batch_size", "number of steps")),
         ("low: 8, high: 16, step: 4", "low: 8.5, high: 16.5", ("ranges: train.batch_size", "integer")),
+        ("train.batch_size: {low", "low: {lows", ("ranges.low.lows is not known", "choices")),
         ("step: 4", "steps: 4", ("ranges.train.batch_size.steps is not known", "choices")),
         ("[8F, 8F]", "[8X]", ("ranges: network.layers", "8X")),
         ("[8F, 8F]", "[8F]", ("ranges.network.layers", "is given twice")),

@@ -12,7 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from multiprocessing import get_context, parent_process
 from threading import Event, Thread
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from tqdm import tqdm
 
@@ -76,8 +76,8 @@ class Done(NamedTuple):
 
 
 def parts_in_order(
-    function: Callable[[Task], Generator], tasks: Sequence[Task], threads: int
-) -> Iterator[tuple[int, object]]:
+    function: Callable[[Task], Generator[Any, None, Any]], tasks: Sequence[Task], threads: int
+) -> Iterator[tuple[int, Any]]:
     """Yield (number of the task, part from its generator) in order, and (number, `Done`) after the last of each task.
 
     Each generator runs in a thread, threads + 1 of them at once, and is a few parts ahead. Compiled code runs in

@@ -47,7 +47,7 @@ def _sections() -> dict[str, tuple[type[Section], Section]]:
     """Return the sections of options, with their defaults."""
     sections: dict[str, tuple[type[Section], Section]] = {}
     for loss in LOSSES.values():
-        sections |= {name: (kind, kind()) for name, kind in ({loss.section: loss} | loss.further).items()}
+        sections |= {name: (kind, kind()) for name, kind in {loss.section: loss, **loss.further}.items()}
     return sections
 
 

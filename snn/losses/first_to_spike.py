@@ -41,7 +41,8 @@ class FirstToSpike(Loss, name="first_to_spike"):
 
     def value(self, activity: Activity, target_B: Tensor, options: Any, training: bool, theta: float | None) -> Tensor:
         early = self.early if training else 0.0
-        return first_to_spike(activity.s_TBN, activity.h_TBN, target_B, theta, self.slope, self.silent, early)
+        s_TBN, h_TBN, _ = activity
+        return first_to_spike(s_TBN, h_TBN, target_B, theta, self.slope, self.silent, early)  # type: ignore[arg-type]
 
 
 def first_to_spike(

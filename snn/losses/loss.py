@@ -39,7 +39,7 @@ class Loss(Section):
     further: ClassVar[Mapping[str, type[Section]]] = {}
     chosen_by: ClassVar[str] = "fs_accuracy"
 
-    def __init_subclass__(cls, name: str, section: str | None = None, **words: object) -> None:
+    def __init_subclass__(cls, name: str, section: str | None = None, **words: Any) -> None:
         super().__init_subclass__(**words)
         cls.name, cls.section = name, section or name
         LOSSES[name] = cls
@@ -61,7 +61,8 @@ class Loss(Section):
 def check(x_BN: Tensor, target_B: Tensor, **constants: float) -> None:
     """Raise InputError unless x has a row for each label, and the constants are finite numbers."""
     checks.tensor("times", x_BN, ("samples", "classes"), checks.FLOATS)
-    checks.labels(target_B, *x_BN.shape, x_BN.device)
+    B, classes = x_BN.shape
+    checks.labels(target_B, B, classes, x_BN.device)
     for name, value in constants.items():
         checks.number(name, value)
 
@@ -75,7 +76,7 @@ def spikes_per_neuron(layers: Sequence[Tensor]) -> Tensor:
     for s in layers:
         checks.tensor("spikes", s, (T, B, "neurons", ...))
     neurons = sum(s[0, 0].numel() for s in layers)
-    return sum(s.sum() for s in layers) / (B * neurons)
+    return sum((s.sum() for s in layers), layers[0].new_zeros(())) / (B * neurons)
 
 
 def spike_count(

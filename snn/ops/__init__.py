@@ -95,6 +95,7 @@ def _check(
             raise InputError(f"{unknown[0]} is not a {what} of {neuron.name}; choose from {', '.join(known)}")
     if missing := [name for name in neuron.values if name not in values]:
         raise InputError(f"{missing[0]} is missing; {neuron.name} has the values {', '.join(neuron.values)}")
+    named: list[tuple[str, Tensor | None, tuple[tuple[int, ...], ...]]]  # name, tensor, the shapes it may have
     named = [(name, value, ((N,), (1,))) for name, value in values.items()]
     named += [(f"state.{name}", tensor, ((B, N),)) for name, tensor in state.items() if name != "y"]
     if feedback is not None:

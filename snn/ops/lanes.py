@@ -120,7 +120,7 @@ def store_part(_, array, at, left, lanes):
     """Store as `store` does; where there is room for fewer numbers, write only the first `left` (at least one)."""
 
     def code(context, builder, signature, arguments):
-        pointer, left, lanes_ = _place(context, builder, signature, arguments, lanes), *arguments[2:]
+        pointer, (left, lanes_) = _place(context, builder, signature, arguments, lanes), arguments[2:]
         with builder.if_else(builder.icmp_signed(">=", left, left.type(lanes.size)), likely=True) as (whole, part):
             with whole:
                 builder.store(lanes_, pointer, align=_number_bytes(signature))

@@ -20,32 +20,33 @@
 #include "cochlea_constants.h"
 
 #define COCHLEA_BLOCKS (EAR_PLACES_PADDED / EAR_LANES)
-#define COCHLEA_MOST_EVENTS (EAR_PLACES_PADDED * (EAR_HOP / EAR_REFRACTORY_STEPS + 1)) /* in a hop: a cell that fired is refractory */
+#define COCHLEA_MOST_SPIKES (EAR_HOP / EAR_REFRACTORY_STEPS + 1) /* of a cell in a hop: once it fired it is refractory */
+#define COCHLEA_MOST_EVENTS (EAR_PLACES_PADDED * COCHLEA_MOST_SPIKES)
 
 /* Hair cells, fibres and bushy cells of neighbouring places; `Ear` in cochlea.py says what each is. */
 struct cochlea_cells {
   float free[EAR_LANES], cleft[EAR_LANES], reprocessed[EAR_LANES];
-  uint64_t random[EAR_LANES];
-  float ready[EAR_LANES], fired[EAR_REFRACTORY_STEPS][EAR_LANES];
+  uint32_t random_high[EAR_LANES], random_low[EAR_LANES];
+  float ready[EAR_LANES], fired[EAR_REFRACTORY_STEPS][EAR_LANES]; /* the oldest first */
   float current[EAR_LANES], potential[EAR_LANES];
-  int32_t dead_steps[EAR_LANES];
+  int32_t rest[EAR_LANES]; /* refractory steps left of a bushy cell, negative */
 };
 
 struct cochlea {
   int32_t num_events; /* of the last push */
-  int32_t steps[COCHLEA_MOST_EVENTS];
-  uint16_t units[COCHLEA_MOST_EVENTS];
   int32_t steps_done; /* all events before this step have been given */
   float gain;         /* of the sound within the next hop; may be changed before each push */
   int32_t missing;    /* samples until the next hop */
-  int32_t num_found;
-  uint16_t found_steps[COCHLEA_MOST_EVENTS], found_units[COCHLEA_MOST_EVENTS];
   const float *tables;
+  char unused[40]; /* all that follows lies within cache lines if the struct does */
+  int32_t steps[COCHLEA_MOST_EVENTS];
+  uint16_t units[COCHLEA_MOST_EVENTS];
+  uint16_t num_found[EAR_PLACES_PADDED], found[EAR_PLACES_PADDED][COCHLEA_MOST_SPIKES];
   struct cochlea_cells cells[COCHLEA_BLOCKS];
   float audio[EAR_WINDOW];
   float spectrum[2][EAR_MOST_BINS];
-  float work[4][EAR_MOST_POINTS * EAR_PAIRS];
-  float slow[EAR_MOST_SLOW][EAR_LANES], velocity[EAR_HOP][EAR_LANES];
+  float work[EAR_MOST_POINTS * EAR_LANES], answer[EAR_MOST_POINTS * EAR_LANES];
+  float velocity[(EAR_REFRACTORY_STEPS + EAR_HOP) * EAR_LANES];
 };
 
 /* Begin in long silence. tables: as `cochlea.tables()` gives them; random: [EAR_PLACES] states of the noise, none of them 0. */

@@ -108,15 +108,14 @@ static void spectrum_of_audio(struct cochlea *ear, const struct group *group, in
   float *re = ear->work, *im = ear->work + n;
   for (int first = 0; first < part; first += AT_ONCE) {
     struct wave values[SERIES], sums[SERIES];
-    for (int j = 0; j < SERIES; j++) {
-      float *value = (float *)&values[j];
-      for (int i = 0; i < AT_ONCE; i++) {
+    for (int i = 0; i < AT_ONCE; i++)
+      for (int j = 0; j < SERIES; j++) {
         const float *a = ear->answer + 2 * AT_ONCE * (j / AT_ONCE * part + first + i) + j % AT_ONCE;
         const float *root = ear->tables + 2 * (EAR_ROOTS / n) * (first + i) * j;
-        value[i] = a[0] * root[0] - a[AT_ONCE] * root[1];
-        value[AT_ONCE + i] = a[0] * root[1] + a[AT_ONCE] * root[0];
+        float *value = (float *)&values[j] + i;
+        value[0] = a[0] * root[0] - a[AT_ONCE] * root[1];
+        value[AT_ONCE] = a[0] * root[1] + a[AT_ONCE] * root[0];
       }
-    }
     fft(SERIES, values, ear->tables, sums, 1);
     for (int j = 0; j < SERIES; j++) {
       store(sums[j].re, re + part * j + first);
@@ -271,6 +270,7 @@ static void bushy_cell_step(struct cells *c, lanes counts) {
 /* Run the cells of AT_ONCE places over a hop; velocity: of the first of them. */
 static void transduce(struct cochlea *ear, int first_place, float *velocity) {
   enum { NEXT = 2 * AT_ONCE }; /* to the next step of the same places */
+  enum { LINE = 16, LINES = 1 + EAR_MOST_BINS * 2 * AT_ONCE / (LINE * EAR_HOP) }; /* of the cache; so many a step */
   struct cochlea_cells *kept = &ear->cells[first_place / EAR_LANES];
   const int at = first_place % EAR_LANES;
   struct cells c;
@@ -279,6 +279,7 @@ static void transduce(struct cochlea *ear, int first_place, float *velocity) {
 #define TAKE(NAME) c.NAME = *(__typeof__(c.NAME) *)&kept->NAME[at];
 #define KEEP(NAME) *(__typeof__(c.NAME) *)&kept->NAME[at] = c.NAME;
   EACH(TAKE)
+  const float *soon = ear->soon;
   for (int j = 0; j < AT_ONCE; j++)
     ear->num_found[first_place + j] = 0;
   float *counts = velocity - NEXT * EAR_REFRACTORY_STEPS; /* they replace the velocity, which is read once */
@@ -287,19 +288,24 @@ static void transduce(struct cochlea *ear, int first_place, float *velocity) {
   for (int first = 0, end; first < EAR_HOP; first = end) {
     end = first + EAR_REFRACTORY_STEPS < EAR_HOP ? first + EAR_REFRACTORY_STEPS : EAR_HOP;
     for (int step = first; step < end; step++) {
+      for (int k = 0; k < LINES; k++, soon += LINE)
+        __builtin_prefetch(soon);
       const lanes fired = fibre_step(&c, hair_cell_step(&c, load(velocity + NEXT * step)), load(counts + NEXT * step));
       store(fired, velocity + NEXT * step);
       bushy_cell_step(&c, fired);
     }
+    int32_t rest[AT_ONCE];
+    *(integers *)rest = c.rest;
     for (int j = 0; j < AT_ONCE; j++) { /* a cell spikes at most once in REFRACTORY_STEPS, and `rest` tells when */
-      const int step = end - 1 - EAR_REFRACTORY_STEPS - c.rest[j];
-      if (c.rest[j] < 0 && step >= first)
+      const int step = end - 1 - EAR_REFRACTORY_STEPS - rest[j];
+      if (rest[j] < 0 && step >= first)
         ear->found[first_place + j][ear->num_found[first_place + j]++] = (uint16_t)step;
     }
   }
   for (int step = 0; step < EAR_REFRACTORY_STEPS; step++)
     store(load(counts + NEXT * (EAR_HOP + step)), &kept->fired[step][at]);
   EACH(KEEP)
+  ear->soon = soon;
 }
 
 /* Bring the events of a hop from the order of their places into that of their steps. */
@@ -325,12 +331,14 @@ static void hear_hop(struct cochlea *ear) {
     const struct group *group = &groups[g];
     spectrum_of_audio(ear, group, bins_of_block[group->first_block]); /* the first block of a group has the most */
     for (int block = group->first_block; block < group->end_block; block++) {
+      const int bins = bins_of_block[block];
+      ear->soon = transfer + 2 * EAR_LANES * bins;
       for (int j = 0; j < EAR_PAIRS; j += AT_ONCE) {
-        float *velocity = (float *)membrane_velocity(ear, group, bins_of_block[block], transfer + j, taps);
+        float *velocity = (float *)membrane_velocity(ear, group, bins, transfer + j, taps);
         transduce(ear, block * EAR_LANES + j, velocity);
         transduce(ear, block * EAR_LANES + EAR_PAIRS + j, velocity + AT_ONCE);
       }
-      transfer += 2 * EAR_LANES * bins_of_block[block];
+      transfer += 2 * EAR_LANES * bins;
     }
     taps += EAR_TAPS * group->decimation;
   }

@@ -38,7 +38,8 @@ struct cochlea {
   float gain;         /* of the sound within the next hop; may be changed before each push */
   int32_t missing;    /* samples until the next hop */
   const float *tables;
-  char unused[40]; /* all that follows lies within cache lines if the struct does */
+  const float *soon; /* the tables of the next places, which are fetched into the cache meanwhile */
+  char unused[32]; /* all that follows lies within cache lines if the struct does */
   int32_t steps[COCHLEA_MOST_EVENTS];
   uint16_t units[COCHLEA_MOST_EVENTS];
   uint16_t num_found[EAR_PLACES_PADDED], found[EAR_PLACES_PADDED][COCHLEA_MOST_SPIKES];

@@ -139,8 +139,8 @@ static struct wave response(const struct cochlea *ear, int bin, const float *tra
   return times(v, ear->spectrum[0][bin], ear->spectrum[1][bin]);
 }
 
-/* Returns the velocity at AT_ONCE places and as many EAR_PAIRS further on, [EAR_HOP]; before its first lies room for
-   EAR_REFRACTORY_STEPS. transfer: [bins, 2, EAR_LANES], from the first of the places on; taps: [decimation, EAR_TAPS]. */
+/* Returns the velocity at AT_ONCE places and as many EAR_PAIRS further on, [EAR_HOP]; before it lies room for
+   EAR_REFRACTORY_STEPS more. transfer: [bins, 2, EAR_LANES], from the first place on; taps: [decimation, EAR_TAPS]. */
 static struct wave *membrane_velocity(struct cochlea *ear, const struct group *group, int bins, const float *transfer,
                                       const float *taps) {
   const int n = group->points, half = n / 2;
@@ -152,12 +152,13 @@ static struct wave *membrane_velocity(struct cochlea *ear, const struct group *g
       const struct wave c = response(ear, mirrored, transfer), d = response(ear, mirrored, transfer + EAR_PAIRS);
       a.re += c.re, a.im -= c.im, b.re += d.re, b.im -= d.im;
     }
-    /* b + ia, with real and imaginary part swapped: one transform, which so becomes the inverse one, serves two places. */
+    /* One transform serves two places: of b + ia. With real and imaginary part swapped, it is the inverse one. */
     x[k] = (struct wave){a.re + b.im, b.re - a.im};
     x[mirrored] = (struct wave){a.re - b.im, b.re + a.im};
   }
+  const struct wave nothing = {{0}, {0}};
   for (int k = bins; k <= n - bins; k++)
-    x[k] = minus(x[0], x[0]);
+    x[k] = nothing;
   fft(n, x, ear->tables, y, 1);
   if (group->decimation == 1)
     return y + group->past;
@@ -214,9 +215,9 @@ static lanes hair_cell_step(struct cells *c, lanes velocity) {
   return EAR_RELEASE * c->cleft;
 }
 
-/* Returns the successes in n trials where they are wanted, or else `counts`. Seldom called: apart, it takes no registers. */
+/* Returns the successes in n trials where wanted, else `counts`. Seldom called, and apart it takes no registers. */
 __attribute__((noinline)) static lanes binomial(lanes n, lanes p, lanes u, integers wanted, lanes counts) {
-  const lanes one = 1.0f + 0.0f * p, odds = p / (1.0f - p);
+  const lanes one = (lanes){0} + 1.0f, odds = p / (1.0f - p);
   lanes mass = one, power = 1.0f - p;
   integers left = __builtin_convertvector(n, integers);
   for (int bit = 1; bit <= EAR_FIBRES; bit *= 2, left >>= 1) {

@@ -1,6 +1,6 @@
-"""For notebooks and other programs: `import first_spike` has Python find our `snn`, `datasets` and `tasks`.
+"""For notebooks and other programs: after `import first_spike`, Python finds our `snn`, `datasets` and `tasks`.
 
-Another package named `datasets`, such as Hugging Face's, may be there and in use: it finds our modules beside its own.
+If another package named `datasets` is there, such as Hugging Face's, it stays in use, and our modules are added to it.
 """
 
 import sys
@@ -11,7 +11,7 @@ REPOSITORY = Path(__file__).resolve().parent
 OWN = REPOSITORY / "datasets"
 
 if not OWN.is_dir():
-    raise ImportError(f"{REPOSITORY} has no datasets of ours: install the repository by pip install -e, where it stays")
+    raise ImportError(f"{REPOSITORY} has no datasets of ours: install the repository in its place, by pip install -e")
 if str(REPOSITORY) not in sys.path:
     sys.path.append(str(REPOSITORY))
 _places = import_module("datasets").__path__

@@ -5,8 +5,8 @@ the fields that may change. Optuna proposes their values. Each trial is a run of
 runs/<study>_<trial>, and is measured by its best epoch on held-out data. No test file is read.
 
 The study is in a database: SQLite in runs/<study>/, or any that Optuna takes, so that many machines work on one study.
-The same command again goes on with it, until the study has --trials trials. Of a worker that is killed, another one (or
-the same command again) takes up the trial: where its run ended if the folder of the run is there, otherwise anew.
+The same command again continues it, until the study has --trials trials. If a worker is killed, another one (or the
+same command again) takes over its trial: it continues the run if its folder is there, and otherwise starts it again.
 
 A run that is behind is given up: from an epoch on, its first goal must not be worse than a quantile of those of the
 complete trials at the same epoch. The front is written to runs/<study>/: front.html, front.png, and each point as a
@@ -52,11 +52,11 @@ FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 class Failed(optuna.TrialPruned):
-    """An error for a run that train.py ended by itself. Its parameters are as bad as those of a run given up."""
+    """An error for a run that train.py ended by itself. Its parameters count as those of a run that was given up."""
 
 
 class Work(NamedTuple):
-    """The search as a worker knows it."""
+    """Everything that a worker knows about the search."""
 
     cfg: AnyConfig
     search: ranges.Search
@@ -115,7 +115,7 @@ def work_on(work: Work, wanted: int) -> None:
     if work.space.own and not study.get_trials(deepcopy=False):  # begin with the configuration as it stands
         study.enqueue_trial(work.space.own)
     on_front = {trial.number for trial in study.best_trials}
-    advice = "interrupted; the same command goes on with the study"
+    advice = "interrupted; the same command continues the study"
     with (
         cli.Interruption(advice) as interruption,
         tqdm(total=wanted, desc=study.study_name, unit="trial", leave=False, disable=None) as bar,
@@ -130,7 +130,7 @@ def work_on(work: Work, wanted: int) -> None:
                     trial.set_user_attr("why", str(why))
                 study.tell(trial, values, TrialState.PRUNED if why else None, skip_if_finished=True)
             except optuna.exceptions.UpdateFinishedTrialError:
-                why = "another worker took this one for dead, and repeats the trial"
+                why = "another worker assumed that this one had died, and repeats the trial"
             except BaseException:
                 give_back(study, trial)
                 raise
@@ -152,7 +152,7 @@ def described(goals: dict[str, str], values: list[float]) -> str:
 def next_trial(work: Work, wanted: int, interruption: cli.Interruption, bar: tqdm) -> Trial | None:
     """Ask for a trial. Return None if the study is complete or a signal came.
 
-    The last trials may be those of others: then wait for them, and take one up if its worker dies.
+    If other workers run the last trials, wait for them, and take a trial over if its worker dies.
     """
     seen: set[int] = set()
     while not interruption.number:
@@ -169,10 +169,10 @@ def next_trial(work: Work, wanted: int, interruption: cli.Interruption, bar: tqd
             work.storage.record_heartbeat(trial._trial_id)
             return trial
         for trial in running:
-            if trial.number not in seen:  # its worker may have died before its first sign of life
+            if trial.number not in seen:  # its worker may have died before it first reported that it was alive
                 seen.add(trial.number)
                 work.storage.record_heartbeat(trial._trial_id)
-        bar.set_postfix_str(f"waiting for {len(running)} of other workers")
+        bar.set_postfix_str(f"waiting for {len(running)} trials of other workers")
         time.sleep(2 * POLL_S)
     return None
 
@@ -229,7 +229,7 @@ def run_trial(work: Work, trial: Trial, interruption: cli.Interruption, bar: tqd
 
 
 def is_left(name: str, cfg: AnyConfig) -> bool:
-    """Return whether a run of this configuration is here and nobody trains it."""
+    """Return whether the folder of a run of this configuration is here and no process trains in it."""
     run = runs.folder(name)
     try:
         runs.lock(run).close()
@@ -241,7 +241,7 @@ def is_left(name: str, cfg: AnyConfig) -> bool:
 def follow(
     work: Work, trial: Trial, child: subprocess.Popen, run: Path, interruption: cli.Interruption, bar: tqdm
 ) -> str:
-    """Wait for a run, report its course to the study, and return its last line. TrialPruned if it is hopeless."""
+    """Wait for a run, report its course to the study, and return its last line. TrialPruned if it falls behind."""
     goal, way = next(iter(work.goals.items()))
     lines: deque[str] = deque(maxlen=1)
     reader = Thread(target=lines.extend, args=(child.stdout,), daemon=True)
@@ -281,7 +281,7 @@ def best_so_far(values: list[float | None], way: str) -> list[float]:
 
 
 def is_behind(work: Work, course: list[float]) -> str:
-    """Say why a run with this course is hopeless, or return "" if it is not."""
+    """Explain why a run with this course is behind; return "" if it is not."""
     stop, epoch = work.search.stop, len(course)
     if stop is None or epoch < work.stop_epoch:
         return ""

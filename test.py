@@ -90,7 +90,7 @@ def write(result: Result) -> None:
 
 
 def read_command_line() -> tuple[argparse.Namespace, list[Subject]]:
-    """Return the arguments and the networks to test, whose configurations the arguments override."""
+    """Return the arguments and the networks to test; the arguments override the configurations of the networks."""
     yaml_help = "configuration whose data section is used"
     parser = arguments.Parser(__doc__, arguments.TEST, yaml_help)
     parser.take_checkpoints("+")

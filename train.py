@@ -55,7 +55,7 @@ THE_LAST = "the last, because nothing was held out to choose by (data.validation
 
 @dataclass
 class Position:
-    """The progress of a run. It omits the order of an epoch, since (seed, epoch) determine everything random in it."""
+    """The progress of a run. The order of an epoch is not stored: (seed, epoch) determine everything random in it."""
 
     epoch: int = 0  # complete epochs
     step: int = 0  # batches done in the next epoch
@@ -288,10 +288,7 @@ def resume(
 
 def say_jumps(path: Path, cfg_then: schema.AnyConfig, cfg: schema.AnyConfig, epoch: int) -> None:
     """Warn of schedules that jump here because the number of epochs has changed."""
-    then, now, before = (
-        tasks.kind_of(c).training.schedule(c, k)
-        for c, k in ((cfg_then, epoch), (cfg, epoch), (cfg_then, max(epoch - 1, 0)))
-    )
+    then, now, before = (c.schedule(k) for c, k in ((cfg_then, epoch), (cfg, epoch), (cfg_then, max(epoch - 1, 0))))
     if jumps := [f"{name} goes from {before[name]:.3g} to {now[name]:.3g}" for name in now if now[name] != then[name]]:
         print(
             f"warning: {path}: train.epochs = {cfg.train.epochs} gives another schedule over the epochs than "

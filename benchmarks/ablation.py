@@ -1,13 +1,13 @@
 """The ingredients of a recipe, one by one: each alone on a plain configuration, and each left out of the recipe.
 
-    python -m benchmarks.ablation configs/adlif_shd.yaml configs/speech.yaml --seeds 0 1 --epochs 25 [words of train.py]
+    python -m benchmarks.ablation configs/adlif_shd.yaml configs/speech.yaml --seeds 0 --epochs 25 [options of train.py]
 
 An ingredient is a group of fields, see INGREDIENTS. "alone" is the plain configuration with the recipe's values of one
-ingredient, "left out" the recipe with the plain values of it. Everything else in which the two differ (the data set,
-the window, the held-out speakers) is as in the recipe in all rows.
+ingredient; "left out" is the recipe with the plain values of that ingredient. Everything else in which the two differ
+(the data set, the window, the held-out speakers) is as in the recipe in all rows.
 
 Ingredients are compared on recordings held out from training, at the epoch that train.py chooses. Nothing here reads
-the test file. Writes results/ablation/<recipe>.json after each training; the same command goes on with what is missing.
+the test file. Writes results/ablation/<recipe>.json after each training; the same command continues an interrupted one.
 """
 
 import json

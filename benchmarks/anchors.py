@@ -1,14 +1,14 @@
-"""Ordinary networks on the data of a configuration: what a first-spike network is to be compared with.
+"""Ordinary networks, trained on the data of a configuration, with which a first-spike network is compared.
 
-    python -m benchmarks.anchors --path_to_yaml configs/fsdd.yaml --anchor gru [--seeds 0 1 2 3 4] [words of train.py]
+    python -m benchmarks.anchors --path_to_yaml configs/fsdd.yaml --anchor gru [--seeds 0 1 2 3 4] [options of train.py]
 
 Recordings, bins, held-out speakers, order and augmentation are those of train.py, because the same code makes the
-batches. All else is the anchor's own, and the same for every data set: the network, AdamW, a learning rate that falls
+batches. The rest is the anchor's own, and the same for every data set: the network, AdamW, a learning rate that falls
 along a cosine, label smoothing. The best epoch is chosen on the held-out recordings, and the test file is read when the
 training of a seed is complete. An anchor decides at the end of the recording.
 
 Writes results/anchors/<dataset_name>_<anchor>.json, in the form of results/. The file is written after each seed, and
-the same command goes on with the seeds that it does not hold yet.
+the same command continues with the seeds that are missing in it.
 """
 
 import argparse
@@ -103,7 +103,7 @@ ANCHORS: dict[str, type[GRU | CNN]] = {"gru": GRU, "cnn": CNN}
 
 
 def pooled(x_TBC: Tensor, steps: int, channels: int) -> Tensor:
-    """Sum so many neighbouring steps and channels; zeros fill up the last of each."""
+    """Sum groups of `steps` neighbouring steps and `channels` channels; zeros fill up the last groups."""
     T, _, C = x_TBC.shape
     whole_TBC = F.pad(x_TBC, (0, -C % channels, 0, 0, 0, -T % steps))
     return whole_TBC.unflatten(2, (-1, channels)).unflatten(0, (-1, steps)).sum((1, 4))
@@ -119,7 +119,7 @@ class Trained(NamedTuple):
 
 
 def train(cfg: config.Config, anchor: str) -> Trained:
-    """Train an anchor; the epoch with the best accuracy on held-out recordings counts, or of equals the lowest loss."""
+    """Train an anchor. Keep the epoch with the best held-out accuracy and, among equals, the lowest loss."""
     task = EventTraining(cfg, Team(find_device(cfg.train.device)))
     device, size = task.team.device, cfg.train.test_batch_size
     if not len(task.held_out):
@@ -221,7 +221,7 @@ def main() -> None:
 def read_configurations(
     parser: arguments.Parser, args: argparse.Namespace
 ) -> tuple[dict[int, config.Config], list[str]]:
-    """Return the configuration of each seed, and the words of a command that gives them, without places."""
+    """Return the configuration of each seed, and the command-line options that give them, without paths."""
     if args.path_to_yaml is None:
         parser.error("--path_to_yaml is missing: the configuration whose data are learned")
     path = arguments.find_yaml(args.path_to_yaml)
@@ -245,7 +245,7 @@ def read_configurations(
 
 
 def describe(cfg: config.Config, anchor: str, words: list[str]) -> dict:
-    """Return all of a stored result but the seeds and the day."""
+    """Return a stored result without its seeds and its day."""
     bins = Bins.of(cfg.data, "train")
     network = ANCHORS[anchor](bins, cfg.data.num_classes).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():

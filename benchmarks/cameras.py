@@ -69,7 +69,7 @@ def readers(path: Path) -> dict[str, Callable[[], int]]:
 
 NAMES = {  # of the libraries on the page
     "faery": "faery",
-    "evt3": "evt3, whose times alone of the three are right for this recording",
+    "evt3": "evt3, the only one of the three whose times are right for this recording",
     "expelliarmus": "expelliarmus",
 }
 

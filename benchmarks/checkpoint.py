@@ -2,8 +2,8 @@
 
     python -m benchmarks.checkpoint [--path_to_dataset data/digits] [--epochs 12] [--json FILE]
 
-Measures for each checkpoint the time from the call until it has been read back and has its name, and compares it with
-the epoch and its validation. The first epoch, which compiles or loads kernels, is left out.
+Measures, for each checkpoint, the time from the call until the file has been read back and renamed, and compares it
+with the time of the epoch and its validation. The first epoch, which compiles or loads kernels, is left out.
 """
 
 import argparse

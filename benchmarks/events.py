@@ -4,7 +4,7 @@
 
 1. The input layer of configs/adlif_shd.yaml, 12,800 rows, 700 to 256, forward and weight gradient at several shares of
    active inputs. "from dense" is the case of a hidden layer: its input arrives as spikes in a dense tensor, which is
-   searched for them first. The rule in snn/linear.py uses the share from which on that is no longer faster.
+   searched for them first. The rule in snn/linear.py uses the share above which this is no longer faster.
 2. A training step of that network, event-driven, with dense products, and with SpikingJelly's LIFNodes; and the memory
    that its input layer takes, from recordings to weight gradient.
 3. One recording at a time on one core: `snn.streaming` against the batched pass with dense products at batch 1.
@@ -42,7 +42,7 @@ from snn.streaming import Stream
 from tasks.events import read_recordings
 
 ROWS, INPUTS, OUTPUTS = 12_800, 700, 256
-NEVER = -1.0  # as a layer's `dense_above`: no share of active inputs is so small
+NEVER = -1.0  # a layer's `dense_above` below every share of active inputs: its products are always dense
 KEEP = (0.125, 0.25, 0.5, 0.75, 1.0)
 INPUT_LAYERS = ("event-driven", "dense products", "frames")
 SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
@@ -116,7 +116,7 @@ def input_layer_megabytes(kind: str, data: Path | None) -> float:
 
 
 def streaming(network: Network, cfg: config.Config, recordings: Recordings, rounds: int) -> dict:
-    """Measure ms per recording, events per second, and time against the share of a recording's events that is kept."""
+    """Measure ms per recording, events per second, and the time if only a share of a recording's events is kept."""
     bins = Bins.of(cfg.data, "test")
     network = network.folded()
     dense = network.folded()

@@ -46,7 +46,7 @@ def stored() -> dict[str, Any]:
 
 
 def duration(ms: float) -> str:
-    """Write a time given in ms, in s from one second on."""
+    """Format a time given in ms, in seconds if it is at least one second."""
     return f"{ms:.3g} ms" if ms < 1000 else f"{ms / 1000:.3g} s"
 
 
@@ -97,7 +97,7 @@ def store(figures: Iterable[Figure], device: str = "cpu") -> None:
 
 
 def _put(measured: list[dict], place: str, command: str, run: dict, figure: Figure) -> None:
-    """Replace a figure or append it. What the picture calls the task and the others stays."""
+    """Replace a figure or append it. The names of the task and the others in the picture stay."""
     names = [(one["machine"], one["what"]) for one in measured]
     at = names.index((place, figure.what)) if (place, figure.what) in names else len(measured)
     old = measured[at] if at < len(measured) else {}

@@ -1,6 +1,6 @@
 """The tables and the picture of docs/frontier.md, from results/, results/anchors/ and results/ablation/.
 
-`python -m benchmarks.results --readme` rebuilds page and picture.
+`python -m benchmarks.results --readme` rebuilds the page and its picture.
 """
 
 import json

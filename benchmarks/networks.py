@@ -30,10 +30,10 @@ from benchmarks.kernels import high_water_megabytes, medians, processor
 from datasets.binning import Bins, bin_events
 from datasets.recordings import Recordings, downsampled
 from snn import architecture, config, settings
-from snn.coding import Window
 from snn.conv import EventConv, Pooling, as_frames
 from snn.linear import EventLinear
-from snn.loss import firing_rate, objective
+from snn.losses import objective
+from snn.losses.firing_rate import firing_rate
 from snn.memory import keep_freed_memory
 from snn.network import Network
 from snn.neurons import SpikingNeuron
@@ -74,11 +74,10 @@ def make_recordings(n: int, length_s: float, sensor: config.Sensor, classes: int
 def our_step(cfg: config.Config, recordings: Recordings) -> tuple[Step, Network]:
     """Return a step of ours: binning, forward, loss, backward, optimiser."""
     torch.manual_seed(0)
-    data, fs = cfg.data, cfg.loss.fs
+    data = cfg.data
     network = cfg.new_network("cpu").train()
     optimizer = torch.optim.Adam(network.parameters(), cfg.train.lr, amsgrad=True, fused=True)
-    window = Window.of(data.T + data.T_empty, fs.D, fs.A, fs.window)
-    goal = partial(objective, loss=cfg.loss, window=window, training=True)
+    goal = partial(objective, loss=cfg.loss, training=True)
     bins = Bins(data.dt_ms, data.T, data.T_empty, int(np.prod(data.shape)))
     batch, target_B = np.arange(len(recordings)), torch.from_numpy(recordings.labels)
 

@@ -1,13 +1,13 @@
-"""Results of the configurations: train and test over seeds, store what came out, and rebuild the README from it.
+"""Results of the configurations: train and test over seeds, store the results, and rebuild the README from them.
 
-    python -m benchmarks.results configs/adlif_digits.yaml --seeds 0 1 2 [words of train.py]
+    python -m benchmarks.results configs/adlif_digits.yaml --seeds 0 1 2 [options of train.py]
     python -m benchmarks.results --readme
 
 The first writes results/<configuration>.json: commands, seeds, versions, machine, and each seed's metrics on the test
 split (which chose nothing: the best epoch is chosen on recordings held out from training). The second writes the tables
-between marker comments of README.md and docs/results.md and the picture docs/results.png, from what is stored and
-nothing else; docs/frontier.md and its picture, see benchmarks/frontier.py; and docs/speed.md from what the other
-benchmarks measured, see benchmarks/speed.py.
+between marker comments of README.md and docs/results.md and the picture docs/results.png, from stored results alone.
+It also writes docs/frontier.md and its picture (benchmarks/frontier.py), and docs/speed.md from the figures of the
+other benchmarks (benchmarks/speed.py).
 """
 
 import argparse
@@ -130,9 +130,9 @@ def without_places(words: Sequence[str]) -> list[str]:
 
 
 def stored_before(out: Path, result: dict, part: str, *names: str) -> Any:
-    """Return this part of the result in a file if it is there and its `names` have the values of `result`, else None.
+    """Return this part of the result in a file, or None if there is no file.
 
-    InputError if they have others, or the file holds something else.
+    InputError if its fields `names` differ from those of `result`, or the file holds something else.
     """
     if not out.exists():
         return None

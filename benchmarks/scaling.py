@@ -38,8 +38,7 @@ from benchmarks.step import CONFIG, EVENTS, LENGTH_S
 from datasets.binning import Bins, bin_events
 from datasets.recordings import Recordings
 from snn import config, settings
-from snn.coding import Window
-from snn.loss import objective
+from snn.losses import objective
 from snn.memory import keep_freed_memory
 from snn.team import Team, gather
 
@@ -92,13 +91,12 @@ def make_step(
     `buckets` gets the bytes of DistributedDataParallel's messages. is_synchronised: train.sync_batch_norm.
     """
     torch.manual_seed(0)
-    data, fs = cfg.data, cfg.loss.fs
+    data = cfg.data
     network = cfg.new_network("cpu")
     if is_synchronised:
         team.synchronise(network)
     optimizer = torch.optim.Adam(network.train().parameters(), cfg.train.lr, amsgrad=True, fused=True)
-    window = Window.of(data.T + data.T_empty, fs.D, fs.A, fs.window)
-    goal = partial(objective, loss=cfg.loss, window=window, training=True)
+    goal = partial(objective, loss=cfg.loss, training=True)
     bins, share = Bins(data.dt_ms, data.T, data.T_empty, data.channels), team.share(np.arange(len(recordings)))
     target_B = torch.from_numpy(recordings.labels[share])
 

@@ -12,7 +12,7 @@ PLACES = {"cpu": "Two cores of a CPU", "gpu": "A GPU"}
 
 
 def table(found: dict, machine: str) -> str:
-    """Write rows of what was measured on this machine, each with those of others below it, and the command.
+    """Write a row, with its command, for each time measured on this machine, and below it the times of others.
 
     Rows that a benchmark stored have their date; the machines and versions of these follow the table.
     """

@@ -27,10 +27,10 @@ from benchmarks.kernels import medians, processor
 from datasets.binning import Bins, bin_dense, bin_events
 from datasets.recordings import Recordings
 from snn import architecture, config, settings
-from snn.coding import Window
 from snn.inputs import SparseCounts
 from snn.linear import DENSE_ABOVE, EventLinear
-from snn.loss import firing_rate, objective
+from snn.losses import objective
+from snn.losses.firing_rate import firing_rate
 from snn.memory import keep_freed_memory
 from snn.replay import Replayed
 
@@ -73,14 +73,12 @@ def our_step(
 ) -> Callable[[], None]:
     """Return a step: binning, forward, loss, backward, optimiser. Products are dense above a share of active inputs."""
     torch.manual_seed(0)
-    data, fs = cfg.data, cfg.loss.fs
     network = cfg.new_network(backend).to(device).train()
     for module in network.modules():
         if isinstance(module, EventLinear):
             module.dense_above = dense_above
     optimizer = torch.optim.Adam(network.parameters(), cfg.train.lr, amsgrad=True, fused=True)
-    window = Window.of(data.T + data.T_empty, fs.D, fs.A, fs.window)
-    goal = partial(objective, loss=cfg.loss, window=window, training=True)
+    goal = partial(objective, loss=cfg.loss, training=True)
     target_B = torch.from_numpy(recordings.labels).to(device)
 
     def loss(x_TBC: SparseCounts | Tensor, target_B: Tensor, _: float) -> Tensor:

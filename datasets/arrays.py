@@ -39,7 +39,7 @@ def write(
     time_unit: s, ms, us or ns. Give `sensor`, the (height, width) of a camera, whose units are p·H·W + y·W + x, or
     `channels`, the number of channels of a cochlea. Times are kept in whole µs; a recording may last up to 71.6 min.
     class_names: if labels are names, their order (default: sorted); otherwise the names of classes 0, 1, ...
-    Raises InputError naming the recording and the remedy; the file then does not appear.
+    Raises InputError naming the recording and the remedy; no file is left behind.
     """
     path = Path(path)
     num_units = _num_units(str(path), sensor, channels)

@@ -16,7 +16,7 @@ from snn.ops.compiled import inlined, kernel
 # splitmix64 (Steele, Lea, Flood, OOPSLA 2014): state += GOLDEN, then the bits are mixed
 GOLDEN, MIX_1, MIX_2 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 LOW_16 = np.uint64(0xFFFF)
-BELL_SIGMA = 2 * 65536 / 12**0.5  # of the sum of four
+BELL_SIGMA = 2 * 65536 / 12**0.5  # of the sum of four uniform 16-bit numbers
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Change:
         return augment(loaded, places[: len(numbers)], numbers, self.how, self.key, partners)
 
     def _partners(self, labels: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-        """Draw for each the number of a recording of its class, or -1 if it stays by itself."""
+        """Draw for each recording another one of its class to blend with, or -1 for none; return their numbers."""
         partners = np.full(len(numbers), -1, np.int64)
         if self.how.blend:
             labels_among = labels[self.among]
@@ -89,7 +89,7 @@ def augment(
     key: int,
     partners: np.ndarray | None = None,
 ) -> Recordings:
-    """Return the recordings in `index`, changed. `key`, 0 to 2^64 - 1, stands for the epoch, `numbers` for each one.
+    """Return the recordings in `index`, changed at random by `key` (0 to 2^64 - 1, one for each epoch) and `numbers`.
 
     `partners` gives the place of the recording that each is blended with, or -1: the two move so that their mean times
     and places meet, and each event of either is kept with probability 1/2 (Nowotny et al. 2025).
@@ -233,7 +233,7 @@ def _extent(offsets, times, channels, r, size):
 
 @inlined
 def _zoomed(state, x, size, scale):
-    """Return where x comes to if its distance from the middle grows; an event lies anywhere in its channel or pixel."""
+    """Return x scaled about the middle of the sensor; the exact place within the channel or pixel is drawn."""
     middle = size / 2
     return np.int64(np.floor(middle + scale * (x + _uniform(state) - middle)))
 

@@ -86,7 +86,7 @@ def _count_entries(
         if not _find_steps(sample_times, sample_channels, *rule, sample_bins[:size]):
             are_wrong[b] = True
             continue
-        r, number = b, 0  # of the current row, as the next event is mostly in it, too
+        r, number = b, 0  # the current row is kept at hand, because the next event is mostly in it, too
         for k in range(size):
             step = sample_bins[k]
             if step == T:
@@ -106,7 +106,7 @@ def _count_entries(
 
 @kernel
 def _lay_entries(offsets, event_channels, index, T, starts, bins, ranks, offsets_R, channels, counts, begin, end):
-    """Write channel and count of each entry, from what `_count_entries` found; counts must hold zeros at the start."""
+    """Write the channel and count of each entry from the results of `_count_entries`; counts must begin as zeros."""
     B = len(index)
     for b in range(begin, end):
         first = offsets[index[b]]
@@ -170,7 +170,7 @@ def _find_cells(
 
 
 def bin_dense(recordings: Recordings, index: np.ndarray, bins: Bins, device: torch.device) -> torch.Tensor:
-    """Do as `bin_events`, but dense and on a device: the cell of each event is sent there, and counted there."""
+    """Bin as `bin_events` does, but into a dense tensor on a device; only the cell of each event is sent to it."""
     starts = _starts(recordings, index, bins)
     T, B, C = bins.T + bins.T_empty, len(index), bins.channels
     cells = np.empty(starts[-1], np.int32 if (T + 1) * B * C < 2**31 else np.int64)

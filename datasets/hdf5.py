@@ -1,8 +1,8 @@
 """HDF5 files that are not trusted: the sizes they claim are checked against the file before anything is allocated.
 
-Damage that the C library finds comes out of h5py as one of a dozen exceptions, and leaves here as one InputError. The
-library does not survive two kinds of damage, so these are looked for first: it would allocate and clear a list that
-claims more than the file holds before it refuses it, and walk a heap of lists with an object of size 0 for ever.
+If the C library finds damage, h5py raises one of a dozen exceptions; here each becomes an InputError. The library does
+not survive two kinds of damage, so these are looked for first. It would allocate and clear a list that claims more than
+the file holds before refusing it, and it would never leave a heap of lists with an object of size 0.
 """
 
 import math
@@ -134,7 +134,7 @@ class File:
             size += file.dataset(source.dset_name.strip("/")).size
         if dataset.size > size:
             raise InputError(
-                f"{self.path}: {dataset.name} is virtual and has {dataset.size:,} values, but what it is made of has "
+                f"{self.path}: {dataset.name} is virtual and has {dataset.size:,} values, but its sources have "
                 f"{size:,}; write it again"
             )
 
@@ -212,7 +212,7 @@ class File:
 
 
 def whole(values: np.ndarray, name: str, path: Path) -> np.ndarray:
-    """Return numbers of any type as int64; InputError if they are not whole."""
+    """Return numbers of any type as int64. InputError if they are not whole."""
     if not (np.isfinite(values) & (values == np.floor(values)) & (np.abs(values.astype(np.float64)) < 2.0**63)).all():
         raise InputError(f"{path}: {name} must hold whole numbers")
     return values.astype(np.int64)
@@ -249,7 +249,7 @@ def _check_size(dataset: h5py.Dataset, path: Path) -> None:
 
 
 def _references(dataset: h5py.Dataset, path: Path) -> np.ndarray | None:
-    """Return the stored references of a data set of lists; None if compressed or with another size of address."""
+    """Return the stored references of a data set of lists; None if they are compressed or have another address size."""
     number, plist = len(dataset), dataset.id.get_create_plist()
     if dataset.chunks is None:
         offset = dataset.id.get_offset()
@@ -268,7 +268,7 @@ def _references(dataset: h5py.Dataset, path: Path) -> np.ndarray | None:
 
 
 def _check_heaps(path: Path) -> None:
-    """Raise InputError if the C library would walk some heap for ever."""
+    """Raise InputError if the file has a heap in which the C library would loop for ever."""
     size_of_file = path.stat().st_size
     with path.open("rb") as file:
         start = _find_collection(file, 0)
@@ -288,7 +288,7 @@ def _check_heaps(path: Path) -> None:
 
 
 def _find_collection(file: BinaryIO, start: int) -> int | None:
-    """Find where the next collection begins. The file is not mapped, as that would count as this process's memory."""
+    """Find where the next collection begins. The file is not mapped: mapped pages would count as process memory."""
     while len(piece := _read_at(file, start, PIECE)) >= COLLECTION_HEADER.size:
         found = piece.find(COLLECTION, 0, len(piece) - COLLECTION_HEADER.size + len(COLLECTION))
         if found >= 0:

@@ -80,7 +80,7 @@ def read(data: config.Images, split: Split, classes: Named | None = None) -> Ima
 
 
 def look(data: config.Images, split: Split, classes: Named | None = None) -> None:
-    """Raise the same InputError as `read` as far as the files' layout tells; no pixel, label or event is read."""
+    """Raise the errors of `read` that the files' layout alone reveals; no pixel, label or event is read."""
     _check_layout(data)
     if data.layout in LAYOUTS:
         path, units = _events_file(data, split), math.prod(data.shape)
@@ -125,8 +125,8 @@ def _torchvision(folder: Path, name: str, train: bool, download: bool) -> "Visio
         reason = " ".join(str(error).split())
         tried = " and cannot be fetched" if download else ""
         raise InputError(
-            f"{folder}: {TORCHVISION[name]} is not there whole, as torchvision lays it out,{tried} ({reason:.120}); "
-            "put its files there, or name their folder by data.path (--path_to_dataset)"
+            f"{folder}: {TORCHVISION[name]} is missing or incomplete{tried} ({reason:.120}); put its files there as "
+            "torchvision lays them out, or name their folder by data.path (--path_to_dataset)"
         ) from None
 
 
@@ -231,7 +231,7 @@ def _find_first(offsets, times, channels, first):
 def first_events(
     recordings: AnyRecordings, shape: tuple[int, int, int], window_ms: float, strict: bool = False
 ) -> Images:
-    """Return pixels x that spike at (1 - x) of a window, the share of window_ms of their first event; 0 without one."""
+    """Return pixels x = 1 - t / window_ms, where t is the time of a pixel's first event; 0 without one."""
     ticks = window_ms / 1000 * recordings.ticks_per_second
     first_times = recordings.first_times
     check_first_times(recordings, first_times, ticks, f"the first {window_ms:g} ms", "data.window_ms", strict)

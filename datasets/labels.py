@@ -13,7 +13,7 @@ def check_type(kind: np.dtype, number: int, where: str, what: str, field: str) -
     """Raise InputError if a type cannot hold 0 ... number - 1: larger numbers wrapped when they were written."""
     if largest(kind) < number - 1:
         raise InputError(
-            f"{where}: its {what} are {kind}, which ends at {largest(kind):,}, but by {field} they go up to "
+            f"{where}: its {what} are {kind}, which ends at {largest(kind):,}, but with {field} they go up to "
             f"{number - 1:,}; numbers beyond have wrapped, so write them again as {np.min_scalar_type(number - 1)}"
         )
 

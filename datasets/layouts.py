@@ -99,7 +99,7 @@ def _ticks_per_second(file: hdf5.File, path: Path) -> float:
     if said is None:
         return 1.0
     if not said.isdecimal() or not 0 < int(said) <= 10**12:
-        raise InputError(f"{path}: says {said!r:.40} for its ticks a second; it must be a whole number")
+        raise InputError(f"{path}: says {said!r:.40} for its ticks per second; it must be a whole number")
     return float(said)
 
 

@@ -13,7 +13,8 @@ No input is fatal once one packet has been understood: lost, late and damaged pa
 Layouts: two layouts of packets are faery's: events one after another, little endian, t in µs, named after the bits of
 their parts. `csv` has lines t,x,y,p, as faery takes them from a pipe; evt2, evt21 and evt3 are the words of Prophesee's
 cameras. The prefix "n32_" means that a packet begins with its number, a counter of 32 bits; only this number shows how
-many packets were lost on their way. Without it, only packets that this machine dropped are counted, if Linux tells.
+many packets were lost on their way. Without it, only packets that this machine dropped are counted, if Linux reports
+them.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def listen(port: int, host: str = "127.0.0.1") -> socket.socket:
         receiver.bind((host, port))
     except (OSError, OverflowError) as error:
         receiver.close()
-        raise InputError(f"UDP port {port}: cannot be listened to on {host} ({error}); choose another") from None
+        raise InputError(f"UDP port {port}: cannot listen on {host} ({error}); choose another port") from None
     return receiver
 
 
@@ -160,7 +161,7 @@ class Source:
             yield content
 
     def _understood(self, content: bytes) -> tuple[np.ndarray, np.ndarray]:
-        """Return times in µs, ascending, and units of the events in a packet, which are empty if it is damaged."""
+        """Return the times in µs, ascending, and the units of a packet's events; both are empty if it is damaged."""
         if self.is_numbered and len(content) >= 4:
             self._count_lost(int.from_bytes(content[:4], "little"))
         content = content[4:] if self.is_numbered else content
@@ -177,7 +178,7 @@ class Source:
         except ValueError as error:
             if not self.counts.events:
                 raise InputError(
-                    f"what comes is not of the layout {self.layout} and this sensor ({error}); name its layout, one of "
+                    f"the events do not fit layout {self.layout} and this sensor ({error}); name their layout, one of "
                     f"{', '.join(LAYOUTS)}"
                 ) from None
             self.counts.damaged += 1

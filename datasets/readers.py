@@ -41,11 +41,11 @@ def read(
     """Read the recordings of one split. Channels must lie in 0..num_channels-1 and labels in 0..num_classes-1.
 
     A training file must have a recording of every class. `origin` names the source of this set and replaces that of
-    the layout. `in_memory`: hold the events, or leave them in the file once they are checked; None holds them if they
-    take less than half of the free memory. `classes` gives the meaning of the labels; if the file names the same
-    classes in another order, its labels are renumbered. A line reports events outside `bins`; `strict` refuses a
-    recording without any event in them. `options` are those of `datasets.prepare`; a line reports if the file was made
-    with others.
+    the layout. `in_memory` holds the events in memory or leaves them in the file once they are checked; None holds them
+    if they take less than half of the free memory. `classes` gives the meaning of the labels; if the file names the
+    same classes in another order, its labels are renumbered. A warning reports events outside `bins`; `strict` refuses
+    a recording without any event in them. `options` are those of `datasets.prepare`; a warning reports if the file was
+    made with others.
     """
     path = Path(path)
     found = look(layout, path, split, num_channels, num_classes, origin=origin, classes=classes)
@@ -83,9 +83,9 @@ def read(
     if ran_over:
         r, before, after = ran_over[0]
         print(
-            f"warning: {path}: in {len(ran_over)} of {found.number} recordings time falls as that of a counter which "
+            f"warning: {path}: in {len(ran_over)} of {found.number} recordings time falls like that of a counter which "
             f"has run over (recording {r}: from {before:g} to {after:g}); if so, unwrap it before the file is written. "
-            "The order of the events alone does not matter",
+            "If the events are only in another order, this does not matter",
             file=sys.stderr,
         )
     if held:
@@ -167,7 +167,7 @@ def _room(events: int, types: tuple[np.dtype, np.dtype], path: Path) -> list[np.
 def _read_events(
     path: Path, found: Contents, num_channels: int, numbers: np.ndarray, until: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Read and check recordings of these ascending numbers: how many events each has, their times, their channels.
+    """Read and check the recordings with these ascending numbers; return their numbers of events, times and channels.
 
     Events after the time `until` may be left out.
     """

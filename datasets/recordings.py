@@ -60,7 +60,7 @@ class Recordings:
         return earliest(self.offsets, self.times)
 
     def load(self, index: np.ndarray, until: float = np.inf) -> tuple["Recordings", np.ndarray]:
-        """Return recordings with their events in memory, and the places of those in `index` among them."""
+        """Return recordings whose events are in memory, and the places of those in `index` among them."""
         return self, check_index(index, self)
 
 
@@ -141,7 +141,7 @@ def _look_up(channel_of_unit: np.ndarray, units: np.ndarray, where: str) -> np.n
     if len(units) and (units.min() < 0 or units.max() >= len(channel_of_unit)):
         raise InputError(
             f"{where}: units go from {units.min()} to {units.max()}, but those of the sensor are 0 to "
-            f"{len(channel_of_unit) - 1}; look at data.sensor or data.channels"
+            f"{len(channel_of_unit) - 1}; check data.sensor or data.channels"
         )
     return channel_of_unit[units]
 
@@ -150,7 +150,7 @@ AnyRecordings = Recordings | StoredRecordings
 
 
 def earliest(offsets: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """Return the earliest of times offsets[r] to offsets[r + 1] - 1 of each recording r, (n,) float64, or infinity."""
+    """Return the earliest time of each recording r, which has times offsets[r] to offsets[r + 1] - 1, or infinity."""
     return by_recording(np.minimum, offsets, times, np.inf)
 
 

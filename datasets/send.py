@@ -70,7 +70,7 @@ def packets(events: Piece) -> Iterator[Piece]:
 
 
 def send(recordings: Iterator[tuple[str, Piece]], layout: str, put: Callable[[bytes], object], speed: float) -> None:
-    """Give `put` each packet when its time has come, one recording after the other."""
+    """Pass each packet to `put` when its time has come, one recording after the other."""
     started, offset_us, number = time.perf_counter(), 0, 0
     name = layout.removeprefix(live.NUMBERED)
     for title, events in recordings:

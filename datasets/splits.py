@@ -1,4 +1,4 @@
-"""Holding out a share of the samples, for validation or test."""
+"""Choice of the samples that are held out, for validation or test."""
 
 import sys
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ def hold_out(
 
     A share of 0 holds out none. `groups`, (n,), gives the group of each sample, such as its speaker; a group is never
     divided. If each group has one class, such as the file that windows were cut from, the share is taken of the groups
-    of every class. `among` limits the choice to these samples, ascending. `name` is that of the share in the
+    of every class. `among` limits the choice to these samples, ascending. `name` is the name of the share in the
     configuration, for messages.
     """
     checks.number("the share held out", share, least=0)
@@ -70,7 +70,7 @@ def groups_by(recordings: AnyRecordings, by: Literal["recording", "speaker"], na
 
 
 def say_unseen(samples: Samples, labels: np.ndarray, seen: np.ndarray, name: str) -> None:
-    """Print a line if the samples held out for `name`, with the labels `seen`, lack a class among `labels`."""
+    """Warn if the samples held out for `name`, with the labels `seen`, lack a class among `labels`."""
     if len(unseen := np.setdiff1d(labels, seen)):
         print(
             f"warning: {samples.where}: nothing of {some([name_of(samples, k) for k in unseen])} is held out, "

@@ -1,4 +1,4 @@
-"""A check of the window of bins against recordings: what it misses is reported, or refused, before training or test."""
+"""A check, before training or test, of how many events and recordings the window of bins misses."""
 
 import sys
 
@@ -17,8 +17,7 @@ HALVES = np.arange(np.float16(np.inf).view(np.uint16), dtype=np.uint16).view(np.
 class WindowCheck:
     """A check of what the bins see of recordings that come piece by piece, `events` in all.
 
-    Once all have come, `report` tells what the bins miss: recordings without any event in them, most events, or
-    differences in time.
+    Once all have come, `report` says whether the bins miss whole recordings, most events, or differences in time.
     """
 
     def __init__(self, bins: Bins, ticks_per_second: float, events: int):
@@ -51,7 +50,7 @@ class WindowCheck:
             classes = [f", {100 * inside[k] / events[k]:.3g} % of those of {name_of(recordings, k)}" for k in behind]
             print(
                 f"warning: {recordings.where}: {100 * share:.3g} % of the events fall into {window}{''.join(classes)}; "
-                f"its times reach {self.last / self.ticks_per_second:g} s. Look at data.T, data.dt_ms and the unit of "
+                f"its times reach {self.last / self.ticks_per_second:g} s. Check data.T, data.dt_ms and the unit of "
                 "the times",
                 file=sys.stderr,
             )
@@ -59,7 +58,7 @@ class WindowCheck:
 
 
 def _say_coarse(times: np.ndarray, recordings: AnyRecordings, bins: Bins) -> None:
-    """Report if the times, of which these are a sample, are so coarse that many events lie in a wrong bin."""
+    """Report if times, judged by this sample of them, are so coarse that many events lie in a wrong bin."""
     per_s, is_whole = recordings.ticks_per_second, times.dtype.kind != "f"
     end = bins.end_ticks(per_s)
     off = 1000 / per_s * grain(times)[times < end] / (2 * bins.dt_ms)
@@ -82,14 +81,15 @@ def _say_coarse(times: np.ndarray, recordings: AnyRecordings, bins: Bins) -> Non
 def check_first_times(
     recordings: AnyRecordings, first: np.ndarray, end_ticks: float, window: str, fields: str, strict: bool
 ) -> None:
-    """Report how many recordings of which class have no event before `end_ticks`, by the `first` time of each.
+    """Report how many recordings of each class have no event before `end_ticks`, by the `first` time of each.
 
-    InputError if this holds for all, or if `strict` and it holds for any. `window` is in words, set by `fields`.
+    InputError if this holds for all, or if `strict` and it holds for any. `window` describes the window in words, and
+    `fields` names the fields that set it.
     """
     is_lost, is_empty = first >= end_ticks, np.isinf(first)
     if not is_lost.any():
         return
-    remedy = f"look at {fields} and the unit of the times"
+    remedy = f"check {fields} and the unit of the times"
     if is_lost.all():
         begin = "" if is_empty.all() else f"; its times begin at {first.min() / recordings.ticks_per_second:g} s"
         raise InputError(f"{recordings.where}: 0 % of the events fall into {window}{begin}; {remedy}")

@@ -1,4 +1,4 @@
-/* What the page calls: sound to the cochlea, its events to the network, and what happened within each step of that. */
+/* The calls of the page: pass sound to the cochlea and its events to the network, and record each step of the network. */
 
 #include "cochlea.h"
 #include "network.h"

@@ -9,10 +9,9 @@ from typing import Literal, NamedTuple
 from snn.errors import InputError
 
 WORDS = (
-    "64C3 (64 channels, 3x3 kernel, same padding), 32C5S2 (stride 2), P2 (2x2 maximum pool), A2 (2x2 average pool), "
-    "512F (fully connected), 256R (fully connected, recurrent); after F or R, learned delays of up to that many steps: "
-    "D25 (one for each input), DS25 (one for each synapse), DR25 (one for each neuron's spikes on their way back), as "
-    "in 256FD25 or 256RDS25DR10"
+    "64C3 (64 channels, 3x3 kernel, same padding), 32C5S2 (stride 2), P2 and A2 (2x2 maximum and average pools), "
+    "512F (fully connected), 256R (recurrent); with learned delays of up to 25 steps, 256FD25 (one per input), "
+    "256FDS25 (one per synapse) and 256RDR25 (one per neuron, for recurrent spikes)"
 )
 
 
@@ -64,14 +63,14 @@ def parse(words: Iterable[str]) -> tuple[Conv | Pool | Full, ...]:
             channels, kernel, stride = (int(number or 1) for number in found.groups())
             if kernel % 2 == 0:
                 raise InputError(f"layer '{word}': the kernel of a convolution must be odd")
-            layer = Conv(channels, kernel, stride)
+            layer: Conv | Pool | Full = Conv(channels, kernel, stride)
         elif found := re.fullmatch(r"([PA])([1-9]\d*)", word):
             layer = Pool(int(found[2]), is_average=found[1] == "A")
         elif found := re.fullmatch(r"([1-9]\d*)([FR])(DS?[1-9]\d*)?(?:DR([1-9]\d*))?", word):
             size, kind, delay, own = found.groups()
             if own and kind == "F":
                 raise InputError(f"layer '{word}': DR{own} delays the spikes of a recurrent layer; write {size}R")
-            layer = Full(int(size), kind == "R", delay and parse_delay(delay), own and int(own))
+            layer = Full(int(size), kind == "R", parse_delay(delay) if delay else None, int(own) if own else None)
         else:
             raise InputError(f"layer '{word}' is not known; use words such as {WORDS}")
         if layers and isinstance(layers[-1], Full) and not isinstance(layer, Full):
@@ -85,7 +84,7 @@ def shapes(words: Sequence[str], shape: tuple[int, ...]) -> list[tuple[int, ...]
 
     InputError names the first layer that does not fit.
     """
-    result = []
+    result: list[tuple[int, ...]] = []
     for word, layer in zip(words, parse(words), strict=True):
         if isinstance(layer, Full):
             shape = (layer.size,)

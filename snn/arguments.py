@@ -23,7 +23,7 @@ _COMMON = {
     "--hidden_size": ("network.layers", int, "+", "number of neurons in each fully connected layer"),
     "--neuron1": (("network.neuron1", ("tau_mem_steps", "tau_syn_steps", "theta")), float, 3, "hidden τm τs θ"),
     "--neuron2": (("network.neuron2", ("tau_mem_steps", "tau_syn_steps", "theta")), float, 3, "output τm τs θ"),
-    "--loss_mode": ("loss.mode", str, None, "first_time, first_to_spike or firing_rate"),
+    "--loss_mode": ("loss.mode", str, None, "the loss, a file in snn/losses"),
     "--FS": (("loss.fs", ("alpha", "D", "A")), float, "+", "first-spike code: α [D [A]]"),
     "--FR": ("loss.fr.alpha", float, None, "firing-rate code: α"),
     "--treg": (("loss.treg", ("weight", "beta")), float, 2, "regulariser for silent targets: λ β"),
@@ -69,7 +69,7 @@ class Parser(OneLineParser):
         )
 
     def take_checkpoints(self, number: str | None = None) -> None:
-        """Add the words that begin from a trained network; `number` is the `nargs` of --load_pt_file."""
+        """Add the options that choose trained networks; `number` is the `nargs` of --load_pt_file."""
         self.add_argument(
             "--load_pt_file", type=Path, nargs=number, metavar="PT", help="checkpoint, run folder or run name"
         )
@@ -128,7 +128,7 @@ def search_parser(description: str | None) -> Parser:
         "--ranges", type=Path, metavar="YAML", help="goals and ranges; default <configuration>_search.yaml beside it"
     )
     parser.add_argument(
-        "--trials", type=int, default=100, metavar="N", help="trials of the study, of all its workers together (100)"
+        "--trials", type=int, default=100, metavar="N", help="trials of the study, by all workers together (100)"
     )
     parser.add_argument("--study", metavar="NAME", help="name of the study; default <configuration>_search")
     parser.add_argument(
@@ -141,8 +141,9 @@ def _layers(values: dict) -> list[str]:
     """Return the layers in unchecked values, or an empty list if these are not a list of words."""
     network = values.get("network")
     layers = network.get("layers") if isinstance(network, dict) else None
-    is_list = isinstance(layers, list) and all(isinstance(word, str) for word in layers)
-    return layers if is_list else []
+    if isinstance(layers, list) and all(isinstance(word, str) for word in layers):
+        return layers
+    return []
 
 
 def find_yaml(path: Path) -> Path:

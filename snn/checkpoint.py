@@ -25,7 +25,13 @@ FORMAT = "first-spike checkpoint"
 VERSION = 3
 READABLE = (1, 2, VERSION)
 MARK = b"first-spike sha256"
-FOR_RESUME = {"optimizer": dict, "step": int, "processes": list, "best": (tuple, list), "best_epoch": int}
+FOR_RESUME: dict[str, type | tuple[type, ...]] = {
+    "optimizer": dict,
+    "step": int,
+    "processes": list,
+    "best": (tuple, list),
+    "best_epoch": int,
+}
 
 
 class Damaged(InputError):
@@ -39,7 +45,7 @@ def save(path: Path, config: AnyConfig, network: nn.Module, keep: bool = False, 
     would refuse the weights.
     """
     try:
-        network.check_values(f"{path}: not written, because it could not be loaded")
+        network.check_values(f"{path}: not written, because it could not be loaded")  # type: ignore[operator]
     except InputError as error:
         raise InputError(f"{error}; try a smaller train.lr") from None
     content = {
@@ -113,7 +119,8 @@ def load(path: Path, for_resume: bool = False) -> tuple[AnyConfig, dict[str, Any
             f"{path}: has version {content.get('version')}, this program reads versions {readable}; use the "
             "program that wrote it, or train again"
         )
-    for name, kind in ({"config": dict, "network": dict, "epoch": int} | (FOR_RESUME if for_resume else {})).items():
+    wanted = {"config": dict, "network": dict, "epoch": int, **(FOR_RESUME if for_resume else {})}
+    for name, kind in wanted.items():
         if not isinstance(content.get(name), kind):
             hint = f"; only last.pt of a run (version {VERSION}) can be resumed"
             hint = hint if name in FOR_RESUME else ", it is damaged"
@@ -193,7 +200,7 @@ def load_weights(network: nn.Module, weights: dict[str, torch.Tensor], path: Pat
                 f"{own.get(name, 'absent')} here; use the configuration it was trained with"
             )
     network.load_state_dict(weights)
-    network.check_values(str(path))
+    network.check_values(str(path))  # type: ignore[operator]  # as both kinds have
 
 
 def _kind(value: Any) -> str:

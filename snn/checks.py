@@ -1,4 +1,4 @@
-"""Checks of a caller's arguments, with errors in words. A compiled kernel reads wherever a shape or an index points.
+"""Checks of a caller's arguments: a compiled kernel would read wherever a wrong shape or index points.
 
 Shapes, types and devices cost nothing to check. Values do: the CPU would have to wait for a GPU, and a recorded step
 (`snn.replay`) must not wait. So values on a GPU are not checked unless a docstring says so.
@@ -130,7 +130,7 @@ def is_number(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
-def _fits(sizes: tuple[int, ...], shape: Sequence[int | str]) -> bool:
+def _fits(sizes: tuple[int, ...], shape: Sequence[int | str | EllipsisType]) -> bool:
     return len(sizes) == len(shape) and all(
         size > 0 if isinstance(wanted, str) else size == wanted for size, wanted in zip(sizes, shape, strict=True)
     )

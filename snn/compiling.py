@@ -9,6 +9,7 @@ from hashlib import sha256
 from multiprocessing import parent_process
 from pathlib import Path
 from types import FunctionType, ModuleType
+from typing import Any
 
 import numba
 from numba.core import event
@@ -21,8 +22,8 @@ if numba.config.DISABLE_JIT:
     os.environ.pop("NUMBA_DISABLE_JIT", None)
     numba.config.DISABLE_JIT = 0
 
-# A function for kernels to call, and for Python as it is: compiled alone, with entries from Python and C, it would take
-# twice the time. Python's check for division by zero would prevent vectorisation.
+# For functions that kernels call, and that Python runs uncompiled: to compile them alone as well, with entries from
+# Python and C, would take twice the time. Python's check for division by zero would prevent vectorisation.
 inlined = register_jitable(error_model="numpy")
 NOT_KEPT = "no cache folder is writable, so each program compiles it again; set NUMBA_CACHE_DIR to a writable one"
 _place_of: dict[Callable, Path | None] = {}  # kernel -> its cache folder
@@ -45,7 +46,12 @@ def kernel(function: Callable) -> Callable:
     before = numba.config.CACHE_DIR
     numba.config.CACHE_DIR = "" if folder in (None, beside) else str(folder)
     try:
-        options = {"nogil": True, "cache": folder is not None, "error_model": "numpy", "no_cfunc_wrapper": True}
+        options: dict[str, Any] = {
+            "nogil": True,
+            "cache": folder is not None,
+            "error_model": "numpy",
+            "no_cfunc_wrapper": True,
+        }
         compiled = numba.njit(**options)(function)
     finally:
         numba.config.CACHE_DIR = before

@@ -1,9 +1,10 @@
 """The configurations of both kinds of networks: every option with its type, default and meaning.
 
-An option is documented here, or in `snn.schema` if all kinds have it, and nowhere else. `python -m snn.config` prints
-the list; `snn.settings` reads a YAML into these values.
+An option is documented here, in `snn.schema` if all kinds have it, or in the file of its loss, and nowhere else.
+`python -m snn.config` prints the list; `snn.settings` reads a YAML into these values.
 """
 
+import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -21,11 +22,15 @@ from pydantic import (
 
 from snn import architecture
 from snn.errors import InputError
+from snn.losses import LossOptions
 from snn.schema import AnyConfig, DataSet, Mark, Section, Share, Train
 
 if TYPE_CHECKING:
     from torch import nn
 
+NARROWS_BY = 0.01  # the factor by which the triangle of a delay narrows over a training
+PRUNED_AFTER = 0.25  # of the epochs
+WHOLE_AFTER = 0.8  # of the epochs, delays are whole, so that the rest of the network adapts to the rounding
 Steps = Annotated[float, Field(ge=0.1)]  # a time constant τ; below this, exp(-1/τ) is practically 0
 
 # (height, width) in pixels of the cameras behind a layout
@@ -69,7 +74,7 @@ class Augment(Section):
         "multiplied by a factor of 1 ± zoom; events that leave it are lost",
     )
     unit_jitter: NonNegativeInt = Field(
-        0, description="each event moves by itself in the same way (channels or pixels)"
+        0, description="each event moves by up to this much, independently of the others (channels or pixels)"
     )
     blend: Share = Field(
         0.0,
@@ -248,7 +253,7 @@ class Network(Section):
         "epochs the others, which are the smallest, become 0 for good, and cost no synaptic operation",
     )
     output_delay: str | None = Field(
-        None, description="learned delays of the output layer's inputs, D25 or DS25 as in the words of layers"
+        None, description="learned delays of the output layer's inputs, D25 or DS25 as in layers"
     )
     delay_init_ms: Annotated[tuple[NonNegativeFloat, NonNegativeFloat], Field(strict=False)] | None = Field(
         None, description="initial delays are drawn between these two; default 0 to the longest (ms)"
@@ -259,6 +264,16 @@ class Network(Section):
         "1 + σ and σ falls exponentially to 0 over the epochs; 0 interpolates linearly from the start. In the "
         "last fifth of the epochs delays are whole (steps)",
     )
+
+    def scheduled(self, epoch: int, epochs: int) -> dict[str, float]:
+        left = NARROWS_BY ** (epoch / max(1, epochs - 1))
+        sigma_steps = self.delay_sigma_steps * (left - NARROWS_BY) / (1 - NARROWS_BY)
+        are_whole = bool(self.delays) and epoch >= max(1, math.floor(WHOLE_AFTER * epochs))
+        return {
+            "delay_sigma_steps": 0.0 if are_whole else sigma_steps,
+            "delays_are_whole": float(are_whole),
+            "density": self.density if epoch >= PRUNED_AFTER * epochs else 1.0,
+        }
 
     @property
     def delays(self) -> dict[str, architecture.Delay]:
@@ -293,57 +308,6 @@ class Network(Section):
         return layers
 
 
-class FirstSpike(Section):
-    alpha: PositiveFloat = Field(0.2, description="α of softmax(-α t^F) (1/step)")
-    D: Annotated[float, Field(ge=1)] = Field(16.0, description="the gradient window has σ = max(1, floor(T/D)) steps")
-    A: PositiveFloat = Field(200.0, description="amplitude of the gradient window")
-    D_final: Annotated[float, Field(ge=1)] | None = Field(
-        None, description="narrow the window by letting D grow to this over the epochs"
-    )
-    window: Literal["peak", "paper"] = Field("peak", description="peak of the window: A, or A/(2πσ) as in the paper")
-
-
-class FiringRate(Section):
-    alpha: PositiveFloat = Field(20.0, description="α of softmax(α rate) (steps)")
-
-
-class SilentTarget(Section):
-    weight: NonNegativeFloat = Field(0.01, description="λ, weight of the term that wakes silent target neurons")
-    beta: PositiveFloat = Field(0.02, description="β of exp(β τ) - 1 (1/step)")
-
-
-class SpikeCount(Section):
-    weight: NonNegativeFloat = Field(0.0, description="λ_s of λ_s |N_s - target|; 0 leaves the term out")
-    target: NonNegativeFloat = Field(1.0, description="target number of spikes per sample and neuron, over all layers")
-
-
-class FirstToSpike(Section):
-    slope: PositiveFloat = Field(
-        10.0, description="k: an output neuron of potential h fires at the rate exp(k (h/θ - 1))"
-    )
-    silent: NonNegativeFloat = Field(
-        0.0, description="added to the loss of a recording as far as no output neuron fires; more makes outputs fire"
-    )
-    early: NonNegativeFloat = Field(
-        0.0,
-        description="weight of the expected time of the decision, as a share of the window, reached in ten steps over "
-        "the first half of the epochs; more decides earlier",
-    )
-
-
-class Loss(Section):
-    mode: Literal["first_time", "first_to_spike", "firing_rate"] = Field(
-        "first_time",
-        description="what is trained: the time of the first spikes, the probability that the target spikes first, or "
-        "the firing rate",
-    )
-    fs: FirstSpike = Field(FirstSpike(), description="first-spike code (first_time only)")
-    first_to_spike: FirstToSpike = Field(FirstToSpike(), description="noisy thresholds (first_to_spike only)")
-    fr: FiringRate = Field(FiringRate(), description="firing-rate code (firing_rate only)")
-    treg: SilentTarget = Field(SilentTarget(), description="regulariser for silent targets (first_time only)")
-    spike_count: SpikeCount = Field(SpikeCount(), description="optional penalty on the spike count")
-
-
 class FirstSpikeTrain(Train):
     delay_lr: PositiveFloat = Field(
         0.1, description="learning rate of Adam for delays, which have no weight decay (steps)"
@@ -368,7 +332,7 @@ class Config(AnyConfig, section="network", title="A first-spike network"):
 
     data: Data
     network: Network
-    loss: Loss
+    loss: LossOptions
     train: FirstSpikeTrain
 
     @model_validator(mode="after")
@@ -397,14 +361,9 @@ class Config(AnyConfig, section="network", title="A first-spike network"):
 
     @property
     def run_name(self) -> str:
-        """Return the published name, <dataset>_<fs|fr><α>_tau<τ of neuron2>_<neuron>; first_to_spike has fts<slope>."""
-        loss, tau = self.loss, self.network.neuron2.tau_mem_steps
-        code = {
-            "first_time": f"fs{loss.fs.alpha:g}",
-            "first_to_spike": f"fts{loss.first_to_spike.slope:g}",
-            "firing_rate": f"fr{loss.fr.alpha:g}",
-        }[loss.mode]
-        return f"{self.data.dataset_name}_{code}_tau{tau:g}_{self.network.neuron.lower()}"
+        """Return the published name, <dataset>_<fs|fr><α>_tau<τ of neuron2>_<neuron>."""
+        tau, neuron = self.network.neuron2.tau_mem_steps, self.network.neuron.lower()
+        return f"{self.data.dataset_name}_{self.loss.chosen.code}_tau{tau:g}_{neuron}"
 
     def new_network(self, backend: str | None = None) -> "nn.Module":
         from snn import network  # imported here so that reading a configuration does not import torch
@@ -461,6 +420,9 @@ class TTFSTrain(Train):
         description="epochs without a better validation accuracy before training ends; has no effect if "
         "data.validation_share is 0",
     )
+
+    def scheduled(self, epoch: int, epochs: int) -> dict[str, float]:
+        return {"lr": super().scheduled(epoch, epochs)["lr"] * self.lr_factor**epoch}
 
 
 class TTFSConfig(AnyConfig, section="ttfs", title="A TTFS network"):

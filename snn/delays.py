@@ -28,6 +28,8 @@ class DelayedLinear(EventLinear, MemoryModule):
     On the CPU the work follows the events. On other devices, and for dense activity, plain torch operations do it.
     """
 
+    past: Tensor | SparseCounts | None
+
     def __init__(
         self,
         inputs: int,
@@ -134,10 +136,10 @@ def _joined(
         )
     if isinstance(x_TBC, SparseCounts) and isinstance(past, SparseCounts):
         offsets = torch.cat([past.offsets, x_TBC.offsets[1:] + past.offsets[-1]])
-        entries = (torch.cat([getattr(past, name), getattr(x_TBC, name)]) for name in ("channels", "counts"))
-        return SparseCounts(offsets, *entries, (past.shape[0] + x_TBC.shape[0], *x_TBC.shape[1:]))
+        channels, counts = (torch.cat([getattr(past, name), getattr(x_TBC, name)]) for name in ("channels", "counts"))
+        return SparseCounts(offsets, channels, counts, (past.shape[0] + x_TBC.shape[0], *x_TBC.shape[1:]))
     if isinstance(x_TBC, Spikes):
-        return Spikes(torch.cat([past, x_TBC.s_TBN]), x_TBC.mask_BN)
+        return Spikes(torch.cat([as_tensor(past), x_TBC.s_TBN]), x_TBC.mask_BN)
     return torch.cat([as_tensor(past), as_tensor(x_TBC)])
 
 
@@ -147,7 +149,7 @@ def _last(x_TBC: Tensor | SparseCounts | Spikes, steps: int) -> Tensor | SparseC
         T, B, C = x_TBC.shape
         steps = min(steps, T)
         begin = x_TBC.offsets[(T - steps) * B :]
-        entries = (each[begin[0] :] for each in (x_TBC.channels, x_TBC.counts))
-        return SparseCounts(begin - begin[0], *entries, (steps, B, C))
+        channels, counts = (each[begin[0] :] for each in (x_TBC.channels, x_TBC.counts))
+        return SparseCounts(begin - begin[0], channels, counts, (steps, B, C))
     s_TBC = x_TBC.s_TBN if isinstance(x_TBC, Spikes) else x_TBC
     return s_TBC[max(0, len(s_TBC) - steps) :]

@@ -43,15 +43,15 @@ class Meter:
         self.network = network
         self.linears = [m for m in network.modules() if isinstance(m, EventConv | EventLinear)]
         self.neurons = [m for m in network.modules() if isinstance(m, SpikingNeuron)]
-        self.convs = {m: hardware.as_conv(m.weight, _geometry(m)[2]) for m in self.linears}
+        self.convs: dict[nn.Module, nn.Conv2d] = {m: hardware.as_conv(m.weight, _geometry(m)[2]) for m in self.linears}
         self.convs |= {m: hardware.as_conv(m.V) for m in self.neurons if m.V is not None}
         self.samples = self.neuron_steps = self.steps = 0
-        self.spikes: dict[nn.Module, int] = {}  # of each layer of neurons
+        self.spikes: dict[SpikingNeuron, int] = {}  # of each layer of neurons
         self.events: dict[nn.Module, float] = {}  # that reach a linear map, or return to neurons
         self.spikesim_pj = 0.0
         self.active: dict[nn.Module, Tensor] = {}  # how often each input of a map was not 0
-        self.fed_back: dict[nn.Module, Tensor] = {}  # spikes fed back, per neuron of a layer
-        self.sizes: dict[nn.Module, int] = {}  # neurons per sample
+        self.fed_back: dict[SpikingNeuron, Tensor] = {}  # spikes fed back, per neuron of a layer
+        self.sizes: dict[SpikingNeuron, int] = {}  # neurons per sample
         self.counts = False  # becomes true at an input above 1
 
     def __enter__(self) -> "Meter":
@@ -95,16 +95,17 @@ class Meter:
 
     def result(self) -> dict[str, Entry]:
         """Return name -> value, unit, source; counts and energies are means per recording."""
-        weights = [m.weight for m in self.linears] + [m.V for m in self.fed_back]
+        loops = [(m.V, spikes_N) for m, spikes_N in self.fed_back.items() if m.V is not None]
+        weights = [m.weight for m in self.linears] + [V_NN for V_NN, _ in loops]
         operations = [float((self.active[m] * _fan_out(m)).sum()) / self.samples for m in self.linears]
-        recurrent = sum(float(spikes @ fan_out(m.V).cpu()) / self.samples for m, spikes in self.fed_back.items())
+        recurrent = sum(float(spikes_N @ fan_out(V_NN).cpu()) / self.samples for V_NN, spikes_N in loops)
         # counts meet the weights of the first layer, unless a pool comes first: its neurons give 0 or 1
         begins_with_pool = isinstance(self.network.layers[0].linear, Pooling)
         macs = operations[0] if self.counts and not begins_with_pool else 0.0
         acs = sum(operations) + recurrent - macs
         dense = self.steps * (
             sum(float(_fan_out(m, torch.ones_like(m.weight)).sum()) for m in self.linears)  # padding does not count
-            + sum(m.V.numel() for m in self.fed_back)
+            + sum(V_NN.numel() for V_NN, _ in loops)
         )
         folded = self.network.folded()
         tensors = [*folded.parameters(), *folded.buffers()]

@@ -53,8 +53,8 @@ class Evaluation:
     def add(self, activity: Activity, target_B: Tensor, events_TB: Tensor, operations_TB: Tensor) -> None:
         """Add one batch."""
         s_TBN, h_TBN, layers = activity
-        T = len(s_TBN)
-        checks.labels(target_B, *s_TBN.shape[1:], s_TBN.device)
+        T, B, classes = s_TBN.shape
+        checks.labels(target_B, B, classes, s_TBN.device)
         t_BN = first_times(s_TBN, h_TBN).long()
         fs_label_B = fs_decision(t_BN)
         first_B, target_step_B = t_BN.amin(-1), t_BN.gather(1, target_B.unsqueeze(1)).squeeze(1)
@@ -84,7 +84,7 @@ class Evaluation:
         )
         self.batches.append(Samples(*(value.cpu() for value in samples)))
         of_neurons = [s_BN.sum(0, dtype=torch.float64).cpu() for s_BN in spikes_by_layer]
-        before = self.neuron_spikes or [0.0] * len(layers)
+        before = self.neuron_spikes or [torch.zeros_like(s_N) for s_N in of_neurons]
         self.neuron_spikes = [sum_N + s_N for sum_N, s_N in zip(before, of_neurons, strict=True)]
 
     def samples(self) -> Samples:

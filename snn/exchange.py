@@ -63,7 +63,7 @@ def layers_of(network: Network, shape: tuple[int, ...]) -> list[Layer]:
     for k, layer in enumerate(network.layers, 1):
         name, linear, neurons = f"layer_{k}", layer.linear, layer.neurons
         if isinstance(linear, EventLinear):
-            after = (linear.out_features,)
+            after: tuple[int, ...] = (linear.out_features,)
         elif isinstance(linear, EventConv):
             after = (len(linear.weight), linear.geometry.out_height, linear.geometry.out_width)
         else:
@@ -75,7 +75,7 @@ def layers_of(network: Network, shape: tuple[int, ...]) -> list[Layer]:
 
 def unsaid_by_nir(network: Network) -> list[str]:
     """List in words the features of this network that NIR's neurons lack."""
-    found = {}  # a dict keeps the order of the layers, and each feature once
+    found: dict[str, None] = {}  # a dict keeps the order of the layers, and each feature once
     for neurons in _neurons(network):
         kind, values = type(neurons).__name__, neurons.values()
         if neurons.CUBA is None:
@@ -97,7 +97,7 @@ def _refuse_delays(network: Network) -> None:
 
 
 def approximated(network: Network) -> Network:
-    """Return a folded copy without what NIR lacks, as far as possible: values it lacks are 0, and resets are hard."""
+    """Return a folded copy that is as close to NIR as possible: values that NIR lacks are 0, and resets are hard."""
     network = network.folded()
     for neurons in _neurons(network):
         neurons.dynamics = replace(neurons.dynamics, reset="hard")

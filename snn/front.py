@@ -101,7 +101,7 @@ def write(study: Study, configurations: dict[int, AnyConfig], out: Path) -> None
         ),
         report.Section("All complete trials", tables=[trials_table(study)]),
         report.Section("Goals and ranges", code=as_yaml(study.search)),
-        report.Section("Configuration", "What the ranges do not name.", code=as_yaml(study.base)),
+        report.Section("Configuration", "The fields that the ranges do not name.", code=as_yaml(study.base)),
         report.Section("Provenance", tables=[report.provenance_table([origin], names=tuple(origin))]),
     ]
     tiles = [

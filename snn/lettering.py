@@ -51,7 +51,7 @@ def why_numbers(names: Sequence[str] | None) -> str:
     if not missing:
         return ""
     return (
-        f"Pictures show numbers instead of {missing} of {len(names)} class names, as no font of this system can draw "
+        f"Pictures show numbers instead of {missing} of {len(short)} class names, as no font of this system can draw "
         "them (install one, such as Noto); the table by class has the names."
     )
 

@@ -53,7 +53,7 @@ class EventLinear(layer.Linear):
         """Set the smallest weights to 0 so that this share stays (Han et al. 2015, arXiv 1506.02626).
 
         They stay 0 if `clamp_values` is called after each step of the optimiser. Weights that are 0 are among the
-        smallest, so that to prune again by the same share changes nothing.
+        smallest, so pruning again by the same share changes nothing.
         """
         size_NC = self.weight.abs()
         if removed := round((1 - density) * size_NC.numel()):

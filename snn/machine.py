@@ -40,11 +40,13 @@ def processor() -> str:
     return names[0] if names else platform.processor()
 
 
-def machine(device: torch.device) -> dict[str, str | int]:
+def machine(device: torch.device) -> dict[str, str | int | None]:
     """Return the processor, the number of cores this process may use, and the GPU if that is the device."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    gpu = {"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
-    return {"processor": processor(), "cores": cores} | gpu
+    found: dict[str, str | int | None] = {"processor": processor(), "cores": cores}
+    if device.type == "cuda":
+        found["gpu"] = torch.cuda.get_device_name(device)
+    return found
 
 
 def versions() -> dict[str, str]:

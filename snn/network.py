@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -15,11 +16,13 @@ from snn.architecture import Conv, Full, Pool
 from snn.conv import EventConv, Pooling, pixels_of
 from snn.delays import DelayedLinear
 from snn.errors import InputError
-from snn.inputs import SparseCounts, Spikes
+from snn.inputs import SparseCounts, Spikes, as_tensor
 from snn.learned import Delays, Learned
 from snn.linear import EventLinear
 from snn.neurons import NEURONS, SpikingNeuron
 from snn.norm import LazyNorm
+
+Linear = EventLinear | EventConv | Pooling  # what a layer does with its input before its neurons
 
 
 class Activity(NamedTuple):
@@ -50,7 +53,7 @@ class Layer(nn.Module):
     """
 
     def __init__(
-        self, linear: nn.Module, neurons: SpikingNeuron, norm_size: int | None = None, dropout: Dropout | None = None
+        self, linear: Linear, neurons: SpikingNeuron, norm_size: int | None = None, dropout: Dropout | None = None
     ):
         super().__init__()
         self.linear = linear
@@ -104,20 +107,24 @@ class Network(nn.Module):
         words = architecture.parse(network.layers)
         shapes = [shape, *architecture.shapes(network.layers, shape)]
         self.num_channels = math.prod(shape)
-        self.image = shape if words and not isinstance(words[0], Full) else None
+        self.image = shape if len(shape) == 3 and words and not isinstance(words[0], Full) else None
         hidden = [
             _hidden(network, word, before, after, self.image is not None, backend, dt_ms)
             for word, (before, after) in zip(words, pairwise(shapes), strict=True)
         ]
-        delay = network.output_delay and architecture.parse_delay(network.output_delay)
+        delay = architecture.parse_delay(network.output_delay) if network.output_delay else None
         linear = _linear(network, math.prod(shapes[-1]), num_classes, delay, dt_ms)
         neurons = _neurons(network, network.output_neuron, network.neuron2, num_classes, None, True, backend, dt_ms)
-        self.layers = nn.ModuleList([*hidden, Layer(linear, neurons)])
+        self.layers: Sequence[Layer] = nn.ModuleList([*hidden, Layer(linear, neurons)])  # type: ignore[assignment]
 
     @property
     def output(self) -> Layer:
         """Return the last layer, which decides."""
         return self.layers[-1]
+
+    @property
+    def _weight(self) -> Tensor:
+        return self.output.linear.weight  # type: ignore[return-value]  # no pool decides
 
     def forward(self, x_TBC: Tensor | SparseCounts) -> Activity:
         """Run all steps of x from the present state. A layer of an image is (T, B, H·W·C), its channels last.
@@ -128,20 +135,20 @@ class Network(nn.Module):
         """
         if torch.compiler.is_compiling():  # it cannot trace compiled kernels, so the network runs as it is
             return torch.compiler.disable(self.forward)(x_TBC)  # as a decorator, it would take a second to import
-        with checks.without_autocast(self.output.linear.weight.device):
+        with checks.without_autocast(self._weight.device):
             return self._forward(x_TBC)
 
     def _forward(self, x_TBC: Tensor | SparseCounts) -> Activity:
         if not isinstance(x_TBC, SparseCounts):
             sizes = ("steps", "samples", self.num_channels)
-            x_TBC = checks.like_weights("the network's input", x_TBC, sizes, self.output.linear.weight)
+            x_TBC = checks.like_weights("the network's input", x_TBC, sizes, self._weight)
         T, B, _ = x_TBC.shape
         spikes = []
         if self.image:
             x_TBC = pixels_of(x_TBC, self.image)
         for layer in self.layers:
             if isinstance(layer.linear, EventLinear) and self.image:  # lay the pixels side by side
-                x_TBC = x_TBC.view(T, B, -1)
+                x_TBC = as_tensor(x_TBC).view(T, B, -1)
             if layer is self.output:
                 s_TBN, h_TBN = layer(x_TBC)
             else:
@@ -172,7 +179,7 @@ class Network(nn.Module):
         folded = copy.deepcopy(self).cpu().eval()
         folded.reset()
         for layer in folded.layers:
-            if layer.norm is not None:
+            if layer.norm is not None and not isinstance(layer.linear, Pooling):  # a pool has none
                 scale_N = layer.norm.weight / torch.sqrt(layer.norm.running_var + layer.norm.eps)
                 layer.linear.weight *= scale_N.view(-1, *[1] * (layer.linear.weight.dim() - 1))
                 layer.linear.bias = nn.Parameter(layer.norm.bias - layer.norm.running_mean * scale_N)
@@ -233,18 +240,20 @@ def _hidden(
     dt_ms: float,
 ) -> Layer:
     """Build a hidden layer between two shapes."""
-    is_full, is_pool = isinstance(word, Full), isinstance(word, Pool)
-    if is_full:
-        linear = _linear(network, math.prod(before), word.size, word.delay, dt_ms)
-    elif is_pool:
-        linear = Pooling(*before[1:], word.kernel, word.is_average)
+    full = word if isinstance(word, Full) else None
+    if isinstance(word, Full):
+        linear: Linear = _linear(network, math.prod(before), word.size, word.delay, dt_ms)
     else:
-        linear = EventConv(before[0], word.channels, *before[1:], word.kernel, word.stride)
+        channels, height, width = before
+        if isinstance(word, Pool):
+            linear = Pooling(height, width, word.kernel, word.is_average)
+        else:
+            linear = EventConv(channels, word.channels, height, width, word.kernel, word.stride)
     # in the published convolutional networks both fully connected layers have neurons of the second kind
-    params = network.neuron2 if is_full and in_conv_net else network.neuron1
-    neurons = _neurons(network, network.neuron, params, after[0], word if is_full else None, False, backend, dt_ms)
+    params = network.neuron2 if full and in_conv_net else network.neuron1
+    neurons = _neurons(network, network.neuron, params, after[0], full, False, backend, dt_ms)
     neurons.says_near = not in_conv_net
-    norm_size = after[0] if network.batch_norm and not is_pool else None
+    norm_size = after[0] if network.batch_norm and not isinstance(word, Pool) else None
     dropout = None
     if network.dropout:  # a convolution or flattening comes next, which cannot apply a mask
         dropout = (Dropout if in_conv_net else LazyDropout)(network.dropout, step_mode="m")
@@ -257,11 +266,15 @@ def _linear(
     """Build the map of a fully connected layer."""
     if delay is None:
         return EventLinear(inputs, outputs)
-    return DelayedLinear(inputs, outputs, *delay, _initial_steps(network, dt_ms))
+    # no word for a layer's input gives it delays per neuron
+    return DelayedLinear(inputs, outputs, *delay, _initial_steps(network, dt_ms))  # type: ignore[arg-type]
 
 
 def _initial_steps(network: config.Network, dt_ms: float) -> tuple[float, float] | None:
-    return network.delay_init_ms and tuple(ms / dt_ms for ms in network.delay_init_ms)
+    if network.delay_init_ms is None:
+        return None
+    shortest_ms, longest_ms = network.delay_init_ms
+    return shortest_ms / dt_ms, longest_ms / dt_ms
 
 
 def _neurons(

@@ -16,7 +16,7 @@ from snn.inputs import SparseCounts
 from snn.ops.sparse_conv import Geometry
 
 if TYPE_CHECKING:
-    from snn.network import Network
+    from snn.network import Linear, Network
 
 EXACT_BELOW = 2**24  # up to here float32 holds every whole number
 
@@ -51,7 +51,7 @@ class SynapticOperations:
         return total_TB
 
 
-def of_inputs(linear: nn.Module, channels_first: bool = False) -> Tensor | None:
+def of_inputs(linear: "Linear", channels_first: bool = False) -> Tensor | None:
     """Return the fan-outs of a layer's inputs, shortened to (1,) if all are equal; None for a pool, without weights.
 
     Those of an image are in the order of `Activity.layers`, or with `channels_first` in that of the network's input.

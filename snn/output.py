@@ -15,7 +15,7 @@ def _plainly(error: UnicodeEncodeError) -> tuple[str, int]:
 
 def take_any_character() -> None:
     """Replace characters that the terminal or file cannot take (PYTHONIOENCODING, the locale) instead of failing."""
-    codecs.register_error("plainly", _plainly)
+    codecs.register_error("plainly", _plainly)  # type: ignore[arg-type]  # used only to encode
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # some launchers have None or another type
             stream.reconfigure(errors="plainly")

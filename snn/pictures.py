@@ -93,7 +93,7 @@ def draw_decision(
 
     names: class names; target: the true class, if known; audio: [samples] and sample rate (Hz), drawn on top if given.
     """
-    names, fonts = lettering(names)
+    short, fonts = lettering(names)
     activity = network.eval().run(x_T1C)
     T = x_T1C.shape[0]
     decision, first_step = map(int, decide(activity.s_TBN, activity.h_TBN))
@@ -118,14 +118,14 @@ def draw_decision(
     axes[-1].set(xlabel="time (ms)", xlim=(0, dt_ms * T))
     figure.align_ylabels(axes)
 
-    verdict = f"no output spike; the highest potential decides for {class_name(decision, names)}"
+    verdict = f"no output spike; the highest potential decides for {class_name(decision, short)}"
     if first_step <= T:
-        verdict = f"decides for {class_name(decision, names)} at {first_step * dt_ms:g} ms"
+        verdict = f"decides for {class_name(decision, short)} at {first_step * dt_ms:g} ms"
         ring = {"marker": "o", "facecolors": "none", "edgecolors": ORANGE, "clip_on": False}
         axes[-1].scatter(first_step * dt_ms, decision, s=90, lw=1.2, **ring)
         for axis in axes:
             axis.axvline(first_step * dt_ms, color=ORANGE, lw=1, ls="--", zorder=1)
-    truth = "" if target is None else f"(truth: {class_name(target, names)})"
+    truth = "" if target is None else f"(truth: {class_name(target, short)})"
     between = " " if columns(verdict + truth) < LONGEST_TITLE else "\n"
     axes[0].set_title(f"{verdict}{between}{truth}".strip(), fontfamily=fonts)
     return figure
@@ -147,7 +147,7 @@ def _draw_potentials(
 def _draw_output_spikes(axis: Axes, time_ms: np.ndarray, s_TN: np.ndarray, colours: dict[int | None, str]) -> None:
     """Draw the spikes of each output neuron, those of the decided class in its colour."""
     step, index = s_TN.nonzero()
-    is_decided = [colours.get(neuron) == ORANGE for neuron in index]
+    is_decided = [colours.get(neuron) == ORANGE for neuron in index.tolist()]
     axis.scatter(time_ms[step], index, s=22, marker="|", color=[ORANGE if it else BLACK for it in is_decided])
     axis.set(ylim=(-0.7, s_TN.shape[1] - 0.3), ylabel="output neuron")
 
@@ -174,7 +174,7 @@ def draw_single_delay(
     network: Network, x_TBC: SparseCounts | Tensor, target_B: Tensor, dt_ms: float, names: Sequence[str] | None
 ) -> Figure:
     """Draw the output spikes of one recording of each class: a raster with a row per recording, first spikes marked."""
-    names, fonts = lettering(names)
+    short, fonts = lettering(names)
     activity = network.eval().run(x_TBC)
     decision_B, first_B = decide(activity.s_TBN, activity.h_TBN)
     T = x_TBC.shape[0]
@@ -189,7 +189,7 @@ def draw_single_delay(
     }  # the spikes in the row
     rows = zip(decision_B.tolist(), first_B.tolist(), target_B.tolist(), strict=True)
     for row, (decision, first_step, target) in enumerate(rows):
-        verdict = class_name(decision, names) + ("" if decision == target else ", wrong")
+        verdict = class_name(decision, short) + ("" if decision == target else ", wrong")
         if first_step <= T:
             colour = BLUE if decision == target else ORANGE
             axis.scatter(dt_ms * first_step, row, s=90, marker="|", color=colour, linewidths=2)
@@ -198,7 +198,7 @@ def draw_single_delay(
         else:
             axis.annotate(f"  silent; the highest potential decides for {verdict}", (0, row), **above)
     axis.set(xlim=(0, dt_ms * T), ylim=(-0.7, len(target_B) - 0.2), xlabel="time (ms)", ylabel="recording of")
-    labels = [class_name(target, names) for target in target_B.tolist()]
+    labels = [class_name(target, short) for target in target_B.tolist()]
     axis.set_yticks(range(len(target_B)), labels, fontfamily=fonts)
     return figure
 
@@ -214,10 +214,10 @@ def draw_anytime(curves_of: dict[str, dict[str, list]]) -> Figure:
     for axis, x, over, label in zip(
         axes, ("time_ms", "events"), ("time", "events"), ("elapsed time (ms)", "events seen"), strict=True
     ):
-        for k, curves in enumerate(curves_of.values()):
+        for k, (short, curves) in enumerate(zip(names or curves_of, curves_of.values(), strict=True)):
             for code, name, colour, style in CODES:
                 if len(curves_of) > 1:
-                    name, colour = f"{name}: {names[k] or k}", LAYERS[k % len(LAYERS)]
+                    name, colour = f"{name}: {short or k}", LAYERS[k % len(LAYERS)]
                 axis.plot(curves[x], curves[f"{code}_accuracy_over_{over}"], color=colour, ls=style, label=name)
         end = max(curves[x][-1] for curves in curves_of.values())
         axis.set(xlabel=label, ylabel="correct decisions (%)", ylim=(0, 100), xlim=(0, end))
@@ -369,7 +369,7 @@ def readable_log_axis(axis: Axis) -> None:
 @styled
 def draw_learning(rows: Sequence[dict], best_epoch: int) -> Figure:
     """Draw the curves of metrics.jsonl by epoch: losses, and accuracies and spikes on the held-out samples."""
-    groups = [
+    groups: list[tuple[str, list[tuple[str, ...]]]] = [
         ("loss", [("train_loss", "training", BLACK, "-"), ("validation_loss", "held out", BLUE, "--")]),
         (
             "accuracy, held out (%)",

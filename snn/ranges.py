@@ -33,7 +33,7 @@ class Range(Section):
             if not self.model_fields_set <= {"choices"}:
                 raise ValueError("give choices, or low and high, and not both")
             if len(self.by_name) < len(self.choices):
-                raise ValueError("one of the choices stands twice")
+                raise ValueError("one of the choices is given twice")
             return self
         if self.low is None or self.high is None:
             raise ValueError("give low and high, or choices")
@@ -67,7 +67,7 @@ class Stop(Section):
     after_epoch: PositiveInt | None = Field(None, description="not before this epoch; default a quarter of them")
     after_trials: PositiveInt = Field(5, description="not before this number of trials is complete")
     quantile: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.5, description="give up what is behind this quantile of the complete trials; 0.5 is their median"
+        0.5, description="give up a run behind this quantile of the complete trials; 0.5 is their median"
     )
 
 
@@ -82,7 +82,7 @@ class Search(Section):
     @classmethod
     def _stand_once(cls, goals: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(goals)) < len(goals):
-            raise ValueError("one of the goals stands twice")
+            raise ValueError("one of the goals is given twice")
         return goals
 
 
@@ -109,7 +109,7 @@ class Space:
             if isinstance(_value(built, field), int) and not allowed.choices:
                 self.takes_whole_numbers.add(field)
                 if isinstance(allowed.step, float):
-                    raise InputError(f"{where}: ranges: {field}: the field takes whole numbers, and so must its step")
+                    raise InputError(f"{where}: ranges: {field}: the field takes whole numbers; give a whole step")
         self.own = self._own(base)  # the parameters of the configuration itself, if the ranges allow it
 
     def sample(self, trial: "Trial") -> dict[str, Any]:
@@ -124,7 +124,7 @@ class Space:
         return trial.params
 
     def at(self, params: dict[str, Any]) -> AnyConfig:
-        """Return the configuration with these parameters. InputError if they do not go together."""
+        """Return the configuration with these parameters. InputError if they contradict each other."""
         choices = {field: self.ranges[field].by_name for field in params}
         return self._with({f: choices[f][value] if choices[f] else value for f, value in params.items()}, "together")
 

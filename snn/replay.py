@@ -6,6 +6,7 @@ recurrent layer alone takes hundreds of launches. A replayed step takes only the
 
 import gc
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,28 +31,28 @@ class Replayed:
 
     def forget(self) -> None:
         """Record again at the next batch."""
-        self._step: Callable[[Tensor, Tensor], Tensor] | None = None
-        self._x_TBC: Tensor | None = None
+        self._recorded: tuple[Tensor, Callable[..., Any]] | None = None  # the batch, and the step
 
     def __call__(self, x_TBC: Tensor, target_B: Tensor, weight: float) -> Tensor:
-        if self._x_TBC is None or x_TBC.shape[1] > self._x_TBC.shape[1]:
-            self._record(x_TBC, target_B, weight)
-        if x_TBC.shape != self._x_TBC.shape:
+        if self._recorded is None or x_TBC.shape[1] > self._recorded[0].shape[1]:
+            self._recorded = self._record(x_TBC, target_B, weight)
+        recorded_TBC, step = self._recorded
+        if x_TBC.shape != recorded_TBC.shape:
             return self.loss(x_TBC, target_B, weight)
-        return self._step(x_TBC, target_B)
+        return step(x_TBC, target_B)
 
-    def _record(self, x_TBC: Tensor, target_B: Tensor, weight: float) -> None:
+    def _record(self, x_TBC: Tensor, target_B: Tensor, weight: float) -> tuple[Tensor, Callable[..., Any]]:
         self.forget()
         gc.collect()  # the old recording is in a cycle; freed during the new one, it would spoil that
-        self._x_TBC = x_TBC.clone()  # torch copies later batches into it
+        recorded_TBC = x_TBC.clone()  # torch copies later batches into it
         device = x_TBC.device
         # torch first runs the step a few times, which must change neither statistics nor random states
         kept = [(buffer, buffer.clone()) for buffer in self.network.buffers()]
         random = torch.cuda.get_rng_state(device)
         step = _Step(self.network, lambda x, target: self.loss(x, target, weight))
         try:
-            self._step = torch.cuda.make_graphed_callables(
-                step, (self._x_TBC, target_B.clone()), allow_unused_input=True
+            replayed = torch.cuda.make_graphed_callables(
+                step, (recorded_TBC, target_B.clone()), allow_unused_input=True
             )
         except RuntimeError as error:
             if "capturing" not in str(error):
@@ -64,6 +65,7 @@ class Replayed:
         with torch.no_grad():
             for buffer, before in kept:
                 buffer.copy_(before)
+        return recorded_TBC, replayed
 
 
 class _Step(nn.Module):

@@ -95,7 +95,7 @@ def tensorboard(run: Path, first_epoch: int) -> Iterator[SummaryWriter]:
 
 
 def log(run: Path, board: SummaryWriter, row: dict, validation: str, constants: dict[str, Tensor]) -> None:
-    """Log an epoch's numbers to the screen, metrics.jsonl and TensorBoard, with histograms of constants in the last."""
+    """Log an epoch's numbers to the screen, metrics.jsonl and TensorBoard, here with histograms of `constants`."""
     tqdm.write(
         f"epoch {row['epoch']:3d}  loss {row['train_loss']:.4f}  validation: {validation}  ({row['seconds']:.1f} s)"
     )

@@ -1,11 +1,12 @@
-"""The parts that the configurations of all kinds of networks have in common, and the kinds that there are.
+"""The parts that the configurations of all kinds of networks have in common, and the list of these kinds.
 
 `snn.config` adds the options of each kind.
 """
 
+import math
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
@@ -27,6 +28,10 @@ class Section(BaseModel):
     """A frozen section. Unknown keys, wrong types, NaN and infinity are errors; nothing is converted: "3" is text."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    def scheduled(self, epoch: int, epochs: int) -> dict[str, float]:
+        """Return, by name, the values that change over the epochs, as they are in this one, counted from 0."""
+        return {}
 
 
 class DataSet(Section):
@@ -76,6 +81,9 @@ class Train(Section):
         "auto", description="auto (cuda if there is one), cpu, cuda, cuda:1, ..."
     )
 
+    def scheduled(self, epoch: int, epochs: int) -> dict[str, float]:
+        return {"lr": self.lr * (1 + math.cos(math.pi * epoch / epochs)) / 2 if self.lr_decay else self.lr}
+
 
 class AnyConfig(Section):
     """Configuration of a kind of network. One section that no other kind has identifies the kind.
@@ -90,7 +98,7 @@ class AnyConfig(Section):
         data: DataSet
         train: Train
 
-    def __init_subclass__(cls, section: str, **words: object) -> None:
+    def __init_subclass__(cls, section: str, **words: Any) -> None:
         super().__init_subclass__(**words)
         cls.section = section
         KINDS.setdefault(section, cls)  # the first stays: `python -m snn.config` defines its classes again as __main__
@@ -99,6 +107,13 @@ class AnyConfig(Section):
     def run_name(self) -> str:
         """Return the default name of a run."""
         raise NotImplementedError
+
+    def schedule(self, epoch: int) -> dict[str, float]:
+        """Return what the sections say of this epoch, counted from 0: at least the learning rate, "lr"."""
+        sections = [self.train, *(getattr(self, name) for name in type(self).model_fields)]
+        return {
+            name: value for section in sections for name, value in section.scheduled(epoch, self.train.epochs).items()
+        }
 
     def new_network(self, backend: str | None = None) -> "nn.Module":
         """Build the untrained network that this configuration describes; `backend` replaces train.backend."""

@@ -1,13 +1,12 @@
 """Reading a configuration from YAML, overriding and checking it, with one line for each mistake."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from pydantic import ValidationError
 
 from snn import yaml12
-from snn.config import Config
 from snn.errors import InputError
 from snn.schema import KINDS, AnyConfig, Mark, Section
 
@@ -19,15 +18,19 @@ def load(path: Path) -> AnyConfig:
     return build(read_yaml(path), str(path))
 
 
-def read_yaml(path: Path, kind: type[Section] = Config) -> dict:
-    """Read the mapping in a YAML file, unchecked; messages say that it must hold the fields of `kind`."""
+def read_yaml(path: Path, kind: type[Section] | None = None) -> dict:
+    """Read the mapping in a YAML file, unchecked; messages say that it must hold the fields of `kind`.
+
+    The default is the configuration of a first-spike network.
+    """
     try:
         text = Path(path).read_text(encoding="utf-8-sig")  # Windows editors may put a byte order mark first
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as YAML: {getattr(error, 'strerror', None) or error}") from None
     values = yaml12.parse(text, str(path))
     if not isinstance(values, dict):
-        raise InputError(f"{path}: must hold the sections {', '.join(kind.model_fields)}, not {values!r:.40}")
+        fields = (kind or kind_of({})).model_fields
+        raise InputError(f"{path}: must hold the sections {', '.join(fields)}, not {values!r:.40}")
     return values
 
 
@@ -64,17 +67,19 @@ def check(kind: type[AnySection], values: dict, where: str) -> AnySection:
 
 def kind_of(values: dict) -> type[AnyConfig]:
     """Return the kind of configuration that plain values describe, by the one section that only this kind has."""
+    from snn.config import Config  # imported here because losses import torch, for which --help need not wait
+
     return next((kind for section, kind in reversed(KINDS.items()) if section in values), Config)
 
 
-def _explain(item: dict, kind: type[Section]) -> str:
+def _explain(item: Mapping[str, Any], kind: type[Section]) -> str:
     """Explain one of pydantic's errors in our words."""
     field = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
         section = kind
         for name in item["loc"][:-1]:
-            if name in section.model_fields:  # others are keys of a dict of sections
-                section = section_in(section.model_fields[name].annotation)
+            if name in section.model_fields:  # others are keys of a dict of sections, as is one that holds no section
+                section = section_in(section.model_fields[name].annotation) or section
         return f"{field} is not known; choose from {', '.join(section.model_fields)}"
     if item["type"] == "missing":
         return f"{field} is missing"

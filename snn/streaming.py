@@ -17,7 +17,7 @@ from torch import Tensor
 from snn import checks, ops
 from snn.conv import pixels_of
 from snn.errors import InputError
-from snn.inputs import SparseCounts
+from snn.inputs import SparseCounts, as_tensor
 from snn.network import Layer, Network
 from snn.neurons import SpikingNeuron
 from snn.operations import of_inputs, of_loop
@@ -71,7 +71,7 @@ class Stream:
         checks.number("a step in thousandths of a tick", dt_ms * ticks_per_second, above=0)
         checks.whole("T", T, 1)
         checks.whole("T_empty", T_empty, 0)
-        checks.weights("the network", network.output.linear.weight)
+        checks.weights("the network", network.output.linear.weight)  # type: ignore[arg-type]  # no pool decides
         network.check_values("the network")
         network = network.folded()
         self.dt_ms, self.T, self.T_end = float(dt_ms), T, T + T_empty
@@ -178,7 +178,7 @@ def _places(network: Network) -> np.ndarray:
     """Return the place of each input channel among the entries of the first layer: those of an image come by pixel."""
     channel_of_place = torch.arange(network.num_channels)
     if network.image is not None:
-        channel_of_place = pixels_of(channel_of_place.view(1, 1, -1), network.image).flatten()
+        channel_of_place = as_tensor(pixels_of(channel_of_place.view(1, 1, -1), network.image)).flatten()
     return channel_of_place.argsort().numpy().astype(np.int32)
 
 
@@ -195,7 +195,8 @@ def _layer(layer: Layer, drive: Drive, is_output: bool) -> kernels.Layer:
 
     values_PN = np.stack([repeated(value) for value in neurons.values().values()])
     bias = getattr(layer.linear, "bias", None)
-    V_NN, delay_N = (None, None) if neurons.feedback is None else neurons.feedback[:2]
+    feedback = neurons.feedback
+    V_NN, delay_N, D = (None, None, 0) if feedback is None else (feedback.V_NN, feedback.delay_N, feedback.D)
     return kernels.Layer(
         kernels.new_scratch(neurons.dynamics, values_PN),
         np.empty((kernels.ROWS, 1, N), values_PN.dtype),
@@ -204,7 +205,7 @@ def _layer(layer: Layer, drive: Drive, is_output: bool) -> kernels.Layer:
         None if bias is None else repeated(bias),
         None if V_NN is None else np.ascontiguousarray(V_NN.detach().numpy().T),
         whole(delay_N),
-        None if delay_N is None else np.empty((neurons.feedback.D, N), values_PN.dtype),
+        None if delay_N is None else np.empty((D, N), values_PN.dtype),
         None if V_NN is None else whole(of_loop(V_NN)),
         np.empty(N, np.int64),
         neurons.dynamics.spike_first,
@@ -236,12 +237,13 @@ def first_difference(network: Network, other: Network, x_T1C: SparseCounts) -> s
             ops.multi_step(x, each.values(), {}, each.dynamics, each.feedback, backend=each.backend)
             for each, x in zip(pair, x_TBN, strict=True)
         ]
-        (y, h, _), (y_other, h_other, _) = ran
+        (y, _, _), (y_other, _, _) = ran
         apart = (y.cpu() != y_other.cpu()).nonzero()
         if len(apart) and (first is None or apart[0, 0] < first[0]):
             n, b, j = apart[0].tolist()
             neuron = b * y.shape[-1] + j  # b is the pixel of an image
-            first = n, layer, neuron, float(h[n, b, j]), float(h_other[n, b, j]), pair[0].threshold
+            here, there = (float(h[n, b, j]) for _, h, _ in ran)  # type: ignore[index]  # h is wanted
+            first = n, layer, neuron, here, there, pair[0].threshold
     if first is None:
         return "no spike differs"
     n, layer, j, h_here, h_there, theta = first

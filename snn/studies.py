@@ -1,4 +1,4 @@
-"""The study of a search: opened in its database or begun there, and held against the configuration and the ranges."""
+"""The study of a search: opened in its database or begun there, and compared with the configuration and the ranges."""
 
 import random
 import time
@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import optuna
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
@@ -17,7 +18,7 @@ from snn.errors import InputError
 from snn.ranges import Search
 from snn.schema import AnyConfig, Mark
 
-HEARTBEAT_S, GRACE_S = 30, 120  # a worker without a sign of life for so long is taken for dead
+HEARTBEAT_S, GRACE_S = 30, 120  # between two reports of a worker; without one for GRACE_S, it counts as dead
 MOST_RETRIES = 3  # of a trial whose worker dies
 MOST_STARTS = 6  # tries of a worker to make the tables, which others may be making
 
@@ -35,7 +36,7 @@ def answering(url: str) -> Iterator[None]:
             cause = cause.__cause__
         raise InputError(
             f"{shown(url)}: the study's database cannot be used ({' '.join(str(cause).split()):.200}); the runs are as "
-            "they were, and the same command goes on when it can be"
+            "they were, and the same command continues once the database works"
         ) from None
 
 
@@ -78,7 +79,12 @@ def open_storage(url: str, may_begin: bool) -> RDBStorage:
 
 
 def open_study(
-    storage: RDBStorage, name: str, cfg: AnyConfig, search: Search, directions: list[str], may_begin: bool
+    storage: RDBStorage,
+    name: str,
+    cfg: AnyConfig,
+    search: Search,
+    directions: list[Literal["minimize", "maximize"]],
+    may_begin: bool,
 ) -> optuna.Study:
     """Load a study, or begin it. InputError if it is of another configuration, goals or ranges."""
     sampler = optuna.samplers.TPESampler(multivariate=True, constant_liar=True)  # heeds the trials of other workers

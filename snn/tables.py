@@ -77,7 +77,8 @@ def layer_name(k: int, layers: int) -> str:
 
 def mean_and_std(values: Sequence[float | None], digits: int) -> str:
     """Format mean ± standard deviation: of one value, only the value; a dash if any value does not exist."""
-    if None in values:
+    numbers = [value for value in values if value is not None]
+    if len(numbers) < len(values):
         return DASH
-    spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{mean(values):.{digits}f}{spread}"
+    spread = f" ± {stdev(numbers):.{digits}f}" if len(numbers) > 1 else ""
+    return f"{mean(numbers):.{digits}f}{spread}"

@@ -233,4 +233,4 @@ def gather(distributed: bool, device: torch.device) -> Team:
         raise InputError(
             f"the processes cannot find each other ({reason:.120}); start all of them with one torchrun"
         ) from None
-    return Team(device, dist.get_rank(), dist.get_world_size(), patient)
+    return Team(device, dist.get_rank(), dist.get_world_size(), patient)  # type: ignore[arg-type]  # a group of all

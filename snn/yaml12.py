@@ -13,7 +13,7 @@ class _Loader(yaml.SafeLoader):
         keys = [key.value for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
-                raise yaml.YAMLError(f"the key '{key}' stands twice, line {node.start_mark.line + 1} and after")
+                raise yaml.YAMLError(f"the key '{key}' occurs twice, line {node.start_mark.line + 1} and after")
         return super().construct_mapping(node, deep)
 
 
@@ -35,6 +35,6 @@ def parse(text: str, where: str) -> Any:
     try:
         return yaml.load(text, _Loader)
     except RecursionError:
-        raise InputError(f"{where}: not valid YAML: values lie within values too deep") from None
+        raise InputError(f"{where}: not valid YAML: values are nested too deeply") from None
     except (yaml.YAMLError, ValueError) as error:
         raise InputError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None

@@ -20,7 +20,6 @@ from datasets.recordings import AnyRecordings, as_inputs, subset
 from datasets.splits import groups_by, hold_out, say_unseen
 from snn import architecture, config, energy, pictures, report, tables
 from snn.classes import Named
-from snn.coding import Window, narrowed_D
 from snn.conv import EventConv
 from snn.errors import InputError
 from snn.evaluation import NOTHING, Evaluation, Samples, evaluate, examine
@@ -28,7 +27,7 @@ from snn.health import Cures
 from snn.inputs import SparseCounts
 from snn.lettering import why_numbers
 from snn.linear import EventLinear
-from snn.loss import objective
+from snn.losses import AnyLoss, objective
 from snn.machine import find_device
 from snn.network import Network
 from snn.quantise import quantised, weight_bytes
@@ -39,10 +38,6 @@ from snn.team import Team
 from tasks import streams, thresholds
 from tasks.kind import Kind, Result, Testing, Training, fingerprint, named, say_missing, say_refusal
 
-NARROWS_BY = 0.01  # the factor by which the triangle of a delay narrows over a training
-PRUNED_AFTER = 0.25  # of the epochs
-WHOLE_AFTER = 0.8  # of the epochs, delays are whole, so that the rest of the network learns what rounding changes
-PRESSED_AFTER = 0.5  # of the epochs loss.first_to_spike.early has its full weight; up to then it rises in ten steps
 COCHLEA_CHANNELS = 700  # those that `datasets.prepare` makes of sound
 TEST_SEED = 0  # data.test_by sets the same recordings apart whatever the run's seed
 
@@ -71,7 +66,7 @@ class EventTraining(Training):
     def __init__(self, cfg: config.Config, team: Team, classes: Named | None = None):
         super().__init__(cfg, team)
         data, train = cfg.data, cfg.train
-        self.chosen_by = "fr_accuracy" if cfg.loss.mode == "firing_rate" else "fs_accuracy"
+        self.chosen_by = cfg.loss.chosen.chosen_by
         if team.leads:
             prepare.make_if_missing(data.train_path, data.dataset_name, data.prepare)
         team.wait()
@@ -94,48 +89,29 @@ class EventTraining(Training):
         self.loss = team.parallel(self.network, self._loss)
         if team.device.type == "cuda" and team.size == 1 and train.cuda_graphs:
             self.loss = Replayed(self.network, self._loss)
-        self.recorded: tuple[Window, float, float] | None = None  # constants in the recorded step
-        schedules = [self.schedule(cfg, epoch) for epoch in range(train.epochs)]
+        self.recorded: tuple[AnyLoss, float] | None = None  # constants in the recorded step
+        schedules = [cfg.schedule(epoch) for epoch in range(train.epochs)]
         forms = [(now["density"], now["delays_are_whole"]) for now in schedules]
         self.settles = forms.index(forms[-1])
-
-    @classmethod
-    def schedule(cls, cfg: config.Config, epoch: int) -> dict[str, float]:
-        """Return the learning rate, D, the form of delays, the density and the price of time.
-
-        A network that is pressed for time before it knows anything decides at once and learns no more.
-        """
-        fs, network, epochs = cfg.loss.fs, cfg.network, cfg.train.epochs
-        left = NARROWS_BY ** (epoch / max(1, epochs - 1))
-        sigma_steps = network.delay_sigma_steps * (left - NARROWS_BY) / (1 - NARROWS_BY)
-        are_whole = bool(network.delays) and epoch >= max(1, math.floor(WHOLE_AFTER * epochs))
-        pressure = min(1.0, math.floor(10 * epoch / (PRESSED_AFTER * epochs)) / 10)
-        return super().schedule(cfg, epoch) | {
-            "D": narrowed_D(fs.D, fs.D_final, epoch / epochs) if fs.D_final else fs.D,
-            "delay_sigma_steps": 0.0 if are_whole else sigma_steps,
-            "delays_are_whole": float(are_whole),
-            "density": network.density if epoch >= PRUNED_AFTER * epochs else 1.0,
-            "early": pressure * cfg.loss.first_to_spike.early,
-        }
 
     def begin_epoch(self, epoch: int, random: np.random.Generator) -> dict[str, float]:
         self.change = None
         if not self.augmentation.is_off:
             self.change = Change(self.augmentation, int(random.integers(2**63)), self.kept)
-        train, now = self.cfg.train, self.schedule(self.cfg, epoch)
+        train, now = self.cfg.train, self.cfg.schedule(epoch)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * now["lr"] / train.lr
         # in each epoch, because a resumed run starts in any
         if now["delays_are_whole"]:
             self.network.keep_delays_whole()
         self.network.prune(now["density"])
-        window = gradient_window(self.cfg, self.bins, now["D"])
-        constants = window, now["delay_sigma_steps"], now["early"]
+        loss = self.cfg.loss.at(epoch, train.epochs)
+        constants = loss, now["delay_sigma_steps"]
         if constants != self.recorded and isinstance(self.loss, Replayed):
             self.loss.forget()
         self.recorded = constants
         self.network.narrow_delays(now["delay_sigma_steps"])
-        self.objective = goal(self.cfg, window, now["early"])
+        self.objective = goal(self.cfg, loss)
         return now
 
     def batches(self, order: np.ndarray) -> Iterator[tuple[SparseCounts | Tensor, Tensor]]:
@@ -180,7 +156,7 @@ class EventTraining(Training):
         return {f"{layer}/{name}": value.value for layer, found in layers.items() for name, value in found.items()}
 
     def activity(self) -> list[str]:
-        """Say how active each layer's last input was, and which product the layer took for it."""
+        """Describe how active each layer's last input was, and which product the layer used for it."""
         lines = []
         for name, module in self.network.named_modules():
             if isinstance(module, EventConv | EventLinear):
@@ -216,15 +192,12 @@ class EventTesting(Testing):
             for network in self.networks:
                 Stream(
                     network, self.bins.dt_ms, self.bins.T, self.bins.T_empty
-                )  # raises InputError for what it cannot take, before the work begins
+                )  # raises InputError for networks it cannot take, before the work begins
         prepare.make_if_missing(data.test_path, data.dataset_name, data.prepare)
         self.recordings = read_recordings(data, "test", self.bins, subjects[0].classes)
         say_missing(self.recordings.labels, data.num_classes, str(data.test_path), "recording")
         self.evaluations = [Evaluation() for _ in subjects]
-        self.objectives = [
-            partial(goal(cfg, gradient_window(cfg, self.bins, cfg.loss.fs.D)), training=False)
-            for cfg in (subject.cfg for subject in subjects)
-        ]
+        self.objectives = [partial(goal(subject.cfg, subject.cfg.loss), training=False) for subject in subjects]
         self.meters = [energy.Meter(network) for network in self.networks] if args.energy else []
         self.held_out = [self._hold_out(subject) for subject in subjects] if args.thresholds else []
 
@@ -244,7 +217,7 @@ class EventTesting(Testing):
         return self._batches(np.arange(len(self.recordings)), self.batch_size)
 
     def _hold_out(self, subject: Subject) -> Callable[[], Iterator[tuple[SparseCounts | Tensor, Tensor]]]:
-        """Return what yields the batches of the recordings that were held out from training."""
+        """Return a function that yields the batches of the recordings that were held out from training."""
         training = read_recordings(self.data, "train", self.bins, subject.classes)
         _, recordings, index = for_validation(training, self.data, self.bins, subject.cfg.train.seed)
         if not len(index):
@@ -345,17 +318,9 @@ class EventTesting(Testing):
         return [*report.result_tables(metrics), *energies]
 
 
-def gradient_window(cfg: config.Config, bins: Bins, D: float) -> Window:
-    """Return the window that spreads the gradient of first-spike times."""
-    fs = cfg.loss.fs
-    return Window.of(bins.T + bins.T_empty, D, fs.A, fs.window)
-
-
-def goal(cfg: config.Config, window: Window, early: float = 0.0) -> Callable[..., Tensor]:
-    """Return `objective` with what the configuration settles; `early` is the price of time at present, for training."""
-    race = cfg.loss.first_to_spike.model_copy(update={"early": early})
-    loss = cfg.loss.model_copy(update={"first_to_spike": race})
-    return partial(objective, loss=loss, window=window, theta=cfg.network.neuron2.theta)
+def goal(cfg: config.Config, loss: AnyLoss) -> Callable[..., Tensor]:
+    """Return `objective` with the arguments that the configuration fixes."""
+    return partial(objective, loss=loss, theta=cfg.network.neuron2.theta)
 
 
 def check_batch_norm(cfg: config.Config, recordings: int, parts: int) -> None:

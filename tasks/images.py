@@ -65,11 +65,6 @@ class ImageTraining(Training):
         self.optimizer = torch.optim.AdamW(parameters, train.lr, weight_decay=train.weight_decay, fused=True)
         self.loss = team.parallel(self.network, self._loss)
 
-    @classmethod
-    def schedule(cls, cfg: config.TTFSConfig, epoch: int) -> dict[str, float]:
-        """Return the learning rate."""
-        return {"lr": super().schedule(cfg, epoch)["lr"] * cfg.train.lr_factor**epoch}
-
     def batches(self, order: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
         return images.batches(*self.tensors, order, self.cfg.train.batch_size, self.team.share, self.augment)
 

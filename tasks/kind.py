@@ -2,7 +2,6 @@
 
 import argparse
 import hashlib
-import math
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -39,7 +38,7 @@ class Training(ABC):
         items: a word for its samples.
         chosen_by: the metric of `validate` that chooses the best model; between equals, the lower loss decides.
         cures: advice for a run that goes wrong.
-        goals: the metrics of `validate` that a search may be for, and whether to "maximize" or "minimize" each.
+        goals: the metrics of `validate` that a search may optimise, and whether to "maximize" or "minimize" each.
         settles: from this epoch on, counted from 0, the network has its final form; its model then replaces the best
             of the epochs before, better or not.
         patience: training ends after this many epochs without a better model; None: it never ends early.
@@ -65,15 +64,9 @@ class Training(ABC):
     def __init__(self, cfg: AnyConfig, team: Team, classes: Named | None = None):
         self.cfg, self.team = cfg, team
 
-    @classmethod
-    def schedule(cls, cfg: AnyConfig, epoch: int) -> dict[str, float]:
-        """Return the values that change from epoch to epoch, by name: at least the learning rate, "lr"."""
-        train = cfg.train
-        return {"lr": train.lr * (1 + math.cos(math.pi * epoch / train.epochs)) / 2 if train.lr_decay else train.lr}
-
     def begin_epoch(self, epoch: int, random: np.random.Generator) -> dict[str, float]:
         """Set and return the values that change from epoch to epoch. `random` makes the epoch's random choices."""
-        now = self.schedule(self.cfg, epoch)
+        now = self.cfg.schedule(epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = now["lr"]
         return now
@@ -109,11 +102,11 @@ class Training(ABC):
         """Give the best epoch's accuracy in words."""
 
     def uses(self, checkpoint: Path) -> list[str]:
-        """Say what else can be done with the trained network, a line each."""
+        """Return one line for each further use of the trained network."""
         return []
 
     def learned(self) -> dict[str, Tensor]:
-        """Return the values that the network learned besides weights, for the log. Times are in steps."""
+        """Return the values other than weights that the network learned, for the log. Times are in steps."""
         return {}
 
     def activity(self) -> list[str]:
@@ -133,7 +126,7 @@ class Testing(ABC):
     """The part that test.py uses: several networks that see the same batches. The constructor loads both.
 
     Attributes:
-        words: options of the command line that this kind takes, and their help.
+        words: the command-line options of this kind, and their help.
         choices: the values that an option takes, if it takes one.
         columns: the columns of a table with a row for each network.
         items: a word for its samples.
@@ -194,7 +187,7 @@ def say_missing(labels_n: np.ndarray, classes: int, where: str, item: str) -> No
 
 
 def say_refusal(look: Callable[[], None]) -> None:
-    """Warn, before training, of test data that test.py would refuse; `look` then raises InputError."""
+    """Warn, before training, if `look` raises InputError: test.py would then refuse the test data."""
     try:
         look()
     except InputError as error:

@@ -29,7 +29,7 @@ def measure(network: Network, recordings: AnyRecordings, bins: Bins, batch_size:
         name: Stream(network, bins.dt_ms, bins.T, bins.T_empty, recordings.ticks_per_second, stops)
         for name, stops in (("to_decision", True), ("whole_window", False))
     }
-    decisions = np.full((len(recordings), 2), NOTHING)  # stays so if no event lies within the window
+    decisions = np.full((len(recordings), 2), NOTHING)  # the value if no event lies within the window
     costs = {name: np.empty((len(recordings), len(COSTS))) for name in streams}
     for r in tqdm([0, *everything], "streaming", leave=False, disable=None):  # run the first one twice: once to compile
         loaded, (place,) = recordings.load(np.array([r]))

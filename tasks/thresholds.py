@@ -1,4 +1,4 @@
-"""One trained network at other output thresholds: earlier or surer decisions without training again."""
+"""One trained network at other output thresholds: earlier or surer decisions without retraining."""
 
 from collections.abc import Iterable
 
@@ -59,7 +59,7 @@ def _row(scale: float, evaluation: Evaluation, dt_ms: float) -> dict:
 
 
 def chosen(held_out: list[dict]) -> dict[str, float]:
-    """Return, by the points of accuracy it may lose, the scale whose decisions on held-out data are the earliest."""
+    """Return, for each loss of MAY_LOSE, the scale that decides earliest on held-out data without losing more."""
     best = max(row["fs_accuracy"] for row in held_out)
     good_enough = {lose: [row for row in held_out if row["fs_accuracy"] >= best - lose] for lose in MAY_LOSE}
     return {f"{lose:g}": min(rows, key=lambda row: row["time_ms"])["scale"] for lose, rows in good_enough.items()}

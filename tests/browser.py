@@ -13,9 +13,9 @@ FLAGS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-
 
 
 class Browser:
-    """One page of a browser. microphone: a WAV file that plays as one, over and over; None: there is none.
+    """One page of a browser. microphone: a WAV file that plays in its place, over and over; None: there is none.
 
-    `is_permitted` False: the page may not use it.
+    Unless `is_permitted`, the page may not use the microphone.
     """
 
     def __init__(self, page: Path, profile: Path, microphone: Path | None = None, is_permitted: bool = True):
@@ -75,7 +75,7 @@ class Browser:
         return answer["result"].get("value")
 
     def until(self, condition: str, timeout_s: float = 120) -> None:
-        """Wait until JavaScript says so."""
+        """Wait until a condition in JavaScript holds."""
         end = time.monotonic() + timeout_s
         while not self.run(f"Boolean({condition})"):
             assert time.monotonic() < end, f"{condition}: not in {timeout_s} s; {self.log}"

@@ -16,7 +16,7 @@ RECORDINGS = REPOSITORY.parent / "shared" / "data" / "recordings"
 
 
 def recordings_of(path: Path, said: Said, size: tuple[int, int], shape: cut.Shape) -> list[tuple]:
-    """(times, units) of each recording, its parts together."""
+    """Return (times, units) of each recording, with its parts joined."""
     made, parts = [], []
     for part in cut.parts_of(path, said, size, shape):
         parts.append((part.times, part.units))
@@ -67,7 +67,7 @@ def HIGH(t):
 
 
 def some_events(n: int = 500, height: int = 100, width: int = 120, seed: int = 0) -> np.ndarray:
-    """[events, 4]: t, x, y, p."""
+    """Make random events [events, 4]: t, x, y, p."""
     random = np.random.default_rng(seed)
     columns = random.integers(0, (width, height, 2), (n, 3))
     return np.column_stack([np.sort(random.integers(0, 400_000, n)), columns])
@@ -152,7 +152,7 @@ def write_metavision(path: Path, e: np.ndarray, ecf: str | None = None) -> Path:
 
 
 def ecf_bytes(e: np.ndarray, kind: str) -> bytes:
-    """Events in one of the kinds of Metavision's compressed form: a header, times, then coordinates and polarities."""
+    """Encode events in one kind of Metavision's compressed form: a header, times, then coordinates and polarities."""
     kinds = {"packed": 2, "x packed": 1, "masked": 0}
     return (
         struct.pack("<IQ", len(e) << 2 | kinds[kind], e[0, 0])
@@ -238,7 +238,7 @@ def structured(e: np.ndarray) -> np.ndarray:
 
 
 def write_any(folder: Path, name: str) -> tuple[Path, dict, np.ndarray]:
-    """A small file of a format, what must be said about it, and its events."""
+    """Write a small file of a format; return its path, the options that it needs, and its events."""
     e, size = some_events(), {"size": (100, 120)}
     path = folder / f"x.{name.split(' ')[0].split('-')[0]}"
     if name == "raw evt2":
@@ -317,7 +317,7 @@ CHANNELS = {layout: 2 * height * width for layout, (height, width) in SIZE.items
 
 
 def make_pixels(n: int, num_classes: int, layout: str, seed: int) -> dict:
-    """Recordings of 50 events; times in µs begin late in the counter."""
+    """Make recordings of 50 events, whose times in µs begin late in the counter."""
     random = np.random.default_rng(seed)
     height, width = SIZE[layout]
     times = [4_000_000_000 + np.sort(random.integers(0, 150_000, 50)) for _ in range(n)]
@@ -326,7 +326,7 @@ def make_pixels(n: int, num_classes: int, layout: str, seed: int) -> dict:
 
 
 def write_camera(path: Path, layout: str, split: str, times: list, data: list, labels: list, dtype=None) -> Path:
-    """A file in the published layout of DVSGesture or DVSPlane."""
+    """Write a file in the published layout of DVSGesture or DVSPlane."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with h5py.File(path, "w") as file:
         group = file.create_group(split) if layout == "dvsgesture" else file

@@ -26,13 +26,13 @@ LONGEST = ("readme_commands", "every_call_ends")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 ON_CPU = "--set train.device=cpu"
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # beside another: a thread each, or they would wait for one another
+if "PYTEST_XDIST_WORKER" in os.environ:  # tests run in parallel: one thread each, or they would wait for one another
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest tests first, so that nobody waits for one alone at the end."""
+    """Run the longest tests first, so that none of them runs alone at the end."""
     items.sort(key=lambda item: not any(name in item.name for name in LONGEST))
 
 
@@ -46,7 +46,7 @@ USUAL = {
 
 @contextmanager
 def usual_signals() -> Iterator[None]:
-    """Signals as in a terminal: a shell has those it starts in the background ignore some of them, children too."""
+    """Handle signals as in a terminal. Programs in the background of a shell, and their children, ignore some."""
     before = {number: signal.signal(number, handler) for number, handler in USUAL.items()}
     blocked = signal.pthread_sigmask(signal.SIG_UNBLOCK, USUAL)
     try:
@@ -59,7 +59,7 @@ def usual_signals() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Signals, and one folder, which goes at the end, for what programs that are killed leave in the temporary one."""
+    """Set the signals, and make one temporary folder for what killed programs leave; it is removed at the end."""
     tmp_path_factory.getbasetemp()  # which stays, for a look at what failed
     get_temp_dir()  # of multiprocessing, which removes it at exit and would not find it in the folder below
     with (
@@ -75,14 +75,14 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def heard_signals(session: None) -> Iterator[None]:
-    """Each test begins with the usual signals, whatever the programs of another made of them."""
+    """Begin each test with the usual signals, even if another test changed them."""
     with usual_signals():
         yield
 
 
 @pytest.fixture
 def launch() -> Iterator[Callable[..., subprocess.Popen]]:
-    """Start a process as subprocess.Popen does; it ends with the test, however that ends, and its own processes too."""
+    """Start a process as subprocess.Popen does; it and its children end with the test, however the test ends."""
     started: list[subprocess.Popen] = []
 
     def start(words: list, **options: object) -> subprocess.Popen:
@@ -101,7 +101,7 @@ def launch() -> Iterator[Callable[..., subprocess.Popen]]:
 
 
 def write_shd(path: Path, times: list, units: list, labels: list, speakers: list | None = None) -> Path:
-    """A file in the layout of SHD."""
+    """Write a file in the layout of SHD."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with h5py.File(path, "w") as file:
         for name, rows, dtype in (("times", times, np.float32), ("units", units, np.uint16)):
@@ -115,7 +115,7 @@ def write_shd(path: Path, times: list, units: list, labels: list, speakers: list
 
 
 def make_events(n: int, num_classes: int, channels: int, seed: int) -> dict:
-    """Recordings whose class shows in which channels fire when: easy to learn."""
+    """Make recordings whose classes differ in which channels fire when: they are easy to learn."""
     random = np.random.default_rng(seed)
     times, units, labels = [], [], []
     for r in range(n):
@@ -129,13 +129,13 @@ def make_events(n: int, num_classes: int, channels: int, seed: int) -> dict:
 
 
 def nmnist_bytes(x, y, polarity, times_us) -> bytes:
-    """The original format, byte by byte: x, y, then 24 bits, the highest of them polarity, time the rest."""
+    """Encode the original format byte by byte: x, y, then 24 bits, the highest for polarity and the rest for time."""
     events = zip(x, y, polarity, times_us, strict=True)
     return b"".join(bytes([a, b]) + ((int(p) << 23) | int(t)).to_bytes(3, "big") for a, b, p, t in events)
 
 
 def write_nmnist(folder: Path, per_digit: int, seed: int) -> None:
-    """Train and Test of N-MNIST in small: the digit shows in where the events are."""
+    """Write a small N-MNIST, Train and Test; the places of the events depend on the digit."""
     random = np.random.default_rng(seed)
     for split in ("Train", "Test"):
         for digit in range(10):
@@ -164,7 +164,7 @@ TINY = (
 
 
 def unpainted(figure: plt.Figure) -> bytes:
-    """In place of `pictures.png`: the figure is made, but not painted, which takes seconds a report."""
+    """Stand in for `pictures.png`: the figure is made but not painted, which takes seconds per report."""
     plt.close(figure)
     return b"\x89PNG, not painted"
 
@@ -173,7 +173,7 @@ def unpainted(figure: plt.Figure) -> bytes:
 def program(tmp_path: Path, monkeypatch, capfd, request):
     """Run a script, or -m and a module, in a folder of its own: program("train.py --epochs 1") -> CompletedProcess.
 
-    Further arguments are words as they are, for instance paths with blanks.
+    Further arguments are passed on unchanged, for instance paths with blanks.
     It runs in this process, from its first line to its exit code, because starting torch takes seconds. Pictures are
     painted for a test that is marked so.
     """
@@ -200,7 +200,7 @@ def program(tmp_path: Path, monkeypatch, capfd, request):
 
 
 def assert_one_line(result: subprocess.CompletedProcess, *parts: str) -> None:
-    """The user's error: exit code 2 and one line that holds `parts`."""
+    """Check that a program ended with a user's error: exit code 2 and one line that holds `parts`."""
     assert result.returncode == 2, result.stderr + result.stdout
     assert "Traceback" not in result.stderr
     lines = [l for l in result.stderr.strip().splitlines() if not l.startswith(("compiling", "warning: "))]
@@ -211,7 +211,7 @@ def assert_one_line(result: subprocess.CompletedProcess, *parts: str) -> None:
 
 @pytest.fixture
 def poisoned():
-    """Memory from torch.empty holds NaN: whoever reads what it has not written is found out."""
+    """Fill memory from torch.empty with NaN, so that code that reads memory before it writes it is found."""
     assert torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
     assert torch.empty(3).isnan().all()
@@ -220,7 +220,7 @@ def poisoned():
 
 
 def toy_images(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Bright squares in one of three places, in noise."""
+    """Make images of a bright square in one of three places, in noise."""
     random = np.random.default_rng(seed)
     x, y = random.integers(0, 60, (n, 12, 12), np.uint8), np.arange(n) % 3
     for image, label in zip(x, y, strict=True):
@@ -230,7 +230,7 @@ def toy_images(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture
 def toy_file(tmp_path: Path) -> Path:
-    """data/toy.npz: 90 and 30 images of 3 classes."""
+    """Write data/toy.npz: 90 and 30 images of 3 classes."""
     path = tmp_path / "data" / "toy.npz"
     path.parent.mkdir()
     arrays = {}
@@ -242,9 +242,9 @@ def toy_file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def convert(tmp_path: Path, monkeypatch, capsys):
-    """Convert the sounds of tmp_path/in in this process and return what was said; the files are in tmp_path/out.
+    """Convert the sounds of tmp_path/in in this process and return its output; the files are in tmp_path/out.
 
-    The cochlea is left out, as it takes its time.
+    The cochlea is left out, because it is slow.
     """
     from datasets.prepare import wav  # few tests need it
 
@@ -260,7 +260,7 @@ def convert(tmp_path: Path, monkeypatch, capsys):
 
 @pytest.fixture
 def four(tmp_path: Path) -> Path:
-    """A folder with two sounds of each of two classes in its folder in."""
+    """Make a folder whose subfolder `in` has two sounds of each of two classes."""
     from tests.originals import save_sound
 
     for i, name in enumerate(("low_0", "low_1", "high_0", "high_1")):

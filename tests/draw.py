@@ -13,7 +13,7 @@ NOT_NUMBERS = [None, "3", [1, 2], True, 2.5, float("nan"), float("inf"), -1, 0, 
 
 
 class Draw:
-    """Arguments that fit, each now and then replaced by one that does not."""
+    """Draws arguments that fit, and now and then one that does not."""
 
     def __init__(self, *seed: int):
         self.random = np.random.default_rng(seed)
@@ -46,7 +46,7 @@ class Draw:
         return tuple(sizes)
 
     def tensor(self, *sizes: int, low: float = 0.0, high: float = 3.0, density: float | None = None):
-        """Numbers, zeros among them, in any layout of memory and type."""
+        """Draw numbers, some of them zero, in any memory layout and type."""
         if self.wrong(0.02):
             return self.of([None, "x", [[1.0]], np.zeros(sizes, np.float32), torch.zeros(sizes).to_sparse(), 3.0])
         shape = self.shape(*sizes)
@@ -69,7 +69,7 @@ class Draw:
         return x
 
     def whole(self, size: int, low: int, high: int, dtype=torch.int64):
-        """(size,) whole numbers from low to high - 1."""
+        """Draw (size,) whole numbers from low to high - 1."""
         if self.wrong(0.02):
             return self.of([None, [0, 1], np.zeros(size, np.int64), torch.zeros(size)])
         x = torch.from_numpy(self.random.integers(low, max(high, low + 1), self.shape(size))).to(dtype)
@@ -82,7 +82,7 @@ class Draw:
         return x.to(self.of([torch.int32, torch.int64, torch.uint8, torch.float32])) if self.wrong(0.05) else x
 
     def entries(self, rows: int, channels: int):
-        """(offsets, channels, counts)."""
+        """Draw (offsets, channels, counts)."""
         lengths = self.random.integers(0, 4, rows)
         offsets = torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
         if self.wrong():
@@ -96,7 +96,7 @@ class Draw:
         return SparseCounts(*self.entries(T * B, C), tuple(self.number(size) for size in shape))
 
     def array(self, values: np.ndarray) -> np.ndarray:
-        """Return it as it is, or with another type of numbers, or with another size."""
+        """Return the values unchanged, as another type of numbers, or with another size."""
         if self.wrong(0.04):
             return self.of(
                 [None, values.tolist(), values[:, None], values[:-1], np.float16(values), values.astype("O")]

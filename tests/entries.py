@@ -1,4 +1,4 @@
-"""The library's public surface, an entry each: a call as a notebook would make it, with arguments that are drawn."""
+"""The library's public surface, one entry per call: as a notebook would make it, with arguments drawn at random."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +12,14 @@ from datasets.augment import Augmentation, Change
 from datasets.binning import Bins, batches, bin_dense, bin_events
 from datasets.recordings import StoredRecordings, downsampled
 from datasets.splits import hold_out
-from snn import coding, config, evaluation, loss, settings
+from snn import coding, config, evaluation, settings
 from snn.conv import EventConv, Pooling
 from snn.inputs import SparseCounts, Spikes
 from snn.linear import EventLinear
+from snn.losses import objective
+from snn.losses.firing_rate import firing_rate
+from snn.losses.first_time import first_time, silent_target
+from snn.losses.loss import spike_count
 from snn.network import Network
 from snn.neurons import NEURONS
 from snn.ops import max_pool, sparse, sparse_conv
@@ -242,17 +246,17 @@ def losses(draw: Draw) -> None:
     target = draw.whole(B, 0, N)
     of = draw.random.integers(5)
     if of == 0:
-        loss.first_time(draw.tensor(B, N), target, draw.number(0.2))
+        first_time(draw.tensor(B, N), target, draw.number(0.2))
     elif of == 1:
-        loss.silent_target(draw.tensor(B, N), target, draw.number(T), draw.number(0.1), draw.number(0.02))
+        silent_target(draw.tensor(B, N), target, draw.number(T), draw.number(0.1), draw.number(0.02))
     elif of == 2:
-        loss.firing_rate(draw.tensor(T, B, N), target, draw.number(20.0))
+        firing_rate(draw.tensor(T, B, N), target, draw.number(20.0))
     elif of == 3:
-        loss.spike_count([draw.tensor(T, B, N), draw.tensor(T, B, 2, 3)][draw.wrong() :][:: draw.of([1, -1])], 1.0, 3.0)
+        spike_count([draw.tensor(T, B, N), draw.tensor(T, B, 2, 3)][draw.wrong() :][:: draw.of([1, -1])], 1.0, 3.0)
     else:
         seen = Network(SPIKING.model_copy(update={"layers": ("4F",)}), (5,), N)(draw.tensor(T, B, 5))
         what = settings.load(CONFIGS / "adlif_shd.yaml").loss
-        loss.objective(seen, target, what, coding.Window.of(T, 16, 200.0), training=draw.chance(0.5)).backward()
+        objective(seen, target, what, training=draw.chance(0.5)).backward()
 
 
 @entry

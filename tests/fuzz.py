@@ -1,6 +1,6 @@
 """Calls of the library's public surface, made by number: python -m tests.fuzz SEED FIRST LAST [--guard]
 
-Case k calls entry k modulo their number as a notebook would, with arguments that fit, or with some that do not. It
+Case k calls entry k modulo the number of entries as a notebook would, with arguments that fit, or some that do not. It
 prints a line for each case: its number, its entry, and "result", "refused" (by one InputError), or the fault. If a
 compiled kernel reads or writes memory that is not its own, this process may die, and the caller knows at which case.
 With --guard it must die: each array that a kernel takes ends, or begins, at a page that nothing may touch.
@@ -22,7 +22,7 @@ SECONDS = 60  # of the processor, a case; a kernel may have to be compiled in it
 
 
 def outcome_of(seed: int, k: int) -> tuple[str, str]:
-    """The name of the case's entry, and how its call ended."""
+    """Return the name of the case's entry, and how its call ended."""
     function = ENTRIES[k % len(ENTRIES)]
     torch.manual_seed(k)
     signal.setitimer(signal.ITIMER_PROF, SECONDS)  # ends this process, even within C

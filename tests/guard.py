@@ -36,7 +36,7 @@ class Guard:
             self.wrap()
 
     def wrap(self) -> None:
-        """Put every kernel that Python calls behind this guard. What kernels call, they keep."""
+        """Put every kernel that Python calls behind this guard. Kernels that other kernels call stay as they are."""
         compiled: set[Callable] = set()
         for kernel in compiling._place_of:
             compiling._files_of(kernel.py_func, compiled)

@@ -1,4 +1,4 @@
-// What a CUDA kernel needs to be compiled by g++ and run on the CPU, one thread after the other.
+// Lets g++ compile a CUDA kernel, which then runs on the CPU, one thread after the other.
 #define __global__
 #define __device__
 #define __shared__ static

@@ -104,7 +104,7 @@ def original_digits(path: Path) -> None:
 
 
 def recordings(layout: str, channels: int) -> Callable[[Path], None]:
-    """Read into memory and from the file: the same, and in every way as `Recordings` promises."""
+    """Read into memory and from the file; both must be equal and keep every promise of `Recordings`."""
 
     def read(path: Path) -> None:
         held = readers.read(layout, path, "train", channels, CLASSES, in_memory=True)
@@ -147,7 +147,7 @@ def convert_digits(path: Path) -> None:
 
 
 def read_mat_file(path: Path) -> None:
-    """In a process of its own, as the preparation does: SciPy may die of a damaged file, which ends in one line."""
+    """Read in a process of its own, as the preparation does: SciPy may crash on a damaged file, with one line."""
     child = os.fork()
     if child == 0:
         code = 1
@@ -212,7 +212,7 @@ LAYOUTS = {
 
 
 def damage(content: bytes, random: np.random.Generator) -> bytes:
-    """Bits flipped, the end cut off, numbers overwritten by extreme ones, or parts overwritten by other parts."""
+    """Flip bits, cut off the end, or overwrite numbers by extreme ones or parts by other parts."""
     new, kind = bytearray(content), random.integers(4)
     for _ in range(random.integers(1, 4)):
         place = int(random.integers(len(new)))

@@ -38,21 +38,21 @@ over_neurons_and_dtypes = pytest.mark.parametrize(
     ],
 )
 over_dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
-# What is fed back is the same code for all; each variant is compiled, so a few stand for them.
+# The code of feedback is the same for all neurons, and each variant must be compiled, so a few stand for all.
 over_recurrent = pytest.mark.parametrize("neuron", [ADLIF, LATE_SOFT], ids=["AdLIF", "CuLIF-soft-late"])
 INF = math.inf
 WINDOWS = (0.5, 1.0, 3.0)  # T of networks that spike once
 
 
 def image_data(layout: str, folder: Path, name: str, shape: tuple, num_classes: int, **more: object) -> config.Images:
-    """The section of a configuration that describes images."""
+    """Return the section of a configuration that describes images."""
     return config.Images(
         layout=layout, path=str(folder), dataset_name=name, shape=shape, num_classes=num_classes, **more
     )
 
 
 def make_values(neuron: Dynamics, N: int, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Values between which the neuron fires now and then."""
+    """Make values with which the neuron fires now and then."""
 
     def drawn(name: str, value) -> Tensor:
         if name == "theta":
@@ -70,7 +70,7 @@ def make_values(neuron: Dynamics, N: int, dtype: torch.dtype) -> dict[str, Tenso
 def make_call(
     neuron: Dynamics, shape: tuple, dtype: torch.dtype, recurrent: bool = False, longest: int = 0
 ) -> tuple[Tensor, dict, dict, Dynamics, Feedback | None]:
-    """Random (x, values, state, neuron, feedback), every tensor a leaf that asks for its gradient."""
+    """Make random (x, values, state, neuron, feedback); every tensor is a leaf that requires its gradient."""
     torch.manual_seed(0)
     T, B, N = shape
     scale = 1 if "delta" not in neuron.values else 60  # BRF multiplies its input by δ
@@ -94,7 +94,7 @@ def leaves(call: tuple) -> list[Tensor]:
 
 
 def rebuilt(call: tuple, tensors: list[Tensor]) -> tuple:
-    """The same call of other leaves."""
+    """Return the same call with other leaves."""
     rest = iter(tensors)
     _, values, state, neuron, feedback = call
     x_TBN, values = next(rest), {name: next(rest) for name in values}
@@ -106,7 +106,7 @@ def rebuilt(call: tuple, tensors: list[Tensor]) -> tuple:
 
 
 def run(multi_step, call: tuple) -> tuple[list[Tensor], list[Tensor]]:
-    """All outputs, and the gradients of all leaves that ask for one under random upstream gradients."""
+    """Return all outputs, and the gradients of all leaves that require one, under random upstream gradients."""
     y_TBN, h_TBN, state = multi_step(*call)
     outputs = [y_TBN, h_TBN, *state.values()]
     random = torch.Generator().manual_seed(1)
@@ -118,7 +118,7 @@ def run(multi_step, call: tuple) -> tuple[list[Tensor], list[Tensor]]:
 
 
 def tie_call(neuron: Dynamics, recurrent: bool) -> tuple:
-    """With binary fractions every sum is exact in any order, and h meets the threshold exactly, often."""
+    """Make a call of binary fractions: every sum is exact in any order, and h often equals the threshold."""
     torch.manual_seed(0)
     x_TBN = torch.randint(-4, 9, (9, 4, 20)).double() / 4
     feedback = Feedback(torch.randint(-4, 5, (20, 20)).double() / 4) if recurrent else None
@@ -130,7 +130,7 @@ def tie_call(neuron: Dynamics, recurrent: bool) -> tuple:
 
 
 def quiet_call() -> tuple:
-    """Nothing in, for so long that the states leave the normal range of float32."""
+    """Make a call without input that lasts until the states leave the normal range of float32."""
     _, values, state, neuron, _ = make_call(DYNAMICS["CuAdLIF"], (1, 3, 20), torch.float32)
     state = {name: field.detach().abs() * 0.01 for name, field in state.items()}
     call = (torch.zeros(900, 3, 20), values | {"lam_w": values["lam_m"]}, state, neuron, None)
@@ -156,7 +156,7 @@ def assert_equal_to_reference(multi_step, call: tuple) -> None:
 
 
 def assert_recurrent_equals_reference(multi_step, call: tuple) -> None:
-    """In float64 and without ties: the sums of what is fed back have another order."""
+    """Compare in float64 and without ties, because feedback is summed in another order."""
     outputs, gradients = run(multi_step, call)
     expected_outputs, expected_gradients = run(reference.multi_step, call)
     assert torch.equal(outputs[0], expected_outputs[0])
@@ -164,7 +164,7 @@ def assert_recurrent_equals_reference(multi_step, call: tuple) -> None:
 
 
 def in_chunks(multi_step, sizes: list[int]):
-    """The same in several calls, each of which begins with the state that the last one left."""
+    """Return a `multi_step` in several calls, each of which begins with the state that the last one left."""
 
     def chunked(x_TBN, values, state, neuron, feedback):
         ys, hs = [], []

@@ -39,7 +39,7 @@ def events(T: int = 25, B: int = 6) -> torch.Tensor:
 
 
 def conv_layers(pool: str) -> tuple[str, ...]:
-    """Images of 6x7x5, 6x3x2, 4x3x2, then fully connected, one of them recurrent."""
+    """Return layers with images of 6x7x5, 6x3x2 and 4x3x2, then fully connected ones, one of them recurrent."""
     return ("6C3", f"{pool}2", "4C3", "9R", "8F")
 
 
@@ -55,7 +55,7 @@ def image_events(T: int = 25, B: int = 6, rate: float = 0.3) -> torch.Tensor:
 
 
 def toy_config(seed: int = 0, **network) -> config.Config:
-    """The configuration of a small network for data/toy_*.h5."""
+    """Return the configuration of a small network for data/toy_*.h5."""
     values = settings.read_yaml(REPOSITORY / "configs" / "adlif_shd.yaml")
     values["data"] |= {"dataset_name": "toy", "path": "data", "channels": 40, "num_classes": 3, "T": 20}
     values["network"] |= {"layers": ["16F", "12R"], "neuron1": {"tau_mem_steps": 5, "tau_syn_steps": 5, "theta": 0.2}}

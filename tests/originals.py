@@ -30,7 +30,7 @@ RATE_HZ = 16_000
 
 
 def save_sound(path: Path, number: int = 0, channels: int = 1, **how: object) -> Path:
-    """A sound; another number, another sound."""
+    """Save a sound; each number gives another sound."""
     noise = np.random.default_rng(number).uniform(-0.4, 0.4, (1200, channels))
     path.parent.mkdir(parents=True, exist_ok=True)
     soundfile.write(path, noise, RATE_HZ, **how)
@@ -41,7 +41,7 @@ SPLITS = {"shd": {"train": 40, "test": 24}, "ssc": {"train": 70, "valid": 35, "t
 
 
 def write_official(path: Path, name: str, split: str, n: int | None = None) -> Path:
-    """A small file as the authors' are: 16-bit times and units, numbers as labels, keys and meta data."""
+    """Write a small file like the official ones: 16-bit times and units, numbers as labels, keys and metadata."""
     classes = heidelberg.CLASSES[name]
     made = make_events(n or SPLITS[name][split], classes, 700, len(split))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +65,7 @@ def pack(path: Path) -> Path:
 
 
 def write_original_digits(path: Path) -> dict:
-    """Two recordings of each digit in a split, among others of several digits; returns (times_s, channels, label)."""
+    """Write two recordings of each digit per split, and some of several digits; return (times_s, channels, label)."""
     random = np.random.default_rng(0)
     recordings = {"train": [], "test": []}
     with h5py.File(path, "w") as file:
@@ -95,7 +95,7 @@ def packet(kind: int, content: bytes, size: int, overflow: int = 0) -> bytes:
 
 
 def polarity_packet(times_us: np.ndarray, data: np.ndarray) -> bytes:
-    """Events x, y, polarity of one overflow of the clock."""
+    """Encode events x, y, polarity between two overflows of the clock."""
     x, y, p = data.astype(np.uint32).T
     words = np.stack([x << 17 | y << 2 | p << 1 | 1, times_us & 0x7FFFFFFF], axis=1).astype("<u4")
     return packet(POLARITY, words.tobytes(), 8, int(times_us[0]) >> 31)
@@ -104,7 +104,7 @@ def polarity_packet(times_us: np.ndarray, data: np.ndarray) -> bytes:
 def write_gestures(
     folder: Path, name: str, labels: list[int], seed: int, start_us: int = 1000, classes: int = 10
 ) -> list:
-    """A recording of gestures of 10 ms each, with a pause after each; returns (times_us, data, label) of each."""
+    """Write a recording of gestures of 10 ms, each followed by a pause; return (times_us, data, label) of each."""
     random = np.random.default_rng(seed)
     gestures, packets, rows = [], [GESTURES_HEADER], ["class,startTime_usec,endTime_usec"]
     for label in labels:
@@ -122,7 +122,7 @@ def write_gestures(
 
 
 def write_drop(folder: Path, name: str, seed: int, busy_events: int = 30_000) -> tuple[np.ndarray, np.ndarray]:
-    """A recording with a quiet second before and after 200 ms of many events; returns (times_us, data)."""
+    """Write a recording with a quiet second before and after 200 ms of many events; return (times_us, data)."""
     random = np.random.default_rng(seed)
     quiet = [np.linspace(start, start + 1e6, 1500) for start in (0, 1_200_000)]
     times_us = np.concatenate([quiet[0], np.linspace(1e6 + 700, 1.199e6, busy_events), quiet[1]]).astype(np.int64)
@@ -135,7 +135,7 @@ def write_drop(folder: Path, name: str, seed: int, busy_events: int = 30_000) ->
 
 
 def write_originals(folder: Path) -> None:
-    """Write into `folder` the files that the commands ask for."""
+    """Write into `folder` the files that the commands need."""
     (folder / "my_recordings").mkdir()
     for k in range(6):
         tone = np.sin(np.arange(8000) * (0.2 + 0.1 * (k % 2) + 0.001 * k)).astype(np.float32)
@@ -159,7 +159,7 @@ def write_originals(folder: Path) -> None:
 
 
 def _write_recordings(folder: Path) -> None:
-    """Recordings of one sensor of 128 x 128 in three formats, tables, and words without a header."""
+    """Write recordings of a sensor of 128 x 128 in three formats, tables, and words without a header."""
     names = [f"{name}/{subject}_{k}" for name in ("left", "right") for k, subject in enumerate(("ann", "bob", "cy"))]
     header = b"% evt 2.0\n% geometry 128x128\n"
     for k, name in enumerate(names):

@@ -1,4 +1,4 @@
-"""Commands that several tests run, and ways to read what these leave behind."""
+"""Commands that several tests run, and functions that read their results."""
 
 import json
 import re
@@ -54,7 +54,7 @@ def metrics(run: Path) -> dict:
 
 
 def run_here(folder: Path, command: str) -> None:
-    """Run a script in this process and in `folder`, for what several tests share; a test has `program`."""
+    """Run a script in this process and in `folder`, for fixtures that several tests share; a test uses `program`."""
     script, *words = command.split()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -86,12 +86,12 @@ def converted(folder: Path, split: str) -> dict:
 
 
 def share_compiled(copy: Path) -> None:
-    """Let the packages in `copy` keep compiled kernels where those of the repository do, so that none waits twice."""
+    """Let the packages in `copy` share the compiled kernels of the repository, so that none is compiled twice."""
     paths = [path for package in ("snn", "datasets") for path in (REPOSITORY / package).rglob("*.py")]
     for path in (path for path in paths if "__pycache__" not in path.parts):
         copied, kept = copy / path.relative_to(REPOSITORY), path.parent / "__pycache__"
         if copied.is_file():
-            shutil.copystat(path, copied)  # numba goes by the time of a source
+            shutil.copystat(path, copied)  # numba compares the time of a source
             kept.mkdir(exist_ok=True)
             if not (place := copied.parent / "__pycache__").is_symlink():
                 shutil.rmtree(place, ignore_errors=True)
@@ -99,7 +99,7 @@ def share_compiled(copy: Path) -> None:
 
 
 def blocks(page: str, language: str) -> list[str]:
-    """Code blocks of a page, also those within a list."""
+    """Return the code blocks of a page, also those within a list."""
     text = (REPOSITORY / "docs" / page).read_text()
     return [
         "\n".join(line.removeprefix(indent) for line in block.splitlines())

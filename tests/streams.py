@@ -26,7 +26,7 @@ IMAGES = [
     {"layers": ("A2", "20C5S2"), "variant": "superspike", "batch_norm": True},
     {"layers": ("6C3S2", "A3"), "neuron": "CuAdLIF", "reset": "soft", "output_delay": "DS4"},
 ]
-# A stream of each is compiled, which takes seconds: the fast tests have the simplest, and those with delays
+# Each stream must be compiled, which takes seconds: the fast tests have the simplest ones, and those with delays
 
 
 def _over(variants: list[dict], slow: tuple[int, ...]) -> pytest.MarkDecorator:
@@ -38,7 +38,7 @@ over_variants, over_all = _over(VARIANTS, (1, 2)), _over([*VARIANTS, *IMAGES], (
 
 
 def recordings(n: int = N_RECORDINGS, num_channels: int = 30) -> Recordings:
-    """Times on the edges of bins, after the window and twice at once among them; µs, and one recording of one event."""
+    """Make recordings in µs, with times at edges of bins, after the window and equal ones; one has a single event."""
     random = np.random.default_rng(5)
     lengths = np.array([1, *random.integers(30, 400, n - 1)])
     times = [np.sort(random.integers(0, 280, k)) * 1000 for k in lengths]
@@ -56,13 +56,13 @@ def recordings(n: int = N_RECORDINGS, num_channels: int = 30) -> Recordings:
 
 @torch.no_grad()
 def trained(pruned: bool = True, **changes) -> Network:
-    """A network whose BatchNorm has seen data, and of whose weights a tenth is 0."""
+    """Return a network whose BatchNorm has seen data, with a tenth of its weights 0 if `pruned`."""
     return used(build((small_conv if changes in IMAGES else small)(**changes)), pruned)
 
 
 @torch.no_grad()
 def used(network: Network, pruned: bool = False) -> Network:
-    """The network after it has seen data, so that its BatchNorm is not that of an untrained one."""
+    """Return the network after it has seen data, so that its BatchNorm is not that of an untrained one."""
     network.train()
     for layer in network.layers:
         if layer.norm is not None:

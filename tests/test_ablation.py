@@ -1,4 +1,4 @@
-"""An ablation adds and leaves out one ingredient at a time, on held-out recordings, and goes on where it stopped."""
+"""An ablation adds and leaves out one ingredient at a time, on held-out recordings, and continues where it stopped."""
 
 import json
 
@@ -21,7 +21,7 @@ def test_each_variant_differs_by_its_ingredient():
     plain, recipe = settings.load(PLAIN), settings.load(RECIPE)
     found = {(ingredient, which): cfg for ingredient, which, cfg in ablation.variants(plain, recipe)}
     assert found["", "recipe"] == recipe
-    rest = changed(found["", "plain"], plain)  # what names no ingredient is the recipe's
+    rest = changed(found["", "plain"], plain)  # fields of no ingredient are those of the recipe
     assert {"data.dataset_name", "data.T", "data.validation_by"} <= rest
     assert not any(ingredient == "spike budget" for ingredient, _ in found)  # neither has one
     for ingredient, fields in ablation.INGREDIENTS.items():
@@ -45,7 +45,7 @@ def test_an_ingredient_that_both_have_is_no_row():
 
 @pytest.fixture
 def run(program, shd_folder, monkeypatch):
-    """The program, in the folder of the data, with two ingredients; the list gets the names of the runs it trains."""
+    """Return a function that runs the program with two ingredients and returns the names of the runs it trains."""
     trained = []
 
     def run_here(*command: str) -> None:

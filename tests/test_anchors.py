@@ -1,4 +1,4 @@
-"""Anchors see the data as train.py does, choose on what is held out, and read the test file last."""
+"""Anchors see the data as train.py does, choose their epoch on held-out data, and read the test file last."""
 
 import json
 

@@ -30,7 +30,7 @@ def test_order():
 
 
 def test_shapes_of_the_published_networks():
-    """The flat sizes 8192 and 8064 of the paper: a stride rounds up, a pool leaves out what fills no window."""
+    """Find the paper's flat sizes, 8192 and 8064: a stride rounds up, and a pool leaves out partial windows."""
     gesture = shapes(["64C3", "128C3", "P2", "128C3", "P2", "128R"], (2, 32, 32))
     assert gesture[-2:] == [(128, 8, 8), (128,)]
     plane = shapes(["32C5S2", "64C3", "P2", "128C3", "P2", "256R"], (2, 60, 76))

@@ -16,7 +16,7 @@ from snn.network import Network
 from tests.conftest import REPOSITORY, nmnist_bytes
 
 KIND = np.dtype([("x", np.int16), ("y", np.int16), ("p", bool), ("t", np.int64)])  # as Tonic's data sets give them
-SENSOR = (240, 304)  # so many units that 16 bits do not hold them
+SENSOR = (240, 304)  # more units than 16 bits can number
 
 
 def structures(n: int, seed: int, label: int = 0) -> np.ndarray:

@@ -76,7 +76,7 @@ def test_time_jitter(dtype):
         assert times.min() >= 0
         late = old_times > 0.1 * recordings.ticks_per_second  # no jitter takes these to 0
         moves.append((times[late].astype(float) - old_times[late]) / recordings.ticks_per_second)
-        assert (times == 0).sum() > 10  # what would be before 0
+        assert (times == 0).sum() > 10  # events that would come before 0
     moves = np.concatenate(moves)
     assert abs(moves.mean()) < 4 * 0.02 / len(moves) ** 0.5
     assert moves.std() == pytest.approx(0.02, rel=0.03)
@@ -121,7 +121,7 @@ def test_drop():
 
 @pytest.mark.parametrize(("size", "polarities"), [(COCHLEA, 1), (SENSOR, 2)])
 def test_shift(size, polarities):
-    """A recording moves as a whole, and just those events are lost that would leave the sensor."""
+    """A recording moves as a whole, and only events that would leave the sensor are lost."""
     width, height = size
     recordings = make(size)
     seen = set()
@@ -147,7 +147,7 @@ def test_shift(size, polarities):
 
 @pytest.mark.parametrize("size", [COCHLEA, SENSOR])
 def test_zoom(size):
-    """One factor for a recording, along both axes of a sensor; events within a unit spread over where it comes to."""
+    """A recording has one factor for both axes of a sensor; the events of a unit spread over its new extent."""
     width, height = size
     recordings = make(size)
     factors = []
@@ -199,7 +199,7 @@ def test_unit_jitter(size):
 
 
 def test_everything_follows_from_key_and_recording():
-    """Not from the batch, its order or its share; another key gives another change."""
+    """They do not depend on the batch, its order or its share; another key gives another change."""
     recordings = make(SENSOR)
     whole = changed(recordings, SENSOR, index=np.arange(10), **ALL_ON)
     for index in (np.array([9, 2]), np.array([2]), np.arange(10)[::3]):

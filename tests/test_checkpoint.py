@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged or hostile: refused in one line, and a run goes on from the one before."""
+"""Damaged or hostile checkpoints are refused in one line, and a run continues from the previous one."""
 
 import os
 from pathlib import Path
@@ -22,7 +22,7 @@ def flip_a_bit(path: Path) -> None:
 
 @pytest.mark.usefixtures("shd_folder")
 def test_damaged_checkpoints(program, tmp_path):
-    """A run goes on from the last but one, and says so; without that, or without best.pt, it is an error."""
+    """A run continues from the previous one and says so; if that or best.pt is missing, it is an error."""
     words, run = f"{EVENTS} --epochs 3 --save_name x", tmp_path / "runs" / "x"
     assert program(words).returncode == 0
     whole = state(run)
@@ -56,7 +56,7 @@ def whole_checkpoint(tmp_path_factory) -> Path:
 
 
 def plain(content: object) -> object:
-    """For comparison bit by bit."""
+    """Convert to a form that can be compared bit by bit."""
     if isinstance(content, torch.Tensor):
         return content.dtype, tuple(content.shape), content.numpy().tobytes()
     if isinstance(content, dict):
@@ -67,7 +67,7 @@ def plain(content: object) -> object:
 @pytest.mark.parametrize("places", [20, pytest.param(2000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("version", [1, 2])
 def test_no_wrong_load(tmp_path, whole_checkpoint, version, places):
-    """A bit flipped, or the end cut off, at random places: the same content still, or an error that names the file.
+    """Flip a bit or cut off the end at random places: the content stays the same, or an error names the file.
 
     Version 1 had no sum at its end, but the sums of the zip archive; damage to the archive's list may escape these.
     """
@@ -98,7 +98,7 @@ class Malicious:
 
 @pytest.mark.usefixtures("shd_folder")
 def test_code_in_a_checkpoint_does_not_run(program, tmp_path):
-    """In the place of last.pt, of best.pt and in another folder."""
+    """Try it in place of last.pt, in place of best.pt, and in another folder."""
     torch.save({"format": checkpoint.FORMAT, "version": 2, "epoch": Malicious()}, tmp_path / "evil.pt")
     assert_one_line(program("test.py --load_pt_file evil.pt"), "evil.pt: not a checkpoint of first-spike")
     assert_one_line(program(f"{EVENTS} --load_pt_file evil.pt"), "evil.pt: not a checkpoint of first-spike")
@@ -110,7 +110,7 @@ def test_code_in_a_checkpoint_does_not_run(program, tmp_path):
 
 @pytest.mark.parametrize("name", ["recurrent", "superspike"])
 def test_checkpoints_of_earlier_versions_give_the_same_spikes(name):
-    """Written before a neuron was a file of its own, with what their networks answered then."""
+    """Read checkpoints that are older than the files of neurons, with the outputs of their networks at that time."""
     folder = Path(__file__).with_name("earlier")
     cfg, content = checkpoint.load(folder / f"{name}.pt")
     network = Network(cfg.network, cfg.data.shape, cfg.data.num_classes)

@@ -1,4 +1,4 @@
-"""Class names decide over class numbers wherever two of these meet: training file, test file, checkpoint and test."""
+"""Class names, not numbers, match classes wherever two of these meet: training file, test file, checkpoint, test."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ PERMUTATIONS = [p for p in np.ndindex(3, 3, 3) if sorted(p) == [0, 1, 2]]
 
 
 def write_named(path: Path, names: tuple[str, ...] | None, n: int, seed: int) -> Path:
-    """The same recordings of the same words, however the file numbers them; a word that is not in NAMES is zwei."""
+    """Write the same recordings of the same words, however the file numbers them; other words count as zwei."""
     events = make_events(n, 3, 40, seed)
     if names is not None:
         number = {name if name in NAMES else "zwei": k for k, name in enumerate(names)}
@@ -42,7 +42,7 @@ def write_pair(folder: Path, train: tuple[str, ...] | None, test: tuple[str, ...
 
 @pytest.fixture
 def folders(tmp_path: Path) -> Path:
-    """Folders of the same recordings: `own` and `turned`, `turned_test` only at test, `other` and `nameless`."""
+    """Make folders of the same recordings: `own` and `turned`, `turned_test` only at test, `other` and `nameless`."""
     write_pair(tmp_path / "own", NAMES, NAMES)
     write_pair(tmp_path / "turned", OTHER_ORDER, OTHER_ORDER)
     write_pair(tmp_path / "turned_test", NAMES, OTHER_ORDER)
@@ -74,7 +74,7 @@ def test_names_that_only_look_otherwise_are_the_same():
 
 
 def test_train_resume_continue_test_report_and_compare(program, folders):
-    """A run of each numbering; files of either are the same to both, and those with other words are refused."""
+    """Train with each numbering: files of both numberings give the same results; files with other words are refused."""
     for name, folder in (("a", "own"), ("b", "turned")):
         trained = program(f"{TRAIN} --path_to_dataset {folder} --epochs 12 --save_name {name}")
         assert trained.returncode == 0, trained.stderr
@@ -87,13 +87,13 @@ def test_train_resume_continue_test_report_and_compare(program, folders):
         assert program(f"test.py --load_pt_file a --path_to_dataset {folder}").returncode == 0
         seen.append((metrics(run), samples(run)))
     (one, first), (other, second) = seen
-    assert one["fs_accuracy"] > 60  # else the order would not matter
+    assert one["fs_accuracy"] > 60  # otherwise the order would not matter
     assert one["class_names"] == other["class_names"] == list(NAMES)
     for name in ("fs_accuracy", "fr_accuracy", "by_class", "confusion", "samples_of"):
         assert one[name] == other[name], name
     assert all(np.array_equal(first[name], second[name]) for name in first)
 
-    # two networks that number their classes otherwise, tested together on one file and compared
+    # two networks that number their classes differently, tested together on one file and compared
     tested = program("test.py --load_pt_file a b --path_to_dataset own")
     assert tested.returncode == 0, tested.stderr
     assert metrics(folders / "runs" / "b")["class_names"] == list(OTHER_ORDER)
@@ -111,7 +111,7 @@ def test_train_resume_continue_test_report_and_compare(program, folders):
     nameless = program("test.py --load_pt_file a --path_to_dataset nameless")
     assert "names no classes, so its labels are taken as the numbers in runs/a/best.pt" in nameless.stderr
 
-    # a run goes on, and another begins from its weights, on files that number the words otherwise
+    # a run continues, and another begins from its weights, on files that number the words differently
     for words in (
         "--epochs 13 --save_name a --resume",
         "--epochs 1 --lr 1e-30 --weight_decay 0 --load_pt_file a --save_name d",

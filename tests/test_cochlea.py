@@ -22,7 +22,7 @@ def tone(frequency_hz, duration_s=0.4, rate_hz=48_000):
 
 
 def vowel(duration_s=0.4, rate_hz=48_000):
-    """A harmonic sound with three formants, the loudness and the spectrum of speech."""
+    """Make a harmonic sound with three formants and the loudness and spectrum of speech."""
     harmonics = np.arange(120, 8000, 120)
     gain = sum(1 / (1 + ((harmonics - formant) / 120) ** 2) for formant in (500, 1500, 2500))
     return gain @ np.array([tone(h, duration_s, rate_hz) for h in harmonics])
@@ -45,7 +45,7 @@ def test_velocity_peaks_at_the_place_of_each_frequency():
 
 
 def test_overlap_save_equals_one_long_transform():
-    """All groups of places against a single FFT; what differs is the wrap-around and what lies between slow values."""
+    """Compare all groups of places with a single FFT; only the wrap-around and the interpolation differ."""
     audio = c.condition(np.random.default_rng(0).standard_normal(14_400), 48_000)
     hops = [hop.copy() for hop in c.membrane_velocity(audio)]
     assert {len(hop) for hop in hops[:-1]} == {c.HOP}
@@ -183,7 +183,7 @@ def test_low_tones_excite_the_apex_and_high_tones_the_base():
 
 
 def test_events_of_a_speech_like_sound():
-    """A .44 s digit at 48 kHz gives 5,500 to 6,700 events; a sustained vowel is denser than a word."""
+    """A 0.44 s digit at 48 kHz gives 5,500 to 6,700 events; a sustained vowel is denser than a word."""
     times_s, units = c.cochlea(vowel(0.44), 48_000, 0)
     assert 4_000 < len(units) < 14_000
     assert times_s.dtype == np.float32
@@ -313,7 +313,7 @@ def test_c_hears_what_python_hears(name):
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc: apt install gcc")
 def test_c_touches_only_its_struct(tmp_path):
-    """A sound pushed in pieces under AddressSanitizer and UBSan, without a word from them."""
+    """Push a sound in pieces under AddressSanitizer and UBSan, which must not complain."""
     main = """
         #include <stdio.h>
         #include <stdlib.h>

@@ -81,13 +81,13 @@ def test_times_are_exact_in_every_dtype(dtype):
 
 
 def test_many_equal_peaks_rank_by_index():
-    """More neurons than a sort treats as a short list."""
+    """Use more neurons than a sort treats as a short list."""
     s = torch.zeros(3, 2, 300)
     assert first_times(s, s).tolist() == [[3.0 + r for r in range(1, 301)]] * 2
 
 
 def test_published_check():
-    """T = 5: neuron 0 fires at 3 and 5 (peak 1.2), 1 is silent (peak .4), 2 is silent (peak .9): times 3, 8, 7."""
+    """T = 5: neuron 0 fires at 3 and 5 (peak 1.2), 1 is silent (peak 0.4), 2 is silent (peak 0.9): times 3, 8, 7."""
     s, h = torch.zeros(5, 1, 3), torch.zeros(5, 1, 3)
     s[2, 0, 0] = s[4, 0, 0] = 1
     h[2, 0] = torch.tensor([1.2, 0.4, 0.9])

@@ -1,4 +1,4 @@
-"""Configuration: the values that are read, those that are refused, and the published words, which set what they say."""
+"""Configuration: values that are read or refused, and the published options, each of which sets its field."""
 
 import re
 import subprocess
@@ -10,6 +10,7 @@ import yaml
 
 from snn import arguments, config, manual, schema, settings, yaml12
 from snn.errors import InputError
+from snn.losses.first_time import FirstTime, SilentTarget
 from snn.machine import find_device
 from snn.schema import Mark
 from tests.conftest import CONFIGURATIONS
@@ -32,7 +33,7 @@ def test_every_yaml_is_valid(path):
 def test_numbers_with_exponents_are_numbers():
     assert yaml12.parse("[1e-3, 1E+2, -.5e1, 1.0e-3, 3e5]", "") == [1e-3, 100.0, -5.0, 1e-3, 3e5]
     assert yaml12.parse("[a1e-3, e5, 1e, '1e-3']", "") == ["a1e-3", "e5", "1e", "1e-3"]
-    # what YAML 1.1 takes for numbers and dates, and no one else does
+    # only YAML 1.1 reads these as numbers and dates
     assert yaml12.parse("[1:30, 010, 1_000, 2020-13-45]", "") == ["1:30", "010", "1_000", "2020-13-45"]
     assert yaml12.parse("[0, -3, 12, 1., -.5]", "") == [0, -3, 12, 1.0, -0.5]
     assert settings.load(YAML).train.lr == 1e-3
@@ -112,11 +113,11 @@ WORDS = {
     "--neuron1 1. 2. 0.5": ("network.neuron1", config.NeuronParams(tau_mem_steps=1.0, tau_syn_steps=2.0, theta=0.5)),
     "--neuron2 60 60 10": ("network.neuron2", config.NeuronParams(tau_mem_steps=60.0, tau_syn_steps=60.0, theta=10.0)),
     "--loss_mode firing_rate": ("loss.mode", "firing_rate"),
-    "--FS 0.3": ("loss.fs", config.FirstSpike(alpha=0.3, D=16.0, A=200.0)),
-    "--FS 0.3 4 ": ("loss.fs", config.FirstSpike(alpha=0.3, D=4.0, A=200.0)),
-    "--FS 0.3 4 300": ("loss.fs", config.FirstSpike(alpha=0.3, D=4.0, A=300.0)),
+    "--FS 0.3": ("loss.fs", FirstTime(alpha=0.3, D=16.0, A=200.0)),
+    "--FS 0.3 4 ": ("loss.fs", FirstTime(alpha=0.3, D=4.0, A=200.0)),
+    "--FS 0.3 4 300": ("loss.fs", FirstTime(alpha=0.3, D=4.0, A=300.0)),
     "--FR 15": ("loss.fr.alpha", 15.0),
-    "--treg 0 0.03": ("loss.treg", config.SilentTarget(weight=0.0, beta=0.03)),
+    "--treg 0 0.03": ("loss.treg", SilentTarget(weight=0.0, beta=0.03)),
     "--seed 0": ("train.seed", 0),
     "--batch-size 3": ("train.batch_size", 3),
     "--test-batch-size 4": ("train.test_batch_size", 4),
@@ -280,7 +281,7 @@ def test_the_manual_leaves_the_kinds_as_they_are(program):
 
 @pytest.mark.parametrize("table", [arguments.TRAIN, arguments.TEST], ids=["train", "test"])
 def test_published_words_are_fields(table):
-    """Every word sets a field of a first-spike network."""
+    """Every option sets a field of a first-spike network."""
     fields = {option.name for option in manual.options(config.Config)}
     for target, *_ in table.values():
         names = [target] if isinstance(target, str) else [f"{target[0]}.{name}" for name in target[1]]
@@ -288,7 +289,7 @@ def test_published_words_are_fields(table):
 
 
 def test_the_command_line_does_not_wait_for_torch():
-    """--help of train.py ends before the import of torch, which takes seconds; so do words that are not known."""
+    """--help of train.py ends before the import of torch, which takes seconds, and so do unknown options."""
     code = (
         "import runpy, sys\n"
         "sys.argv = ['train.py', *sys.argv[1:]]\n"

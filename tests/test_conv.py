@@ -53,7 +53,7 @@ def assert_close(actual: torch.Tensor, expected: torch.Tensor) -> None:
 @pytest.mark.parametrize("share", [0.2, 1.0])
 @pytest.mark.parametrize("is_event_driven", [True, False])
 def test_convolution_equals_the_slow_one(monkeypatch, dtype, shape, share, is_event_driven):
-    """Output, weight gradient and input gradient, under a random upstream gradient; of events and dense alike."""
+    """Compare output and both gradients, under a random upstream gradient, for events and dense input."""
     T, B, inputs, outputs, height, width, kernel, stride = shape
     monkeypatch.setattr(conv, "DENSE_ABOVE", 1.0 if is_event_driven else -1.0)
     calls = []
@@ -77,7 +77,7 @@ def test_convolution_equals_the_slow_one(monkeypatch, dtype, shape, share, is_ev
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=["f32", "f64"])
 @pytest.mark.parametrize("image", [(2, 5, 3), (1, 4, 4), (7, 1, 6)], ids=str)
 def test_events_of_images_become_rows_of_pixels(image, dtype):
-    """The very entries that are found in the dense images, with their channels last."""
+    """They equal the entries that are found in the dense images with channels last."""
     (C, H, W), (T, B) = image, (4, 3)
     torch.manual_seed(0)
     x_TBC = torch.randint(0, 3, (T, B, C * H * W)).to(dtype)
@@ -97,7 +97,7 @@ def test_events_of_images_become_rows_of_pixels(image, dtype):
 
 
 def given_by_entries(x_TBC: torch.Tensor, shuffle: bool = False) -> SparseCounts:
-    """A batch as events, those of a step in any order."""
+    """Return a batch as events, those of a step in any order."""
     T, B, C = x_TBC.shape
     offsets, channels, counts = sparse.compress(x_TBC.flatten(0, 1), sparse.find(x_TBC.flatten(0, 1)))
     if shuffle:
@@ -109,7 +109,7 @@ def given_by_entries(x_TBC: torch.Tensor, shuffle: bool = False) -> SparseCounts
 
 @pytest.mark.parametrize("is_event_driven", [True, False])
 def test_a_convolution_of_events_equals_that_of_their_pixels(is_event_driven, monkeypatch):
-    """Bit by bit, output and weight gradient; and where it is event-driven nothing dense is made of them."""
+    """Output and weight gradient are equal bit by bit; the event-driven product makes nothing dense of the events."""
     layer = EventConv(2, 5, 6, 7, 3, 1)
     layer.dense_above = 1.0 if is_event_driven else -1.0
     x_TBC = random_pixels(3, 4, 1, 1, 2 * 6 * 7, 0.2, torch.float32).view(3, 4, -1)
@@ -194,7 +194,7 @@ def test_pool_equals_the_slow_one(is_average):
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1, 1), (5, 7, 9, 6, 2), (4, 9, 8, 3, 3), (2, 17, 16, 2, 16)], ids=str)
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=["f32", "f64"])
 def test_maximum_pool_is_that_of_torch(shape, dtype):
-    """Ties, of spikes nearly all, go to the same place; the gradient is the same to the bit."""
+    """Ties, which nearly all spikes are, go to the same place; the gradient is equal in every bit."""
     *size, kernel = shape
     torch.manual_seed(0)
     x_FHWC = (torch.rand(size) < 0.3).to(dtype) * torch.randint(-2, 3, size)

@@ -197,7 +197,7 @@ def write_ntidigits(path: Path, ticks: np.ndarray) -> None:
 
 @pytest.mark.parametrize("how", ["chunks", "compressed", "behind a user block"])
 def test_lists_stored_otherwise(tmp_path, how):
-    """The same events, though their lengths are found in other places of the file, or by reading them."""
+    """Read the same events, although their lengths are elsewhere in the file, or known only by reading them."""
     plain = read(write_shd(tmp_path / "plain.h5", **GOOD))
     more = {"chunks": {"chunks": (4,), "maxshape": (None,)}, "compressed": {"chunks": (4,), "compression": "gzip"}}
     with h5py.File(tmp_path / "x.h5", "w", userblock_size=512 if how == "behind a user block" else 0) as file:

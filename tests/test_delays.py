@@ -98,12 +98,20 @@ def test_the_derivative_of_a_whole_delay_is_that_from_the_right(per, event_drive
     assert grad.item() == pytest.approx((3 - 10) * layer.weight.item())
 
 
+def test_spikes_after_events():
+    x_TBC = random_counts((33, 3, 40), 0.1, torch.float32)
+    layer = make_layer("input", 40, torch.float32)
+    whole = layer(x_TBC)
+    layer.reset()
+    assert_close(torch.cat([layer(as_events(x_TBC[:20])), layer(Spikes(x_TBC[20:]))]), whole)
+
+
 @pytest.mark.parametrize("per", ["input", "synapse"])
 @pytest.mark.parametrize("is_training", [True, False], ids=["real", "rounded"])
 @pytest.mark.parametrize("as_what", ["events", "spikes", "dropped"])
 @pytest.mark.parametrize("lengths", [(20, 13), (1,) * 33, (2, 1, 30)], ids=str)
 def test_chunks_are_one_call(per, is_training, as_what, lengths):
-    """Every bit, also where chunks are shorter than delays; and the gradients that lead from chunk to chunk."""
+    """Compare every bit, also with chunks shorter than delays, and the gradients that lead from chunk to chunk."""
     x_TBC = random_counts((33, 3, 40), 0.1, torch.float32)
     mask_BC = (torch.rand(3, 40) < 0.7) / 0.7
     layer = make_layer(per, 40, torch.float32).train(is_training)

@@ -34,8 +34,8 @@ FIELDS = {option.name for kind in schema.KINDS.values() for option in manual.opt
 
 def test_pages_are_there():
     names = (
-        "adding_a_data_set adding_a_neuron code configuration embedded export frontier library method my_data "
-        "reading_the_report recordings results runs search several_processes speed supported"
+        "adding_a_data_set adding_a_loss adding_a_neuron code configuration embedded export frontier library method "
+        "my_data reading_the_report recordings results runs search several_processes speed supported"
     )
     assert [page.stem for page in PAGES] == names.split()
 
@@ -72,12 +72,12 @@ def test_words_of_commands_are_words_of_the_programs(page):
             for p in [*(REPOSITORY / "datasets" / "prepare").glob("*.py"), *(REPOSITORY / "tasks").glob("*.py")]
         )
         for word in re.findall(r"(?<!\S)--[\w-]+", words):
-            # of a kind of network, test.py's words are the keys of a dict
+            # test.py's options for a kind of network are the keys of a dict
             assert f'"{word}"' in known or f'"{word.removeprefix("--")}": "' in known, f"{program} {word}"
 
 
 def test_the_data_sets_of_the_page_train_and_test(program, tmp_path, monkeypatch):
-    """One in SHD's layout, and the same recordings in a layout of the page's own that is no HDF5."""
+    """Use one in SHD's layout, and the same recordings in the page's own layout, which is not HDF5."""
     files, layout = blocks("adding_a_data_set.md", "python")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(LAYOUTS, "npz", None)  # and leave none behind
@@ -99,7 +99,7 @@ def test_the_data_sets_of_the_page_train_and_test(program, tmp_path, monkeypatch
 
 
 def test_recordings_of_the_page_come_to_a_test_result(program, tmp_path, monkeypatch):
-    """Both walks of the page, over small folders of the true form."""
+    """Follow both examples of the page, on small folders of the true form."""
     monkeypatch.setattr(wav, "map_in_order", lambda function, tasks, *_: map(function, tasks))
     for i in range(10):
         save_sound(tmp_path / "my_recordings" / f"{'ab'[i % 2]}_{i}.flac", i)
@@ -175,7 +175,7 @@ def test_the_neuron_of_the_page_needs_no_other_change(tmp_path):
 
 @torch.no_grad()
 def test_the_snippets_for_exported_files_run(tmp_path, monkeypatch):
-    """They see the network of the file: its recording of zeros, and the same with input in place of zeros."""
+    """Run them on the network of the file: with their recording of zeros, and with input in place of the zeros."""
     torch.manual_seed(0)
     constants = config.NeuronParams(tau_mem_steps=5, tau_syn_steps=5, theta=0.1)
     network = Network(config.Network(layers=["6F"], neuron="CuLIF", neuron1=constants, neuron2=constants), (5,), 3)

@@ -36,7 +36,7 @@ needs_gcc = pytest.mark.skipif(GCC is None, reason="needs gcc: apt install gcc")
 
 
 def crowded(n: int = 6) -> Recordings:
-    """Most events are of few channels, so that a channel has many in a step."""
+    """Make recordings whose events are mostly on few channels, so that a channel has many in a step."""
     random = np.random.default_rng(6)
     lengths = random.integers(500, 900, n)
     times = [np.sort(random.integers(0, 280_000, k)) for k in lengths]
@@ -51,7 +51,7 @@ def code_of(network: Network, int8: bool = False, **changes) -> embedded.Code:
 
 
 def lines_of(network: Network, data: Recordings) -> list[str]:
-    """Spikes and decisions that are to come from the C, by batches of a folded network."""
+    """Return the spikes and decisions expected from the C, computed in batches by a folded network."""
     lines = []
     for row in range(len(data)):
         lines += bench.spikes(network, data, row, BINS)
@@ -95,7 +95,7 @@ def test_many_events_of_a_channel_in_a_step(changes, tmp_path):
 
 @torch.no_grad()
 def mostly_zeros(network: Network, share: float = 0.75) -> Network:
-    """A copy whose smallest weights are 0."""
+    """Return a copy whose smallest weights are 0."""
     network = copy.deepcopy(network)
     for name, weight in network.named_parameters():
         if name.endswith(("linear.weight", ".V")):
@@ -104,7 +104,7 @@ def mostly_zeros(network: Network, share: float = 0.75) -> Network:
 
 
 def matrices(code: embedded.Code, kind: str) -> set[str]:
-    """The numbers of the layers with such an array."""
+    """Return the numbers of the layers with such an array."""
     return set(re.findall(rf" {kind}_(\d)\[", code.files["weights.h"]))
 
 

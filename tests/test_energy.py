@@ -42,7 +42,7 @@ def inputs_of(network: Network, x_TBC: torch.Tensor) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("most", [1, 3])
 def test_counts_equal_spikingjellys(most):
-    """On plain linear layers with the same inputs. Of counts, SpikingJelly takes all operations."""
+    """Compare on plain linear layers with the same inputs. For counts, SpikingJelly counts every operation."""
     network = make_network(["20F", "10F"], (15,))
     x_TBC = events((15,), most)
     ours = values(network, x_TBC)
@@ -90,7 +90,7 @@ def test_convolutions_equal_spikingjellys():
 
 
 def whole_frame(conv: nn.Conv2d) -> int:
-    """Operations of a frame without a zero, one by one."""
+    """Count the operations of a frame without a zero, one by one."""
     counter = op_counter.SynOpCounter()
     with op_counter.DispatchCounterMode([counter]):
         conv(torch.ones(1, 2, 9, 7))
@@ -108,7 +108,7 @@ def test_recurrent_spikes_meet_their_weights():
 
 
 def test_counts_equal_neurobenchs():
-    """Its own metrics on a model of plain layers with our spikes; a tenth of the weights is 0."""
+    """Run its own metrics on a model of plain layers with our spikes; a tenth of the weights is 0."""
     pytest.importorskip("neurobench")
     from neurobench.metrics.static import ConnectionSparsity
     from neurobench.metrics.utils.layers import single_layer_MACs
@@ -233,7 +233,7 @@ def test_spikesim_and_neuromc_are_spikingjellys():
 
 
 def test_models_take_counts_bias_and_states_into_account():
-    """Counted by hand on one neuron of two states behind one weight and a bias: two frames, an event each, one of 3."""
+    """Count by hand for one neuron with two states behind one weight and a bias: two frames, with counts of 1 and 3."""
     network = make_network(["1F"], (1,))
     x_TBC = torch.tensor([1.0, 3.0]).view(2, 1, 1)
     with energy.Meter(network) as meter, torch.no_grad():

@@ -47,7 +47,7 @@ def slow(activity: Activity, target: torch.Tensor) -> dict:
 
 
 def events_of(B: int) -> torch.Tensor:
-    """(T, B) numbers of events, some steps without any."""
+    """Return (T, B) numbers of events, with some steps without any."""
     random = torch.Generator().manual_seed(B)
     return torch.randint(0, 6, (20, B), generator=random) * (torch.rand(20, B, generator=random) < 0.7)
 
@@ -177,9 +177,9 @@ def test_details_against_one_sample_at_a_time():
 
 @over_all
 def test_the_cost_of_a_decision_is_that_of_the_stream(changes):
-    """Sample by sample: steps, events, synaptic operations, spikes, up to the decision and of the whole window.
+    """Compare steps, events, synaptic operations and spikes of each sample, up to the decision and of the whole window.
 
-    A tenth of the weights is 0, which makes no operation of an event.
+    A tenth of the weights is 0; an event at such a weight is no operation.
     """
     network = trained(**changes)
     x_TBC = binned(network)
@@ -206,7 +206,7 @@ def test_the_cost_of_a_decision_is_that_of_the_stream(changes):
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("pruned", [False, True])
 def test_operations_of_convolutions_are_the_weights_that_an_entry_meets(stride, pruned):
-    """Each layer again with weights of 1: what comes out of it, summed, is the number of additions. 0 is no weight."""
+    """Run each layer again with weights of 1, or 0 where a weight is 0: the sum of its output counts the additions."""
     layers = (f"6C3S{stride}", "P2", "4C3", "9R", "8F") if stride == 1 else ("6C3S2", "4C3S2", "9R")
     network = build(small_conv(layers=layers)).eval()
     x_TBC = (image_events() > 0).float()

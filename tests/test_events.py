@@ -68,7 +68,7 @@ def test_equals_the_dense_product(monkeypatch, dtype, shape, outputs, as_what, b
 @pytest.mark.parametrize("dense_above", [1.0, -1.0], ids=["events", "dense"])
 @pytest.mark.parametrize("spikes", [True, False], ids=["spikes", "counts"])
 def test_what_is_dropped_is_the_product_with_its_mask(dtype, shape, dense_above, spikes):
-    """In every bit, and so are the gradients up to the order of sums."""
+    """The output is equal in every bit, the gradients up to the order of sums."""
     s_TBC = random_counts(shape, 0.3, dtype)
     s_TBC = (s_TBC != 0).to(dtype) if spikes else s_TBC
     mask_BC = F.dropout(torch.ones(shape[1:], dtype=dtype), 0.3)
@@ -96,7 +96,7 @@ def test_weight_gradient_in_sections(monkeypatch, section):
 
 @pytest.mark.parametrize("place", [0, 70_000, 139_999])
 def test_one_number_among_ones_is_kept(place):
-    """Wherever it stands, with several threads at work."""
+    """Try every place, with several threads at work."""
     x_RC = random_counts((700, 200), 0.1, torch.float32).sign()
     assert sparse.find(x_RC).only_ones
     x_RC.view(-1)[place] = 2

@@ -20,7 +20,7 @@ T = 30
 
 
 def make_network(neuron: str, layers: list[str], shape: tuple[int, ...], **more) -> Network:
-    """Random weights, constants and BatchNorm statistics, so that biases and thresholds are all in play."""
+    """Make a network with random weights, constants and BatchNorm statistics, so that biases and thresholds matter."""
     torch.manual_seed(1)
     section = config.Network(
         layers=layers,
@@ -48,7 +48,7 @@ def events(shape: tuple[int, ...]) -> torch.Tensor:
 
 
 IMAGE = (2, 12, 10)
-CASES = {  # simulators that can say the case -> network
+CASES = {  # simulators that can express the case -> network
     "plain": (("snntorch", "spikingjelly", "norse"), "CuLIF", ["20F", "20F"], (30,), {}),
     "own constants": (("snntorch", "norse"), "PCuLIF", ["20F", "20F"], (30,), {"output_neuron": "PCuLIF"}),
     "one constant a layer": (("snntorch", "spikingjelly"), "PCuLIF", ["20F"], (30,), {"values": "layer"}),
@@ -70,7 +70,7 @@ CASES = {  # simulators that can say the case -> network
 @pytest.mark.parametrize("case", CASES)
 @torch.no_grad()
 def test_other_simulators_give_the_same_spikes(case, tmp_path):
-    """From the file, through their own importers; every layer's spikes, `latency` steps earlier, and not all silent."""
+    """Import the file by their own importers; compare every layer's spikes, `latency` steps earlier, not all silent."""
     able, neuron, layers, shape, more = CASES[case]
     network = make_network(neuron, layers, shape, **more)
     graph = exchange.nir_graph(network, shape, simulators.DT_S)
@@ -182,7 +182,7 @@ EAGER = {"tau_mem_steps": 5, "tau_syn_steps": 5, "theta": 0.2}
 
 @torch.no_grad()
 def test_the_first_difference_is_found():
-    """Two spikes are turned round: the earlier one is found, although layer 1 is a step ahead and layer 2 two."""
+    """Flip two spikes: the earlier one is found, although layer 1 is one step ahead and layer 2 two steps."""
     network, latencies = make_network("CuLIF", ["20F"], (30,)).folded(), [1, 2]
     ran = simulators.spikes_and_potentials(network, events((30,)).unsqueeze(1))
     theirs = {k: s_TN[latencies[k] :].clone() for k, (s_TN, _) in enumerate(ran)}
@@ -192,7 +192,7 @@ def test_the_first_difference_is_found():
     first = simulators.first_difference(network, ran, theirs, latencies)
     assert first[:3] == (8 + 2, 1, 2)
     h, theta = float(ran[1][1][10, 2]), network.output.neurons.threshold
-    assert first.away == pytest.approx((h - theta) / (2**-25))  # the last place of .3 as float32
+    assert first.away == pytest.approx((h - theta) / (2**-25))  # the last place of 0.3 as float32
 
 
 @pytest.mark.slow  # torch.onnx.export takes its time; what it exports is tested above

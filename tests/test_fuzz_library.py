@@ -1,4 +1,4 @@
-"""Calls of the library's public surface with arguments of which some do not fit: a result, or one InputError."""
+"""Calls of the library's public surface, some with arguments that do not fit, give a result or one InputError."""
 
 import os
 import re
@@ -25,7 +25,7 @@ def run(*words: str) -> subprocess.CompletedProcess:
     ids=["many", "most"],
 )
 def test_every_call_ends_in_a_result_or_one_error(seed, cases):
-    """In a process of its own, which a wrong read or write ends: every array a kernel takes lies at a closed page."""
+    """Call in a process that a wrong read or write ends: every array of a kernel lies beside a closed page."""
     outcomes, first = Counter(), 0
     while first < cases:
         done = run("-m", "tests.fuzz", *map(str, (seed, first, cases)), "--guard")
@@ -46,7 +46,7 @@ def test_every_call_ends_in_a_result_or_one_error(seed, cases):
 
 
 def test_the_guard_sees_a_wrong_read():
-    """A kernel that is told of a channel just past the weights: nobody notices, but for the guard."""
+    """Give a kernel a channel just past the weights: only the guard notices."""
     script = """
 import numpy as np
 from snn.ops import sparse

@@ -12,13 +12,12 @@ import torch
 from torch import Tensor
 
 from snn import config, ops
-from snn.coding import Window
 from snn.conv import EventConv, Pooling
 from snn.delays import DelayedLinear
 from snn.errors import InputError
 from snn.inputs import SparseCounts
 from snn.linear import EventLinear
-from snn.loss import objective
+from snn.losses import objective
 from snn.network import Network
 from snn.ops import reference, sparse
 from snn.replay import Replayed
@@ -58,7 +57,7 @@ def deterministic_products(monkeypatch):
 
 
 def to_gpu(call: tuple) -> tuple:
-    """The same call, every tensor a leaf of its own on the GPU."""
+    """Return the same call with every tensor as a new leaf on the GPU."""
 
     return rebuilt(call, [leaf.detach().to(GPU).requires_grad_(leaf.requires_grad) for leaf in leaves(call)])
 
@@ -68,7 +67,7 @@ def on_cpu(tensors: list[Tensor]) -> list[Tensor]:
 
 
 def assert_equal_on_both(call: tuple, multi_step=on_gpu) -> None:
-    """The outputs in every bit, the gradients up to the order of sums."""
+    """Check that the outputs are equal in every bit, and the gradients up to the order of sums."""
     outputs, gradients = run_on_gpu(multi_step, call)
     expected_outputs, expected_gradients = run(reference.multi_step, call)
     for output, expected in zip(outputs, expected_outputs, strict=True):
@@ -77,7 +76,7 @@ def assert_equal_on_both(call: tuple, multi_step=on_gpu) -> None:
 
 
 def run_on_gpu(multi_step, call: tuple) -> tuple[list[Tensor], list[Tensor]]:
-    """`run` there, brought back."""
+    """Do as `run` on the GPU, and bring the results back."""
     outputs, gradients = run(multi_step, to_gpu(call))
     return on_cpu(outputs), on_cpu(gradients)
 
@@ -237,12 +236,11 @@ def test_loss_and_gradients_of_a_network(network, mode):
     loss = cfg.loss.model_copy(update={"mode": mode})
     torch.manual_seed(0)
     net = Network(cfg.network, cfg.data.shape, cfg.data.num_classes).double().train()
-    window = Window.of(25, loss.fs.D, loss.fs.A)
 
     def value(net, x):
         net.reset()
         target_B = torch.arange(6, device=net.output.linear.weight.device) % 4
-        return objective(net(x), target_B, loss, window, training=True)
+        return objective(net(x), target_B, loss, training=True)
 
     assert_same_on_both(net, events(25, 6, 30), value)
 
@@ -251,12 +249,11 @@ def test_a_convolutional_network():
     cfg = read("culif_dvsgesture")
     torch.manual_seed(0)
     net = Network(cfg.network.model_copy(update={"dropout": 0.0}), (2, 16, 16), 11).double().train()
-    window = Window.of(12, cfg.loss.fs.D, cfg.loss.fs.A)
 
     def value(net, x):
         net.reset()
         target_B = torch.arange(3, device=net.output.linear.weight.device)
-        return objective(net(x), target_B, cfg.loss, window, training=True)
+        return objective(net(x), target_B, cfg.loss, training=True)
 
     assert_same_on_both(net, events(12, 3, 512), value)
 
@@ -269,7 +266,7 @@ def batch(seed: int, B: int) -> tuple[SparseCounts, Tensor]:
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("layers", [("16F", "12F"), ("16R",), ("16FD9", "12FDS4")], ids=str)
 def test_replayed_steps_are_those_of_python(layers, dropout):
-    """Losses, weights and statistics after batches of several sizes, the same draws of dropout; then another loss."""
+    """Compare losses, weights and statistics over batches of several sizes and equal dropout; then use another loss."""
     cfg = small(dropout=dropout, layers=layers)
     sizes = (6, 6, 4, 6, 8, 6, 8)
     results = []
@@ -277,17 +274,18 @@ def test_replayed_steps_are_those_of_python(layers, dropout):
         torch.manual_seed(0)
         net = Network(cfg.network, cfg.data.shape, cfg.data.num_classes).to(GPU).train()
         optimizer = torch.optim.Adam(net.parameters(), 1e-3, fused=True)
-        goal = {"D": 16}
+        goal = {"D": 16.0}
 
         def loss(x, target_B, weight, net=net, goal=goal):
             net.reset()
-            return weight * objective(net(x), target_B, cfg.loss, Window.of(25, goal["D"], 200), training=True)
+            narrowed = cfg.loss.model_copy(update={"fs": cfg.loss.fs.model_copy(update=goal)})
+            return weight * objective(net(x), target_B, narrowed, training=True)
 
         step = Replayed(net, loss) if replays else loss
         losses = []
         for seed, B in enumerate(sizes):
             if seed == 5:
-                goal["D"] = 8
+                goal["D"] = 8.0
                 if replays:
                     step.forget()
             x, target_B = batch(seed, B)
@@ -305,11 +303,10 @@ def test_replayed_steps_are_those_of_python(layers, dropout):
 
 def test_a_step_that_is_replayed_runs_no_layer(monkeypatch):
     net = Network(small().network, (30,), 4).to(GPU).train()
-    window = Window.of(25, 16, 200)
 
     def loss(x, target_B, weight):
         net.reset()
-        return objective(net(x), target_B, small().loss, window, training=True)
+        return objective(net(x), target_B, small().loss, training=True)
 
     step = Replayed(net, loss)
     for seed in range(3):

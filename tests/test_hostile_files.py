@@ -24,7 +24,7 @@ from tests.conftest import REPOSITORY
 
 
 def fuzz(seed: int, cases: int, folder: Path) -> Counter:
-    """The outcomes of so many damaged files in `folder`. A process of its own reads them, made anew when one dies."""
+    """Return the outcomes of `cases` damaged files in `folder`. A new process reads them, and another if it dies."""
     outcomes, first = Counter(), 0
     environment = os.environ | {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "TMPDIR": str(folder)}
     while first < cases:
@@ -168,7 +168,7 @@ def test_strange_files(tmp_path, examples):
     ],
 )
 def test_promises_that_a_file_cannot_keep(tmp_path, claim, message):
-    """Refused before memory is taken; a heap that the C library would walk for ever is not given to it."""
+    """They are refused before memory is taken, and before the C library loops for ever in a damaged heap."""
     path = tmp_path / "x.h5"
     hostile.small_shd(path)
     if claim in ("numbers", "chunks"):

@@ -1,4 +1,4 @@
-"""A preparation that was interrupted goes on, and the processes and threads that it starts end."""
+"""An interrupted preparation can be continued, and the processes and threads that it starts end."""
 
 import os
 import signal
@@ -85,7 +85,7 @@ def test_a_journal_of_something_else(tmp_path, notes):
 
 
 def test_a_full_disk_leaves_what_is_done(tmp_path):
-    """In a process of its own, whose files may not grow beyond 1,000 bytes."""
+    """Run in a process of its own, whose files may not grow beyond 1,000 bytes."""
     script = (
         "import resource, sys, numpy, pathlib; from datasets.prepare.journal import Journal\n"
         "from snn.cli import run\n"
@@ -106,7 +106,7 @@ def test_a_full_disk_leaves_what_is_done(tmp_path):
 
 
 def test_no_thread_outlives_the_work():
-    """One that did said "Exception ignored in: threading ... Bad file descriptor" as the program ended."""
+    """A thread that did caused "Exception ignored in: threading ... Bad file descriptor" at the end of the program."""
 
     def threads():
         return {thread for thread in threading.enumerate() if type(thread).__name__ != "TMonitor"}  # tqdm's

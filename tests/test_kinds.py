@@ -1,4 +1,4 @@
-"""A third kind of network is one file and a row of `tasks.KINDS`: it trains, resumes and is tested by the programs."""
+"""A third kind of network takes one file and a row of `tasks.KINDS`: the programs train, resume and test it."""
 
 import json
 import sys
@@ -140,7 +140,7 @@ train: {epochs: 3, batch_size: 32, lr: 0.1, device: cpu}
 
 @pytest.fixture
 def third_kind(tmp_path, monkeypatch):
-    """The file of the kind and its row in the table; nothing else in the repository knows of it."""
+    """Add the file of the kind and its row in the table; nothing else in the repository knows of it."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "toy_kind.py").write_text(TOY)
     (tmp_path / "points.yaml").write_text(YAML)

@@ -1,4 +1,4 @@
-"""Lanes, the type that numba does not have: each of their functions against numpy."""
+"""Each function of lanes, the type that numba does not have, against numpy."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ SIZES = [1, LANES - 1, LANES, LANES + 7, 2 * LANES]
 
 @kernel
 def scaled_sum(x, y, k, out):
-    """out = x + k · y, the last lanes a part."""
+    """Set out = x + k · y; the last lanes are only partly used."""
     for at in range(0, len(out), LANES):
         left = len(out) - at
         total = add_product(load_part(x, at, left, LANES), k, load_part(y, at, left, LANES))
@@ -50,7 +50,7 @@ def bits_of(x, number):
 
 @kernel
 def lane_by_lane(x, y, k, out_OL):
-    """All that is rounded as for one number."""
+    """Compute everything that is rounded as for a single number."""
     a, b = load(x, 0, LINE), load_part(y, 0, LINE, LINE)
     store(out_OL[0], 0, a + b)
     store(out_OL[1], 0, k - a)

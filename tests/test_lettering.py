@@ -21,7 +21,7 @@ LONG = [f"a long name of a class whose end alone tells which it is, {k}" for k i
 
 @pytest.fixture
 def bare_system(monkeypatch):
-    """A system that has the fonts of matplotlib, whatever else is here."""
+    """Simulate a system that has only the fonts of matplotlib."""
     own = [entry for entry in font_manager.fontManager.ttflist if "mpl-data" in entry.fname]
     monkeypatch.setattr(font_manager.fontManager, "ttflist", own)
     monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [])
@@ -81,7 +81,7 @@ def test_a_name_read_from_the_right_is_isolated():
 
 
 def drawings(names: list[str]) -> dict[str, plt.Figure]:
-    """The pictures that have all classes, of made-up results."""
+    """Return the pictures that show all classes, with made-up results."""
     classes, T = len(names), 10
     target = torch.arange(2 * classes) % classes
     samples = SimpleNamespace(
@@ -99,7 +99,7 @@ def drawings(names: list[str]) -> dict[str, plt.Figure]:
 
 
 def overlaps(figure: plt.Figure) -> list[tuple[str, str]]:
-    """Labels of an axis that lie upon their neighbours."""
+    """Return the labels of an axis that overlap their neighbours."""
     figure.canvas.draw()
     found = []
     for axis in figure.axes:
@@ -111,7 +111,7 @@ def overlaps(figure: plt.Figure) -> list[tuple[str, str]]:
     return found
 
 
-@pytest.mark.filterwarnings("error")  # of glyphs that are missing, of a layout that does not fit
+@pytest.mark.filterwarnings("error")  # warnings of missing glyphs, and of a layout that does not fit
 @pytest.mark.parametrize(
     ("name", "classes"),
     [

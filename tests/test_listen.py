@@ -1,4 +1,4 @@
-"""The page that listens, in a headless Chromium: the word and the step of demo.py, from a file and by microphone."""
+"""The page that listens, in a headless Chromium, finds the word and step of demo.py, from a file and a microphone."""
 
 import math
 import re
@@ -18,12 +18,12 @@ from tests.conftest import REPOSITORY, assert_one_line
 
 pytest.importorskip("ziglang", reason="needs a C compiler for WebAssembly: pip install ziglang")
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt install chromium")
-MICROPHONE_HZ = 44_100  # of Chromium's false one: at this rate it passes samples on as they are
+MICROPHONE_HZ = 44_100  # rate at which Chromium's fake microphone passes samples on unchanged
 WORDS = range(0, 400, 41)
 
 
 def write_network(path, **changes):
-    """A checkpoint whose network decides now early, now late, and not always the same."""
+    """Save a checkpoint whose network decides sometimes early, sometimes late, and for different words."""
     values = settings.read_yaml(REPOSITORY / "configs" / "adlif_digits.yaml")
     values["network"] |= {"layers": ["48FD5"], "neuron": "AdLIF"}
     values["network"]["neuron1"]["theta"] = 0.5
@@ -42,7 +42,7 @@ def write_network(path, **changes):
 
 @pytest.fixture(scope="module")
 def words():
-    """Ten spoken words, int16 at MICROPHONE_HZ, without the silence at both ends."""
+    """Return ten spoken words, int16 at MICROPHONE_HZ, without the silence at both ends."""
     said = digits.plan(seed=0, voices=100, utterances=1)[1]
     trimmed = []
     for audio, rate_hz in digits.speak([said[k] for k in WORDS]):
@@ -56,7 +56,7 @@ def words():
 
 @pytest.fixture
 def page(program, tmp_path, request):
-    """A page; its network pools `request.param` channels, by default 1."""
+    """Open a page whose network pools `request.param` channels, by default 1."""
     write_network(tmp_path / "runs" / "net" / "best.pt", pool=getattr(request, "param", 1))
     result = program("export.py --load_pt_file runs/net --format html --out page.html")
     assert result.returncode == 0, result.stderr
@@ -64,7 +64,7 @@ def page(program, tmp_path, request):
 
 
 def demo_says(program, wav):
-    """(word, step) of demo.py; step None: no output spike."""
+    """Return (word, step) from demo.py; the step is None without an output spike."""
     said = program(f"demo.py {wav} --load_pt_file runs/net/best.pt").stdout
     if found := re.search(r"^at ([\d.]+) ms of \d+: (.*)$", said, re.MULTILINE):
         return found[2].strip("'"), round(float(found[1]) / 10)
@@ -141,7 +141,7 @@ def test_no_permission_for_the_microphone_is_said(page, words, tmp_path):
 
 @needs_chromium
 def test_sound_is_prepared_as_in_python(page, tmp_path):
-    """Resampling, level and ramps of the page against `condition`, to float32's rounding."""
+    """Resampling, level and ramps of the page equal those of `condition` up to float32's rounding."""
     from datasets.prepare.cochlea import condition
 
     with Browser(page, tmp_path / "profile") as browser:
@@ -174,6 +174,6 @@ def test_the_page_has_the_window_of_the_test(page):
 
 
 def test_the_page_needs_no_network(page):
-    """It holds all it needs: no address, and nothing that would load one."""
+    """It holds everything it needs: it has no address, and nothing that would load one."""
     text = page.read_text(encoding="utf-8")
     assert not re.search(r"https?://|\bsrc=|\bhref=|@import|\bfetch\(|XMLHttpRequest", text)

@@ -1,4 +1,4 @@
-"""Events from packets and pipes reach a network as they come; what is lost, late or damaged is counted."""
+"""Events from packets and pipes reach a network as they come; lost, late and damaged packets are counted."""
 
 import os
 import select
@@ -51,14 +51,14 @@ def test_packets_have_the_bytes_that_their_names_say():
 
 @pytest.fixture
 def pair():
-    """A listening socket and a function that sends to it."""
+    """Return a listening socket and a function that sends to it."""
     with live.listen(0) as receiver, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
         sender.connect(receiver.getsockname())
         yield receiver, sender.send
 
 
 def heard(source: live.Source, number: int = 1, longest_us: int = LONG_US, pause_us: int = 200_000) -> list:
-    """(times, units) of so many recordings. Each ends by silence at the latest."""
+    """Return (times, units) of `number` recordings. Silence ends each at the latest."""
     recordings = source.recordings(longest_us, pause_us)
     made = []
     for _ in range(number):
@@ -99,7 +99,7 @@ def test_lost_late_and_damaged_packets_are_counted_and_nothing_else_is_left_out(
 
 
 def test_a_sender_that_begins_anew_is_heard(pair):
-    """Its numbers and its times start again: in the midst of packets, if both step back far, and after silence."""
+    """Its numbers and times start again: between packets, if both step back far, and after silence."""
     receiver, put = pair
     source = live.Source(receiver, f"n32_{LAYOUT}", SENSOR)
     put(numbered(5000, later(E, 5_000_000)))
@@ -208,9 +208,9 @@ def test_what_is_no_such_source_is_refused(pair):
     with pytest.raises(InputError, match="through a pipe nothing is lost"):
         live.Source(sys.__stdin__, f"n32_{LAYOUT}", SENSOR)
     port = receiver.getsockname()[1]
-    with pytest.raises(InputError, match=f"UDP port {port}: cannot be listened to"):
+    with pytest.raises(InputError, match=f"UDP port {port}: cannot listen on"):
         live.listen(port)
-    with pytest.raises(InputError, match="UDP port 70000: cannot be listened to"):
+    with pytest.raises(InputError, match="UDP port 70000: cannot listen on"):
         live.listen(70000)
     for layout, content, words in (
         (LAYOUT, bytes(8), "8 bytes are not a whole number of events"),
@@ -219,12 +219,12 @@ def test_what_is_no_such_source_is_refused(pair):
         ("csv", b"what\n", "could not convert"),
     ):
         put(content)
-        with pytest.raises(InputError, match=f"not of the layout {layout} and this sensor .*{words}.*; name its"):
+        with pytest.raises(InputError, match=f"do not fit layout {layout} and this sensor .*{words}.*; name their"):
             heard(live.Source(receiver, layout, SENSOR))
 
 
 def test_any_bytes_are_heard_without_an_error(pair):
-    """After one packet that is understood."""
+    """The first packet is understood; after it, any bytes are counted and not refused."""
     receiver, put = pair
     random = np.random.default_rng(0)
     for layout in live.LAYOUTS:
@@ -255,7 +255,7 @@ def test_a_sender_sends_every_event_of_sets_and_recordings(tmp_path):
 
 @pytest.mark.slow
 def test_the_demo_decides_on_what_the_sender_sends(program, tmp_path, launch):
-    """By UDP and through a pipe: the decisions of the network on the same recordings."""
+    """By UDP and through a pipe, the decisions are those of the network on the same recordings."""
     random = np.random.default_rng(0)
     made = [((np.sort(random.uniform(0, 0.2, 60)), random.integers(0, 40, 60)), r % 3) for r in range(3)]
     arrays.write(tmp_path / "mine.h5", made, time_unit="s", channels=40)
@@ -310,7 +310,7 @@ def test_the_demo_decides_on_what_the_sender_sends(program, tmp_path, launch):
     )
     assert done.returncode == 0, done.stderr
     assert decisions(done.stdout) == expected
-    assert_one_line(program("demo.py --load_pt_file best.pt --udp 70000"), "UDP port 70000: cannot be listened to")
+    assert_one_line(program("demo.py --load_pt_file best.pt --udp 70000"), "UDP port 70000: cannot listen on")
 
 
 def test_faery_has_the_layouts_that_are_read_here():

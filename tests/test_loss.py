@@ -1,38 +1,47 @@
 """Losses against the published check values and term by term."""
 
 import math
+import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
 
-from snn import config, loss
-from snn.coding import Window
+from snn import losses
+from snn.coding import Window, first_times
+from snn.losses.firing_rate import firing_rate
+from snn.losses.first_time import first_time, silent_target
+from snn.losses.first_to_spike import first_to_spike
+from snn.losses.loss import spike_count, spikes_per_neuron
 from snn.network import Activity
+from tests.conftest import REPOSITORY
+from tests.programs import TRAIN, blocks, rows, share_compiled
 
 TIMES, TARGET = torch.tensor([[3.0, 102, 55], [101, 40, 60]], dtype=torch.float64), torch.tensor([0, 0])
 
 
 def test_published_check():
-    assert float(loss.first_time(TIMES, TARGET, 0.2)) == pytest.approx(6.109093, abs=1e-6)
-    assert float(loss.silent_target(TIMES, TARGET, 100, 0.01, 0.02)) == pytest.approx(0.032692, abs=1e-6)
+    assert float(first_time(TIMES, TARGET, 0.2)) == pytest.approx(6.109093, abs=1e-6)
+    assert float(silent_target(TIMES, TARGET, 100, 0.01, 0.02)) == pytest.approx(0.032692, abs=1e-6)
 
 
 def test_large_times_do_not_underflow():
-    value = loss.first_time(torch.tensor([[1e4, 1.0]]), torch.tensor([0]), 0.2)
+    value = first_time(torch.tensor([[1e4, 1.0]]), torch.tensor([0]), 0.2)
     assert float(value) == pytest.approx(0.2 * (1e4 - 1), rel=1e-5)
 
 
 def test_silent_target_is_zero_where_the_target_fires():
     t = torch.tensor([[100.0, 101.0]])
-    assert float(loss.silent_target(t, torch.tensor([0]), 100, 0.01, 0.02)) == 0
-    assert float(loss.silent_target(t, torch.tensor([1]), 100, 0.01, 0.02)) == pytest.approx(0.01 * math.expm1(2.02))
+    assert float(silent_target(t, torch.tensor([0]), 100, 0.01, 0.02)) == 0
+    assert float(silent_target(t, torch.tensor([1]), 100, 0.01, 0.02)) == pytest.approx(0.01 * math.expm1(2.02))
 
 
 def test_firing_rate():
     s_TBN = torch.zeros(10, 1, 2)
-    s_TBN[:4, 0, 0] = 1  # rates .4 and 0
+    s_TBN[:4, 0, 0] = 1  # rates 0.4 and 0
     expected = math.log1p(math.exp(-20 * 0.4))
-    assert float(loss.firing_rate(s_TBN.double(), torch.tensor([0]), 20.0)) == pytest.approx(expected, rel=1e-12)
+    assert float(firing_rate(s_TBN.double(), torch.tensor([0]), 20.0)) == pytest.approx(expected, rel=1e-12)
 
 
 def activity() -> Activity:
@@ -45,26 +54,26 @@ def activity() -> Activity:
 def test_spike_count():
     layers = activity().layers
     N_s = (float(layers[0].sum()) + float(layers[1].sum())) / 3 / 10
-    assert float(loss.spikes_per_neuron(layers)) == pytest.approx(N_s)
-    assert float(loss.spike_count(layers, 2.0, 100.0)) == pytest.approx(2 * (100 - N_s))
+    assert float(spikes_per_neuron(layers)) == pytest.approx(N_s)
+    assert float(spike_count(layers, 2.0, 100.0)) == pytest.approx(2 * (100 - N_s))
 
 
 def test_objective_adds_the_terms_in_training_only():
-    window, target = Window.of(12, 4, 1.0), torch.tensor([0, 1, 2])
-    settings = {"fs": {"alpha": 0.2}, "fr": {"alpha": 20.0}, "treg": {"weight": 5.0, "beta": 0.02}}
-    plain = config.Loss(**settings)
-    counted = config.Loss(**settings, spike_count={"weight": 3.0, "target": 50.0})
+    window, target = Window.of(12, 4.0, 1.0), torch.tensor([0, 1, 2])
+    settings = {"fs": {"alpha": 0.2, "D": 4.0, "A": 1.0}, "fr": {"alpha": 20.0}, "treg": {"weight": 5.0, "beta": 0.02}}
+    plain = losses.LossOptions(**settings)
+    counted = losses.LossOptions(**settings, spike_count={"weight": 3.0, "target": 50.0})
     seen = activity()
-    t = loss.first_times(seen.s_TBN, seen.h_TBN, window)
-    base = loss.first_time(t, target, 0.2)
-    silent = loss.silent_target(t, target, 12, 5.0, 0.02)
+    t = first_times(seen.s_TBN, seen.h_TBN, window)
+    base = first_time(t, target, 0.2)
+    silent = silent_target(t, target, 12, 5.0, 0.02)
     assert silent > 0
-    assert loss.objective(seen, target, counted, window, training=False) == base
-    assert loss.objective(seen, target, plain, window, training=True) == base + silent
-    both = base + silent + loss.spike_count(seen.layers, 3.0, 50.0)
-    assert loss.objective(seen, target, counted, window, training=True) == both
-    rate = config.Loss(**settings, mode="firing_rate")
-    assert loss.objective(seen, target, rate, window, training=True) == loss.firing_rate(seen.s_TBN, target, 20.0)
+    assert losses.objective(seen, target, counted, training=False) == base
+    assert losses.objective(seen, target, plain, training=True) == base + silent
+    both = base + silent + spike_count(seen.layers, 3.0, 50.0)
+    assert losses.objective(seen, target, counted, training=True) == both
+    rate = losses.LossOptions(**settings, mode="firing_rate")
+    assert losses.objective(seen, target, rate, training=True) == firing_rate(seen.s_TBN, target, 20.0)
 
 
 def noisy_race(s_TN, h_TN, theta: float, slope: float, silent: float) -> tuple[list[float], float]:
@@ -90,7 +99,7 @@ def test_first_to_spike_follows_the_race_step_by_step(silent: float):
     assert s_TBN[:, 1:].any()
     for target in range(3):
         target_B = torch.full((5,), target)
-        value = loss.first_to_spike(s_TBN, h_TBN, target_B, 2.2, 4.0, silent, early=0.3)
+        value = first_to_spike(s_TBN, h_TBN, target_B, 2.2, 4.0, silent, early=0.3)
         races = [noisy_race(s_TBN[:, b], h_TBN[:, b], 2.2, 4.0, silent) for b in range(5)]
         expected = sum(0.3 * time - math.log(P[target]) for P, time in races) / 5
         assert float(value) == pytest.approx(expected, rel=1e-9)
@@ -100,7 +109,7 @@ def test_first_to_spike_gives_probabilities():
     torch.manual_seed(1)
     h_TBN = torch.randn(20, 1, 4, dtype=torch.float64) * 3
     for s_TBN in ((h_TBN >= 5).double(), (h_TBN >= 1).double()):
-        P = [math.exp(-loss.first_to_spike(s_TBN, h_TBN, torch.tensor([y]), 1.0, 10.0)) for y in range(4)]
+        P = [math.exp(-first_to_spike(s_TBN, h_TBN, torch.tensor([y]), 1.0, 10.0)) for y in range(4)]
         assert sum(P) == pytest.approx(1, rel=1e-9)
 
 
@@ -110,7 +119,7 @@ def test_first_to_spike_has_finite_gradients_up_to_the_first_spike(scale: float)
     h_TBN = (torch.rand(12, 3, 4) * scale).requires_grad_()
     s_TBN = torch.zeros(12, 3, 4)
     s_TBN[5, 1, 2] = s_TBN[7, 1, 0] = 1
-    loss.first_to_spike(s_TBN, h_TBN, torch.tensor([0, 1, 2]), 1.0, 10.0, early=0.1).backward()
+    first_to_spike(s_TBN, h_TBN, torch.tensor([0, 1, 2]), 1.0, 10.0, early=0.1).backward()
     assert h_TBN.grad.isfinite().all()
     assert not h_TBN.grad[6:, 1].any()
 
@@ -122,13 +131,37 @@ def test_first_to_spike_gradient():
     s_TBN[3, 1, 2] = 1
     target_B = torch.tensor([0, 1, 2])
     assert torch.autograd.gradcheck(
-        lambda h: loss.first_to_spike(s_TBN, h, target_B, 1.0, 6.0, 1.0, 0.5), (h_TBN,), check_batched_grad=False
+        lambda h: first_to_spike(s_TBN, h, target_B, 1.0, 6.0, 1.0, 0.5), (h_TBN,), check_batched_grad=False
     )
 
 
 def test_objective_takes_the_mode_first_to_spike():
-    seen, target, window = activity(), torch.tensor([0, 1, 2]), Window.of(12, 4, 1.0)
-    wanted = config.Loss(mode="first_to_spike", first_to_spike={"slope": 4.0, "silent": 1.0, "early": 0.5})
+    seen, target = activity(), torch.tensor([0, 1, 2])
+    wanted = losses.LossOptions(mode="first_to_spike", first_to_spike={"slope": 4.0, "silent": 1.0, "early": 0.5})
     for training, early in ((True, 0.5), (False, 0.0)):
-        value = loss.objective(seen, target, wanted, window, training=training, theta=0.8)
-        assert value == loss.first_to_spike(seen.s_TBN, seen.h_TBN, target, 0.8, 4.0, 1.0, early)
+        value = losses.objective(seen, target, wanted, training=training, theta=0.8)
+        assert value == first_to_spike(seen.s_TBN, seen.h_TBN, target, 0.8, 4.0, 1.0, early)
+
+
+def test_a_new_loss_is_one_file(tmp_path, shd_folder):
+    """That of docs/adding_a_loss.md, in a copy of the packages, is trained, tested and listed among the options."""
+    for package in ("snn", "tasks", "datasets"):
+        shutil.copytree(REPOSITORY / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for script in ("train.py", "test.py", "first_spike.py"):
+        shutil.copy2(REPOSITORY / script, tmp_path / script)
+    share_compiled(tmp_path)
+    (source,) = blocks("adding_a_loss.md", "python")
+    (tmp_path / "snn" / "losses" / "margin.py").write_text(source)
+
+    def run(words: str) -> str:
+        done = subprocess.run([sys.executable, *words.split()], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    run(f"{TRAIN} --epochs 3 --loss_mode margin --set loss.margin.width=0.3")
+    folder = tmp_path / "runs" / "shd_margin_tau20_adlif"
+    log = rows(folder / "metrics.jsonl")
+    assert [row["width"] for row in log] == pytest.approx([0.1, 0.2, 0.3])
+    assert log[0]["train_loss"] > 0
+    assert "FS" in run(f"test.py --load_pt_file {folder.name}")
+    assert "loss.margin.width" in run("-m snn.config")

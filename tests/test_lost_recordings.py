@@ -25,7 +25,7 @@ BINS = Bins(10.0, 20, 0, 40)
 
 
 def late(events: dict, which) -> dict:
-    """Recordings that begin behind the window."""
+    """Return the events, with the recordings that `which` picks moved behind the window."""
     return events | {"times": [np.asarray(times) + 37 * bool(which(r)) for r, times in enumerate(events["times"])]}
 
 
@@ -52,7 +52,7 @@ def test_recordings_are_counted_by_class(tmp_path, capsys, in_memory, change, pa
     path = write_shd(tmp_path / "x.h5", **change(make_events(60, 3, 40, 0)))
     readers.read("shd", path, "train", 40, 3, in_memory=in_memory, bins=BINS)
     said = capsys.readouterr().err
-    for part in [*parts, "data.strict=true", "look at data.T, data.dt_ms"]:
+    for part in [*parts, "data.strict=true", "check data.T, data.dt_ms"]:
         assert part in said
     with pytest.raises(InputError, match=r"data\.strict=false"):
         readers.read("shd", path, "train", 40, 3, in_memory=in_memory, bins=BINS, strict=True)
@@ -60,7 +60,7 @@ def test_recordings_are_counted_by_class(tmp_path, capsys, in_memory, change, pa
 
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_a_class_that_loses_most_of_its_events_is_named(tmp_path, capsys, in_memory):
-    """Its recordings begin in the window and go on behind it; of all events most are seen."""
+    """Its recordings begin in the window and continue after it; most events of the whole set are in the window."""
     events = make_events(60, 3, 40, 0)
     events["times"] = [times * (1 if r % 3 else 10) for r, times in enumerate(events["times"])]
     readers.read("shd", write_shd(tmp_path / "x.h5", **events), "train", 40, 3, in_memory=in_memory, bins=BINS)
@@ -152,7 +152,7 @@ def test_images_that_lack_a_class_are_not_trained_on(tmp_path, missing):
     assert len(images.read(data, "test")) == 20
 
 
-# what test.py will refuse
+# data that test.py will refuse
 
 
 def remove(path: Path) -> None:
@@ -208,7 +208,7 @@ def test_training_says_what_test_will_refuse(program, tmp_path, shd_folder, spoi
 
 
 def test_training_reads_neither_labels_nor_events_of_the_test_file(shd_folder, monkeypatch):
-    """The readers are taken away, and the layout of an impossible file is still looked at."""
+    """Its contents cannot be read here; training still looks at its layout."""
     for name in ("whole_numbers", "lengths_of_lists", "numbers"):
         monkeypatch.setattr(hdf5.File, name, lambda *_: pytest.fail("contents were read"))
     found = readers.look("shd", shd_folder / "shd_test.h5", "test", 40, 3)
@@ -264,5 +264,5 @@ def test_cases_of_users(program, tmp_path, case, said):
 
 
 def test_a_label_below_zero_has_no_name():
-    """Found by the fuzz of calls: a name was looked up from the end."""
+    """The fuzz of calls found this fault: a name was looked up from the end."""
     assert name_of(SimpleNamespace(class_names=("low", "high")), -3) == "class -3"

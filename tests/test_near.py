@@ -1,4 +1,4 @@
-"""The gradient of a layer's input where the surrogate before it lets any through, beside that of all."""
+"""The gradient of a layer's input, computed only where the surrogate before it passes any, equals the whole one."""
 
 from dataclasses import replace
 
@@ -23,7 +23,7 @@ def _also_few_outputs(monkeypatch):
 
 
 def gradients(call: tuple, dense_gradient_above: float, mask_BN: torch.Tensor | None) -> list:
-    """Return the gradients of all leaves and of the weights of the layer behind, then its share of entries near θ."""
+    """Return the gradients of all leaves and of the next layer's weights, and that layer's share of entries near θ."""
     x_TBN, _, _, neuron, feedback = call
     near_TW = ops.near_room(x_TBN, neuron, feedback)
     assert near_TW is not None
@@ -76,7 +76,7 @@ OTHERS = [name for name, neuron in DYNAMICS.items() if not neuron.spike_first an
     "name", ["BRF", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS if name != "BRF")]
 )
 def test_of_other_neurons(name, monkeypatch, poisoned):
-    """The bits are the same code for all; each neuron is compiled."""
+    """The code of the bits is the same for all neurons; each neuron must be compiled."""
     assert_near_is_enough_of(name, "some", monkeypatch)
 
 
@@ -114,7 +114,7 @@ def test_an_output_that_is_more_than_the_spike():
 @pytest.mark.parametrize("outputs", [1, 20, 130])
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_the_product_alone(dtype, shape, outputs, share, poisoned):
-    """The dense one where a bit is set, there or in the other step of its pair, and elsewhere 0."""
+    """It equals the dense product where a bit is set there or in the other step of its pair, and is 0 elsewhere."""
     torch.manual_seed(0)
     T, B, C = shape
     near_TBC, mask_BC = torch.rand(shape) < share, F.dropout(torch.ones(B, C, dtype=dtype), 0.3)

@@ -48,7 +48,7 @@ def test_a_sequence_in_chunks_equals_one_call(changes):
 
 
 def slow_culif(x_T: list[torch.Tensor], params: config.NeuronParams, V: torch.Tensor | None = None) -> tuple:
-    """CuLIF on a list of steps of any shape: (spikes, potentials)."""
+    """Run CuLIF on a list of steps of any shape; return (spikes, potentials)."""
     # the network was made in float32: so are its decays
     lam_m, lam_s = (float(np.float32(math.exp(-1 / tau))) for tau in (params.tau_mem_steps, params.tau_syn_steps))
     v = i = y = torch.zeros_like(x_T[0])
@@ -64,7 +64,7 @@ def slow_culif(x_T: list[torch.Tensor], params: config.NeuronParams, V: torch.Te
 
 
 def slow_conv_network(network: Network, cfg: config.Config, x_TBC: torch.Tensor) -> list:
-    """The network of `conv_layers` in the usual layout (B, C, H, W), one step and one layer after the other."""
+    """Run the network of `conv_layers` in the usual layout (B, C, H, W), one step and one layer after the other."""
     one, two = cfg.network.neuron1, cfg.network.neuron2
     pool = F.avg_pool2d if cfg.network.layers[1][0] == "A" else F.max_pool2d
     conv1, _, conv2, full1, full2, output = network.layers
@@ -109,7 +109,7 @@ def test_a_convolutional_network_equals_the_slow_one(pool, backend):
     "neuron", [pytest.param(name, marks=[pytest.mark.slow] * (name not in ("AdLIF", "BRF"))) for name in NEURONS]
 )
 def test_convolutional_networks_of_all_neurons(neuron, variant):
-    """Shapes of all layers, chunks, events in place of dense counts, values a channel, and a loss that falls."""
+    """Check shapes of all layers, chunks, events instead of dense counts, values per channel, and a falling loss."""
     cfg = small_conv("A", neuron=neuron, variant=variant, batch_norm=True)
     network, x_TBC = build(cfg).eval(), image_events() * (60 if neuron == "BRF" else 1)  # which takes a hundredth
     whole = network(x_TBC)
@@ -148,7 +148,7 @@ def test_events_are_the_same_to_a_convolution():
 
 
 def test_constants_of_fully_connected_layers():
-    """neuron2 where there are convolutions (Liu et al. 2023), neuron1 where there are none."""
+    """They are those of neuron2 in a network with convolutions (Liu et al. 2023), otherwise those of neuron1."""
     cfg = small_conv()
     one, two = cfg.network.neuron1.theta, cfg.network.neuron2.theta
     network = build(cfg)
@@ -229,7 +229,7 @@ def test_every_parameter_learns():
 
 
 def test_pruned_weights_are_the_smallest_and_stay_zero():
-    """In hidden layers only; an input then meets fewer weights, and to prune again changes nothing."""
+    """Only hidden layers are pruned; an input then meets fewer weights, and pruning again changes nothing."""
     torch.manual_seed(0)
     network = build(small(layers=("9F", "8FD3"))).train()
     before = [layer.linear.weight.detach().clone() for layer in network.layers]

@@ -200,7 +200,7 @@ def test_superspike_equals_the_published_loop():
 @pytest.mark.parametrize("name", NEURONS)
 @pytest.mark.parametrize("decay", ["sigmoid", "raw"])
 def test_initial_values_and_ranges(name, decay):
-    """Time constants are as given or within what they are drawn from, and clamped values are never refused."""
+    """Time constants are as given or within the range they are drawn from, and clamped values are never refused."""
     neuron = make(name, N=200, decay=decay).float()
     given = {"lam_m": 5, "lam_s": 4, "lam_w": 100} if name not in ("SEAdLIF", "SiLIF") else {}
     for key, value in neuron.values().items():
@@ -291,7 +291,7 @@ class {name}(SpikingNeuron):
     ids=["in one file", "of another file", "hidden file"],
 )
 def test_two_neurons_of_one_name(tmp_path, files, message):
-    """The second would train in place of the first, and nobody would be told."""
+    """Otherwise the second would silently train in place of the first."""
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     name = re.search(r"class (\w+)", "".join(files.values()))[1]

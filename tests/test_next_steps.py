@@ -1,4 +1,4 @@
-"""Messages name the next step to take; faults that ended in a traceback, or passed in silence, are one line."""
+"""Messages name the next step to take; faults that once ended in a traceback, or went unnoticed, give one line."""
 
 import struct
 from pathlib import Path
@@ -45,7 +45,7 @@ def test_labels_say_how_to_number_them(tmp_path, labels, classes, message):
 
 
 def linked(path: Path, kind: str) -> Path:
-    """The content of a file beside it, behind links."""
+    """Return a file whose content is in another file, behind links."""
     raw = path.with_suffix(".raw")
     write_shd(raw, **make_events(60, 3, 40, 0))
     with h5py.File(raw) as source, h5py.File(path, "w", libver="latest") as file:
@@ -96,7 +96,7 @@ def test_links_within_a_file_and_virtual_data_are_read(tmp_path, kind, in_memory
 
 
 def test_virtual_data_without_its_parts_are_refused(tmp_path):
-    """The C library gives empty lists in their place."""
+    """The C library would return empty lists in their place."""
     with pytest.raises(InputError, match=r"/spikes/times is virtual, and its part .*x\.raw does not exist"):
         readers.read("shd", linked(tmp_path / "x.h5", "virtual, nowhere"), "train", 40, 3)
 
@@ -221,11 +221,11 @@ def test_yaml_that_is_nested_too_deep(tmp_path, text):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--set ttfs.layers=P2", "ttfs.layers = P2: the network needs a layer of neurons that spike, as 400F or 16C3"),
+        ("--set ttfs.layers=P2", "ttfs.layers = P2: the network needs a layer of neurons that spike, such as 400F"),
         ("--set ttfs.layers=P2-A2", "ttfs.layers = P2-A2: the network needs a layer of neurons that spike"),
         (
             "--set ttfs.layers=16C3-P2 --set ttfs.encoder=direct",
-            "besides pools and the layer that a direct encoder makes its own",
+            "besides pools and the layer that a direct encoder takes",
         ),
         ("--set train.device=meta", "train.device = meta: cannot be used here"),
     ],
@@ -316,7 +316,7 @@ def test_images_are_streamed(program, tmp_path):
 
 
 def test_nothing_is_saved_that_cannot_be_loaded(program, tmp_path, monkeypatch, shd_folder):
-    """A learned value outside its range ends training in one line, and what was saved before can be tested."""
+    """A learned value outside its range ends training with one line, and the checkpoint before can be tested."""
     from snn.neurons import SpikingNeuron
 
     assert program(f"{TRAIN} --epochs 1 --save_name x").returncode == 0

@@ -57,7 +57,7 @@ def test_the_bits_do_not_go_by_the_number_of_threads():
 
 
 def test_moments_far_from_zero():
-    """In float32, where a mean of squares would have lost them."""
+    """Use float32, in which a mean of squares would lose them."""
     x_RN = 1000 + torch.randn(2000, 3)
     mean_N, var_N = rows.moments(x_RN)
     torch.testing.assert_close(mean_N, x_RN.double().mean(0), rtol=1e-7, atol=0)

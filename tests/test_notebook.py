@@ -13,12 +13,14 @@ from torch.nn import functional as F
 
 from datasets.binning import Bins, bin_dense, bin_events
 from datasets.recordings import Recordings
-from snn import loss, settings
+from snn import settings
 from snn.conv import EventConv, Pooling
 from snn.errors import InputError
 from snn.evaluation import evaluate
 from snn.inputs import SparseCounts, Spikes
 from snn.linear import EventLinear
+from snn.losses.firing_rate import firing_rate
+from snn.losses.first_time import first_time, silent_target
 from snn.network import Network
 from snn.ops import max_pool, sparse, sparse_conv
 from snn.ops.sparse_conv import Geometry
@@ -55,7 +57,7 @@ def test_another_number_of_channels(density, channels):
 
 
 def test_a_training_step_on_more_channels():
-    """It corrupted the heap of the process."""
+    """It once corrupted the heap of the process."""
     network = network_of().train()
     with pytest.raises(InputError, match="shape"):
         network(frames_of(0.1, 20, 5, 701)).h_TBN.sum().backward()
@@ -152,7 +154,7 @@ def test_a_copy_after_a_forward_pass(training):
     for each in (network, copied):
         torch.manual_seed(0)
         each.h_TBN = each(x_TBC).h_TBN
-    assert torch.equal(network.h_TBN, copied.h_TBN)  # it goes on from the same state
+    assert torch.equal(network.h_TBN, copied.h_TBN)  # it continues from the same state
 
 
 EVENTS = {"offsets": torch.tensor([0, 2, 3]), "channels": torch.tensor([1, 5, 2]), "counts": torch.ones(3)}
@@ -207,7 +209,7 @@ def test_events_that_fit_another_network():
 
 
 def test_channels_that_stand_many_times_in_a_row():
-    """More entries than a window has inputs: they overran the room that was laid out for them."""
+    """A window may get more entries than it has inputs: they once overran the memory reserved for them."""
     torch.manual_seed(0)
     shape, C, N = Geometry(2, 2, 3, 1), 2, 5
     offsets, channels = torch.tensor([0, 50, 60, 60, 61]), torch.randint(0, C, (61,), dtype=torch.int32)
@@ -315,11 +317,11 @@ def test_bins_that_are_none(wrong):
 def test_labels_outside_the_classes(labels):
     t_BN, s_TBN, target_B = torch.rand(4, 3), torch.rand(5, 4, 3), torch.tensor(labels)
     with pytest.raises(InputError, match="labels"):
-        loss.first_time(t_BN, target_B, 0.1)
+        first_time(t_BN, target_B, 0.1)
     with pytest.raises(InputError, match="labels"):
-        loss.silent_target(t_BN, target_B, 5, 0.1, 0.1)
+        silent_target(t_BN, target_B, 5, 0.1, 0.1)
     with pytest.raises(InputError, match="labels"):
-        loss.firing_rate(s_TBN, target_B, 20.0)
+        firing_rate(s_TBN, target_B, 20.0)
     of_four_classes = torch.where(target_B == 3, 4, target_B)
     with pytest.raises(InputError, match="labels"):
         evaluate(network_of(), [(frames_of(0.1, 5, 4, CHANNELS), of_four_classes)], lambda *_: 0.0, CPU)
@@ -369,8 +371,7 @@ import numpy as np, torch
 from datasets import readers
 from datasets.binning import Bins, batches
 from snn import settings
-from snn.coding import Window
-from snn.loss import objective
+from snn.losses import objective
 from snn.network import Network
 from snn.streaming import Stream
 
@@ -378,12 +379,11 @@ cfg = settings.load({repository!r} + "/configs/adlif_shd.yaml")
 recordings = readers.read("shd", "{name}_train.h5", "train", cfg.data.channels, {classes})
 network = Network(cfg.network, cfg.data.shape, {classes})
 optimizer = torch.optim.Adam(network.parameters())
-window = Window.of(cfg.data.T, cfg.loss.fs.D, cfg.loss.fs.A)
 bins = Bins(cfg.data.dt_ms, cfg.data.T, cfg.data.T_empty, cfg.data.channels)
 for x_TBC, target_B in batches(recordings, np.arange(len(recordings))[:32], bins, 16):
     network.reset()
     optimizer.zero_grad()
-    objective(network(x_TBC), target_B, cfg.loss, window, training=True).backward()
+    objective(network(x_TBC), target_B, cfg.loss, training=True).backward()
     optimizer.step()
     network.clamp_values()
 network.reset()
@@ -394,7 +394,7 @@ print(stream.push(recordings.times[events], recordings.channels[events]) or stre
 
 
 def test_a_script_in_another_folder(tmp_path):
-    """The events of ../shared where they are, else made up ones; nothing but the folder of the repository is known."""
+    """Use the events of ../shared if they are there, otherwise made-up ones; only the repository's folder is known."""
     expand = REPOSITORY.parent / "shared" / "data" / "expand.py"
     name, classes = "fsdd", 10
     if expand.exists():

@@ -20,7 +20,7 @@ CASES = REPOSITORY.parent / "shared" / "cases"
 
 
 def write(path: Path, times: list, units: list, labels: list, types: str = "f4 u2 i8") -> Path:
-    """SHD's layout with these types of times, units and labels; numbers wrap as NumPy's do."""
+    """Write SHD's layout with these types of times, units and labels; numbers wrap as NumPy's do."""
     kinds = [np.dtype(kind) for kind in types.split()]
     with h5py.File(path, "w") as file:
         for name, rows, kind in (("times", times, kinds[0]), ("units", units, kinds[1])):
@@ -82,7 +82,7 @@ def test_the_largest_number_of_a_type(kind):
 
 @pytest.mark.parametrize(("name", "layout"), [("addrs", "ntidigits"), ("labels", "ntidigits")])
 def test_types_of_the_layout_of_ntidigits(tmp_path, name, layout):
-    """The narrowest of all recordings counts."""
+    """The narrowest type of all recordings decides."""
     with h5py.File(tmp_path / "x.h5", "w") as file:
         for r in range(4):
             values = {"times": np.arange(9), "addrs": np.zeros((9, 1), int), "labels": [r % 2]}
@@ -116,7 +116,7 @@ def test_labels_of_images(tmp_path):
 
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_counters_that_have_run_over_are_named(tmp_path, capsys, in_memory):
-    """µs in 16 bits, written as seconds: each recording is a saw of 65.5 ms. Events in no order are no such saw."""
+    """Write µs in 16 bits as seconds: each recording is a sawtooth of 65.5 ms. Unordered events do not look so."""
     events = make_events(6, 3, 40, 0)
     micros = [(1e6 * times).astype(np.uint32) for times in events["times"]]
     wrapped = [ticks.astype(np.uint16) / 1e6 for ticks in micros[:5]] + [
@@ -125,7 +125,7 @@ def test_counters_that_have_run_over_are_named(tmp_path, capsys, in_memory):
     path = write(tmp_path / "x.h5", wrapped, events["units"], events["labels"])
     readers.read("shd", path, "train", 40, 3, in_memory=in_memory)
     said = capsys.readouterr().err
-    assert "in 5 of 6 recordings time falls as that of a counter which has run over (recording 0: from 0.05" in said
+    assert "in 5 of 6 recordings time falls like that of a counter which has run over (recording 0: from 0.05" in said
     shuffled = [np.random.default_rng(r).permutation(times) for r, times in enumerate(events["times"])]
     for times in (events["times"], shuffled):
         readers.read("shd", write(tmp_path / "x.h5", times, events["units"], events["labels"]), "train", 40, 3)
@@ -144,7 +144,7 @@ def test_counters_of_a_camera_say_their_bits(tmp_path, kind, bits):
 @pytest.mark.parametrize(("dt_ms", "is_said"), [(10, False), (2, False), (0.5, True), (0.1, True)])
 @pytest.mark.parametrize("kind", ["f2", "f4"])
 def test_halves_are_too_coarse_for_narrow_bins(tmp_path, capsys, dt_ms, is_said, kind):
-    """Against a count: how many events move, and how many bins nothing can reach. Halves in float32 are halves, too."""
+    """Count how many events move, and how many bins none can reach. Times rounded to float16 count even in float32."""
     random = np.random.default_rng(0)
     exact = [np.sort(random.uniform(0, 1, 3000)) for _ in range(3)]
     halves = [times.astype(np.float16).astype(kind) for times in exact]
@@ -175,7 +175,7 @@ def test_whole_seconds_are_too_coarse(tmp_path, capsys):
 
 
 def test_the_docs_show_a_type_that_fits():
-    """The page docs/adding_a_data_set.md says of a camera what holds for the largest of the published sensors."""
+    """The types that docs/adding_a_data_set.md gives for a camera hold the largest of the published sensors."""
     text = (REPOSITORY / "docs" / "adding_a_data_set.md").read_text()
     kinds = re.findall(r"units.*?vlen_dtype\(np\.(\w+)\)", text)
     assert kinds

@@ -1,4 +1,4 @@
-"""The neurons: the reference against `gradcheck`, the CPU kernels against the reference, over one table of them all."""
+"""All neurons: the reference against `gradcheck`, and the CPU kernels against the reference, over one table."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from snn import ops
 from snn.errors import InputError
 from snn.neurons import NEURONS
-from snn.neurons.values import Value
+from snn.neurons.values import Decay, RateDecay, Value
 from snn.ops import Feedback, Surrogate, compiled, cpu, printer, reference
 from snn.ops.surrogate import SLOPES
 from snn.ops.trace import trace
@@ -41,7 +41,7 @@ from tests.make import (
     tie_call,
 )
 
-TIE = 1e-5  # recurrent sums differ in order: so close to the threshold a spike may flip
+TIE = 1e-5  # recurrent sums differ in order: this close to the threshold a spike may flip
 on_cpu = partial(ops.multi_step, backend="cpu")
 
 
@@ -188,7 +188,7 @@ def test_one_value_for_the_layer_and_strided_input():
 
 @pytest.mark.parametrize("recurrent", [False, True], ids=["feedforward", "recurrent"])
 def test_gradient_of_a_transposed_final_state(recurrent):
-    """It comes in columns, and the kernels work in rows."""
+    """The gradient comes in columns, while the kernels work in rows."""
     call = make_call(ADLIF, (7, 3, 5), torch.float64, recurrent)
     weights_NB = torch.randn(5, 3, dtype=torch.float64)
 
@@ -247,7 +247,7 @@ def test_failure_in_a_thread_comes_out():
 
 @pytest.mark.parametrize("recurrent", [False, True], ids=["feedforward", "recurrent"])
 def test_auto_runs_the_kernels(recurrent, monkeypatch):
-    """With the reference out of reach, and each launch counted."""
+    """Remove the reference, and count each launch."""
     launched = []
     launch = cpu._run
     monkeypatch.setattr(cpu, "_run", lambda kernel, *rest: (launched.append(kernel), launch(kernel, *rest)))
@@ -269,7 +269,7 @@ def saved_numbers(call: tuple, want_h: bool = False) -> int:
 
 @over_neurons
 def test_memory_kept_for_backward(neuron, monkeypatch):
-    """The input and at most a fifth of it; of a recurrent layer its spikes as well. No kernel need run for that."""
+    """It is the input and at most a fifth of that; a recurrent layer also keeps its spikes. No kernel need run."""
     monkeypatch.setattr(cpu, "_run", lambda *_: None)
     T, B, N = 100, 8, 128
     small = 8 * B * N  # states and values at the start
@@ -349,9 +349,27 @@ def test_a_value_without_range():
         Toy.dynamics_of()
 
 
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [(Decay("pace"), "the pace is a Decay"), (Value("gain", learned=False), "the value own is not learned")],
+)
+def test_a_value_that_begins_nowhere(value, message):
+    class Toy(NEURONS["LIF"]):
+        VALUES: ClassVar = {"own": value}
+
+    with pytest.raises(InputError, match=message):
+        Toy(2, theta=1.0)
+
+
+def test_rates_without_bounds_are_those_of_1_to_100_steps():
+    tau_N = -1 / torch.log(RateDecay("pace").of(RateDecay("pace").tensor(None, (1000,))))
+    assert 1 <= tau_N.min() < 1.5
+    assert 70 < tau_N.max() <= 100.001
+
+
 @pytest.mark.parametrize("operations", ["minimum, maximum, where", "abs, neg, square", "detach, div"])
 def test_each_operation_equals_torch(operations, poisoned):
-    """In spikes, potentials and gradients, also at ties."""
+    """Compare spikes, potentials and gradients, also at ties."""
     two = {
         "minimum, maximum, where": lambda v, x: (
             torch.minimum(v, x)
@@ -434,7 +452,7 @@ def one(_):
 
 @pytest.mark.parametrize("called", [INLINED, INTRINSIC], ids=["inlined", "intrinsic"])
 def test_a_kernel_is_compiled_anew_with_what_it_calls_in_another_file(tmp_path, called):
-    """numba alone would go on with the old one."""
+    """numba alone would keep using the old one."""
     (tmp_path / "called.py").write_text(called)
     (tmp_path / "caller.py").write_text(
         "from called import one\nfrom snn.compiling import inlined, kernel\n"
@@ -455,7 +473,7 @@ def test_a_kernel_is_compiled_anew_with_what_it_calls_in_another_file(tmp_path, 
 
 @pytest.mark.skipif(not compiled._gomp_parallel, reason="needs torch's GNU OpenMP")
 def test_ctrl_c_is_not_lost_on_the_way_into_a_kernel(monkeypatch):
-    """The share of this thread is left out, as by ctypes when Ctrl-C comes before the first line of its callback."""
+    """Leave out this thread's share, as ctypes does if Ctrl-C comes before the first line of its callback."""
     monkeypatch.setattr(compiled, "_gomp_parallel", lambda *_: None)
     with pytest.raises(KeyboardInterrupt):
         compiled.in_parts(lambda begin, end: None, 8, 2)

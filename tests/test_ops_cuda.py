@@ -1,6 +1,6 @@
 """The CUDA kernels without a GPU: compiled by NVRTC for each architecture, and, by g++, run on the CPU.
 
-What stays untested here, the launch itself (pointers, stream, device), is in tests/test_gpu.py.
+The launch itself (pointers, stream, device) is tested in tests/test_gpu.py.
 """
 
 import ctypes
@@ -38,7 +38,7 @@ over_dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], i
 
 @pytest.fixture(scope="module")
 def build(tmp_path_factory):
-    """The kernels of one source text as a library on the CPU: no contraction, as on the GPU."""
+    """Compile the kernels of one source text as a library for the CPU, without contraction, as on the GPU."""
 
     @cache
     def compiled(source: str, options: tuple[str, ...]) -> ctypes.CDLL:
@@ -53,7 +53,7 @@ def build(tmp_path_factory):
 
 @pytest.fixture
 def on_host(build, monkeypatch):
-    """The launch replaced by a loop over blocks and threads; gives the names of the kernels that ran."""
+    """Replace the launch by a loop over blocks and threads; return the names of the kernels that ran."""
     launched = []
 
     def launch(source, kernel, tensors, scalars, threads):
@@ -72,7 +72,7 @@ def on_host(build, monkeypatch):
 
 @pytest.fixture
 def multi_step(on_host):
-    """`snn.ops.multi_step` through the kernels."""
+    """Return `snn.ops.multi_step`, run by these kernels."""
     yield lambda *call: fused.multi_step(cuda, *call, want_h=True)
     assert set(on_host) == {"forward", "backward"}
 
@@ -106,7 +106,7 @@ SUMS = torch.tensor([0, -0.0, -1, -2, 0.5, 1e-30, -1e-30, 2, -0.5, 1, math.nan],
 @pytest.mark.parametrize("clip", [None, 0.6])
 @pytest.mark.parametrize("zero_drive_fires", [False, True])
 def test_ttfs_equals_plain_torch(dtype, T, clip, zero_drive_fires, on_host, monkeypatch):
-    """Bit for bit: all pairs of special values, and many random ones; the last block is ragged."""
+    """Compare all pairs of special values and many random ones, bit by bit; the last block is ragged."""
     torch.manual_seed(0)
     S, A = torch.cat([torch.cartesian_prod(SUMS, T * SUMS), torch.randn(400, 2, dtype=torch.float64)]).to(dtype).T
     last = torch.rand(400, dtype=dtype)  # spikes at the very end of the window, where rounding may lead beyond it

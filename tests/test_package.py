@@ -26,13 +26,13 @@ def run(*words: object, folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory) -> Path:
-    """A copy of the repository, as a build leaves folders behind."""
+    """Copy the repository, because a build leaves folders behind."""
     folder = tmp_path_factory.mktemp("package") / "checkout"
     listed = run("git", "ls-files", "-co", "--exclude-standard", folder=REPOSITORY).splitlines()
     for name in filter(lambda name: (REPOSITORY / name).is_file(), listed):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(REPOSITORY / name, folder / name)
-    printed = folder / "snn" / "ops" / "__pycache__" / "printed"  # what a run leaves there
+    printed = folder / "snn" / "ops" / "__pycache__" / "printed"  # modules that a run leaves there
     printed.mkdir(parents=True)
     (printed / "own.py").touch()
     return folder
@@ -47,7 +47,7 @@ def wheel(checkout) -> Path:
 
 
 def environment(folder: Path, what: tuple, borrowed: bool = True) -> Path:
-    """The Python of a new virtual environment with `what` installed, all else borrowed from the one of the tests."""
+    """Return the Python of a new virtual environment with `what`; it borrows the rest from that of the tests."""
     run(sys.executable, "-m", "venv", *(["--without-pip"] if borrowed else []), folder, folder=folder.parent)
     python = folder / "bin" / "python"
     words: tuple = ("-m", "pip", "install", "--quiet")
@@ -72,7 +72,7 @@ print(*(name for name in ours if find_spec(name)))
 
 
 def installed(python: Path, folder: Path) -> Path:
-    """Return where snn is installed; nothing else of ours is, but for what the environment has itself."""
+    """Return where snn is installed, and check that no other module of ours is."""
     said, others = run(python, "-c", LIST, folder=folder).split("\n")[:2]
     is_same, place = said.split(" ", 1)
     assert is_same == "True"
@@ -85,7 +85,7 @@ def snippets(page: str) -> list[str]:
 
 
 def try_snippets(python: Path, folder: Path) -> None:
-    """Run the lines of the pages in a folder with a run and the configurations, and nothing of the checkout."""
+    """Run the lines of the pages in a folder with a run and the configurations, but nothing else of the checkout."""
     torch.manual_seed(0)
     cfg = settings.load(REPOSITORY / "configs" / "adlif_shd.yaml")
     run_folder = folder / "runs" / "NAME"

@@ -1,4 +1,4 @@
-"""The made event-camera set: outlines, the pixel, the files."""
+"""The simulated event-camera set: outlines, the pixel, the files."""
 
 import itertools
 from pathlib import Path
@@ -22,7 +22,7 @@ def read(path: Path) -> Recordings:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
-    """The smallest set, seed 3."""
+    """Make the smallest set, with seed 3."""
     folder = tmp_path_factory.mktemp("planes")
     done = prepare("planes", "--out", folder, "--recordings", 20, "--seed", 3, "--processes", 2)
     assert done.returncode == 0, done.stderr
@@ -79,7 +79,7 @@ def test_wrong_words(program, tmp_path, words, message):
 
 
 def pixel_by_pixel(picture, flight, threshold, pixels):
-    """The pixel's rule in plain Python: events (t_us, polarity) of each of `pixels`."""
+    """Apply the pixel's rule in plain Python; return the events (t_us, polarity) of each of `pixels`."""
     events = {pixel: [] for pixel in pixels}
     for x, y in pixels:
         light, memory, ready = 0.0, 0.0, 0.0

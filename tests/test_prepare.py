@@ -17,7 +17,7 @@ from tests.programs import contents, prepare
 
 
 def save_tone(path, frequency_hz=1000, duration_s=0.2, rate_hz=16_000, dtype=np.int16):
-    """Tones of other frequencies are other sounds: the same sound under two names is refused or reported."""
+    """Save a tone. Each frequency is another sound: the same sound under two names is refused or reported."""
     wave = np.sin(2 * np.pi * frequency_hz * np.arange(round(duration_s * rate_hz)) / rate_hz)
     path.parent.mkdir(parents=True, exist_ok=True)
     wavfile.write(path, rate_hz, (wave * 20_000).astype(dtype))
@@ -83,7 +83,7 @@ def test_every_voice_says_the_same_again():
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A folder with a tiny `digits`, made on two processes."""
+    """Make a tiny `digits` by two processes."""
     folder = tmp_path_factory.mktemp("digits")
     done = prepare("digits", "--out", folder, "--voices", 2, "--utterances", 1, "--processes", 2)
     assert done.returncode == 0, done.stderr
@@ -146,7 +146,7 @@ def test_failed_writing_leaves_nothing(tmp_path):
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path):
-    """An unfinished file of a process that lives stays."""
+    """An unfinished file of a running process stays."""
     dead = subprocess.Popen(["true"])
     dead.wait()
     for number in (dead.pid, os.getppid(), "copy"):
@@ -257,7 +257,7 @@ def test_wrong_words_are_one_line(program):
 
 
 def test_command_line_reports_one_line(program, tmp_path):
-    """Exit code 2 and no traceback, also for what a worker process finds."""
+    """The exit code is 2 and there is no traceback, even if a worker process finds the fault."""
     folder, out = tmp_path / "in", tmp_path / "out"
     save_tone(folder / "b_1.wav")
     (folder / "a_1.wav").write_bytes(b"not a WAV file at all")

@@ -40,7 +40,7 @@ needs_recordings = pytest.mark.skipif(not RECORDINGS.is_dir(), reason="the recor
 
 
 def decoded(path: Path, **said) -> np.ndarray:
-    """[events, 4]: t, x, y, p, before any check."""
+    """Return [events, 4]: t, x, y, p, before any check."""
     pieces = cameras.open_recording(path, Said(**said)).pieces
     return np.concatenate([np.zeros((0, 4), np.int64), *(np.stack(piece, 1).astype(np.int64) for piece in pieces)])
 
@@ -55,7 +55,7 @@ def _latest(at: np.ndarray, length: int) -> np.ndarray:
 
 
 def evt3_by_definition(words: np.ndarray) -> np.ndarray:
-    """[events, 4]: t, x, y, p of 16-bit words."""
+    """Decode 16-bit words to [events, 4]: t, x, y, p."""
     words = words.astype(np.int64)
     kind, value = words >> 12, words & 0xFFF
     begin = np.flatnonzero(kind == 8)
@@ -131,10 +131,10 @@ def test_evt3_of_any_words_is_the_oracles_in_blocks_of_any_size(tmp_path, monkey
 
 @needs_recordings
 def test_evt3_recording_ends_when_its_format_says():
-    """Four libraries give 11,772,513, 11,727,467 and twice 11,727,457 µs as last time; the last is the format's.
+    """Four libraries give 11,772,513, 11,727,467 and twice 11,727,457 µs as last time; the last is right.
 
     At event 20,121 TIME_LOW steps back from 811 to 800 under one TIME_HIGH. It "updates the lower 12 bits": the time is
-    800. The first library took this for an overflow and added 4096 each time, the second kept the largest time so far.
+    800. The first library took this for an overflow and added 4096 each time; the second kept the largest time so far.
     """
     content = (RECORDINGS / "evt3.raw").read_bytes()
     start = content.index(b"system_ID 48\n") + len(b"system_ID 48\n")
@@ -327,7 +327,7 @@ BAD = {
     "fraction": ("event 4 has x = 1.5", {"time_unit": "us"}),
     "names": ("none is named p (or pol, polarity, on)", {"time_unit": "us"}),
     "objects": ("not a readable .npy file", {"time_unit": "us"}),
-    "shape": ("no list of events", {"time_unit": "us"}),
+    "shape": ("not a list of events", {"time_unit": "us"}),
     "claims": ("not a readable .npy file", {"time_unit": "us"}),
 }
 
@@ -384,7 +384,7 @@ def test_a_format_that_is_not_told_must_be_said(tmp_path):
     write_words(path, [HIGH(1)], b"% evt 3.0\n% endianness big\n")
     assert "big-endian" in refusal(path)
     path.rename(tmp_path / "x.mp4")
-    assert "no recording by its name; choose from .aedat, " in refusal(tmp_path / "x.mp4")
+    assert "not named like a recording (.aedat, " in refusal(tmp_path / "x.mp4")
     write_words(path, [HIGH(1), X(3)], b"% evt 3.0\n% plugin_name hal_plugin_gen41_evk3\n")
     assert "its sensor has 720x1280 pixels (height x width), but --sensor says 100x120" in refusal(
         path, (100, 120)

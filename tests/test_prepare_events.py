@@ -30,7 +30,7 @@ HEIGHT, WIDTH = 16, 20
 
 
 def write_bin(path: Path, label: int, seed: int, n: int = 300) -> np.ndarray:
-    """A recording whose class shows in where its events are; [events, 4]: t, x, y, p."""
+    """Write a recording whose class decides where its events are; return [events, 4]: t, x, y, p."""
     random = np.random.default_rng(seed)
     x = np.clip(random.normal(5 + 10 * label, 2, n), 0, WIDTH - 1).astype(int)
     y, p = random.integers(0, HEIGHT, n), random.integers(0, 2, n)
@@ -41,7 +41,7 @@ def write_bin(path: Path, label: int, seed: int, n: int = 300) -> np.ndarray:
 
 
 def write_tree(folder: Path, per_class: int = 6, seed: int = 0) -> dict[str, np.ndarray]:
-    """Files left/s0_0.bin, right/s1_1.bin, ... of three subjects, and what is in them."""
+    """Write files left/s0_0.bin, right/s1_1.bin, ... of three subjects, and return their events."""
     return {
         f"{name}/s{k % 3}_{k}.bin": write_bin(folder / name / f"s{k % 3}_{k}.bin", label, 100 * label + k + seed)
         for label, name in enumerate(("left", "right"))
@@ -93,7 +93,7 @@ def test_what_it_says_trains(program, tmp_path):
 
 @pytest.mark.parametrize(("files", "windows"), [(1, ""), (2, ""), (1, "--window-ms 20"), (4, "--test-share 0")])
 def test_what_it_says_of_few_files_trains(program, tmp_path, files, windows):
-    """Also where there is nothing that could be held out."""
+    """The printed command trains even if nothing can be held out."""
     write_tree(tmp_path / "recordings", files)
     result = program(f"-m datasets.prepare events recordings --out data/mine {SENSOR} --divide 2 {windows}")
     words = result.stdout.split("to train on them: python train.py ")[1].strip().replace(str(tmp_path) + "/", "")
@@ -288,7 +288,7 @@ def test_hot_pixels_noise_and_divide(tmp_path):
 
 @pytest.mark.parametrize("more", ["", "--hot-pixel-hz 20", "--noise-us 20000 --divide 2", "--sort --hot-pixel-hz 20"])
 def test_recordings_that_come_in_parts_are_the_same(program, tmp_path, monkeypatch, more):
-    """No more than a part of a long recording is in memory until it is written."""
+    """Only a part of a long recording is in memory until it is written."""
     write_tree(tmp_path / "in", 3)
     content = {}
     for at_once in (2**18, 64):
@@ -336,7 +336,7 @@ def test_a_seed_that_is_no_number_is_refused():
 
 
 def write_partly_invalid(folder: Path) -> int:
-    """Recordings left/0.aedat, right/3.aedat, ... with events marked invalid; how many."""
+    """Write recordings left/0.aedat, right/3.aedat, ... with events marked invalid; return how many these are."""
     invalid = 0
     for k in range(6):
         path = folder / f"{('left', 'right')[k // 3]}/{k}.aedat"
@@ -411,7 +411,7 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_files(tmp_path, monkeypat
                 assert [v.tolist() for v in a[key][()]] == [v.tolist() for v in b[key][()]]
             assert a["labels"][()].tolist() == b["labels"][()].tolist()
             assert json.loads(a.attrs["provenance"])["shape"]["window_ms"] == 50
-    # other settings begin anew
+    # other settings begin again
     bad.write_bytes(content[:-1])
     with pytest.raises(InputError):
         convert("third")

@@ -1,4 +1,4 @@
-"""Thousands of damaged recordings: each is read or refused in one line, in bounded memory and time."""
+"""Thousands of damaged recordings are each read or refused in one line, in bounded memory and time."""
 
 import resource
 import sys
@@ -17,7 +17,7 @@ LONGEST_S, MOST_MB = 5.0, 600
 
 
 def mutated(content: bytes, random: np.random.Generator) -> bytes:
-    """Bits flipped, a piece cut out, doubled, overwritten or cut off; the head is hit as often as the rest."""
+    """Flip bits, or cut out, double, overwrite or cut off a piece; the head is hit as often as the rest."""
     data = bytearray(content)
     for _ in range(random.integers(1, 5)):
         if not data:

@@ -24,7 +24,7 @@ from tests.originals import (
 
 
 def refuse(message: str, convert, *arguments) -> None:
-    """`convert` raises an InputError of one line that matches."""
+    """Check that `convert` raises an InputError of one line that matches."""
     with pytest.raises(InputError, match=message) as refusal:
         convert(*arguments)
     assert "\n" not in str(refusal.value)
@@ -98,7 +98,7 @@ def test_bad_ntidigits(tmp_path, kind):
 
 @pytest.fixture
 def gestures(tmp_path) -> Path:
-    """user23 and user24, each with all eleven gestures and the eighth twice."""
+    """Write user23 and user24, each with all eleven gestures and the eighth twice."""
     for user in (23, 24):
         write_gestures(tmp_path / "in", f"user{user}_lab", [*range(1, 12), 8], user)
     return tmp_path / "in"
@@ -119,7 +119,7 @@ def test_the_eleventh_class_on_request(program, tmp_path):
 
 
 def test_aedat_is_read_as_spikingjelly_reads_it(gestures):
-    """Other packets are skipped; the clock goes on past 31 bits."""
+    """Other packets are skipped, and the clock continues past 31 bits."""
     write_gestures(gestures, "user1_long", [1, 2], 7, start_us=2**31 - 15_000)
     for path in gestures.glob("*.aedat"):
         times_us, data, _ = dvsgesture.read_aedat(path)
@@ -132,7 +132,7 @@ def test_aedat_is_read_as_spikingjelly_reads_it(gestures):
 
 @pytest.mark.parametrize("trials", [False, True])
 def test_dvsgesture(program, tmp_path, trials):
-    """By the users' numbers, or as the lists of trials say."""
+    """The users' numbers give the split, or the lists of trials do."""
     folder, labels = tmp_path / "in", [*range(1, 12), 8]
     made = {
         name: write_gestures(folder, name, labels, k) for k, name in enumerate(("user02_lab", "user23_a", "user24_b"))
@@ -252,7 +252,7 @@ def test_bad_dvsgesture(tmp_path, gestures, monkeypatch, kind):
 
 @pytest.fixture
 def drops(tmp_path) -> Path:
-    """Recordings 2, 10 and 161 of each class."""
+    """Write recordings 2, 10 and 161 of each class."""
     for label, plane in enumerate(dvsplane.CLASSES):
         for number in (2, 10, 161):
             write_drop(tmp_path / "in", f"{plane}_{number}", 1000 * label + number)
@@ -284,7 +284,7 @@ def test_dvsplane(program, tmp_path, drops):
 
 
 def busy_part_step_by_step(times_us: list[int]) -> tuple[int, int]:
-    """The rule as the published preparation states it, span by span."""
+    """Apply the rule of the published preparation, span by span."""
     spans = [times_us[k + 1000] - times_us[k] for k in range(len(times_us) - 1000)]
     shortest = min(spans)
     busy = [k for k, span in enumerate(spans) if span / 1000 < 10 * shortest / 1000]

@@ -27,7 +27,7 @@ from tests.programs import AUGMENT, TRAIN, rows, run_here, without_times
 
 @pytest.mark.usefixtures("shd_folder")
 def test_train_then_test(program, tmp_path):
-    """The whole path, for a pair of files of any number of classes; nothing but test.py needs the test file."""
+    """Run the whole path on a pair of files with any number of classes; only test.py needs the test file."""
     test_file = tmp_path / "shd" / "shd_test.h5"
     hidden = test_file.rename(tmp_path / "elsewhere.h5")
     trained = program(f"{TRAIN} --epochs 12 --lr 5e-3")
@@ -55,7 +55,7 @@ def test_train_then_test(program, tmp_path):
     assert f"{metrics['fs_accuracy']:.2f} %" in tested.stdout
     assert (run / "test" / "decision.png").read_bytes().startswith(b"\x89PNG")
 
-    # by the published name, with another window, and with the published words
+    # by the published name, with another window, and with the published options
     again = program(
         f"test.py --path_to_yaml {REPOSITORY}/configs/adlif_shd.yaml --path_to_dataset shd --num_classes 3 --T 30 "
         "--set data.channels=40 --test-batch-size 5 --T_empty 0 --best_model "
@@ -85,7 +85,7 @@ def test_train_then_test(program, tmp_path):
 
 @pytest.mark.usefixtures("shd_folder")
 def test_same_seed_same_run_and_resume(program, tmp_path):
-    """Three epochs at once, or two and one more: the same weights and the same log. Another seed: other weights."""
+    """Three epochs at once, or two and one more, give the same weights and log; another seed gives other weights."""
     for words in ("3 --save_name whole", "2 --save_name parts", "3 --save_name parts --resume"):
         result = program(f"{TRAIN} --epochs {words}")
         assert result.returncode == 0, result.stderr
@@ -104,7 +104,7 @@ def test_same_seed_same_run_and_resume(program, tmp_path):
 
 @pytest.mark.usefixtures("shd_folder")
 def test_augmentation_is_of_training_alone(program, tmp_path):
-    """Weights that do not move have the validation of the events as they are."""
+    """With weights that do not move, validation is that of the unchanged events."""
     words = "--epochs 1 --lr 1e-30 --weight_decay 0 --neuron1 5 5 .1 --neuron2 20 20 .1 --set network.batch_norm=false"
     logs = []
     for name, more in (("plain", ""), ("changed", AUGMENT)):
@@ -130,7 +130,7 @@ def test_resume_with_augmentation(program, tmp_path):
 
 @pytest.mark.parametrize("layout", config.SENSORS)
 def test_camera_layouts_train_and_test(program, tmp_path, layout):
-    """Sensors into fully connected layers; pixels move on the image that the network sees."""
+    """Sensors feed fully connected layers; augmentation moves pixels of the image that the network sees."""
     for seed, split in enumerate(("train", "test")):
         events = make_pixels(24, 3, layout, seed)
         write_camera(tmp_path / "data" / layout / f"{layout}_{split}.h5", layout, split, **events)
@@ -184,19 +184,19 @@ def test_a_folder_that_is_no_run_stays(program, tmp_path):
 
 @pytest.mark.usefixtures("shd_folder")
 def test_schedules(program, tmp_path):
-    """The learning rate falls along a cosine, and D grows from D0 to D1; other schedules have nothing to change."""
+    """The learning rate falls along a cosine, and D grows from D0 to D1; without schedules nothing changes."""
     words = "--epochs 4 --lr 8e-3 --lr_decay --FS 0.2 2 --set loss.fs.D_final=8 --save_name x"
     assert program(f"{TRAIN} {words}").returncode == 0
     log = rows(tmp_path / "runs" / "x" / "metrics.jsonl")
     assert [row["lr"] for row in log] == pytest.approx([4e-3 * (1 + math.cos(math.pi * k / 4)) for k in range(4)])
     assert [row["D"] for row in log] == pytest.approx([2 * 4 ** (k / 4) for k in range(4)])
-    for name, value in (("density", 1), ("delays_are_whole", 0), ("delay_sigma_steps", 0), ("early", 0)):
+    for name, value in (("density", 1), ("delays_are_whole", 0), ("delay_sigma_steps", 0)):
         assert {row[name] for row in log} == {value}
 
 
 @pytest.mark.usefixtures("shd_folder")
 def test_resume_of_a_damaged_run(program, tmp_path):
-    """A torn line in the log does no harm; a best.pt in the place of last.pt, or none at all, is named."""
+    """A torn line in the log does no harm; a best.pt in place of last.pt, or a missing last.pt, is named."""
     assert program(f"{TRAIN} --epochs 2 --save_name x").returncode == 0
     run = tmp_path / "runs" / "x"
     with (run / "metrics.jsonl").open("a") as file:
@@ -232,7 +232,7 @@ def test_options_train(program, words):
 
 
 def test_nmnist_from_its_original_files_to_a_test(program, tmp_path):
-    """A camera by YAML: .bin files, preparation, convolutions with pools, training, test with another T, pictures."""
+    """Follow a camera: .bin files, preparation, convolutions with pools, training, a test with another T, pictures."""
     write_nmnist(tmp_path / "original", 4, 0)
     made = program("-m datasets.prepare events original --out data/nmnist --sensor 34x34")
     assert made.returncode == 0, made.stderr
@@ -345,7 +345,7 @@ def test_learning_that_blows_up_names_the_place(program, shd_folder):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A folder with a data set and a trained run `x`, made once."""
+    """Make, once, a folder with a data set and a trained run `x`."""
     folder = tmp_path_factory.mktemp("trained")
     write_shd(folder / "shd" / "shd_train.h5", **make_events(60, 3, 40, 0))
     write_shd(folder / "shd" / "shd_test.h5", **make_events(24, 3, 40, 1))
@@ -390,7 +390,7 @@ def test_continue_from_a_checkpoint(program, tmp_path, trained):
 
 
 def test_demo(program, tmp_path):
-    """A WAV file, and a word of our own, through a network that has learned nothing."""
+    """Pass a WAV file, and a word of the data set, through an untrained network."""
     values = settings.read_yaml(REPOSITORY / "configs" / "adlif_digits.yaml")
     values["network"] |= {"layers": ["8F"]}
     values["data"] |= {"test_T": 5}

@@ -42,7 +42,7 @@ def test_tables_that_mean_the_same(four, convert, rows, header):
 
 
 def test_names_have_one_spelling(four, convert):
-    """A label in two Unicode forms; and a file that macOS wrote in the other form."""
+    """Use a label in two Unicode forms, and a file whose name macOS wrote in the other form."""
     (four / "in" / "low_0.wav").rename(four / "in" / "gru\u0308n.wav")
     rows = ["gr\u00fcn.wav,gr\u00fcn,train", "low_1.wav,gru\u0308n ,test", *GOOD[2:]]
     convert(label_csv=write_table(four, rows))
@@ -96,7 +96,7 @@ def test_shared_tables(four, convert, name):
 
 
 def test_one_sound_under_two_names(four, convert):
-    """It is one sound in whatever format; copies stay in one split, and are said."""
+    """The format does not matter; copies stay in one split and are reported."""
     soundfile.write(four / "in" / "low_7.flac", *soundfile.read(four / "in" / "low_1.wav"))
     split_of = set()
     for seed in range(6):
@@ -117,7 +117,7 @@ def test_one_sound_with_two_labels(four, convert):
 
 
 def test_one_sound_in_training_and_test(four, convert):
-    """The copy for training goes."""
+    """The copy for training is left out."""
     (four / "in" / "low_2.wav").write_bytes((four / "in" / "low_1.wav").read_bytes())
     save_sound(four / "in" / "low_3.wav", 9)
     table = write_table(four, [*GOOD, "low_2.wav,low,train", "low_3.wav,low,train"])
@@ -128,7 +128,7 @@ def test_one_sound_in_training_and_test(four, convert):
 
 
 def test_every_class_keeps_a_training_recording():
-    """Also where many classes are rare and no seed would do by itself."""
+    """This holds even if many classes are so rare that no seed alone would do."""
     members = [recordings.Recording(Path(f"{i}.wav"), str(i // 2), str(i % 7)) for i in range(200)]
     for groups in ([str(i) for i in range(200)], [member.speaker for member in members]):
         drawn = recordings.draw_split(members, groups, 0.4, seed=0)

@@ -1,4 +1,4 @@
-"""A folder of recordings in the preparation: files are taken, left out or refused."""
+"""The preparation takes, leaves out or refuses the files of a folder of recordings."""
 
 import os
 import re
@@ -16,7 +16,7 @@ from tests.programs import converted
 CASES = REPOSITORY.parent / "shared" / "cases"
 
 
-# what libsndfile reads
+# formats that libsndfile reads
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ BAD = {
 
 @pytest.mark.parametrize("kind", BAD)
 def test_bad_recordings(tmp_path, convert, kind):
-    """One line with the file and the reason; or it is left out, and named."""
+    """A bad recording gives one line with the file and the reason, or is left out and named."""
     write, reason = BAD[kind]
     for i in range(4):
         save_sound(tmp_path / "in" / f"{'ab'[i % 2]}_{i}.wav", i)
@@ -105,7 +105,7 @@ def test_a_file_that_is_not_there(tmp_path):
         wav.read_audio(tmp_path / "none.wav")
 
 
-# what a folder holds
+# the contents of a folder
 
 
 def test_what_is_left_out_is_counted(tmp_path, convert):

@@ -1,7 +1,7 @@
-"""Training takes the course that tests/reference_losses.json holds, so a refactor does not change numbers unseen.
+"""Training reproduces the losses in tests/reference_losses.json, so a refactor does not change numbers unnoticed.
 
-`python -m tests.test_reference_losses` stores it again. Do so only if numbers are meant to change, and say in
-CHANGELOG.md which and why.
+`python -m tests.test_reference_losses` stores them again. Do so only if numbers are meant to change, and say in
+CHANGELOG.md which changed and why.
 
 Training uses one thread, as BatchNorm sums in another order with more. The tolerance leaves room for another processor:
 with the oldest instructions that torch and its libraries know, losses moved by 6e-7 at most.
@@ -52,7 +52,7 @@ CASES = {
 
 
 def write_data(folder: Path) -> None:
-    """80 recordings of 20 classes by 4 speakers on 700 channels, and 60 images of 4 classes: a bright band in noise."""
+    """Write 80 recordings of 20 classes by 4 speakers on 700 channels, and 60 images: bright bands of 4 classes."""
     events = make_events(80, 20, 700, 0) | {"speakers": [r // 20 for r in range(80)]}
     write_shd(folder / "digits_train.h5", **events)
     random = np.random.default_rng(0)
@@ -67,7 +67,7 @@ def command(case: str) -> str:
 
 
 def course(folder: Path) -> dict[str, list[float]]:
-    """The losses that the run in this folder took, an entry an epoch."""
+    """Return the losses of the run in this folder, one entry per epoch."""
     lines = (folder / "runs" / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return {column: [json.loads(line)[column] for line in lines] for column in COLUMNS}
 

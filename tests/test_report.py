@@ -1,4 +1,4 @@
-"""Tests of one network and of many, the page they leave, and two networks compared: as a user runs them."""
+"""Tests of one network and of several, their page, and a comparison of two networks, as a user runs them."""
 
 import base64
 import errno
@@ -26,7 +26,7 @@ NAMES = ("one", "two & <three>", "four")
 
 
 def save_run(folder: Path, cfg: schema.AnyConfig, names: tuple[str, ...] = ("best.pt",)) -> Path:
-    """A run of a network that has learned nothing."""
+    """Save the run of an untrained network."""
     folder.mkdir(parents=True)
     torch.manual_seed(cfg.train.seed)
     if isinstance(cfg, config.TTFSConfig):
@@ -44,7 +44,7 @@ def save_run(folder: Path, cfg: schema.AnyConfig, names: tuple[str, ...] = ("bes
 
 @pytest.fixture
 def toy(tmp_path) -> Path:
-    """data/toy_test.h5: 24 recordings of 3 classes, with names; and runs a and b, of two seeds."""
+    """Write data/toy_test.h5, 24 recordings of 3 named classes, and the runs a and b of two seeds."""
     path = write_shd(tmp_path / "data" / "toy_test.h5", **make_events(24, 3, 40, 1))
     import h5py
 
@@ -60,7 +60,7 @@ def read_metrics(run: str) -> dict:
 
 
 def assert_needs_nothing(html: str) -> None:
-    """No address but places of the page itself, pictures within it."""
+    """Check that the page has its pictures within it and no address but places of its own."""
     assert "http" not in re.sub(r"<pre.*?</pre>", "", re.sub(r'src="data:[^"]*"', "", html), flags=re.DOTALL)
     assert not re.findall(r"<(?:script|link|iframe)|@import|url\(", html)
     assert all(src.startswith("data:image/") for src in re.findall(r'src="([^"]*)"', html))
@@ -101,7 +101,7 @@ def test_the_page_holds_everything(program, toy, monkeypatch):
 
 
 def noting(draw, labels: set[str]):
-    """The same, and the words at its axes go to `labels`."""
+    """Return the same function, which also adds the labels of its axes to `labels`."""
 
     def drawn(*words, **more):
         figure = draw(*words, **more)
@@ -134,7 +134,7 @@ def test_an_energy_has_its_section():
 
 
 def test_many_at_once(program, toy, monkeypatch):
-    """A row each, in one pass; the seeds of one configuration together; each folder as if tested alone."""
+    """One pass gives a row for each, the mean over seeds of a configuration, and each folder as if tested alone."""
     save_run(toy / "runs" / "c", toy_config(2, neuron="CuAdLIF"), ("best.pt", "last.pt"))
     assert program("test.py --load_pt_file a").returncode == 0
     alone = read_metrics("runs/a")
@@ -167,7 +167,7 @@ def ttfs_config(seed: int = 0) -> config.TTFSConfig:
 
 
 def test_networks_that_spike_once(program, toy):
-    """The same page, rows, and comparison as far as they apply; also together with the other kind."""
+    """They get the same page, rows and comparison as far as these apply, also beside the other kind."""
     random = np.random.default_rng(0)
     x, y = random.integers(0, 256, (30, 6, 6), np.uint8), np.arange(30) % 3
     np.savez(toy / "data" / "toy.npz", x_train=x, y_train=y, x_test=x, y_test=y)
@@ -191,7 +191,7 @@ def test_networks_that_spike_once(program, toy):
 
 
 def check_samples(toy: Path) -> None:
-    """samples.npz of run a is what its metrics sum."""
+    """Check that the metrics of run a are the sums of its samples.npz."""
     metrics, samples = read_metrics("runs/a"), np.load(toy / "runs" / "a" / "test" / "samples.npz")
     target = samples["target"]
     assert len(target) == metrics["samples"] == 24
@@ -209,7 +209,7 @@ def check_samples(toy: Path) -> None:
 
 
 def test_compare(program, toy):
-    """Samples are what the metrics sum, and its numbers are theirs; the page shows both. Then what it refuses."""
+    """The metrics are sums of the samples, the numbers are those of the metrics, and the page shows both runs."""
     assert_one_line(program("compare.py a b"), "a: not tested yet; run python test.py --load_pt_file a first")
     assert program("test.py --load_pt_file a b --test-batch-size 7").returncode == 0
     check_samples(toy)
@@ -336,7 +336,7 @@ def test_a_comparison_that_cannot_be_written_says_so(program, toy):
 
 
 def test_data_without_some_classes_are_warned_of(program, toy):
-    """Labels of another set may fit by chance: fewer classes than the network has."""
+    """Labels of another set, with fewer classes than the network has, may fit by chance."""
     write_shd(toy / "few" / "toy_test.h5", **make_events(4, 2, 40, 1))
     result = program("test.py --load_pt_file a --path_to_dataset few")
     assert result.returncode == 0, result.stderr

@@ -24,7 +24,7 @@ def seed(accuracy: float, delay: float | None = 300.0) -> dict:
 
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
-    """A README with markers, two configurations and a stored result."""
+    """Make a README with markers, two configurations and a stored result."""
     for folder in ("configs", "results", "docs"):
         (tmp_path / folder).mkdir()
     for name in ("adlif_shd", "ttfs_mnist_mlp", "smoke"):
@@ -88,7 +88,7 @@ def test_without_its_comments_no_page_is_changed(repository, page):
 
 
 def test_the_frontier_has_a_row_for_each_network_and_each_ingredient(repository):
-    """Ours with events and operations up to the decision, anchors with multiplications, ingredients both ways."""
+    """Rows of ours have events and operations up to the decision, anchors multiplications, ingredients both results."""
     (repository / "configs" / "speech.yaml").write_text((REPOSITORY / "configs" / "speech.yaml").read_text())
     folder, where = repository / "results", {"machine": {"processor": "X", "cores": 2}, "versions": {"torch": "9.9"}}
     costs = [{"steps": 80.0, "events": e, "synaptic operations": o} for e, o in ((90.0, 5e5), (100.0, 6e5))]

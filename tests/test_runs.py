@@ -1,4 +1,4 @@
-"""Runs that are interrupted, killed, spoiled or run out of disk, and go on.
+"""Runs that are interrupted, killed, damaged or run out of disk space, and continue.
 
 Training processes that will be killed come from a fork server that has imported torch once.
 """
@@ -42,7 +42,7 @@ servers.set_forkserver_preload(["tests.test_runs"])
 
 
 def make_data(folder: Path) -> Path:
-    """Recordings and images of 3 classes for both kinds of task; the folder they are in."""
+    """Write recordings and images of 3 classes for both kinds of networks; return their folder."""
     write_shd(folder / "shd" / "shd_train.h5", **make_events(60, 3, 40, 0))
     random, y = np.random.default_rng(0), np.arange(60) % 3
     (folder / "toy").mkdir()
@@ -72,7 +72,7 @@ def test_the_smallest_weights_are_pruned(whole):
 
 
 def test_delays_are_whole_at_the_end(whole):
-    """The best model is chosen among those, even if an earlier one was right more often."""
+    """The best model is chosen among those epochs, even if an earlier one was right more often."""
     log, bits = whole
     assert log[0]["validation_fs_accuracy"] >= log[2]["validation_fs_accuracy"]
     for name in ("best.pt", "last.pt"):
@@ -155,7 +155,7 @@ def finish(process: multiprocessing.Process) -> int:
 
 
 def test_killed_while_it_writes(data):
-    """Between best.pt and last.pt, and resumed, when last.pt has just become last.previous.pt."""
+    """Kill it between best.pt and last.pt and, after a resume, when last.pt has just become last.previous.pt."""
     assert finish(start(data, f"{EVENTS} --epochs 2 --save_name whole")) == 0
     for point in (9, 7):
         words = f"{EVENTS} --epochs 2 --save_name x" + " --resume" * (data / "runs" / "x").exists()
@@ -169,7 +169,7 @@ def test_killed_while_it_writes(data):
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [EVENTS, IMAGES], ids=["events", "images"])
 def test_killed_at_every_call_that_writes(data, command):
-    """One run for each call that lasts on disk; it dies there once and comes to the same end."""
+    """Kill one run at each call that changes the disk; resumed, each gives the same result."""
     assert finish(start(data, f"{command} --epochs 2 --save_name whole")) == 0
     point, whole = 0, state(data / "runs" / "whole")
     while True:
@@ -186,7 +186,7 @@ def test_killed_at_every_call_that_writes(data, command):
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [EVENTS, IMAGES], ids=["events", "images"])
 def test_killed_at_20_random_moments(data, command, launch):
-    """A process as a user starts it, killed from outside, every third time while a checkpoint is being written."""
+    """Kill a process as a user starts it from outside, every third time while it writes a checkpoint."""
     random, kills = np.random.default_rng(0), 0
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     epochs = f"{command} --epochs 150".replace("train.py", str(REPOSITORY / "train.py")).split()
@@ -206,7 +206,7 @@ def test_killed_at_20_random_moments(data, command, launch):
         while kills % 3 == 0 and process.poll() is None and not list(run.glob(".*.part")):
             pass
         process.kill()
-        assert process.wait() == -signal.SIGKILL  # else the run was over too soon to be killed so often
+        assert process.wait() == -signal.SIGKILL  # otherwise the run ended too soon to be killed so often
         process.communicate()
         kills += 1
     last = train("--save_name", "x", "--resume")
@@ -221,7 +221,7 @@ def test_killed_at_20_random_moments(data, command, launch):
     [(EVENTS, tasks.events.EventTraining, signal.SIGTERM), (IMAGES, tasks.images.ImageTraining, signal.SIGINT)],
 )
 def test_a_signal_ends_with_the_batch(program, tmp_path, monkeypatch, command, task, number):
-    """It comes in the second batch of the third epoch, when weights are pruned; the run goes on with the third."""
+    """It comes in the second batch of the third epoch, when weights are pruned; the run continues with the third."""
     words = f"{command} --epochs 3 {ON_CPU}"  # on a GPU `_loss` is not called for a step that is replayed
     assert program(f"{words} --save_name whole").returncode == 0
     loss, steps = task._loss, iter(range(100))
@@ -262,7 +262,7 @@ def test_a_second_ctrl_c_ends_at_once(program, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_two_processes_resume_within_an_epoch(data, launch):
-    """torchrun hands SIGTERM on; each process goes on with its own random numbers, and one alone is refused."""
+    """torchrun passes SIGTERM on; each process continues with its own random numbers, and one alone is refused."""
     launcher = [*TORCHRUN, str(REPOSITORY / "train.py")]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     words = f"{EVENTS} {ON_CPU} --epochs 12 --batch-size 2 --distributed --save_name".split()[1:]
@@ -306,7 +306,7 @@ def weight_of_output(network: torch.nn.Module) -> torch.Tensor:
 @pytest.mark.parametrize(("command", "task"), KINDS)
 @pytest.mark.parametrize("fault", ["input", "weight", "loss", "gradient"])
 def test_not_a_finite_number(program, tmp_path, monkeypatch, command, task, fault):
-    """In the second batch: the place, the samples and the checkpoint are named, and that checkpoint is good."""
+    """It occurs in the second batch: the place, the samples and the checkpoint are named, and that checkpoint works."""
     command = f"{command} {ON_CPU}"  # on a GPU a step that is replayed would not see what is spoiled here
     kind = task
     batches, loss, after_step, steps = kind.batches, kind._loss, kind.after_step, iter(range(100))
@@ -353,7 +353,7 @@ def test_not_a_finite_number(program, tmp_path, monkeypatch, command, task, faul
 
 @contextmanager
 def small_disk(folder: Path, kilobytes: int) -> Iterator[Callable[[str], None]]:
-    """A file system of that size where we may mount one; what is yielded mounts it again with other options."""
+    """Mount a file system of that size if we may; yield a function that mounts it again with other options."""
 
     def mount(options: str) -> None:
         command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
@@ -371,7 +371,7 @@ def small_disk(folder: Path, kilobytes: int) -> Iterator[Callable[[str], None]]:
 
 
 def fill_up_and_resume(program: Callable, folder: Path, kilobytes: int, whole: tuple) -> bool:
-    """Return whether a run fills a disk of that size, said in one line; with more room it comes to its end."""
+    """Return whether a run fills a disk of that size, which gives one line; with more room it finishes."""
     words = f"{EVENTS} --epochs 3 --save_name x"
     with small_disk(folder / "runs", kilobytes) as mount_again:
         result = program(words)
@@ -405,7 +405,7 @@ def test_a_disk_that_is_full_at_any_page(program, data, whole):
 @pytest.mark.usefixtures("data")
 @pytest.mark.mounts
 def test_a_read_only_folder(program, tmp_path):
-    """At the start and on the way on: one line, and nothing moves."""
+    """At the start and at a resume, it gives one line, and no file changes."""
     words = f"{EVENTS} --epochs 1 --save_name x"
     with small_disk(tmp_path / "runs", 4096) as mount_again:
         assert program(words).returncode == 0
@@ -418,7 +418,7 @@ def test_a_read_only_folder(program, tmp_path):
 
 @pytest.mark.parametrize("writer", ["metrics.jsonl", "TensorBoard", "checkpoint"])
 def test_a_faulty_file(program, data, whole, monkeypatch, writer):
-    """Whoever meets the full disk, in the second epoch or at its end, the run goes on from the first."""
+    """Whichever writer meets the full disk, in the second epoch or at its end, the run continues from the first."""
     calls = iter(range(10**6))
 
     def fails(call: Callable, at: int) -> Callable:
@@ -468,7 +468,7 @@ def test_what_stops_a_run_leaves_it_as_it_was(program, data, fault):
 
 
 def test_bits_of_our_kernels_do_not_go_by_threads(monkeypatch):
-    """Torch's BatchNorm and oneDNN's convolutions sum in an order that goes by them."""
+    """Torch's BatchNorm and oneDNN's convolutions are left out: their order of sums depends on the threads."""
     monkeypatch.setattr(linear, "input_gradient", torch.matmul)
     values = settings.read_yaml(REPOSITORY / "configs" / "adlif_shd.yaml")
     values["network"]["batch_norm"] = False
@@ -491,7 +491,7 @@ def test_bits_of_our_kernels_do_not_go_by_threads(monkeypatch):
 @pytest.mark.usefixtures("data")
 @pytest.mark.parametrize("command", [EVENTS, IMAGES], ids=["events", "images"])
 def test_a_seed_is_a_run(program, tmp_path, command):
-    """The same seed gives the same bits, another seed others."""
+    """The same seed gives the same bits, and another seed gives others."""
     for name, seed in (("one", 3), ("same", 3), ("other", 4)):
         assert program(f"{command} --epochs 1 --save_name {name} --seed {seed}").returncode == 0
     one, same, other = (state(tmp_path / "runs" / name) for name in ("one", "same", "other"))
@@ -504,7 +504,7 @@ def test_a_seed_is_a_run(program, tmp_path, command):
 
 @pytest.mark.usefixtures("data")
 def test_ctrl_c_as_the_run_begins_is_heard(program, monkeypatch):
-    """Once its folder is there, a run says how it goes on."""
+    """Once its folder is there, a run says how to continue it."""
     begin = runs.begin
 
     def interrupted(*arguments):

@@ -1,6 +1,6 @@
 """search.py: ranges, trials, runs that are given up, workers that are killed, databases, and the front.
 
-Two tests train. The others have a train.py that writes what a run leaves, in no time and as the test tells it.
+Two tests train. The others use a train.py that writes the files of a run at once, as the test tells it to.
 """
 
 import json
@@ -108,7 +108,7 @@ def states(study: optuna.Study) -> list[str]:
 
 @pytest.mark.usefixtures("ranges_file")
 def test_from_ranges_to_a_front_and_its_training(program, tmp_path, shd_folder):
-    """Real runs, without a test file. The first trial is the configuration as it stands."""
+    """Use real runs, without a test file. The first trial is the unchanged configuration."""
     (shd_folder / "shd_test.h5").unlink()
     done = program(f"{WORDS} --epochs 1 --trials 2")
     assert done.returncode == 0, done.stderr
@@ -132,7 +132,7 @@ def test_from_ranges_to_a_front_and_its_training(program, tmp_path, shd_folder):
     shutil.rmtree(out / "front")
     (out / "front.html").unlink()
     (out / "front").mkdir()
-    (out / "front" / "0099.yaml").touch()  # a point of another time
+    (out / "front" / "0099.yaml").touch()  # a point of an earlier front
     again = program(f"{WORDS} --epochs 1 --trials 0")
     assert again.returncode == 0, again.stderr
     assert {path.name for path in (out / "front").iterdir()} == front
@@ -176,7 +176,7 @@ def test_a_run_that_is_behind_is_given_up(program, tmp_path, tell):
 
 
 def test_runs_that_fail(program, tmp_path, tell):
-    """Those that never begin are a fault of the machine, and their parameters come again; others are given up."""
+    """If a run never begins, the machine is at fault and its parameters are tried again; other runs are given up."""
     tell(not_begun=True)
     assert_one_line(program(f"{WORDS} --trials 2"), "error: no data")
     assert states(load(tmp_path)) == ["FAIL", "WAITING"]
@@ -199,7 +199,7 @@ def test_ctrl_c_and_the_same_command_again(program, tmp_path, tell):
     threading.Thread(target=interrupt, daemon=True).start()
     stopped = program(f"{WORDS} --trials 1")
     assert stopped.returncode == 130
-    assert stopped.stderr == "interrupted; the same command goes on with the study\n"
+    assert stopped.stderr == "interrupted; the same command continues the study\n"
     assert states(load(tmp_path)) == ["FAIL", "WAITING"]
     tell()
     assert program(f"{WORDS} --trials 1").returncode == 0
@@ -219,9 +219,10 @@ def test_ctrl_c_and_the_same_command_again(program, tmp_path, tell):
         ("low: 1e-3", "low: 1", ("ranges.train.lr", "low = 1 is above high = 0.01")),
         ("low: 8", "low: 8.5", ("ranges.train.batch_size", "number of steps")),
         ("low: 8, high: 16, step: 4", "low: 8.5, high: 16.5", ("ranges: train.batch_size", "integer")),
+        ("train.batch_size: {low", "low: {lows", ("ranges.low.lows is not known", "choices")),
         ("step: 4", "steps: 4", ("ranges.train.batch_size.steps is not known", "choices")),
         ("[8F, 8F]", "[8X]", ("ranges: network.layers", "8X")),
-        ("[8F, 8F]", "[8F]", ("ranges.network.layers", "stands twice")),
+        ("[8F, 8F]", "[8F]", ("ranges.network.layers", "is given twice")),
         ("fs_accuracy", "accuracy", ("goals: accuracy is not known", "t_d90_ms")),
         ("goals:", "aims:", ("ranges.yaml", "goals is missing")),
         (RANGES, "5", ("ranges.yaml: must hold", "goals")),
@@ -290,7 +291,7 @@ def space_of(text: str) -> ranges.Space:
 
 
 def test_values_have_the_type_of_their_field():
-    """theta takes fractions though both ends are whole, a batch size does not; a choice may be a list or a section."""
+    """theta takes fractions even if both ends are whole, a batch size does not; a choice may be a list or a section."""
     space = space_of(
         "{network.neuron2.theta: {low: 1, high: 3}, train.batch_size: {low: 1, high: 64}, "
         "train.lr: {choices: [0.1, 1]}, "
@@ -343,7 +344,7 @@ def test_the_rule_by_which_runs_are_given_up():
 
 @pytest.fixture
 def postgresql() -> Iterator[str]:
-    """The address of a database of a server that lives as long as the test."""
+    """Yield the address of a database on a server that runs during the test."""
     programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     pytest.importorskip("psycopg")
     if not programs:
@@ -372,7 +373,7 @@ def postgresql() -> Iterator[str]:
 
 
 def start_worker(folder: Path, url: str) -> subprocess.Popen:
-    """Start search.py in a process of its own, with the other train.py and short times between signs of life."""
+    """Start search.py in a process of its own, with the other train.py and a short heartbeat."""
     script = folder / "worker.py"
     script.write_text(
         f"import sys\nsys.path.insert(0, {str(REPOSITORY)!r})\nfrom pathlib import Path\n"
@@ -393,7 +394,7 @@ def wait_until(is_so, process: subprocess.Popen, seconds: float = 600) -> None:
 
 @pytest.mark.slow
 def test_two_workers_on_postgresql_one_of_them_killed(tmp_path, tell, postgresql):
-    """Both begin the study at once. The killed one's run ends by itself, and the other takes it up where it ended."""
+    """Both begin the study at once. The killed one's run ends by itself, and the other worker continues it there."""
     tell(epochs=10**6, pace_s=0.1)
     workers = [start_worker(tmp_path, postgresql) for _ in range(2)]
     try:
@@ -422,7 +423,7 @@ def test_two_workers_on_postgresql_one_of_them_killed(tmp_path, tell, postgresql
 
 
 def still_grows(path: Path) -> bool:
-    """Say whether a log gets longer; a run whose worker was killed ends as it writes its next line."""
+    """Return whether a log still grows; a run whose worker was killed ends when it writes its next line."""
     time.sleep(1)
     size = path.stat().st_size
     time.sleep(1)

@@ -50,7 +50,7 @@ def name_classes(path: Path, names: list[str]) -> None:
 
 @pytest.fixture
 def named(shd_folder):
-    """The names of the classes are those of the training file; the validation file numbers them the other way round."""
+    """Name the classes in the training file; the validation file numbers them the other way round."""
     name_classes(shd_folder / "shd_train.h5", ["a", "b", "c"])
     made = make_events(9, 3, 40, 5)
     made["labels"] = [2 - label for label in made["labels"]]

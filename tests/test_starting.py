@@ -1,4 +1,4 @@
-"""The programs start anywhere: read-only, with any encoding, under python -OO; if they cannot, they say why."""
+"""The programs start anywhere: in read-only folders, with any encoding, under python -OO; if not, they say why."""
 
 import ast
 import os
@@ -22,7 +22,7 @@ SOURCES = [
 
 
 def run(command: str, folder: Path, **environment: str) -> subprocess.CompletedProcess:
-    """A program of ours in a process of its own, as only a new one reads the environment."""
+    """Run a program of ours in a process of its own, because only a new process reads the environment."""
     first, *words = command.split()
     script = [first] if first.startswith("-") else [str(REPOSITORY / first)]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)} | environment
@@ -88,7 +88,7 @@ def test_help_does_not_wait_for_torch(tmp_path):
     """Importing it takes seconds."""
     result = run(f"-X importtime {REPOSITORY}/train.py --help", tmp_path)
     assert result.returncode == 0
-    assert re.search(rb"\| +snn\.config\n", result.stderr)
+    assert re.search(rb"\| +snn\.arguments\n", result.stderr)
     assert not re.search(rb"\| +(torch|numba|numpy|matplotlib)\n", result.stderr)
 
 
@@ -100,7 +100,7 @@ def test_a_process_without_jit_is_told_so_once(tmp_path):
 
 
 def test_training_does_without_the_packages_of_the_report(tmp_path):
-    """Nor does it load torch._dynamo, which takes a second, before it has to."""
+    """It also does not load torch._dynamo, which takes a second, before it must."""
     (tmp_path / "own.py").write_text(
         "import sys\nsys.modules.update(matplotlib=None, jinja2=None)\nimport train\n"
         "assert 'torch._dynamo' not in sys.modules\n"
@@ -118,7 +118,7 @@ def test_a_module_starts_without_docstrings_or_unicode(tmp_path, module):
 @pytest.mark.slow
 @pytest.mark.usefixtures("shd_folder")
 def test_a_run_and_its_test_without_docstrings_or_unicode(tmp_path):
-    """With a name that ASCII lacks, and silent outputs, whose delays are dashes."""
+    """Use a name that ASCII lacks, and silent outputs, whose delays are dashes."""
     words = f"{TINY} --neuron2 20 20 1000 {ON_CPU} --path_to_dataset shd --dataset_name shd --epochs 1 --save_name ö"
     environment = {"PYTHONIOENCODING": "ascii", "PYTHONOPTIMIZE": "2"}
     trained = run(f"train.py --path_to_yaml {REPOSITORY}/configs/adlif_shd.yaml {words}", tmp_path, **environment)
@@ -201,7 +201,7 @@ def test_a_missing_extra_is_named_in_one_line(program, package, extra):
 
 
 def test_only_the_format_nir_needs_nir():
-    """All formats in one process, because starting torch takes seconds."""
+    """Try all formats in one process, because starting torch takes seconds."""
     formats = ("onnx", "c", "html", "nir")
     result = run_without("nir", *(f"export.py --load_pt_file nowhere --format {name}" for name in formats))
     assert result.returncode == 2
@@ -219,7 +219,7 @@ def test_missing_packages_are_named_in_one_line(words):
     assert re.fullmatch(r"error: \S+ does not have numpy, torch, .*: bash run.sh installs .*\n", result.stderr)
 
 
-# What run.sh finds on PATH in place of Python: a script that answers as told.
+# A script that run.sh finds on PATH in place of Python, and that answers as told.
 OLD = 'case "$*" in --version) echo Python 3.10.13;; *) exit 1;; esac'
 NO_VENV = """case "$*" in
   *version_info*) ;;
@@ -236,7 +236,7 @@ OFFLINE = "WARNING: Retrying (Retry(total=0)): x\\nERROR: No matching distributi
 
 
 def run_sh(folder: Path, python3: str | None, code: int = 2, **environment: str) -> list[str]:
-    """The lines of run.sh, in a copy of its own, with only this python3."""
+    """Run a copy of run.sh with only this python3; return the lines it prints."""
     for name in ("run.sh", "requirements.txt", "pyproject.toml"):
         shutil.copy(REPOSITORY / name, folder / name)
     tools = folder / "bin"

@@ -1,4 +1,4 @@
-"""Intervals that hold the truth as often as they say, and pairs."""
+"""Intervals that contain the truth as often as they claim, and paired comparisons."""
 
 import itertools
 import math
@@ -37,7 +37,7 @@ def test_mcnemar_by_hand():
 
 
 def test_paired_proportions_hold_the_truth():
-    """All tables of 20 pairs, each as likely as it is: the interval of 95 % holds the true difference so often."""
+    """Over all tables of 20 pairs, weighted by probability, the 95 % interval holds the truth that often."""
     n = 20
     for p in ((0.6, 0.05, 0.15, 0.2), (0.4, 0.1, 0.1, 0.4), (0.3, 0.2, 0.4, 0.1)):
         held = total = 0.0
@@ -62,7 +62,7 @@ def test_paired_proportions_at_the_edges_and_turned_round():
     value, low, high = statistics.paired_proportions(one, other)
     assert value == pytest.approx(6 / 69)
     assert statistics.paired_proportions(other, one) == pytest.approx((-value, -high, -low))
-    # pairs that go together tell more than as many samples that do not
+    # correlated pairs say more than as many uncorrelated samples
     random = np.random.default_rng(0)
     _, low_apart, high_apart = statistics.paired_proportions(one, random.permutation(other))
     assert high - low < high_apart - low_apart
@@ -86,7 +86,7 @@ def test_delay_is_the_first_step_that_reaches_the_share():
 
 
 def test_delays_of_pairs():
-    """A network that is right k steps earlier on every sample: the difference, without doubt; a shuffled one, with."""
+    """If a network is right k steps earlier on every sample, the interval is a point; shuffled, it is wider."""
     random = np.random.default_rng(1)
     first_n = random.integers(10, 40, 200)
     steps = np.arange(1, 61)

@@ -1,4 +1,4 @@
-"""Sets larger than memory: events that stay in their file give the same batches, networks and tests."""
+"""Sets larger than memory: events left in their file give the same batches, networks and tests."""
 
 import json
 import os
@@ -86,7 +86,7 @@ def test_only_the_window_of_a_long_recording_is_read(tmp_path, monkeypatch):
 
 
 def test_each_process_opens_the_file_for_itself(shd_folder, monkeypatch):
-    """A handle that a forked process shares moves under it."""
+    """A shared handle would move under a forked process."""
     held, stored = both(shd_folder / "shd_train.h5", "shd", 40)
     handles = []
     monkeypatch.setattr(hdf5.h5py, "File", lambda *args, opened=h5py.File: handles.append(args) or opened(*args))

@@ -1,4 +1,4 @@
-"""The imports that are allowed between modules, and the promises of the README."""
+"""The allowed imports between modules, and the promises of the README."""
 
 import ast
 import os
@@ -29,6 +29,7 @@ ALLOWED = {
         "snn.architecture",
         "snn.cli",
         "snn.errors",
+        "snn.losses",
         "snn.manual",
         "snn.network",
         "snn.neurons",
@@ -66,7 +67,7 @@ ALLOWED = {
         "snn.neurons",
         "snn.norm",
     },
-    "snn.loss": {"snn.checks", "snn.coding", "snn.config", "snn.errors", "snn.network"},
+    "snn.losses": {"snn.checks", "snn.coding", "snn.errors", "snn.losses", "snn.network", "snn.schema"},
     "snn.checks": {"snn.errors"},
     "snn.ops.max_pool": {"snn.checks", "snn.errors", "snn.ops"},
     "snn.ops.sparse": {"snn.checks", "snn.errors", "snn.inputs", "snn.ops"},
@@ -261,7 +262,7 @@ def readme_commands() -> list[str]:
 
 
 def smoke_form(command: str) -> str:
-    """The same command on the smoke configuration, a small SHD pair, short WAV files and small originals."""
+    """Return the same command for the smoke configuration, a small SHD pair, short WAV files and small originals."""
     forms = [
         (r"^bash run\.sh$", "bash run.sh configs/smoke.yaml"),
         (r"^bash run\.sh --(?!python)", "bash run.sh configs/smoke.yaml --"),
@@ -285,7 +286,7 @@ def smoke_form(command: str) -> str:
 
 
 def in_this_process(command: str, folder: Path) -> str | None:
-    """Return what `program` runs in place of a command that only starts Python; None where it does more."""
+    """Return the words for `program` in place of a command that only starts Python; None if the command does more."""
     if words := re.match(r"bash run\.sh (configs/\S+)(.*)", command):
         return f"train.py --path_to_yaml {words[1]} {words[2]}"
     if words := re.match(r"bash run_test\.sh ([^-]\S*)?(.*)", command):
@@ -296,10 +297,9 @@ def in_this_process(command: str, folder: Path) -> str | None:
 
 @pytest.mark.slow
 def test_readme_commands_run_in_their_smoke_form(program, tmp_path):
-    """Every command of the README, in its order, in a copy of the repository; but not that which runs this test.
+    """Run every command of the README except the one that runs this test, in order, in a copy of the repository.
 
-    The shell runs each of its scripts once as it stands there. All else runs in this process, as starting torch takes
-    seconds.
+    The shell runs each script once. Everything else runs in this process, because starting torch takes seconds.
     """
     listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"], cwd=REPOSITORY, capture_output=True, text=True, check=True

@@ -37,7 +37,7 @@ RUNS = {
     "images": f"{TRAIN_IMAGES} --set ttfs.standardised=true --set train.silent_drive=0.5 --set ttfs.layers=4C3-P2-16F "
     "--set data.augment=[]",
 }
-# rounding decides a spike of the camera's network in its second epoch, from where on runs differ
+# rounding decides a spike of the camera's network in its second epoch, and runs differ from then on
 RUNS = {
     name: f"{words} --epochs {1 if name == 'camera' else 2} --save_name {name} {ON_CPU}"
     + (" --set network.dropout=0" if name != "images" else "")
@@ -48,7 +48,7 @@ COUNTS = ((True, True), (True, False))
 
 
 def norm_rows(process: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows for BatchNorm, their mean far from 0, and the gradient of what it makes of them."""
+    """Return rows for BatchNorm, whose mean is far from 0, and the gradient of its output."""
     random = torch.Generator().manual_seed(process)
     x_TBN = 5 + torch.randn(2, ROWS[process], WIDTH, generator=random)
     return x_TBN, torch.randn(2, ROWS[process], WIDTH, generator=random)
@@ -80,7 +80,7 @@ def work() -> None:
     found["largest"] = team.largest(0, team.rank, 3 - team.rank)
     found["total"] = team.total([team.rank])
     torch.save(found, f"process{team.rank}.pt")
-    # torchrun lets its processes meet once: the runs below go on in this group
+    # torchrun lets its processes meet once: the runs below use the same group
     destroy = dist.destroy_process_group
     dist.init_process_group = dist.destroy_process_group = lambda *_, **__: None
     for words in RUNS.values():
@@ -91,12 +91,12 @@ def work() -> None:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory) -> Path:
-    """Data, and what one process leaves. It comes first, as two would both compile the kernels."""
+    """Make the data and the runs of one process. It comes first, because two would both compile the kernels."""
     folder = tmp_path_factory.mktemp("alone")
     write_shd(folder / "shd" / "shd_train.h5", **make_events(60, 3, 40, 0))
     (folder / "data").mkdir()
     pixels, labels = toy_images(90, 0)
-    # no patch of one colour: its drive by standardised weights is rounding alone, and would decide who fires
+    # no patch of one colour: with standardised weights its drive would be rounding alone, and decide what fires
     pixels += np.random.default_rng(0).integers(0, 30, pixels.shape, np.uint8)
     np.savez(folder / "data" / "toy.npz", x_train=pixels, y_train=labels)
     for words in RUNS.values():
@@ -106,7 +106,7 @@ def alone(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def folder(alone, tmp_path_factory) -> Path:
-    """The same data, and what the two processes leave."""
+    """Return the same data with the runs of the two processes."""
     folder = tmp_path_factory.mktemp("team")
     for part in ("shd", "data"):
         shutil.copytree(alone / part, folder / part)
@@ -131,7 +131,7 @@ def test_two_processes_train_as_one(folder, alone, name):
     assert (len(two["processes"]), len(one["processes"])) == (2, 1)
     assert two["network"].keys() == one["network"].keys()
     for key, weight in one["network"].items():
-        # Adam makes much of rounding where a gradient is next to nothing, so not element by element
+        # not element by element, because Adam amplifies rounding where a gradient is almost 0
         weight, difference = weight.double(), (two["network"][key] - weight).double()
         assert difference.norm() <= 1e-4 * weight.norm() + 1e-5 * math.sqrt(weight.numel()), key
     for row_two, row_one in zip(*(without_times(rows(run / "metrics.jsonl")) for run in runs), strict=True):
@@ -181,7 +181,7 @@ def test_numbers_over_processes(folder):
     ],
 )
 def test_a_lost_process_is_one_line(capsys, message):
-    """Return errors that torch.distributed raises in the processes that are left."""
+    """These are errors that torch.distributed raises in the remaining processes."""
 
     def main():
         raise RuntimeError(message)
@@ -209,7 +209,7 @@ def test_a_killed_process_ends_the_job_and_it_resumes(tmp_path, rank, launch):
     os.kill(next(pid for pid, text in environments.items() if f"\0RANK={rank}\0" in text), signal.SIGKILL)
     _, stderr = job.communicate(timeout=30)
     assert job.returncode != 0
-    assert "[rank" not in stderr, stderr  # no traceback of the one that is left
+    assert "[rank" not in stderr, stderr  # no traceback of the remaining process
     assert "Signal 9 (SIGKILL)" in stderr
     done = torch.load(tmp_path / "runs" / "rates" / "last.pt", weights_only=True)["epoch"]
     resumed = torchrun(tmp_path, f"{REPOSITORY}/{words} --epochs {done + 1} --resume")

@@ -14,7 +14,7 @@ GRID_STEPS = 4096
 
 
 def scan(t_BN: torch.Tensor, W_ON: torch.Tensor, T: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """(the first point of a grid over [T, 2T] at which V >= θ, less T, or inf; V - θ at 2T). Sums, no formula."""
+    """Return (t, V - θ at 2T): T + t is the first point of a grid over [T, 2T] with V >= θ. No closed form is used."""
     times = torch.linspace(T, 2 * T, GRID_STEPS + 1, dtype=torch.float64)
     since_BNG = (times - t_BN.unsqueeze(-1)).clamp(min=0)  # K(s); -inf for silent inputs, so 0
     distance_BOG = torch.einsum("on,bng->bog", W_ON, since_BNG) - (2 * T - times)
@@ -29,7 +29,7 @@ def test_forward_is_what_a_scan_over_time_finds(T, seed, scale):
     t_BN, W_ON = random_times((40, 30), T, seed), random_weights((50, 30), seed, scale)
     t_BO = functional.linear(t_BN, W_ON, T)
     scanned_BO, last_distance_BO = scan(t_BN, W_ON, T)
-    decided_BO = last_distance_BO.abs() > 1e-9  # else within rounding of the end of the window
+    decided_BO = last_distance_BO.abs() > 1e-9  # otherwise it is within rounding of the end of the window
     assert torch.equal((t_BO == INF) & decided_BO, (scanned_BO == INF) & decided_BO)
     fired_BO = t_BO < INF
     assert ((scanned_BO - t_BO)[fired_BO & decided_BO].abs() <= T / GRID_STEPS + 1e-12).all()
@@ -66,7 +66,7 @@ def test_forward_by_hand(T):
 
 @pytest.mark.parametrize("T", WINDOWS)
 def test_zero_drive(T):
-    """No input spike: silent, or the published choice, a spike at T with its slope 1. In both paths."""
+    """Without an input spike a neuron is silent or, as published, fires at T with slope 1, in both paths."""
     S, A = torch.zeros(2, 1, 5, dtype=torch.float64).unbind()
     t_1N, W_ON = torch.full((1, 3), INF), torch.randn(5, 3)
     assert (functional.linear(t_1N, W_ON, T) == INF).all()
@@ -124,7 +124,7 @@ def test_layers_equal_autograd_of_the_plain_formula(shape, weights, stride_paddi
 
 
 def published_gradients(t_BN, W_ON, T, g_BO, clip=INF):
-    """Event-driven backpropagation as in Wei et al. 2023: loops over sample and neuron, one term after the other."""
+    """Return the gradients of Wei et al. 2023, event by event: loops over sample and neuron, term by term."""
     g_t, g_W = torch.zeros_like(t_BN), torch.zeros_like(W_ON)
     for b in range(len(t_BN)):
         m_N = torch.isfinite(t_BN[b]).to(t_BN)
@@ -186,7 +186,7 @@ def test_gradients_are_central_differences(T):
 
 
 def test_gradcheck_of_a_deep_network():
-    """torch's own check, through convolution, pool, dense layer and readout; no pattern changes on so small a step."""
+    """Run torch's own check through convolution, pool, dense layer and readout, with steps that keep the pattern."""
     T = 1.0
     t = random_times((2, 2, 6, 6), T, 9, 0.2)
     firing = t < INF
@@ -202,7 +202,7 @@ def test_gradcheck_of_a_deep_network():
 
 
 def test_silent_and_early_neurons_have_exact_zeros():
-    """No gradient leaves them, whatever comes in; a silent input gets none."""
+    """They pass no gradient back, whatever comes in, and a silent input gets none."""
     T = 1.0
     t = torch.tensor([[0.0, 0.25, INF]], dtype=torch.float64, requires_grad=True)
     # early, silent, interior, silent with S = -1
@@ -244,7 +244,7 @@ def test_not_a_number_is_not_hidden():
 
 @pytest.mark.parametrize("k", [0.5, 3.0, 1e3])
 def test_scaling_time_scales_all_times(k):
-    """t and T by k: times and potentials by k; the gradient by the weights too, of times not at all."""
+    """Scaling t and T by k scales times, potentials and weight gradients by k, but not the gradients of times."""
     t, W, V = random_times((20, 15), 1.0, 13), random_weights((10, 15), 14), random_weights((4, 10), 15)
     results = []
     for scale in (1.0, k):
@@ -276,7 +276,7 @@ def test_single_and_double_precision_agree_off_the_boundaries():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", [(7, 5), (64, 700)])
 def test_compiled_kernels_equal_torch_in_every_bit(monkeypatch, shape, dtype, clip):
-    """Small ones on one thread and large ones on two; uninitialised memory is filled with NaN."""
+    """Small inputs run on one thread and large ones on two; uninitialised memory is filled with NaN."""
     empty_like, new_empty = torch.empty_like, torch.Tensor.new_empty
     monkeypatch.setattr(torch, "empty_like", lambda x: empty_like(x).fill_(math.nan))
     monkeypatch.setattr(torch.Tensor, "new_empty", lambda x, size: new_empty(x, size).fill_(math.nan))
@@ -298,7 +298,7 @@ def test_compiled_kernels_equal_torch_in_every_bit(monkeypatch, shape, dtype, cl
 
 @pytest.mark.parametrize(("kernel", "stride", "padding"), [(2, 2, 0), (3, 2, 1), (3, 1, 0)])
 def test_earliest_spike(kernel, stride, padding):
-    """Against unfold and min, overlapping patches too; the gradient goes to the earliest spike of each patch."""
+    """Compare with unfold and min, also for overlapping patches; the gradient goes to the earliest spike of each."""
     t = random_times((3, 2, 8, 8), 1.0, 20, 0.7).requires_grad_()
     out = functional.max_pool2d(t, kernel, stride, padding)
     padded = torch.nn.functional.pad(t, [padding] * 4, value=INF)
@@ -315,7 +315,7 @@ def test_earliest_spike(kernel, stride, padding):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", [(2, 3, 9, 7), (3, 20, 46, 48)])
 def test_compiled_pool_equals_torch_in_every_bit(monkeypatch, shape, dtype):
-    """Equal times, silence and what is no number included; lines that fill no patch have no gradient."""
+    """Equal times, silence and NaN are included; lines that fill no patch have no gradient."""
     t = (4 * random_times(shape, 1.0, 22, 0.5)).ceil().div(4).to(dtype)
     t[torch.rand(shape, generator=torch.Generator().manual_seed(23)) < 0.1] = math.nan
     new_empty, fits = torch.Tensor.new_empty, kernels.fits
@@ -335,7 +335,7 @@ def test_compiled_pool_equals_torch_in_every_bit(monkeypatch, shape, dtype):
 
 
 def test_average_pool():
-    """(T - t) averaged, silent as 0; silent only where all are."""
+    """It averages T - t, with 0 for silent inputs, and is silent only if all of them are."""
     t = torch.tensor([[[[0.5, INF, INF, INF], [1.0, 2.0, INF, INF]]]], dtype=torch.float64, requires_grad=True)
     out = functional.avg_pool2d(t, 2, T=2.0)
     assert out[0, 0, 0, 0] == 2 - (1.5 + 0 + 1 + 0) / 4
@@ -386,7 +386,7 @@ def test_bad_window(T):
 
 
 def test_what_is_kept_for_the_backward_pass():
-    """Two tensors of the size of the output, of which the next layer shares one; a clamp network keeps as many."""
+    """A layer keeps two tensors of its output's size and shares one with the next; a clamp network keeps as many."""
 
     def kept(run) -> int:
         storages = {}

@@ -86,7 +86,7 @@ def test_missing_and_damaged_npz(tmp_path):
 
 
 def write_mnist(folder: Path, x: np.ndarray, y: np.ndarray) -> None:
-    """torchvision's layout of MNIST, both splits alike."""
+    """Write torchvision's layout of MNIST, with two equal splits."""
     raw = folder / "MNIST" / "raw"
     raw.mkdir(parents=True)
     for split in ("train", "t10k"):
@@ -114,16 +114,16 @@ def test_torchvision_that_cannot_be_fetched(tmp_path, monkeypatch):
 
     monkeypatch.setattr(CIFAR10, "download", no_network)
     data = image_data("torchvision", tmp_path, "cifar10", (3, 32, 32), 10)
-    with pytest.raises(InputError, match=r"CIFAR10 is not there whole.*cannot be fetched \(no route to host\)"):
+    with pytest.raises(InputError, match=r"CIFAR10 is missing or incomplete.*cannot be fetched \(no route to host\)"):
         images.fetch_if_missing(data)
-    with pytest.raises(InputError, match="CIFAR10 is not there whole"):
+    with pytest.raises(InputError, match="CIFAR10 is missing or incomplete"):
         images.read(data, "train")
     with pytest.raises(InputError, match="sets here are mnist, fmnist, cifar10, cifar100"):
         images.read(data.model_copy(update={"dataset_name": "imagenet"}), "train")
 
 
 def test_first_events(tmp_path):
-    """The first event of a pixel, wherever it stands in the list; events past the window are none."""
+    """A pixel's first event counts, wherever it is in the list; events past the window do not."""
     shape = (2, 2, 2)
     write_shd(
         tmp_path / "toy_train.h5",

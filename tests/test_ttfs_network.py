@@ -76,7 +76,7 @@ def test_initial_weights():
 @pytest.mark.parametrize("options", [{}, {"encoder": "direct"}, {"standardised": True}])
 @pytest.mark.parametrize("T", [0.5, 3.0])
 def test_a_simulation_over_time_finds_the_same(options, T):
-    """Spike times and potentials, by steps as coarse as a quarter of a window; all kinds of layers."""
+    """Compare spike times and potentials for all kinds of layers, with steps as coarse as a quarter of a window."""
     network = build(T=T, **options).double()
     x = images().double()
     V_BN, passages, _ = network(x)
@@ -157,7 +157,7 @@ def test_data_parallel(tmp_path):
 
 
 def test_silent_neurons_drive():
-    """Zero while every neuron fires for some image; else its gradient raises the drive of the silent ones alone."""
+    """It is zero while every neuron fires for some image; otherwise its gradient raises only silent neurons' drive."""
     network = build("8F - 5F", (1, 4, 4))
     x = images(10, (1, 4, 4))
     with torch.no_grad():
@@ -203,7 +203,7 @@ def test_evaluation_by_hand():
     with torch.no_grad():
         network.layers[0].weight.copy_(torch.tensor([[0.5, 0.0], [-1.0, 1.0]]))
         network.readout.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
-    # image 0: only input 0, at 0: neuron 0 at .5 / 1.5, neuron 1 silent; image 1: both at 0: neuron 0 the same,
+    # image 0: only input 0, at 0: neuron 0 at 0.5 / 1.5, neuron 1 silent; image 1: both at 0: neuron 0 the same,
     # neuron 1 has no drive, so silent
     x = torch.tensor([[1.0, 0.0], [1.0, 1.0]]).view(2, 1, 1, 2)
     result = TTFSEvaluation()
@@ -221,11 +221,11 @@ def test_evaluation_by_hand():
     assert metrics["disagreements_with_simulation"] == 0
     histogram = result.histograms[0].tolist()
     assert sum(histogram) == 2
-    assert histogram[6] == 2  # (T - A) / (1 + S) = .5 / 1.5
+    assert histogram[6] == 2  # (T - A) / (1 + S) = 0.5 / 1.5
 
 
 def test_synapses_of_a_convolution_by_convolving():
-    """fan_out against the sum of a one-hot input's outputs through weights of 1; those of 0 are none."""
+    """Compare fan_out with the summed output of a one-hot input through weights of 1, or 0 where a weight is 0."""
     for kernel, stride in ((3, 1), (3, 2), (5, 2)):
         layer = layers.Conv2d(2, 3, kernel, 1.0, stride)
         layer.weight.data[layer.weight > 0.4] = 0

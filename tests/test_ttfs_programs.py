@@ -21,7 +21,7 @@ RUN = "toy_ttfs_256F"
 
 
 def test_train_then_test(program, tmp_path, toy_file):
-    """The whole path; training does without the test split."""
+    """Run the whole path; training does not need the test split."""
     with np.load(toy_file) as file:
         arrays = dict(file)
     np.savez(toy_file, **{name: value for name, value in arrays.items() if "test" not in name})
@@ -54,7 +54,7 @@ def test_train_then_test(program, tmp_path, toy_file):
 
 @pytest.mark.usefixtures("toy_file")
 def test_same_seed_same_run_and_resume(program, tmp_path):
-    """Three epochs at once, or two and one more, augmentation included; another seed is another run."""
+    """Three epochs at once equal two and one more, also with augmentation; another seed gives another run."""
     for words in (
         "3 --save_name whole",
         "2 --save_name parts",
@@ -124,7 +124,7 @@ def test_options_train(program, words):
 
 
 def test_train_on_first_events(program, tmp_path):
-    """Two places of a small sensor, told apart by which fires first."""
+    """The class shows in which of two places of a small sensor fires first."""
     random = np.random.default_rng(0)
     for split, n in (("train", 40), ("test", 20)):
         times, units = [], []
@@ -194,7 +194,7 @@ def test_bad_words(program, words, message):
 
 
 def test_bad_pixels(program, toy_file):
-    """Numbers outside 0 to 1 and NaN, in training and in test."""
+    """Numbers outside 0 to 1 and NaN are refused, in training and in a test."""
     with np.load(toy_file) as file:
         good = dict(file)
     np.savez(toy_file, **good | {"x_train": good["x_train"].astype(np.float32)})
@@ -210,7 +210,7 @@ def test_bad_pixels(program, toy_file):
 
 @pytest.mark.usefixtures("toy_file", "shd_folder")
 def test_other_kinds_of_checkpoint(program, tmp_path):
-    """A run of the other kind of network is neither resumed nor tested with the words of this one."""
+    """A run of the other kind of network is neither resumed nor tested with the options of this one."""
     assert program(f"{TRAIN_IMAGES} --epochs 1 --save_name x").returncode == 0
     events = f"train.py --path_to_yaml {REPOSITORY}/configs/adlif_shd.yaml --path_to_dataset shd {TINY}"
     events += " --save_name x --resume"
@@ -254,7 +254,7 @@ def test_mnist_mlp(program):
 @pytest.mark.slow
 @pytest.mark.skipif(not CIFAR10_SMALL.exists(), reason="needs ../shared/data")
 def test_vgg7_learns_images():
-    """Some steps of VGG7 on one batch of photographs, with the configuration's words, lower its loss."""
+    """Some steps of VGG7 on one batch of photographs, with the configuration's values, lower its loss."""
     path = REPOSITORY / "configs" / "ttfs_cifar10_small.yaml"
     values = settings.read_yaml(path)
     values["data"] |= {"path": str(CIFAR10_SMALL.parent), "augment": []}

@@ -1,4 +1,4 @@
-/* See cochlea.h, and cochlea.py for the equations; each function here is the twin of the one of its name there.
+/* See cochlea.h, and cochlea.py for the equations; each function does the same as the one of its name there.
 
    What happens alike at several places is written with vectors of GCC and Clang, which stay in registers; loops over
    places, left to the compiler, take half as long again. */

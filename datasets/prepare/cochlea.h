@@ -1,4 +1,4 @@
-/* The artificial cochlea of datasets/prepare/cochlea.py, which has its equations and prints its constants; the same spikes.
+/* The artificial cochlea of datasets/prepare/cochlea.py, which has its equations and prints its constants.
 
    static struct cochlea ear;                       // 0.65 MB; fastest at an address that 64 divides
    cochlea_start(&ear, tables, random);
@@ -9,8 +9,8 @@
      samples += taken, count -= taken;
    }
 
-   No allocation, no library; everything is in the one struct. Compile with GCC or Clang, and without contraction
-   (-ffp-contract=off), or the spikes are others. They are the same on every machine. */
+   No allocation, no library; everything is in the one struct. The spikes are those of Python if it is compiled by GCC or
+   Clang without contraction (-ffp-contract=off). */
 
 #ifndef COCHLEA_H
 #define COCHLEA_H
@@ -54,7 +54,7 @@ struct cochlea {
 void cochlea_start(struct cochlea *ear, const float *tables, const uint64_t *random);
 
 /* Take samples until a hop is complete, or all: returns how many were taken. The events of the hop are then in `steps` and
-   `units`. They lie LOOKAHEAD steps and up to a hop behind the samples, as the membrane's answer begins before its cause. */
+   `units`. They lie LOOKAHEAD steps and up to a hop behind the samples, as the membrane responds before its sound. */
 int cochlea_push(struct cochlea *ear, const float *samples, int count);
 
 #endif

@@ -47,7 +47,7 @@ MEMBRANE_A, ALPHA, RHO, C0, DELTA, HEIGHT, MASS = 3500.0, 3.0, 1.0, 1e9, 0.15, 0
 # convention e^(-iωt) but are applied to an FFT in the convention e^(+iωt). SHD was made this way, so this is kept. At
 # the slowest place (unit 699) the answer falls to a thousandth of its peak 140 ms before and 20 ms after the impulse.
 HOP = 640  # steps between two transforms
-LOOKAHEAD = 3584  # 149 ms of the sound after a hop, which its velocity needs
+LOOKAHEAD = 3584  # 149 ms: the velocity of a hop needs the sound that follows it for so long
 PAST = 1920  # steps of the sound before a hop
 WINDOW = 2 * (PAST + HOP + LOOKAHEAD)  # samples
 LANES = 32  # neighbouring places that are computed together, as vectors do
@@ -311,7 +311,7 @@ def noise_states(seed: int | Sequence[int]) -> np.ndarray:
 
 @inlined
 def hair_cell_step(velocity, free, cleft, reprocessed, probability):
-    """Set `probability` [700] of a fibre to fire in this step from the membrane `velocity` [700] (Meddis 1988, Euler).
+    """Set the `probability` [700] that a fibre fires in this step, from the `velocity` [700] (Meddis 1988, Euler).
 
     The probability stays below HAIR_H STEP_S G / (L + R) = 0.46.
     """

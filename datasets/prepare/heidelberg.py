@@ -116,7 +116,7 @@ def _unpack(path: Path, to: Path) -> None:
 
 
 def _split(name: str, path: Path, unpacked: Path, is_of_folder: bool, partial_files: bool) -> str | None:
-    """Return which split this is; None for a file in a folder that is not of the set. InputError if it is damaged."""
+    """Return the split of a file; None if it comes from a folder and is not of the set. InputError if it is damaged."""
     try:
         file = hdf5.File(unpacked)
         names = file.names("extra/keys") if file.has("extra/keys") else []

@@ -12,7 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from multiprocessing import get_context, parent_process
 from threading import Event, Thread
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from tqdm import tqdm
 
@@ -65,7 +65,7 @@ def _end_with_parent() -> None:
 
 
 def _name(task: object) -> str:
-    """Name a task: mostly its first part is its file."""
+    """Name a task by its first part, which is mostly its file."""
     return f"{task[0] if isinstance(task, tuple) else task}"
 
 
@@ -76,8 +76,8 @@ class Done(NamedTuple):
 
 
 def parts_in_order(
-    function: Callable[[Task], Generator], tasks: Sequence[Task], threads: int
-) -> Iterator[tuple[int, object]]:
+    function: Callable[[Task], Generator[Any, None, Any]], tasks: Sequence[Task], threads: int
+) -> Iterator[tuple[int, Any]]:
     """Yield (number of the task, part from its generator) in order, and (number, `Done`) after the last of each task.
 
     Each generator runs in a thread, threads + 1 of them at once, and is a few parts ahead. Compiled code runs in

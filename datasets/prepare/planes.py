@@ -183,7 +183,7 @@ def camera(
 def _watch(picture, flight, threshold):
     """Return every pixel's events, step by step: times in µs, float64 [events]; x y polarity, uint16 [events, 3]."""
     light = np.zeros((HEIGHT, WIDTH), np.float32)  # ln light of each pixel at the last step, from that of the ground
-    memory = np.zeros((HEIGHT, WIDTH), np.float32)  # what it memorised
+    memory = np.zeros((HEIGHT, WIDTH), np.float32)  # ln light that it memorised
     ready_us = np.zeros((HEIGHT, WIDTH), np.float64)  # when its dead time ends
     times_us, data, n = np.empty(1 << 15, np.float64), np.empty((1 << 15, 3), np.uint16), 0
     reach = EXTENT / math.sqrt(2) * flight.length_px + 2  # of the picture from its middle, and of a step

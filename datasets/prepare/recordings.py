@@ -166,7 +166,7 @@ def sift(
 
 
 def ambiguous(recordings: Sequence[Recording], sounds: Mapping[Path, str]) -> dict[int, str]:
-    """Return index and reason of the recordings whose sound also has another label."""
+    """Return the index and the reason for each recording whose sound also has another label."""
     found = {}
     for copies in _copies(recordings, sounds):
         one_of = {recordings[i].label: recordings[i] for i in copies}
@@ -177,7 +177,7 @@ def ambiguous(recordings: Sequence[Recording], sounds: Mapping[Path, str]) -> di
 
 
 def crossing(recordings: Sequence[Recording], sounds: Mapping[Path, str]) -> dict[int, str]:
-    """Return index and reason of the recordings whose sound is also in a split held out from theirs."""
+    """Return the index and the reason for each recording whose sound is also in a split held out from its own."""
     found = {}
     for copies in _copies(recordings, sounds):
         last = max(copies, key=lambda i: SPLITS.index(recordings[i].split))
@@ -203,9 +203,10 @@ def twice(recordings: Sequence[Recording], sounds: Mapping[Path, str]) -> list[s
 
 
 def draw_split(recordings: list[Recording], groups: Sequence[str], test_share: float, seed: int) -> list[Recording]:
-    """Draw the share of the groups that is for testing, by `seed`; `groups` holds the group of each recording.
+    """Draw, by `seed`, a share of the groups for testing; return the recordings with their splits.
 
-    A group that is the last of a class stays for training, and another is drawn. Return the recordings with splits.
+    `groups` holds the group of each recording. A group that is the last of a class stays for training, and another is
+    drawn.
     """
     labels_of: dict[str, Counter[str]] = defaultdict(Counter)
     for recording, group in zip(recordings, groups, strict=True):
@@ -224,10 +225,10 @@ def draw_split(recordings: list[Recording], groups: Sequence[str], test_share: f
 
 
 def words_to_hold_out(train_labels: Iterable[str], splits: Iterable[str]) -> str:
-    """Return the words with which train.py holds out a test and a validation, as far as the recordings allow.
+    """Return the options with which train.py holds out test and validation data, as far as the recordings allow.
 
     train_labels: the class of each recording to train on, whose windows count as one. The last of a class is not held
-    out. Splits that have a file of their own need no words.
+    out. Splits that have a file of their own need no options.
     """
     most, words = max(Counter(train_labels).values()), ""
     if "test" not in splits and most > 1:
@@ -283,7 +284,7 @@ def sorted_names(names: Iterable[str]) -> list[str]:
 
 
 def counted(kinds: Mapping[str, int]) -> str:
-    """Write numbers by kind in words, for instance "2 .txt, 1 hidden"."""
+    """Describe the numbers of each kind, for instance "2 .txt, 1 hidden"."""
     return ", ".join(
         f"{number} {kind}" for kind, number in sorted(kinds.items(), key=lambda k: (-k[1], k[0])) if number
     )
@@ -338,7 +339,7 @@ def _rows(table: Path) -> tuple[list[tuple[int, dict[str, str]]], list[str]]:
     for line, row in rows:
         if any(row.pop(None, ())):
             raise InputError(
-                f"{table}, line {line}: more cells than columns; put quotes around what holds a {separator!r}"
+                f"{table}, line {line}: more cells than columns; put quotes around a cell with a {separator!r}"
             )
     unused = [name for name in columns if name not in (*COLUMNS, "")]
     return [(line, {name: cell.strip() for name, cell in row.items()}) for line, row in rows], unused

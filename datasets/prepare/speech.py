@@ -1,4 +1,4 @@
-"""Speech from espeak-ng, which the package `espeakng_loader` brings along: no system package is needed."""
+"""Speech from espeak-ng, which comes with the package `espeakng_loader`: no system package is needed."""
 
 from __future__ import annotations
 

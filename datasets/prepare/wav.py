@@ -59,8 +59,8 @@ def convert_wavs(
     Without it all recordings below `folder` are, by label_pattern (`recordings.from_names`). If no split is given, a
     share test_share of the recordings, or of the speakers (`test_by`), drawn by `seed`, is for testing.
     Labels become 0, 1, ... in sorted order, numbers numerically; speakers likewise. All recordings are read before the
-    first is heard; those that cannot be used are refused together, or left out (`skip_bad`). Calling it
-    again continues an interrupted conversion.
+    first is converted; those that cannot be used are refused together, or left out (`skip_bad`). Another call
+    continues an interrupted conversion.
     Raises InputError naming the file at fault and the remedy.
     """
     if seed < 0:
@@ -136,7 +136,7 @@ def read_audio(path: Path) -> tuple[np.ndarray, int]:
 
 
 def _breaks_off(log: str) -> bool:
-    """Return whether the file is shorter than its header says; libsndfile reads such a file and notes it in its log."""
+    """Return whether the file is shorter than its header says, which libsndfile notes only in its log."""
     sizes = [map(int, pair) for pair in re.findall(r": (\d+) \(should be (\d+)\)", log)]
     return any(there + PAD_BYTES < promised < UNKNOWN_BYTES for promised, there in sizes)
 
@@ -185,7 +185,7 @@ def _choose(
 
 
 def _read(path: Path) -> tuple[str, str]:
-    """Return (a hash of the sound, why it cannot be used); one of them is empty."""
+    """Return (a hash of the sound, the reason why it cannot be used); one of them is empty."""
     try:
         audio, rate_hz = read_audio(path)
     except InputError as error:

@@ -16,7 +16,7 @@ from snn.errors import InputError
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove unfinished versions of a file that `new_file` began in processes that no longer live."""
+    """Remove unfinished versions of a file that `new_file` began in processes that have ended."""
     for left in path.parent.iterdir():
         number = left.name.removeprefix(f".{path.name}.")
         if number != left.name and number.isdecimal() and not _lives(int(number)):

@@ -1,7 +1,7 @@
 """A trained network as C: a folder of C99 without libraries or allocation, for a microcontroller or anything else.
 
-The C files of this folder are what is the same for all networks. `#if` of a word in capitals, and @WORDS@, are resolved
-here; so the C that is written has only what its network needs. Every sum is in the order of `snn.ops.stream`.
+The C files of this folder are templates. Each `#if` on a name in capitals and each @WORD@ is resolved here, so the C
+that is written has only what its network needs. Every sum is in the order of `snn.ops.stream`.
 """
 
 import math
@@ -25,7 +25,7 @@ from snn.quantise import as_int8, quantised, weights
 HERE = Path(__file__).parent
 FILES = ("network.h", "network.c", "main.c", "Makefile", "README.md")
 BLOCK = 4  # neurons: a small processor keeps this many sums in registers, and few rows need padding
-GAP = 2**8 - 1  # neurons at most from one stored weight of an input to the next, since a byte says how many
+GAP = 2**8 - 1  # neurons: the longest step from one stored weight of an input to the next, kept in a byte
 LARGEST = 2**16  # inputs and neurons are numbered with 16 bits
 NUMBERS = {
     "bool": "?",
@@ -148,7 +148,7 @@ def _printed(k: int, layer: Layer, is_output: bool, types: Mapping[str, str]) ->
         arrays.append((f"{name}_{k}", np.ascontiguousarray(array)))
 
     def add_weights(prefix: str, weight_NC: Tensor, whole_NC: Tensor | None = None) -> bool:
-        """Add a matrix, with the delays of its synapses if they have any; return whether without zeros."""
+        """Add a matrix, with the delays of its synapses if they have any; return whether its zeros are left out."""
         if int8:
             weight_NC, scale_N = as_int8(weight_NC)
             add(f"{prefix}scales", scale_N)
@@ -168,7 +168,7 @@ def _printed(k: int, layer: Layer, is_output: bool, types: Mapping[str, str]) ->
         per, whole = linear.per, linear.delays.taps()[0]
         words["D"] = int(whole.max()) + 1
     is_sparse = add_weights("", linear.weight, whole if per == "synapse" else None)
-    summed = [] if per == "synapse" else [is_sparse]  # of each matrix whose rows are summed: whether without zeros
+    summed = [] if per == "synapse" else [is_sparse]  # for each matrix whose rows are summed: are zeros left out?
     if per == "input":
         add("input_delays", _delays(whole))
     if linear.bias is not None:
@@ -210,8 +210,9 @@ def _printed(k: int, layer: Layer, is_output: bool, types: Mapping[str, str]) ->
 def _stored(weight_CN: np.ndarray, late_CN: np.ndarray | None, types: Mapping[str, str]) -> dict[str, np.ndarray]:
     """Return weights and delays of synapses as arrays by name: all, or only those that are not 0 if that is smaller.
 
-    The latter are, for input c, weights[starts[c]] up to, but not with, weights[starts[c + 1]]. Each leads to a neuron
-    that is `gaps` after that of the one before, and the first to neuron `gaps`. Some zeros fill gaps of more than GAP.
+    In the second case, input c has weights[starts[c]] to weights[starts[c + 1] - 1]. `gaps` holds the number of the
+    neuron of the first weight, and for each other one the distance to its neuron from that of the weight before. Zeros
+    bridge gaps of more than GAP.
     """
     C, N = weight_CN.shape
     if late_CN is None:  # sums of whole blocks
@@ -255,7 +256,7 @@ def _template(name: str, layer: Printed) -> str:
 
 
 def _number(value: np.floating) -> str:
-    """Write a float32 with the fewest digits that give it back."""
+    """Write a float32 with the fewest digits that reproduce it."""
     return f"{value!s}f"
 
 
@@ -291,7 +292,7 @@ def _size(header: str) -> int:
 
 
 def _resolved(text: str, flags: Mapping[str, bool], words: Mapping[str, object]) -> str:
-    """Fill the @WORDS@ into the text, and keep of each `#if` of a flag the part that holds. Other `#if` stay."""
+    """Fill in the @WORDS@, and keep only the part of each `#if` on a flag that applies. Other `#if` stay."""
     lines, keeps = [], []  # keeps: for each open #if whether its lines stay; None: it is C's own
     for line in text.splitlines():
         word, _, name = line.strip().partition(" ")

@@ -15,7 +15,7 @@
 @NEURON_STEPS@
 
 #if ADDS_PRODUCTS
-/* sum + count * weight, rounded once: by the instruction of processors that have one, else by way of a double, whose
+/* sum + count * weight, rounded once: by the instruction of processors that have one, otherwise by way of a double, whose
    last bit, if it had to be rounded, is made odd so that it cannot lie halfway between two floats by rounding. */
 static float add_product(float sum, float count, float weight)
 {
@@ -65,8 +65,8 @@ static void sum_rows(@SUM@ *sum, unsigned width, const @WEIGHT@ *weights, const 
 
 #endif
 #if SUMS_NONZEROS
-/* The same with rows that hold only the weights that are not 0: those of input c are weights[starts[c]] up to, but not
-   with, weights[starts[c + 1]]. Each leads to a neuron that is `gaps` after that of the weight before. */
+/* The same with rows that hold only the weights that are not 0: input c has weights[starts[c]] to
+   weights[starts[c + 1] - 1]. `gaps` is the distance from the neuron of one weight to that of the next. */
 static void sum_nonzeros(@SUM@ *restrict sum, unsigned width, const @WEIGHT@ *weights, const uint8_t *gaps,
                          const @START@ *starts, const uint16_t *from, unsigned number, const uint16_t *counts)
 {

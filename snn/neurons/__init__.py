@@ -9,6 +9,7 @@ import os
 import sys
 from collections import Counter
 from importlib import import_module
+from inspect import getfile
 from pathlib import Path
 
 from snn.neurons.module import SpikingNeuron
@@ -24,8 +25,8 @@ def _found() -> dict[str, type[SpikingNeuron]]:
             print(f"warning: FIRST_SPIKE_NEURONS names {folder}, which is not a folder", file=sys.stderr)
         for path in sorted(Path(folder).glob("[!_]*.py")):
             module = import_module(f"{__name__}.{path.stem}")
-            if not path.samefile(module.__file__):
-                print(f"warning: {path} is ignored; {module.__file__} has the same name", file=sys.stderr)
+            if not path.samefile(file := getfile(module)):
+                print(f"warning: {path} is ignored; {file} has the same name", file=sys.stderr)
                 continue
             top = ast.parse(path.read_text(encoding="utf-8")).body
             classes = Counter(statement.name for statement in top if isinstance(statement, ast.ClassDef))

@@ -107,17 +107,21 @@ class SpikingNeuron(MemoryModule):
             name: replace(value, parametrisation="raw") if is_raw and type(value) is Decay else value
             for name, value in self.values_of().items()
         }
-        settings = {"theta": theta, "tau_mem_steps": tau_mem_steps, "tau_syn_steps": tau_syn_steps}
-        settings |= {"tau_ada_steps": tau_ada_steps} | (initial or {})
+        settings: dict[str, float | None] = {
+            "theta": theta,
+            "tau_mem_steps": tau_mem_steps,
+            "tau_syn_steps": tau_syn_steps,
+        }
+        settings |= {"tau_ada_steps": tau_ada_steps, **(initial or {})}
         if unknown := [name for name in initial or () if name not in self._values]:
             raise InputError(f"{unknown[0]} is not a value of {kind}; it has {', '.join(self._values)}")
         has_own = any(value.learned for value in self._values.values())
         if num_neurons is None and (recurrent or (per == "neuron" and has_own)):
             raise InputError(f"{kind} needs num_neurons: it is recurrent or has values per neuron")
         shape = (num_neurons,) if per == "neuron" and num_neurons is not None else (1,)
-        for name, value in settings.items():
-            if value is not None:
-                checks.number(name, value)
+        for name, number in settings.items():
+            if number is not None:
+                checks.number(name, number)
         self._initial = {name: value.start(name, settings) for name, value in self._values.items()}
         for name, value in self._values.items():
             value.add_to(self, name, shape, self._initial[name])
@@ -182,7 +186,7 @@ class SpikingNeuron(MemoryModule):
 
     def values(self) -> dict[str, Tensor]:
         """Return the present values by name, each of shape (N,) or (1,)."""
-        found = {}
+        found: dict[str, Tensor] = {}
         for name, value in self._values.items():
             if isinstance(value, Derived):
                 found[name] = value.function(found)

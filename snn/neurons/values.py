@@ -6,7 +6,7 @@ holds a parameter of one number per neuron or per layer, from which `of` compute
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -62,6 +62,8 @@ class Value:
         """Register this value in a layer: as a parameter, or as a buffer that the configuration restores."""
         if self.learned:
             module.register_parameter(self.stored_as(name), nn.Parameter(self.tensor(initial, shape)))
+        elif initial is None:
+            raise InputError(f"the value {name} is not learned, so it cannot be drawn: give `initial`")
         else:
             module.register_buffer(name, self.fixed(initial), persistent=False)
 
@@ -113,6 +115,8 @@ class Decay(Value):
     unit = "ms"
 
     def tensor(self, initial: float | None, shape: tuple[int, ...]) -> Tensor:
+        if initial is None:
+            raise InputError(f"the {self.title} is a Decay, which cannot be drawn: give `initial`")
         is_raw = self.parametrisation == "raw"
         return torch.full(shape, math.exp(-1 / initial) if is_raw else -math.log(math.expm1(1 / initial)))
 
@@ -178,8 +182,10 @@ class BoundedDecay(Decay):
 class RateDecay(Decay):
     """λ = exp(-e^q), where q, the logarithm of the rate 1/τ per step, is learned and drawn evenly in log space.
 
-    `draw` gives the bounds of the rate, per step.
+    `draw` gives the bounds of the rate, per step; by default those of 1 to 100 steps.
     """
+
+    draw: tuple[float, float] = (0.01, 1.0)
 
     def tensor(self, initial: float | None, shape: tuple[int, ...]) -> Tensor:
         if initial is not None:
@@ -205,7 +211,7 @@ class Derived(Value):
     """A number computed in torch from the values declared before it, once and not in every step."""
 
     learned: bool = False
-    function: Callable[[Mapping[str, Tensor]], Tensor] | None = None
+    function: Callable[[Mapping[str, Tensor]], Tensor] = field(kw_only=True)
 
     def add_to(self, module: nn.Module, name: str, shape: tuple[int, ...], initial: float | None) -> None:
         """Store nothing."""

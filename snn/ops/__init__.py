@@ -50,10 +50,10 @@ def multi_step(
 
 
 def near_room(x_TBN: Tensor, neuron: Dynamics, feedback: Feedback | None, backend: str = "auto") -> Tensor | None:
-    """Return room for what `multi_step` finds on the CPU: where u lies within the reach of a surrogate of finite width.
+    """Return a tensor in which `multi_step` marks, on the CPU, where u is within reach of a surrogate of finite width.
 
-    The tensor is (T, ceil(B·N / 64)) int64, with a bit for each column b·N + n. Where the bit is 0, a gradient of the
-    output has no effect. The result is None where it may have an effect everywhere.
+    It is (T, ceil(B·N / 64)) int64, with a bit for each column b·N + n. Where the bit is 0, a gradient of the output
+    has no effect. The result is None if it may have an effect everywhere.
     """
     if _named(backend, x_TBN) != "cpu":
         return None
@@ -95,6 +95,7 @@ def _check(
             raise InputError(f"{unknown[0]} is not a {what} of {neuron.name}; choose from {', '.join(known)}")
     if missing := [name for name in neuron.values if name not in values]:
         raise InputError(f"{missing[0]} is missing; {neuron.name} has the values {', '.join(neuron.values)}")
+    named: list[tuple[str, Tensor | None, tuple[tuple[int, ...], ...]]]  # name, tensor, the shapes it may have
     named = [(name, value, ((N,), (1,))) for name, value in values.items()]
     named += [(f"state.{name}", tensor, ((B, N),)) for name, tensor in state.items() if name != "y"]
     if feedback is not None:

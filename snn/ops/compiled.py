@@ -13,7 +13,7 @@ __all__ = ["in_parts", "inlined", "kernel", "printed"]
 PARTS_PER_THREAD = 4  # so that a thread whose core is busy elsewhere does not hold up the others
 
 
-# The GNU OpenMP that torch brings along on Linux, or None.
+# The GNU OpenMP that comes with torch on Linux, or None.
 _gomp_parallel = getattr(ctypes.CDLL(None), "GOMP_parallel", None) if sys.platform == "linux" else None
 _TASK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 

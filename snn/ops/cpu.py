@@ -22,7 +22,7 @@ TILE = 512  # columns, a multiple of LINE
 STRIDE = TILE + 16  # between rows of scratch; the odd cache lines keep equal columns of two rows off one cache set
 STEPS = 8  # at a time in registers; with more, their rows of memory would crowd each other out of the cache
 PAST_ABOVE_BYTES = 1 << 21  # a larger result goes past the caches, which mostly lose it before it is read again
-SERIAL_BELOW = 1 << 15  # neuron-steps: one thread does fewer of them before a second has woken up
+SERIAL_BELOW = 1 << 15  # neuron-steps: one thread finishes fewer of them before a second one wakes up
 
 
 @inlined
@@ -92,7 +92,7 @@ def kernels(neuron: Dynamics, learned: frozenset[str] = frozenset()) -> ModuleTy
 
 
 def near_room(x_TBN: Tensor, neuron: Dynamics, recurrent: bool) -> Tensor | None:
-    """Return what `snn.ops.near_room` describes."""
+    """Return the tensor that `snn.ops.near_room` describes, or None."""
     T, B, N = x_TBN.shape
     if trace(neuron).near is None or (recurrent and N % LINE):  # samples, which are computed apart, would share words
         return None

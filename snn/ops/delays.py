@@ -72,15 +72,15 @@ def moved(
 ) -> Moved:
     """Return the events delayed, by row or by channel."""
     U, threads = (len(offsets) - 1) // B - past + K - 1, torch.get_num_threads()
-    arrays, counts = (offsets.numpy(), channels.to(torch.int32).numpy().view(np.uint32)), counts.numpy()
+    entries = (offsets.numpy(), channels.to(torch.int32).numpy().view(np.uint32), counts.numpy())
     rule = first_C.numpy() - past + K - 1, U, by_channel
     ends = np.zeros(B * (len(first_C) if by_channel else U) + 1, np.int64)
     numbers = ends[1:].reshape(B, -1)
-    in_parts(lambda begin, end: _count(*arrays, *rule, numbers, begin, end), B, threads)
+    in_parts(lambda begin, end: _count(*entries[:2], *rule, numbers, begin, end), B, threads)
     np.cumsum(ends, out=ends)
-    results = np.empty(ends[-1], np.uint32), np.empty(ends[-1], counts.dtype)
+    results = np.empty(ends[-1], np.uint32), np.empty(ends[-1], entries[2].dtype)
     firsts = ends[:-1].reshape(B, -1)
-    in_parts(lambda begin, end: _move(*arrays, counts, *rule, firsts, *results, begin, end), B, threads)
+    in_parts(lambda begin, end: _move(*entries, *rule, firsts, *results, begin, end), B, threads)
     return Moved(ends, *results)
 
 

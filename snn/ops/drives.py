@@ -111,7 +111,7 @@ def _convolution(
     x_1N, t, channels, counts, number, offsets, C, pixel_offsets, pixel_channels, pixel_counts, weights,
     height, width, K, stride, out_height, out_width,
 ):  # fmt: skip
-    """Give each pixel its row of entries, then each output pixel the sum of what its window holds."""
+    """Sort the entries into a row for each pixel, then set each output pixel to the sum over its window."""
     offsets[1] = number
     pixel_offsets[:] = 0
     rows_of_pixels(offsets, channels, counts, C, True, pixel_offsets, pixel_channels, pixel_counts, 0, 1)

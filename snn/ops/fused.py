@@ -4,6 +4,7 @@ Forward keeps the input and, every few steps, a mark: the states at that step. B
 on. A recurrent layer also keeps its spikes, and instead of its input it keeps the sum of input and feedback.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
 import torch
@@ -121,7 +122,7 @@ def _feedback_gradients(feedback: Feedback, gx_TBN: Tensor, past_DBN: Tensor, s_
 def multi_step(
     backend: Backend,
     x_TBN: Tensor,
-    values: dict[str, Tensor],
+    values: Mapping[str, Tensor],
     state: State,
     neuron: Dynamics,
     feedback: Feedback | None,

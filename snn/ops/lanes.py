@@ -70,7 +70,7 @@ def store(_, array, at, lanes):
 
 @intrinsic
 def store_past(_, array, at, lanes):
-    """Do as `store`, past the caches. `at` must begin a cache line; other threads see the numbers after `fence`."""
+    """Store past the caches. `at` must begin a cache line; other threads see the numbers only after `fence`."""
 
     def code(context, builder, signature, arguments):
         pointer = _place(context, builder, signature, arguments, lanes)
@@ -94,7 +94,7 @@ def fence(_):
 
 @intrinsic(prefer_literal=True)
 def load_part(_, array, at, left, size):
-    """Do as `load`, but where fewer than `size` numbers are left (at least one), fill up with zeros."""
+    """Load as `load` does; where fewer than `size` numbers are left (at least one), fill up with zeros."""
 
     def code(context, builder, signature, arguments):
         pointer, left = _place(context, builder, signature, arguments, signature.return_type), arguments[2]
@@ -117,10 +117,10 @@ def load_part(_, array, at, left, size):
 
 @intrinsic
 def store_part(_, array, at, left, lanes):
-    """Do as `store`, but where there is room for fewer numbers, write only the first `left` (at least one)."""
+    """Store as `store` does; where there is room for fewer numbers, write only the first `left` (at least one)."""
 
     def code(context, builder, signature, arguments):
-        pointer, left, lanes_ = _place(context, builder, signature, arguments, lanes), *arguments[2:]
+        pointer, (left, lanes_) = _place(context, builder, signature, arguments, lanes), arguments[2:]
         with builder.if_else(builder.icmp_signed(">=", left, left.type(lanes.size)), likely=True) as (whole, part):
             with whole:
                 builder.store(lanes_, pointer, align=_number_bytes(signature))

@@ -73,15 +73,15 @@ class Text:
 
     def _fixed(self) -> list[Symbol]:
         """Return numbers that depend on values alone but are used by others: computed once, not in each step."""
-        of_values, used = set(self.values), []
+        of_values, used = set(self.values), set()
         for symbol in self.step.symbols:
             operands = [a for a in symbol.arguments if isinstance(a, Symbol)]
             if operands and of_values.issuperset(operands) and symbol.op != "spike":
                 of_values.add(symbol)
             else:
-                used += [a for a in operands if a in of_values]
+                used.update(of_values.intersection(operands))
         outputs = (*self.step.after, self.step.spike, self.step.potential, *self.step.gradients)
-        used = {s for s in (*used, *outputs) if s in of_values}
+        used |= of_values.intersection(outputs)
         return [s for s in self.step.symbols if s in used and s.op != "value"]
 
     def _names(self) -> dict[Symbol, str]:
@@ -116,9 +116,9 @@ class Text:
             for argument in symbol.arguments:
                 if isinstance(argument, Symbol):
                     uses[argument] = uses.get(argument, 0) + 1
-        for symbol in outputs:
-            if symbol is not None:
-                uses[symbol] = uses.get(symbol, 0) + 1
+        for output in outputs:
+            if output is not None:
+                uses[output] = uses.get(output, 0) + 1
         result = []
         for symbol in order:
             if symbol in self.names or uses[symbol] > 1 or symbol in outputs:
@@ -198,7 +198,7 @@ def numba(neuron: Dynamics, learned: frozenset[str]) -> str:
     g_after = [f"g{k}" for k in range(S)]
     sums = [f"sum_{name}" for name in order]
     forward = text.lines([step.spike, step.potential, step.near, *step.after])
-    near = text.names.get(step.near, "None")
+    near = "None" if step.near is None else text.names[step.near]
     forward_result = f"{', '.join(named([step.spike, step.potential]))}, {near}, {_tuple(named(step.after))}"
     backward_lines = text.lines([step.g_x, *step.g_states, *step.g_values.values()])
     summed = [

@@ -112,10 +112,12 @@ class Feedback(NamedTuple):
 
 def filled(state: State, neuron: Dynamics, like_BN: Tensor, D: int = 0) -> dict[str, Tensor]:
     """Return a tensor for each field that a layer carries, zeros where the state has none; y is (D, B, N)."""
-    result = {name: state.get(name) for name in neuron.carried(D > 0)}
-    for name, tensor in result.items():
+    result = {}
+    for name in neuron.carried(D > 0):
+        tensor = state.get(name)
         if tensor is None:
-            result[name] = torch.zeros_like(like_BN) if name != "y" else like_BN.new_zeros(D, *like_BN.shape)
+            tensor = torch.zeros_like(like_BN) if name != "y" else like_BN.new_zeros(D, *like_BN.shape)
+        result[name] = tensor
     return result
 
 

@@ -35,7 +35,7 @@ from snn.ops.lanes import (
 )  # fmt: skip
 
 SECTION = 8192  # rows, at most, whose share of the weight gradient is one sum; many cores would prefer fewer rows
-SERIAL_BELOW = 1024  # words: one thread searches fewer of them before a second has woken up
+SERIAL_BELOW = 1024  # words: one thread searches fewer of them before a second one wakes up
 PICKED = 4  # inputs whose gradients are summed side by side
 AHEAD = 4  # rows to prefetch: a slice of a row is too short for the processor to foresee the next one
 
@@ -127,8 +127,8 @@ def _input_gradient(near_TW, gy, W_CN, mask_BC, gs, begin, end):
 def _find(x, kept, words, numbers, others, begin, end):
     """Set bit k of words[w] if x[w · LANES + k] is kept and not zero; numbers[w] counts the bits set.
 
-    `kept` has the same kind of words, and the first follows the last again; None keeps all. others[0] becomes 1 if any
-    number, kept or not, is neither 0 nor 1.
+    `kept` has words of the same kind, which are read cyclically; None keeps all. others[0] becomes 1 if any number,
+    kept or not, is neither 0 nor 1.
     """
     again = 0 if kept is None else begin % len(kept)
     other = np.uint64(0)
@@ -178,7 +178,7 @@ def _gather(x, mask, words, firsts, C, offsets, channels, counts, begin, end):
 class Nonzeros(NamedTuple):
     """The places of the entries of x · mask that are not zero, a word for LANES entries in their order."""
 
-    mask: Tensor | None  # repeated until it fills whole words; its first entry follows its last again
+    mask: Tensor | None  # repeated until it fills whole words, which are read cyclically
     words: np.ndarray  # (W,) uint64, a bit for each entry
     only_ones: bool  # x holds only zeros and ones, as spikes do
     shape: torch.Size  # of x

@@ -255,14 +255,15 @@ def pixel_rows(offsets: Tensor, channels: Tensor, counts: Tensor, pixels: int) -
 
     In a row of an image, pixel p has the channels c · pixels + p.
     """
-    offsets, channels, counts = arrays(offsets, channels, counts, counts.dtype)
-    images = len(offsets) - 1
-    pixel_offsets = np.zeros(images * pixels + 1, np.int64)
-    pixel_offsets[0] = offsets[0]
-    entries = pixel_offsets, np.empty(len(channels), np.int32), np.empty_like(counts)
-    arguments = (offsets, channels, counts, pixels, False, *entries)
+    begins, places, numbers = arrays(offsets, channels, counts, counts.dtype)
+    images = len(begins) - 1
+    pixel_begins = np.zeros(images * pixels + 1, np.int64)
+    pixel_begins[0] = begins[0]
+    entries = pixel_begins, np.empty(len(places), np.int32), np.empty_like(numbers)
+    arguments = (begins, places, numbers, pixels, False, *entries)
     in_parts(lambda begin, end: rows_of_pixels(*arguments, begin, end), images, torch.get_num_threads())
-    return tuple(map(torch.from_numpy, entries))
+    pixel_offsets, pixel_channels, pixel_counts = map(torch.from_numpy, entries)
+    return pixel_offsets, pixel_channels, pixel_counts
 
 
 def product(

@@ -173,7 +173,7 @@ def _whole_product(offsets, channels, counts, firsts_SCN, A_SCNK, width, out_TBN
 
 
 def whole_product(offsets: Tensor, channels: Tensor, counts: Tensor, of: Synapses, N: int, B: int, past: int) -> Tensor:
-    """Do as `product` for delays of whole steps: each sum takes its events step by step, as a stream does."""
+    """Return what `product` does, for delays of whole steps: each sum takes its events step by step, as in a stream."""
     arrays = offsets.numpy(), channels.to(torch.int32).numpy().view(np.uint32), counts.numpy()
     out_TBN = counts.new_empty((len(offsets) - 1) // B - past, B, N)
 

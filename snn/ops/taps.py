@@ -5,7 +5,7 @@ An event of size x that reaches a synapse of weight w and delay d (steps) at ste
     h(k) = max(0, s - |k - d|) / s²,  s = 1 + σ,  k = 0, 1, 2, ...
 
 σ = 0 is linear interpolation between the two steps next to d. A larger σ spreads the event over more steps (the
-triangle of DelRec), so that the gradient of d looks further; training lets it fall to 0. h has a corner at each whole
+triangle of DelRec), so that the gradient of d reaches further; training lets σ fall to 0. h has a corner at each whole
 |k - d| and at s: there the derivative by d is that from the right, which says what a longer delay would do.
 """
 

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from types import SimpleNamespace
+from types import FrameType, SimpleNamespace
 from typing import Any, NoReturn
 
 import torch
@@ -31,7 +31,7 @@ class Symbol:
 
     def __init__(self, trace: "Trace", op: str, arguments: tuple = ()):
         self.trace, self.op, self.arguments = trace, op, arguments
-        self.name: str | None = None
+        self.name = ""
         trace.symbols.append(self)
 
     def _new(self, op: str, *arguments: Any) -> "Symbol":
@@ -96,7 +96,8 @@ class Trace:
 
     def fail(self, message: str, line: int | None = None) -> NoReturn:
         """Raise InputError with the neuron and a line: the one given, the one that runs, or where its step begins."""
-        step, frame = self.neuron.step, sys._getframe()
+        step = self.neuron.step
+        frame: FrameType | None = sys._getframe()
         file = inspect.getsourcefile(step)
         while frame and frame.f_code.co_filename != file:
             frame = frame.f_back
@@ -164,7 +165,7 @@ class Step:
 def trace(neuron: Dynamics, learned: frozenset[str] = frozenset()) -> Step:
     """Trace the step of a neuron, and its derivative with respect to x, the states and these values.
 
-    Raises InputError for a step that does what no compiled backend can.
+    Raises InputError for a step that compiled backends cannot run.
     """
     trace = Trace(neuron)
 
@@ -185,14 +186,14 @@ def trace(neuron: Dynamics, learned: frozenset[str] = frozenset()) -> Step:
     outputs, local = _run(trace, p.normed(x), SimpleNamespace(**states), p)
     spike, potential, after = _checked(trace, outputs)
     for name, symbol in local.items():
-        if isinstance(symbol, Symbol) and symbol.name is None:
+        if isinstance(symbol, Symbol) and not symbol.name:
             symbol.name = name
     count = len(trace.symbols)
     upstream = [given("gradient", name) for name in ("gs", "gh", *(f"g_{name}" for name in neuron.states))]
     seeds = list(zip((spike, potential, *after), upstream, strict=True))
     g = _adjoint(trace, trace.symbols[:count], seeds, {x, *states.values(), *(values[name] for name in learned)})
     for symbol, gradient in g.items():
-        if symbol.name and gradient.name is None:
+        if symbol.name and not gradient.name:
             gradient.name = f"g_{symbol.name}{'_before' if symbol.op == 'state' else ''}"
     near = None
     if neuron.surrogate.reach < math.inf and spike.op == "spike" and not neuron.spike_first:

@@ -16,7 +16,7 @@ from snn.errors import InputError
 from snn.ops.compiled import in_parts, kernel
 
 ROUNDING = 1e-4  # as a share of T; an average of leads may exceed T by this much
-SERIAL_BELOW = 1 << 15  # neurons; fewer are done before a second thread has woken up
+SERIAL_BELOW = 1 << 15  # neurons: one thread finishes fewer of them before a second one wakes up
 
 
 # Selections instead of branches, and slices that begin at 0, let the compiler vectorise the loops.
@@ -199,10 +199,11 @@ def to_earliest(g_BCHW: Tensor, places_BCHW: Tensor, shape: torch.Size) -> Tenso
 
 def _check_maps(shape: Sequence[int]) -> tuple[int, int, int, int]:
     """Return the shape; InputError unless it is that of maps with room for a patch."""
-    checks.sizes("the shape of the times", shape)
+    checks.sizes("the shape of the times", tuple(shape))
     if len(shape) != 4 or min(shape[2:]) < 2:
         raise InputError(f"times must be (images, channels, height, width), of 2 x 2 or more, but are {tuple(shape)}")
-    return tuple(shape)
+    B, C, H, W = shape
+    return B, C, H, W
 
 
 def _run_over(work: Callable, tensors: tuple[Tensor, ...], size: int, neurons: int) -> None:
@@ -218,10 +219,10 @@ def _run(work: Callable, tensors: tuple[Tensor, ...], *constants: float) -> None
         _launch(work, tensors, *constants)
         return
     arrays = [x.detach().view(-1).numpy() for x in tensors]
-    constants = [arrays[0].dtype.type(constant) for constant in constants]
+    numbers = [arrays[0].dtype.type(constant) for constant in constants]
     size = arrays[1].size
     threads = torch.get_num_threads() if size >= SERIAL_BELOW else 1
-    in_parts(lambda begin, end: work(*arrays, *constants, begin, end), size, threads)
+    in_parts(lambda begin, end: work(*arrays, *numbers, begin, end), size, threads)
 
 
 def _launch(work: Callable, tensors: tuple[Tensor, ...], *constants: float) -> None:

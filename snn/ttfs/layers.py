@@ -1,6 +1,7 @@
 """Layers of neurons that spike at most once, as modules over `snn.ttfs.functional`, from spike times to spike times."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +48,7 @@ class SpikingLayer(GivesTimes):
         for size in weight_shape:
             checks.whole("a size of the layer", size, 1)
         self.T = T
-        self.options = {"zero_drive_fires": zero_drive_fires, "grad_clip": grad_clip}
+        self.options: dict[str, Any] = {"zero_drive_fires": zero_drive_fires, "grad_clip": grad_clip}
         # Normal(0, sqrt(2 / fan_in)), as in the authors' framework
         self.spread = math.sqrt(2 / math.prod(weight_shape[1:]))
         self.weight = nn.Parameter(torch.randn(weight_shape) * self.spread)
@@ -84,7 +85,7 @@ class SpikingLayer(GivesTimes):
 class Linear(SpikingLayer):
     """A fully connected layer that takes inputs of any shape (B, ...). Options are as in `SpikingLayer`."""
 
-    def __init__(self, inputs: int, outputs: int, T: float, **options: bool | float | None):
+    def __init__(self, inputs: int, outputs: int, T: float, **options: Any):
         super().__init__((outputs, inputs), T, **options)
 
     def forward(self, t: Tensor) -> Tensor:
@@ -100,22 +101,22 @@ class Linear(SpikingLayer):
 class Conv2d(SpikingLayer):
     """A convolution, padded by kernel // 2 with silent inputs. Options are as in `SpikingLayer`."""
 
-    def __init__(
-        self, inputs: int, outputs: int, kernel: int, T: float, stride: int = 1, **options: bool | float | None
-    ):
+    def __init__(self, inputs: int, outputs: int, kernel: int, T: float, stride: int = 1, **options: Any):
         super().__init__((outputs, inputs, kernel, kernel), T, **options)
         checks.whole("stride", stride, 1)
         self.stride, self.padding = stride, kernel // 2
 
     def forward(self, t_BCHW: Tensor) -> Tensor:
-        where = {"stride": self.stride, "padding": self.padding}
-        return functional.conv2d(t_BCHW, self.synapses(), self.T, **where, **self.options)
+        return functional.conv2d(
+            t_BCHW, self.synapses(), self.T, stride=self.stride, padding=self.padding, **self.options
+        )
 
     def sums(self, x: Tensor, W: Tensor) -> Tensor:
         return nn.functional.conv2d(x, W, None, self.stride, self.padding)
 
     def fan_out(self, shape: torch.Size) -> Tensor:
-        geometry = Geometry(*shape[1:], self.weight.shape[-1], self.stride)
+        _, height, width = shape
+        geometry = Geometry(height, width, self.weight.shape[-1], self.stride)
         return operations.fan_out(self.synapses(), geometry)
 
 

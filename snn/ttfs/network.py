@@ -2,9 +2,9 @@
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ NAMED = {  # Wei et al. 2023
     "vgg7": "64C3 - 128C3 - P2 - 256C3 - 256C3 - P2 - 512C3 - 512C3 - P2",
     "vgg11": " - ".join(["128C3"] * 3 + ["P2"] + ["256C3"] * 3 + ["P2"] + ["512C3"] * 4 + ["P2"]),
 }
+
+
+Layer = layers.SpikingLayer | layers.EarliestSpike | layers.AverageLead
 
 
 class Passage(NamedTuple):
@@ -60,17 +63,18 @@ class TTFSNetwork(nn.Module):
             for layer, around in zip(parse(words), pairwise(shapes), strict=True)
         ]
         if ttfs.encoder == "direct":
-            if not isinstance(modules[0], layers.SpikingLayer):
+            first, *modules = modules
+            if not isinstance(first, layers.SpikingLayer):
                 raise InputError(f"ttfs.layers = {ttfs.layers}: the direct encoder needs a first layer with weights")
-            self.encoder = layers.DirectEncoder(modules.pop(0))
+            self.encoder: layers.DirectEncoder | layers.UnitEncoder = layers.DirectEncoder(first)
         else:
             self.encoder = layers.UnitEncoder(ttfs.T)
         if not any(isinstance(module, layers.SpikingLayer) for module in modules):
             raise InputError(
-                f"ttfs.layers = {ttfs.layers}: the network needs a layer of neurons that spike, as 400F or 16C3, "
-                "besides pools and the layer that a direct encoder makes its own"
+                f"ttfs.layers = {ttfs.layers}: the network needs a layer of neurons that spike, such as 400F or "
+                "16C3, besides pools and the layer that a direct encoder takes"
             )
-        self.layers = nn.ModuleList(modules)
+        self.layers: Sequence[Layer] = nn.ModuleList(modules)  # type: ignore[assignment]
         if not any(isinstance(module, layers.SpikingLayer) for module in modules):
             beside = " beside that of the direct encoder" if ttfs.encoder == "direct" else ""
             raise InputError(f"ttfs.layers = {ttfs.layers}: needs a layer of neurons{beside}, such as 512F or 64C3")
@@ -109,8 +113,8 @@ def _layer(
     before: tuple[int, ...],
     after: tuple[int, ...],
     T: float,
-    options: dict[str, bool | float | None],
-) -> nn.Module:
+    options: dict[str, Any],
+) -> Layer:
     """Build the module of a layer between two shapes."""
     if isinstance(layer, Conv):
         return layers.Conv2d(before[0], layer.channels, layer.kernel, T, layer.stride, **options)
@@ -122,7 +126,7 @@ def _layer(
         )
     if layer.delay:
         raise InputError(f"layer '{layer.size}F': delays are for first-spike networks; write {layer.size}F alone")
-    return layers.Linear(math.prod(before), *after, T, **options)
+    return layers.Linear(math.prod(before), after[0], T, **options)
 
 
 def silent_neurons_drive(activity: TTFSActivity, mean: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:

@@ -66,7 +66,7 @@ def _class_rows(metrics: dict) -> Iterator[tuple[str, str]]:
 
 def _sections(subject: Subject, metrics: dict, evaluation: TTFSEvaluation) -> list[Section]:
     out, names = subject.out, metrics["class_names"]
-    times = pictures.draw_spike_times(evaluation.histograms, subject.cfg.ttfs.T)
+    times = pictures.draw_spike_times(evaluation.histograms, subject.cfg.ttfs.T)  # type: ignore[arg-type]  # of images
     confusion = pictures.draw_confusion(metrics["confusion"], "decisions", names)
     return [
         Section("Results", "Every image of the test split has the same weight.", result_tables(metrics)),

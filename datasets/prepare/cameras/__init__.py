@@ -3,7 +3,7 @@
 Each module reads one family of formats and names its definition. Most are decoded here, because no library had all of
 them right when they were compared (November 2026). At a repeated EVT3 TIME_HIGH, evt3 0.4.1 forgets the low bits. faery
 0.7.1 uses the largest time so far as the time, misses the counter's overflow, and returns the whole part of a truncated
-file without a warning. expelliarmus 1.1.12 takes a low part that steps back for an overflow. faery refuses the DAT
+file without a warning. expelliarmus 1.1.12 mistakes a low part that steps back for an overflow. faery refuses the DAT
 files of N-CARS, and evlib 0.13.2 reads them as text. faery reads AEDAT 4, and .es of an ATIS, in a process of its own
 (foreign.py). ROS bags are left out, because their readers build an object for every event; convert them to .npz.
 """
@@ -48,7 +48,7 @@ class Format(NamedTuple):
 def open_recording(path: Path, said: Said) -> Opened:
     """Find the format and the size of the sensor. InputError, with a remedy, if either is neither found nor given.
 
-    The name tells the format, and the first bytes must agree; the format of a .raw is told by its header.
+    The name gives the format, and the first bytes must agree; for a .raw, the header gives the format.
     """
     start = beginning(path, 64)
     name = said.format or _by_name(path, start)
@@ -81,7 +81,7 @@ def _by_name(path: Path, start: bytes) -> str:
     names = [name for name, kind in FORMATS.items() if suffix in kind.suffixes]
     if not names:
         known = ", ".join(sorted({s for kind in FORMATS.values() for s in kind.suffixes}))
-        raise InputError(f"{path}: no recording by its name; choose from {known}, others by --format")
+        raise InputError(f"{path}: not named like a recording ({known}); rename it, or give --format")
     fitting = [name for name in names if FORMATS[name].begins is not None and FORMATS[name].begins.match(start)]
     return (fitting or names)[0]
 

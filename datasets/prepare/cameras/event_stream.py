@@ -18,7 +18,7 @@ ES_DVS, ES_AT_ONCE = 1, 2**16
 
 
 def open_es(path: Path, said: Said) -> tuple[Size | None, Iterator[Piece]]:
-    """Open events of a byte with the time since the last event (7 bits) and the polarity, then x and y.
+    """Open events that begin with a byte of the time since the last event (7 bits) and the polarity; x and y follow.
 
     The byte 255 is not an event: it adds 127 µs. The origin, at the lower left, becomes the upper left.
     """
@@ -52,7 +52,7 @@ def open_es(path: Path, said: Said) -> tuple[Size | None, Iterator[Piece]]:
 
 @kernel
 def _decode_es(content, state, height, t, x, y, p):
-    """Write up to len(t) events from state[0] on; return how many, or -1 if one is not whole."""
+    """Write up to len(t) events from state[0] on; return how many, or -1 if one is cut off."""
     place, time, n = state[0], state[1], 0
     while place < len(content) and n < len(t):
         byte = np.int64(content[place])

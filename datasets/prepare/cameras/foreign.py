@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-MOST_MEMORY = 8 * 2**30  # bytes of address space; a library maps much more than it uses
+MOST_MEMORY = 8 * 2**30  # bytes of address space, generous because a library maps much more than it uses
 LONGEST_S = 60  # without a piece
-HEAD = struct.Struct("<cq")  # what follows, and its length: (S)ize, (E)vents, (F)ailure, the end (Z)
+HEAD = struct.Struct("<cq")  # kind and length of what follows: (S)ize, (E)vents, (F)ailure, the end (Z)
 COLUMNS = (("<i8", 8), ("<u2", 2), ("<u2", 2), ("u1", 1))
 BYTES = sum(size for _, size in COLUMNS)  # of an event
 

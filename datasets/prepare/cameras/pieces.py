@@ -29,7 +29,7 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class Said:
-    """The user's words about the files; None where the user says nothing."""
+    """The properties of the files that the user has given; None for those not given."""
 
     format: str | None = None
     size: tuple[int, int] | None = None  # height, width
@@ -39,7 +39,7 @@ class Said:
 
 
 def rows_x_columns(text: str) -> Size:
-    """Return the size of a sensor from a word of the command line."""
+    """Parse the size of a sensor from the command line."""
     match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
     if match is None or not (0 < int(match[1]) <= 2**14 and 0 < int(match[2]) <= 2**14):
         raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 128x128: rows x columns")

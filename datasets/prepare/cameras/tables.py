@@ -191,7 +191,7 @@ def _from_array(path: Path, array: np.ndarray, said: Said) -> Iterator[Piece]:
         )
     if array.ndim != 2 or array.dtype.kind not in "iufb":
         raise InputError(
-            f"{path}: holds {array.dtype} {array.shape}, no list of events: neither structures of t, x, y, p nor "
+            f"{path}: holds {array.dtype} {array.shape}, not a list of events: neither structures of t, x, y, p nor "
             "numbers (events, columns)"
         )
     columns = _by_words(path, array.shape[1], said)
@@ -202,7 +202,7 @@ def _from_array(path: Path, array: np.ndarray, said: Said) -> Iterator[Piece]:
 
 def _rows(path: Path, number: int, unit: float, split, array: np.ndarray, brighter: float | None) -> Iterator[Piece]:
     if number < 0:
-        raise InputError(f"{path}: holds structures of shape {array.shape}, no list of events")
+        raise InputError(f"{path}: holds structures of shape {array.shape}, not a list of events")
     polarity = Polarity(path, brighter)
     return (
         as_piece(path, start, split(array[start : start + ROWS]), unit, polarity) for start in range(0, number, ROWS)

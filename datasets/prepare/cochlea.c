@@ -1,6 +1,28 @@
-/* See cochlea.h, and cochlea.py for the equations; each function does the same as the one of its name there. */
+/* See cochlea.h, and cochlea.py for the equations; each function does the same as the one of its name there.
+
+   What happens alike at several places is written with vectors of GCC and Clang, which stay in registers; loops over
+   places, left to the compiler, take half as long again. */
 
 #include "cochlea.h"
+
+/* How many places: as many as a register of the machine holds. */
+#if defined __AVX512F__
+#define AT_ONCE 16
+#elif defined __AVX__
+#define AT_ONCE 8
+#else
+#define AT_ONCE 4
+#endif
+#define VECTOR __attribute__((vector_size(4 * AT_ONCE), aligned(4), may_alias)) /* anywhere in an array */
+
+typedef float lanes VECTOR;
+typedef int32_t integers VECTOR; /* as conditions: all bits set where something is so, none elsewhere */
+typedef uint32_t words VECTOR;
+
+/* Complex values, or velocities: the real ones of some places, the imaginary ones of those EAR_PAIRS further on. */
+struct wave {
+  lanes re, im;
+};
 
 struct group {
   int first_block, end_block, decimation, points, past;
@@ -9,101 +31,98 @@ struct group {
 static const struct group groups[] = EAR_GROUPS;
 static const int bins_of_block[COCHLEA_BLOCKS] = EAR_BINS_OF_BLOCK;
 
-/* One butterfly of the transform below, for `stride` series side by side: sums of the values at a, b, c and d, turned by
-   u, v and w, to y, y + stride and so on. `restrict` lets the compiler use vectors. */
-static void radix_2(int stride, const float *restrict ar, const float *restrict ai, const float *restrict br,
-                    const float *restrict bi, const float *u, float *restrict y0r, float *restrict y0i,
-                    float *restrict y1r, float *restrict y1i) {
-  const float ur = u[0], ui = u[1];
-  for (int q = 0; q < stride; q++) {
-    const float dr = ar[q] - br[q], di = ai[q] - bi[q];
-    y0r[q] = ar[q] + br[q];
-    y0i[q] = ai[q] + bi[q];
-    y1r[q] = dr * ur - di * ui;
-    y1i[q] = dr * ui + di * ur;
-  }
+static lanes load(const float *from) { return *(const lanes *)from; }
+
+static void store(lanes x, float *to) { *(lanes *)to = x; }
+
+static struct wave plus(struct wave a, struct wave b) { return (struct wave){a.re + b.re, a.im + b.im}; }
+
+static struct wave minus(struct wave a, struct wave b) { return (struct wave){a.re - b.re, a.im - b.im}; }
+
+static struct wave times(struct wave a, float re, float im) {
+  return (struct wave){a.re * re - a.im * im, a.re * im + a.im * re};
 }
 
-static void radix_3(int stride, const float *restrict ar, const float *restrict ai, const float *restrict br,
-                    const float *restrict bi, const float *restrict cr, const float *restrict ci, const float *u,
-                    const float *v, float *restrict y0r, float *restrict y0i, float *restrict y1r, float *restrict y1i,
-                    float *restrict y2r, float *restrict y2i) {
-  const float ur = u[0], ui = u[1], vr = v[0], vi = v[1];
-  for (int q = 0; q < stride; q++) {
-    const float sr = br[q] + cr[q], si = bi[q] + ci[q];
-    const float mr = ar[q] - 0.5f * sr, mi = ai[q] - 0.5f * si;
-    const float nr = EAR_SIN_60 * (br[q] - cr[q]), ni = EAR_SIN_60 * (bi[q] - ci[q]);
-    const float fr = mr + ni, fi = mi - nr, gr = mr - ni, gi = mi + nr;
-    y0r[q] = ar[q] + sr;
-    y0i[q] = ai[q] + si;
-    y1r[q] = fr * ur - fi * ui;
-    y1i[q] = fr * ui + fi * ur;
-    y2r[q] = gr * vr - gi * vi;
-    y2i[q] = gr * vi + gi * vr;
-  }
-}
+static struct wave turned(struct wave a, const float *root) { return times(a, root[0], root[1]); }
 
-static void radix_4(int stride, const float *restrict ar, const float *restrict ai, const float *restrict br,
-                    const float *restrict bi, const float *restrict cr, const float *restrict ci,
-                    const float *restrict dr, const float *restrict di, const float *u, const float *v, const float *w,
-                    float *restrict y0r, float *restrict y0i, float *restrict y1r, float *restrict y1i,
-                    float *restrict y2r, float *restrict y2i, float *restrict y3r, float *restrict y3i) {
-  const float ur = u[0], ui = u[1], vr = v[0], vi = v[1], wr = w[0], wi = w[1];
-  for (int q = 0; q < stride; q++) {
-    const float sr = ar[q] + cr[q], si = ai[q] + ci[q], tr = ar[q] - cr[q], ti = ai[q] - ci[q];
-    const float er = br[q] + dr[q], ei = bi[q] + di[q], fr = br[q] - dr[q], fi = bi[q] - di[q];
-    const float gr = tr + fi, gi = ti - fr, hr = sr - er, hi = si - ei, kr = tr - fi, ki = ti + fr;
-    y0r[q] = sr + er;
-    y0i[q] = si + ei;
-    y1r[q] = gr * ur - gi * ui;
-    y1i[q] = gr * ui + gi * ur;
-    y2r[q] = hr * vr - hi * vi;
-    y2i[q] = hr * vi + hi * vr;
-    y3r[q] = kr * wr - ki * wi;
-    y3i[q] = kr * wi + ki * wr;
-  }
-}
+static struct wave turned_back(struct wave a) { return (struct wave){a.im, -a.re}; } /* by a quarter */
 
-/* Fourier transform of `lanes` complex series of n = 2^a 3^b values each, value k of all of them at k * lanes (Stockham).
-   Returns 0 if the result is in re and im, 1 if it is in re_out and im_out. */
-static int fft(int n, int lanes, const float *roots, float *re, float *im, float *re_out, float *im_out) {
-  int swapped = 0;
-  for (int length = n, stride = lanes; length > 1;) {
-    const int radix = length % 4 == 0 ? 4 : length % 3 == 0 ? 3 : 2, part = length / radix, far = stride * part;
-    for (int p = 0; p < part; p++) {
-      const float *ar = re + stride * p, *ai = im + stride * p, *u = roots + 2 * (EAR_ROOTS / length) * p;
-      const float *v = roots + 4 * (EAR_ROOTS / length) * p, *w = roots + 6 * (EAR_ROOTS / length) * p;
-      float *yr = re_out + stride * radix * p, *yi = im_out + stride * radix * p;
-      if (radix == 4)
-        radix_4(stride, ar, ai, ar + far, ai + far, ar + 2 * far, ai + 2 * far, ar + 3 * far, ai + 3 * far, u, v, w, yr,
-                yi, yr + stride, yi + stride, yr + 2 * stride, yi + 2 * stride, yr + 3 * stride, yi + 3 * stride);
-      else if (radix == 3)
-        radix_3(stride, ar, ai, ar + far, ai + far, ar + 2 * far, ai + 2 * far, u, v, yr, yi, yr + stride, yi + stride,
-                yr + 2 * stride, yi + 2 * stride);
-      else
-        radix_2(stride, ar, ai, ar + far, ai + far, u, yr, yi, yr + stride, yi + stride);
+/* Fourier transform of x to y[0], y[stride] and so on; n: 2^a 3^b, a multiple of 4 above 4. Overwrites x. Each part is
+   finished before the next: it then still lies in the cache. */
+static void fft(int n, struct wave *x, const float *roots, struct wave *y, int stride) {
+  const int radix = n % 3 == 0 ? 3 : n & 0x5555 ? 4 : 2; /* powers of four by four */
+  const int part = n / radix, step = 2 * (EAR_ROOTS / n);
+  const float *u = roots, *v = roots, *w = roots;
+  if (radix == 4)
+    for (int p = 0; p < part; p++, u += step, v += 2 * step, w += 3 * step) {
+      const struct wave a = x[p], b = x[p + part], c = x[p + 2 * part], d = x[p + 3 * part];
+      const struct wave s = plus(a, c), t = minus(a, c), e = plus(b, d), f = turned_back(minus(b, d));
+      x[p] = plus(s, e);
+      x[p + part] = turned(plus(t, f), u);
+      x[p + 2 * part] = turned(minus(s, e), v);
+      x[p + 3 * part] = turned(minus(t, f), w);
     }
-    float *swap = re;
-    re = re_out, re_out = swap;
-    swap = im;
-    im = im_out, im_out = swap;
-    swapped = !swapped;
-    length = part, stride *= radix;
-  }
-  return swapped;
+  else if (radix == 3)
+    for (int p = 0; p < part; p++, u += step, v += 2 * step) {
+      const struct wave a = x[p], b = x[p + part], c = x[p + 2 * part], s = plus(b, c), d = turned_back(minus(b, c));
+      const struct wave m = {a.re - 0.5f * s.re, a.im - 0.5f * s.im}, f = {EAR_SIN_60 * d.re, EAR_SIN_60 * d.im};
+      x[p] = plus(a, s);
+      x[p + part] = turned(plus(m, f), u);
+      x[p + 2 * part] = turned(minus(m, f), v);
+    }
+  else
+    for (int p = 0; p < part; p++, u += step) {
+      const struct wave a = x[p], b = x[p + part];
+      x[p] = plus(a, b);
+      x[p + part] = turned(minus(a, b), u);
+    }
+  const int far = stride * radix;
+  for (int k = 0; k < radix; k++, x += part, y += stride)
+    if (part > 4)
+      fft(part, x, roots, y, far);
+    else {
+      const struct wave s = plus(x[0], x[2]), t = minus(x[0], x[2]);
+      const struct wave e = plus(x[1], x[3]), f = turned_back(minus(x[1], x[3]));
+      y[0] = plus(s, e);
+      y[far] = plus(t, f);
+      y[2 * far] = minus(s, e);
+      y[3 * far] = minus(t, f);
+    }
 }
 
 /* Set `spectrum` to the first bins of the transform of a group's part of the audio. */
 static void spectrum_of_audio(struct cochlea *ear, const struct group *group, int bins) {
-  const int n = group->points * group->decimation;
+  enum { SERIES = 16 }; /* of every 16th value, transformed side by side */
+  const int n = group->points * group->decimation, part = n / SERIES;
   const float *audio = ear->audio + 2 * (EAR_PAST - group->past * group->decimation);
-  for (int k = 0; k < n; k++) {
-    ear->work[0][k] = ear->gain * audio[2 * k];
-    ear->work[1][k] = ear->gain * audio[2 * k + 1];
+  float *x = ear->work, *y = ear->answer;
+  for (int first = 0; first < SERIES; first += AT_ONCE, y += 2 * AT_ONCE * part) {
+    for (int k = 0; k < part; k++)
+      for (int j = 0; j < AT_ONCE; j++) {
+        x[2 * AT_ONCE * k + j] = ear->gain * audio[2 * (SERIES * k + first + j)];
+        x[2 * AT_ONCE * k + AT_ONCE + j] = ear->gain * audio[2 * (SERIES * k + first + j) + 1];
+      }
+    fft(part, (struct wave *)x, ear->tables, (struct wave *)y, 1);
   }
-  const int at = 2 * fft(n, 1, ear->tables, ear->work[0], ear->work[1], ear->work[2], ear->work[3]);
-  const float *re = ear->work[at], *im = ear->work[at + 1];
-  for (int k = 0; k < bins; k++) {
+  /* One value of each of them gives SERIES values of the whole; this for AT_ONCE values, side by side. */
+  float *re = ear->work, *im = ear->work + n;
+  for (int first = 0; first < part; first += AT_ONCE) {
+    struct wave values[SERIES], sums[SERIES];
+    for (int i = 0; i < AT_ONCE; i++)
+      for (int j = 0; j < SERIES; j++) {
+        const float *a = ear->answer + 2 * AT_ONCE * (j / AT_ONCE * part + first + i) + j % AT_ONCE;
+        const float *root = ear->tables + 2 * (EAR_ROOTS / n) * (first + i) * j;
+        float *value = (float *)&values[j] + i;
+        value[0] = a[0] * root[0] - a[AT_ONCE] * root[1];
+        value[AT_ONCE] = a[0] * root[1] + a[AT_ONCE] * root[0];
+      }
+    fft(SERIES, values, ear->tables, sums, 1);
+    for (int j = 0; j < SERIES; j++) {
+      store(sums[j].re, re + part * j + first);
+      store(sums[j].im, im + part * j + first);
+    }
+  }
+  for (int k = 0; k < bins; k++) { /* two real values were one complex one */
     const int mirrored = k == 0 ? 0 : n - k;
     const float *root = ear->tables + 2 * (EAR_ROOTS / (2 * n)) * k;
     const float er = re[k] + re[mirrored], ei = im[k] - im[mirrored];
@@ -113,187 +132,214 @@ static void spectrum_of_audio(struct cochlea *ear, const struct group *group, in
   }
 }
 
-/* Set `velocity` to that of the places of a block; transfer: [bins, 2, EAR_LANES]; taps: [decimation, EAR_TAPS]. */
-static void membrane_velocity(struct cochlea *ear, const struct group *group, int bins, const float *transfer,
-                              const float *taps) {
+/* Returns what a frequency of the sound adds at AT_ONCE places; transfer: of the first of them. */
+static struct wave response(const struct cochlea *ear, int bin, const float *transfer) {
+  const float *of_bin = transfer + 2 * EAR_LANES * bin;
+  const struct wave v = {load(of_bin), load(of_bin + EAR_LANES)};
+  return times(v, ear->spectrum[0][bin], ear->spectrum[1][bin]);
+}
+
+/* Returns the velocity at AT_ONCE places and as many EAR_PAIRS further on, [EAR_HOP]; before it lies room for
+   EAR_REFRACTORY_STEPS more. transfer: [bins, 2, EAR_LANES], from the first place on; taps: [decimation, EAR_TAPS]. */
+static struct wave *membrane_velocity(struct cochlea *ear, const struct group *group, int bins, const float *transfer,
+                                      const float *taps) {
   const int n = group->points, half = n / 2;
-  float *re = ear->work[0], *im = ear->work[1];
-  for (int k = bins * EAR_PAIRS; k < (n - bins + 1) * EAR_PAIRS; k++)
-    re[k] = im[k] = 0.0f;
+  struct wave *x = (struct wave *)ear->work, *y = (struct wave *)ear->answer;
   for (int k = 0; k < bins && k <= half; k++) {
     const int mirrored = k == 0 ? 0 : n - k;
-    const float *restrict v = transfer + 2 * EAR_LANES * k, *restrict w = transfer + 2 * EAR_LANES * mirrored;
-    const float xr = ear->spectrum[0][k], xi = ear->spectrum[1][k];
-    float yr[EAR_LANES], yi[EAR_LANES];
-    for (int j = 0; j < EAR_LANES; j++) {
-      yr[j] = v[j] * xr - v[EAR_LANES + j] * xi;
-      yi[j] = v[j] * xi + v[EAR_LANES + j] * xr;
-    }
+    struct wave a = response(ear, k, transfer), b = response(ear, k, transfer + EAR_PAIRS);
     if (mirrored < bins) { /* places that answer above half the rate */
-      const float zr = ear->spectrum[0][mirrored], zi = ear->spectrum[1][mirrored];
-      for (int j = 0; j < EAR_LANES; j++) {
-        yr[j] = yr[j] + (w[j] * zr - w[EAR_LANES + j] * zi);
-        yi[j] = yi[j] - (w[j] * zi + w[EAR_LANES + j] * zr);
-      }
+      const struct wave c = response(ear, mirrored, transfer), d = response(ear, mirrored, transfer + EAR_PAIRS);
+      a.re += c.re, a.im -= c.im, b.re += d.re, b.im -= d.im;
     }
-    /* A real series in the real and another in the imaginary part: one transform serves two places. */
-    for (int j = 0; j < EAR_PAIRS; j++) {
-      re[k * EAR_PAIRS + j] = yr[j] - yi[EAR_PAIRS + j];
-      im[k * EAR_PAIRS + j] = yi[j] + yr[EAR_PAIRS + j];
-      re[mirrored * EAR_PAIRS + j] = yr[j] + yi[EAR_PAIRS + j];
-      im[mirrored * EAR_PAIRS + j] = yr[EAR_PAIRS + j] - yi[j];
-    }
+    /* One transform serves two places: of b + ia. With real and imaginary part swapped, it is the inverse one. */
+    x[k] = (struct wave){a.re + b.im, b.re - a.im};
+    x[mirrored] = (struct wave){a.re - b.im, b.re + a.im};
   }
-  /* With real and imaginary part swapped, the transform is the inverse one. */
-  const int at = 2 * fft(n, EAR_PAIRS, ear->tables, im, re, ear->work[3], ear->work[2]);
-  re = ear->work[at], im = ear->work[at + 1];
-  if (group->decimation == 1) {
-    for (int step = 0; step < EAR_HOP; step++)
-      for (int j = 0; j < EAR_PAIRS; j++) {
-        ear->velocity[step][j] = re[(group->past + step) * EAR_PAIRS + j];
-        ear->velocity[step][EAR_PAIRS + j] = im[(group->past + step) * EAR_PAIRS + j];
-      }
-    return;
-  }
-  const int first = group->past - (EAR_TAPS / 2 - 1), slow = EAR_HOP / group->decimation + EAR_TAPS;
-  for (int m = 0; m < slow; m++)
-    for (int j = 0; j < EAR_PAIRS; j++) {
-      ear->slow[m][j] = re[(first + m) * EAR_PAIRS + j];
-      ear->slow[m][EAR_PAIRS + j] = im[(first + m) * EAR_PAIRS + j];
-    }
+  const struct wave nothing = {{0}, {0}};
+  for (int k = bins; k <= n - bins; k++)
+    x[k] = nothing;
+  fft(n, x, ear->tables, y, 1);
+  if (group->decimation == 1)
+    return y + group->past;
+  const struct wave *slow = y + group->past - (EAR_TAPS / 2 - 1);
+  struct wave *velocity = (struct wave *)ear->velocity + EAR_REFRACTORY_STEPS;
   for (int step = 0; step < EAR_HOP; step++) {
     const float *tap = taps + EAR_TAPS * (step % group->decimation);
-    float(*x)[EAR_LANES] = &ear->slow[step / group->decimation];
-    float sum[EAR_LANES];
-    for (int j = 0; j < EAR_LANES; j++)
-      sum[j] = tap[0] * x[0][j];
+    const struct wave *v = slow + step / group->decimation;
+    struct wave sum = {tap[0] * v[0].re, tap[0] * v[0].im};
     for (int i = 1; i < EAR_TAPS; i++)
-      for (int j = 0; j < EAR_LANES; j++)
-        sum[j] += tap[i] * x[i][j];
-    for (int j = 0; j < EAR_LANES; j++)
-      ear->velocity[step][j] = sum[j];
+      sum.re += tap[i] * v[i].re, sum.im += tap[i] * v[i].im;
+    velocity[step] = sum;
   }
+  return velocity;
 }
 
-static float larger(float a, float b) { return a > b ? a : b; }
+/* Cells of AT_ONCE neighbouring places; `rest` of a bushy cell: below 0 while it is refractory. */
+struct cells {
+  lanes free, cleft, reprocessed, ready, current, potential;
+  words random_high, random_low;
+  integers rest;
+};
 
-static void hair_cell_step(struct cochlea_cells *c, const float *velocity, float *probability) {
-  for (int j = 0; j < EAR_LANES; j++) {
-    const float shifted = velocity[j] + EAR_A;
-    const float k = shifted > 0.0f ? EAR_G * shifted / (shifted + EAR_B) : 0.0f;
-    const float released = k * c->free[j];
-    const float d_free = EAR_Y * larger(EAR_HAIR_M - c->free[j], 0.0f) - released + EAR_X * c->reprocessed[j];
-    const float d_cleft = released - EAR_LOSS * c->cleft[j];
-    const float d_reprocessed = EAR_R * c->cleft[j] - EAR_X * c->reprocessed[j];
-    c->free[j] = larger(c->free[j] + EAR_DT * d_free, 0.0f);
-    c->cleft[j] = larger(c->cleft[j] + EAR_DT * d_cleft, 0.0f);
-    c->reprocessed[j] = larger(c->reprocessed[j] + EAR_DT * d_reprocessed, 0.0f);
-    probability[j] = EAR_RELEASE * c->cleft[j];
-  }
+/* Where x < 0, from its sign: a comparison costs more, as its result lies in registers of another kind. */
+static integers negative(lanes x) { return (integers)x >> 31; }
+
+static lanes where(integers is_so, lanes x) { return (lanes)(is_so & (integers)x); } /* x, or 0 */
+
+static lanes positive(lanes x) { return where(~negative(x), x); } /* max(x, 0) */
+
+static int any(integers is_so) {
+  typedef uint64_t pair __attribute__((vector_size(16)));
+  const union {
+    integers all;
+    pair parts[AT_ONCE / 4];
+  } u = {is_so};
+  pair found = u.parts[0];
+  for (int k = 1; k < AT_ONCE / 4; k++)
+    found |= u.parts[k];
+  return (found[0] | found[1]) != 0;
 }
 
-static float binomial(int n, float p, float u) {
-  float mass = 1.0f, power = 1.0f - p;
-  for (int bits = n; bits; bits >>= 1) {
-    if (bits & 1)
-      mass *= power;
+/* Returns the probability of a fibre to fire. */
+static lanes hair_cell_step(struct cells *c, lanes velocity) {
+  const lanes shifted = velocity + EAR_A;
+  const lanes k = where(~negative(shifted), EAR_G * shifted / (shifted + EAR_B));
+  const lanes released = k * c->free;
+  const lanes d_free = EAR_Y * positive(EAR_HAIR_M - c->free) - released + EAR_X * c->reprocessed;
+  const lanes d_cleft = released - EAR_LOSS * c->cleft;
+  const lanes d_reprocessed = EAR_R * c->cleft - EAR_X * c->reprocessed;
+  c->free = positive(c->free + EAR_DT * d_free);
+  c->cleft = positive(c->cleft + EAR_DT * d_cleft);
+  c->reprocessed = positive(c->reprocessed + EAR_DT * d_reprocessed);
+  return EAR_RELEASE * c->cleft;
+}
+
+/* Returns the successes in n trials where wanted, else `counts`. Seldom called, and apart it takes no registers. */
+__attribute__((noinline)) static lanes binomial(lanes n, lanes p, lanes u, integers wanted, lanes counts) {
+  const lanes one = (lanes){0} + 1.0f, odds = p / (1.0f - p);
+  lanes mass = one, power = 1.0f - p;
+  integers left = __builtin_convertvector(n, integers);
+  for (int bit = 1; bit <= EAR_FIBRES; bit *= 2, left >>= 1) {
+    const integers is_set = -(left & 1);
+    mass *= where(is_set, power) + where(~is_set, one);
     power *= power;
   }
-  float tail = 1.0f - mass, odds = p / (1.0f - p);
-  int k = 0;
-  while (u < tail && k < n) {
-    k++;
-    mass *= (float)(n - k + 1) / (float)k * odds;
+  lanes tail = 1.0f - mass;
+  counts = where(~wanted, counts);
+  wanted &= negative(u - tail);
+  for (int k = 1; any(wanted); k++) {
+    counts += where(wanted, one);
+    mass *= (n - (float)(k - 1)) / (float)k * odds;
     tail -= mass;
+    wanted &= negative(u - tail) & negative((float)k - n);
   }
-  return (float)k;
+  return counts;
 }
 
-static void fibre_step(struct cochlea_cells *c, const float *probability, float *fired, float *counts) {
-  float u[EAR_LANES];
-  int32_t undecided[EAR_LANES], any = 0;
-  for (int j = 0; j < EAR_LANES; j++) {
-    uint64_t state = c->random[j];
-    state ^= state << 13;
-    state ^= state >> 7;
-    state ^= state << 17;
-    c->random[j] = state;
-    u[j] = (float)(int32_t)(state >> 40) * EAR_TO_UNIFORM;
-  }
-  for (int j = 0; j < EAR_LANES; j++) {
-    c->ready[j] += fired[j];
-    const float p = probability[j], mean = c->ready[j] * p, pairs = 0.5f * mean * (mean - p);
-    const float triples = EAR_THIRD * pairs * (mean - 2.0f * p), one = mean - pairs, two = pairs - 2.0f * triples;
-    counts[j] = (u[j] < one ? 1.0f : 0.0f) + (u[j] < two ? 1.0f : 0.0f);
-    undecided[j] = (u[j] < triples) | ((u[j] >= two) & (u[j] < pairs)) | ((u[j] >= one) & (u[j] < one + triples));
-    any |= undecided[j];
-  }
-  if (any)
-    for (int j = 0; j < EAR_LANES; j++)
-      if (undecided[j])
-        counts[j] = binomial((int)c->ready[j], probability[j], u[j]);
-  for (int j = 0; j < EAR_LANES; j++) {
-    c->ready[j] -= counts[j];
-    fired[j] = counts[j];
-  }
+/* Returns how many fibres fire; fired: how many did EAR_REFRACTORY_STEPS ago. */
+static lanes fibre_step(struct cells *c, lanes p, lanes fired) {
+  c->random_high ^= c->random_high << 13 | c->random_low >> 19; /* one state of 64 bits in two words */
+  c->random_low ^= c->random_low << 13;
+  c->random_low ^= c->random_low >> 7 | c->random_high << 25;
+  c->random_high ^= c->random_high >> 7;
+  c->random_high ^= c->random_high << 17 | c->random_low >> 15;
+  c->random_low ^= c->random_low << 17;
+  const lanes u = __builtin_convertvector((integers)(c->random_high >> 8), lanes) * EAR_TO_UNIFORM;
+  c->ready += fired;
+  const lanes mean = c->ready * p, pairs = 0.5f * mean * (mean - p);
+  const lanes triples = EAR_THIRD * pairs * (mean - 2.0f * p), one = mean - pairs, two = pairs - 2.0f * triples;
+  const integers is_one = negative(u - one), is_two = negative(u - two);
+  const integers undecided =
+      negative(u - triples) | (~is_two & negative(u - pairs)) | (~is_one & negative(u - (one + triples)));
+  lanes counts = -__builtin_convertvector(is_one + is_two, lanes);
+  if (any(undecided))
+    counts = binomial(c->ready, p, u, undecided, counts);
+  c->ready -= counts;
+  return counts;
 }
 
-static int bushy_cell_step(struct cochlea_cells *c, const float *counts, int32_t *spikes) {
-  int32_t any = 0;
-  for (int j = 0; j < EAR_LANES; j++) {
-    c->current[j] = EAR_DECAY_SYN * c->current[j] + EAR_WEIGHT * counts[j];
-    const float is_alive = c->dead_steps[j] == 0 ? 1.0f : 0.0f; /* as factors, or masked stores would stall the next step */
-    const float integrated = is_alive * (EAR_DECAY_MEM * c->potential[j] + EAR_DT * c->current[j]);
-    const int32_t spike = integrated >= EAR_THRESHOLD;
-    spikes[j] = spike;
-    any |= spike;
-    c->potential[j] = (float)(1 - spike) * integrated;
-    c->dead_steps[j] = spike * EAR_REFRACTORY_STEPS + (1 - spike) * (c->dead_steps[j] - (c->dead_steps[j] > 0));
-  }
-  return any;
+static void bushy_cell_step(struct cells *c, lanes counts) {
+  c->current = EAR_DECAY_SYN * c->current + EAR_WEIGHT * counts;
+  const integers is_dead = c->rest >> 31;
+  const lanes integrated = where(~is_dead, EAR_DECAY_MEM * c->potential + EAR_DT * c->current);
+  const integers is_silent = negative(integrated - EAR_THRESHOLD);
+  c->potential = where(is_silent, integrated);
+  c->rest = (is_silent & (c->rest - is_dead)) | (~is_silent & -EAR_REFRACTORY_STEPS);
 }
 
-static void transduce(struct cochlea *ear, int block) {
-  struct cochlea_cells *cells = &ear->cells[block];
-  for (int step = 0; step < EAR_HOP; step++) {
-    float probability[EAR_LANES], counts[EAR_LANES];
-    int32_t spikes[EAR_LANES];
-    hair_cell_step(cells, ear->velocity[step], probability);
-    fibre_step(cells, probability, cells->fired[(ear->steps_done + step) % EAR_REFRACTORY_STEPS], counts);
-    if (bushy_cell_step(cells, counts, spikes))
-      for (int j = 0; j < EAR_LANES; j++)
-        if (spikes[j] && block * EAR_LANES + j < EAR_PLACES) {
-          ear->found_steps[ear->num_found] = (uint16_t)step;
-          ear->found_units[ear->num_found++] = (uint16_t)(block * EAR_LANES + j);
-        }
+/* Run the cells of AT_ONCE places over a hop; velocity: of the first of them. */
+static void transduce(struct cochlea *ear, int first_place, float *velocity) {
+  enum { NEXT = 2 * AT_ONCE }; /* to the next step of the same places */
+  enum { LINE = 16, LINES = 1 + EAR_MOST_BINS * 2 * AT_ONCE / (LINE * EAR_HOP) }; /* of the cache; so many a step */
+  struct cochlea_cells *kept = &ear->cells[first_place / EAR_LANES];
+  const int at = first_place % EAR_LANES;
+  struct cells c;
+#define EACH(DO) \
+  DO(free) DO(cleft) DO(reprocessed) DO(random_high) DO(random_low) DO(ready) DO(current) DO(potential) DO(rest)
+#define TAKE(NAME) c.NAME = *(__typeof__(c.NAME) *)&kept->NAME[at];
+#define KEEP(NAME) *(__typeof__(c.NAME) *)&kept->NAME[at] = c.NAME;
+  EACH(TAKE)
+  const float *soon = ear->soon;
+  for (int j = 0; j < AT_ONCE; j++)
+    ear->num_found[first_place + j] = 0;
+  float *counts = velocity - NEXT * EAR_REFRACTORY_STEPS; /* they replace the velocity, which is read once */
+  for (int step = 0; step < EAR_REFRACTORY_STEPS; step++)
+    store(load(&kept->fired[step][at]), counts + NEXT * step);
+  for (int first = 0, end; first < EAR_HOP; first = end) {
+    end = first + EAR_REFRACTORY_STEPS < EAR_HOP ? first + EAR_REFRACTORY_STEPS : EAR_HOP;
+    for (int step = first; step < end; step++) {
+      for (int k = 0; k < LINES; k++, soon += LINE)
+        __builtin_prefetch(soon);
+      const lanes fired = fibre_step(&c, hair_cell_step(&c, load(velocity + NEXT * step)), load(counts + NEXT * step));
+      store(fired, velocity + NEXT * step);
+      bushy_cell_step(&c, fired);
+    }
+    int32_t rest[AT_ONCE];
+    *(integers *)rest = c.rest;
+    for (int j = 0; j < AT_ONCE; j++) { /* a cell spikes at most once in REFRACTORY_STEPS, and `rest` tells when */
+      const int step = end - 1 - EAR_REFRACTORY_STEPS - rest[j];
+      if (rest[j] < 0 && step >= first)
+        ear->found[first_place + j][ear->num_found[first_place + j]++] = (uint16_t)step;
+    }
   }
+  for (int step = 0; step < EAR_REFRACTORY_STEPS; step++)
+    store(load(counts + NEXT * (EAR_HOP + step)), &kept->fired[step][at]);
+  EACH(KEEP)
+  ear->soon = soon;
 }
 
-/* Bring the events of a hop from the order of their blocks into that of their steps. */
+/* Bring the events of a hop from the order of their places into that of their steps. */
 static void sort_events(struct cochlea *ear) {
   int32_t place[EAR_HOP + 1] = {0};
-  for (int e = 0; e < ear->num_found; e++)
-    place[ear->found_steps[e] + 1]++;
+  for (int unit = 0; unit < EAR_PLACES; unit++)
+    for (int e = 0; e < ear->num_found[unit]; e++)
+      place[ear->found[unit][e] + 1]++;
   for (int step = 0; step < EAR_HOP; step++)
     place[step + 1] += place[step];
-  for (int e = 0; e < ear->num_found; e++) {
-    const int at = place[ear->found_steps[e]]++;
-    ear->steps[at] = ear->steps_done + ear->found_steps[e];
-    ear->units[at] = ear->found_units[e];
-  }
-  ear->num_events = ear->num_found;
+  ear->num_events = place[EAR_HOP];
+  for (int unit = 0; unit < EAR_PLACES; unit++)
+    for (int e = 0; e < ear->num_found[unit]; e++) {
+      const int step = ear->found[unit][e], at = place[step]++;
+      ear->steps[at] = ear->steps_done + step;
+      ear->units[at] = (uint16_t)unit;
+    }
 }
 
 static void hear_hop(struct cochlea *ear) {
   const float *taps = ear->tables + 2 * EAR_ROOTS, *transfer = taps + EAR_TAPS * EAR_ALL_DECIMATIONS;
-  ear->num_found = 0;
   for (unsigned g = 0; g < sizeof groups / sizeof *groups; g++) {
     const struct group *group = &groups[g];
     spectrum_of_audio(ear, group, bins_of_block[group->first_block]); /* the first block of a group has the most */
     for (int block = group->first_block; block < group->end_block; block++) {
-      membrane_velocity(ear, group, bins_of_block[block], transfer, taps);
-      transduce(ear, block);
-      transfer += 2 * EAR_LANES * bins_of_block[block];
+      const int bins = bins_of_block[block];
+      ear->soon = transfer + 2 * EAR_LANES * bins;
+      for (int j = 0; j < EAR_PAIRS; j += AT_ONCE) {
+        float *velocity = (float *)membrane_velocity(ear, group, bins, transfer + j, taps);
+        transduce(ear, block * EAR_LANES + j, velocity);
+        transduce(ear, block * EAR_LANES + EAR_PAIRS + j, velocity + AT_ONCE);
+      }
+      transfer += 2 * EAR_LANES * bins;
     }
     taps += EAR_TAPS * group->decimation;
   }
@@ -313,12 +359,14 @@ void cochlea_start(struct cochlea *ear, const float *tables, const uint64_t *ran
     c->free[j] = EAR_FREE_AT_REST;
     c->cleft[j] = EAR_CLEFT_AT_REST;
     c->reprocessed[j] = EAR_REPROCESSED_AT_REST;
-    c->random[j] = unit < EAR_PLACES ? random[unit] : 1;
+    const uint64_t state = unit < EAR_PLACES ? random[unit] : 1;
+    c->random_high[j] = (uint32_t)(state >> 32);
+    c->random_low[j] = (uint32_t)state;
     c->ready[j] = EAR_FIBRES;
     for (int k = 0; k < EAR_REFRACTORY_STEPS; k++)
       c->fired[k][j] = 0.0f;
     c->current[j] = c->potential[j] = 0.0f;
-    c->dead_steps[j] = 0;
+    c->rest[j] = 0;
   }
 }
 

@@ -37,7 +37,6 @@ def constants() -> str:
         "ALL_DECIMATIONS": sum(group.decimation for group in c.GROUPS),
         "MOST_BINS": max(blocks),
         "MOST_POINTS": max(group.points for group in c.GROUPS),
-        "MOST_SLOW": max(c.HOP // group.decimation + c.TAPS for group in c.GROUPS if group.decimation > 1),
         "ROOTS": ROOTS,
         "TABLES": tables().size,
         "FIBRES": c.N_FIBRES,
@@ -90,8 +89,8 @@ class Compiled:
         n_steps = c.steps_of(len(audio))
         padded = np.zeros(2 * (math.ceil(n_steps / c.HOP) * c.HOP + c.LOOKAHEAD), np.float32)
         padded[: len(audio)] = audio
-        number, steps = np.frombuffer(ear, np.int32, 1), np.frombuffer(ear, np.int32, most, 4)
-        units = np.frombuffer(ear, np.uint16, most, 4 + 4 * most)
+        number, steps = np.frombuffer(ear, np.int32, 1), np.frombuffer(ear, np.int32, most, 64)
+        units = np.frombuffer(ear, np.uint16, most, 64 + 4 * most)
         found, at = [], 0
         while at < len(padded):
             count = min(at_once, len(padded) - at)

@@ -71,6 +71,7 @@ def run(program, shd_folder, monkeypatch):
     return ablate
 
 
+@pytest.mark.slow
 def test_rows_are_stored_and_what_is_there_is_not_trained_again(run, shd_folder):
     (shd_folder / "shd_test.h5").unlink()
     names = ["plain", "recipe", "loss_alone", "loss_left_out", "blend_alone", "blend_left_out"]

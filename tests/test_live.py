@@ -185,7 +185,7 @@ def small_network(channels: int) -> tuple[config.Config, Network]:
     return cfg, Network(cfg.network, cfg.data.shape, 3)
 
 
-@pytest.mark.parametrize("layers", [("8F",), ("4C3S4", "P2")], ids=str)
+@pytest.mark.parametrize("layers", [("8F",), pytest.param(("4C3S4", "P2"), marks=pytest.mark.slow)], ids=str)
 def test_live_decisions_are_those_of_a_stream_at_once(pair, layers):
     cfg, _ = small_network(640)
     shape = cfg.data.shape if layers == ("8F",) else (2, *SENSOR)

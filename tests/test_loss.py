@@ -143,6 +143,7 @@ def test_objective_takes_the_mode_first_to_spike():
         assert value == first_to_spike(seen.s_TBN, seen.h_TBN, target, 0.8, 4.0, 1.0, early)
 
 
+@pytest.mark.slow
 def test_a_new_loss_is_one_file(tmp_path, shd_folder):
     """That of docs/adding_a_loss.md, in a copy of the packages, is trained, tested and listed among the options."""
     for package in ("snn", "tasks", "datasets"):

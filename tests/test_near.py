@@ -69,11 +69,10 @@ def test_of_every_width(width, monkeypatch, poisoned):
     assert_near_is_enough_of("AdLIF", width, monkeypatch)
 
 
-OTHERS = [name for name, neuron in DYNAMICS.items() if not neuron.spike_first and name != "AdLIF"]
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["BRF", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS if name != "BRF")]
+    "name",
+    [name for name, neuron in DYNAMICS.items() if not neuron.spike_first and name != "AdLIF"],
 )
 def test_of_other_neurons(name, monkeypatch, poisoned):
     """The code of the bits is the same for all neurons; each neuron must be compiled."""

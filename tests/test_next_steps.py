@@ -299,6 +299,7 @@ def test_unsorted_events_are_streamed_in_order(program, tmp_path, shd_folder):
     assert seen[0]["to_decision"]["events"] == seen[1]["to_decision"]["events"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("shd_folder")
 def test_images_are_streamed(program, tmp_path):
     words = '--set data.channels=null --set data.sensor={"height":4,"width":5} --set network.layers=[4C3,P2]'

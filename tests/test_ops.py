@@ -96,7 +96,7 @@ def test_cpu_equals_reference(neuron, dtype, shape, poisoned):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in ("arctan", "slayer"))) for name in SLOPES]
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in ("arctan", "boxcar", "slayer"))) for name in SLOPES]
 )
 def test_each_surrogate_on_the_cpu(name, poisoned):
     neuron = NEURONS["CuLIF"].dynamics_of(surrogate=Surrogate(name, 4.0))

@@ -123,6 +123,7 @@ def torchrun(folder: Path, words: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_two_processes_train_as_one(folder, alone, name):
     """The same loss, validation and weights as in one process; checkpoints are of the plain network."""
@@ -140,12 +141,14 @@ def test_two_processes_train_as_one(folder, alone, name):
             assert row_two[key] == (None if value is None else pytest.approx(value, rel=1e-4)), key
 
 
+@pytest.mark.slow
 def test_resume_with_another_number_of_processes(program, folder, tmp_path):
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     again = program(f"{RUNS['rates']} --resume")
     assert_one_line(again, "the run has 2 processes, but 1 were started", "torchrun --nproc_per_node=2")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", range(len(COUNTS)))
 def test_batch_norm_over_processes(folder, case):
     """Outputs, gradients and running statistics of torch's BatchNorm over the rows of both, or of those that count."""
@@ -165,6 +168,7 @@ def test_batch_norm_over_processes(folder, case):
         assert not states[1]["x_grad"].any()
 
 
+@pytest.mark.slow
 def test_numbers_over_processes(folder):
     for rank in (0, 1):
         found = torch.load(folder / f"process{rank}.pt", weights_only=True)

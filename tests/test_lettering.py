@@ -137,6 +137,7 @@ def test_many_classes_have_numbers_and_the_page_says_so():
     assert "the table gives the names" in report.class_words(names)
 
 
+@pytest.mark.slow
 def test_thousands_of_classes_can_be_painted():
     for figure in drawings([str(k) for k in range(2000)]).values():
         figure.savefig(io.BytesIO(), dpi=20)

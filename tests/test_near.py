@@ -51,7 +51,7 @@ def assert_near_is_enough(call: tuple, dropped: bool, slope: float, monkeypatch)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (7, 3, 5), (33, 5, 70)], ids=str)
-@pytest.mark.parametrize("surrogate", ["triangle", "boxcar"])
+@pytest.mark.parametrize("surrogate", ["triangle", pytest.param("boxcar", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("dropped", [False, True], ids=["", "dropped"])
 def test_the_gradients_are_those_of_the_dense_product(shape, surrogate, dropped, monkeypatch, poisoned):
     slope = WIDTHS["some"]
@@ -79,7 +79,7 @@ def test_of_other_neurons(name, monkeypatch, poisoned):
     assert_near_is_enough_of(name, "some", monkeypatch)
 
 
-@pytest.mark.parametrize("longest", [0, 3], ids=["recurrent", "delayed"])
+@pytest.mark.parametrize("longest", [0, pytest.param(3, marks=pytest.mark.slow)], ids=["recurrent", "delayed"])
 def test_of_a_recurrent_layer(longest, monkeypatch, poisoned):
     neuron = replace(DYNAMICS["AdLIF"], surrogate=Surrogate("triangle", WIDTHS["some"]))
     call = make_call(neuron, (20, 4, 48), torch.float64, True, longest)

@@ -86,7 +86,8 @@ def test_a_recurrent_layer_takes_no_norm():
         ops.multi_step(x_TBN, values | norm, state, neuron.behind_norm(), feedback)
 
 
-@pytest.mark.parametrize("layers", [("16F", "12F"), pytest.param(("16R", "12R"), marks=pytest.mark.slow)], ids=str)
+@pytest.mark.slow
+@pytest.mark.parametrize("layers", [("16F", "12F"), ("16R", "12R")], ids=str)
 def test_a_network_trains_as_with_plain_batch_norm(layers, monkeypatch):
     results = []
     for forward in (LazyNorm.forward, BatchNorm1d.forward):

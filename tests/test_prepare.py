@@ -172,6 +172,7 @@ def test_wav_folder_by_name(tmp_path):
     assert centre[0] < centre[1]  # 2000 Hz lies nearer the base
 
 
+@pytest.mark.slow
 def test_wav_folder_by_csv(program, tmp_path):
     for i, name in enumerate(("a.wav", "deep/b.wav", "c.wav", "d.wav", "unused.wav")):
         save_tone(tmp_path / name, 1000 + i)

@@ -221,7 +221,10 @@ def test_resume_of_a_damaged_run(program, tmp_path):
             "--set network.neuron=CuAdLIF --set network.layers=[16R,16F] --set network.reset=soft",
             marks=pytest.mark.slow,
         ),
-        "--set network.variant=superspike --set network.neuron=PCuLIF --set network.values=layer --T_empty 5",
+        pytest.param(
+            "--set network.variant=superspike --set network.neuron=PCuLIF --set network.values=layer --T_empty 5",
+            marks=pytest.mark.slow,
+        ),
         "--set data.validation_by=speaker --set network.batch_norm=false --set network.dropout=0 --hidden_size 8",
     ],
 )

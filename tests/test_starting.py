@@ -109,7 +109,7 @@ def test_training_does_without_the_packages_of_the_report(tmp_path):
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("module", ["snn.config", "datasets.prepare"])
+@pytest.mark.parametrize("module", [pytest.param("snn.config", marks=pytest.mark.slow), "datasets.prepare"])
 def test_a_module_starts_without_docstrings_or_unicode(tmp_path, module):
     result = run(f"-OO -m {module} --help", tmp_path, PYTHONIOENCODING="ascii")
     assert (result.returncode, result.stderr) == (0, b"")

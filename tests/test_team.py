@@ -221,7 +221,7 @@ def test_a_killed_process_ends_the_job_and_it_resumes(tmp_path, rank, launch):
     assert len(rows(tmp_path / "runs" / "rates" / "metrics.jsonl")) == done + 1
 
 
-@pytest.mark.parametrize("variant", ["spkjelly", "superspike"])
+@pytest.mark.parametrize("variant", ["spkjelly", pytest.param("superspike", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(  # each neuron is compiled
     "neuron", [pytest.param(name, marks=[pytest.mark.slow] * (name != "AdLIF")) for name in NEURONS]
 )

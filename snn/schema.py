@@ -110,6 +110,7 @@ class AnyConfig(Section):
 
     def schedule(self, epoch: int) -> dict[str, float]:
         """Return what the sections say of this epoch, counted from 0: at least the learning rate, "lr"."""
+        # The learning rate comes first in logs and warnings.
         sections = [self.train, *(getattr(self, name) for name in type(self).model_fields)]
         return {
             name: value for section in sections for name, value in section.scheduled(epoch, self.train.epochs).items()

@@ -256,6 +256,7 @@ def test_without_a_yaml_the_set_chooses():
 def test_run_name_is_the_published_one():
     assert parse("").run_name == "shd_fs0.2_tau60_adlif"
     assert parse("--loss_mode firing_rate --neuron2 40 40 2").run_name == "shd_fr20_tau40_adlif"
+    assert parse("--loss_mode first_to_spike").run_name == "shd_fts10_tau60_adlif"
 
 
 def test_marks_say_which_fields_a_comparison_leaves_out():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from snn import checkpoint, config, health, settings
+from snn import checkpoint, config, health, linear, settings
 from snn.errors import InputError
 from snn.inputs import SparseCounts
 from snn.linear import EventLinear
@@ -16,6 +16,7 @@ from snn.neurons import NEURONS
 from snn.operations import fan_out
 from snn.ops import reference, sparse
 from snn.replay import Replayed
+from tests.conftest import REPOSITORY
 from tests.networks import IMAGE, build, events, image_events, read, small, small_conv
 
 
@@ -386,3 +387,24 @@ def test_delays_that_are_kept_whole():
     network.clamp_values()
     assert all(torch.equal(steps, whole) for steps, whole in zip(delays, before, strict=True))
     assert all((steps == steps.round()).all() for steps in delays)
+
+
+def test_bits_of_our_kernels_do_not_go_by_threads(monkeypatch):
+    """Torch's BatchNorm and oneDNN's convolutions are left out: their order of sums depends on the threads."""
+    monkeypatch.setattr(linear, "input_gradient", torch.matmul)
+    values = settings.read_yaml(REPOSITORY / "configs" / "adlif_shd.yaml")
+    values["network"]["batch_norm"] = False
+    network = Network(settings.build(values, "test").network, (700,), 20)
+    x_TBC = 8 * (torch.rand(30, 24, 700) < 0.1).float()
+    threads, found = torch.get_num_threads(), []
+    for number in (1, 2):
+        torch.set_num_threads(number)
+        torch.manual_seed(0)
+        network.reset()
+        network.zero_grad()
+        activity = network(x_TBC)
+        (activity.h_TBN.sum() + activity.s_TBN.sum()).backward()
+        found.append([*(s.clone() for s in activity.layers), *(p.grad.clone() for p in network.parameters())])
+    torch.set_num_threads(threads)
+    assert all(s.any() for s in activity.layers[:-1])
+    assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))

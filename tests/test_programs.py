@@ -183,18 +183,6 @@ def test_a_folder_that_is_no_run_stays(program, tmp_path):
 
 
 @pytest.mark.usefixtures("shd_folder")
-def test_schedules(program, tmp_path):
-    """The learning rate falls along a cosine, and D grows from D0 to D1; without schedules nothing changes."""
-    words = "--epochs 4 --lr 8e-3 --lr_decay --FS 0.2 2 --set loss.fs.D_final=8 --save_name x"
-    assert program(f"{TRAIN} {words}").returncode == 0
-    log = rows(tmp_path / "runs" / "x" / "metrics.jsonl")
-    assert [row["lr"] for row in log] == pytest.approx([4e-3 * (1 + math.cos(math.pi * k / 4)) for k in range(4)])
-    assert [row["D"] for row in log] == pytest.approx([2 * 4 ** (k / 4) for k in range(4)])
-    for name, value in (("density", 1), ("delays_are_whole", 0), ("delay_sigma_steps", 0)):
-        assert {row[name] for row in log} == {value}
-
-
-@pytest.mark.usefixtures("shd_folder")
 def test_resume_of_a_damaged_run(program, tmp_path):
     """A torn line in the log does no harm; a best.pt in place of last.pt, or a missing last.pt, is named."""
     assert program(f"{TRAIN} --epochs 2 --save_name x").returncode == 0

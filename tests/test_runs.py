@@ -6,7 +6,6 @@ Training processes that will be killed come from a fork server that has imported
 import errno
 import fcntl
 import gc
-import itertools
 import math
 import multiprocessing
 import os
@@ -24,10 +23,8 @@ import pytest
 import torch
 
 import tasks
-from snn import checkpoint, linear, runs, settings
+from snn import checkpoint, runs
 from snn.inputs import SparseCounts
-from snn.network import Network
-from snn.team import Team
 from tests.conftest import ON_CPU, REPOSITORY, TORCHRUN, assert_one_line, make_events, write_shd
 from tests.programs import EVENTS, run_here, state
 
@@ -79,45 +76,6 @@ def test_delays_are_whole_at_the_end(whole):
         delays = np.frombuffer(bits[f"{name} layers.0.linear.delays.steps"], np.float32)
         assert np.array_equal(delays, delays.round())
         assert len(np.unique(delays)) > 1
-
-
-@pytest.mark.parametrize(
-    ("changes", "settles"),
-    [
-        ({"layers": ("16FD3",), "density": 0.5, "delay_sigma_steps": 2.0}, 8),
-        ({"layers": ("16F",), "density": 0.5}, 3),
-        ({"layers": ("16F",)}, 0),
-    ],
-    ids=["delays", "pruned", "neither"],
-)
-def test_what_changes_over_the_epochs(data, changes, settles):
-    """The best model is chosen among the epochs in which nothing but values changes; the price of time rises."""
-    race = {"mode": "first_to_spike", "first_to_spike": {"early": 2.0}}
-    cfg = settings.load(REPOSITORY / "configs" / "adlif_shd.yaml")
-    values = cfg.model_dump(mode="json")
-    values["data"] |= {"path": str(data / "shd"), "channels": 40, "num_classes": 3, "T": 20}
-    values["network"] |= changes
-    values["loss"] |= race
-    values["train"] |= {"epochs": 10, "device": "cpu"}
-    task = tasks.events.EventTraining(settings.build(values, "test"), Team(torch.device("cpu")))
-    assert task.settles == settles
-    seen = []
-    for epoch in range(10):
-        now = task.begin_epoch(epoch, np.random.default_rng(0))
-        delays = list(task.network.delays().values())
-        sigmas = {each.sigma_steps for each in delays} or {0.0}
-        assert sigmas == {now["delay_sigma_steps"]}
-        assert all(each.are_whole == (epoch >= 8) for each in delays)
-        is_pruned = task.network.layers[0].linear.kept_NC is not None
-        assert is_pruned == (epoch >= 3 and "density" in changes)
-        assert task.objective.keywords["loss"].first_to_spike.early == now["early"]
-        seen.append((now["early"], now["delay_sigma_steps"]))
-    early, sigma = zip(*seen, strict=True)
-    assert early == pytest.approx([0, 0.4, 0.8, 1.2, 1.6, 2, 2, 2, 2, 2])
-    if "delay_sigma_steps" in changes:
-        assert sigma[0] == 2.0
-        assert all(a > b for a, b in itertools.pairwise(sigma[:9]))
-        assert sigma[8:] == (0.0, 0.0)
 
 
 def train_in_process(folder: Path, command: str, kill_at: float) -> None:
@@ -465,27 +423,6 @@ def test_what_stops_a_run_leaves_it_as_it_was(program, data, fault):
     assert {path: path.read_bytes() for path in (data / "runs" / "x").iterdir()} == before
     assert {path.name for path in (data / "runs").iterdir()} == {"x", ".x.lock"}
     lock.close()
-
-
-def test_bits_of_our_kernels_do_not_go_by_threads(monkeypatch):
-    """Torch's BatchNorm and oneDNN's convolutions are left out: their order of sums depends on the threads."""
-    monkeypatch.setattr(linear, "input_gradient", torch.matmul)
-    values = settings.read_yaml(REPOSITORY / "configs" / "adlif_shd.yaml")
-    values["network"]["batch_norm"] = False
-    network = Network(settings.build(values, "test").network, (700,), 20)
-    x_TBC = 8 * (torch.rand(30, 24, 700) < 0.1).float()
-    threads, found = torch.get_num_threads(), []
-    for number in (1, 2):
-        torch.set_num_threads(number)
-        torch.manual_seed(0)
-        network.reset()
-        network.zero_grad()
-        activity = network(x_TBC)
-        (activity.h_TBN.sum() + activity.s_TBN.sum()).backward()
-        found.append([*(s.clone() for s in activity.layers), *(p.grad.clone() for p in network.parameters())])
-    torch.set_num_threads(threads)
-    assert all(s.any() for s in activity.layers[:-1])
-    assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
 
 
 @pytest.mark.usefixtures("data")

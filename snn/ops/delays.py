@@ -91,7 +91,7 @@ def _product(offsets, channels, counts, h_CK, W_SCL, out_TBN, begin, end):
     for b in range(begin, end):
         for s in range(S):
             for t in range(T):
-                prefetch(out_TBN, (min(t + AHEAD, T - 1) * B + b) * N + s * LANES)
+                prefetch(out_TBN, (min(t + AHEAD, T - 1) * B + b) * N + s * LANES, LANES)
                 total_L = zeros(out_TBN, LANES)
                 for j in range(K - 1, -1, -1):  # in the order of the events' steps
                     row = b * (T + K - 1) + t + K - 1 - j
@@ -123,7 +123,7 @@ def _gradient(offsets, places, counts, gy_TBN, room, gA_ISCKL, begin, end):
         gA_ISCKL[i, s] = 0
         for b in range(i * B // I, (i + 1) * B // I):
             for t in range(T):
-                prefetch(gy_TBN, (min(t + AHEAD, T - 1) * B + b) * N + s * LANES)
+                prefetch(gy_TBN, (min(t + AHEAD, T - 1) * B + b) * N + s * LANES, LANES)
                 gy_L = load_part(gy_TBN, (t * B + b) * N + s * LANES, N - s * LANES, LANES)
                 store(room, (before + t) * LANES, gy_L)
             for c in range(C):

@@ -21,7 +21,7 @@ from numba.extending import intrinsic, models, overload, register_model
 LANES = 64  # for sums: as many as a word has bits
 LINE = 16  # for states, ten forward and up to twenty backward: as many float32 as a cache line holds
 CACHE_LINE_BYTES = 64
-FOR_READING = 0, 3, 1  # arguments of llvm.prefetch: to be read, kept in all caches, of data
+FOR_READING = 0, 2, 1  # arguments of llvm.prefetch: to be read, kept in all caches, of data
 
 
 class Lanes(types.Type):
@@ -132,20 +132,21 @@ def store_part(_, array, at, left, lanes):
     return types.none(_contiguous(array), types.intp, types.intp, lanes), code
 
 
-@intrinsic
-def prefetch(_, array, at):
-    """Ask for array[at : at + LANES] to be brought to the cache; it may lie beyond the array."""
+@intrinsic(prefer_literal=True)
+def prefetch(_, array, at, size):
+    """Ask for array[at : at + size] to be brought to the caches; it may lie beyond the array."""
+    lanes = Lanes(array.dtype, size.literal_value)
 
     def code(context, builder, signature, arguments):
-        pointer = _place(context, builder, signature, arguments, Lanes(array.dtype, LANES))
+        pointer = _place(context, builder, signature, arguments, lanes)
         bytes_, number = builder.bitcast(pointer, ir.IntType(8).as_pointer()), ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [bytes_.type, *[number] * 3])
         fetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        for line in range(0, LANES * _number_bytes(signature), CACHE_LINE_BYTES):
+        for line in range(0, lanes.size * _number_bytes(signature), CACHE_LINE_BYTES):
             builder.call(fetch, [builder.gep(bytes_, [ir.IntType(32)(line)]), *map(number, FOR_READING)])
         return context.get_dummy_value()
 
-    return types.none(_contiguous(array), types.intp), code
+    return types.none(_contiguous(array), types.intp, size), code
 
 
 def _lanewise(operation, instruction, gives_truths=False):

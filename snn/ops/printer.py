@@ -151,7 +151,7 @@ HEADER = """import numpy as np
 from snn.ops.compiled import inlined, kernel
 from snn.ops.cpu import STEPS, STRIDE, TILE, add_rows, copy, delayed, spread
 from snn.ops.lanes import (
-    LINE, exponential, fence, load, load_part, store, store_part, store_past, where, word, zeros
+    LINE, exponential, fence, load, load_part, prefetch, store, store_part, store_past, where, word, zeros
 )"""
 
 

@@ -46,7 +46,7 @@ def product_rows(offsets, channels, counts, W_SCL, out, begin, end):
     (S, C, _), N = W_SCL.shape, out.shape[1]
     for s in range(S):
         for r in range(begin, end):
-            prefetch(out, min(r + AHEAD, end - 1) * N + s * LANES)
+            prefetch(out, min(r + AHEAD, end - 1) * N + s * LANES, LANES)
             total_L = zeros(out, LANES)
             for e in range(offsets[r], offsets[r + 1]):
                 total_L = add_product(total_L, counts[e], load(W_SCL, (s * C + channels[e]) * LANES, LANES))
@@ -61,7 +61,7 @@ def _weight_gradient(offsets, channels, counts, gy, gW_KSCL, begin, end):
         k, s = part // S, part % S
         gW_KSCL[k, s] = 0
         for r in range(k * R // K, (k + 1) * R // K):
-            prefetch(gy, min(r + AHEAD, R - 1) * N + s * LANES)
+            prefetch(gy, min(r + AHEAD, R - 1) * N + s * LANES, LANES)
             gy_L = load_part(gy, r * N + s * LANES, N - s * LANES, LANES)
             for e in range(offsets[r], offsets[r + 1]):
                 row = (part * C + channels[e]) * LANES

@@ -27,6 +27,8 @@ def forward_steps(x_TM, fed, s_TM, h_TM, near_TW, marks_CSM, r, at, m, width, be
         for t in range(begin, end):
             k = t * M + m + j
             x = load_part(x_TM, k, left, LINE) if fed is None else load_part(fed, m % len(fed) + j, left, LINE)
+            if fed is None:
+                prefetch(x_TM, k + STEPS * M, LINE)
             spike, potential, near, state = step(r, x, state, values)
             if near_TW is not None:
                 near_TW[t, (m + j) // LINE] = word(near)
@@ -45,7 +47,7 @@ def forward_steps(x_TM, fed, s_TM, h_TM, near_TW, marks_CSM, r, at, m, width, be
 
 
 @inlined
-def recompute_steps(x_TM, r, at, m, width, first, begin, end):
+def recompute_steps(x_TM, gs_TM, r, at, m, width, first, begin, end):
     """Repeat steps begin ... end of a segment that starts at `first`, and keep what their derivatives read."""
     M = x_TM.shape[1]
     for j in range(0, width, LINE):
@@ -53,13 +55,14 @@ def recompute_steps(x_TM, r, at, m, width, first, begin, end):
         values, state = load_values(r, at + j), load_states(r, at + j)
         for t in range(begin, end):
             x = load_part(x_TM, t * M + m + j, left, LINE)
+            prefetch(gs_TM, t * M + m + j, LINE)
             remember(r, at + (KEPT + (t - first) * (1 + R)) * STRIDE + j, x, state)
             _, _, _, state = step(r, x, state, values)
         store_states(r, at + j, state)
 
 
 @inlined
-def backward_steps(gs_TM, gs_fed, gh_TM, gx_TM, r, at, m, width, first, begin, end, past):
+def backward_steps(x_TM, gs_TM, gs_fed, gh_TM, gx_TM, r, at, m, width, first, begin, end, past):
     """Go back from step end - 1 to begin, using what `recompute_steps` kept; arguments as in `forward_steps`."""
     M = gx_TM.shape[1]
     for j in range(0, width, LINE):
@@ -67,6 +70,7 @@ def backward_steps(gs_TM, gs_fed, gh_TM, gx_TM, r, at, m, width, first, begin, e
         values, gstate, gvalues = load_values(r, at + j), load_gradients(r, at + j), load_sums(r, at + j)
         for t in range(end - 1, begin - 1, -1):
             k = t * M + m + j
+            prefetch(x_TM, k - SEGMENT * M, LINE)
             recalled = recall(r, at + (KEPT + (t - first) * (1 + R)) * STRIDE + j)
             gs = (
                 load_part(gs_TM, k, left, LINE)
@@ -160,7 +164,7 @@ def backward_columns(
                 else:
                     spread(r, at + P * STRIDE, marks_CSM[segment - 1], M, m + k, width)
                 for t in range(first, last, STEPS):
-                    recompute_steps(x_TM, r, at, m + k, width, first, t, min(t + STEPS, last))
+                    recompute_steps(x_TM, gs_TM, r, at, m + k, width, first, t, min(t + STEPS, last))
             for t in range(last, first, -STEPS if V_NN is None else -1):
                 if V_NN is not None:
                     for j in range(size):
@@ -180,9 +184,9 @@ def backward_columns(
                     at, width = k // TILE * size_of_tile, min(TILE, size - k)
                     if V_NN is None:
                         low = max(t - STEPS, first)
-                        backward_steps(gs_TM, None, gh_TM, gx_TM, r, at, m + k, width, first, low, t, past)
+                        backward_steps(x_TM, gs_TM, None, gh_TM, gx_TM, r, at, m + k, width, first, low, t, past)
                     else:
-                        backward_steps(gs_TM, row, gh_TM, gx_TM, r, at, m + k, width, first, t - 1, t, past)
+                        backward_steps(x_TM, gs_TM, row, gh_TM, gx_TM, r, at, m + k, width, first, t - 1, t, past)
         for k in range(0, size, TILE):
             at, width = k // TILE * size_of_tile, min(TILE, size - k)
             for s in range(S):

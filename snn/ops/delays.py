@@ -42,10 +42,10 @@ def _count(offsets, channels, lags, U, by_channel, numbers, begin, end):
     for b in range(begin, end):
         number[:] = 0
         for t in range((len(offsets) - 1) // B):
-            for e in range(offsets[t * B + b], offsets[t * B + b + 1]):
-                u = t + lags[channels[e]]
-                if 0 <= u < U:
-                    number[channels[e] if by_channel else u] += 1
+            for e in range(np.uint64(offsets[t * B + b]), np.uint64(offsets[t * B + b + 1])):
+                u = np.uint64(t + lags[channels[e]])  # a step before the first is a huge number
+                if u < np.uint64(U):
+                    number[np.uint64(channels[e]) if by_channel else u] += 1
         numbers[b] = number
 
 
@@ -53,18 +53,18 @@ def _count(offsets, channels, lags, U, by_channel, numbers, begin, end):
 def _move(offsets, channels, counts, lags, U, by_channel, firsts, moved_channels, moved_counts, begin, end):
     """Write the events of samples begin ... end into their rows, in the order of their steps."""
     B, rows = firsts.shape
-    place = np.empty(rows, np.int64)
+    place = np.empty(rows, np.uint64)
     for b in range(begin, end):
         place[:] = firsts[b]
         for t in range((len(offsets) - 1) // B):
-            for e in range(offsets[t * B + b], offsets[t * B + b + 1]):
-                c = channels[e]
-                u = t + lags[c]
-                if 0 <= u < U:
+            for e in range(np.uint64(offsets[t * B + b]), np.uint64(offsets[t * B + b + 1])):
+                c = np.uint64(channels[e])
+                u = np.uint64(t + lags[c])
+                if u < np.uint64(U):
                     row = c if by_channel else u
                     moved_channels[place[row]] = u if by_channel else c
                     moved_counts[place[row]] = counts[e]
-                    place[row] += 1
+                    place[row] += np.uint64(1)
 
 
 def moved(
@@ -85,27 +85,38 @@ def moved(
 
 
 @kernel
-def _product(offsets, channels, counts, h_CK, W_SCL, out_TBN, begin, end):
-    """Set out = Σ_j h[c, j] W x over samples begin ... end."""
-    (S, C, _), (T, B, N), K = W_SCL.shape, out_TBN.shape, h_CK.shape[1]
+def _product(offsets, channels, counts, h_CK, K, W_SCL, out_TBN, begin, end):
+    """Set out = Σ_j h[c, j] W x over samples begin ... end; h_CK has a column of zeros more if K is odd.
+
+    Two taps share each row of weights. The later ones come first, so that sums take events in the order of their steps.
+    """
+    (S, C, _), (T, B, N) = W_SCL.shape, out_TBN.shape
     for b in range(begin, end):
         for s in range(S):
-            for t in range(T):
-                prefetch(out_TBN, (min(t + AHEAD, T - 1) * B + b) * N + s * LANES, LANES)
+            for j in range(K - 1 - (K - 1) % 2, -1, -2):
                 total_L = zeros(out_TBN, LANES)
-                for j in range(K - 1, -1, -1):  # in the order of the events' steps
-                    row = b * (T + K - 1) + t + K - 1 - j
-                    for e in range(offsets[row], offsets[row + 1]):
-                        c = channels[e]
-                        total_L = add_product(total_L, counts[e] * h_CK[c, j], load(W_SCL, (s * C + c) * LANES, LANES))
-                store_part(out_TBN, (t * B + b) * N + s * LANES, N - s * LANES, total_L)
+                for t in range(-1, T):
+                    prefetch(out_TBN, (min(t + AHEAD, T - 1) * B + b) * N + s * LANES, LANES)
+                    to = (min(t + 1, T - 1) * B + b) * N + s * LANES
+                    next_L = zeros(out_TBN, LANES) if j + 2 >= K else load_part(out_TBN, to, N - s * LANES, LANES)
+                    row = b * (T + K - 1) + max(t + K - 1 - j, 0)
+                    for e in range(np.uint64(offsets[row]), np.uint64(offsets[row + 1])):
+                        c = np.uint64(channels[e])
+                        w_L = load(W_SCL, (np.uint64(s * C) + c) * np.uint64(LANES), LANES)
+                        total_L = add_product(total_L, counts[e] * h_CK[c, j], w_L)
+                        next_L = add_product(next_L, counts[e] * h_CK[c, j + 1], w_L)
+                    if t >= 0:
+                        store_part(out_TBN, (t * B + b) * N + s * LANES, N - s * LANES, total_L)
+                    total_L = next_L
 
 
 def product(events: Moved, h_KC: Tensor, W_NC: Tensor, B: int) -> Tensor:
     """Return the product of the delayed events and the weights, (R, N)."""
-    T = (len(events.offsets) - 1) // B - len(h_KC) + 1
+    K = len(h_KC)
+    T = (len(events.offsets) - 1) // B - K + 1
+    h_CK = F.pad(h_KC, (0, 0, 0, K % 2)).T.contiguous()
     out_TBN = torch.empty(T, B, len(W_NC), dtype=W_NC.dtype)
-    arguments = (*events, h_KC.T.contiguous().numpy(), slices(W_NC).numpy(), out_TBN.numpy())
+    arguments = (*events, h_CK.numpy(), K, slices(W_NC).numpy(), out_TBN.numpy())
     in_parts(lambda begin, end: _product(*arguments, begin, end), B, torch.get_num_threads())
     return out_TBN.flatten(0, 1)
 

@@ -21,7 +21,7 @@ from numba.extending import intrinsic, models, overload, register_model
 LANES = 64  # for sums: as many as a word has bits
 LINE = 16  # for states, ten forward and up to twenty backward: as many float32 as a cache line holds
 CACHE_LINE_BYTES = 64
-FOR_READING = 0, 2, 1  # arguments of llvm.prefetch: to be read, kept in all caches, of data
+FOR_READING = 0, 2, 1  # arguments of llvm.prefetch: to be read, kept in all caches but the first, of data
 
 
 class Lanes(types.Type):

@@ -98,7 +98,7 @@ def test_standardised_weights_fold_into_plain_ones():
                 parameter.uniform_(0.5, 2)
     x = images()
     folded = copy.deepcopy(network)
-    folded.fold()
+    folded = folded.folded()
     assert torch.equal(network(x).V_BN, folded(x).V_BN)
     assert set(folded.state_dict()) == set(build().state_dict())
     weight = network.layers[0].synapses().detach().flatten(1)

@@ -131,7 +131,7 @@ def rounding(W_ON: Tensor, T: float) -> float:
     A sum of N products is off by at most N u Σ |w| 2T, with u = eps / 2. There are four potentials, two in the order of
     events and two in that of the dense pass, and the sums over inputs that have not arrived are taken for two more.
     """
-    return 6 * (W_ON.shape[1] + 2) * torch.finfo(W_ON.dtype).eps * T * float(W_ON.abs().sum(1).max())
+    return 6 * (W_ON.shape[1] + 2) * torch.finfo(W_ON.dtype).eps * T * float(W_ON.detach().abs().sum(1).max())
 
 
 def channels_last(t: Tensor) -> Tensor:

@@ -66,9 +66,16 @@ class EventDriven:
         otherwise. `fires_known` takes the second bound above; without it spikes alone count.
         """
         checks.number("share", share, above=0)
+        t, t_layers, operations = self.layer_times(x_CHW)
+        label, time, added = self.readout.decide(t, share, fires_known)
+        return Outcome(label, len(t_layers) + time / self.T, [*operations, added], t_layers)
+
+    @torch.inference_mode()
+    def layer_times(self, x_CHW: Tensor) -> tuple[Tensor, list[Tensor], list[int]]:
+        """Return the times (1, ...) that reach the readout, those of each layer of neurons, and their operations."""
         x_CHW = checks.like_weights("the pixels", x_CHW, self.input_shape, torch.from_numpy(self.readout.W_NO))
         t = self.encoder(x_CHW[None])
-        operations, t_layers = [], []
+        t_layers, operations = [], []
         for layer in self.layers:
             if isinstance(layer, _Layer):
                 t, added = layer.receive(t)
@@ -76,8 +83,7 @@ class EventDriven:
                 t_layers.append(t[0])
             else:
                 t = layer(t)
-        label, time, added = self.readout.decide(t, share, fires_known)
-        return Outcome(label, len(t_layers) + time / self.T, [*operations, added], t_layers)
+        return t, t_layers, operations
 
 
 class _Layer:

@@ -1,6 +1,7 @@
 """TTFS networks in C against `snn.ttfs.events`, bit by bit, and against the network's own decisions."""
 
 import ctypes
+import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -186,3 +187,29 @@ def test_export_writes_a_folder(program, tmp_path):
     assert sorted(path.name for path in (tmp_path / "net_c").iterdir()) == names
     assert_one_line(program("export.py --load_pt_file net.pt --format c"), "net_c", "already", "--out")
     assert_one_line(program("export.py --load_pt_file net.pt --format html"), "TTFS", "--format c")
+
+
+@pytest.mark.usefixtures("toy_file")
+def test_a_quantised_network_is_tested_like_any_other(program, tmp_path):
+    cfg = settings.load(REPOSITORY / "configs" / "ttfs_mnist_mlp.yaml")
+    data = cfg.data.model_copy(
+        update={"dataset_name": "toy", "layout": "npz", "path": "data", "shape": (1, 12, 12), "num_classes": 3}
+    )
+    network, run_folder = trained_ttfs("30F", standardised=True), tmp_path / "runs" / "x"
+    with torch.no_grad():  # the same weight for all classes, beside which all others are rounded to 0
+        network.readout.weight[:, 0] = 1000
+    ttfs_fields = cfg.ttfs.model_copy(update={"layers": "30F", "standardised": True})
+    run_folder.mkdir(parents=True)
+    checkpoint.save(
+        run_folder / "best.pt", cfg.model_copy(update={"data": data, "ttfs": ttfs_fields}), network, epoch=1
+    )
+    for words in ("", " --quantise int8"):
+        result = program(f"test.py --load_pt_file x --set train.device=cpu{words}")
+        assert result.returncode == 0, result.stderr
+    exact, rounded = (json.loads((run_folder / name / "metrics.json").read_text()) for name in ("test", "test_int8"))
+    labels = [np.load(run_folder / name / "samples.npz")["label"] for name in ("test", "test_int8")]
+    assert rounded["moved_by_quantising"] == (labels[0] != labels[1]).sum() > 0
+    assert rounded["weight_bytes"] == 144 * 30 + 30 * 3 + 4 * (30 + 3)
+    assert rounded["loss"] != exact["loss"]
+    assert "moved_by_quantising" not in exact
+    assert "decisions changed by rounding the weights" in result.stdout

@@ -134,7 +134,7 @@ class _Readout:
 def rounding(W_ON: Tensor, T: float) -> float:
     """Return a bound on what rounding does to a lead and to what may change it: any order of sums decides the same.
 
-    A sum of N products is off by at most N u Σ |w| 2T, with u = eps / 2. A decision compares at most eight of such sums:
+    A sum of N products is off by at most N u Σ |w| 2T, with u = eps / 2. A decision compares at most eight such sums:
     potentials in the order of events and in that of the dense pass, and the sums over inputs that have not arrived.
     """
     return 8 * (W_ON.shape[1] + 4) * torch.finfo(W_ON.dtype).eps * T * float(W_ON.detach().abs().sum(1).max())

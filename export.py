@@ -26,11 +26,13 @@ from tqdm import tqdm
 
 import tasks
 from datasets.binning import Bins, batches
-from snn import arguments, checkpoint, cli, config, embedded, exchange
+from snn import arguments, checkpoint, cli, config, embedded, exchange, schema
 from snn.classes import Named
 from snn.coding import decide
+from snn.embedded import ttfs
 from snn.errors import InputError
 from snn.network import Network
+from snn.ttfs.network import TTFSNetwork
 
 Names = tuple[str, ...] | None  # of the classes
 
@@ -41,8 +43,8 @@ def main() -> None:
         snn.need("nir", extra="export")
     args.load_pt_file = path = arguments.find_checkpoint(args.load_pt_file)
     network, cfg, content = checkpoint.load_network(path, "auto")
-    if not isinstance(network, Network):
-        raise InputError(f"{path}: is a TTFS network; only first-spike networks (a section `network`) can be exported")
+    if not isinstance(network, Network) and args.format != "c":
+        raise InputError(f"{path}: is a TTFS network, which can be exported as C (--format c) but not as {args.format}")
     out = args.out or (path.with_name(f"{path.stem}_c") if args.format == "c" else path.with_suffix(f".{args.format}"))
     print(WRITERS[args.format](args, cfg, network, out, content["class_names"]))
 
@@ -104,12 +106,18 @@ def write_onnx(_: argparse.Namespace, cfg: config.Config, network: Network, out:
     return f"{out}: one step of the network; inputs x and {', '.join(step.state_names)}"
 
 
-def write_c(args: argparse.Namespace, cfg: config.Config, network: Network, out: Path, names: Names = None) -> str:
+def write_c(
+    args: argparse.Namespace, cfg: schema.AnyConfig, network: Network | TTFSNetwork, out: Path, names: Names = None
+) -> str:
     """Write a folder of C, and return a line about it."""
     if out.exists():
         raise InputError(f"{out}: exists already; remove it, or choose another --out")
-    bins = Bins.of(cfg.data, "test")
-    code = embedded.code(network, bins.dt_ms, bins.T, bins.T_empty, names, args.quantise == "int8")
+    int8 = args.quantise == "int8"
+    if isinstance(network, TTFSNetwork):
+        code = ttfs.code(network, names, int8)
+    else:
+        bins = Bins.of(cfg.data, "test")
+        code = embedded.code(network, bins.dt_ms, bins.T, bins.T_empty, names, int8)
     try:
         part = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     except OSError as error:

@@ -13,7 +13,7 @@ memory traffic and energy (`snn/energy.py`; models of hardware: `snn/hardware.py
 export.py writes it to C, writes to the folder test_int8/, and says how many decisions quantising changes.
 
 The test of a TTFS network measures accuracy, the number of spikes and their times. --simulate also runs every image
-through a simulation over time and counts the decisions that differ.
+through a simulation over time and counts the decisions that differ. --quantise int8 applies to it, too.
 """
 
 import argparse
@@ -94,11 +94,13 @@ def read_command_line() -> tuple[argparse.Namespace, list[Subject]]:
     yaml_help = "configuration whose data section is used"
     parser = arguments.Parser(__doc__, arguments.TEST, yaml_help)
     parser.take_checkpoints("+")
-    for kind in tasks.KINDS:
-        for word, help_text in kind.testing.words.items():
-            choices = kind.testing.choices.get(word)
-            takes: dict = {"choices": choices} if choices else {"action": "store_true"}
-            parser.add_argument(f"--{word}", help=help_text, **takes)
+    for word, (help_text, choices) in {  # a word that several kinds have is added once
+        word: (help_text, kind.testing.choices.get(word))
+        for kind in tasks.KINDS
+        for word, help_text in kind.testing.words.items()
+    }.items():
+        takes: dict = {"choices": choices} if choices else {"action": "store_true"}
+        parser.add_argument(f"--{word}", help=help_text, **takes)
     args = parser.parse_args()
     if args.load_pt_file is None:
         raise InputError("command line: --load_pt_file is missing: a checkpoint such as runs/<name>/best.pt")

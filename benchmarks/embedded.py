@@ -30,6 +30,7 @@ from snn.quantise import quantised
 from snn.streaming import Stream
 
 MPS2 = Path(__file__).parent / "mps2"
+RECORDINGS, IMAGES = str(MPS2 / "recordings.c"), str(MPS2 / "images.c")  # the second includes network.c
 COMMON = ["-std=c99", "-Wall", "-Wextra", "-pedantic", "-Werror", "-ffp-contract=off"]
 SANITISED = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 ZIG = [sys.executable, "-m", "ziglang", "cc"]
@@ -93,18 +94,19 @@ def microseconds(recordings: Recordings, events: slice) -> np.ndarray:
     return np.floor(recordings.times[events].astype(np.float64) * (1e6 / recordings.ticks_per_second)).astype(np.int64)
 
 
-def run_native(folder: Path, command: Sequence[str], *flags: str) -> list[str]:
+def run_native(
+    folder: Path, command: Sequence[str], *flags: str, sources: Sequence[str] = (RECORDINGS, "network.c")
+) -> list[str]:
     """Return the lines that the C program prints for the recordings in the folder; the first is its size in RAM."""
     program = folder / "native"
-    sources = [str(MPS2 / "recordings.c"), "network.c"]
     here = f"-I{folder.resolve()}"  # with -I. zig takes the object of another folder's network from its cache
     ran([*command, *COMMON, *flags, here, *sources, "-o", program.name], folder)
     return ran([str(program)], folder).splitlines()
 
 
-def run_on(board: Board, folder: Path) -> list[str]:
+def run_on(board: Board, folder: Path, sources: Sequence[str] = (RECORDINGS, "network.c")) -> list[str]:
     """Return the same from QEMU, with the instructions up to each decision and to the window's end."""
-    sources = [str(MPS2 / "recordings.c"), "network.c", str(MPS2 / "startup.c"), "-T", str(MPS2 / "mps2.ld")]
+    sources = [*sources, str(MPS2 / "startup.c"), "-T", str(MPS2 / "mps2.ld")]
     flags = [*board.flags, "-O3", "-std=c99", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off", "-DTIMED", "-I."]
     ran([*ARM, *flags, *sources, "-o", "board.elf"], folder)
     qemu = ["qemu-system-arm", "-M", board.machine, "-nographic", "-semihosting-config", "enable=on,target=native"]
@@ -161,7 +163,7 @@ def main() -> None:
     path = arguments.find_checkpoint(args.load_pt_file)
     network, cfg, _ = checkpoint.load_network(path)
     if not isinstance(network, Network):
-        raise InputError(f"{path}: a TTFS network, which cannot be exported")
+        raise InputError(f"{path}: a TTFS network, which benchmarks.ttfs_events measures")
     network = (quantised if args.quantise else Network.folded)(network)
     data = cfg.data.model_copy(update={"path": args.path_to_dataset or cfg.data.path})
     bins = Bins.of(data, "test")

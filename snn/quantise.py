@@ -1,21 +1,24 @@
 """Quantised networks: int8 weights, whole numbers from -127 to 127 times a power of two for each neuron.
 
 In float32, sums of such weights are as exact as in integers, in any order, up to 2^24 times the power of two. So a
-quantised network is an ordinary `Network`, and integer sums in C, times the power of two, give the same bits.
+quantised network is an ordinary network, and integer sums in C, times the power of two, give the same bits.
 """
 
 from collections.abc import Iterator
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from snn.network import Network
+from snn.ttfs.network import TTFSNetwork
 
 LARGEST = 127
+Either = TypeVar("Either", Network, TTFSNetwork)
 
 
 @torch.no_grad()
-def quantised(network: Network) -> Network:
+def quantised(network: Either) -> Either:
     """Return a copy for inference, `network.folded()`, with all weights, also the recurrent ones, rounded to int8."""
     network = network.folded()
     for weight in weights(network):
@@ -24,13 +27,16 @@ def quantised(network: Network) -> Network:
     return network
 
 
-def weight_bytes(network: Network) -> int:
+def weight_bytes(network: Network | TTFSNetwork) -> int:
     """Return the number of bytes of the weights of a quantised network, with a float32 power of two per neuron."""
     return sum(weight.numel() + 4 * len(weight) for weight in weights(network))
 
 
-def weights(network: Network) -> Iterator[Tensor]:
-    """Yield all weights, (N, ...) each: those of layers other than pools, and recurrent ones."""
+def weights(network: Network | TTFSNetwork) -> Iterator[Tensor]:
+    """Yield all weights of a folded network, (N, ...) each: those of layers other than pools, and recurrent ones."""
+    if isinstance(network, TTFSNetwork):
+        yield from network.parameters()
+        return
     for layer in network.layers:
         for weight in (getattr(layer.linear, "weight", None), layer.neurons.V):
             if weight is not None:

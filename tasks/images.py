@@ -17,11 +17,12 @@ from snn import config
 from snn.classes import Named
 from snn.health import Cures
 from snn.machine import find_device
+from snn.quantise import quantised, weight_bytes
 from snn.report import Subject
 from snn.tables import Table
 from snn.team import Team
 from snn.ttfs import report
-from snn.ttfs.evaluation import TTFSEvaluation, evaluate_images, examine_images
+from snn.ttfs.evaluation import TTFSEvaluation, decisions, evaluate_images, examine_images
 from snn.ttfs.network import silent_neurons_drive
 from snn.ttfs.simulation import Simulation
 from tasks.kind import Kind, Result, Testing, Training, fingerprint, named, say_missing, say_refusal
@@ -102,14 +103,20 @@ class ImageTesting(Testing):
     """A test of accuracy, the number of spikes and their times."""
 
     items = "images"
-    words: ClassVar = {"simulate": "also run a TTFS network through a simulation over time"}
+    words: ClassVar = {
+        "simulate": "also run a TTFS network through a simulation over time",
+        "quantise": "round the weights as export.py does, and count the decisions that change",
+    }
+    choices: ClassVar = {"quantise": ("int8",)}
     columns = report.COLUMNS
 
     def __init__(self, args: argparse.Namespace, subjects: Sequence[Subject]):
         super().__init__(args, subjects)
         data, train = subjects[0].cfg.data, subjects[0].cfg.train
         self.data, self.device, self.batch_size = data, find_device(train.device), train.test_batch_size
-        self.networks = [subject.network().to(self.device) for subject in subjects]
+        self.trained = [subject.network().to(self.device) for subject in subjects]
+        self.networks = [quantised(network) for network in self.trained] if args.quantise else self.trained
+        self.moved = [0 for _ in subjects]  # decisions, by quantising
         images.fetch_if_missing(data)
         self.images = images.read(data, "test", subjects[0].classes)
         say_missing(self.images.labels, data.num_classes, self.images.where, "image")
@@ -125,15 +132,23 @@ class ImageTesting(Testing):
     def examine(self, x_BCHW: Tensor, target_B: Tensor) -> None:
         for network, evaluation, simulate in zip(self.networks, self.evaluations, self.simulations, strict=True):
             examine_images(network, x_BCHW, target_B, self.device, evaluation, simulate)
+        if self.args.quantise:
+            for k, (network, evaluation) in enumerate(zip(self.trained, self.evaluations, strict=True)):
+                label_B = decisions(network, x_BCHW.to(self.device)).cpu()
+                self.moved[k] += int((label_B != evaluation.labels[-1]).sum())
 
     def results(self) -> Iterator[Result]:
         names = named(self.images.class_names, self.data.num_classes)
         has_names = names if self.images.class_names is not None else None
         about = {"data": self.images.where, "class_names": names}
         about["samples_of"] = fingerprint(self.images.labels, has_names, self.images.pixels)
-        for subject, evaluation in zip(self.subjects, self.evaluations, strict=True):
+        for subject, network, evaluation, moved in zip(
+            self.subjects, self.networks, self.evaluations, self.moved, strict=True
+        ):
             metrics = evaluation.metrics() | evaluation.details()
             metrics |= {"spike_time_histograms": evaluation.histograms.tolist()}
+            if self.args.quantise:
+                metrics |= {"moved_by_quantising": moved, "weight_bytes": weight_bytes(network)}
             metrics |= subject.provenance() | about | {"T": subject.cfg.ttfs.T}
             target_n, label_n = evaluation.decisions()
             report.write(subject, metrics, evaluation)

@@ -3,10 +3,12 @@
 import math
 
 import torch
+import torch.nn.functional as F
 
 from snn import config, settings
 from snn.network import Network
-from tests.conftest import REPOSITORY
+from snn.ttfs.network import TTFSNetwork
+from tests.conftest import REPOSITORY, toy_images
 
 IMAGE = (2, 7, 5)  # polarities, height, width of the images
 
@@ -62,3 +64,29 @@ def toy_config(seed: int = 0, **network) -> config.Config:
     values["network"] |= {"neuron2": {"tau_mem_steps": 5, "tau_syn_steps": 5, "theta": 0.02}} | network
     values["train"]["seed"] = seed
     return settings.build(values, "test")
+
+
+SMALL_TTFS = "6C3 - P2 - 8C3S2 - A2 - 20F"
+
+
+def build_ttfs(words: str = SMALL_TTFS, shape: tuple = (2, 12, 10), classes: int = 4, **options) -> TTFSNetwork:
+    torch.manual_seed(0)
+    return TTFSNetwork(config.TTFS(layers=words, **options), shape, classes)
+
+
+def random_images(n: int = 30, shape: tuple = (2, 12, 10), seed: int = 0) -> torch.Tensor:
+    random = torch.Generator().manual_seed(seed)
+    x = torch.rand((n, *shape), generator=random)
+    return x * (torch.rand(x.shape, generator=random) < 0.7)
+
+
+def trained_ttfs(words: str, **options) -> TTFSNetwork:
+    """Return a network that has learned `toy_images`."""
+    network = build_ttfs(words, (1, 12, 12), 3, **options)
+    optimizer = torch.optim.Adam(network.parameters(), 5e-3)
+    pixels, labels = map(torch.from_numpy, toy_images(90, 0))
+    for _ in range(40):
+        optimizer.zero_grad()
+        F.cross_entropy(network(pixels[:, None] / 255).V_BN, labels).backward()
+        optimizer.step()
+    return network.eval()

@@ -7,25 +7,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from snn import config
 from snn.errors import InputError
 from snn.ttfs import layers
 from snn.ttfs.evaluation import TTFSEvaluation, examine_images
-from snn.ttfs.network import TTFSNetwork, silent_neurons_drive
+from snn.ttfs.network import silent_neurons_drive
 from snn.ttfs.simulation import Simulation
-
-SMALL = "6C3 - P2 - 8C3S2 - A2 - 20F"
-
-
-def build(words: str = SMALL, shape: tuple = (2, 12, 10), classes: int = 4, **options) -> TTFSNetwork:
-    torch.manual_seed(0)
-    return TTFSNetwork(config.TTFS(layers=words, **options), shape, classes)
-
-
-def images(n: int = 30, shape: tuple = (2, 12, 10), seed: int = 0) -> torch.Tensor:
-    random = torch.Generator().manual_seed(seed)
-    x = torch.rand((n, *shape), generator=random)
-    return x * (torch.rand(x.shape, generator=random) < 0.7)
+from tests.networks import SMALL_TTFS as SMALL
+from tests.networks import build_ttfs as build
+from tests.networks import random_images as images
 
 
 @pytest.mark.parametrize(
@@ -97,8 +86,7 @@ def test_standardised_weights_fold_into_plain_ones():
             if name.endswith("gain"):
                 parameter.uniform_(0.5, 2)
     x = images()
-    folded = copy.deepcopy(network)
-    folded.fold()
+    folded = network.folded()
     assert torch.equal(network(x).V_BN, folded(x).V_BN)
     assert set(folded.state_dict()) == set(build().state_dict())
     weight = network.layers[0].synapses().detach().flatten(1)

@@ -2,6 +2,7 @@
 
    Prints a line a recording: label, step of the decision (0: by potential), and with -DTIMED the instructions to the
    decision and to the end of the window. With -DSPIKES the spikes of all layers before it, step by step. */
+#include "instructions.h"
 #include "network.h"
 
 #include <stdio.h>
@@ -10,16 +11,6 @@
 enum { MOST = 1 << 18 };
 static uint32_t times_us[MOST], channels[MOST];
 static network net;
-
-#ifdef TIMED
-/* Timer 0 of the boards mps2-an*, which counts down at 25 MHz: under `qemu -icount shift=10` an instruction takes
-   1024 ns, 25.6 counts. */
-static volatile uint32_t *const timer = (uint32_t *)0x40000000; /* control, value, reload */
-static unsigned long instructions(void)
-{
-    return (unsigned long)((UINT32_MAX - timer[1]) / 25.6);
-}
-#endif
 
 static int failed(const char *why)
 {
@@ -86,15 +77,14 @@ int main(void)
         const network_answer answer = decide(number, true);
 #else
 #ifdef TIMED
-        timer[2] = timer[1] = UINT32_MAX;
-        timer[0] = 1;
+        count_instructions();
 #endif
         const network_answer answer = decide(number, false);
 #endif
         printf("decision %d %u %lu", (int)answer, (unsigned)net.label, (unsigned long)net.decided_step);
 #ifdef TIMED
         const unsigned long to_decision = instructions();
-        timer[2] = timer[1] = UINT32_MAX;
+        count_instructions();
         decide(number, true);
         printf(" %lu %lu", to_decision, instructions());
 #endif

@@ -5,7 +5,6 @@ that is written has only what its network needs. Every sum is in the order of `s
 """
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from snn import checks
 from snn.delays import DelayedLinear
+from snn.embedded.writing import Code, definition, number, quoted, resolved, size_of_struct, unsigned
 from snn.errors import InputError
 from snn.network import Layer, Network
 from snn.ops import printer
@@ -27,22 +27,6 @@ FILES = ("network.h", "network.c", "main.c", "Makefile", "README.md")
 BLOCK = 4  # neurons: a small processor keeps this many sums in registers, and few rows need padding
 GAP = 2**8 - 1  # neurons: the longest step from one stored weight of an input to the next, kept in a byte
 LARGEST = 2**16  # inputs and neurons are numbered with 16 bits
-NUMBERS = {
-    "bool": "?",
-    "uint8_t": "u1",
-    "uint16_t": "u2",
-    "int32_t": "i4",
-    "uint32_t": "u4",
-    "float": "f4",
-}  # as numpy calls them
-
-
-class Code(NamedTuple):
-    """A network in C."""
-
-    files: dict[str, str]  # name -> text
-    constants_bytes: int  # of flash: weights, biases, scales, delays, and values of neurons
-    state_bytes: int  # of RAM: sizeof(network)
 
 
 def code(
@@ -87,9 +71,9 @@ def code(
     types = {
         "SUM": "int32_t" if int8 else "float",
         "WEIGHT": "int8_t" if int8 else "float",
-        "CHANNEL": _unsigned(sizes[0] - 1),
-        "COUNT": _unsigned(most_events),
-        "START": _unsigned(max(int(each.count_nonzero()) + each.numel() // GAP for each in weights(network))),
+        "CHANNEL": unsigned(sizes[0] - 1),
+        "COUNT": unsigned(most_events),
+        "START": unsigned(max(int(each.count_nonzero()) + each.numel() // GAP for each in weights(network))),
     }
     layers = [_printed(k, layer, layer is network.output, types) for k, layer in enumerate(network.layers, 1)]
     neurons = {layer.neuron.name: printer.c(layer.neuron) for layer in layers}
@@ -102,7 +86,7 @@ def code(
         "TITLE": f"A first-spike network {'-'.join(map(str, sizes))} with {'int8' if int8 else 'float32'} weights.",
         "CHANNELS": sizes[0],
         "CLASSES": sizes[-1],
-        "CLASS_NAMES": ", ".join(map(_quoted, names)),
+        "CLASS_NAMES": ", ".join(map(quoted, names)),
         "STEP_US": step_us,
         "STEPS": T,
         "EMPTY_STEPS": T_empty,
@@ -118,12 +102,12 @@ def code(
         "LAYER_STEPS": "\n".join(_template("layer.c", layer) for layer in layers).rstrip(),
         "CALLS": "\n".join(f"    run_layer_{k}(net);" for k in range(1, len(layers) + 1)),
     }
-    files = {name: _resolved((HERE / name).read_text(encoding="utf-8"), flags, words) for name in FILES[:-1]}
+    files = {name: resolved((HERE / name).read_text(encoding="utf-8"), flags, words) for name in FILES[:-1]}
     said = "\n   ".join(line for layer in layers for line in layer.stored)
-    files["weights.h"] = "".join([f"/* {said} */\n#include <stdint.h>\n", *map(_array, arrays)])
-    constants_bytes, state_bytes = sum(array.nbytes for _, array in arrays), _size(files["network.h"])
+    files["weights.h"] = "".join([f"/* {said} */\n#include <stdint.h>\n", *map(definition, arrays)])
+    constants_bytes, state_bytes = sum(array.nbytes for _, array in arrays), size_of_struct(files["network.h"])
     words |= {"CONSTANTS": f"{constants_bytes:,}", "STATE": f"{state_bytes:,}"}
-    files["README.md"] = _resolved((HERE / "README.md").read_text(encoding="utf-8"), flags, words)
+    files["README.md"] = resolved((HERE / "README.md").read_text(encoding="utf-8"), flags, words)
     return Code(files, constants_bytes, state_bytes)
 
 
@@ -183,7 +167,7 @@ def _printed(k: int, layer: Layer, is_output: bool, types: Mapping[str, str]) ->
     said = []
     for name in printer.c(neuron)[2]:
         if len(values[name].unique()) == 1:
-            said.append(_number(values[name].detach().numpy().flat[0]))
+            said.append(number(values[name].detach().numpy().flat[0]))
         else:
             add(f"{neuron.name}_{name}", values[name])
             said.append(f"{neuron.name}_{name}_{k}[n]")
@@ -241,71 +225,10 @@ def _filled(width: int) -> int:
     return -(-width // BLOCK) * BLOCK
 
 
-def _unsigned(largest: int) -> str:
-    """Return the smallest type of C that holds the numbers from 0 to the largest."""
-    return f"{np.min_scalar_type(largest)}_t"
-
-
 def _delays(whole: Tensor) -> np.ndarray:
     """Return delays in steps, in the smallest type that holds them."""
     return whole.detach().numpy().astype(np.min_scalar_type(int(whole.max())))
 
 
 def _template(name: str, layer: Printed) -> str:
-    return _resolved((HERE / name).read_text(encoding="utf-8"), layer.flags, layer.words)
-
-
-def _number(value: np.floating) -> str:
-    """Write a float32 with the fewest digits that reproduce it."""
-    return f"{value!s}f"
-
-
-def _array(named: tuple[str, np.ndarray]) -> str:
-    """Write the definition of an array, row after row."""
-    name, array = named
-    kind = "float" if array.dtype == np.float32 else f"{array.dtype}_t"
-    words = [_number(value) if kind == "float" else str(value) for value in array.flat]
-    width = array.shape[-1] if array.ndim > 1 else 20
-    rows = ",\n".join("    " + ", ".join(words[k : k + width]) for k in range(0, len(words), width))
-    return f"\nstatic const {kind} {name}[{' * '.join(map(str, array.shape))}] = {{\n{rows},\n}};\n"
-
-
-def _quoted(text: str) -> str:
-    """Write a string of C: its bytes in UTF-8, with special characters as three octal digits."""
-    is_plain = re.compile(r"[\w .,;:()+*/=<>!#-]", re.ASCII).fullmatch
-    return '"' + "".join(chr(b) if is_plain(chr(b)) else f"\\{b:03o}" for b in text.encode()) + '"'
-
-
-def _size(header: str) -> int:
-    """Return sizeof(network), if numbers are aligned to their size, as by all compilers for small processors."""
-    header = re.sub(r"/\*.*?\*/", "", header, flags=re.DOTALL)
-    constants = dict(re.findall(r"#define (\w+) (\d+)", header))
-    kinds: dict[str, np.dtype] = {kind: np.dtype(code) for kind, code in NUMBERS.items()}
-    for body, name in re.findall(r"typedef struct \{(.*?)\} (\w+);", header, re.DOTALL):
-        fields = []
-        for kind, declared in re.findall(r"(\w+) ([^;]+);", body):
-            for field in declared.split(","):
-                field_name, *sizes = re.findall(r"\w+", field)
-                fields.append((field_name, kinds[kind], tuple(int(constants.get(size, size)) for size in sizes)))
-        kinds[name] = np.dtype(fields, align=True)
-    return kinds["network"].itemsize
-
-
-def _resolved(text: str, flags: Mapping[str, bool], words: Mapping[str, object]) -> str:
-    """Fill in the @WORDS@, and keep only the part of each `#if` on a flag that applies. Other `#if` stay."""
-    lines, keeps = [], []  # keeps: for each open #if whether its lines stay; None: it is C's own
-    for line in text.splitlines():
-        word, _, name = line.strip().partition(" ")
-        if word in ("#if", "#ifdef", "#ifndef"):
-            keeps.append(flags[name] if word == "#if" and name.isidentifier() else None)
-            is_ours = keeps[-1] is not None
-        elif word == "#else":
-            is_ours = keeps[-1] is not None
-            keeps[-1] = not keeps[-1] if is_ours else None
-        elif word == "#endif":
-            is_ours = keeps.pop() is not None
-        else:
-            is_ours = False
-        if not is_ours and False not in keeps:
-            lines.append(line)
-    return re.sub("@([A-Z_]+)@", lambda found: str(words[found[1]]), "\n".join(lines) + "\n")
+    return resolved((HERE / name).read_text(encoding="utf-8"), layer.flags, layer.words)

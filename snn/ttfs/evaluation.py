@@ -128,6 +128,12 @@ def examine_images(
     )
 
 
+@torch.inference_mode()
+def decisions(network: TTFSNetwork, x_BCHW: Tensor) -> Tensor:
+    """Return the classes (B,) that the network decides for."""
+    return network.eval()(x_BCHW).V_BN.argmax(1)
+
+
 def evaluate_images(
     network: TTFSNetwork, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device
 ) -> TTFSEvaluation:

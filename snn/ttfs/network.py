@@ -1,5 +1,6 @@
 """Networks of neurons that spike at most once, built from the configuration."""
 
+import copy
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -95,11 +96,13 @@ class TTFSNetwork(nn.Module):
                 passages.append(Passage(module, t_in, t))
         return TTFSActivity(self.readout(t), tuple(passages), t)
 
-    def fold(self) -> None:
-        """Replace all weights by plain ones: the same function without normalisation."""
-        for module in self.modules():
+    def folded(self) -> "TTFSNetwork":
+        """Return a copy for inference with plain weights: the same function without normalisation."""
+        network = copy.deepcopy(self).eval()
+        for module in network.modules():
             if isinstance(module, layers.SpikingLayer):
                 module.fold()
+        return network
 
     def check_values(self, where: str) -> None:
         """Raise InputError if a weight is not a finite number."""

@@ -45,6 +45,10 @@ def result_tables(metrics: dict) -> list[Table]:
     if "disagreements_with_simulation" in metrics:
         unlike = f"{metrics['disagreements_with_simulation']:,} of {metrics['images']:,}"
         rows.append(("decisions that differ from the simulation over time", unlike))
+    if "moved_by_quantising" in metrics:
+        moved = f"{metrics['moved_by_quantising']:,} of {metrics['images']:,}"
+        rows.append(("decisions changed by rounding the weights", moved))
+        rows.append(("bytes of the rounded weights", f"{metrics['weight_bytes']:,}"))
     # the last entry of the synaptic operations is that of the readout, which does not spike
     layers = [
         (str(k + 1), spikes(mean), number(operations))

@@ -21,8 +21,7 @@ class Simulation:
     def __init__(self, network: TTFSNetwork, steps: int = 8):
         checks.kind("the network", network, TTFSNetwork)
         checks.whole("steps", steps, 1)
-        self.network = copy.deepcopy(network).double().eval()
-        self.network.fold()
+        self.network = copy.deepcopy(network).double().folded()
         self.steps = steps
 
     @torch.inference_mode()

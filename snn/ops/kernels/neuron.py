@@ -3,8 +3,8 @@
 # Layout: samples and neurons are one axis of M = B·N columns, m = b·N + n. A tile of columns walks through all steps
 # while its values and states lie in scratch, a row each, in the caches next to the core. A line of columns at a time is
 # held in registers for a few steps. Only x, the spikes and gradients stream through memory. Arguments that a call does
-# not have are None, and numba compiles a variant without them. Rows of a tile are too short for the processor to foresee
-# the next ones, so each loop asks for those that are read a little later.
+# not have are None, and numba compiles a variant without them. Rows of a tile are too short for the processor to
+# foresee the next ones, so each loop asks for those that are read a little later.
 #
 # Forward leaves a mark every SEGMENT steps: the states that the next segment begins with. Backward recomputes a segment
 # from its mark, keeps in scratch what the derivative reads, and walks back.

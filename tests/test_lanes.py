@@ -33,7 +33,7 @@ def scaled_sum(x, y, k, out):
     for at in range(0, len(out), LANES):
         left = len(out) - at
         total = add_product(load_part(x, at, left, LANES), k, load_part(y, at, left, LANES))
-        prefetch(x, at + LANES)
+        prefetch(x, at + LANES, LANES)
         store_part(out, at, left, total)
 
 

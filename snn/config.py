@@ -399,7 +399,7 @@ class TTFS(Section):
     encoder: Literal["unit", "direct"] = Field(
         "unit", description="unit: pixels become spike times; direct: the first layer takes real numbers"
     )
-    standardised: bool = Field(False, description="give each neuron's weights mean 0 and a learned gain")
+    standardised: bool = Field(False, description="give each neuron's weights a mean just below 0, and a learned gain")
     zero_drive_fires: bool = Field(False, description="a neuron without any drive fires at T, as published")
     grad_clip: PositiveFloat | None = Field(
         None, description="bound of the inner gradients; 1 as published; none leaves them exact"

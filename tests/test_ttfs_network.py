@@ -90,7 +90,19 @@ def test_standardised_weights_fold_into_plain_ones():
     assert torch.equal(network(x).V_BN, folded(x).V_BN)
     assert set(folded.state_dict()) == set(build().state_dict())
     weight = network.layers[0].synapses().detach().flatten(1)
-    assert weight.mean(1).abs().max() < 1e-6
+    assert (weight.sum(1) + layers.LEAST_SUM).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("brightness", [0.25, 1.0])
+def test_an_area_of_one_colour_leaves_standardised_neurons_silent(brightness, dtype):
+    """Their weights would sum up to 0 but for rounding, which must not decide what fires."""
+    torch.manual_seed(0)
+    network = build(standardised=True).to(dtype)
+    first = network(torch.full((1, *network.input_shape), brightness, dtype=dtype)).passages[0]
+    K = first.layer.weight.shape[-1] // 2  # the border sees silent padding
+    assert (first.t_out[..., K:-K, K:-K] == math.inf).all()
+    assert (first.t_out < math.inf).any()
 
 
 def test_state_dict_and_optimisers():

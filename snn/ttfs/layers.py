@@ -10,6 +10,11 @@ from snn import checks, operations
 from snn.ops.sparse_conv import Geometry
 from snn.ttfs import functional
 
+# The synapses of a standardised neuron sum up to this much below 0. If they summed up to 0, inputs that all fire at
+# once, as in a white area of an image, would leave it without drive but for rounding, which would decide whether it
+# fires.
+LEAST_SUM = 1e-4
+
 
 def _flat(t: Tensor) -> Tensor:
     """Flatten (B, ...) to (B, N)."""
@@ -29,8 +34,9 @@ class SpikingLayer(GivesTimes):
     Args:
         weight_shape: the shape of the weights, outputs first.
         T: the window.
-        standardised: scale each neuron's weights to mean 0 and their initial spread, times a learned gain. This depends
-            only on the weights and so needs no statistics of the data; `fold` turns it into plain weights.
+        standardised: scale each neuron's weights to a mean just below 0 (`LEAST_SUM`) and their initial spread, times a
+            learned gain. This depends only on the weights and so needs no statistics of the data; `fold` turns it into
+            plain weights.
         zero_drive_fires: neurons without any drive fire at T, as in the authors' framework, instead of staying silent.
         grad_clip: bound of the two inner gradients; 1 in the authors' framework. None: they are exact.
     """
@@ -61,7 +67,8 @@ class SpikingLayer(GivesTimes):
             return self.weight
         inputs = tuple(range(1, self.weight.dim()))
         centred = self.weight - self.weight.mean(inputs, keepdim=True)
-        return self.gain * self.spread * centred * torch.rsqrt(centred.square().mean(inputs, keepdim=True) + 1e-12)
+        W = self.gain * self.spread * centred * torch.rsqrt(centred.square().mean(inputs, keepdim=True) + 1e-12)
+        return W - LEAST_SUM / math.prod(W.shape[1:])
 
     @torch.no_grad()
     def fold(self) -> None:

@@ -1,4 +1,4 @@
-"""What changes over the epochs of a training, and whether the network and the loss follow it."""
+"""Check that the network and the loss follow all that changes over the epochs of a training."""
 
 import itertools
 import math

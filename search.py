@@ -232,8 +232,8 @@ def is_left(name: str, cfg: AnyConfig) -> bool:
     """Return whether the folder of a run of this configuration is here and no process trains in it."""
     run = runs.folder(name)
     try:
-        runs.lock(run).close()
-        return (run / "last.pt").exists() and settings.load(run / "config.yaml") == cfg
+        with runs.locked(run):
+            return (run / "last.pt").exists() and settings.load(run / "config.yaml") == cfg
     except InputError:
         return False
 

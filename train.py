@@ -76,11 +76,15 @@ class Position:
 def main() -> None:
     keep_freed_memory()
     cfg, args = read_command_line()
-    train = cfg.train
-    team = gather(args.distributed, find_device(train.device))
+    team = gather(args.distributed, find_device(cfg.train.device))
     run = runs.folder(args.save_name or cfg.run_name + (f"_{args.add_name}" if args.add_name else ""))
-    last = run / "last.pt"
-    _lock = runs.lock(run) if team.leads else None  # held until the program ends
+    with runs.locked(run) if team.leads else nullcontext():
+        train_run(cfg, args, team, run)
+
+
+def train_run(cfg: schema.AnyConfig, args: argparse.Namespace, team: Team, run: Path) -> None:
+    """Train, from the start or from where the run stopped, and say how good the best epoch is."""
+    train, last = cfg.train, run / "last.pt"
     found, *resumed = checkpoint.load_newest(last) if args.resume else (None,)
     started_from = arguments.find_checkpoint(args.load_pt_file) if args.load_pt_file and not args.resume else None
     content = checkpoint.load(started_from)[1] if started_from else resumed[1] if resumed else {}

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
 
 import yaml
 from torch import Tensor
@@ -29,8 +28,9 @@ def folder(name: str) -> Path:
     return Path("runs") / name
 
 
-def lock(run: Path) -> TextIO:
-    """Keep other processes from training into the same folder as long as the returned file is open."""
+@contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Keep other processes from training into the same folder. InputError if one is."""
     path = run.parent / f".{run.name}.lock"
     try:
         run.parent.mkdir(exist_ok=True)
@@ -42,7 +42,8 @@ def lock(run: Path) -> TextIO:
         raise InputError(
             f"{path}: cannot be written and locked ({error.strerror}); train where runs/ is writable"
         ) from None
-    return file
+    with file:  # closing it unlocks; a file that is only forgotten stays locked until it is collected
+        yield
 
 
 def begin(run: Path, cfg: schema.AnyConfig, save: Callable[[Path], None]) -> None:

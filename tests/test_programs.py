@@ -1,6 +1,7 @@
 """train.py and test.py as a user runs them: on small files of the true layout, and with bad input."""
 
 import fcntl
+import gc
 import json
 import math
 import re
@@ -174,6 +175,17 @@ def test_two_runs_of_one_name_at_once_are_refused(program, tmp_path):
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert_one_line(program(f"{TRAIN} --epochs 1 --save_name x"), "runs/x is being trained by another process")
     assert program(f"{TRAIN} --epochs 1 --save_name x").returncode == 0
+
+
+@pytest.mark.usefixtures("shd_folder")
+def test_a_run_is_unlocked_when_it_ends(program):
+    """A program's objects may live on until they are collected, its lock must not."""
+    gc.disable()
+    try:
+        assert program(f"{TRAIN} --epochs 1 --save_name x").returncode == 0
+        assert program(f"{TRAIN} --epochs 2 --save_name x --resume").returncode == 0
+    finally:
+        gc.enable()
 
 
 @pytest.mark.usefixtures("shd_folder")

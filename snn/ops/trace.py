@@ -267,7 +267,8 @@ def _adjoint(trace: Trace, symbols: list[Symbol], seeds: list, wanted: set[Symbo
         add(symbol, lambda upstream=upstream: upstream)
     for symbol in reversed(symbols):
         if symbol in g and symbol.arguments:
-            _RULES[symbol.op](add, g[symbol], symbol, *symbol.arguments)
+            for argument, contribution in _RULES[symbol.op](g[symbol], symbol, *symbol.arguments):
+                add(argument, contribution)
     return g
 
 
@@ -275,60 +276,35 @@ def _is_number(argument: Any) -> bool:
     return isinstance(argument, Symbol) and argument.op not in (">=", ">", "<=", "<")
 
 
-def _spike_rule(add: Callable, g: Symbol, spike: Symbol, u: Symbol) -> None:
-    trace = spike.trace
-    trace.in_surrogate = True
-    add(u, lambda: g * trace.neuron.surrogate.derivative(u))
-    trace.in_surrogate = False
+def _slope(u: Symbol) -> Any:
+    """Return the surrogate's derivative."""
+    u.trace.in_surrogate = True
+    slope = u.trace.neuron.surrogate.derivative(u)
+    u.trace.in_surrogate = False
+    return slope
 
 
-def _product_rule(add: Callable, g: Symbol, _: Symbol, a: Any, b: Any) -> None:
-    add(a, lambda: b * g)
-    add(b, lambda: a * g)
-
-
-def _quotient_rule(add: Callable, g: Symbol, quotient: Symbol, a: Any, b: Any) -> None:
+def _of_quotient(g: Symbol, quotient: Symbol, a: Any, b: Any) -> list[tuple[Any, Callable[[], Symbol]]]:
     share = g / b
-    add(a, lambda: share)
-    add(b, lambda: -(share * quotient))
+    return [(a, lambda: share), (b, lambda: -(share * quotient))]
 
 
-def _sum_rule(add: Callable, g: Symbol, _: Symbol, a: Any, b: Any) -> None:
-    add(a, lambda: g)
-    add(b, lambda: g)
+def _if_larger(g: Symbol, a: Any, b: Any) -> Any:
+    """Return g where a > b, half of it where both are equal, as in torch, and otherwise 0."""
+    return torch.where(a > b, g, torch.where(a < b, 0.0, 0.5 * g))
 
 
-def _difference_rule(add: Callable, g: Symbol, _: Symbol, a: Any, b: Any) -> None:
-    add(a, lambda: g)
-    add(b, lambda: -g)
-
-
-def _where_rule(add: Callable, g: Symbol, _: Symbol, condition: Symbol, a: Any, b: Any) -> None:
-    add(a, lambda: torch.where(condition, g, 0.0))
-    add(b, lambda: torch.where(condition, 0.0, g))
-
-
-def _extreme_rule(sign: int) -> Callable:
-    """Return the rule of a maximum (1) or minimum (-1): where both are equal, each takes half, as in torch."""
-
-    def rule(add: Callable, g: Symbol, _: Symbol, a: Any, b: Any) -> None:
-        larger, smaller = (a, b) if sign > 0 else (b, a)
-        add(a, lambda: torch.where(larger > smaller, g, torch.where(larger < smaller, 0.0, 0.5 * g)))
-        add(b, lambda: torch.where(larger > smaller, 0.0, torch.where(larger < smaller, g, 0.5 * g)))
-
-    return rule
-
-
-_RULES = {
-    "+": _sum_rule,
-    "-": _difference_rule,
-    "*": _product_rule,
-    "/": _quotient_rule,
-    "where": _where_rule,
-    "maximum": _extreme_rule(1),
-    "minimum": _extreme_rule(-1),
-    "spike": _spike_rule,
-    "negative": lambda add, g, _, a: add(a, lambda: -g),
-    "abs": lambda add, g, _, a: add(a, lambda: torch.where(a > 0, g, torch.where(a < 0, -g, 0.0))),
-    "detach": lambda *_: None,
+# operation -> what its gradient g adds to that of each operand, from g, the result and the operands
+_RULES: dict[str, Callable[..., list]] = {
+    "+": lambda g, _, a, b: [(a, lambda: g), (b, lambda: g)],
+    "-": lambda g, _, a, b: [(a, lambda: g), (b, lambda: -g)],
+    "*": lambda g, _, a, b: [(a, lambda: b * g), (b, lambda: a * g)],
+    "/": _of_quotient,
+    "where": lambda g, _, c, a, b: [(a, lambda: torch.where(c, g, 0.0)), (b, lambda: torch.where(c, 0.0, g))],
+    "maximum": lambda g, _, a, b: [(a, lambda: _if_larger(g, a, b)), (b, lambda: _if_larger(g, b, a))],
+    "minimum": lambda g, _, a, b: [(a, lambda: _if_larger(g, b, a)), (b, lambda: _if_larger(g, a, b))],
+    "spike": lambda g, _, u: [(u, lambda: g * _slope(u))],
+    "negative": lambda g, _, a: [(a, lambda: -g)],
+    "abs": lambda g, _, a: [(a, lambda: torch.where(a > 0, g, torch.where(a < 0, -g, 0.0)))],
+    "detach": lambda *_: [],
 }

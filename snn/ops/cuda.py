@@ -99,17 +99,7 @@ def launch(
         function((-(-threads // block),), (block,), (*pointers, *scalars))
 
 
-def forward(
-    call: Call,
-    x_TBN: Tensor,
-    s_TBN: Tensor,
-    h_TBN: Tensor | None,
-    total_TBN: Tensor | None,
-    marks_CSBN: Tensor | None,
-    state_SBN: Tensor,
-    past_DBN: Tensor | None,
-    values_PN: Tensor,
-) -> None:
+def forward(call: Call, x_TBN, s_TBN, h_TBN, total_TBN, marks_CSBN, state_SBN, past_DBN, values_PN) -> None:
     """See `snn.ops.fused.Backend`."""
     T, B, N = x_TBN.shape
 
@@ -131,16 +121,7 @@ def forward(
 
 
 def backward(
-    call: Call,
-    gs_TBN: Tensor,
-    gh_TBN: Tensor | None,
-    x_TBN: Tensor,
-    gx_TBN: Tensor,
-    marks_CSBN: Tensor,
-    state_SBN: Tensor,
-    gstate_SBN: Tensor,
-    gvalues_QBN: Tensor,
-    values_PN: Tensor,
+    call: Call, gs_TBN, gh_TBN, x_TBN, gx_TBN, marks_CSBN, state_SBN, gstate_SBN, gvalues_QBN, values_PN
 ) -> None:
     """See `snn.ops.fused.Backend`."""
     T, B, N = x_TBN.shape

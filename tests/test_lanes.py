@@ -12,6 +12,7 @@ from snn.ops.lanes import (
     fence,
     load,
     load_part,
+    load_rows,
     lowest,
     ones,
     prefetch,
@@ -62,6 +63,14 @@ def lane_by_lane(x, y, k, out_OL):
 
 
 @kernel
+def rows_of(x, out_3L):
+    a, b, c = load_rows(x, 1, LINE + 5, 3)
+    store(out_3L[0], 0, a)
+    store(out_3L[1], 0, b)
+    store(out_3L[2], 0, c)
+
+
+@kernel
 def copy_past(x, out):
     for at in range(0, len(out), LINE):
         store_past(out, at, load(x, at, LINE))
@@ -94,6 +103,13 @@ def test_whole_lanes(dtype):
     swap_halves(x, out)
     assert (out[:LANES] == x[LANES:]).all()
     np.testing.assert_allclose(out[LANES:], x[0] * x[:LANES], rtol=2 * np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_rows(dtype):
+    x, out_3L = numbers(3 * LINE + 11, dtype), np.empty((3, LINE), dtype)
+    rows_of(x, out_3L)
+    assert (out_3L == [x[at : at + LINE] for at in (1, LINE + 6, 2 * LINE + 11)]).all()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -56,6 +56,24 @@ def load(_, array, at, size):
     return Lanes(array.dtype, size.literal_value)(_contiguous(array), types.intp, size), code
 
 
+@intrinsic(prefer_literal=True)
+def load_rows(_, array, at, stride, number):
+    """Return a tuple of `number` lanes of LINE, each `stride` after the one before."""
+    lanes = Lanes(array.dtype, LINE)
+
+    def code(context, builder, signature, arguments):
+        array, at, stride, _ = arguments
+        rows = []
+        for _ in range(number.literal_value):
+            pointer = _place(context, builder, signature, (array, at), lanes)
+            rows.append(builder.load(pointer, align=_number_bytes(signature)))
+            at = builder.add(at, stride)
+        return context.make_tuple(builder, signature.return_type, rows)
+
+    rows = types.BaseTuple.from_types([lanes] * number.literal_value)
+    return rows(_contiguous(array), types.intp, types.intp, number), code
+
+
 @intrinsic
 def store(_, array, at, lanes):
     """Write the lanes to array[at...], where there must be room for all of them."""

@@ -27,6 +27,7 @@ class Language:
     number: str
     assignment: str  # to a name, of an expression, with its `kind`
     kind: str  # of numbers
+    zero: str
     taken: frozenset[str]  # names that mean something else in the frame
 
 
@@ -40,7 +41,8 @@ NUMBA = Language(
     "{}",
     "{} = {}",
     "",
-    frozenset({"r", "j", "load", "store", "where", "zeros", "state", "values", "recalled", "gvalues", "gstate"}),
+    "zeros(r, LINE)",
+    frozenset({"r", "at", "load_rows", "where", "zeros", "state", "values", "recalled", "gradients"}),
 )
 CUDA = Language(
     _INFIX
@@ -51,6 +53,7 @@ CUDA = Language(
     "real({})",
     "const {kind} {} = {};",
     "real",
+    "real(0)",
     frozenset({"real", "state", "values", "recalled", "gvalues", "gstate", "int", "long", "float", "double", "auto"}),
 )
 C = replace(
@@ -67,7 +70,11 @@ class Text:
 
     def __init__(self, step: Step, language: Language):
         self.step, self.language = step, language
+        self.x = step.symbols[0]
         self.values = [s for s in step.symbols if s.op == "value"]
+        self.states = [s for s in step.symbols if s.op == "state"]
+        self.recalled = [s for s in self.states if s.name in step.recalled]
+        self.upstream = [s for s in step.symbols if s.op == "gradient"]
         self.fixed = self._fixed()
         self.names = self._names()
 
@@ -102,6 +109,10 @@ class Text:
             taken.add(name)
             names[symbol] = name
         return names
+
+    def named(self, *symbols: Symbol) -> list[str]:
+        """Return the names of symbols that have one."""
+        return [self.names[symbol] for symbol in symbols]
 
     def fixed_lines(self) -> list[str]:
         """Return statements for the numbers that depend on values alone."""
@@ -145,13 +156,17 @@ class Text:
         written = self._written(argument)
         return f"({written})" if in_brackets else written
 
+    def result(self, symbol: Symbol | None) -> str:
+        """Return what a function returns for this symbol; None is a gradient that is 0."""
+        return self.language.zero if symbol is None else self.operand(symbol, in_brackets=False)
+
 
 HEADER = """import numpy as np
 
 from snn.ops.compiled import inlined, kernel
-from snn.ops.cpu import STEPS, STRIDE, TILE, add_rows, copy, delayed, spread
+from snn.ops.cpu import STEPS, STRIDE, TILE, add_rows, copy, delayed, spread, store_rows
 from snn.ops.lanes import (
-    LINE, exponential, fence, load, load_part, prefetch, store, store_part, store_past, where, word, zeros
+    LINE, exponential, fence, load_part, load_rows, prefetch, store_part, store_past, where, word, zeros
 )"""
 
 
@@ -166,161 +181,106 @@ def _tuple(words: Iterable[str]) -> str:
     return f"({', '.join(words)}{',' if len(words) == 1 else ''})"
 
 
+def _body(lines: Iterable[str]) -> str:
+    """Return the text of a function's statements."""
+    return "\n".join(f"    {line}" for line in lines)
+
+
+def _unpacked(names: Sequence[str], source: str) -> list[str]:
+    """Return a statement that gives the parts of a tuple their names; there may be none."""
+    return [f"{_tuple(names)[1:-1]} = {source}"] if names else []
+
+
 def numba(neuron: Dynamics, learned: frozenset[str]) -> str:
     """Return the text of a module for `snn.ops.compiled.printed`: the neuron's functions and the frame around them."""
     step = trace(neuron, learned)
     text = Text(step, NUMBA)
-    S, P = len(neuron.states), len(neuron.values)
-    order = [name for name in neuron.values if name in learned]
-    states = [next(s for s in step.symbols if s.op == "state" and s.name == name) for name in neuron.states]
-    state_names = [text.names[s] for s in states]
-    value_names = [*(text.names[s] for s in text.values), *(text.names[s] for s in text.fixed)]
-    recalled = [text.names[s] for s in states if s.name in step.recalled]
-    gradients = [text.names[s] for s in step.symbols if s.op == "gradient"]
-    x = text.names[step.symbols[0]]
+    values, states = text.named(*text.values, *text.fixed), text.named(*text.states)
+    kept = text.named(text.x, *text.recalled)
+    sums = [f"sum_{name}" for name in step.g_values]
+    gradients = [*text.named(*text.upstream[2:]), *sums]
 
-    def function(head: str, note: str, lines: Iterable[str], result: str | None = None) -> str:
-        body = [f'"""{note}"""', *lines, *([f"return {result}"] if result else [])]
-        return "\n    ".join([f"@inlined\ndef {head}:", *body])
-
-    def unpacked(names: Sequence[str], source: str) -> list[str]:
-        return [f"{_tuple(names)[1:-1]} = {source}"] if names else []
-
-    def named(symbols: Iterable[Symbol | None]) -> list[str]:
-        return ["zeros(r, LINE)" if s is None else text.operand(s, False) for s in symbols]
-
-    def rows(first: int, number: int) -> list[str]:
-        return [f"load(r, j + {first + k} * STRIDE, LINE)" for k in range(number)]
-
-    def stored(first: int, names: Sequence[str]) -> list[str]:
-        return [f"store(r, j + {first + k} * STRIDE, {name})" for k, name in enumerate(names)]
-
-    g_after = [f"g{k}" for k in range(S)]
-    sums = [f"sum_{name}" for name in order]
     forward = text.lines([step.spike, step.potential, step.near, *step.after])
     near = "None" if step.near is None else text.names[step.near]
-    forward_result = f"{', '.join(named([step.spike, step.potential]))}, {near}, {_tuple(named(step.after))}"
-    backward_lines = text.lines([step.g_x, *step.g_states, *step.g_values.values()])
+    backward = text.lines(step.gradients)
     summed = [
-        f"{total} + {text.operand(g)}" if g is not None else total
+        total if g is None else f"{total} + {text.operand(g)}"
         for total, g in zip(sums, step.g_values.values(), strict=True)
     ]
-    G, Q = P + S, len(order)  # rows of a tile: values, states, gradients of states and of values, what is recalled
-    parts = [
-        f'"""{neuron.name} for the CPU: printed from its definition, with the frame of snn/ops/kernels/neuron.py."""',
-        HEADER,
-        f"S, P, Q, R = {S}, {P}, {Q}, {len(recalled)}  # states, values, values learned, states recalled\n"
-        f"SEGMENT = {segment(neuron)}  # steps between two marks",
-        function(
-            "load_values(r, j)",
-            "Load the values of a line of columns, and compute numbers that depend on them alone.",
-            [*unpacked(value_names[:P], ", ".join(rows(0, P))), *text.fixed_lines()],
-            _tuple(value_names),
-        ),
-        function("load_states(r, j)", "Load the states of a line of columns.", [], _tuple(rows(P, S))),
-        function(
-            "store_states(r, j, state)",
-            "Store the states of a line of columns.",
-            unpacked(state_names, "state") + stored(P, state_names),
-        ),
-        function(
-            "store_mark(marks_CSM, at, M, left, state)",
-            "Store the states of a line of columns as a mark.",
-            [
-                *unpacked(state_names, "state"),
-                *(f"store_part(marks_CSM, at + {k} * M, left, {name})" for k, name in enumerate(state_names)),
-            ],
-        ),
-        function("load_gradients(r, j)", "Load the gradients of the states after a step.", [], _tuple(rows(G, S))),
-        function(
-            "store_gradients(r, j, gstate)",
-            "Store the gradients of the states before a step.",
-            unpacked(g_after, "gstate") + stored(G, g_after),
-        ),
-        function("load_sums(r, j)", "Load the gradients of the values so far.", [], _tuple(rows(G + S, Q))),
-        function(
-            "store_sums(r, j, gvalues)",
-            "Store the gradients of the values so far.",
-            unpacked(sums, "gvalues") + stored(G + S, sums),
-        ),
-        function(
-            "remember(r, j, x, state)",
-            "Keep what the derivative of a step reads.",
-            [*unpacked(state_names, "state"), *stored(0, ["x", *recalled])],
-        ),
-        function(
-            "recall(r, j)", "Load what `remember` kept: the input, and states.", [], _tuple(rows(0, 1 + len(recalled)))
-        ),
-        function(
-            "step(r, x, state, values)",
-            "Take one step: return spike, potential, whether it is near the threshold, and the states after it.",
-            [*unpacked(state_names, "state"), *unpacked(value_names, "values"), *forward],
-            forward_result,
-        ),
-        function(
-            "backward_step(r, recalled, values, gs, gh, gstate, gvalues)",
-            "Go back one step: return gradients of x, of the states before it, and of the values from this step on.",
-            [
-                *unpacked([x, *recalled], "recalled"),
-                *unpacked(value_names, "values"),
-                *unpacked(gradients[2:], "gstate"),
-                *unpacked(sums, "gvalues"),
-                *backward_lines,
-            ],
-            f"{named([step.g_x])[0]}, {_tuple(named(step.g_states))}, {_tuple(summed)}",
-        ),
-    ]
-    return "\n\n".join([*parts, (KERNELS / "neuron.py").read_text(encoding="utf-8")])
+    load_values = _unpacked(text.named(*text.values), "load_rows(r, at, STRIDE, P)") + text.fixed_lines()
+    before = _unpacked(states, "state")
+    given = [*_unpacked(kept, "recalled"), *_unpacked(values, "values"), *_unpacked(gradients, "gradients")]
+
+    title = f"{neuron.name} for the CPU: printed from its definition, with the frame of snn/ops/kernels/neuron.py."
+    return f'''"""{title}"""
+
+{HEADER}
+
+S, P, Q, R = {len(states)}, {len(text.values)}, {len(sums)}, {len(kept)}  # states, values, values learned, numbers kept
+SEGMENT = {segment(neuron)}  # steps between two marks
+
+@inlined
+def load_values(r, at):
+    """Load the values of a line of columns, and compute numbers that depend on them alone."""
+{_body(load_values)}
+    return {_tuple(values)}
+
+@inlined
+def step(r, {text.names[text.x]}, state, values):
+    """Take one step: return spike, potential, whether it is near the threshold, and the states after it."""
+{_body([*before, *_unpacked(values, "values"), *forward])}
+    return {text.result(step.spike)}, {text.result(step.potential)}, {near}, {_tuple(map(text.result, step.after))}
+
+@inlined
+def kept({text.names[text.x]}, state):
+    """Return what the derivative of a step reads."""
+{_body(before)}
+    return {_tuple(kept)}
+
+@inlined
+def backward_step(r, recalled, values, gs, gh, gradients):
+    """Go back one step: return the gradient of x, and those of the states before it and of the values so far."""
+{_body([*given, *backward])}
+    return {text.result(step.g_x)}, {_tuple([*map(text.result, step.g_states), *summed])}
+
+{(KERNELS / "neuron.py").read_text(encoding="utf-8")}'''
 
 
 def cuda(neuron: Dynamics, learned: frozenset[str]) -> str:
     """Return the text of a CUDA file: the neuron's functions, then `kernels/neuron.cu`."""
     step = trace(neuron, learned)
     text = Text(step, CUDA)
-    states = [next(s for s in step.symbols if s.op == "state" and s.name == name) for name in neuron.states]
-    order = [name for name in neuron.values if name in learned]
-    x = text.names[step.symbols[0]]
-    recalled = [s for s in states if s.name in step.recalled]
-    gradients = [text.names[s] for s in step.symbols if s.op == "gradient"]
+    values, states, recalled = [*text.values, *text.fixed], text.named(*text.states), text.named(*text.recalled)
+    x = text.names[text.x]
 
-    def struct(title: str, fields: Iterable[str]) -> str:
-        fields = list(fields)
+    def struct(title: str, fields: Sequence[str]) -> str:
         return f"struct {title} {{ {'real ' + ', '.join(fields) + ';' if fields else ''} }};"
 
     def opened(symbols: Iterable[Symbol], source: str, lines: Iterable[str]) -> list[str]:
         """Unpack those fields of `source` that the lines read."""
         read = set(re.findall(r"\w+", " ".join(lines)))
-        return [f"const real {text.names[s]} = {source}.{text.names[s]};" for s in symbols if text.names[s] in read]
+        return [f"const real {name} = {source}.{name};" for name in text.named(*symbols) if name in read]
 
-    def named(symbol: Symbol | None) -> str:
-        return "real(0)" if symbol is None else text.operand(symbol, False)
-
-    def body(lines: Iterable[str]) -> str:
-        return "\n".join(f"    {line}" for line in lines)
-
-    values = [*text.values, *text.fixed]
-    state_names = [text.names[s] for s in states]
-    forward = text.lines([step.spike, step.potential, *step.after])
-    backward = text.lines([step.g_x, *step.g_states, *step.g_values.values()])
-    load_values = [f"const real {text.names[s]} = values_PN[{k} * N + n];" for k, s in enumerate(text.values)]
+    forward, backward = text.lines([step.spike, step.potential, *step.after]), text.lines(step.gradients)
+    load_values = [f"const real {name} = values_PN[{k} * N + n];" for k, name in enumerate(text.named(*text.values))]
     load_values += text.fixed_lines()
-    after = [f"state.{name} = {named(s)};" for name, s in zip(state_names, step.after, strict=True)]
-    summed = [f"sums[{k}] += {named(step.g_values[name])};" for k, name in enumerate(order)]
-    g_after = [f"gstate.{name} = {named(g)};" for name, g in zip(state_names, step.g_states, strict=True)]
-
-    read = [*forward, *after, named(step.potential), named(step.spike)]
+    after = [f"state.{name} = {text.result(s)};" for name, s in zip(states, step.after, strict=True)]
+    summed = [f"sums[{k}] += {text.result(g)};" for k, g in enumerate(step.g_values.values())]
+    g_after = [f"gstate.{name} = {text.result(g)};" for name, g in zip(states, step.g_states, strict=True)]
+    potential, spike = text.result(step.potential), text.result(step.spike)
+    read = [*forward, *after, potential, spike]
 
     def each(what: str) -> str:
-        return "\n".join(f"    {what.format(k=k, name=name)}" for k, name in enumerate(state_names))
+        return _body(what.format(k=k, name=name) for k, name in enumerate(states))
 
     return f"""// {neuron.name} for GPUs: printed from its definition, with the frame of snn/ops/kernels/neuron.cu.
 typedef REAL real;
 __device__ inline real magnitude(real u) {{ return u < real(0) ? -u : u; }}
-constexpr int S = {len(states)}, Q = {len(order)}, R = {len(recalled)};  // states, values learned, states recalled
+constexpr int S = {len(states)}, Q = {len(summed)}, R = {len(recalled)};  // states, values learned, states recalled
 constexpr int SEGMENT = {segment(neuron)};  // steps between two marks
 
-{struct("State", state_names)}
-{struct("Values", (text.names[s] for s in values))}
+{struct("State", states)}
+{struct("Values", text.named(*values))}
 
 // states: (S, M) at column m.
 __device__ inline State load_state(const real* states, long long M, long long m) {{
@@ -335,30 +295,30 @@ __device__ inline void store_state(real* states, long long M, long long m, const
 
 // Load the values of neuron n, and compute numbers that depend on them alone.
 __device__ inline Values load_values(const real* values_PN, long long N, int n) {{
-{body(load_values)}
-    return {{{", ".join(text.names[s] for s in values)}}};
+{_body(load_values)}
+    return {{{", ".join(text.named(*values))}}};
 }}
 
 // Keep the states before a step that its derivative reads.
 __device__ inline void remember(real* kept, long long stride, const State& state) {{
-{body(f"kept[{k} * stride] = state.{text.names[s]};" for k, s in enumerate(recalled))}
+{_body(f"kept[{k} * stride] = state.{name};" for k, name in enumerate(recalled))}
 }}
 
 // Take one step: return the spike; potential and states are written.
 __device__ inline real step(real {x}, State& state, const Values& values, real& potential) {{
-{body([*opened(states, "state", read), *opened(values, "values", read), *forward, *after])}
-    potential = {named(step.potential)};
-    return {named(step.spike)};
+{_body([*opened(text.states, "state", read), *opened(values, "values", read), *forward, *after])}
+    potential = {potential};
+    return {spike};
 }}
 
 // Go back one step: return the gradient of x; gstate turns from after the step to before it.
 __device__ inline real backward_step(
     real {x}, const real* kept, long long stride, const Values& values, real gs, real gh, State& gstate, real* sums) {{
-{body(f"const real {text.names[s]} = kept[{k} * stride];" for k, s in enumerate(recalled))}
-{body(opened(values, "values", [*backward, *summed, *g_after]))}
-{body(f"const real {g} = gstate.{name};" for g, name in zip(gradients[2:], state_names, strict=True))}
-{body([*backward, *summed, *g_after])}
-    return {named(step.g_x)};
+{_body(f"const real {name} = kept[{k} * stride];" for k, name in enumerate(recalled))}
+{_body(opened(values, "values", [*backward, *summed, *g_after]))}
+{_body(f"const real {g} = gstate.{name};" for g, name in zip(text.named(*text.upstream[2:]), states, strict=True))}
+{_body([*backward, *summed, *g_after])}
+    return {text.result(step.g_x)};
 }}
 
 {(KERNELS / "neuron.cu").read_text(encoding="utf-8")}"""
@@ -370,11 +330,10 @@ def c(neuron: Dynamics) -> tuple[str, str, list[str]]:
     if step.spike.op != "spike":
         raise InputError(f"neuron {neuron.name}: its output is not a spike of size 1, which is all that C can say")
     text = Text(step, C)
-    states = [next(s for s in step.symbols if s.op == "state" and s.name == name) for name in neuron.states]
-    x, names = text.names[step.symbols[0]], [text.names[s] for s in states]
+    x, names = text.names[text.x], text.named(*text.states)
     lines = text.lines([step.spike, step.potential, *step.after], known=text.values)
-    after = [f"state->{name} = {text.operand(s, False)};" for name, s in zip(names, step.after, strict=True)]
-    spike, potential = text.operand(step.spike), text.operand(step.potential, False)
+    after = [f"state->{name} = {text.result(s)};" for name, s in zip(names, step.after, strict=True)]
+    spike, potential = text.operand(step.spike), text.result(step.potential)
     read = set(re.findall(r"\w+", " ".join([*lines, *after, spike, potential])))
     before = [f"const float {name} = state->{name};" for name in names if name in read]
     values = [s for s in text.values if text.names[s] in read]

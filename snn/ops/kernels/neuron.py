@@ -9,9 +9,10 @@
 # Forward leaves a mark every SEGMENT steps: the states that the next segment begins with. Backward recomputes a segment
 # from its mark, keeps in scratch what the derivative reads, and walks back.
 
-G = P + S  # rows of a tile: values, states, gradients of states and values, then those that a step keeps
-KEPT = G + S + Q
-FORWARD_ROWS, BACKWARD_ROWS = P + S, KEPT + SEGMENT * (1 + R)
+# Rows of a tile: values, states, from G on the gradients of states and values, from KEPT on what each step keeps.
+G, GRADIENTS = P + S, S + Q
+KEPT = G + GRADIENTS
+FORWARD_ROWS, BACKWARD_ROWS = P + S, KEPT + SEGMENT * R
 
 
 @inlined
@@ -24,7 +25,7 @@ def forward_steps(x_TM, fed, s_TM, h_TM, near_TW, marks_CSM, r, at, m, width, be
     T, M = s_TM.shape
     for j in range(0, width, LINE):
         left = width - j
-        values, state = load_values(r, at + j), load_states(r, at + j)
+        values, state = load_values(r, at + j), load_rows(r, at + P * STRIDE + j, STRIDE, S)
         for t in range(begin, end):
             k = t * M + m + j
             x = load_part(x_TM, k, left, LINE) if fed is None else load_part(fed, m % len(fed) + j, left, LINE)
@@ -42,9 +43,9 @@ def forward_steps(x_TM, fed, s_TM, h_TM, near_TW, marks_CSM, r, at, m, width, be
                     store_past(h_TM, k, potential)
                 else:
                     store_part(h_TM, k, left, potential)
-        store_states(r, at + j, state)
+        store_rows(r, at + P * STRIDE + j, STRIDE, LINE, state)
         if marks_CSM is not None and end % SEGMENT == 0 and end < T:
-            store_mark(marks_CSM, (end // SEGMENT - 1) * S * M + m + j, M, left, state)
+            store_rows(marks_CSM, (end // SEGMENT - 1) * S * M + m + j, M, left, state)
 
 
 @inlined
@@ -56,13 +57,13 @@ def recompute_steps(x_TM, gs_TM, r, at, m, width, first, begin, end):
     M = x_TM.shape[1]
     for j in range(0, width, LINE):
         left = width - j
-        values, state = load_values(r, at + j), load_states(r, at + j)
+        values, state = load_values(r, at + j), load_rows(r, at + P * STRIDE + j, STRIDE, S)
         for t in range(begin, end):
             x = load_part(x_TM, t * M + m + j, left, LINE)
             prefetch(gs_TM, t * M + m + j, LINE)
-            remember(r, at + (KEPT + (t - first) * (1 + R)) * STRIDE + j, x, state)
+            store_rows(r, at + (KEPT + (t - first) * R) * STRIDE + j, STRIDE, LINE, kept(x, state))
             _, _, _, state = step(r, x, state, values)
-        store_states(r, at + j, state)
+        store_rows(r, at + P * STRIDE + j, STRIDE, LINE, state)
 
 
 @inlined
@@ -71,24 +72,23 @@ def backward_steps(x_TM, gs_TM, gs_fed, gh_TM, gx_TM, r, at, m, width, first, be
     M = gx_TM.shape[1]
     for j in range(0, width, LINE):
         left = width - j
-        values, gstate, gvalues = load_values(r, at + j), load_gradients(r, at + j), load_sums(r, at + j)
+        values, gradients = load_values(r, at + j), load_rows(r, at + G * STRIDE + j, STRIDE, GRADIENTS)
         for t in range(end - 1, begin - 1, -1):
             k = t * M + m + j
             prefetch(x_TM, k - SEGMENT * M, LINE)
-            recalled = recall(r, at + (KEPT + (t - first) * (1 + R)) * STRIDE + j)
+            recalled = load_rows(r, at + (KEPT + (t - first) * R) * STRIDE + j, STRIDE, R)
             gs = (
                 load_part(gs_TM, k, left, LINE)
                 if gs_fed is None
                 else load_part(gs_fed, m % len(gs_fed) + j, left, LINE)
             )
             gh = zeros(r, LINE) if gh_TM is None else load_part(gh_TM, k, left, LINE)
-            gx, gstate, gvalues = backward_step(r, recalled, values, gs, gh, gstate, gvalues)
+            gx, gradients = backward_step(r, recalled, values, gs, gh, gradients)
             if past:
                 store_past(gx_TM, k, gx)
             else:
                 store_part(gx_TM, k, left, gx)
-        store_gradients(r, at + j, gstate)
-        store_sums(r, at + j, gvalues)
+        store_rows(r, at + G * STRIDE + j, STRIDE, LINE, gradients)
 
 
 @kernel
@@ -156,9 +156,7 @@ def backward_columns(
             at, width = k // TILE * size_of_tile, min(TILE, size - k)
             spread(r, at, values_PN, N, m + k, width)
             spread(r, at + G * STRIDE, gstate_SM, M, m + k, width)
-            for q in range(Q):
-                for j in range(width):
-                    r[at + (G + S + q) * STRIDE + j] = 0
+            r[at + (G + S) * STRIDE : at + KEPT * STRIDE] = 0
         for segment in range((T - 1) // SEGMENT, -1, -1):
             first, last = segment * SEGMENT, min(segment * SEGMENT + SEGMENT, T)
             for k in range(0, size, TILE):

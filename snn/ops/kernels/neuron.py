@@ -103,13 +103,13 @@ def forward_columns(
     r = np.zeros(-(-group // TILE) * size_of_tile, x_TM.dtype)
     fed, c = np.empty(group if VT_NN is not None else 1, x_TM.dtype), np.empty(N, x_TM.dtype)
     picked = np.empty(N, np.int64)
+    steps = STEPS if VT_NN is None else 1
     for m in range(begin * group, min(end * group, M), group):
         size = min(group, M - m)
         for k in range(0, size, TILE):
             spread(r, k // TILE * size_of_tile, values_PN, N, m + k, min(TILE, size - k))
             spread(r, k // TILE * size_of_tile + P * STRIDE, state_SM, M, m + k, min(TILE, size - k))
-        for t in range(0, T, STEPS if VT_NN is None else 1):
-            end_t = min(t + (STEPS if VT_NN is None else 1), T)
+        for t in range(0, T, steps):
             if VT_NN is not None:
                 for j in range(size):
                     fed[j] = 0
@@ -124,10 +124,11 @@ def forward_columns(
                         total_TM[t, m + j] = fed[j]
             for k in range(0, size, TILE):
                 at, width = k // TILE * size_of_tile, min(TILE, size - k)
+                last = min(t + steps, T)
                 if VT_NN is None:  # two calls, as numba must know the type of an argument before it runs
-                    forward_steps(x_TM, None, s_TM, h_TM, near_TW, marks_CSM, r, at, m + k, width, t, end_t, past)
+                    forward_steps(x_TM, None, s_TM, h_TM, near_TW, marks_CSM, r, at, m + k, width, t, last, past)
                 else:
-                    forward_steps(x_TM, fed, s_TM, h_TM, near_TW, marks_CSM, r, at, m + k, width, t, end_t, past)
+                    forward_steps(x_TM, fed, s_TM, h_TM, near_TW, marks_CSM, r, at, m + k, width, t, last, past)
         for k in range(0, size, TILE):
             at, width = k // TILE * size_of_tile, min(TILE, size - k)
             for s in range(S):
@@ -146,6 +147,7 @@ def backward_columns(
     size_of_tile = BACKWARD_ROWS * STRIDE
     r = np.zeros(-(-group // TILE) * size_of_tile, x_TM.dtype)
     row = np.empty(group if V_NN is not None else 1, x_TM.dtype)
+    steps = STEPS if V_NN is None else 1
     picked = np.empty(N, np.int64)
     # Gradients that come back to outputs from later steps; those of step t are in row t mod (longest + 2).
     back = np.empty((longest + 2 if whole_N is not None else 1, N), x_TM.dtype)
@@ -161,13 +163,10 @@ def backward_columns(
             first, last = segment * SEGMENT, min(segment * SEGMENT + SEGMENT, T)
             for k in range(0, size, TILE):
                 at, width = k // TILE * size_of_tile, min(TILE, size - k)
-                if segment == 0:
-                    spread(r, at + P * STRIDE, state_SM, M, m + k, width)
-                else:
-                    spread(r, at + P * STRIDE, marks_CSM[segment - 1], M, m + k, width)
+                spread(r, at + P * STRIDE, state_SM if segment == 0 else marks_CSM[segment - 1], M, m + k, width)
                 for t in range(first, last, STEPS):
                     recompute_steps(x_TM, gs_TM, r, at, m + k, width, first, t, min(t + STEPS, last))
-            for t in range(last, first, -STEPS if V_NN is None else -1):
+            for t in range(last, first, -steps):
                 if V_NN is not None:
                     for j in range(size):
                         row[j] = gs_TM[t - 1, m + j]
@@ -184,11 +183,11 @@ def backward_columns(
                             row[n] += (1 - share) * back[near % len(back), n] + share * back[(near + 1) % len(back), n]
                 for k in range(0, size, TILE):
                     at, width = k // TILE * size_of_tile, min(TILE, size - k)
+                    low = max(t - steps, first)
                     if V_NN is None:
-                        low = max(t - STEPS, first)
                         backward_steps(x_TM, gs_TM, None, gh_TM, gx_TM, r, at, m + k, width, first, low, t, past)
                     else:
-                        backward_steps(x_TM, gs_TM, row, gh_TM, gx_TM, r, at, m + k, width, first, t - 1, t, past)
+                        backward_steps(x_TM, gs_TM, row, gh_TM, gx_TM, r, at, m + k, width, first, low, t, past)
         for k in range(0, size, TILE):
             at, width = k // TILE * size_of_tile, min(TILE, size - k)
             for s in range(S):

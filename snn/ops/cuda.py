@@ -27,10 +27,7 @@ class CannotCompile(Exception):
     """NVRTC refuses a source; the message holds NVRTC's words."""
 
 
-@cache
-def source(neuron: reference.Dynamics, learned: frozenset[str]) -> str:
-    """Return the CUDA source of a neuron, with the gradients of these values."""
-    return printer.cuda(neuron, learned)
+source = cache(printer.cuda)
 
 
 @cache

@@ -217,23 +217,23 @@ def _of_each(name):
 _magnitude, exponential = map(_of_each, ("fabs", "exp"))
 
 
-@overload(abs)
-def _abs(lanes):
-    if isinstance(lanes, Lanes):
-        return lambda lanes: _magnitude(lanes)
-    return None
-
-
 @intrinsic
 def _negative(_, lanes):
     return lanes(lanes), lambda context, builder, _, arguments: builder.fneg(arguments[0])
 
 
-@overload(operator.neg)
-def _neg(lanes):
-    if isinstance(lanes, Lanes):
-        return lambda lanes: _negative(lanes)
-    return None
+def _of_lanes(operation, apply):
+    """Have numba apply a Python operator of one operand to lanes."""
+
+    @overload(operation)
+    def typed(lanes):
+        if isinstance(lanes, Lanes):
+            return lambda lanes: apply(lanes)
+        return None  # leaves other types to numba
+
+
+_of_lanes(abs, _magnitude)
+_of_lanes(operator.neg, _negative)
 
 
 @intrinsic

@@ -7,6 +7,7 @@ step alone). The code that all neurons share is in a frame around it: `kernels/n
 
 import keyword
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -122,14 +123,7 @@ class Text:
         """Return statements after which all outputs have names."""
         known = {*self.values, *self.fixed} if known is None else set(known)
         order = [s for s in self.step.needed(outputs, known) if s not in known and s.arguments]
-        uses: dict[Symbol, int] = {}
-        for symbol in order:
-            for argument in symbol.arguments:
-                if isinstance(argument, Symbol):
-                    uses[argument] = uses.get(argument, 0) + 1
-        for output in outputs:
-            if output is not None:
-                uses[output] = uses.get(output, 0) + 1
+        uses = Counter([*(argument for symbol in order for argument in symbol.arguments), *outputs])
         result = []
         for symbol in order:
             if symbol in self.names or uses[symbol] > 1 or symbol in outputs:

@@ -107,12 +107,8 @@ class SpikingNeuron(MemoryModule):
             name: replace(value, parametrisation="raw") if is_raw and type(value) is Decay else value
             for name, value in self.values_of().items()
         }
-        settings: dict[str, float | None] = {
-            "theta": theta,
-            "tau_mem_steps": tau_mem_steps,
-            "tau_syn_steps": tau_syn_steps,
-        }
-        settings |= {"tau_ada_steps": tau_ada_steps, **(initial or {})}
+        taus = {"tau_mem_steps": tau_mem_steps, "tau_syn_steps": tau_syn_steps, "tau_ada_steps": tau_ada_steps}
+        settings: dict[str, float | None] = {"theta": theta, **taus, **(initial or {})}
         if unknown := [name for name in initial or () if name not in self._values]:
             raise InputError(f"{unknown[0]} is not a value of {kind}; it has {', '.join(self._values)}")
         has_own = any(value.learned for value in self._values.values())

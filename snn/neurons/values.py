@@ -38,6 +38,11 @@ class Value:
     unit = "1"
 
     @property
+    def bounds(self) -> tuple[float, float]:
+        """Return the bounds of initial values that are drawn; those of a time constant are in steps."""
+        return self.draw or (self.low, self.high)
+
+    @property
     def has_range(self) -> bool:
         """Return whether the value is bounded: a learned value needs low, high or draw."""
         return not self.learned or self.low > -math.inf or self.high < math.inf or self.draw is not None
@@ -55,7 +60,7 @@ class Value:
         """Return the stored tensor at the start of training."""
         if initial is not None:
             return torch.full(shape, float(initial))
-        low, high = self.draw or (self.low, self.high)
+        low, high = self.bounds
         return torch.rand(shape) * (high - low) + low if (low, high) != (0, 1) else torch.rand(shape)
 
     def add_to(self, module: nn.Module, name: str, shape: tuple[int, ...], initial: float | None) -> None:
@@ -97,8 +102,9 @@ class Value:
 
     def began(self, initial: float | None, dt_ms: float) -> tuple[float, float]:
         """Return the bounds of the initial values in the report's unit."""
-        low, high = (initial, initial) if initial is not None else self.draw or (self.low, self.high)
-        return float(low), float(high)
+        low, high = (initial, initial) if initial is not None else self.bounds
+        scale = dt_ms if self.unit == "ms" else 1.0
+        return scale * low, scale * high
 
 
 @dataclass(frozen=True)
@@ -144,14 +150,6 @@ class Decay(Value):
     def shown(self, value: Tensor, dt_ms: float) -> Tensor:
         return -dt_ms / value.double().log()
 
-    def began(self, initial: float | None, dt_ms: float) -> tuple[float, float]:
-        low, high = (initial, initial) if initial is not None else self.bounds_steps()
-        return dt_ms * low, dt_ms * high
-
-    def bounds_steps(self) -> tuple[float, float]:
-        """Return the bounds between which time constants are drawn."""
-        return math.nan, math.nan
-
 
 @dataclass(frozen=True)
 class BoundedDecay(Decay):
@@ -168,7 +166,8 @@ class BoundedDecay(Decay):
     def stored_as(self, name: str) -> str:
         return f"r_{name}"
 
-    def bounds_steps(self) -> tuple[float, float]:
+    @property
+    def bounds(self) -> tuple[float, float]:
         return self.shortest_steps, self.longest_steps
 
     def of(self, stored: Tensor) -> Tensor:
@@ -196,7 +195,8 @@ class RateDecay(Decay):
     def stored_as(self, name: str) -> str:
         return f"q_{name}"
 
-    def bounds_steps(self) -> tuple[float, float]:
+    @property
+    def bounds(self) -> tuple[float, float]:
         return 1 / self.draw[1], 1 / self.draw[0]
 
     def of(self, stored: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The tables and the picture of docs/frontier.md, from results/, results/anchors/ and results/ablation/.
+"""The table and the picture of the networks in docs/frontier.md, from results/ and results/anchors/.
 
 `python -m benchmarks.results --readme` rebuilds the page and its picture.
 """
@@ -17,8 +17,7 @@ from snn import pictures, settings
 from snn.files import REPOSITORY
 from snn.schema import AnyConfig
 
-DATA, ABLATED = "dsp20", "speech"
-NOT_RUN = "Not run yet."
+DATA = "dsp20"
 
 
 class Stored(NamedTuple):
@@ -26,23 +25,17 @@ class Stored(NamedTuple):
 
     ours: dict[str, dict]  # of networks that spike, by the name of the configuration
     anchors: list[dict]
-    ablation: dict | None
 
 
 def stored(results: dict[str, dict], folder: Path) -> Stored:
     """Choose from the stored results of configurations, and read the others in their folder."""
     ours = {name: result for name, result in results.items() if _cfg(name).data.dataset_name == DATA}
     anchors = sorted((folder / "anchors").glob(f"{DATA}_*.json"))
-    ablation = folder / "ablation" / f"{ABLATED}.json"
-    return Stored(ours, [_read(path) for path in anchors], _read(ablation) if ablation.exists() else None)
+    return Stored(ours, [json.loads(path.read_text(encoding="utf-8")) for path in anchors])
 
 
 def _cfg(name: str) -> AnyConfig:
     return settings.load(REPOSITORY / "configs" / f"{name}.yaml")
-
-
-def _read(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def table(found: Stored) -> str:
@@ -82,29 +75,6 @@ def _seeds(result: dict) -> list[dict]:
         }
         seeds.append(seed | more)
     return seeds
-
-
-def ablation_table(found: Stored) -> str:
-    """Write a row for each ingredient: the accuracy with it alone, and without it."""
-    if (ablation := found.ablation) is None:
-        return NOT_RUN
-    by_place = {(one["ingredient"], one["which"]): list(one["seeds"].values()) for one in ablation["rows"]}
-
-    def cells(*place: str) -> list[str]:
-        if place not in by_place:
-            return ["not run", ""]
-        seeds = [seed | {"operations": seed["synaptic_operations_to_decision"] / 1e6} for seed in by_place[place]]
-        return [mean_of(seeds, "fs_accuracy", 1, " %"), mean_of(seeds, "operations", 2, " M")]
-
-    lines = ["| ingredient | alone: FS | operations | left out: FS | operations |", "|---|---|---|---|---|"]
-    lines.append(row(["none (plain), all (recipe)", *cells("", "plain"), *cells("", "recipe")]))
-    names = dict.fromkeys(name for name, _ in by_place if name)
-    lines += [row([name, *cells(name, "alone"), *cells(name, "left out")]) for name in names]
-    seeds = ", ".join(dict.fromkeys(seed for one in ablation["rows"] for seed in one["seeds"]))
-    where = ablation["machine"]
-    place = where.get("gpu") or f"{where['cores']} cores of an {where['processor']}"
-    said = f"On held-out speakers, seeds {seeds}, {place}, torch {ablation['versions']['torch']}"
-    return "\n".join([*lines, "", f"{said}: `{ablation['command']}`."])
 
 
 def draw(found: Stored) -> plt.Figure | None:

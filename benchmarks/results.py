@@ -6,8 +6,8 @@
 The first writes results/<configuration>.json: commands, seeds, versions, machine, and each seed's metrics on the test
 split (which chose nothing: the best epoch is chosen on recordings held out from training). The second writes the tables
 between marker comments of README.md and docs/results.md and the picture docs/results.png, from stored results alone.
-It also writes docs/frontier.md and its picture (benchmarks/frontier.py), and docs/speed.md from the figures of the
-other benchmarks (benchmarks/speed.py).
+It also writes docs/frontier.md and its picture (benchmarks/frontier.py), the ablations (benchmarks/ablation.py), and
+docs/speed.md from the figures of the other benchmarks (benchmarks/speed.py).
 """
 
 import argparse
@@ -49,6 +49,7 @@ PUBLISHED = {
     "culif_dvsplane": "92.7 %",
 }
 COMMAND = ("python", "-m", "benchmarks.results")
+NOT_RUN = "Not run yet."
 NOT_A_RESULT = {"smoke", "fsdd_search"}  # for a quick try, and ranges of a search
 # the metrics of test.py that are stored for each seed
 KEPT = (
@@ -157,9 +158,10 @@ def describe(cfg: schema.AnyConfig) -> str:
     return "-".join([first, *layers, str(cfg.data.num_classes)]) + f" {cfg.network.neuron}{variant}"
 
 
-def stored() -> dict[str, dict]:
-    """Return the contents of results/ by the name of the configuration."""
-    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))}
+def stored(part: str = "") -> dict[str, dict]:
+    """Return the contents of results/, or of a folder in it, by the name of the configuration."""
+    paths = sorted((RESULTS / part).glob("*.json"))
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}
 
 
 def summary(results: dict[str, dict]) -> str:
@@ -203,14 +205,41 @@ def table(results: dict[str, dict]) -> str:
         lines.append(row([*cells, mean_of(seeds, "spikes_per_neuron", 2, "")]))
     done: dict[str, list[str]] = {}  # by where
     for name, result in results.items():
-        where = result["machine"]
-        place = where.get("gpu") or f"{where['cores']} cores of an {where['processor']}"
-        what = f"`{name}` {', '.join(result['seeds'])}"
-        done.setdefault(f"{place}, torch {result['versions']['torch']}", []).append(what)
+        done.setdefault(_place(result), []).append(f"`{name}` {', '.join(result['seeds'])}")
     if done:
         seeds = "; ".join(f"{'; '.join(names)} ({place})" for place, names in done.items())
         lines += ["", f"Mean ± std over seeds on the test split: {seeds}."]
     return "\n".join(lines)
+
+
+def ablation_table(ablation: dict) -> str:
+    """Write a row for each ingredient: accuracy and operations with it alone, and without it."""
+    by_place = {(one["ingredient"], one["which"]): list(one["seeds"].values()) for one in ablation["rows"]}
+    accuracy, code, digits, operations = "fs_accuracy", "FS", 1, "synaptic_operations_to_decision"
+    if any("accuracy" in seed for seeds in by_place.values() for seed in seeds):
+        accuracy, code, digits, operations = "accuracy", "accuracy", 2, "synaptic_operations_per_image"
+
+    def cells(*place: str) -> list[str]:
+        if place not in by_place:
+            return ["not run", ""]
+        seeds = [seed | {"operations": seed[operations] / 1e6} for seed in by_place[place]]
+        return [mean_of(seeds, accuracy, digits, " %"), mean_of(seeds, "operations", 2, " M")]
+
+    heads = ["ingredient", f"alone: {code}", "operations", f"left out: {code}", "operations"]
+    lines = [row(heads), "|---|---|---|---|---|"]
+    lines.append(row(["none (plain), all (recipe)", *cells("", "plain"), *cells("", "recipe")]))
+    names = dict.fromkeys(name for name, _ in by_place if name)
+    lines += [row([name, *cells(name, "alone"), *cells(name, "left out")]) for name in names]
+    seeds = ", ".join(dict.fromkeys(seed for one in ablation["rows"] for seed in one["seeds"]))
+    said = f"On data held out from training, seeds {seeds}, {_place(ablation)}: `{ablation['command']}`."
+    return "\n".join([*lines, "", said])
+
+
+def _place(result: dict) -> str:
+    """Say where a stored result was computed."""
+    where = result["machine"]
+    place = where.get("gpu") or f"{where['cores']} cores of an {where['processor']}"
+    return f"{place}, torch {result['versions']['torch']}"
 
 
 def draw(results: dict[str, dict]) -> plt.Figure | None:
@@ -239,7 +268,7 @@ def rebuild() -> None:
     """Rewrite README.md and docs/ between their marker comments, and their pictures."""
     results, measured = stored(), figures.stored()
     front = frontier.stored(results, RESULTS)
-    sections_of = pages(results, measured, front)
+    sections_of = pages(results, measured, front, stored("ablation"))
     texts = {path: path.read_text(encoding="utf-8") for path in sections_of}
     for path, sections in sections_of.items():
         for name, content in sections.items():
@@ -253,15 +282,19 @@ def rebuild() -> None:
     print(f"README.md, docs/results.md, frontier.md, speed.md and their pictures: {len(results)} stored results")
 
 
-def pages(results: dict[str, dict], measured: dict, front: frontier.Stored) -> dict[Path, dict[str, str]]:
+def pages(
+    results: dict[str, dict], measured: dict, front: frontier.Stored, ablations: dict[str, dict]
+) -> dict[Path, dict[str, str]]:
     """Return, for each page, the text between its comments by the name in them."""
+    ablated = {name: ablation_table(ablation) for name, ablation in ablations.items()}
+    speech = ablated.pop("speech", NOT_RUN)  # on the page about that recipe
     return {
         REPOSITORY / "README.md": {"results": summary(results)},
-        REPOSITORY / "docs" / "results.md": {"results": table(results)},
-        REPOSITORY / "docs" / "frontier.md": {
-            "networks": frontier.table(front),
-            "ablation": frontier.ablation_table(front),
+        REPOSITORY / "docs" / "results.md": {
+            "results": table(results),
+            "ablation": "\n\n".join(ablated.values()) or NOT_RUN,
         },
+        REPOSITORY / "docs" / "frontier.md": {"networks": frontier.table(front), "ablation": speech},
         REPOSITORY / "docs" / "speed.md": {place: speed.table(measured, place) for place in speed.PLACES},
     }
 

@@ -107,7 +107,7 @@ class _SynapticProduct(torch.autograd.Function):
         ctx.save_for_backward(mask_BC, *entries)
         ctx.of, ctx.past, ctx.sizes, ctx.rows = of, past, (N, C, K, B, steps), None
         if K == 1:
-            return synaptic.whole_product(*entries, of, N, B, past)
+            return synaptic.whole_product(*entries, first_NC, A_KNC[0], B, past)
         ctx.rows = synaptic.in_rows(*entries, C, B)
         return synaptic.product(ctx.rows, of, N, B, past, steps)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from snn.ops.compiled import inlined
 from snn.ops.sparse import product_rows, slices
 from snn.ops.sparse_conv import Geometry, product_lines, rows_of_pixels, rows_of_weights
+from snn.ops.synaptic import whole_step, whole_synapses
 
 
 class Drive(NamedTuple):
@@ -42,9 +43,8 @@ def late_inputs(W_NC: Tensor, delay_C: Tensor) -> Drive:
 
 def late_synapses(W_NC: Tensor, delay_NC: Tensor) -> Drive:
     """Return the drive of a fully connected layer with a delay of whole steps for each synapse."""
-    W_CN = W_NC.detach().T.contiguous().numpy()
-    sums_DN = np.zeros((int(delay_NC.max()) + 1, len(W_NC)), W_CN.dtype)
-    return Drive(_late_synapses, (W_CN, delay_NC.T.contiguous().numpy(), sums_DN), len(W_NC), (sums_DN,))
+    arrays = whole_synapses(delay_NC, W_NC)
+    return Drive(whole_step, arrays, len(W_NC), arrays[2:])
 
 
 def convolution(W_NCKK: Tensor, shape: Geometry) -> Drive:
@@ -92,18 +92,6 @@ def _late_inputs(
     offsets[1] = due_numbers_D[now]
     product_rows(offsets, due_channels_DC[now], due_counts_DC[now], W_SCL, x_1N, 0, 1)
     due_numbers_D[now] = 0
-
-
-@inlined
-def _late_synapses(x_1N, t, channels, counts, number, W_CN, delay_CN, sums_DN):
-    """Add the entries to the sums of the steps in which they are due, t mod D; the sum due now is the input."""
-    D, N = sums_DN.shape
-    for e in range(number):
-        c = channels[e]
-        for n in range(N):
-            sums_DN[(t + delay_CN[c, n]) % D, n] += counts[e] * W_CN[c, n]
-    x_1N[0] = sums_DN[t % D]
-    sums_DN[t % D] = 0
 
 
 @inlined

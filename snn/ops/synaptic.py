@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from snn.ops.compiled import in_parts, inlined, kernel
 from snn.ops.lanes import LINE, add_product, load, store, total, zeros
+from snn.ops.sparse import arrays
 
 TILE = 16  # neurons, an even number
 BLOCK = 64  # channels, whose events stay in the caches while all neurons of a tile take them
@@ -152,36 +153,53 @@ def product(events: Rows, of: Synapses, N: int, B: int, past: int, steps: int) -
     return out_TBN.flatten(0, 1)
 
 
+@inlined
+def whole_step(x_1N, t, channels, counts, number, W_CN, places_CN, sums_M):
+    """Set x to what is due at step t, after adding the entries of this step (see `snn.ops.drives.Drive`).
+
+    Delays are whole steps. places_CN is delay · N + n: where an entry adds, from the sums of step t on, in a ring.
+    """
+    N, M = np.uint64(x_1N.shape[1]), np.uint64(len(sums_M))
+    now = np.uint64(t) * N % M
+    for e in range(number):
+        c = np.uint64(channels[e])
+        for n in range(N):
+            to = now + places_CN[c, n]
+            sums_M[to - M if to >= M else to] += counts[e] * W_CN[c, n]
+    for n in range(N):
+        x_1N[0, n], sums_M[now + n] = sums_M[now + n], 0
+
+
 @kernel
-def _whole_product(offsets, channels, counts, firsts_SCN, A_SCNK, width, out_TBN, past, room, begin, end):
-    """Compute `out` of samples begin ... end where delays are whole steps, so that each synapse has one tap."""
-    (S, C, _, K), (T, B, N) = A_SCNK.shape, out_TBN.shape
-    lags, A = firsts_SCN.reshape(-1), A_SCNK.reshape(-1)
+def _whole_product(offsets, channels, counts, W_CN, places_CN, sums_M, out_TBN, past, begin, end):
+    """Compute `out` of samples begin ... end, step by step."""
+    T, B, N = out_TBN.shape
+    sums_M, x_1N = np.empty_like(sums_M), np.empty((1, N), out_TBN.dtype)  # its own, as each thread needs one
     for b in range(begin, end):
-        for s in range(S):
-            room[:] = 0
-            for t in range(past + T):
-                for e in range(offsets[t * B + b], offsets[t * B + b + 1]):
-                    at = np.uint64((s * C + channels[e]) * TILE)
-                    for n in range(TILE):
-                        to = np.uint64(n * width + t) + lags[at]
-                        room[to] += counts[e] * A[at * np.uint64(K)]
-                        at += np.uint64(1)
-            for t in range(T):
-                for n in range(min(TILE, N - s * TILE)):
-                    out_TBN[t, b, s * TILE + n] = room[n * width + past + t]
+        sums_M[:] = 0
+        for t in range(past + T):
+            first, last = offsets[t * B + b], offsets[t * B + b + 1]
+            whole_step(x_1N, t, channels[first:last], counts[first:last], last - first, W_CN, places_CN, sums_M)
+            if t >= past:
+                out_TBN[t - past, b] = x_1N[0]
 
 
-def whole_product(offsets: Tensor, channels: Tensor, counts: Tensor, of: Synapses, N: int, B: int, past: int) -> Tensor:
-    """Return what `product` does, for delays of whole steps: each sum takes its events step by step, as in a stream."""
-    arrays = offsets.numpy(), channels.to(torch.int32).numpy().view(np.uint32), counts.numpy()
-    out_TBN = counts.new_empty((len(offsets) - 1) // B - past, B, N)
+def whole_synapses(first_NC: Tensor, W_NC: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return (W_CN, places_CN, sums_M) for `whole_step`."""
+    N = len(W_NC)
+    places_NC = first_NC * N + torch.arange(N)[:, None]
+    sums_M = W_NC.new_zeros((int(first_NC.max()) + 1) * N)
+    return W_NC.detach().T.contiguous().numpy(), places_NC.T.contiguous().numpy().astype(np.uint32), sums_M.numpy()
 
-    def work(begin: int, end: int) -> None:
-        room = out_TBN.new_empty(TILE * of.width).numpy()
-        _whole_product(*arrays, *of, out_TBN.numpy(), past, room, begin, end)
 
-    in_parts(work, B, torch.get_num_threads())
+def whole_product(
+    offsets: Tensor, channels: Tensor, counts: Tensor, first_NC: Tensor, W_NC: Tensor, B: int, past: int
+) -> Tensor:
+    """Return what `product` does, for delays of whole steps, as a stream computes it."""
+    out_TBN = counts.new_empty((len(offsets) - 1) // B - past, B, len(W_NC))
+    entries = arrays(offsets, channels, counts, counts.dtype)
+    arguments = (*entries, *whole_synapses(first_NC, W_NC), out_TBN.numpy(), past)
+    in_parts(lambda begin, end: _whole_product(*arguments, begin, end), B, torch.get_num_threads())
     return out_TBN.flatten(0, 1)
 
 

@@ -278,18 +278,6 @@ def crop(x_BCHW: Tensor, pad: int) -> Tensor:
     return padded.transpose(1, 3)[samples, columns[:, None, :], rows[:, :, None]].permute(0, 3, 1, 2).contiguous()
 
 
-def affine(x_BCHW: Tensor) -> Tensor:
-    """Turn each image by up to 10°, scale its sides by up to 10 % each and shear it by up to 10 %, at random."""
-    B, device = len(x_BCHW), x_BCHW.device
-    x_BCHW = x_BCHW.float() / 255 if x_BCHW.dtype == torch.uint8 else x_BCHW
-    angle_B, width_B, height_B, shear_B = 2 * torch.rand(4, B, device=device) - 1
-    cos_B, sin_B = (math.radians(10) * angle_B).cos(), (math.radians(10) * angle_B).sin()
-    turn_B22 = torch.stack([cos_B, -sin_B, sin_B, cos_B], 1).view(B, 2, 2)
-    scale_B22 = torch.stack([1 + 0.1 * width_B, 0.1 * shear_B, 0 * shear_B, 1 + 0.1 * height_B], 1).view(B, 2, 2)
-    map_B23 = F.pad(turn_B22 @ scale_B22, (0, 1))  # the centre stays where it is
-    return F.grid_sample(x_BCHW, F.affine_grid(map_B23, list(x_BCHW.shape), align_corners=False), align_corners=False)
-
-
 def flip(x_BCHW: Tensor) -> Tensor:
     """Mirror each image left to right, or leave it, at random."""
     is_mirrored = torch.rand(len(x_BCHW), 1, 1, 1, device=x_BCHW.device) < 0.5
@@ -318,11 +306,5 @@ def cutout(x_BCHW: Tensor) -> Tensor:
 
 def augmentations(names: Sequence[str], crop_pad: int) -> list[Augment]:
     """Return the functions of these names."""
-    known = {
-        "affine": affine,
-        "crop": partial(crop, pad=crop_pad),
-        "flip": flip,
-        "autoaugment": autoaugment,
-        "cutout": cutout,
-    }
+    known = {"crop": partial(crop, pad=crop_pad), "flip": flip, "autoaugment": autoaugment, "cutout": cutout}
     return [known[name] for name in names]

@@ -384,12 +384,11 @@ class Images(DataSet):
     )
     window_ms: PositiveFloat | None = Field(None, description="span of the events that becomes the window T (ms)")
     augment: Annotated[
-        tuple[Literal["affine", "crop", "flip", "autoaugment", "cutout"], ...], Field(strict=False), Mark.TRAINING
+        tuple[Literal["crop", "flip", "autoaugment", "cutout"], ...], Field(strict=False), Mark.TRAINING
     ] = Field(
         (),
-        description="changes of training images, made in the order given: affine (turn by up to 10°, scale and shear "
-        "by up to 10 %), crop after padding, flip, AutoAugment's policy for CIFAR-10, cutout (a hole of half the "
-        "height)",
+        description="changes of training images, in this order: crop after padding, flip, AutoAugment's policy for "
+        "CIFAR-10, a hole of half the height",
     )
     crop_pad: Annotated[PositiveInt, Mark.TRAINING] = Field(4, description="padding before the crop (pixels)")
 

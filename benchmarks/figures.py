@@ -97,18 +97,16 @@ def store(figures: Iterable[Figure], device: str = "cpu") -> None:
 
 
 def _put(measured: list[dict], place: str, command: str, run: dict, figure: Figure) -> None:
-    """Replace a figure or append it. The names of the task and the others in the picture stay."""
+    """Replace a figure or append it. The name of the task in the picture stays."""
     names = [(one["machine"], one["what"]) for one in measured]
     at = names.index((place, figure.what)) if (place, figure.what) in names else len(measured)
     old = measured[at] if at < len(measured) else {}
-    kinds = {other["who"]: other["kind"] for other in old.get("others", ()) if "kind" in other}
     new = {"machine": place, "what": figure.what}
     if "picture" in old:
         new["picture"] = old["picture"]
     rows: list[dict] = []
     for who, took, ratio in figure.others:
-        kind = {"kind": kinds[who]} if who in kinds else {}
         times = {} if ratio is None else {"times": [float(f"{ratio:.2g}")] * 2}
-        rows.append({"who": who} | kind | {"took": took} | times)
+        rows.append({"who": who, "took": took} | times)
     new |= {"command": command, "here": figure.here, "others": rows, "run": run}
     measured[at : at + 1] = [new]

@@ -9,6 +9,17 @@ from matplotlib import pyplot as plt
 from snn import pictures
 
 PLACES = {"cpu": "Two cores of a CPU", "gpu": "A GPU"}
+# the others that the picture shows, by the first words of their names, and their names in its legend
+LEGEND = {
+    "SpikingJelly": "SpikingJelly",
+    "torch reference": "torch, step by step",
+    "kernels written by hand, before": "ours, before",
+    "ours, not replayed": "ours, before",
+    "dense products": "torch, dense products",
+    "the batched network, dense": "torch, dense products",
+    "two products, as the authors compute it": "as the authors compute it",
+    "JAX": "JAX",
+}
 
 
 def table(found: dict, machine: str) -> str:
@@ -42,7 +53,7 @@ def draw(found: dict) -> plt.Figure:
     """Draw how many times as long others take, a row for each task, with a line over the range of the runs."""
     shown = [one for one in found["measured"] if "picture" in one]
     rows = {place: [one for one in shown if one["machine"] == place] for place in PLACES}
-    kinds = list(dict.fromkeys(other["kind"] for one in shown for other in one["others"] if "kind" in other))
+    kinds = list(dict.fromkeys(LEGEND.values()))
     heights = [len(there) for there in rows.values()]
     with plt.rc_context(pictures.STYLE):
         figure, panels = plt.subplots(
@@ -51,9 +62,10 @@ def draw(found: dict) -> plt.Figure:
         for axis, (place, there) in zip(panels, rows.items(), strict=True):
             for k, one in enumerate(there):
                 for other in one["others"]:
-                    if "kind" in other:
+                    name = next((name for words, name in LEGEND.items() if other["who"].startswith(words)), None)
+                    if name is not None and "times" in other:
                         low, high = other["times"]
-                        colour = pictures.LAYERS[kinds.index(other["kind"])]
+                        colour = pictures.LAYERS[kinds.index(name)]
                         axis.plot([low, high], [k, k], color=colour, lw=2)
                         axis.plot((low * high) ** 0.5, k, "o", color=colour)
             axis.set_yticks(range(len(there)), [one["picture"] for one in there])

@@ -145,14 +145,14 @@ def test_a_speed_has_its_range_and_its_command():
 
 
 def test_a_benchmark_replaces_its_own_figure(tmp_path, monkeypatch):
-    """The picture's names of the task and of the others stay, and so do other figures and the machine's paths."""
+    """The picture's name of the task stays, and so do other figures and the machine's paths."""
     by_hand = {
         "machine": "cpu",
         "what": "a step",
         "picture": "step",
         "command": "python -m x",
         "here": "1 to 2 ms",
-        "others": [{"who": "A", "kind": "torch", "took": "2 ms", "times": [1.5, 2.0]}],
+        "others": [{"who": "A", "took": "2 ms", "times": [1.5, 2.0]}],
     }
     found = {"machines": {"cpu": "a machine"}, "measured": [by_hand | {"machine": "gpu"}, by_hand]}
     (tmp_path / "speed.json").write_text(json.dumps(found))
@@ -167,7 +167,7 @@ def test_a_benchmark_replaces_its_own_figure(tmp_path, monkeypatch):
         "command": "python -m benchmarks.step --data PATH",
         "here": "2 ms",
         "others": [
-            {"who": "A", "kind": "torch", "took": "5 s", "times": [2500.0, 2500.0]},
+            {"who": "A", "took": "5 s", "times": [2500.0, 2500.0]},
             {"who": "B", "took": "3 ms", "times": [1.5, 1.5]},
         ],
     }
@@ -178,6 +178,12 @@ def test_a_benchmark_replaces_its_own_figure(tmp_path, monkeypatch):
     assert rows[4] == f"| a step (`python -m benchmarks.step --data PATH`, {run['date']}) | here | **2 ms** | |"
     assert rows[-1].startswith("Rows with a date were stored by their benchmark, on ")
     speed.draw(figures.stored() | {"measured": [gpu, new]})
+
+
+def test_the_picture_of_speed_knows_its_contenders():
+    names = {other["who"] for one in figures.stored()["measured"] if "picture" in one for other in one["others"]}
+    for words in speed.LEGEND:
+        assert any(name.startswith(words) for name in names), f"no stored contender is called {words}"
 
 
 def test_a_delay_that_does_not_exist_is_a_dash():

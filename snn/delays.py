@@ -103,23 +103,27 @@ class _SynapticProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx, s_RC, mask_BC, offsets, channels, counts, A_KNC, first_NC, h_KNC, W_NC, B, past):
         (K, N, C), steps = A_KNC.shape, (len(offsets) - 1) // B
-        entries, of = (offsets, channels, counts), synaptic.synapses(first_NC, A_KNC.detach(), steps)
-        ctx.save_for_backward(mask_BC, *entries)
-        ctx.of, ctx.past, ctx.sizes, ctx.rows = of, past, (N, C, K, B, steps), None
-        if K == 1:
+        entries = offsets, channels, counts
+        ctx.save_for_backward(mask_BC, *entries, A_KNC, first_NC)
+        ctx.past, ctx.sizes, ctx.laid_out = past, (N, C, K, B, steps), None
+        if K == 1:  # backward lays out what it needs; an evaluation needs nothing
             return synaptic.whole_product(*entries, first_NC, A_KNC[0], B, past)
-        ctx.rows = synaptic.in_rows(*entries, C, B)
-        return synaptic.product(ctx.rows, of, N, B, past, steps)
+        ctx.laid_out = synaptic.in_rows(*entries, C, B), synaptic.synapses(first_NC, A_KNC.detach(), steps)
+        return synaptic.product(*ctx.laid_out, N, B, past, steps)
 
     @staticmethod
     def backward(ctx, gy_RN):
-        (mask_BC, *entries), (N, C, K, B, steps) = ctx.saved_tensors, ctx.sizes
+        (mask_BC, *entries, A_KNC, first_NC), (N, C, K, B, steps) = ctx.saved_tensors, ctx.sizes
+        rows, of = ctx.laid_out or (
+            synaptic.in_rows(*entries, C, B),
+            synaptic.synapses(first_NC, A_KNC.detach(), steps),
+        )
         gs_RC = gA_KNC = None
-        rows_INWL = synaptic.laid_out(gy_RN, ctx.of, B, ctx.past)
+        rows_INWL = synaptic.laid_out(gy_RN, of, B, ctx.past)
         if ctx.needs_input_grad[0]:
-            gs_RC = synaptic.input_gradient(rows_INWL, ctx.of, mask_BC, B, steps)
+            gs_RC = synaptic.input_gradient(rows_INWL, of, mask_BC, B, steps)
         if ctx.needs_input_grad[5]:
-            gA_KNC = synaptic.gradient(ctx.rows or synaptic.in_rows(*entries, C, B), rows_INWL, ctx.of, N, K)
+            gA_KNC = synaptic.gradient(rows, rows_INWL, of, N, K)
         return gs_RC, *[None] * 4, gA_KNC, *[None] * 5
 
 

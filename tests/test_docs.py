@@ -35,7 +35,7 @@ FIELDS = {option.name for kind in schema.KINDS.values() for option in manual.opt
 def test_pages_are_there():
     names = (
         "adding_a_data_set adding_a_loss adding_a_neuron code configuration embedded export frontier library method "
-        "my_data reading_the_report recordings results runs search several_processes speed supported"
+        "my_data reading_the_report recordings results runs search several_processes speed supported trials"
     )
     assert [page.stem for page in PAGES] == names.split()
 

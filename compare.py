@@ -57,6 +57,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("compare.html"), help="page to write (compare.html)")
     args = parser.parse_args()
     one, other = (read(path) for path in args.runs)
+    if one.name == other.name and one.folder != other.folder:
+        one, other = (run._replace(name=str(run.folder)) for run in (one, other))
     check_same_samples(one, other)
     other = in_classes_of(one, other)
 

@@ -37,13 +37,14 @@ def main() -> None:
     args = read_command_line()
     path = arguments.find_checkpoint(args.load_pt_file or newest_run())
     network, cfg, content = checkpoint.load_network(path, "cpu")
+    if not isinstance(network, Network):
+        raise InputError(f"{path}: the network takes images, not events; choose another with --load_pt_file")
     data, names = cfg.data, content["class_names"]
     bins = Bins.of(data, "test")
     is_live = args.udp is not None or args.stdin
-    if not isinstance(network, Network) or (not is_live and data.channels != N_PLACES):
+    if not is_live and data.channels != N_PLACES:
         shape = data.channels or "x".join(map(str, data.shape))
-        what = "it takes events" if is_live else f"the cochlea has {N_PLACES}"
-        raise InputError(f"{path}: the network takes {shape} channels, but {what}; choose another")
+        raise InputError(f"{path}: the network takes {shape} channels, but the cochlea has {N_PLACES}; choose another")
     network = network.folded()
     if is_live:
         follow(args, network, data, bins, names)

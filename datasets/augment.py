@@ -69,7 +69,7 @@ class Change:
         return augment(loaded, places[: len(numbers)], numbers, self.how, self.key, partners)
 
     def _partners(self, labels: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-        """Draw for each recording another one of its class to blend with, or -1 for none; return their numbers."""
+        """Draw for each recording one of its class to blend with, or -1 for none; return their numbers."""
         partners = np.full(len(numbers), -1, np.int64)
         if self.how.blend:
             labels_among = labels[self.among]

@@ -288,8 +288,11 @@ def autoaugment(x_BCHW: Tensor) -> Tensor:
     """Apply AutoAugment's policy for CIFAR-10 (Cubuk et al. 2019), by torchvision, to one image at a time."""
     from torchvision.transforms import v2
 
-    if x_BCHW.dtype != torch.uint8:
-        raise InputError("data.augment: autoaugment needs images stored as bytes (uint8)")
+    if x_BCHW.dtype != torch.uint8 or x_BCHW.shape[1] not in (1, 3):
+        raise InputError(
+            "data.augment: autoaugment needs images of 1 or 3 channels, stored as bytes (uint8), but these have "
+            f"{x_BCHW.shape[1]}, stored as {str(x_BCHW.dtype).removeprefix('torch.')}"
+        )
     policy = v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10)
     return torch.stack([policy(x_CHW) for x_CHW in x_BCHW])
 

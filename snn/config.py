@@ -78,8 +78,8 @@ class Augment(Section):
     )
     blend: Share = Field(
         0.0,
-        description="share of the recordings that are blended with another of their class: the two move until their "
-        "centres meet, and half of the events of each are kept",
+        description="share of the recordings that are blended with one of their class, drawn at random (now and then "
+        "itself): the two move until their centres meet, and half of the events of each are kept",
     )
     mask: NonNegativeInt = Field(
         0, description="up to this many neighbouring channels (or columns) of a recording are silent"
@@ -364,6 +364,13 @@ class Config(AnyConfig, section="network", title="A first-spike network"):
         """Return the published name, <dataset>_<fs|fr><α>_tau<τ of neuron2>_<neuron>."""
         tau, neuron = self.network.neuron2.tau_mem_steps, self.network.neuron.lower()
         return f"{self.data.dataset_name}_{self.loss.chosen.code}_tau{tau:g}_{neuron}"
+
+    @property
+    def settles(self) -> int:
+        """Return the epoch, counted from 0, from which on weights are pruned and delays are whole, if they ever are."""
+        schedules = [self.schedule(epoch) for epoch in range(self.train.epochs)]
+        forms = [(now["density"], now["delays_are_whole"]) for now in schedules]
+        return forms.index(forms[-1])
 
     def new_network(self, backend: str | None = None) -> "nn.Module":
         from snn import network  # imported here so that reading a configuration does not import torch

@@ -59,6 +59,7 @@ class ImageTraining(Training):
         self.tensors = self.images.tensors(team.device)
         self.kept, self.held_out = hold_out(self.images, data.validation_share, train.seed)
         self.augment = images.augmentations(data.augment, data.crop_pad)
+        list(images.batches(*self.tensors, self.kept[:1], 1, augment=self.augment))  # refuses unfit images at once
         self.spikes_by_layer: list[float] = []  # in the last validation
         torch.manual_seed(train.seed)
         self.network = cfg.new_network().to(team.device)

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -233,6 +234,9 @@ def test_compare(program, toy):
     same = program("compare.py a a --out same.html")
     assert "+0.00 points" in same.stdout
     assert (toy / "same.html").is_file()
+    shutil.copytree(toy / "runs" / "b", toy / "old" / "a")
+    namesakes = program("compare.py runs/a old/a").stdout
+    assert all(folder in namesakes for folder in ("runs/a/test", "old/a/test"))
 
     path = toy / "runs" / "b" / "test" / "metrics.json"
     metrics = read_metrics("runs/b")

@@ -178,8 +178,9 @@ def test_autoaugment():
     assert out.shape == x.shape
     assert out.dtype == torch.uint8
     assert (out != x).flatten(1).any(1).sum() > 10
-    with pytest.raises(InputError, match="stored as bytes"):
-        images.autoaugment(x.float())
+    for unfit in (x.float(), x[:, :2]):
+        with pytest.raises(InputError, match="1 or 3 channels, stored as bytes"):
+            images.autoaugment(unfit)
 
 
 def test_augmented_batches_follow_the_seed(tmp_path):

@@ -208,6 +208,15 @@ def test_bad_pixels(program, toy_file):
     assert_one_line(program(f"test.py --load_pt_file {RUN}"), "data/toy.npz: x_test goes from nan to nan")
 
 
+def test_unfit_images_are_refused_before_the_run_begins(program, tmp_path, toy_file):
+    with np.load(toy_file) as file:
+        content = dict(file)
+    np.savez(toy_file, **content | {"x_train": content["x_train"].astype(np.float32) / 255})
+    refused = program(f"{TRAIN_IMAGES} --epochs 1 --save_name x --set data.augment=[autoaugment]")
+    assert_one_line(refused, "but these have 1, stored as float32")
+    assert not (tmp_path / "runs" / "x").exists()
+
+
 @pytest.mark.usefixtures("toy_file", "shd_folder")
 def test_other_kinds_of_checkpoint(program, tmp_path):
     """A run of the other kind of network is neither resumed nor tested with the options of this one."""
@@ -216,6 +225,7 @@ def test_other_kinds_of_checkpoint(program, tmp_path):
     events += " --save_name x --resume"
     assert_one_line(program(events), "cannot resume with another kind of network")
     assert_one_line(program("test.py --load_pt_file x --set ttfs.layers=8F"), "it was trained with another ttfs.layers")
+    assert_one_line(program("demo.py --load_pt_file x"), "the network takes images, not events")
     assert_one_line(program("test.py --load_pt_file x --streaming"), "--streaming does not apply to a network with")
     path = tmp_path / "runs" / "x" / "best.pt"
     content = torch.load(path, weights_only=True)

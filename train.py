@@ -49,7 +49,7 @@ from snn.schema import Mark
 from snn.team import Team, gather
 from tasks.kind import Training
 
-NO_STANDING = (-math.inf, -math.inf)  # before the first epoch
+NO_STANDING = (False, -math.inf, -math.inf)  # before the first epoch
 THE_LAST = "the last, because nothing was held out to choose by (data.validation_share is 0)"
 
 
@@ -63,7 +63,8 @@ class Position:
     seconds: float = 0.0  # that these batches took
     random: tuple[Tensor, ...] = ()  # states of torch's generators after these batches
     gradient_norm: float = 0.0  # of the last batch, before it was clipped
-    best: tuple[float, float] = NO_STANDING  # (accuracy, -loss) of the best epoch
+    # of the best epoch: whether the network had its final form, its accuracy, -its loss
+    best: tuple[bool, float, float] = NO_STANDING
     best_epoch: int = 0
 
     def content(self, team: Team) -> dict[str, Any]:
@@ -100,7 +101,7 @@ def train_run(cfg: schema.AnyConfig, args: argparse.Namespace, team: Team, run: 
         checkpoint.load_weights(network, content["network"], started_from)
     save = partial(checkpoint.save, config=cfg, network=network, class_names=task.class_names)
     save_last = partial(save, keep=True)
-    begun = position.content(team)
+    begun, settles = position.content(team), cfg.settles
 
     def open_run() -> AbstractContextManager:
         """Create or reopen the folder of the run, and open TensorBoard's file in it."""
@@ -133,8 +134,10 @@ def train_run(cfg: schema.AnyConfig, args: argparse.Namespace, team: Team, run: 
             if is_whole:
                 loss = team.sum(position.loss_sum) / len(order)
                 validation = task.validate()
-                standing = (validation[task.chosen_by], -validation["loss"]) if validation else NO_STANDING
-                is_best = standing > position.best or epoch == task.settles or not validation
+                standing = NO_STANDING
+                if validation:
+                    standing = epoch >= settles, validation[task.chosen_by], -validation["loss"]
+                is_best = standing > position.best or not validation
                 if is_best:
                     position.best, position.best_epoch = standing, epoch + 1
                 if team.leads:
@@ -282,7 +285,9 @@ def resume(
         raise InputError(f"{path}: its optimiser state does not fit this network ({error})") from None
     if team.leads:
         say_jumps(path, cfg_then, cfg, content["epoch"])
-    position = Position(content["epoch"], best=tuple(content["best"]), best_epoch=content["best_epoch"])
+    # Another number of epochs may have moved the epoch from which on the network has its final form.
+    best = content["best_epoch"] > cfg_then.settles, *content["best"][-2:]
+    position = Position(content["epoch"], best=best, best_epoch=content["best_epoch"])
     if content["step"]:
         own = processes[team.rank]
         position.step, position.seconds = content["step"], content["seconds"]

@@ -116,6 +116,11 @@ class AnyConfig(Section):
             name: value for section in sections for name, value in section.scheduled(epoch, self.train.epochs).items()
         }
 
+    @property
+    def settles(self) -> int:
+        """Return the epoch, counted from 0, from which on the network has its final form."""
+        return 0
+
     def new_network(self, backend: str | None = None) -> "nn.Module":
         """Build the untrained network that this configuration describes; `backend` replaces train.backend."""
         raise NotImplementedError

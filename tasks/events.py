@@ -90,9 +90,6 @@ class EventTraining(Training):
         if team.device.type == "cuda" and team.size == 1 and train.cuda_graphs:
             self.loss = Replayed(self.network, self._loss)
         self.recorded: tuple[AnyLoss, float] | None = None  # constants in the recorded step
-        schedules = [cfg.schedule(epoch) for epoch in range(train.epochs)]
-        forms = [(now["density"], now["delays_are_whole"]) for now in schedules]
-        self.settles = forms.index(forms[-1])
 
     def begin_epoch(self, epoch: int, random: np.random.Generator) -> dict[str, float]:
         self.change = None
@@ -218,8 +215,9 @@ class EventTesting(Testing):
 
     def _hold_out(self, subject: Subject) -> Callable[[], Iterator[tuple[SparseCounts | Tensor, Tensor]]]:
         """Return a function that yields the batches of the recordings that were held out from training."""
-        training = read_recordings(self.data, "train", self.bins, subject.classes)
-        _, recordings, index = for_validation(training, self.data, self.bins, subject.cfg.train.seed)
+        data = subject.cfg.data  # others may have been trained on other files, and other recordings held out
+        training = read_recordings(data, "train", self.bins, subject.classes)
+        _, recordings, index = for_validation(training, data, self.bins, subject.cfg.train.seed)
         if not len(index):
             raise InputError("--thresholds chooses on held-out recordings, but data.validation_share is 0")
         return partial(binning.batches, recordings, index, self.bins, self.batch_size, device=self.device)

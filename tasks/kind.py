@@ -39,8 +39,6 @@ class Training(ABC):
         chosen_by: the metric of `validate` that chooses the best model; between equals, the lower loss decides.
         cures: advice for a run that goes wrong.
         goals: the metrics of `validate` that a search may optimise, and whether to "maximize" or "minimize" each.
-        settles: from this epoch on, counted from 0, the network has its final form; its model then replaces the best
-            of the epochs before, better or not.
         patience: training ends after this many epochs without a better model; None: it never ends early.
         network, optimizer: the network to train, and its optimiser.
         kept, held_out: indices of the samples to train on, and of those that choose the best model.
@@ -52,7 +50,6 @@ class Training(ABC):
     cures: ClassVar[Cures]
     goals: ClassVar[dict[str, str]]
     chosen_by: str
-    settles: int = 0
     patience: int | None = None
     network: nn.Module
     optimizer: torch.optim.Optimizer

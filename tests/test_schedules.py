@@ -50,7 +50,7 @@ def follow(folder, network: dict, loss: dict) -> tuple[EventTraining, list[dict[
 def test_the_form_of_the_network(shd_folder, network, settles):
     """The best model is chosen among the epochs in which nothing but values changes."""
     task, seen = follow(shd_folder, network, {})
-    assert task.settles == settles
+    assert task.cfg.settles == settles
     sigma = [now["delay_sigma_steps"] for now in seen]
     if "delay_sigma_steps" in network:
         assert sigma[0] == 2.0

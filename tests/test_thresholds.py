@@ -65,6 +65,19 @@ def test_a_test_draws_the_curve(program, tmp_path, shd_folder, monkeypatch):
     assert_one_line(program("test.py --load_pt_file x --thresholds"), "shd_train.h5")
 
 
+@pytest.mark.usefixtures("shd_folder")
+def test_each_network_is_judged_on_what_was_held_out_from_its_own_training(program, tmp_path):
+    for name, share in (("few", 0.1), ("many", 0.5)):
+        words = f"--epochs 1 --save_name {name} --set data.validation_share={share}"
+        assert program(f"{TRAIN} {words}").returncode == 0
+    held_out = []
+    for runs in ("few", "many few"):
+        assert program(f"test.py --thresholds --load_pt_file {runs}").returncode == 0
+        held_out.append(metrics(tmp_path / "runs" / "few")["thresholds"]["held_out"])
+    assert held_out[0] == held_out[1]
+    assert held_out[0] != metrics(tmp_path / "runs" / "many")["thresholds"]["held_out"]
+
+
 def test_without_held_out_recordings_there_is_nothing_to_choose_by(program, shd_folder):
     assert program(f"{TRAIN} --epochs 1 --save_name x --set data.validation_share=0").returncode == 0
     assert_one_line(program("test.py --load_pt_file x --thresholds"), "data.validation_share is 0")

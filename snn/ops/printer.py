@@ -141,18 +141,15 @@ class Text:
             op = "where of numbers"
         return self.language.operations[op].format(*map(self.operand, symbol.arguments), fires=fires)
 
-    def operand(self, argument: Any, in_brackets: bool = True) -> str:
+    def operand(self, argument: Any) -> str:
         """Return a name, a number, or an expression that is used only here."""
         if not isinstance(argument, Symbol):
             return self.language.number.format(repr(float(argument)))
-        if argument in self.names:
-            return self.names[argument]
-        written = self._written(argument)
-        return f"({written})" if in_brackets else written
+        return self.names.get(argument) or f"({self._written(argument)})"
 
     def result(self, symbol: Symbol | None) -> str:
-        """Return what a function returns for this symbol; None is a gradient that is 0."""
-        return self.language.zero if symbol is None else self.operand(symbol, in_brackets=False)
+        """Return the name of an output of `lines`; None is a gradient that is 0."""
+        return self.language.zero if symbol is None else self.names[symbol]
 
 
 HEADER = """import numpy as np
@@ -198,7 +195,7 @@ def numba(neuron: Dynamics, learned: frozenset[str]) -> str:
     near = "None" if step.near is None else text.names[step.near]
     backward = text.lines(step.gradients)
     summed = [
-        total if g is None else f"{total} + {text.operand(g)}"
+        total if g is None else f"{total} + {text.names[g]}"
         for total, g in zip(sums, step.g_values.values(), strict=True)
     ]
     load_values = _unpacked(text.named(*text.values), "load_rows(r, at, STRIDE, P)") + text.fixed_lines()
@@ -327,7 +324,7 @@ def c(neuron: Dynamics) -> tuple[str, str, list[str]]:
     x, names = text.names[text.x], text.named(*text.states)
     lines = text.lines([step.spike, step.potential, *step.after], known=text.values)
     after = [f"state->{name} = {text.result(s)};" for name, s in zip(names, step.after, strict=True)]
-    spike, potential = text.operand(step.spike), text.result(step.potential)
+    spike, potential = text.named(step.spike, step.potential)
     read = set(re.findall(r"\w+", " ".join([*lines, *after, spike, potential])))
     before = [f"const float {name} = state->{name};" for name in names if name in read]
     values = [s for s in text.values if text.names[s] in read]

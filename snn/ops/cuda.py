@@ -6,7 +6,6 @@ is in Python, and in training is recorded once (`snn.replay`). `launch` also run
 """
 
 from functools import cache
-from pathlib import Path
 
 import cupy
 import torch
@@ -18,7 +17,6 @@ from snn.ops import printer, reference
 from snn.ops.fused import Call
 from snn.ops.printer import segment
 
-KERNELS = Path(__file__).parent / "kernels"
 KEPT_BYTES = 512  # threads of a block times bytes of a number: small, so that few columns still reach many
 # multiprocessors, and what a segment keeps fits the memory that a block shares
 
@@ -27,13 +25,7 @@ class CannotCompile(Exception):
     """NVRTC refuses a source; the message holds NVRTC's words."""
 
 
-source = cache(printer.cuda)
-
-
-@cache
-def file(name: str) -> str:
-    """Return the text of a file in `kernels/`."""
-    return (KERNELS / name).read_text(encoding="utf-8")
+source, file = cache(printer.cuda), printer.file
 
 
 def threads_of(dtype: torch.dtype) -> int:

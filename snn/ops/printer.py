@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,11 @@ from snn.errors import InputError
 from snn.ops.reference import Dynamics
 from snn.ops.trace import Step, Symbol, trace
 
-KERNELS = Path(__file__).parent / "kernels"
+
+@cache
+def file(name: str) -> str:
+    """Return the text of a file in `kernels/`."""
+    return (Path(__file__).parent / "kernels" / name).read_text(encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -234,7 +239,7 @@ def backward_step(r, recalled, values, gs, gh, gradients):
 {_body([*given, *backward])}
     return {text.result(step.g_x)}, {_tuple([*map(text.result, step.g_states), *summed])}
 
-{(KERNELS / "neuron.py").read_text(encoding="utf-8")}'''
+{file("neuron.py")}'''
 
 
 def cuda(neuron: Dynamics, learned: frozenset[str]) -> str:
@@ -312,7 +317,7 @@ __device__ inline real backward_step(
     return {text.result(step.g_x)};
 }}
 
-{(KERNELS / "neuron.cu").read_text(encoding="utf-8")}"""
+{file("neuron.cu")}"""
 
 
 def c(neuron: Dynamics) -> tuple[str, str, list[str]]:

@@ -79,7 +79,7 @@ def new_scratch(neuron: Dynamics, values_PN: np.ndarray) -> np.ndarray:
 
 def kernels(neurons: Sequence[Dynamics], drives: Sequence[Drive]) -> ModuleType:
     """Return the compiled loop over the steps of a network with layers of these neurons and drives."""
-    layer, rest = (printer.KERNELS / "stream.py").read_text(encoding="utf-8").split("# ALL LAYERS\n")
+    layer, rest = printer.file("stream.py").split("# ALL LAYERS\n")
     text = "import sys\n\n" + IMPORTS
     layers = [(neuron, drive.step) for neuron, drive in zip(neurons, drives, strict=True)]
     kinds = list(dict.fromkeys(layers))  # layers that are alike share their code, as it takes a second to compile

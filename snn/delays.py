@@ -62,18 +62,17 @@ class DelayedLinear(EventLinear, MemoryModule):
             A_KNC = self.weight * (h.unsqueeze(1) if self.per == "input" else h)
             y_RN = product.apply(*entries, A_KNC, first, h.detach(), self.weight.detach(), B, past)
             return self._add_bias(y_RN).view(T, B, -1)
-        y_TBN = self._dense_product(as_tensor(x_TBC))[past:]
-        return y_TBN if self.bias is None else y_TBN + self.bias
+        x_TBC = as_tensor(x_TBC)
+        if self.per == "input":
+            y_TBN = F.linear(taps.shifted(x_TBC, *self.delays.taps()), self.weight)
+        else:
+            y_TBN = taps.product(x_TBC, self.weight, *self.delays.as_said())
+        return self._add_bias(y_TBN[past:])
 
     def drive(self, num_inputs: int) -> Drive:
         """Return how the layer streams, with delays in whole steps."""
         drive = drives.late_inputs if self.per == "input" else drives.late_synapses
         return drive(self.weight, self.delays.taps()[0])
-
-    def _dense_product(self, x_TBC: Tensor) -> Tensor:
-        if self.per == "input":
-            return F.linear(taps.shifted(x_TBC, *self.delays.taps()), self.weight)
-        return taps.product(x_TBC, self.weight, *self.delays.as_said())
 
 
 class _AxonalProduct(torch.autograd.Function):

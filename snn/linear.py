@@ -127,8 +127,8 @@ class EventLinear(layer.Linear):
         """Return how the layer streams: the input of its neurons, event by event."""
         return drives.full(self.weight)
 
-    def _add_bias(self, y_RN: Tensor) -> Tensor:
-        return y_RN if self.bias is None else y_RN + self.bias
+    def _add_bias(self, y: Tensor) -> Tensor:
+        return y if self.bias is None else y + self.bias
 
 
 class _EventProduct(torch.autograd.Function):

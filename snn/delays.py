@@ -80,19 +80,20 @@ class _AxonalProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, s_RC, mask_BC, offsets, channels, counts, A_KNC, first_C, h_KC, W_NC, B, past):
-        ctx.entries, ctx.rule = (offsets, channels, counts), (first_C, len(h_KC), B, past)
-        ctx.save_for_backward(mask_BC, first_C, h_KC, W_NC)
-        return delays.product(delays.moved(*ctx.entries, *ctx.rule), h_KC, W_NC, B)
+        ctx.save_for_backward(mask_BC, offsets, channels, counts, first_C, h_KC, W_NC)
+        ctx.B, ctx.past = B, past
+        events = delays.moved(offsets, channels, counts, first_C, len(h_KC), B, past)
+        return delays.product(events, h_KC, W_NC, B)
 
     @staticmethod
     def backward(ctx, gy_RN):
-        mask_BC, first_C, h_KC, W_NC = ctx.saved_tensors
+        mask_BC, *entries, first_C, h_KC, W_NC = ctx.saved_tensors
         gs_RC = gA_KNC = None
         if ctx.needs_input_grad[0]:
-            gs_RC = delays.moved_back(input_gradient(gy_RN, W_NC), first_C, h_KC, mask_BC, *ctx.rule[2:])
+            gs_RC = delays.moved_back(input_gradient(gy_RN, W_NC), first_C, h_KC, mask_BC, ctx.B, ctx.past)
         if ctx.needs_input_grad[5]:
-            events = delays.moved(*ctx.entries, *ctx.rule, by_channel=True)
-            gA_KNC = delays.gradient(events, gy_RN, *h_KC.shape, ctx.rule[2])
+            events = delays.moved(*entries, first_C, len(h_KC), ctx.B, ctx.past, by_channel=True)
+            gA_KNC = delays.gradient(events, gy_RN, *h_KC.shape, ctx.B)
         return gs_RC, *[None] * 4, gA_KNC, *[None] * 5
 
 

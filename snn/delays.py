@@ -58,9 +58,11 @@ class DelayedLinear(EventLinear, MemoryModule):
         self.past = _last(x_TBC, self.delays.reach)
         if (entries := self._entries(x_TBC)) is not None:
             first, h = self.delays.taps()
-            product = _AxonalProduct if self.per == "input" else _SynapticProduct
-            A_KNC = self.weight * (h.unsqueeze(1) if self.per == "input" else h)
-            y_RN = product.apply(*entries, A_KNC, first, h.detach(), self.weight.detach(), B, past)
+            if self.per == "input":
+                A_KNC = self.weight * h.unsqueeze(1)
+                y_RN = _AxonalProduct.apply(*entries, A_KNC, first, h.detach(), self.weight.detach(), B, past)
+            else:
+                y_RN = _SynapticProduct.apply(*entries, self.weight * h, first, B, past)
             return self._add_bias(y_RN).view(T, B, -1)
         x_TBC = as_tensor(x_TBC)
         if self.per == "input":
@@ -98,10 +100,10 @@ class _AxonalProduct(torch.autograd.Function):
 
 
 class _SynapticProduct(torch.autograd.Function):
-    """Σ_j A[j, n, c] x_{t - first_nc - j} for entries of `EventLinear`, A = w h; h and w themselves are not needed."""
+    """Σ_j A[j, n, c] x_{t - first_nc - j} for entries of `EventLinear`, A = w h."""
 
     @staticmethod
-    def forward(ctx, s_RC, mask_BC, offsets, channels, counts, A_KNC, first_NC, h_KNC, W_NC, B, past):
+    def forward(ctx, s_RC, mask_BC, offsets, channels, counts, A_KNC, first_NC, B, past):
         (K, N, C), steps = A_KNC.shape, (len(offsets) - 1) // B
         entries = offsets, channels, counts
         ctx.save_for_backward(mask_BC, *entries, A_KNC, first_NC)
@@ -124,7 +126,7 @@ class _SynapticProduct(torch.autograd.Function):
             gs_RC = synaptic.input_gradient(rows_INWL, of, mask_BC, B, steps)
         if ctx.needs_input_grad[5]:
             gA_KNC = synaptic.gradient(rows, rows_INWL, of, N, K)
-        return gs_RC, *[None] * 4, gA_KNC, *[None] * 5
+        return gs_RC, *[None] * 4, gA_KNC, *[None] * 3
 
 
 def _joined(

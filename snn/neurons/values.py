@@ -61,7 +61,7 @@ class Value:
         if initial is not None:
             return torch.full(shape, float(initial))
         low, high = self.bounds
-        return torch.rand(shape) * (high - low) + low if (low, high) != (0, 1) else torch.rand(shape)
+        return torch.rand(shape) * (high - low) + low
 
     def add_to(self, module: nn.Module, name: str, shape: tuple[int, ...], initial: float | None) -> None:
         """Register this value in a layer: as a parameter, or as a buffer that the configuration restores."""

@@ -263,5 +263,5 @@ class SpikingNeuron(MemoryModule):
         return f"{self.dynamics}, recurrent={self.V is not None}, backend={self.backend}, {super().extra_repr()}"
 
 
-# Reserved names: the base class's own states, names that a step or a module uses otherwise, and the keywords of C.
-RESERVED = {*ops.reference.FRAME, *NORM, "x", "s", "p", "V", "delays", "real", "state", "values", "kept", "training"}
+# Reserved names: what a layer carries beside a neuron's states, and what a step, a kernel or a module uses otherwise.
+RESERVED = {"h", "y", *NORM, "x", "s", "p", "V", "delays", "real", "state", "values", "kept", "training"}

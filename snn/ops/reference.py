@@ -28,7 +28,6 @@ from snn.ops.surrogate import Surrogate
 
 State = Mapping[str, Tensor | None]  # what is carried from one step, or one call, to the next; None stands for zeros
 NORM = ("scale", "shift")  # values of a layer that is `normed`
-FRAME = ("h", "y")  # carried around the neuron: the potential whose spike is still to come out, the last outputs
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class Dynamics:
         return replace(self, values=(*self.values, *NORM), normed=True)
 
     def carried(self, recurrent: bool) -> tuple[str, ...]:
-        """Return the names of all that a layer carries from step to step."""
+        """Return the names of all that a layer carries: h is a potential whose spike is to come, y the last outputs."""
         return (*self.states, *(("h",) if self.spike_first else ()), *(("y",) if recurrent else ()))
 
 
@@ -110,7 +109,7 @@ class Feedback(NamedTuple):
         return 1 if self.delay_N is None else self.longest + 2
 
 
-def filled(state: State, neuron: Dynamics, like_BN: Tensor, D: int = 0) -> dict[str, Tensor]:
+def filled(state: State, neuron: Dynamics, like_BN: Tensor, D: int) -> dict[str, Tensor]:
     """Return a tensor for each field that a layer carries, zeros where the state has none; y is (D, B, N)."""
     result = {}
     for name in neuron.carried(D > 0):

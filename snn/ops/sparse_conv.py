@@ -219,18 +219,6 @@ def _weight_gradient(starts, rows, values, most, gy, gWT, height, width, stride,
                     _add_rows(gWT, ((dy * K + dx) * C + c) * N, N, gy, picked, scales, 0, n_picked)
 
 
-def _sort_by_channel(
-    offsets: np.ndarray, channels: np.ndarray, counts: np.ndarray, num_channels: int, pixels: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return (starts, rows, counts) of the entries, ordered by channel within each frame; see `_sort_frames`."""
-    frames = (len(offsets) - 1) // pixels
-    starts = np.empty((frames, num_channels + 1), np.int64)
-    rows, values = np.empty(len(channels), np.int32), np.empty(len(channels), counts.dtype)
-    arguments = (offsets, channels, counts, starts, rows, values)
-    in_parts(lambda begin, end: _sort_frames(*arguments, begin, end), frames, torch.get_num_threads())
-    return starts, rows, values
-
-
 def _frames(offsets: Tensor, shape: Geometry) -> int:
     """Return how many frames the rows make up; InputError if that is not a whole number."""
     frames, left = divmod(len(offsets) - 1, shape.height * shape.width)
@@ -301,8 +289,11 @@ def weight_gradient(
         shape.check()
         check_on_cpu(offsets, channels, counts, num_inputs)
         check_matrix("gy", gy_RN, (_frames(offsets, shape) * shape.out_height * shape.out_width, "outputs"))
-    entries = arrays(offsets, channels, counts, gy_RN.dtype)
-    starts, rows, values = _sort_by_channel(*entries, num_inputs, shape.height * shape.width)
+    entries, frames = arrays(offsets, channels, counts, gy_RN.dtype), _frames(offsets, shape)
+    starts = np.empty((frames, num_inputs + 1), np.int64)
+    rows, values = np.empty(len(counts), np.int32), np.empty_like(entries[2])
+    sorting = (*entries, starts, rows, values)
+    in_parts(lambda begin, end: _sort_frames(*sorting, begin, end), frames, torch.get_num_threads())
     gWT = torch.empty(shape.kernel, shape.kernel, num_inputs, gy_RN.shape[1], dtype=gy_RN.dtype)
     most = int(np.diff(starts).max())
     sums = (starts, rows, values, most, _in_lines(gy_RN), gWT.numpy(), *shape[:2], shape.stride)

@@ -106,9 +106,8 @@ def _feedback_gradients(feedback: Feedback, gx_TBN: Tensor, past_DBN: Tensor, s_
         feedback = feedback._replace(delay_N=given[1])
     with torch.enable_grad():
         fed_TBN = reference.delayed(torch.cat([given[0], s_TBN.detach()]), feedback)[: len(gx_TBN)]
-    read = (
-        len(gx_TBN) if delay_N is not None else min(len(past_DBN), len(gx_TBN))
-    )  # steps that read anything in `given`
+    # Steps that read anything in `given`.
+    read = len(gx_TBN) if delay_N is not None else min(len(past_DBN), len(gx_TBN))
     gfed_TBN = torch.zeros_like(gx_TBN)
     torch.matmul(gx_TBN[:read], V_NN, out=gfed_TBN[:read])
     gpast_DBN, *gdelay = torch.autograd.grad(fed_TBN, given, gfed_TBN)

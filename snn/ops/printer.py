@@ -16,7 +16,7 @@ from typing import Any
 
 from snn.errors import InputError
 from snn.ops.reference import Dynamics
-from snn.ops.trace import Step, Symbol, trace
+from snn.ops.trace import COMPARISONS, Step, Symbol, trace
 
 
 @cache
@@ -37,7 +37,7 @@ class Language:
     taken: frozenset[str]  # names that mean something else in the frame
 
 
-_INFIX = {op: f"{{0}} {op} {{1}}" for op in ("+", "-", "*", "/", ">=", ">", "<=", "<")}
+_INFIX = {op: f"{{0}} {op} {{1}}" for op in ("+", "-", "*", "/", *COMPARISONS)}
 NUMBA = Language(
     _INFIX
     | {"negative": "-{0}", "abs": "abs({0})", "exp": "exponential({0})", "detach": "{0}"}
@@ -132,7 +132,7 @@ class Text:
         result = []
         for symbol in order:
             if symbol in self.names or uses[symbol] > 1 or symbol in outputs:
-                is_truth = symbol.op in (">=", ">", "<=", "<")
+                is_truth = symbol.op in COMPARISONS
                 if symbol not in self.names:
                     self.names[symbol] = f"{'c' if is_truth else 't'}{len(self.names)}"
                 kind = "bool" if is_truth else self.language.kind

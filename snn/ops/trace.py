@@ -29,9 +29,8 @@ ALLOWED = (
 class Symbol:
     """A number of one neuron in one step, either given or computed."""
 
-    def __init__(self, trace: "Trace", op: str, arguments: tuple = ()):
-        self.trace, self.op, self.arguments = trace, op, arguments
-        self.name = ""
+    def __init__(self, trace: "Trace", op: str, arguments: tuple = (), name: str = ""):
+        self.trace, self.op, self.arguments, self.name = trace, op, arguments, name
         trace.symbols.append(self)
 
     def _new(self, op: str, *arguments: Any) -> "Symbol":
@@ -81,6 +80,7 @@ for _name, _op in {"add": "+", "sub": "-", "mul": "*", "ge": ">=", "gt": ">", "l
 for _name, _op in {"radd": "+", "rsub": "-", "rmul": "*", "rtruediv": "/"}.items():
     setattr(Symbol, f"__{_name}__", _operator(_op, True))
 
+COMPARISONS = (">=", ">", "<=", "<")  # their results are truths, through which no gradient flows
 # Torch's names -> ours.
 FUNCTIONS = {name: name for name in ("where", "abs", "minimum", "maximum", "exp", "detach", "negative", "square")}
 FUNCTIONS |= {"absolute": "abs", "neg": "negative", "mul": "*", "add": "+", "sub": "-", "rsub": "rsub", "div": "/"}
@@ -170,9 +170,7 @@ def trace(neuron: Dynamics, learned: frozenset[str] = frozenset()) -> Step:
     trace = Trace(neuron)
 
     def given(op: str, name: str) -> Symbol:
-        symbol = Symbol(trace, op)
-        symbol.name = name
-        return symbol
+        return Symbol(trace, op, name=name)
 
     x = given("x", "x")
     states = {name: given("state", name) for name in neuron.states}
@@ -273,7 +271,7 @@ def _adjoint(trace: Trace, symbols: list[Symbol], seeds: list, wanted: set[Symbo
 
 
 def _is_number(argument: Any) -> bool:
-    return isinstance(argument, Symbol) and argument.op not in (">=", ">", "<=", "<")
+    return isinstance(argument, Symbol) and argument.op not in COMPARISONS
 
 
 def _slope(u: Symbol) -> Any:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from snn.ops.compiled import in_parts, kernel
 from snn.ops.lanes import LANES, add_product, load, load_part, prefetch, store, store_part, zeros
-from snn.ops.sparse import AHEAD, slices
+from snn.ops.sparse import AHEAD, arrays, slices
 
 PAD = 16  # between scratch rows: strides of a power of two would crowd one cache set
 SECTION = 64  # samples, at most, whose share of the weight gradient is one sum
@@ -72,7 +72,7 @@ def moved(
 ) -> Moved:
     """Return the events delayed, by row or by channel."""
     U, threads = (len(offsets) - 1) // B - past + K - 1, torch.get_num_threads()
-    entries = (offsets.numpy(), channels.to(torch.int32).numpy().view(np.uint32), counts.numpy())
+    entries = arrays(offsets, channels, counts, counts.dtype)
     rule = first_C.numpy() - past + K - 1, U, by_channel
     ends = np.zeros(B * (len(first_C) if by_channel else U) + 1, np.int64)
     numbers = ends[1:].reshape(B, -1)

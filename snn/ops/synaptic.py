@@ -66,14 +66,14 @@ def _fill_rows(offsets, channels, counts, B, firsts_IC, places, x, begin, end):
 
 def in_rows(offsets: Tensor, channels: Tensor, counts: Tensor, C: int, B: int) -> Rows:
     """Sort events into rows."""
-    arrays = offsets.numpy(), channels.to(torch.int32).numpy().view(np.uint32)
+    entries = arrays(offsets, channels, counts, counts.dtype)
     groups, threads = -(-B // LINE), torch.get_num_threads()
     firsts = np.zeros(groups * C + 1, np.int64)
     numbers_IC = firsts[1:].reshape(groups, C)
-    in_parts(lambda begin, end: _count_rows(*arrays, B, numbers_IC, begin, end), groups, threads)
+    in_parts(lambda begin, end: _count_rows(*entries[:2], B, numbers_IC, begin, end), groups, threads)
     np.cumsum(firsts, out=firsts)
     places, x = np.empty(firsts[-1], np.uint64), counts.new_zeros(firsts[-1] * LINE).numpy()
-    arguments = *arrays, counts.numpy(), B, firsts[:-1].reshape(groups, C), places, x
+    arguments = *entries, B, firsts[:-1].reshape(groups, C), places, x
     in_parts(lambda begin, end: _fill_rows(*arguments, begin, end), groups, threads)
     return Rows(firsts.view(np.uint64), places, x)
 

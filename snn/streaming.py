@@ -19,7 +19,6 @@ from snn.conv import pixels_of
 from snn.errors import InputError
 from snn.inputs import SparseCounts, as_tensor
 from snn.network import Layer, Network
-from snn.neurons import SpikingNeuron
 from snn.operations import of_inputs, of_loop
 from snn.ops import stream as kernels
 from snn.ops.drives import Drive
@@ -216,23 +215,15 @@ def _layer(layer: Layer, drive: Drive, is_output: bool) -> kernels.Layer:
 @torch.inference_mode()
 def first_difference(network: Network, other: Network, x_T1C: SparseCounts) -> str:
     """Describe the first spike in which two networks of the same layers differ on a recording: potential, threshold."""
-    drives: dict[Network, list[Tensor]] = {}
-    for each in (network, other):
-        drives[each] = []
-        modules = [module for module in each.modules() if isinstance(module, SpikingNeuron)]
-        hooks = [
-            module.register_forward_pre_hook(lambda _, x, drive=drives[each]: drive.append(x[0])) for module in modules
-        ]
-        each.reset()
-        each(x_T1C.to(next(each.parameters()).device))
-        each.reset()
+    neurons = [[layer.neurons for layer in each.layers] for each in (network, other)]
+    inputs: list[list[Tensor]] = [[], []]
+    for each, modules, xs in zip((network, other), neurons, inputs, strict=True):
+        hooks = [module.register_forward_pre_hook(lambda _, x, xs=xs: xs.append(x[0])) for module in modules]
+        each.run(x_T1C.to(next(each.parameters()).device))
         for hook in hooks:
             hook.remove()
     first = None
-    neurons = ([module for module in each.modules() if isinstance(module, SpikingNeuron)] for each in (network, other))
-    for layer, (pair, x_TBN) in enumerate(
-        zip(zip(*neurons, strict=True), zip(*drives.values(), strict=True), strict=True)
-    ):
+    for layer, (pair, x_TBN) in enumerate(zip(zip(*neurons, strict=True), zip(*inputs, strict=True), strict=True)):
         ran = [
             ops.multi_step(x, each.values(), {}, each.dynamics, each.feedback, backend=each.backend)
             for each, x in zip(pair, x_TBN, strict=True)

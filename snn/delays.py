@@ -41,7 +41,7 @@ class DelayedLinear(EventLinear, MemoryModule):
     ):
         super().__init__(inputs, outputs, bias)
         shape = {"input": (inputs,), "synapse": (outputs, inputs)}[per]
-        self.delays = Delays(shape, max_steps, initial_steps or (0, max_steps), f"delay of each {per}")
+        self.delays = Delays(shape, max_steps, initial_steps, f"delay of each {per}")
         self.per = per
         self.register_memory("past", None)
         if per == "synapse":

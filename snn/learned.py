@@ -24,17 +24,17 @@ class Delays(nn.Module):
     Args:
         shape: the shape of the delays.
         max_steps: the longest delay.
-        initial_steps: the delays begin at random between these two.
+        initial_steps: the delays begin at random between these two, by default anywhere in their range.
         title: the name of the delays in reports.
     """
 
-    def __init__(self, shape: tuple[int, ...], max_steps: int, initial_steps: tuple[float, float], title: str):
+    def __init__(self, shape: tuple[int, ...], max_steps: int, initial_steps: tuple[float, float] | None, title: str):
         super().__init__()
         self.max_steps, self.title = max_steps, title
         self.sigma_steps = 0.0  # σ of the triangle, see `snn.ops.taps`
         self.are_whole = False  # see `keep_whole`
-        self.initial_steps = initial_steps
-        self.steps = nn.Parameter(torch.empty(shape).uniform_(*initial_steps))
+        self.initial_steps = initial_steps or (0.0, float(max_steps))
+        self.steps = nn.Parameter(torch.empty(shape).uniform_(*self.initial_steps))
 
     @property
     def reach(self) -> int:

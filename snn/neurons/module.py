@@ -124,8 +124,7 @@ class SpikingNeuron(MemoryModule):
         self.V = nn.Parameter(nn.init.xavier_uniform_(torch.empty(num_neurons, num_neurons))) if recurrent else None
         self.delays = None
         if max_delay_steps and recurrent:
-            initial_steps = delay_steps or (0.0, float(max_delay_steps))
-            self.delays = Delays((num_neurons,), max_delay_steps, initial_steps, "delay of a neuron's own spikes")
+            self.delays = Delays((num_neurons,), max_delay_steps, delay_steps, "delay of a neuron's own spikes")
         for name in self.dynamics.carried(recurrent):
             self.register_memory(name, None)
 

@@ -27,10 +27,7 @@ SERIAL_BELOW = 1 << 15  # neuron-steps: one thread finishes fewer of them before
 
 @inlined
 def add_rows(out, c, rows_KN, picked):
-    """Add c @ rows to `out`, without the zeros of c: spikes are sparse. Return how many entries are not zero.
-
-    `picked` is scratch for their places.
-    """
+    """Add c @ rows to `out`, without the zeros of c: spikes are sparse. `picked` is scratch for places."""
     count = 0
     for k in range(c.size):
         if c[k] != 0:
@@ -50,7 +47,6 @@ def add_rows(out, c, rows_KN, picked):
         for j in range(out.size):
             out[j] += c0 * row0[j]
         done += 1
-    return count
 
 
 @inlined

@@ -67,8 +67,11 @@ def recompute_steps(x_TM, gs_TM, r, at, m, width, first, begin, end):
 
 
 @inlined
-def backward_steps(x_TM, gs_TM, gs_fed, gh_TM, gx_TM, r, at, m, width, first, begin, end, past):
-    """Go back from step end - 1 to begin, using what `recompute_steps` kept; arguments as in `forward_steps`."""
+def backward_steps(x_TM, gs_TM, fed, gh_TM, gx_TM, r, at, m, width, first, begin, end, past):
+    """Go back from step end - 1 to begin, using what `recompute_steps` kept; arguments as in `forward_steps`.
+
+    fed: the gradient of the output of one step of a recurrent layer, which replaces gs.
+    """
     M = gx_TM.shape[1]
     for j in range(0, width, LINE):
         left = width - j
@@ -77,11 +80,7 @@ def backward_steps(x_TM, gs_TM, gs_fed, gh_TM, gx_TM, r, at, m, width, first, be
             k = t * M + m + j
             prefetch(x_TM, k - SEGMENT * M, LINE)
             recalled = load_rows(r, at + (KEPT + (t - first) * R) * STRIDE + j, STRIDE, R)
-            gs = (
-                load_part(gs_TM, k, left, LINE)
-                if gs_fed is None
-                else load_part(gs_fed, m % len(gs_fed) + j, left, LINE)
-            )
+            gs = load_part(gs_TM, k, left, LINE) if fed is None else load_part(fed, m % len(fed) + j, left, LINE)
             gh = zeros(r, LINE) if gh_TM is None else load_part(gh_TM, k, left, LINE)
             gx, gradients = backward_step(r, recalled, values, gs, gh, gradients)
             if past:

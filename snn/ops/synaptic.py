@@ -21,7 +21,8 @@ from snn.ops.sparse import arrays
 
 TILE = 16  # neurons, an even number
 BLOCK = 64  # channels, whose events stay in the caches while all neurons of a tile take them
-STEPS = 8  # steps whose input gradient is summed in registers together
+STEPS = 8  # steps whose input gradient is summed in registers together,
+SPAN = STEPS * LINE  # and their lanes
 SECTION = 4  # groups, at most, whose share of the weight gradient is one sum
 
 
@@ -277,29 +278,29 @@ def gradient(events: Rows, rows_INWL: Tensor, of: Synapses, N: int, num_taps: in
 def _input_gradient(firsts_SCN, A_SCNK, rows, width, mask_BC, gs_TBC, room, begin, end):
     """Set gs = Σ A gy over neurons and taps, of group i and STEPS steps from q·STEPS on, for begin <= i·Q + q < end."""
     (S, C, _, K), (T, B, _) = A_SCNK.shape, gs_TBC.shape
-    Q, size = -(-T // STEPS), STEPS * LINE
+    Q = -(-T // STEPS)
     lags, A, gs = firsts_SCN.reshape(-1), A_SCNK.reshape(-1), gs_TBC.reshape(-1)
     for part in range(begin, end):
         i, q = part // Q, part % Q
         room[:] = 0
         for s in range(S):
             for c in range(C):
-                sum_L = load(room, c * size, 128)
+                sum_L = load(room, c * SPAN, SPAN)
                 for n in range(TILE):
                     at = np.uint64((s * C + c) * TILE + n)
                     row = (((i * S + s) * TILE + n) * width + q * STEPS + lags[at]) * LINE
                     for j in range(0, K, 2):
                         w = at * np.uint64(K) + np.uint64(j)
-                        gy_L, next_L = load(rows, row, 128), load(rows, row + LINE, 128)
+                        gy_L, next_L = load(rows, row, SPAN), load(rows, row + LINE, SPAN)
                         sum_L = add_product(add_product(sum_L, A[w], gy_L), A[w + np.uint64(1)], next_L)
                         row += 2 * LINE
-                store(room, c * size, sum_L)
+                store(room, c * SPAN, sum_L)
         for t in range(q * STEPS, min(T, (q + 1) * STEPS)):
             for b in range(i * LINE, min(B, (i + 1) * LINE)):
                 at, to = np.uint64((t - q * STEPS) * LINE + b - i * LINE), np.uint64((t * B + b) * C)
                 for c in range(C):
                     gs[to] = room[at] if mask_BC is None else room[at] * mask_BC[b, c]
-                    at, to = at + np.uint64(STEPS * LINE), to + np.uint64(1)
+                    at, to = at + np.uint64(SPAN), to + np.uint64(1)
 
 
 def input_gradient(rows_INWL: Tensor, of: Synapses, mask_BC: Tensor | None, B: int, steps: int) -> Tensor:
@@ -309,7 +310,7 @@ def input_gradient(rows_INWL: Tensor, of: Synapses, mask_BC: Tensor | None, B: i
     mask = None if mask_BC is None else mask_BC.contiguous().numpy()
 
     def work(begin: int, end: int) -> None:
-        room = gs_TBC.new_empty(C * STEPS * LINE).numpy()
+        room = gs_TBC.new_empty(C * SPAN).numpy()
         _input_gradient(of.firsts_SCN, of.A_SCNK, rows_INWL.numpy(), of.width, mask, gs_TBC.numpy(), room, begin, end)
 
     in_parts(work, len(rows_INWL) * -(-steps // STEPS), torch.get_num_threads())

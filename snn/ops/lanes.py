@@ -3,8 +3,8 @@
 A kernel keeps sums in lanes, or states that it carries through many steps; otherwise these would go to memory and back
 after every few numbers. Lanes can also be written past the caches. LLVM splits them into the registers of the machine:
 16 float32 fill one register of AVX-512, or two of AVX2. Each function becomes the few instructions it stands for.
-+ - * / > >= and abs work lane by lane. A single number as an operand is converted to the type of the lanes and used in
-all of them. Results are rounded as they are for single numbers: nothing is contracted or reordered.
++ - * /, comparisons and abs work lane by lane. A single number as an operand is converted to the type of the lanes and
+used in all of them. Results are rounded as they are for single numbers: nothing is contracted or reordered.
 
 In an inner loop, use lanes on the kernel's own arrays. For a view of a row, or an array passed to another compiled
 function, numba may count references. It does so with locked instructions, and each of these waits until all stores past

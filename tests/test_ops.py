@@ -329,6 +329,10 @@ def bad_steps():
     yield "a step returns", lambda x, state, p: (p.spike(x), x)
     yield "use torch.where", lambda x, state, p: (p.spike(x), x, {"v": x if x > 0 else -x})
     yield "multiply by its inverse", lambda x, state, p: (p.spike(x), x / 2, {"v": x})
+    yield "multiply by its inverse", lambda x, state, p: (p.spike(x), torch.div(x, 3.0), {"v": x})
+    yield "'add' with alpha", lambda x, state, p: (p.spike(x), torch.add(x, state.v, alpha=2), {"v": x})
+    yield "'sub' with alpha", lambda x, state, p: (p.spike(x), x.sub(state.v, alpha=2), {"v": x})
+    yield "'minimum' with input, other", lambda x, state, p: (p.spike(x), torch.minimum(input=x, other=x), {"v": x})
     yield "v must depend", lambda x, state, p: (p.spike(x), x, {"v": 0.0})
     yield "neither a symbol nor a number", lambda x, state, p: (p.spike(x), x * torch.ones(2).tolist(), {"v": x})
 
@@ -351,7 +355,11 @@ def test_a_value_without_range():
 
 @pytest.mark.parametrize(
     ("value", "message"),
-    [(Decay("pace"), "the pace is a Decay"), (Value("gain", learned=False), "the value own is not learned")],
+    [
+        (Decay("pace"), "the pace is a Decay"),
+        (Value("gain", learned=False), "the value own is not learned"),
+        (Value("gain", low=0), "the gain is drawn, but not between bounds"),
+    ],
 )
 def test_a_value_that_begins_nowhere(value, message):
     class Toy(NEURONS["LIF"]):

@@ -61,6 +61,8 @@ class Value:
         if initial is not None:
             return torch.full(shape, float(initial))
         low, high = self.bounds
+        if not math.isfinite(high - low):
+            raise InputError(f"the {self.title} is drawn, but not between bounds: give initial, draw, or low and high")
         return torch.rand(shape) * (high - low) + low
 
     def add_to(self, module: nn.Module, name: str, shape: tuple[int, ...], initial: float | None) -> None:

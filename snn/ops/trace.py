@@ -62,12 +62,13 @@ class Symbol:
     def __getattr__(self, name: str):
         if name.startswith("__"):
             raise AttributeError(name)
-        return lambda *arguments, **_: self.trace.call(name, (self, *arguments))
+        return lambda *arguments, **keywords: self.trace.call(name, (self, *arguments), keywords)
 
     @classmethod
     def __torch_function__(cls, function: Callable, _, arguments: tuple = (), keywords: Mapping | None = None):
-        trace = next(argument.trace for argument in arguments if isinstance(argument, cls))
-        return trace.call(function.__name__, (*arguments, *(keywords or {}).values()))
+        keywords = keywords or {}
+        trace = next(operand.trace for operand in (*arguments, *keywords.values()) if isinstance(operand, cls))
+        return trace.call(function.__name__, arguments, keywords)
 
 
 def _operator(op: str, is_swapped: bool) -> Callable[[Symbol, Any], Symbol]:
@@ -104,16 +105,20 @@ class Trace:
         line = line or (frame.f_lineno if frame else step.__code__.co_firstlineno)
         raise InputError(f"neuron {self.neuron.name} ({file}, line {line}): {message}; allowed are {ALLOWED}") from None
 
-    def call(self, function: str, arguments: tuple) -> Symbol:
+    def call(self, function: str, arguments: tuple, keywords: Mapping) -> Symbol:
         """Record an operation by torch's name."""
         op = FUNCTIONS.get(function)
         if op is None or (op == "exp" and not self.in_surrogate):
             self.fail(f"'{function}' is not known here")
+        if keywords:
+            self.fail(f"'{function}' with {', '.join(keywords)}: it takes only its operands, without their names")
         first = next(argument for argument in arguments if isinstance(argument, Symbol))
         if op == "square":
             return first * first
         if op == "rsub":
             return arguments[1] - first
+        if op == "/":
+            return arguments[0] / arguments[1]
         return first._new(op, *arguments)
 
 

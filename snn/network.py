@@ -61,15 +61,16 @@ class Layer(nn.Module):
         self.norm = Norm(norm_size, step_mode="m") if norm_size else None
         self.neurons = neurons
         self.dropout = dropout
+        self.is_output = neurons.return_potential
 
-    def forward(self, x_TBC: Tensor | SparseCounts | Spikes) -> tuple[Tensor | Spikes, Tensor]:
+    def forward(self, x_TBC: Tensor | SparseCounts | Spikes) -> tuple[Tensor | Spikes, Tensor] | tuple[Tensor, Tensor]:
         """Return (spikes after dropout, spikes as fired) for a hidden layer, (spikes, potentials) for the output."""
         x_TBN = self.linear(x_TBC)
         if self.norm is not None:
             if self.training and x_TBN.shape[0] * x_TBN.shape[1] == 1:
                 raise InputError("BatchNorm cannot train on one step of one sample; use more steps or a larger batch")
             x_TBN = self.norm(x_TBN)
-        if self.neurons.return_potential:
+        if self.is_output:
             return self.neurons(x_TBN)
         s_TBN = self.neurons(x_TBN)
         passed = s_TBN if self.dropout is None else self.dropout(s_TBN)

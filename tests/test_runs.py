@@ -154,13 +154,16 @@ def test_killed_at_20_random_moments(data, command, launch):
         return launch(command, cwd=data, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
     whole = train("--save_name", "whole")
+    assert b"train on" in whole.stdout.readline(), whole.stderr.read()
+    began = time.perf_counter()
     assert whole.communicate()[1] is not None
     assert whole.returncode == 0
+    longest = (time.perf_counter() - began) / 30  # so that even on a fast machine the run outlives 20 kills
     run = data / "runs" / "x"
     while kills < 20:
         process = train("--save_name", "x", *["--resume"] * run.exists())
         assert b"train on" in process.stdout.readline(), process.stderr.read()
-        time.sleep(random.uniform(0, 0.4))
+        time.sleep(random.uniform(0, longest))
         while kills % 3 == 0 and process.poll() is None and not list(run.glob(".*.part")):
             pass
         process.kill()

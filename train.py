@@ -285,8 +285,9 @@ def resume(
         raise InputError(f"{path}: its optimiser state does not fit this network ({error})") from None
     if team.leads:
         say_jumps(path, cfg_then, cfg, content["epoch"])
-    # Another number of epochs may have moved the epoch from which on the network has its final form.
-    best = content["best_epoch"] > cfg_then.settles, *content["best"][-2:]
+    best = tuple(content["best"])
+    if len(best) == 2:  # an earlier version wrote (accuracy, -loss)
+        best = (content["best_epoch"] > cfg_then.settles, *best)
     position = Position(content["epoch"], best=best, best_epoch=content["best_epoch"])
     if content["step"]:
         own = processes[team.rank]

@@ -104,13 +104,18 @@ def test_same_seed_same_run_and_resume(program, tmp_path):
 
 
 @pytest.mark.usefixtures("shd_folder")
-def test_a_resumed_run_with_fewer_epochs_chooses_a_pruned_network(program, tmp_path):
+@pytest.mark.parametrize(
+    ("epochs", "best"),
+    [(60, (101.0, 0.0)), (3, (False, 101.0, 0.0))],
+    ids=["of an earlier version", "interrupted again after its epochs were fewer"],
+)
+def test_a_resumed_run_with_fewer_epochs_chooses_a_pruned_network(program, tmp_path, epochs, best):
     """The best of 60 epochs so far is not yet pruned. In a run of 3 epochs the third is, and is chosen."""
     words = f"{TRAIN} --set network.density=0.5 --save_name x"
     assert program(f"{words} --epochs 2").returncode == 0
     path = tmp_path / "runs" / "x" / "last.pt"
     content = torch.load(path, weights_only=True)
-    content["config"]["train"]["epochs"], content["best"] = 60, (101.0, 0.0)  # as versions before wrote it
+    content["config"]["train"]["epochs"], content["best"] = epochs, best
     torch.save(content, path)
     assert program(f"{words} --epochs 3 --resume").returncode == 0
     assert torch.load(path.with_name("best.pt"), weights_only=True)["epoch"] == 3

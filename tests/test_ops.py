@@ -329,7 +329,7 @@ def bad_steps():
     yield "a step returns", lambda x, state, p: (p.spike(x), x)
     yield "use torch.where", lambda x, state, p: (p.spike(x), x, {"v": x if x > 0 else -x})
     yield "multiply by its inverse", lambda x, state, p: (p.spike(x), x / 2, {"v": x})
-    yield "multiply by its inverse", lambda x, state, p: (p.spike(x), torch.div(x, 3.0), {"v": x})
+    yield "multiply by its inverse", lambda x, state, p: (p.spike(x), x, {"v": torch.div(x.detach(), 3.0)})
     yield "'add' with alpha", lambda x, state, p: (p.spike(x), torch.add(x, state.v, alpha=2), {"v": x})
     yield "'sub' with alpha", lambda x, state, p: (p.spike(x), x.sub(state.v, alpha=2), {"v": x})
     yield "'minimum' with input, other", lambda x, state, p: (p.spike(x), torch.minimum(input=x, other=x), {"v": x})

@@ -30,7 +30,9 @@ class Augmentation:
     time_jitter_ms: float
     drop: float
     shift: int
+    flip: bool
     zoom: float
+    rotate_deg: float
     unit_jitter: int
     blend: float
     mask: int
@@ -39,10 +41,11 @@ class Augmentation:
     height: int
 
     def __post_init__(self) -> None:
-        for name in ("stretch", "time_jitter_ms", "drop", "zoom", "blend", "mask_ms"):
+        for name in ("stretch", "time_jitter_ms", "drop", "zoom", "rotate_deg", "blend", "mask_ms"):
             checks.number(name, getattr(self, name), least=0)
         for name, least in (("shift", 0), ("unit_jitter", 0), ("mask", 0), ("width", 1), ("height", 1)):
             checks.whole(name, getattr(self, name), least)
+        checks.kind("flip", self.flip, bool)
 
     @property
     def is_off(self) -> bool:
@@ -117,7 +120,9 @@ def augment(
         how.time_jitter_ms * recordings.ticks_per_second / 1000,
         how.drop,
         how.shift,
+        how.flip,
         how.zoom,
+        np.radians(how.rotate_deg),
         how.unit_jitter,
         (how.mask, how.mask_ms * recordings.ticks_per_second / 1000),
         (how.width, how.height),
@@ -137,7 +142,21 @@ def augment(
 
 @kernel
 def _augment(
-    source, target, key, stretch, jitter_ticks, drop, shift, zoom, unit_jitter, masks, size, last_tick, is_whole
+    source,
+    target,
+    key,
+    stretch,
+    jitter_ticks,
+    drop,
+    shift,
+    flip,
+    zoom,
+    rotate,
+    unit_jitter,
+    masks,
+    size,
+    last_tick,
+    is_whole,
 ):
     """Write the changed events of each recording in turn; return where each ends."""
     offsets, times, channels, index, partners, numbers = source
@@ -151,9 +170,12 @@ def _augment(
         state[0] = _mix(key + np.uint64(numbers[b]) * GOLDEN)
         factor = 1 + stretch * (2 * _uniform(state) - 1)
         shift_x, shift_y = _whole(state, shift), _whole(state, shift)
+        is_mirrored = flip and _uniform(state) < 0.5
         scale = 1.0
         if zoom > 0:
             scale += zoom * (2 * _uniform(state) - 1)
+        angle = rotate * (2 * _uniform(state) - 1) if rotate > 0 else 0.0
+        turn = scale * np.cos(angle), scale * np.sin(angle)
         is_blended = partners[b] >= 0
         mean_t, mean_x, mean_y, last = 0.0, 0.0, 0.0, 0.0
         if is_blended or mask_ticks > 0:
@@ -171,7 +193,8 @@ def _augment(
             other_t, other_x, other_y, _ = _extent(offsets, times, channels, partners[b], size)
             dt = (other_t - mean_t) / 2
             dx, dy = np.int64(np.round((other_x - mean_x) / 2)), np.int64(np.round((other_y - mean_y) / 2))
-        moves = shift > 0 or zoom > 0 or unit_jitter > 0 or is_blended
+        turns = zoom > 0 or rotate > 0
+        moves = turns or shift > 0 or unit_jitter > 0 or is_blended
         in_time = stretch > 0 or jitter_ticks > 0 or is_blended
         for part in range(2 if is_blended else 1):
             r = index[b]
@@ -183,19 +206,17 @@ def _augment(
                 if drop > 0 and _uniform(state) < drop:
                     continue
                 channel, x = channels[e], np.int64(0)
-                if moves or mask > 0:
+                if moves or mask > 0 or is_mirrored:
                     x = np.int64(channel) % width
                 if moves:
                     row = np.int64(channel) // width
-                    if zoom > 0:
-                        x = _zoomed(state, x, width, scale)
+                    y = row % height
+                    if turns:
+                        x, y = _turned(state, x, y, size, turn)
                     x += dx + shift_x + _whole(state, unit_jitter)
                     if not 0 <= x < width:
                         continue
                     if height > 1:
-                        y = row % height
-                        if zoom > 0:
-                            y = _zoomed(state, y, height, scale)
                         y += dy + shift_y + _whole(state, unit_jitter)
                         if not 0 <= y < height:
                             continue
@@ -203,7 +224,7 @@ def _augment(
                     channel = row * width + x
                 if mask_x <= x < mask_end_x or mask_t <= times[e] < mask_end_t:
                     continue
-                new_channels[k] = channel
+                new_channels[k] = channel + (width - 1 - 2 * x if is_mirrored else 0)
                 if in_time:
                     t = factor * (np.float64(times[e]) + dt)
                     if jitter_ticks > 0:
@@ -232,10 +253,15 @@ def _extent(offsets, times, channels, r, size):
 
 
 @inlined
-def _zoomed(state, x, size, scale):
-    """Return x scaled about the middle of the sensor; the exact place within the channel or pixel is drawn."""
-    middle = size / 2
-    return np.int64(np.floor(middle + scale * (x + _uniform(state) - middle)))
+def _turned(state, x, y, size, turn):
+    """Return x and y scaled and turned about the middle; the exact place within the channel or pixel is drawn."""
+    width, height = size
+    cos, sin = turn
+    u = x + _uniform(state) - width / 2
+    if height == 1:
+        return np.int64(np.floor(width / 2 + cos * u)), y
+    v = y + _uniform(state) - height / 2
+    return np.int64(np.floor(width / 2 + cos * u - sin * v)), np.int64(np.floor(height / 2 + sin * u + cos * v))
 
 
 @inlined

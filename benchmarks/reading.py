@@ -116,7 +116,7 @@ def batches_from_file(shd: Path, gestures: Path) -> dict[str, Callable[[], objec
 
 def batches() -> dict[str, Callable[[], object]]:
     gestures, words = made(16, GESTURE_EVENTS, GESTURE_S, 2 * 32 * 32), made(128, EVENTS, 1, CHANNELS)
-    off = {"flip": False, "zoom": 0.0, "rotate_deg": 0.0, "blend": 0.0, "mask": 0, "mask_ms": 0.0}
+    off = {"flip": False, "zoom": 0.0, "blend": 0.0, "mask": 0, "mask_ms": 0.0}
     moved = {"stretch": 0.1, "time_jitter_ms": 3, "drop": 0.1, "shift": 5, "unit_jitter": 2}
     everything = Augmentation(**moved, **off, width=CHANNELS, height=1)
     index = np.arange(128)

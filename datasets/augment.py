@@ -32,7 +32,6 @@ class Augmentation:
     shift: int
     flip: bool
     zoom: float
-    rotate_deg: float
     unit_jitter: int
     blend: float
     mask: int
@@ -41,7 +40,7 @@ class Augmentation:
     height: int
 
     def __post_init__(self) -> None:
-        for name in ("stretch", "time_jitter_ms", "drop", "zoom", "rotate_deg", "blend", "mask_ms"):
+        for name in ("stretch", "time_jitter_ms", "drop", "zoom", "blend", "mask_ms"):
             checks.number(name, getattr(self, name), least=0)
         for name, least in (("shift", 0), ("unit_jitter", 0), ("mask", 0), ("width", 1), ("height", 1)):
             checks.whole(name, getattr(self, name), least)
@@ -122,7 +121,6 @@ def augment(
         how.shift,
         how.flip,
         how.zoom,
-        np.radians(how.rotate_deg),
         how.unit_jitter,
         (how.mask, how.mask_ms * recordings.ticks_per_second / 1000),
         (how.width, how.height),
@@ -142,21 +140,7 @@ def augment(
 
 @kernel
 def _augment(
-    source,
-    target,
-    key,
-    stretch,
-    jitter_ticks,
-    drop,
-    shift,
-    flip,
-    zoom,
-    rotate,
-    unit_jitter,
-    masks,
-    size,
-    last_tick,
-    is_whole,
+    source, target, key, stretch, jitter_ticks, drop, shift, flip, zoom, unit_jitter, masks, size, last_tick, is_whole
 ):
     """Write the changed events of each recording in turn; return where each ends."""
     offsets, times, channels, index, partners, numbers = source
@@ -174,8 +158,6 @@ def _augment(
         scale = 1.0
         if zoom > 0:
             scale += zoom * (2 * _uniform(state) - 1)
-        angle = rotate * (2 * _uniform(state) - 1) if rotate > 0 else 0.0
-        turn = scale * np.cos(angle), scale * np.sin(angle)
         is_blended = partners[b] >= 0
         mean_t, mean_x, mean_y, last = 0.0, 0.0, 0.0, 0.0
         if is_blended or mask_ticks > 0:
@@ -193,8 +175,7 @@ def _augment(
             other_t, other_x, other_y, _ = _extent(offsets, times, channels, partners[b], size)
             dt = (other_t - mean_t) / 2
             dx, dy = np.int64(np.round((other_x - mean_x) / 2)), np.int64(np.round((other_y - mean_y) / 2))
-        turns = zoom > 0 or rotate > 0
-        moves = turns or shift > 0 or unit_jitter > 0 or is_blended
+        moves = shift > 0 or zoom > 0 or unit_jitter > 0 or is_blended
         in_time = stretch > 0 or jitter_ticks > 0 or is_blended
         for part in range(2 if is_blended else 1):
             r = index[b]
@@ -210,13 +191,15 @@ def _augment(
                     x = np.int64(channel) % width
                 if moves:
                     row = np.int64(channel) // width
-                    y = row % height
-                    if turns:
-                        x, y = _turned(state, x, y, size, turn)
+                    if zoom > 0:
+                        x = _zoomed(state, x, width, scale)
                     x += dx + shift_x + _whole(state, unit_jitter)
                     if not 0 <= x < width:
                         continue
                     if height > 1:
+                        y = row % height
+                        if zoom > 0:
+                            y = _zoomed(state, y, height, scale)
                         y += dy + shift_y + _whole(state, unit_jitter)
                         if not 0 <= y < height:
                             continue
@@ -253,15 +236,10 @@ def _extent(offsets, times, channels, r, size):
 
 
 @inlined
-def _turned(state, x, y, size, turn):
-    """Return x and y scaled and turned about the middle; the exact place within the channel or pixel is drawn."""
-    width, height = size
-    cos, sin = turn
-    u = x + _uniform(state) - width / 2
-    if height == 1:
-        return np.int64(np.floor(width / 2 + cos * u)), y
-    v = y + _uniform(state) - height / 2
-    return np.int64(np.floor(width / 2 + cos * u - sin * v)), np.int64(np.floor(height / 2 + sin * u + cos * v))
+def _zoomed(state, x, size, scale):
+    """Return x scaled about the middle of the sensor; the exact place within the channel or pixel is drawn."""
+    middle = size / 2
+    return np.int64(np.floor(middle + scale * (x + _uniform(state) - middle)))
 
 
 @inlined

@@ -69,17 +69,12 @@ class Augment(Section):
         "(channels or pixels, as the network sees them)",
     )
     flip: bool = Field(
-        False, description="half of the recordings of a sensor are mirrored left to right, where that keeps the class"
+        False, description="half of the recordings of a sensor are mirrored left to right; for classes with mirror images"
     )
     zoom: Share = Field(
         0.0,
         description="the distance of all events of a recording from the middle of the channels or of the sensor is "
         "multiplied by a factor of 1 ± zoom; events that leave it are lost",
-    )
-    rotate_deg: NonNegativeFloat = Field(
-        0.0,
-        description="a recording of a sensor turns about the middle by up to this angle, either way; events that leave "
-        "it are lost (degrees)",
     )
     unit_jitter: NonNegativeInt = Field(
         0, description="each event moves by up to this much, independently of the others (channels or pixels)"
@@ -155,8 +150,8 @@ class Data(DataSet):
             raise ValueError("give either channels, or sensor for an event camera")
         if self.sensor is not None and self.pool != 1:
             raise ValueError("pool is for channels; a sensor has divide")
-        if self.sensor is None and (self.augment.flip or self.augment.rotate_deg):
-            raise ValueError("augment.flip and augment.rotate_deg are for a sensor, not for channels")
+        if self.sensor is None and self.augment.flip:
+            raise ValueError("augment.flip is for a sensor; channels have no left and right")
         if self.layout in SENSORS and (
             self.sensor is None or (self.sensor.height, self.sensor.width) != SENSORS[self.layout]
         ):

@@ -210,8 +210,7 @@ def batching(draw: Draw) -> None:
     recordings, sensor = draw.recordings(C), config.Sensor(height=4, width=4, polarities=2, divide=2)
     recordings.load(draw.index(recordings))
     index, bins = draw.index(recordings), Bins(10.0, 5, 1, 8)
-    amounts = (0.1, 1.0, 0.1, 1, True, 0.1, 9.0, 1, 0.5, 2, 20.0, 4, 2)
-    how = Augmentation(*(draw.number(value) for value in amounts))
+    how = Augmentation(*(draw.number(value) for value in (0.1, 1.0, 0.1, 1, True, 0.1, 1, 0.5, 2, 20.0, 4, 2)))
     if draw.chance(0.5):  # as from a file that stays there
         held = recordings
 

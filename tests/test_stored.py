@@ -35,7 +35,6 @@ ALL_ON = Augmentation(
     shift=2,
     flip=False,
     zoom=0.1,
-    rotate_deg=0,
     unit_jitter=1,
     blend=0.5,
     mask=1,

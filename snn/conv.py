@@ -79,6 +79,7 @@ class EventConv(nn.Module):
         return self.weight.device.type == "cpu" and self.active_share <= self.dense_above
 
     def forward(self, x_TPC: Tensor | SparseCounts) -> Tensor:
+        checks.weights("the layer's weight", self.weight)
         if isinstance(x_TPC, SparseCounts):
             x_TPC.check_fits(self.weight.shape[1], self.weight.device)
         else:

@@ -11,6 +11,7 @@ from snn.conv import EventConv, Pooling, as_frames, as_pixels, pixels_of
 from snn.errors import InputError
 from snn.inputs import SparseCounts
 from snn.ops import max_pool, sparse, sparse_conv
+from tests.make import as_events
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}  # of the largest entry: sums in another order
 SHAPES = [  # T, B, inputs, outputs, height, width, kernel, stride
@@ -72,6 +73,15 @@ def test_convolution_equals_the_slow_one(monkeypatch, dtype, shape, share, is_ev
     assert_close(actual, expected)
     assert_close(gx, expected_gx)
     assert_close(gW, expected_gW)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("of_events", [False, True])
+def test_half_precision_is_refused(dtype, of_events):
+    x_TPC = random_pixels(2, 1, 2, 4, 4, 0.2, torch.float32)
+    x_TPC = as_events(x_TPC) if of_events else x_TPC
+    with pytest.raises(InputError, match=r"call \.float\(\) on the network"):
+        EventConv(2, 3, 4, 4, 3, 1).to(dtype)(x_TPC)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=["f32", "f64"])

@@ -69,7 +69,7 @@ class Augment(Section):
         "(channels or pixels, as the network sees them)",
     )
     flip: bool = Field(
-        False, description="half of the recordings of a sensor are mirrored left to right; for classes with mirror images"
+        False, description="half of a sensor's recordings are mirrored left to right; for classes with mirror images"
     )
     zoom: Share = Field(
         0.0,

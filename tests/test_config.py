@@ -202,7 +202,7 @@ def test_a_sensor_is_a_section_that_may_be_left_out():
         return parser.override(values, parser.parse_args(words.split()))
 
     assert camera("--set data.sensor.divide=4").data.shape == (2, 9, 9)
-    assert camera("--set data.sensor.polarities=1").data.shape == (1, 17, 17)
+    assert camera("--set data.sensor.polarities=1").data.shape == (1, 34, 34)
     assert list(settings.differences(camera(""), camera("--set data.sensor.divide=4"))) == ["data.sensor.divide"]
     for words, message in (
         ("--set data.sensor.size=4", "data.sensor.size is not known; data.sensor has height, width, divide"),

@@ -259,7 +259,8 @@ def draw_latencies(samples: Samples, dt_ms: float, names: Sequence[str] | None) 
     target = samples.target[spoke].numpy()
     right = (samples.fs_label == samples.target)[spoke].numpy()
     # each bin has the same whole number of steps, so that none is higher because it covers more steps
-    edges_ms = dt_ms * (np.arange(0, T + 1, max(1, -(-T // 50))) + 0.5)
+    steps = -(-T // 50)
+    edges_ms = dt_ms * (np.arange(0, T + steps, steps) + 0.5)  # the last bin may go beyond T
     height = 0.6 + 0.17 * min(classes, MOST_NAMES)
     figure, (all_of_them, by_class) = pyplot().subplots(
         2, sharex=True, figsize=(WIDTH, 2 + height), height_ratios=[1.6, height]

@@ -98,6 +98,21 @@ def drawings(names: list[str]) -> dict[str, plt.Figure]:
     }
 
 
+def test_the_picture_of_delays_counts_a_spike_in_any_step():
+    T = 101  # no whole number of bins, which have 3 steps
+    zeros = torch.zeros(T, dtype=torch.int64)
+    samples = SimpleNamespace(
+        output_spikes=torch.zeros(T, 1),
+        fs_right=torch.zeros(T, T),
+        first_step=torch.arange(1, T + 1),
+        target=zeros,
+        fs_label=zeros,
+    )
+    figure = pictures.draw_latencies(samples, 5.0, None)
+    assert sum(bar.get_height() for bar in figure.axes[0].patches) == T
+    plt.close(figure)
+
+
 def overlaps(figure: plt.Figure) -> list[tuple[str, str]]:
     """Return the labels of an axis that overlap their neighbours."""
     figure.canvas.draw()

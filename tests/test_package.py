@@ -88,6 +88,7 @@ def try_snippets(python: Path, folder: Path) -> None:
     """Run the lines of the pages in a folder with a run and the configurations, but nothing else of the checkout."""
     torch.manual_seed(0)
     cfg = settings.load(REPOSITORY / "configs" / "adlif_shd.yaml")
+    cfg = cfg.model_copy(update={"data": cfg.data.model_copy(update={"pool": 5})})  # as the default of run.sh has
     run_folder = folder / "runs" / "NAME"
     run_folder.mkdir(parents=True)
     checkpoint.save(

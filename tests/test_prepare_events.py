@@ -157,6 +157,8 @@ BAD = {
     "sizes": ("its sensor has 100x120 pixels, the first file's 16x20", "convert each size separately", ""),
     "glob": ("--glob '/x/*.bin'", "give a pattern below", "--glob /x/*.bin"),
     "stride": ("--stride-ms needs --window-ms", "", "--stride-ms 5"),
+    "window": ("--window-ms 0.0004", "choose at least 0.001", "--window-ms 4e-4"),
+    "stride of nothing": ("--stride-ms 0.0004", "choose at least 0.001", "--window-ms 5 --stride-ms 4e-4"),
     "sensor": ("is not a size such as 128x128", "", "--sensor 5"),
 }
 

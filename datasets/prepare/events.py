@@ -189,6 +189,9 @@ def _run(args: argparse.Namespace) -> None:
     said = Said(args.format, args.sensor, args.time_unit, args.columns, args.brighter)
     if args.stride_ms and not args.window_ms:
         raise InputError("--stride-ms needs --window-ms")
+    for word, ms in (("--window-ms", args.window_ms), ("--stride-ms", args.stride_ms)):
+        if ms is not None and round(1000 * ms) == 0:
+            raise InputError(f"{word} {ms:g}: times are whole µs; choose at least 0.001")
     shape = Shape(args.window_ms, args.stride_ms, args.divide, args.hot_pixel_hz, args.noise_us, args.sort)
     convert_events(args.folder, args.out, sources, said, shape, args.processes)
 

@@ -139,6 +139,17 @@ def test_splits_come_from_folders_lists_tables_and_subjects(tmp_path):
     assert of("a") == drawn
 
 
+def test_a_list_finds_files_that_a_table_names_by_another_path(tmp_path, monkeypatch):
+    write_tree(tmp_path / "a", 2)
+    write_tree(tmp_path / "b", 2)
+    monkeypatch.chdir(tmp_path)
+    rows = f"{tmp_path}/a/left/s0_0.bin,left", f"{tmp_path}/b/left/s0_0.bin,left", "right/s0_0.bin,right"
+    (tmp_path / "table.csv").write_text("\n".join(["file,label", *rows]))
+    (tmp_path / "testing.txt").write_text("left/s0_0.bin\n")
+    found = sources.list_sources(Path("a"), None, None, Path("table.csv"), {"test": Path("testing.txt")})
+    assert [source.split for source in found] == ["test", "train", "train"]
+
+
 BAD = {
     "table twice": ("line 3: ", "is in line 2 already", "--labels table.csv"),
     "table missing": ("line 2: ", "does not exist: correct the name", "--labels table.csv"),

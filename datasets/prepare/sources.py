@@ -122,7 +122,7 @@ def _source(path: Path, fields: dict[str, str | None], where: str) -> Source:
 
 def _by_lists(folder: Path, sources: list[Source], lists: dict[str, Path]) -> list[Source]:
     """Take the splits from lists, as Speech Commands has them: files for testing and validation; the rest train."""
-    places = {source.path.relative_to(folder).as_posix(): k for k, source in enumerate(sources)}
+    places = {source.path.absolute(): k for k, source in enumerate(sources)}  # a table may name any path
     split = dict.fromkeys(range(len(sources)), "train")
     for name, path in lists.items():
         try:
@@ -130,13 +130,14 @@ def _by_lists(folder: Path, sources: list[Source], lists: dict[str, Path]) -> li
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{path} cannot be read: {error}") from error
         for line, word in enumerate(words, start=1):
-            if word not in places:
+            k = places.get((folder / word).absolute())
+            if k is None:
                 raise InputError(
                     f"{path}, line {line}: {folder / word} is not a recording in the folder; correct the line"
                 )
-            if split[places[word]] != "train":
+            if split[k] != "train":
                 raise InputError(f"{path}, line {line}: {word} is listed already; drop one of the lines")
-            split[places[word]] = name
+            split[k] = name
     return [source._replace(split=split[k]) for k, source in enumerate(sources)]
 
 

@@ -229,6 +229,13 @@ def test_the_picture_counts_where_and_when_events_of_a_class_are():
     assert picture.counts[0, 0, 0, 7] == len(long) == picture.rates[0].sum()
 
 
+def test_the_picture_shows_a_name_with_dollars_as_it_is(tmp_path):
+    picture = Picture(["$_$", "$x$"], (HEIGHT, WIDTH))
+    picture.see(0, np.zeros(1, np.uint32), np.zeros(1, np.uint32))
+    picture.save(tmp_path / "x.png")
+    assert (tmp_path / "x.png").stat().st_size > 1000
+
+
 # ---- windows, filters
 
 

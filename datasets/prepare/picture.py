@@ -46,7 +46,8 @@ class Picture:
             print(f"{path.name} is not drawn, because matplotlib is missing (pip install matplotlib)", file=sys.stderr)
             return
 
-        shown = min(len(self.labels), 20)
+        names = [f"{label:.16}".replace("$", r"\$") for label in self.labels]  # matplotlib takes $...$ for a formula
+        shown = min(len(names), 20)
         columns = min(shown, 5)
         rows = -(-shown // columns)
         figure = Figure(figsize=(2.2 * columns + 1, 2.2 * rows + 3), layout="constrained")
@@ -64,7 +65,7 @@ class Picture:
                 np.clip(np.stack([on, 0 * on, off], axis=2) / bright, 0, 1),
                 extent=(0, self.sensor[1], self.sensor[0], 0),
             )
-            axes.set_title(f"{self.labels[k]:.16} ({self.recordings[k]:,})", fontsize=8)
+            axes.set_title(f"{names[k]} ({self.recordings[k]:,})", fontsize=8)
         above.suptitle(
             f"events over the sensor of {self.sensor[0]} rows x {self.sensor[1]} columns,\nbrighter (red) and darker "
             "(blue); y grows downwards",
@@ -74,7 +75,7 @@ class Picture:
         middle_ms = (np.arange(SLICES) + 0.5) * self.slice_us / 1000
         for k in range(shown):
             rate = self.rates[k] / max(self.recordings[k], 1) / self.slice_us * 1000
-            axes.plot(middle_ms, rate, label=f"{self.labels[k]:.16}", linewidth=1)
+            axes.plot(middle_ms, rate, label=names[k], linewidth=1)
         axes.set_xlabel("time (ms)", fontsize=8)
         axes.set_ylabel("events/ms, mean of the recordings", fontsize=8)
         axes.tick_params(labelsize=7)

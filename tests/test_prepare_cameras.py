@@ -326,6 +326,7 @@ BAD = {
     "late": ("lasts longer than 71.6 min, the range of 32 bits in µs; cut it with --window-ms", {"time_unit": "s"}),
     "fraction": ("event 4 has x = 1.5", {"time_unit": "us"}),
     "names": ("none is named p (or pol, polarity, on)", {"time_unit": "us"}),
+    "another unit": ("its column t_us has the unit us, but --time-unit says s; leave", {"time_unit": "s"}),
     "objects": ("not a readable .npy file", {"time_unit": "us"}),
     "shape": ("not a list of events", {"time_unit": "us"}),
     "claims": ("not a readable .npy file", {"time_unit": "us"}),
@@ -353,6 +354,8 @@ def test_tables_that_are_refused(tmp_path, kind):
         rows["x"][4] = 1.5
     elif kind == "names":
         rows = rows[["x", "y", "t"]]
+    elif kind == "another unit":
+        rows.dtype.names = "x", "y", "p", "t_us"
     elif kind == "objects":
         rows = np.array([{}])
     elif kind == "shape":

@@ -170,6 +170,7 @@ BAD = {
     "stride": ("--stride-ms needs --window-ms", "", "--stride-ms 5"),
     "window": ("--window-ms 0.0004", "choose at least 0.001", "--window-ms 4e-4"),
     "stride of nothing": ("--stride-ms 0.0004", "choose at least 0.001", "--window-ms 5 --stride-ms 4e-4"),
+    "glob and table": ("--glob and --labels both choose the files", "leave one out", "--labels table.csv --glob *.bin"),
     "sensor": ("is not a size such as 128x128", "", "--sensor 5"),
 }
 

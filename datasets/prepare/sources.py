@@ -32,6 +32,8 @@ def list_sources(
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder: give the folder of the recordings")
     if label_csv is not None:
+        if glob is not None:
+            raise InputError("--glob and --labels both choose the files; leave one out")
         sources = _from_table(folder, label_csv)
     else:
         sources = _from_names(folder, glob, label_pattern, set(lists.values()))

@@ -159,7 +159,13 @@ def _by_names(path: Path, names: Sequence[str], said: Said) -> Columns:
             f"{', '.join(NAMES[missing[0]][1:])}"
             "); name them with --columns, such as --columns t,x,y,p"
         )
-    unit = TICKS[found["t"][2]] if found["t"][2] else _unit(path, found["t"][0], said)
+    name, _, unit_of_name = found["t"]
+    if unit_of_name and said.time_unit not in (None, unit_of_name):
+        raise InputError(
+            f"{path}: its column {name} has the unit {unit_of_name}, but --time-unit says {said.time_unit}; leave "
+            "--time-unit out"
+        )
+    unit = TICKS[unit_of_name] if unit_of_name else _unit(path, name, said)
     return Columns(tuple(found[c][0] for c in COLUMNS), tuple(found[c][1] for c in COLUMNS), unit)
 
 

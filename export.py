@@ -194,7 +194,6 @@ def read_command_line() -> argparse.Namespace:
     parser.add_argument(
         "--dt",
         type=float,
-        default=1e-4,
         help="nir: step of the simulator (s; default: 1e-4, which is fixed in snnTorch)",
     )
     parser.add_argument(
@@ -209,6 +208,10 @@ def read_command_line() -> argparse.Namespace:
     args = parser.parse_args()
     if args.quantise and args.format != "c":
         parser.error(f"--quantise {args.quantise} is for --format c")
+    nir_alone = {"--approximate": args.approximate, "--path_to_dataset": args.path_to_dataset, "--dt": args.dt}
+    if args.format != "nir" and (given := [word for word, value in nir_alone.items() if value]):
+        parser.error(f"{given[0]} is for --format nir")
+    args.dt = 1e-4 if args.dt is None else args.dt
     if not 0 < args.dt < math.inf:
         parser.error(f"--dt {args.dt}: must be a positive number of seconds")
     return args

@@ -227,6 +227,9 @@ def test_program_writes_a_graph_or_one_line(program, tmp_path):
     assert_one_line(nowhere, "nowhere/there.nir", "cannot be written")
     assert_one_line(program("export.py --load_pt_file culif.pt --format nir --dt 0"), "--dt")
     assert_one_line(program("export.py --load_pt_file culif.pt --format caffe"), "--format")
+    for words in ("--approximate", "--dt 1e-3", "--path_to_dataset shd"):
+        ignored = program(f"export.py --load_pt_file adlif.pt --format c {words}")
+        assert_one_line(ignored, words.split()[0], "is for --format nir")
     (tmp_path / "text.pt").write_text("no checkpoint")
     assert_one_line(program("export.py --load_pt_file text.pt --format nir"), "text.pt")
     assert {path.name for path in tmp_path.iterdir()} == {"culif.pt", "adlif.pt", "there.nir", "text.pt"}

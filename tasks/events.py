@@ -18,7 +18,7 @@ from datasets.augment import Augmentation, Change
 from datasets.binning import Bins
 from datasets.recordings import AnyRecordings, as_inputs, subset
 from datasets.splits import groups_by, hold_out, say_unseen
-from snn import architecture, config, energy, pictures, report, tables
+from snn import architecture, config, energy, pictures, report, settings, tables
 from snn.classes import Named
 from snn.conv import EventConv
 from snn.errors import InputError
@@ -39,6 +39,7 @@ from tasks import streams, thresholds
 from tasks.kind import Kind, Result, Testing, Training, fingerprint, named, say_missing, say_refusal
 
 COCHLEA_CHANNELS = 700  # those that `datasets.prepare` makes of sound
+CHOOSES_HELD_OUT = {"train.seed", "data.validation_by", "data.validation_share", "data.validation_file"}
 TEST_SEED = 0  # data.test_by sets the same recordings apart whatever the run's seed
 
 
@@ -216,6 +217,12 @@ class EventTesting(Testing):
     def _hold_out(self, subject: Subject) -> Callable[[], Iterator[tuple[SparseCounts | Tensor, Tensor]]]:
         """Return a function that yields the batches of the recordings that were held out from training."""
         data = subject.cfg.data  # others may have been trained on other files, and other recordings held out
+        trained = settings.build(subject.content["config"], str(subject.path))
+        if changed := CHOOSES_HELD_OUT.intersection(settings.differences(subject.cfg, trained)):
+            raise InputError(
+                f"--thresholds chooses on the recordings that were held out from training; leave {min(changed)} as it "
+                f"was for {subject.path}"
+            )
         training = read_recordings(data, "train", self.bins, subject.classes)
         _, recordings, index = for_validation(training, data, self.bins, subject.cfg.train.seed)
         if not len(index):

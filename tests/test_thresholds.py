@@ -81,3 +81,10 @@ def test_each_network_is_judged_on_what_was_held_out_from_its_own_training(progr
 def test_without_held_out_recordings_there_is_nothing_to_choose_by(program, shd_folder):
     assert program(f"{TRAIN} --epochs 1 --save_name x --set data.validation_share=0").returncode == 0
     assert_one_line(program("test.py --load_pt_file x --thresholds"), "data.validation_share is 0")
+
+
+@pytest.mark.usefixtures("shd_folder")
+def test_recordings_that_were_trained_on_do_not_choose(program):
+    assert program(f"{TRAIN} --epochs 1 --save_name x").returncode == 0
+    for words, field in (("--seed 9", "train.seed"), ("--set data.validation_share=0.4", "data.validation_share")):
+        assert_one_line(program(f"test.py --load_pt_file x --thresholds {words}"), f"leave {field} as it was")

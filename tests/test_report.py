@@ -157,6 +157,8 @@ def test_many_at_once(program, toy, monkeypatch):
     assert {k: v for k, v in together.items() if k not in varies} == {k: v for k, v in alone.items() if k not in varies}
     assert (toy / "runs" / "c" / "test_last" / "report.html").is_file()
     assert read_metrics("runs/c")["checkpoint"] == "runs/c/best.pt"
+    assert program("test.py --load_pt_file runs/c/last.pt").returncode == 0
+    assert read_metrics("runs/c")["checkpoint"] == "runs/c/best.pt"  # alone, last.pt leaves the test of best.pt
 
 
 def ttfs_config(seed: int = 0) -> config.TTFSConfig:

@@ -324,7 +324,10 @@ def bad_steps():
     yield "'tanh' is not known here", lambda x, state, p: (p.spike(x), x.tanh(), {"v": x})
     yield "the state v is not returned", lambda x, state, p: (p.spike(x), x, {})
     yield "unsupported operand type", lambda x, state, p: (p.spike(x), x**2, {"v": x})
-    yield "no attribute 'lam_x'", lambda x, state, p: (p.spike(x), p.lam_x * x, {"v": x})
+    yield "lam_x is not a value; values are theta, lam", lambda x, state, p: (p.spike(x), p.lam_x * x, {"v": x})
+    yield "w is not a state; states are v", lambda x, state, p: (p.spike(x), state.w, {"v": x})
+    yield "s is a comparison, not a number", lambda x, state, p: (x >= p.theta, x, {"v": x})
+    yield "v is a comparison, not a number", lambda x, state, p: (p.spike(x), x, {"v": x > state.v})
     yield "u is returned, but is not a state", lambda x, state, p: (p.spike(x), x, {"v": x, "u": x})
     yield "a step returns", lambda x, state, p: (p.spike(x), x)
     yield "use torch.where", lambda x, state, p: (p.spike(x), x, {"v": x if x > 0 else -x})
@@ -343,6 +346,14 @@ def test_a_step_that_no_backend_knows(message, step):
         trace(stepping(step))
     assert message in str(error.value)
     assert "allowed are +, -, *" in str(error.value)
+
+
+def test_a_name_of_both_a_state_and_a_value():
+    class Toy(NEURONS["LIF"]):
+        VALUES: ClassVar = {"v": Value("gain", 1.0, learned=False)}
+
+    with pytest.raises(InputError, match=r"neuron Toy \(.*test_ops.py, line \d+\): v is both a state and a value"):
+        Toy.dynamics_of()
 
 
 def test_a_value_without_range():

@@ -147,6 +147,8 @@ class SpikingNeuron(MemoryModule):
             if name in RESERVED or not name.isidentifier():
                 raise InputError(f"{cls._place(name)}: a state or value cannot be called {name}")
         for name, value in cls.values_of().items():
+            if name in cls.STATES:
+                raise InputError(f"{cls._place(name)}: {name} is both a state and a value; rename one of them")
             if not value.has_range:
                 raise InputError(f"{cls._place(name)}: the value {name} has no range: give low and high, or draw")
         values = tuple(cls.values_of())

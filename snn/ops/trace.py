@@ -232,7 +232,11 @@ def _run(trace: Trace, *arguments: Any) -> tuple[Any, dict[str, Any]]:
         lines = [
             lineno for frame, lineno in traceback.walk_tb(error.__traceback__) if frame.f_code is neuron.step.__code__
         ]
-        trace.fail(str(error), *lines)
+        message = str(error)
+        if isinstance(error, AttributeError) and isinstance(error.obj, SimpleNamespace):
+            what, names = ("value", neuron.values) if isinstance(error.obj, Parameters) else ("state", neuron.states)
+            message = f"{error.name} is not a {what}; {what}s are {', '.join(names)}"
+        trace.fail(message, *lines)
     finally:
         sys.setprofile(before)
 
@@ -251,6 +255,8 @@ def _checked(trace: Trace, outputs: Any) -> tuple[Symbol, Symbol, tuple[Symbol, 
     for what, symbol in zip(("s", "h", *neuron.states), (spike, potential, *after), strict=True):
         if not isinstance(symbol, Symbol):
             trace.fail(f"{what} must depend on the input, a state or a value, but is {symbol!r}")
+        if symbol.op in COMPARISONS:
+            trace.fail(f"{what} is a comparison, not a number: write p.spike(a - b) or torch.where(a >= b, 1.0, 0.0)")
     return spike, potential, after
 
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from typing import ClassVar
 
@@ -346,6 +347,22 @@ def test_a_step_that_no_backend_knows(message, step):
         trace(stepping(step))
     assert message in str(error.value)
     assert "allowed are +, -, *" in str(error.value)
+
+
+def test_a_late_spike_is_that_of_the_returned_potential():
+    """The layer decides late spikes by [h > θ], so a threshold that moves must be in h."""
+
+    def wrong(x, state, p):
+        return p.spike(x - (p.theta + state.v)), x, {"v": x}
+
+    def right(x, state, p):
+        h = x - state.v
+        return p.spike(h - p.theta), h, {"v": x}
+
+    trace(stepping(wrong))
+    trace(replace(stepping(right), spike_first=True))
+    with pytest.raises(InputError, match=r"with spike_first, s must be p.spike\(h - p.theta\)"):
+        trace(replace(stepping(wrong), spike_first=True))
 
 
 def test_a_name_of_both_a_state_and_a_value():

@@ -15,8 +15,8 @@ class BRF(SpikingNeuron):
         s_n = [u_n >= θ + q_{n-1}],   q_n = 0.9 q_{n-1} + s_n
 
     u + iv is the complex state; q is a refractory variable that raises the threshold and the damping; δ = 0.01 s is the
-    step for which ω (rad/s) and b (1/s) are given. Every term carries gradient. Source: Higuchi et al. 2024, arXiv
-    2402.14603.
+    step for which ω (rad/s) and b (1/s) are given. Every term carries gradient. The potential of reports and losses is
+    u_n - q_{n-1}, which is compared with θ. Source: Higuchi et al. 2024, arXiv 2402.14603.
     """
 
     STATES = ("u", "v", "q")
@@ -37,5 +37,6 @@ class BRF(SpikingNeuron):
         b = p.p_omega - p.b - state.q
         u = state.u + p.delta * (b * state.u - p.omega * state.v + x)
         v = state.v + p.delta * (p.omega * state.u + b * state.v)
-        s = p.spike(u - (p.theta + state.q))
-        return s, u, {"u": u, "v": v, "q": p.gamma * state.q + s}
+        h = u - state.q
+        s = p.spike(h - p.theta)
+        return s, h, {"u": u, "v": v, "q": p.gamma * state.q + s}

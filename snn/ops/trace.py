@@ -257,7 +257,14 @@ def _checked(trace: Trace, outputs: Any) -> tuple[Symbol, Symbol, tuple[Symbol, 
             trace.fail(f"{what} must depend on the input, a state or a value, but is {symbol!r}")
         if symbol.op in COMPARISONS:
             trace.fail(f"{what} is a comparison, not a number: write p.spike(a - b) or torch.where(a >= b, 1.0, 0.0)")
+    if neuron.spike_first and not (spike.op == "spike" and _is_above_threshold(spike.arguments[0], potential)):
+        trace.fail("with spike_first, s must be p.spike(h - p.theta) of the h that the step returns")
     return spike, potential, after
+
+
+def _is_above_threshold(u: Symbol, potential: Symbol) -> bool:
+    """Return whether u is h - θ."""
+    return u.op == "-" and u.arguments[0] is potential and getattr(u.arguments[1], "name", None) == "theta"
 
 
 def _adjoint(trace: Trace, symbols: list[Symbol], seeds: list, wanted: set[Symbol]) -> dict[Symbol, Symbol]:

@@ -4,16 +4,18 @@ import math
 import shutil
 import subprocess
 import sys
+from typing import ClassVar
 
 import pytest
 import torch
 
 from snn import losses
 from snn.coding import Window, first_times
+from snn.errors import InputError
 from snn.losses.firing_rate import firing_rate
 from snn.losses.first_time import first_time, silent_target
 from snn.losses.first_to_spike import first_to_spike
-from snn.losses.loss import spike_count, spikes_per_neuron
+from snn.losses.loss import Loss, spike_count, spikes_per_neuron
 from snn.network import Activity
 from tests.conftest import REPOSITORY
 from tests.programs import TRAIN, blocks, rows, share_compiled
@@ -141,6 +143,53 @@ def test_objective_takes_the_mode_first_to_spike():
     for training, early in ((True, 0.5), (False, 0.0)):
         value = losses.objective(seen, target, wanted, training=training, theta=0.8)
         assert value == first_to_spike(seen.s_TBN, seen.h_TBN, target, 0.8, 4.0, 1.0, early)
+
+
+@pytest.mark.parametrize("name", losses.LOSSES)
+def test_every_loss_is_a_mean_over_samples_with_a_gradient(name):
+    """Whether the target fires or is silent; that of the batch is the mean of those of its samples."""
+    s_TBN, h_TBN, layers = activity()
+    for leaf in (s_TBN, h_TBN):
+        leaf.requires_grad_()
+    wanted, target_B = losses.LossOptions(mode=name), torch.tensor([0, 1, 2])
+
+    def value(at: slice) -> torch.Tensor:
+        seen = Activity(s_TBN[:, at], h_TBN[:, at], tuple(s[:, at] for s in layers))
+        return losses.objective(seen, target_B[at], wanted, training=True, theta=0.8)
+
+    batch = value(slice(None))
+    alone = [value(slice(b, b + 1)).item() for b in range(3)]
+    assert batch.item() == pytest.approx(sum(alone) / 3, rel=1e-9)
+    gradients = torch.autograd.grad(batch, (s_TBN, h_TBN), materialize_grads=True)
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    assert any(gradient.any() for gradient in gradients)
+
+
+class Mine(Loss, name="mine"):
+    about: ClassVar = "nothing"
+    width: float = 1.0
+
+    def scheduled(self, epoch: int, epochs: int) -> dict[str, float]:
+        return {"widht": 0.5}
+
+
+del losses.LOSSES["mine"]
+
+
+def test_a_schedule_of_an_unknown_option_is_refused():
+    class Options(losses.AnyLoss):
+        mode: str = "mine"
+        chosen: ClassVar = Mine()
+
+    with pytest.raises(InputError, match="the loss mine schedules widht, which is not one of its options"):
+        Options().at(0, 3)
+
+
+@pytest.mark.parametrize("words", [{"name": "first_time"}, {"name": "mine", "section": "fs"}], ids=["name", "section"])
+def test_two_losses_of_one_name(words):
+    """Otherwise the second would silently train in place of the first."""
+    with pytest.raises(InputError, match=f"the loss {words['name']} of .*has the name or the section of first_time"):
+        type("Other", (Loss,), {}, **words)
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, NonNegativeFloat, create_model
 from torch import Tensor
 
+from snn.errors import InputError
 from snn.losses.loss import LOSSES, Activity, Loss, spike_count
 from snn.schema import Section
 
@@ -35,7 +36,10 @@ class AnyLoss(Section):
         return getattr(self, LOSSES[self.mode].section)
 
     def scheduled(self, epoch: int, epochs: int) -> dict[str, float]:
-        return self.chosen.scheduled(epoch, epochs)
+        now, loss = self.chosen.scheduled(epoch, epochs), type(self.chosen)
+        if unknown := [name for name in now if name not in loss.model_fields]:
+            raise InputError(f"the loss {loss.name} schedules {unknown[0]}, which is not one of its options")
+        return now
 
     def at(self, epoch: int, epochs: int) -> "AnyLoss":
         """Return the section with the options that hold in this epoch, counted from 0."""

@@ -42,6 +42,12 @@ class Loss(Section):
     def __init_subclass__(cls, name: str, section: str | None = None, **words: Any) -> None:
         super().__init_subclass__(**words)
         cls.name, cls.section = name, section or name
+        for other in LOSSES.values():
+            if name == other.name or cls.section in (other.section, *other.further):
+                raise InputError(
+                    f"the loss {name} of {cls.__module__} has the name or the section of {other.name} in "
+                    f"{other.__module__}: rename it"
+                )
         LOSSES[name] = cls
 
     @property

@@ -45,6 +45,7 @@ from snn import checkpoint, front, ranges, report, runs, settings, studies
 from snn.errors import InputError
 from snn.files import REPOSITORY, write_whole
 from snn.schema import AnyConfig
+from tasks.kind import HELD_OUT_BY
 
 POLL_S = 0.5
 MOST_FAILURES = 3  # runs that fail one after another
@@ -77,6 +78,10 @@ def main() -> None:
     search = ranges.read(args.ranges, known)
     if not (cfg.data.validation_share or getattr(cfg.data, "validation_path", None)):
         raise InputError("nothing is held out to measure a trial by: set data.validation_share")
+    if fields := HELD_OUT_BY.intersection(search.ranges):
+        raise InputError(
+            f"{args.ranges}: ranges: {min(fields)}: trials are compared on the same held-out data; leave this field out"
+        )
     space = ranges.Space(cfg, search.ranges, str(args.ranges))
     goals = {goal: known[goal] for goal in search.goals}
     out = runs.folder(args.study)

@@ -1,9 +1,9 @@
 """Test trained networks: python test.py --load_pt_file runs/<name>/best.pt [more checkpoints, run folders or names]
 
 The networks come from the checkpoints alone. One network is printed as a table. Several are printed as a row each, with
-mean ± std over those whose configurations differ only in the seed. Each run gets a folder runs/<name>/test/, or test_last/
-for a last.pt beside its best.pt, with report.html (all results), the pictures of that page as PNG, metrics.json (percent,
-steps, ms), and samples.npz, which holds the results of each sample for compare.py.
+mean ± std over those whose configurations differ only in the seed. Each run gets a folder runs/<name>/test/ with
+report.html (all results), the pictures of that page as PNG, metrics.json (percent, steps, ms), and samples.npz, which
+holds the results of each sample for compare.py. The folder of a last.pt beside its best.pt is test_last/.
 
 A first-spike network is tested under first-spike and firing-rate decoding. --show draws a decision of every class, and
 --test_single_delay draws the output spikes of one recording of each class in one picture. --streaming decides on events

@@ -36,10 +36,9 @@ from snn.report import Picture, Subject
 from snn.streaming import Stream
 from snn.team import Team
 from tasks import streams, thresholds
-from tasks.kind import Kind, Result, Testing, Training, fingerprint, named, say_missing, say_refusal
+from tasks.kind import HELD_OUT_BY, Kind, Result, Testing, Training, fingerprint, named, say_missing, say_refusal
 
 COCHLEA_CHANNELS = 700  # those that `datasets.prepare` makes of sound
-CHOOSES_HELD_OUT = {"train.seed", "data.validation_by", "data.validation_share", "data.validation_file"}
 TEST_SEED = 0  # data.test_by sets the same recordings apart whatever the run's seed
 
 
@@ -218,7 +217,7 @@ class EventTesting(Testing):
         """Return a function that yields the batches of the recordings that were held out from training."""
         data = subject.cfg.data  # others may have been trained on other files, and other recordings held out
         trained = settings.build(subject.content["config"], str(subject.path))
-        if changed := CHOOSES_HELD_OUT.intersection(settings.differences(subject.cfg, trained)):
+        if changed := HELD_OUT_BY.intersection(settings.differences(subject.cfg, trained)):
             raise InputError(
                 f"--thresholds chooses on the recordings that were held out from training; leave {min(changed)} as it "
                 f"was for {subject.path}"

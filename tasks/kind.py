@@ -22,6 +22,9 @@ from snn.tables import Table
 from snn.team import Team
 from snn.ttfs.evaluation import TTFSEvaluation
 
+# The fields that say which samples are held out from training.
+HELD_OUT_BY = {"train.seed", "data.validation_by", "data.validation_share", "data.validation_file"}
+
 
 class Kind(NamedTuple):
     """A kind of network: its configuration, its training and its testing."""

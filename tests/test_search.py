@@ -223,6 +223,8 @@ def test_ctrl_c_and_the_same_command_again(program, tmp_path, tell):
         ("step: 4", "steps: 4", ("ranges.train.batch_size.steps is not known", "choices")),
         ("[8F, 8F]", "[8X]", ("ranges: network.layers", "8X")),
         ("[8F, 8F]", "[8F]", ("ranges.network.layers", "is given twice")),
+        ("train.lr", "data.validation_share", ("ranges: data.validation_share", "the same held-out data")),
+        ("train.lr", "train.seed", ("ranges: train.seed", "the same held-out data")),
         ("fs_accuracy", "accuracy", ("goals: accuracy is not known", "t_d90_ms")),
         ("goals:", "aims:", ("ranges.yaml", "goals is missing")),
         (RANGES, "5", ("ranges.yaml: must hold", "goals")),

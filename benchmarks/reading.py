@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from benchmarks.kernels import medians, processor
 from datasets import readers
-from datasets.augment import Augmentation, augment
+from datasets.augment import augment
 from datasets.binning import Bins, bin_events
 from datasets.binning import batches as batches_of
 from datasets.recordings import AnyRecordings, Recordings, downsampled
@@ -116,15 +116,13 @@ def batches_from_file(shd: Path, gestures: Path) -> dict[str, Callable[[], objec
 
 def batches() -> dict[str, Callable[[], object]]:
     gestures, words = made(16, GESTURE_EVENTS, GESTURE_S, 2 * 32 * 32), made(128, EVENTS, 1, CHANNELS)
-    off = {"flip": False, "zoom": 0.0, "blend": 0.0, "mask": 0, "mask_ms": 0.0}
-    moved = {"stretch": 0.1, "time_jitter_ms": 3, "drop": 0.1, "shift": 5, "unit_jitter": 2}
-    everything = Augmentation(**moved, **off, width=CHANNELS, height=1)
+    everything = config.Augment(stretch=0.1, time_jitter_ms=3, drop=0.1, shift=5, unit_jitter=2)
     index = np.arange(128)
     bins = Bins(10.0, 100, 0, CHANNELS)
     return {
         "gestures": lambda: bin_events(gestures, index[:16], Bins(10.0, 120, 40, 2 * 32 * 32)),
         "SHD": lambda: bin_events(words, index, bins),
-        "SHD, augmented": lambda: bin_events(augment(words, index, index, everything, 1), index, bins),
+        "SHD, augmented": lambda: bin_events(augment(words, index, index, everything, (CHANNELS, 1), 1), index, bins),
     }
 
 

@@ -4,12 +4,13 @@ The change of a recording depends only on the epoch's key and the recording's nu
 nor on the number of processes.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 
 from datasets.recordings import WHOLE, AnyRecordings, Recordings, check_array, check_index
 from snn import checks
+from snn.config import Augment
 from snn.errors import InputError
 from snn.ops.compiled import inlined, kernel
 
@@ -20,42 +21,14 @@ BELL_SIGMA = 2 * 65536 / 12**0.5  # of the sum of four uniform 16-bit numbers
 
 
 @dataclass(frozen=True)
-class Augmentation:
-    """The changes made to each recording; 0 leaves a part out. `snn.config` describes each.
+class Change:
+    """The change of all recordings in one epoch. Partners for blending are drawn among the recordings in `among`.
 
     Units are p · height · width + y · width + x; a cochlea's channels have height 1 and move along x only.
     """
 
-    stretch: float
-    time_jitter_ms: float
-    drop: float
-    shift: int
-    flip: bool
-    zoom: float
-    unit_jitter: int
-    blend: float
-    mask: int
-    mask_ms: float
-    width: int
-    height: int
-
-    def __post_init__(self) -> None:
-        for name in ("stretch", "time_jitter_ms", "drop", "zoom", "blend", "mask_ms"):
-            checks.number(name, getattr(self, name), least=0)
-        for name, least in (("shift", 0), ("unit_jitter", 0), ("mask", 0), ("width", 1), ("height", 1)):
-            checks.whole(name, getattr(self, name), least)
-        checks.kind("flip", self.flip, bool)
-
-    @property
-    def is_off(self) -> bool:
-        return not any(getattr(self, field.name) for field in fields(self) if field.name not in ("width", "height"))
-
-
-@dataclass(frozen=True)
-class Change:
-    """The change of all recordings in one epoch. Partners for blending are drawn among the recordings in `among`."""
-
-    how: Augmentation
+    how: Augment
+    size: tuple[int, int]  # width and height, as the network sees them
     key: int  # of the epoch
     among: np.ndarray
 
@@ -68,7 +41,7 @@ class Change:
         has_one = partners >= 0
         loaded, places = recordings.load(np.concatenate([numbers, partners[has_one]]))
         partners[has_one] = places[len(numbers) :]
-        return augment(loaded, places[: len(numbers)], numbers, self.how, self.key, partners)
+        return augment(loaded, places[: len(numbers)], numbers, self.how, self.size, self.key, partners)
 
     def _partners(self, labels: np.ndarray, numbers: np.ndarray) -> np.ndarray:
         """Draw for each recording one of its class to blend with, or -1 for none; return their numbers."""
@@ -87,11 +60,14 @@ def augment(
     recordings: Recordings,
     index: np.ndarray,
     numbers: np.ndarray,
-    how: Augmentation,
+    how: Augment,
+    size: tuple[int, int],
     key: int,
     partners: np.ndarray | None = None,
 ) -> Recordings:
     """Return the recordings in `index`, changed at random by `key` (0 to 2^64 - 1, one for each epoch) and `numbers`.
+
+    `how` and `size` are as in `Change`.
 
     `partners` gives the place of the recording that each is blended with, or -1: the two move so that their mean times
     and places meet, and each event of either is kept with probability 1/2 (Nowotny et al. 2025).
@@ -101,6 +77,7 @@ def augment(
     """
     check_index(index, recordings)
     check_array("numbers", numbers, WHOLE)
+    checks.sizes("the width and height", size)
     checks.whole("key", key, 0, 2**64 - 1)
     if len(numbers) != len(index):
         raise InputError(f"there are {len(index)} recordings to change, but {len(numbers)} numbers of them")
@@ -123,7 +100,7 @@ def augment(
         how.zoom,
         how.unit_jitter,
         (how.mask, how.mask_ms * recordings.ticks_per_second / 1000),
-        (how.width, how.height),
+        size,
         float(np.iinfo(times.dtype).max) if is_whole else np.inf,
         is_whole,
     )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from datasets import binning, layouts, prepare, readers
-from datasets.augment import Augmentation, Change
+from datasets.augment import Change
 from datasets.binning import Bins
 from datasets.recordings import AnyRecordings, as_inputs, subset
 from datasets.splits import groups_by, hold_out, say_unseen
@@ -77,8 +77,6 @@ class EventTraining(Training):
             say_refusal(partial(look_at_test_data, data, Named(self.class_names, self.recordings.where)))
         self.kept, self.validation, self.held_out = for_validation(self.recordings, data, self.bins, train.seed)
         check_batch_norm(cfg, len(self.kept), 1 if train.sync_batch_norm else team.size)
-        height, width = data.shape[1:] if data.sensor else (1, *data.shape)
-        self.augmentation = Augmentation(**data.augment.model_dump(), width=width, height=height)
         torch.manual_seed(train.seed)
         self.network = cfg.new_network().to(team.device)
         if train.sync_batch_norm:
@@ -92,9 +90,10 @@ class EventTraining(Training):
         self.recorded: tuple[AnyLoss, float] | None = None  # constants in the recorded step
 
     def begin_epoch(self, epoch: int, random: np.random.Generator) -> dict[str, float]:
-        self.change = None
-        if not self.augmentation.is_off:
-            self.change = Change(self.augmentation, int(random.integers(2**63)), self.kept)
+        data, self.change = self.cfg.data, None
+        if data.augment != config.Augment():
+            height, width = data.shape[1:] if data.sensor else (1, *data.shape)
+            self.change = Change(data.augment, (width, height), int(random.integers(2**63)), self.kept)
         train, now = self.cfg.train, self.cfg.schedule(epoch)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * now["lr"] / train.lr

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from datasets.augment import Augmentation, Change
+from datasets.augment import Change
 from datasets.binning import Bins, batches, bin_dense, bin_events
 from datasets.recordings import StoredRecordings, downsampled
 from datasets.splits import hold_out
@@ -210,7 +210,9 @@ def batching(draw: Draw) -> None:
     recordings, sensor = draw.recordings(C), config.Sensor(height=4, width=4, polarities=2, divide=2)
     recordings.load(draw.index(recordings))
     index, bins = draw.index(recordings), Bins(10.0, 5, 1, 8)
-    how = Augmentation(*(draw.number(value) for value in (0.1, 1.0, 0.1, 1, True, 0.1, 1, 0.5, 2, 20.0, 4, 2)))
+    amounts = {"stretch": 0.1, "time_jitter_ms": 1.0, "drop": 0.1, "shift": 1, "flip": True, "zoom": 0.1}
+    amounts |= {"unit_jitter": 1, "blend": 0.5, "mask": 2, "mask_ms": 20.0}
+    how = settings.check(config.Augment, {name: draw.number(value) for name, value in amounts.items()}, "augment")
     if draw.chance(0.5):  # as from a file that stays there
         held = recordings
 
@@ -222,7 +224,7 @@ def batching(draw: Draw) -> None:
         recordings = StoredRecordings(held.offsets, 1.0, held.labels, None, "mine", None, read, held.first_times)
     change = None
     if draw.chance(0.5):
-        change = Change(how, draw.number(7), draw.index(recordings))
+        change = Change(how, (draw.number(4), draw.number(2)), draw.number(7), draw.index(recordings))
     for x, _ in batches(downsampled(recordings, sensor), index, bins, draw.number(2), change=change):
         x.dense()
     hold_out(recordings, draw.number(0.3), 0)

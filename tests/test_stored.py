@@ -15,11 +15,11 @@ import torch
 
 import tasks
 from datasets import hdf5, images, layouts, readers
-from datasets.augment import Augmentation, Change
+from datasets.augment import Change
 from datasets.binning import Bins, batches
 from datasets.recordings import Recordings, StoredRecordings, downsampled
 from snn import config
-from snn.config import SENSORS, Sensor
+from snn.config import SENSORS, Augment, Sensor
 from snn.errors import InputError
 from tests.cameras import CHANNELS
 from tests.conftest import REPOSITORY, TINY
@@ -28,19 +28,8 @@ from tests.hostile import CLASSES, LAYOUTS
 FEW = {"shd": 40, "shd, in pieces": 40, "ntidigits": 64} | {
     layout: CHANNELS[layout.split(",")[0]] for layout in ("dvsgesture", "dvsgesture, compressed", "dvsplane")
 }
-ALL_ON = Augmentation(
-    stretch=0.1,
-    time_jitter_ms=5,
-    drop=0.1,
-    shift=2,
-    flip=False,
-    zoom=0.1,
-    unit_jitter=1,
-    blend=0.5,
-    mask=1,
-    mask_ms=5,
-    width=8,
-    height=1,
+ALL_ON = Augment(
+    stretch=0.1, time_jitter_ms=5, drop=0.1, shift=2, zoom=0.1, unit_jitter=1, blend=0.5, mask=1, mask_ms=5
 )
 
 
@@ -55,7 +44,7 @@ def equal(one: tuple, other: tuple) -> bool:
     return all(same) and x.shape == y.shape and torch.equal(target, other_target)
 
 
-@pytest.mark.parametrize("change", [None, Change(ALL_ON, 7, np.arange(3))], ids=["as it is", "augmented"])
+@pytest.mark.parametrize("change", [None, Change(ALL_ON, (8, 1), 7, np.arange(3))], ids=["as it is", "augmented"])
 @pytest.mark.parametrize("layout", FEW)
 def test_batches_are_the_same_bit_for_bit(tmp_path, monkeypatch, layout, change):
     monkeypatch.setattr(layouts, "WINDOW", 7)  # the recordings have some 50 events

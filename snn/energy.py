@@ -13,7 +13,8 @@ Counts are exact, per recording, from one pass over the data:
 - energy by models with a memory hierarchy, after Lemaire et al., SpikeSim and NeuroMC: see `snn.hardware`.
 
 The baseline is a network of the same layers with real-valued neurons, which keep one value each, run densely on the
-same frames. BatchNorm counts as folded into weights and biases.
+same frames. BatchNorm counts as folded into weights and biases. All numbers count as float32, also weights that
+`--quantise int8` has rounded.
 """
 
 import torch

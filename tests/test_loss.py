@@ -192,6 +192,13 @@ def test_two_losses_of_one_name(words):
         type("Other", (Loss,), {}, **words)
 
 
+def test_a_loss_may_be_defined_again(monkeypatch):
+    monkeypatch.setattr(losses.loss, "LOSSES", {})
+    for width in (1.0, 2.0):
+        again = type("Again", (Loss,), {"width": width, "__annotations__": {"width": float}}, name="again")
+    assert list(losses.loss.LOSSES.values()) == [again]
+
+
 @pytest.mark.slow
 def test_a_new_loss_is_one_file(tmp_path, shd_folder):
     """That of docs/adding_a_loss.md, in a copy of the packages, is trained, tested and listed among the options."""

@@ -445,7 +445,8 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_files(tmp_path, monkeypat
 @pytest.mark.slow
 def test_a_killed_run_goes_on(tmp_path, launch):
     write_tree(tmp_path / "in", 6)
-    (tmp_path / "in/right/s9_9.csv").write_text("t_us,x,y,p\n" + "".join(f"{k},1,1,1\n" for k in range(100_000)))
+    long = "t_us,x,y,p\n" + "".join(f"{k},1,1,1\n" for k in range(1_500_000))  # so that the kill comes in time
+    (tmp_path / "in/right/s9_9.csv").write_text(long)
     command = f"{sys.executable} -m datasets.prepare events in --out mine {SENSOR} --processes 1".split()
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     process = launch(command, cwd=tmp_path, env=environment)

@@ -7,6 +7,7 @@ from datasets.augment import Change, augment
 from datasets.binning import Bins, batches
 from datasets.recordings import Recordings
 from snn.config import Augment
+from snn.errors import InputError
 
 ALL_ON = {"stretch": 0.1, "time_jitter_ms": 3.0, "drop": 0.2, "shift": 4, "flip": True, "zoom": 0.1, "unit_jitter": 2}
 ALL_ON |= {"blend": 0.5, "mask": 5, "mask_ms": 50.0}
@@ -55,6 +56,12 @@ def test_off_is_the_identity(size, dtype):
     assert same.labels.tolist() == recordings.labels[INDEX].tolist()
     assert same.speakers.tolist() == INDEX.tolist()
     assert same.ticks_per_second == recordings.ticks_per_second
+
+
+@pytest.mark.parametrize("size", [(0, 1), (700, 0), (700.0, 1)])
+def test_a_size_that_is_none(size):
+    with pytest.raises(InputError, match="the width and height"):
+        changed(make(COCHLEA), size, shift=1)
 
 
 @pytest.mark.parametrize("name", sorted(Augment.model_fields.keys() - {"blend"}))  # which needs partners

@@ -367,6 +367,16 @@ def test_tables_that_are_refused(tmp_path, kind):
     assert message in refusal(path, **{"size": None if kind == "not a size" else (100, 120), **said})
 
 
+def test_a_table_may_begin_with_many_comments(tmp_path):
+    e = some_events()
+    said = {"time_unit": "us", "size": (100, 120)}
+    comments = "# made by hand\n% and another\n\n" * 50
+    (tmp_path / "x.csv").write_text(comments + "t,x,y,p\n" + "".join("{},{},{},{}\n".format(*row) for row in e))
+    assert np.array_equal(decoded(tmp_path / "x.csv", **said), e)
+    (tmp_path / "x.csv").write_text(comments)
+    assert "holds no line of events" in refusal(tmp_path / "x.csv", **said)
+
+
 def test_the_polarity_that_means_brighter_may_be_said(tmp_path):
     e = some_events()
     np.save(tmp_path / "x.npy", e * [1, 1, 1, -1] + [0, 0, 0, 2])  # 2 is darker and 1 brighter

@@ -165,6 +165,7 @@ BAD = {
     "only test": ("class 'right' has no recording to train on", "change the split", "--labels table.csv"),
     "shares": ("must be at least 0, and together below 1", "", "--test-share 0.6 --validation-share 0.5"),
     "subject": ("needs a subject for each file", "", "--split-by subject"),
+    "split given": ("--validation-share is for a split", "leave it out", "--labels table.csv --validation-share 0.1"),
     "sizes": ("its sensor has 100x120 pixels, the first file's 16x20", "convert each size separately", ""),
     "glob": ("--glob '/x/*.bin'", "give a pattern below", "--glob /x/*.bin"),
     "stride": ("--stride-ms needs --window-ms", "", "--stride-ms 5"),
@@ -181,6 +182,7 @@ def test_trees_that_are_refused(program, tmp_path, kind):
     tables = {
         "table twice": "file,label\nleft/s0_0.bin,a\nleft/s0_0.bin,b\n",
         "table missing": "file,label\nleft/nothing.bin,a\n",
+        "split given": "file,label,split\nleft/s0_0.bin,left,train\n",
         "only test": "file,label,split\nleft/s0_0.bin,left,train\nright/s0_0.bin,right,test\n",
     }
     (tmp_path / "table.csv").write_text(tables.get(kind, ""))

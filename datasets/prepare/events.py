@@ -166,6 +166,8 @@ def _fill(
 
 # ---- the command
 
+DRAWN = {"test_share": 0.2, "validation_share": 0.0, "split_by": "file", "seed": 0}  # options of a draw, and defaults
+
 
 def _columns(text: str) -> tuple[str, ...]:
     words = tuple(word.strip() for word in text.split(","))
@@ -185,7 +187,13 @@ def _run(args: argparse.Namespace) -> None:
     lists = {"test": args.test_list, "validation": args.validation_list}
     lists = {split: path for split, path in lists.items() if path}
     sources = list_sources(args.folder, args.glob, args.label_pattern, args.labels, lists)
-    sources = draw_splits(sources, args.test_share, args.validation_share, args.split_by, args.seed)
+    drawn = {word: value for word in DRAWN if (value := getattr(args, word)) is not None}
+    if drawn and all(source.split is not None for source in sources):
+        word = next(iter(drawn)).replace("_", "-")
+        raise InputError(
+            f"--{word} is for a split that is drawn, but every recording has a split already: leave it out"
+        )
+    sources = draw_splits(sources, *(DRAWN | drawn).values())
     said = Said(args.format, args.sensor, args.time_unit, args.columns, args.brighter)
     if args.stride_ms and not args.window_ms:
         raise InputError("--stride-ms needs --window-ms")
@@ -243,12 +251,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     classes.add_argument(
         "--split-by",
         choices=("file", "subject"),
-        default="file",
         help="draw files or whole subjects for a split (default: file)",
     )
-    classes.add_argument("--test-share", type=float, default=0.2, help="share drawn to test on; 0: none (default: 0.2)")
-    classes.add_argument("--validation-share", type=float, default=0.0, help="share drawn to validate on (default: 0)")
-    classes.add_argument("--seed", type=int, default=0, help="seed of the draw (default: 0)")
+    classes.add_argument("--test-share", type=float, help="share drawn to test on; 0: none (default: 0.2)")
+    classes.add_argument("--validation-share", type=float, help="share drawn to validate on (default: 0)")
+    classes.add_argument("--seed", type=int, help="seed of the draw (default: 0)")
     made = parser.add_argument_group("processing of a recording")
     made.add_argument(
         "--window-ms", type=partial(_positive, float), help="cut it into windows; a remainder is left out (ms)"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from datasets.prepare.cameras.pieces import Piece, Said, Size
 from snn.errors import InputError
 
 ROWS = 2**18  # read at once
+COMMENT = ("#", "%")  # how a line of a table begins that is left out
 TICKS = {"s": 1e6, "ms": 1e3, "us": 1.0, "ns": 1e-3}  # µs in a unit
 NAMES = {"t": ("t", "ts", "time", "times", "timestamp", "timestamps"), "x": ("x",), "y": ("y",)}
 NAMES["p"] = ("p", "pol", "polarity", "on")
@@ -85,16 +87,15 @@ def _guarded(path: Path, pieces: Iterator[Piece]) -> Iterator[Piece]:
 
 
 def open_csv(path: Path, said: Said) -> tuple[None, Iterator[Piece]]:
-    """Open lines of t, x, y and p, with a line of names or --columns; lines that begin with # are left out."""
+    """Open lines of t, x, y and p, with a line of names or --columns; lines that begin with # or % are left out."""
     try:
         with path.open(encoding="utf-8-sig") as file:
-            lines = [file.readline(4096) for _ in range(64)]
+            lines = enumerate(iter(partial(file.readline, 4096), ""))
+            skipped, first = next((k, line) for k, line in lines if line.strip() and not line.startswith(COMMENT))
     except (OSError, UnicodeDecodeError) as error:
         raise _unreadable(path, "CSV", error) from None
-    skipped = next((k for k, line in enumerate(lines) if line.strip() and not line.startswith(("#", "%"))), None)
-    if skipped is None:
-        raise InputError(f"{path}: holds no line of events; fetch it again, or leave it out")
-    first = lines[skipped]
+    except StopIteration:
+        raise InputError(f"{path}: holds no line of events; fetch it again, or leave it out") from None
     delimiter = next((mark for mark in (",", ";", "\t") if mark in first), None)
     words = [word.strip().strip('"') for word in first.split(delimiter)]
     has_names = not all(re.fullmatch(r"[-+]?[\d.]+([eE][-+]?\d+)?", word) for word in words)
@@ -112,7 +113,7 @@ def _from_text(
         for _ in range(line):
             file.readline()
         while True:
-            rows = [text for text in _some_lines(file) if text.strip() and not text.startswith(("#", "%"))]
+            rows = [text for text in _some_lines(file) if text.strip() and not text.startswith(COMMENT)]
             if not rows:
                 return
             try:

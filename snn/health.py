@@ -66,7 +66,7 @@ def are_finite(values: list[Tensor]) -> bool:
     return bool(nn.utils.get_total_norm(values).isfinite()) or all(bool(value.isfinite().all()) for value in values)
 
 
-# Norms before clipping: of a whole step (1e3 to 1e4 is usual, because loss.fs.A is 200), and of one module in it.
+# Norms before clipping: of a whole step (1e3 to 1e4 is usual where loss.fs.A is 200), and of one module in it.
 EXPLODES_ABOVE = 1e6
 VANISHES_BELOW = 1e-8
 
@@ -89,6 +89,7 @@ class Cures(NamedTuple):
     dead_output: str
     exploding: str  # for gradients, like the next
     vanishing: str
+    silent: str = ""  # for outputs that are mostly silent, where a task counts those
 
 
 def warnings_of(row: dict, cures: Cures) -> list[str]:
@@ -106,9 +107,8 @@ def warnings_of(row: dict, cures: Cures) -> list[str]:
             )
     if row.get("validation_silent_samples", 0) > row.get("validation_samples", 0) / 2:
         found.append(
-            "silent outputs: most held-out recordings end without an output spike and are decided by potentials; try a "
-            "lower network.neuron2.theta, a larger loss.treg.weight or loss.first_to_spike.silent, or empty steps "
-            "after the recording (data.T_empty)"
+            "silent outputs: most held-out recordings end without an output spike and are decided by potentials; try "
+            f"{cures.silent}"
         )
     if row.get("gradient_norm", 0) > EXPLODES_ABOVE:
         found.append(f"exploding gradients: the norm is above {EXPLODES_ABOVE:g}; try {cures.exploding}")

@@ -27,7 +27,7 @@ from snn.health import Cures
 from snn.inputs import SparseCounts
 from snn.lettering import why_numbers
 from snn.linear import EventLinear
-from snn.losses import AnyLoss, objective
+from snn.losses import AnyLoss, Loss, objective
 from snn.machine import find_device
 from snn.network import Network
 from snn.quantise import quantised, weight_bytes
@@ -46,12 +46,6 @@ class EventTraining(Training):
     """Training that minimises a first-spike or a firing-rate loss."""
 
     items = "recordings"
-    cures = Cures(
-        dead="a lower network.neuron1.theta",
-        dead_output="a lower network.neuron2.theta",
-        exploding="a smaller train.lr or train.clip_norm, or a smaller loss.fs.A",
-        vanishing="a lower network.neuron1.theta, or network.batch_norm",
-    )
     goals: ClassVar = {
         "fs_accuracy": "maximize",
         "fr_accuracy": "maximize",
@@ -67,6 +61,7 @@ class EventTraining(Training):
         super().__init__(cfg, team)
         data, train = cfg.data, cfg.train
         self.chosen_by = cfg.loss.chosen.chosen_by
+        self.cures = cures_of(cfg.loss.chosen)
         if team.leads:
             prepare.make_if_missing(data.train_path, data.dataset_name, data.prepare)
         team.wait()
@@ -319,6 +314,19 @@ class EventTesting(Testing):
     def tables(metrics: dict) -> list[tables.Table]:
         energies = [report.energy_table(metrics["energy"])] if "energy" in metrics else []
         return [*report.result_tables(metrics), *energies]
+
+
+def cures_of(loss: Loss) -> Cures:
+    """Return advice for a run that trains with this loss."""
+    wakes = ["a lower network.neuron2.theta", loss.wakes, "empty steps after the recording (data.T_empty)"]
+    calms = ["a smaller train.lr or train.clip_norm", loss.calms]
+    return Cures(
+        dead="a lower network.neuron1.theta",
+        dead_output="a lower network.neuron2.theta",
+        exploding=", or ".join(cure for cure in calms if cure),
+        vanishing="a lower network.neuron1.theta, or network.batch_norm",
+        silent=", or ".join(cure for cure in wakes if cure),
+    )
 
 
 def goal(cfg: config.Config, loss: AnyLoss) -> Callable[..., Tensor]:

@@ -50,7 +50,7 @@ class Training(ABC):
     """
 
     items: ClassVar[str]
-    cures: ClassVar[Cures]
+    cures: Cures
     goals: ClassVar[dict[str, str]]
     chosen_by: str
     patience: int | None = None

@@ -1,5 +1,6 @@
 """A run that goes wrong says why: each warning comes from a real epoch that deserves it, and none from a good one."""
 
+import itertools
 import json
 
 import pytest
@@ -8,10 +9,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import tasks
 from snn import config, health, manual, schema
+from snn.losses import LOSSES
+from snn.losses.first_time import FirstTime
 from snn.network import Network
 from tests.conftest import REPOSITORY, TINY
 
-CURES = tasks.events.EventTraining.cures
+CURES = tasks.events.cures_of(FirstTime())
 TRAIN = f"train.py --path_to_yaml {REPOSITORY}/configs/adlif_shd.yaml --path_to_dataset shd --dataset_name shd {TINY}"
 
 WELL = {
@@ -46,12 +49,23 @@ def test_cures_are_fields_of_the_configuration():
     worst = {"validation_spikes_per_neuron_by_layer": [0, 0], "gradient_norm": 1e9, "gradient_norm/x": 0.0}
     silent = {"validation_fs_accuracy": 0, "validation_samples": 1, "validation_silent_samples": 1}
     named = set()
-    for row, cures in ((row, kind.training.cures) for row in (worst, worst | silent) for kind in tasks.KINDS):
+    of_events = [tasks.events.cures_of(loss()) for loss in LOSSES.values()]
+    for row, cures in itertools.product((worst, worst | silent), [*of_events, tasks.images.ImageTraining.cures]):
         for warning in health.warnings_of(row, cures):
             named |= {word.strip("(),;:.") for word in warning.split() if word.count(".") and word[0] in "nltd"}
     named = {name for name in named if name.split(".")[0] in ("network", "loss", "train", "data", "ttfs")}
     assert len(named) >= 8
     assert named <= fields
+
+
+def test_a_cure_is_a_field_of_the_loss_that_trains():
+    row = WELL | {"validation_silent_samples": 51, "gradient_norm": 2e6}
+    for name, loss in LOSSES.items():
+        advice = " ".join(health.warnings_of(row, tasks.events.cures_of(loss())))
+        assert {other for other in LOSSES.values() if f"loss.{other.section}." in advice} <= {loss}, name
+    advice = " ".join(health.warnings_of(row, tasks.events.cures_of(LOSSES["first_to_spike"]())))
+    assert "a larger loss.first_to_spike.silent, or empty steps" in advice
+    assert "loss.treg" not in advice
 
 
 def test_gradient_norms_are_those_before_clipping():

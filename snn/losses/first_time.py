@@ -27,6 +27,8 @@ class FirstTime(Loss, name="first_time", section="fs"):
 
     about: ClassVar = "the time of the first spikes"
     further: ClassVar = {"treg": SilentTarget}
+    wakes: ClassVar = "a larger loss.treg.weight"
+    calms: ClassVar = "a smaller loss.fs.A"
     alpha: PositiveFloat = Field(0.2, description="α of softmax(-α t^F) (1/step; first_time only)")
     D: Annotated[float, Field(ge=1)] = Field(16.0, description="the gradient window has σ = max(1, floor(T/D)) steps")
     A: PositiveFloat = Field(200.0, description="amplitude of the gradient window")

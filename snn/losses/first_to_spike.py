@@ -19,6 +19,8 @@ class FirstToSpike(Loss, name="first_to_spike"):
     """-log P(the target spikes first), as in the function `first_to_spike`, which has the equation and its source."""
 
     about: ClassVar = "the probability that the target spikes first"
+    wakes: ClassVar = "a larger loss.first_to_spike.silent"
+    calms: ClassVar = "a smaller loss.first_to_spike.slope"
     slope: PositiveFloat = Field(
         10.0, description="k: an output neuron of potential h fires at the rate exp(k (h/θ - 1)) (first_to_spike only)"
     )

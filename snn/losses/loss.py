@@ -31,6 +31,8 @@ class Loss(Section):
         about: what the loss trains, for the manual of options.
         further: other sections of options that the loss reads.
         chosen_by: the metric of the validation that chooses the best model.
+        wakes: a change of its options that makes silent outputs fire, as advice for a run that goes wrong.
+        calms: one that makes gradients smaller.
     """
 
     name: ClassVar[str]
@@ -38,6 +40,8 @@ class Loss(Section):
     about: ClassVar[str]
     further: ClassVar[Mapping[str, type[Section]]] = {}
     chosen_by: ClassVar[str] = "fs_accuracy"
+    wakes: ClassVar[str | None] = None
+    calms: ClassVar[str | None] = None
 
     def __init_subclass__(cls, name: str, section: str | None = None, **words: Any) -> None:
         super().__init_subclass__(**words)

@@ -76,9 +76,6 @@ class TTFSNetwork(nn.Module):
                 "16C3, besides pools and the layer that a direct encoder takes"
             )
         self.layers: Sequence[Layer] = nn.ModuleList(modules)  # type: ignore[assignment]
-        if not any(isinstance(module, layers.SpikingLayer) for module in modules):
-            beside = " beside that of the direct encoder" if ttfs.encoder == "direct" else ""
-            raise InputError(f"ttfs.layers = {ttfs.layers}: needs a layer of neurons{beside}, such as 512F or 64C3")
         self.readout = layers.Readout(math.prod(shapes[-1]), num_classes, ttfs.T)
 
     def forward(self, x_BCHW: Tensor) -> TTFSActivity:

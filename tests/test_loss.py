@@ -107,6 +107,24 @@ def test_first_to_spike_follows_the_race_step_by_step(silent: float):
         assert float(value) == pytest.approx(expected, rel=1e-9)
 
 
+def test_each_step_up_to_the_decision_has_a_cross_entropy():
+    torch.manual_seed(0)
+    h_TBN = torch.rand(9, 5, 3, dtype=torch.float64) * 2.4
+    s_TBN = (h_TBN >= 2.2).double()
+    s_TBN[:, 0] = 0  # a sample without a spike, all of whose steps count
+    s_TBN[0, 1, 2] = 1  # one that decides at once
+    target_B = torch.tensor([0, 1, 2, 0, 1])
+    total = 0.0
+    for b, target in enumerate(target_B.tolist()):
+        for s_N, h_N in zip(s_TBN[:, b].tolist(), h_TBN[:, b].tolist(), strict=True):
+            r_N = [math.exp(4.0 * h / 2.2) for h in h_N]
+            total -= math.log(r_N[target] / sum(r_N))
+            if any(s_N):
+                break
+    plain, more = (first_to_spike(s_TBN, h_TBN, target_B, 2.2, 4.0, 1.0, 0.3, each) for each in (0.0, 0.7))
+    assert float(more - plain) == pytest.approx(0.7 * total / 45, rel=1e-9)
+
+
 def test_first_to_spike_gives_probabilities():
     torch.manual_seed(1)
     h_TBN = torch.randn(20, 1, 4, dtype=torch.float64) * 3
@@ -121,7 +139,7 @@ def test_first_to_spike_has_finite_gradients_up_to_the_first_spike(scale: float)
     h_TBN = (torch.rand(12, 3, 4) * scale).requires_grad_()
     s_TBN = torch.zeros(12, 3, 4)
     s_TBN[5, 1, 2] = s_TBN[7, 1, 0] = 1
-    first_to_spike(s_TBN, h_TBN, torch.tensor([0, 1, 2]), 1.0, 10.0, early=0.1).backward()
+    first_to_spike(s_TBN, h_TBN, torch.tensor([0, 1, 2]), 1.0, 10.0, early=0.1, each_step=0.2).backward()
     assert h_TBN.grad.isfinite().all()
     assert not h_TBN.grad[6:, 1].any()
 
@@ -133,16 +151,17 @@ def test_first_to_spike_gradient():
     s_TBN[3, 1, 2] = 1
     target_B = torch.tensor([0, 1, 2])
     assert torch.autograd.gradcheck(
-        lambda h: first_to_spike(s_TBN, h, target_B, 1.0, 6.0, 1.0, 0.5), (h_TBN,), check_batched_grad=False
+        lambda h: first_to_spike(s_TBN, h, target_B, 1.0, 6.0, 1.0, 0.5, 0.3), (h_TBN,), check_batched_grad=False
     )
 
 
 def test_objective_takes_the_mode_first_to_spike():
     seen, target = activity(), torch.tensor([0, 1, 2])
-    wanted = losses.LossOptions(mode="first_to_spike", first_to_spike={"slope": 4.0, "silent": 1.0, "early": 0.5})
-    for training, early in ((True, 0.5), (False, 0.0)):
+    constants = {"slope": 4.0, "silent": 1.0, "early": 0.5, "each_step": 0.2}
+    wanted = losses.LossOptions(mode="first_to_spike", first_to_spike=constants)
+    for training, weights in ((True, (0.5, 0.2)), (False, (0.0, 0.0))):
         value = losses.objective(seen, target, wanted, training=training, theta=0.8)
-        assert value == first_to_spike(seen.s_TBN, seen.h_TBN, target, 0.8, 4.0, 1.0, early)
+        assert value == first_to_spike(seen.s_TBN, seen.h_TBN, target, 0.8, 4.0, 1.0, *weights)
 
 
 @pytest.mark.parametrize("name", losses.LOSSES)

@@ -33,6 +33,12 @@ class FirstToSpike(Loss, name="first_to_spike"):
         "the first half of the epochs; a larger value makes decisions earlier",
     )
 
+    each_step: NonNegativeFloat = Field(
+        0.0,
+        description="weight of the cross-entropy of softmax(k h/θ) at each step up to the decision, summed and divided "
+        "by T; the potentials then say at each step what has been heard so far",
+    )
+
     @property
     def code(self) -> str:
         return f"fts{self.slope:g}"
@@ -42,9 +48,10 @@ class FirstToSpike(Loss, name="first_to_spike"):
         return {"early": min(1.0, math.floor(10 * epoch / (PRESSED_AFTER * epochs)) / 10) * self.early}
 
     def value(self, activity: Activity, target_B: Tensor, options: Any, training: bool, theta: float | None) -> Tensor:
-        early = self.early if training else 0.0
+        early, each_step = (self.early, self.each_step) if training else (0.0, 0.0)
         s_TBN, h_TBN, _ = activity
-        return first_to_spike(s_TBN, h_TBN, target_B, theta, self.slope, self.silent, early)  # type: ignore[arg-type]
+        constants = self.slope, self.silent, early, each_step
+        return first_to_spike(s_TBN, h_TBN, target_B, theta, *constants)  # type: ignore[arg-type]
 
 
 def first_to_spike(
@@ -55,6 +62,7 @@ def first_to_spike(
     slope: float,
     silent: float = 0.0,
     early: float = 0.0,
+    each_step: float = 0.0,
 ) -> Tensor:
     """Return the mean -log P(the target's neuron spikes first) of neurons that have a noisy threshold.
 
@@ -66,14 +74,16 @@ def first_to_spike(
     The network itself has no noise. So the sum ends at the step of its first actual spike, to which all the remaining
     probability goes. The last term, for samples without any spike, is the decision by potentials:
     q = softmax(slope · max_t h / theta). `early` adds early · (Σ_t P(no spike up to t)) / T, the expected time of the
-    decision as a share of the window.
+    decision as a share of the window. `each_step` adds each_step · (Σ_t -log q_y(t)) / T over the steps up to the first
+    spike, with q(t) = softmax(slope · h_t / theta): a loss on potentials at each step, as Song et al. 2024 have it
+    (arXiv 2406.12726). The likelihood alone asks nothing of the potentials before the steps in which decisions fall.
 
     The likelihood is that of Bagheri et al. 2018 (arXiv 1710.10704), the noise that of Gerstner & Kistler 2002. The
     gradient reaches the potentials at every step up to the first spike, and never the spikes.
     """
     checks.tensor("potentials", h_TBN, ("steps", "samples", "classes"), checks.FLOATS)
     checks.tensor("spikes", s_TBN, h_TBN.shape)
-    check(h_TBN[0], target_B, theta=theta, slope=slope, silent=silent, early=early)
+    check(h_TBN[0], target_B, theta=theta, slope=slope, silent=silent, early=early, each_step=each_step)
     T, B, _ = h_TBN.shape
     log_r_TBN = (slope * (h_TBN / theta - 1)).clamp(max=MOST_LOG_RATE)
     R_TB = log_r_TBN.exp().sum(-1)
@@ -87,10 +97,14 @@ def first_to_spike(
     # log((1 - exp(-R)) / R) is nearly -R/2 where R is small; the clamp keeps 0/0 away
     R_clamped_TB = R_TB.clamp(min=1e-12)
     log_P_TB = log_y_TB - before_TB + torch.log(-torch.expm1(-R_clamped_TB) / R_clamped_TB)
-    log_taken_TB = log_y_TB - before_TB - log_r_TBN.logsumexp(-1)
-    log_P_TB = torch.where(is_first_TB, log_taken_TB, log_P_TB.masked_fill(fired_TB, -math.inf))
+    log_q_TB = log_y_TB - log_r_TBN.logsumexp(-1)
+    log_P_TB = torch.where(is_first_TB, log_q_TB - before_TB, log_P_TB.masked_fill(fired_TB, -math.inf))
     log_q_B = F.log_softmax(slope * h_TBN.amax(0) / theta, -1).gather(1, target_B.unsqueeze(1)).squeeze(1)
     log_P_silent_B = (log_q_B - sum_TB[-1] - silent).masked_fill(fired_TB[-1], -math.inf)
     log_P_B = torch.cat([log_P_TB, log_P_silent_B.unsqueeze(0)]).logsumexp(0)
-    waiting_TB = torch.exp(-sum_TB).masked_fill(fired_TB, 0)
-    return early * waiting_TB.mean() - log_P_B.mean()
+    loss = -log_P_B.mean()
+    if early:
+        loss = loss + early * torch.exp(-sum_TB).masked_fill(fired_TB, 0).mean()
+    if each_step:
+        loss = loss - each_step * log_q_TB.masked_fill(fired_TB & ~is_first_TB, 0).mean()
+    return loss

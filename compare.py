@@ -94,7 +94,11 @@ def main() -> None:
 
 def read(path: Path) -> Tested:
     """Read the test results of a run, given by its folder, its name, its checkpoint or the folder of the test."""
-    beside = [path.parent / "test"] if path.is_file() else []
+    beside = []
+    if path.is_file():  # test.py keeps the test of any other checkpoint apart from that of best.pt
+        beside.append(path.parent / f"test_{path.stem}")
+        if path.stem == "best" or not path.with_name("best.pt").exists():
+            beside.append(path.parent / "test")
     candidates = (path, path / "test", *beside, Path("runs") / path.name.removesuffix(".pt") / "test")
     folder = next((folder for folder in candidates if (folder / "metrics.json").is_file()), None)
     if folder is None:

@@ -3,7 +3,9 @@
 set -euo pipefail
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 python=$(bash "$repository/run.sh" --python report)
-if [[ $# -gt 0 && $1 != -* ]]; then
+if [[ " $* " == *" --load_pt_file"[\ =]* ]]; then
+  exec "$python" "$repository/test.py" "$@"
+elif [[ $# -gt 0 && $1 != -* ]]; then
   checkpoint=$1
   shift
 else

@@ -78,7 +78,7 @@ def main() -> None:
     keep_freed_memory()
     cfg, args = read_command_line()
     team = gather(args.distributed, find_device(cfg.train.device))
-    run = runs.folder(args.save_name or cfg.run_name + (f"_{args.add_name}" if args.add_name else ""))
+    run = runs.folder((args.save_name or cfg.run_name) + (f"_{args.add_name}" if args.add_name else ""))
     with runs.locked(run) if team.leads else nullcontext():
         train_run(cfg, args, team, run)
 

@@ -135,7 +135,7 @@ class Source:
                 elif t[0] - last > pause_us or t[0] - begin >= longest_us:
                     number, begin, last = number + 1, t[0], t[0]
                 gaps = np.flatnonzero(np.diff(t) > pause_us)
-                end = min(int(np.searchsorted(t, begin + longest_us)), gaps[0] + 1 if len(gaps) else len(t))
+                end = min(int(np.searchsorted(t - begin, longest_us)), gaps[0] + 1 if len(gaps) else len(t))
                 yield number, Chunk(t[:end] - begin, units[:end], arrived_s)
                 last, t, units = t[end - 1], t[end:], units[end:]
 

@@ -113,7 +113,7 @@ def train_parser(description: str | None) -> Parser:
     parser = Parser(description, TRAIN)
     parser.take_checkpoints()
     parser.add_argument("--save_name", help="name of the run (default: <dataset>_<fs|fr><α>_tau<τ>_<neuron>)")
-    parser.add_argument("--add_name", help="text to add to the run's default name")
+    parser.add_argument("--add_name", help="text to add to the name of the run")
     parser.add_argument(
         "--verbose", action="store_true", help="print the activity of each layer's input after each epoch"
     )

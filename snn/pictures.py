@@ -352,7 +352,7 @@ def draw_learned(values: dict[str, dict[str, Learned]]) -> Figure:
         for layer, array in arrays.items():
             colour = LAYERS[layers.index(layer) % len(LAYERS)]
             axis.hist(array, edges, histtype="step", lw=1.4, color=colour, label=layer)
-        axis.set(xlabel=f"{title} (ms)" if unit == "ms" else title, ylabel="neurons", xlim=(low, high))
+        axis.set(xlabel=f"{title} (ms)" if unit == "ms" else title, ylabel="number", xlim=(low, high))
     by_label = dict(zip(*reversed(axes[0, 0].get_legend_handles_labels()), strict=True))
     figure.legend(by_label.values(), by_label, loc="outside upper center", ncols=min(4, len(by_label)), frameon=False)
     return figure

@@ -488,8 +488,8 @@ def _learned_section(learned: dict[str, dict[str, Learned]], out: Path) -> Secti
     if not learned:
         return Section(title)
     caption = (
-        "Values that the neurons of each layer learned, one per neuron or layer; times on a logarithmic axis. Dotted: "
-        "the value before training, or the two bounds between which the values were drawn"
+        "Values that each layer learned, one per neuron, input, synapse or layer; time constants on a log axis. "
+        "Dotted: the value before training, or the two bounds between which the values were drawn"
     )
     return Section(
         title, words, [learned_table(learned)], [keep(pictures.draw_learned(learned), out, "learned.png", caption)]

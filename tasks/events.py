@@ -159,7 +159,6 @@ class EventTraining(Training):
 class EventTesting(Testing):
     """A test under first-spike and firing-rate decoding."""
 
-    items = "recordings"
     words: ClassVar = {
         "show": "draw one decision of each class",
         "energy": "count operations, memory traffic and energy",

@@ -103,7 +103,6 @@ class ImageTraining(Training):
 class ImageTesting(Testing):
     """A test of accuracy, the number of spikes and their times."""
 
-    items = "images"
     words: ClassVar = {
         "simulate": "also run a TTFS network through a simulation over time",
         "quantise": "round the weights as export.py does, and count the decisions that change",

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from snn.classes import Named
 from snn.errors import InputError
 from snn.evaluation import Evaluation
 from snn.health import Cures
@@ -22,8 +21,9 @@ from snn.tables import Table
 from snn.team import Team
 from snn.ttfs.evaluation import TTFSEvaluation
 
-# The fields that say which samples are held out from training.
+# The fields that say which samples are held out from training, or left for training at all.
 HELD_OUT_BY = {"train.seed", "data.validation_by", "data.validation_share", "data.validation_file"}
+HELD_OUT_BY |= {"data.train_file", "data.test_by", "data.test_share"}
 
 
 class Kind(NamedTuple):
@@ -61,7 +61,7 @@ class Training(ABC):
     class_names: Sequence[str] | None
     loss: Callable[[Any, Tensor, float], Tensor]
 
-    def __init__(self, cfg: AnyConfig, team: Team, classes: Named | None = None):
+    def __init__(self, cfg: AnyConfig, team: Team):
         self.cfg, self.team = cfg, team
 
     def begin_epoch(self, epoch: int, random: np.random.Generator) -> dict[str, float]:
@@ -129,13 +129,11 @@ class Testing(ABC):
         words: the command-line options of this kind, and their help.
         choices: the values that an option takes, if it takes one.
         columns: the columns of a table with a row for each network.
-        items: a word for its samples.
     """
 
     words: ClassVar[dict[str, str]] = {}
     choices: ClassVar[dict[str, tuple[str, ...]]] = {}
     columns: ClassVar[tuple[Column, ...]]
-    items: ClassVar[str]
 
     def __init__(self, args: argparse.Namespace, subjects: Sequence[Subject]):
         self.args, self.subjects = args, subjects

@@ -172,6 +172,14 @@ def test_recordings_end_by_their_length_by_a_gap_and_by_silence(pair):
     assert source.counts.late == 0
 
 
+def test_the_latest_time_there_is_ends_a_recording(pair):
+    receiver, put = pair
+    t = np.array([5, 2**63 - 1])
+    put(encoded(np.column_stack([t, [1, 1], [1, 1], [1, 1]]), "t64_x16_y16_on8"))
+    source = live.Source(receiver, "t64_x16_y16_on8", SENSOR)
+    assert [times.tolist() for times, _ in heard(source, 2, longest_us=100, pause_us=200)] == [[0], [0]]
+
+
 def small_network(channels: int) -> tuple[config.Config, Network]:
     cfg = settings.build(settings.read_yaml(REPOSITORY / "configs" / "smoke.yaml"), "x")
     constants = config.NeuronParams(tau_mem_steps=5, tau_syn_steps=5, theta=0.1)

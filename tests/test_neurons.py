@@ -232,6 +232,22 @@ def test_initial_values_of_ones_own():
     torch.testing.assert_close(-1 / values["lam_m"].log(), torch.full((4,), 15.0))
     with pytest.raises(InputError, match="tau is not a value of SEAdLIF; it has theta, lam_m, lam_w, a, b, q"):
         NEURONS["SEAdLIF"](4, theta=1, initial={"tau": 3})
+
+
+@pytest.mark.parametrize(
+    ("name", "initial", "said"),
+    [
+        ("AdLIF", {"lam_m": 0}, "begins at 0; choose 0.1 to inf steps"),
+        ("SiLIF", {"lam_m": -1}, "begins at -1; choose"),
+        ("AdLIF", {"a": 1e6}, "of AdLIF begins at 1e\\+06; choose"),
+        ("SEAdLIF", {"lam_m": 100}, "begins at 100; choose 5 to 25 steps"),
+        ("SEAdLIF", {"theta": 3}, "theta is a setting of its own"),
+        ("BRF", {"p_omega": 3}, "p_omega follows from other values"),
+    ],
+)
+def test_initial_values_out_of_range_are_refused(name, initial, said):
+    with pytest.raises(InputError, match=said):
+        NEURONS[name](4, theta=1, tau_mem_steps=5, tau_syn_steps=5, initial=initial)
     with pytest.raises(InputError, match="the value lam_m needs tau_mem_steps"):
         CuLIF(4, theta=1)
 

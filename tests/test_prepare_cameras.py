@@ -370,11 +370,25 @@ def test_tables_that_are_refused(tmp_path, kind):
 def test_a_table_may_begin_with_many_comments(tmp_path):
     e = some_events()
     said = {"time_unit": "us", "size": (100, 120)}
-    comments = "# made by hand\n% and another\n\n" * 50
+    comments = "# made by hand\n% and another\n\n" * 50 + "#" * 5000 + "\n"
     (tmp_path / "x.csv").write_text(comments + "t,x,y,p\n" + "".join("{},{},{},{}\n".format(*row) for row in e))
     assert np.array_equal(decoded(tmp_path / "x.csv", **said), e)
     (tmp_path / "x.csv").write_text(comments)
     assert "holds no line of events" in refusal(tmp_path / "x.csv", **said)
+
+
+def test_a_table_goes_on_after_many_comments_and_its_first_row_is_no_header(tmp_path):
+    said = {"time_unit": "us", "columns": ("t", "x", "y", "p"), "size": (100, 120)}
+    between = ("#" * 1000 + "\n") * 10_000  # more than is read at once
+    (tmp_path / "x.csv").write_text(f"1,2,3,1\n{between}9,4,5,0\n")
+    assert decoded(tmp_path / "x.csv", **said).tolist() == [[1, 2, 3, 1], [9, 4, 5, 0]]
+    (tmp_path / "x.csv").write_text("nan,2,3,1\n5,2,3,1\n")
+    refusal(tmp_path / "x.csv", **said)
+    (tmp_path / "x.csv").write_text("v,v,v,v\n1,0,2,1\n4,3,5,1\n")
+    assert decoded(tmp_path / "x.csv", **said).tolist() == [[1, 0, 2, 1], [4, 3, 5, 1]]
+    (tmp_path / "x.csv").write_text("7,2,3,1,\n8,2,3,1,\n")
+    said["columns"] = ("t", "x", "y", "p", "-")
+    assert decoded(tmp_path / "x.csv", **said).tolist() == [[7, 2, 3, 1], [8, 2, 3, 1]]
 
 
 def test_the_polarity_that_means_brighter_may_be_said(tmp_path):

@@ -150,6 +150,15 @@ def test_a_list_finds_files_that_a_table_names_by_another_path(tmp_path, monkeyp
     assert [source.split for source in found] == ["test", "train", "train"]
 
 
+def test_linked_folders_are_searched(tmp_path):
+    write_tree(tmp_path / "elsewhere", 2)
+    (tmp_path / "in").mkdir()
+    for name in ("left", "right"):
+        (tmp_path / "in" / name).symlink_to(tmp_path / "elsewhere" / name)
+    found = sources.list_sources(tmp_path / "in", None, None, None, {})
+    assert {source.label for source in found} == {"left", "right"}
+
+
 BAD = {
     "table twice": ("line 3: ", "is in line 2 already", "--labels table.csv"),
     "table missing": ("line 2: ", "does not exist: correct the name", "--labels table.csv"),
@@ -165,6 +174,12 @@ BAD = {
     "only test": ("class 'right' has no recording to train on", "change the split", "--labels table.csv"),
     "shares": ("must be at least 0, and together below 1", "", "--test-share 0.6 --validation-share 0.5"),
     "subject": ("needs a subject for each file", "", "--split-by subject"),
+    "list and split": (
+        "give the splits already",
+        "leave out --test-list",
+        "--labels table.csv --test-list testing.txt",
+    ),
+    "long window": ("--window-ms 5e+06", "lasts at most 72 minutes", "--window-ms 5e6"),
     "split given": ("--validation-share is for a split", "leave it out", "--labels table.csv --validation-share 0.1"),
     "sizes": ("its sensor has 100x120 pixels, the first file's 16x20", "convert each size separately", ""),
     "glob": ("--glob '/x/*.bin'", "give a pattern below", "--glob /x/*.bin"),
@@ -182,6 +197,7 @@ def test_trees_that_are_refused(program, tmp_path, kind):
     tables = {
         "table twice": "file,label\nleft/s0_0.bin,a\nleft/s0_0.bin,b\n",
         "table missing": "file,label\nleft/nothing.bin,a\n",
+        "list and split": "file,label,split\nleft/s0_0.bin,left,train\n",
         "split given": "file,label,split\nleft/s0_0.bin,left,train\n",
         "only test": "file,label,split\nleft/s0_0.bin,left,train\nright/s0_0.bin,right,test\n",
     }

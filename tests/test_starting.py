@@ -289,6 +289,7 @@ def test_run_sh_leaves_a_broken_venv_to_its_owner(tmp_path):
         ("", "numpy>=2\nno-such-package>=1\n", False),
         ("report", "numpy>=2\n", True),
         ("report other", "numpy>=2\n", False),
+        ("exprot", "numpy>=2\n", False),
     ],
 )
 def test_run_sh_asks_for_the_packages_of_this_system_and_of_the_extras(tmp_path, extras, required, found):

@@ -48,7 +48,7 @@ ALLOWED = {
     "snn.ops.reference": {"snn.ops.surrogate"},
     "snn.ops.trace": {"snn.errors", "snn.ops.reference"},
     "snn.ops.printer": {"snn.errors", "snn.ops.reference", "snn.ops.trace"},
-    "snn.ops.show": {"snn.neurons", "snn.ops"},
+    "snn.ops.show": {"snn.cli", "snn.neurons", "snn.ops"},
     "snn.delays": {"snn.errors", "snn.inputs", "snn.learned", "snn.linear", "snn.ops"},
     "snn.ops": {"snn.errors", "snn.ops"},
     "snn.ops.compiled": {"snn.compiling"},

@@ -42,7 +42,7 @@ def warn_if_made_otherwise(path: Path, provenance: Callable[[], str | None], opt
         made_with = dict(json.loads(provenance() or "{}"))  # without one it is not ours
     except (TypeError, ValueError):  # damaged: the reader of the events reports the rest
         return
-    for word, wanted in pairwise(options.split()):
+    for word, wanted in pairwise(options.replace("=", " ").split()):
         made = str(made_with.get(word.removeprefix("--"), wanted))
         if word.startswith("--") and made != wanted:
             print(

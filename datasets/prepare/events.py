@@ -28,7 +28,7 @@ from datasets.prepare.parallel import Done, parts_in_order
 from datasets.prepare.picture import Picture
 from datasets.prepare.recordings import SPLITS, sorted_names, words_to_hold_out
 from datasets.prepare.sources import Source, draw_splits, list_sources
-from datasets.prepare.store import Store
+from datasets.prepare.store import LONGEST_US, Store
 from datasets.prepare.unfinished import Unfinished
 from datasets.prepare.writer import new_file
 from snn.errors import InputError
@@ -200,6 +200,8 @@ def _run(args: argparse.Namespace) -> None:
     for word, ms in (("--window-ms", args.window_ms), ("--stride-ms", args.stride_ms)):
         if ms is not None and round(1000 * ms) == 0:
             raise InputError(f"{word} {ms:g}: times are whole µs; choose at least 0.001")
+    if args.window_ms and 1000 * args.window_ms > LONGEST_US:
+        raise InputError(f"--window-ms {args.window_ms:g}: a recording lasts at most {LONGEST_US / 6e7:.0f} minutes")
     shape = Shape(args.window_ms, args.stride_ms, args.divide, args.hot_pixel_hz, args.noise_us, args.sort)
     convert_events(args.folder, args.out, sources, said, shape, args.processes)
 

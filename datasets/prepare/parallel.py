@@ -80,7 +80,7 @@ def parts_in_order(
 ) -> Iterator[tuple[int, Any]]:
     """Yield (number of the task, part from its generator) in order, and (number, `Done`) after the last of each task.
 
-    Each generator runs in a thread, threads + 1 of them at once, and is a few parts ahead. Compiled code runs in
+    Each generator runs in a thread, `threads` of them at once, and is a few parts ahead. Compiled code runs in
     parallel. An exception in a thread is raised here when its turn comes.
     """
     stop = Event()

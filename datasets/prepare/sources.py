@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from datasets.prepare import cameras
-from datasets.prepare.recordings import SPLITS, sorted_names
+from datasets.prepare.recordings import SPLITS, files_below, sorted_names
 from snn.errors import InputError
 
 FOLDERS = {"train": ("train", "training"), "validation": ("val", "valid", "validation"), "test": ("test", "testing")}
@@ -38,6 +38,9 @@ def list_sources(
     else:
         sources = _from_names(folder, glob, label_pattern, set(lists.values()))
     if lists:
+        if any(source.split is not None for source in sources):
+            said = ", ".join(f"--{name}-list" for name in lists)
+            raise InputError(f"{folder}: names or the table give the splits already; leave out {said}")
         sources = _by_lists(folder, sources, lists)
     return sources
 
@@ -48,7 +51,7 @@ def _is_hidden(path: Path, folder: Path) -> bool:
 
 def _found(folder: Path, glob: str | None, beside: set[Path]) -> list[Path]:
     try:
-        found = list(folder.glob(glob or "**/*"))
+        found = list(folder.glob(glob)) if glob is not None else files_below(folder)[0]
     except (ValueError, NotImplementedError) as error:
         raise InputError(f"--glob {glob!r}: {error}; give a pattern below {folder}, such as '**/*.txt'") from None
     paths = [path for path in found if path.is_file() and not _is_hidden(path, folder)]

@@ -111,6 +111,10 @@ class SpikingNeuron(MemoryModule):
         settings: dict[str, float | None] = {"theta": theta, **taus, **(initial or {})}
         if unknown := [name for name in initial or () if name not in self._values]:
             raise InputError(f"{unknown[0]} is not a value of {kind}; it has {', '.join(self._values)}")
+        for name in initial or ():
+            if name == "theta" or isinstance(self._values[name], Derived):
+                other = "is a setting of its own" if name == "theta" else "follows from other values"
+                raise InputError(f"initial: {name} {other}; leave it out")
         has_own = any(value.learned for value in self._values.values())
         if num_neurons is None and (recurrent or (per == "neuron" and has_own)):
             raise InputError(f"{kind} needs num_neurons: it is recurrent or has values per neuron")
@@ -120,6 +124,10 @@ class SpikingNeuron(MemoryModule):
                 checks.number(name, number)
         self._initial = {name: value.start(name, settings) for name, value in self._values.items()}
         for name, value in self._values.items():
+            (low, high), number = value.allowed, self._initial[name]
+            if number is not None and not low <= number <= high:
+                unit = " steps" if isinstance(value, Decay) else ""
+                raise InputError(f"the {value.title} of {kind} begins at {number:g}; choose {low:g} to {high:g}{unit}")
             value.add_to(self, name, shape, self._initial[name])
         self.V = nn.Parameter(nn.init.xavier_uniform_(torch.empty(num_neurons, num_neurons))) if recurrent else None
         self.delays = None

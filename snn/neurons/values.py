@@ -43,6 +43,11 @@ class Value:
         return self.draw or (self.low, self.high)
 
     @property
+    def allowed(self) -> tuple[float, float]:
+        """Return the bounds of an initial value that is given; those of a time constant are in steps."""
+        return self.low, self.high
+
+    @property
     def has_range(self) -> bool:
         """Return whether the value is bounded: a learned value needs low, high or draw."""
         return not self.learned or self.low > -math.inf or self.high < math.inf or self.draw is not None
@@ -122,6 +127,10 @@ class Decay(Value):
 
     unit = "ms"
 
+    @property
+    def allowed(self) -> tuple[float, float]:
+        return 0.1, math.inf
+
     def tensor(self, initial: float | None, shape: tuple[int, ...]) -> Tensor:
         if initial is None:
             raise InputError(f"the {self.title} is a Decay, which cannot be drawn: give `initial`")
@@ -164,6 +173,10 @@ class BoundedDecay(Decay):
         if initial is None:
             return torch.rand(shape)
         return torch.full(shape, (initial - self.shortest_steps) / (self.longest_steps - self.shortest_steps))
+
+    @property
+    def allowed(self) -> tuple[float, float]:
+        return self.bounds
 
     def stored_as(self, name: str) -> str:
         return f"r_{name}"

@@ -1,13 +1,12 @@
 """Print the source that a neuron is compiled from: python -m snn.ops.show AdLIF [--backend cuda | c]."""
 
-import argparse
-
+from snn import cli
 from snn.neurons import NEURONS
 from snn.ops import printer
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = cli.OneLineParser(prog="python -m snn.ops.show", description=__doc__)
     parser.add_argument("neuron", choices=NEURONS)
     parser.add_argument("--backend", choices=("cpu", "cuda", "c"), default="cpu", help="whose source (cpu)")
     arguments = parser.parse_args()
@@ -20,4 +19,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -90,7 +89,7 @@ def open_csv(path: Path, said: Said) -> tuple[None, Iterator[Piece]]:
     """Open lines of t, x, y and p, with a line of names or --columns; lines that begin with # or % are left out."""
     try:
         with path.open(encoding="utf-8-sig") as file:
-            lines = enumerate(iter(partial(file.readline, 4096), ""))
+            lines = enumerate(file)
             skipped, first = next((k, line) for k, line in lines if line.strip() and not line.startswith(COMMENT))
     except (OSError, UnicodeDecodeError) as error:
         raise _unreadable(path, "CSV", error) from None
@@ -98,10 +97,17 @@ def open_csv(path: Path, said: Said) -> tuple[None, Iterator[Piece]]:
         raise InputError(f"{path}: holds no line of events; fetch it again, or leave it out") from None
     delimiter = next((mark for mark in (",", ";", "\t") if mark in first), None)
     words = [word.strip().strip('"') for word in first.split(delimiter)]
-    has_names = not all(re.fullmatch(r"[-+]?[\d.]+([eE][-+]?\d+)?", word) for word in words)
+    has_names = not any(_is_number(word) for word in words)
     columns = _by_names(path, words, said) if has_names else _by_words(path, len(words), said)
-    where = [words.index(name) for name in columns.names] if has_names else columns.places
-    return None, _from_text(path, skipped + has_names, delimiter, where, columns.unit, said.brighter)
+    return None, _from_text(path, skipped + has_names, delimiter, columns.places, columns.unit, said.brighter)
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
 
 
 def _from_text(
@@ -113,9 +119,11 @@ def _from_text(
         for _ in range(line):
             file.readline()
         while True:
-            rows = [text for text in _some_lines(file) if text.strip() and not text.startswith(COMMENT)]
-            if not rows:
+            lines = _some_lines(file)
+            if not lines:
                 return
+            if not (rows := [text for text in lines if text.strip() and not text.startswith(COMMENT)]):
+                continue
             try:
                 values = np.loadtxt(rows, np.float64, "#", delimiter, usecols=places, ndmin=2)
             except (ValueError, IndexError) as error:

@@ -61,7 +61,7 @@ install() {
   "$own/bin/python" -m pip --version >/dev/null 2>&1 || fail ".venv has no pip: rm -r $own, and run this again"
   echo "installing the packages of requirements.txt${extras:+ and of the extras $extras} into .venv (some minutes, once)" >&2
   wanted=$(packages "$own/bin/python" || true)
-  [[ $wanted ]] || fail "pyproject.toml lacks one of the extras $extras: correct its name"
+  [[ $wanted || -z $extras ]] || fail "pyproject.toml lacks one of the extras $extras: correct its name"
   # Without a GPU, install torch without CUDA's 5 GB if its own index answers; otherwise it comes with the rest.
   if [[ $(uname -s) == Linux ]] && ! has_gpu && "$own/bin/python" -c "from urllib.request import urlopen; urlopen('$cpu_builds/torch/', timeout=5)" >/dev/null 2>&1; then
     grep -E '^torch' <<<"$wanted" | pip_install --index-url "$cpu_builds" >/dev/null || true

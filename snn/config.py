@@ -277,7 +277,7 @@ class Network(Section):
         return {
             "delay_sigma_steps": 0.0 if are_whole else sigma_steps,
             "delays_are_whole": float(are_whole),
-            "density": self.density if epoch >= PRUNED_AFTER * epochs else 1.0,
+            "density": self.density if epoch >= min(PRUNED_AFTER * epochs, epochs - 1) else 1.0,
         }
 
     @property

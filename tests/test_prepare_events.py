@@ -19,6 +19,7 @@ from datasets.prepare.cameras import pieces
 from datasets.prepare.cameras.pieces import Piece, Said
 from datasets.prepare.cut import Shape
 from datasets.prepare.picture import Picture
+from datasets.prepare.unfinished import Unfinished
 from datasets.recordings import Recordings
 from datasets.splits import hold_out
 from snn import config
@@ -341,6 +342,23 @@ def test_recordings_that_come_in_parts_are_the_same(program, tmp_path, monkeypat
     lengths = [len(times) for times in content[64][0]]
     assert max(lengths) > 64
     assert (min(lengths) < 300) == ("--" in more)
+
+
+def test_recordings_that_the_filters_empty_are_counted(program, tmp_path):
+    write_tree(tmp_path / "in", 3)
+    for k in range(2):
+        (tmp_path / f"in/left/lonely{k}.bin").write_bytes(nmnist_bytes([3], [3], [1], [7]))
+    result = program(f"-m datasets.prepare events in {SENSOR} --noise-us 20000 --test-share 0 --out mine")
+    assert result.returncode == 0, result.stderr
+    assert "2 recordings have no event left" in result.stdout
+
+
+def test_two_conversions_do_not_write_one_folder(tmp_path):
+    first = Unfinished(tmp_path / "x", {}, [])
+    with pytest.raises(InputError, match="another process is writing it"):
+        Unfinished(tmp_path / "x", {}, [])
+    first.close()
+    Unfinished(tmp_path / "x", {}, []).close()
 
 
 @pytest.mark.parametrize("in_memory", [True, False])

@@ -58,6 +58,12 @@ def test_the_form_of_the_network(shd_folder, network, settles):
         assert sigma[8:] == [0.0, 0.0]
 
 
+def test_a_network_of_one_epoch_is_pruned():
+    network = settings.load(REPOSITORY / "configs" / "speech.yaml").network
+    assert network.scheduled(0, 1)["density"] == network.density < 1
+    assert [network.scheduled(k, 2)["density"] for k in range(2)] == [1, network.density]
+
+
 def test_the_price_of_time_rises(shd_folder):
     race = {"mode": "first_to_spike", "first_to_spike": {"early": 2.0}}
     _, seen = follow(shd_folder, {"layers": ("16F",)}, race)

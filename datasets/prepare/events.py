@@ -12,7 +12,7 @@ import os
 import shlex
 import shutil
 from collections.abc import Callable, Generator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -102,8 +102,8 @@ def convert_events(
     settings = {"said": asdict(said), "shape": asdict(shape), "size": size}
     provenance = {"made_by": "events", "folder": str(folder), **settings}
     try:
-        unfinished = Unfinished(out_dir / f".{name}.unfinished", settings, sources)
         with ExitStack() as stack:
+            unfinished = stack.enter_context(closing(Unfinished(out_dir / f".{name}.unfinished", settings, sources)))
             made = Made(stack, sources, unfinished.folder, sensor, provenance)
             # a file is sorted as a whole, so only one at a time
             threads = 1 if shape.sort else threads or os.cpu_count() or 1
@@ -126,6 +126,8 @@ def convert_events(
         f"--set data.sensor.height={sensor[0]} --set data.sensor.width={sensor[1]}"
         + words_to_hold_out((sources[number].label for number in set(made.members["train"])), made.stores)
     )
+    if lost := len(sources) - len({number for numbers in made.members.values() for number in numbers}):
+        print(f"{lost:,} recordings have no event left after --noise-us and --hot-pixel-hz; they were left out")
     if invalid := sum(entry["invalid"] for entry in unfinished.lines):
         print(f"{invalid:,} events marked invalid were left out")
 
@@ -161,7 +163,6 @@ def _fill(
             bar.set_postfix_str(f"{events / 1e6:.1f} M events", refresh=False)
             if part.is_last and (recording := unfinished.whole()):
                 made.append(done + number, *recording)
-    unfinished.close()
 
 
 # ---- the command

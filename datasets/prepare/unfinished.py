@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,6 +21,11 @@ class Unfinished:
     def __init__(self, folder: Path, settings: dict, sources: Sequence[Source]):
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
+        self._lock = (folder / "lock").open("w", encoding="utf-8")  # closing it unlocks
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{folder}: another process is writing it; wait for it, or choose another --out") from None
         for path in folder.glob("*.h5*"):  # left by a run that was killed
             path.unlink()
         self.lines: list[dict] = []
@@ -87,7 +93,7 @@ class Unfinished:
         self.lengths = []
 
     def close(self) -> None:
-        for file in (self.times, self.units, self.index):
+        for file in (self.times, self.units, self.index, self._lock):
             file.close()
 
     def recordings(self) -> Iterator[tuple[int, Events]]:

@@ -51,8 +51,12 @@ def blame(network: nn.Module, x: Tensor | SparseCounts, loss: Tensor) -> str:
 
 def samples_at_fault(x: Tensor | SparseCounts) -> list[int]:
     """List the samples that are not finite in a batch of events, dense (T, B, ...) or images (B, C, H, W)."""
-    if isinstance(x, SparseCounts) or x.sum().isfinite():  # `SparseCounts` refuses others; true nearly always
+    if (x.counts if isinstance(x, SparseCounts) else x).sum().isfinite():  # true nearly always
         return []
+    if isinstance(x, SparseCounts):
+        entries = (~x.counts.isfinite()).nonzero().flatten()
+        rows = torch.searchsorted(x.offsets, entries, right=True) - 1  # row t·B + b
+        return sorted(set((rows % x.shape[1]).tolist()))
     x_BX = (x if x.dim() == 4 else x.transpose(0, 1)).flatten(1)
     return (~x_BX.isfinite().all(1)).nonzero().flatten().tolist()
 

@@ -97,14 +97,14 @@ def first_to_spike(
     # log((1 - exp(-R)) / R) is nearly -R/2 where R is small; the clamp keeps 0/0 away
     R_clamped_TB = R_TB.clamp(min=1e-12)
     log_P_TB = log_y_TB - before_TB + torch.log(-torch.expm1(-R_clamped_TB) / R_clamped_TB)
-    log_q_TB = log_y_TB - log_r_TBN.logsumexp(-1)
-    log_P_TB = torch.where(is_first_TB, log_q_TB - before_TB, log_P_TB.masked_fill(fired_TB, -math.inf))
+    log_sum_TB = log_r_TBN.logsumexp(-1)
+    log_taken_TB = log_y_TB - before_TB - log_sum_TB
+    log_P_TB = torch.where(is_first_TB, log_taken_TB, log_P_TB.masked_fill(fired_TB, -math.inf))
     log_q_B = F.log_softmax(slope * h_TBN.amax(0) / theta, -1).gather(1, target_B.unsqueeze(1)).squeeze(1)
     log_P_silent_B = (log_q_B - sum_TB[-1] - silent).masked_fill(fired_TB[-1], -math.inf)
     log_P_B = torch.cat([log_P_TB, log_P_silent_B.unsqueeze(0)]).logsumexp(0)
-    loss = -log_P_B.mean()
-    if early:
-        loss = loss + early * torch.exp(-sum_TB).masked_fill(fired_TB, 0).mean()
+    waiting_TB = torch.exp(-sum_TB).masked_fill(fired_TB, 0)
+    loss = early * waiting_TB.mean() - log_P_B.mean()
     if each_step:
-        loss = loss - each_step * log_q_TB.masked_fill(fired_TB & ~is_first_TB, 0).mean()
+        loss = loss - each_step * (log_y_TB - log_sum_TB).masked_fill(fired_TB & ~is_first_TB, 0).mean()
     return loss

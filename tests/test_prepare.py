@@ -241,6 +241,11 @@ def test_a_set_that_was_made_otherwise_is_used_with_a_warning(tmp_path, capsys):
             "--seed 0 --voices 100",
             "with --voices 5, but data.prepare says 100",
         ),
+        (
+            '{"made_by": "digits", "seed": 0, "voices": 5}',
+            "--seed=0 --voices=100",
+            "with --voices 5, but data.prepare says 100",
+        ),
         ("[1", "--voices 100", ""),
     ):
         with h5py.File(path, "a") as file:

@@ -14,14 +14,12 @@ import pytest
 import tasks
 from datasets import readers
 from datasets.binning import Bins
-from datasets.prepare import cameras, cut, events, sources
+from datasets.prepare import cut, events, sources
 from datasets.prepare.cameras import pieces
-from datasets.prepare.cameras.pieces import Piece, Said
+from datasets.prepare.cameras.pieces import Said
 from datasets.prepare.cut import Shape
 from datasets.prepare.picture import Picture
 from datasets.prepare.unfinished import Unfinished
-from datasets.recordings import Recordings
-from datasets.splits import hold_out
 from snn import config
 from snn.errors import InputError
 from tests.cameras import write_aedat3
@@ -180,7 +178,7 @@ BAD = {
         "leave out --test-list",
         "--labels table.csv --test-list testing.txt",
     ),
-    "long window": ("--window-ms 5e+06", "lasts at most 72 minutes", "--window-ms 5e6"),
+    "long window": ("--window-ms 5e+06", "lasts at most 71.6 min", "--window-ms 5e6"),
     "split given": ("--validation-share is for a split", "leave it out", "--labels table.csv --validation-share 0.1"),
     "sizes": ("its sensor has 100x120 pixels, the first file's 16x20", "convert each size separately", ""),
     "glob": ("--glob '/x/*.bin'", "give a pattern below", "--glob /x/*.bin"),
@@ -259,73 +257,6 @@ def test_the_picture_shows_a_name_with_dollars_as_it_is(tmp_path):
 # ---- windows, filters
 
 
-def pieces_of(t: list[int], x: list[int] | None = None, sizes: int = 3):
-    x = x or [0] * len(t)
-    for k in range(0, len(t), sizes):
-        part = slice(k, k + sizes)
-        n = len(t[part])
-        yield Piece(np.array(t[part]), np.array(x[part], np.uint16), np.zeros(n, np.uint16), np.zeros(n, np.uint8))
-
-
-def windows(t: list[int], window: int, stride: int, sizes: int) -> list[tuple[list[int], list[int]]]:
-    opened = cameras.Opened(Path("x"), 1, 1000, pieces_of(t, list(range(len(t))), sizes))
-    made = list(cut._windows(Path("x"), cut._checked(opened, False), window, stride))
-    assert all(is_last for _, _, is_last in made)
-    return [(times.tolist(), units.tolist()) for times, units, _ in made]
-
-
-@pytest.mark.parametrize("sizes", [1, 2, 100])
-def test_windows_hold_what_falls_into_them(sizes):
-    t = [100, 105, 119, 120, 121, 159, 5_000_000_100, 5_000_000_119, 5_000_000_140]
-    assert windows(t, 20, 20, sizes) == [
-        ([0, 5, 19], [0, 1, 2]),
-        ([0, 1], [3, 4]),
-        ([19], [5]),
-        ([0, 19], [6, 7]),
-    ]
-    assert windows(t[:6], 20, 10, sizes) == [
-        ([0, 5, 19], [0, 1, 2]),
-        ([9, 10, 11], [2, 3, 4]),
-        ([0, 1], [3, 4]),
-    ]
-    assert windows(t[:3], 20, 20, sizes) == [([0, 5, 19], [0, 1, 2])]  # shorter than a window
-    random = np.random.default_rng(0)
-    t = np.sort(random.integers(0, 1000, 200)).tolist()
-    last = t[-1] - t[0]
-    expected = [
-        ([v - t[0] - a for v in t if a <= v - t[0] < a + 70], [k for k, v in enumerate(t) if a <= v - t[0] < a + 70])
-        for a in range(0, last - 70 + 1, 30)
-    ]
-    assert windows(t, 70, 30, sizes) == [pair for pair in expected if pair[0]]
-
-
-def test_hot_pixels_noise_and_divide(tmp_path):
-    height, width = 8, 10
-    random = np.random.default_rng(0)
-    n = 400
-    t, x, y = np.sort(random.integers(0, 100_000, n)), random.integers(0, width, n), random.integers(0, height, n)
-    p = random.integers(0, 2, n)
-    hot = np.arange(n) % 4 == 0
-    x[hot], y[hot] = 3, 5
-    units = ((p * height + y) * width + x).astype(np.uint32)
-    keep = ~cut._hot_pixels([(t, units)], (height, width), 500.0)[units % (height * width)]
-    counts = np.array([((x == a) & (y == b)).sum() for a, b in zip(x, y, strict=True)])
-    seconds = (t[-1] - t[0]) / 1e6
-    assert np.array_equal(keep, counts <= 500 * seconds)
-    assert not keep[hot].any()
-    assert keep.any()
-    expected = [
-        any(t[e] - t[k] <= 900 and max(abs(x[e] - x[k]), abs(y[e] - y[k])) == 1 for k in range(e)) for e in range(n)
-    ]
-    # of a pixel only its latest event counts, which is the nearest in time
-    latest, found = np.full((height + 2, width + 2), -(2**62), np.int64), np.empty(n, bool)
-    for part in (slice(0, 150), slice(150, n)):
-        cut._find_supported(t[part], units[part], height, width, 900, latest, found[part])
-    assert found.tolist() == expected
-    assert 0 < sum(expected) < n
-    assert np.array_equal(cut._shrunk(units, height, width, 3), (p * 3 + y // 3) * 4 + x // 3)
-
-
 @pytest.mark.parametrize("more", ["", "--hot-pixel-hz 20", "--noise-us 20000 --divide 2", "--sort --hot-pixel-hz 20"])
 def test_recordings_that_come_in_parts_are_the_same(program, tmp_path, monkeypatch, more):
     """Only a part of a long recording is in memory until it is written."""
@@ -383,13 +314,6 @@ def test_windows_of_one_file_are_held_out_together(program, tmp_path, in_memory)
     assert [np.bincount(labels[part]).all() for part in (kept, held_out, tested)] == [True] * 3
     test = tasks.events.read_recordings(data, "test", bins)
     assert test.files.tolist() == files[tested].tolist()
-
-
-def test_a_seed_that_is_no_number_is_refused():
-    recordings = Recordings(np.arange(5), np.zeros(4), 1.0, np.zeros(4, np.int64), np.array([0, 0, 1, 1]), None, "x")
-    for seed in ("a", -1, 1.5, None):
-        with pytest.raises(InputError, match="the seed must be a whole number"):
-            hold_out(recordings, 0.5, seed)
 
 
 def write_partly_invalid(folder: Path) -> int:

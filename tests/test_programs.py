@@ -187,6 +187,12 @@ def test_an_earlier_run_moves_aside(program, tmp_path):
 
 
 @pytest.mark.usefixtures("shd_folder")
+def test_text_is_added_to_a_name_of_ones_own(program, tmp_path):
+    assert program(f"{TRAIN} --epochs 1 --save_name mine --add_name x").returncode == 0
+    assert (tmp_path / "runs" / "mine_x" / "best.pt").exists()
+
+
+@pytest.mark.usefixtures("shd_folder")
 def test_two_runs_of_one_name_at_once_are_refused(program, tmp_path):
     (tmp_path / "runs").mkdir()
     with (tmp_path / "runs" / ".x.lock").open("w") as lock:

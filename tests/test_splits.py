@@ -10,6 +10,8 @@ import torch
 import tasks
 from datasets import binning
 from datasets.binning import Bins
+from datasets.recordings import Recordings
+from datasets.splits import hold_out
 from snn import config, settings
 from snn.errors import InputError
 from tests.conftest import REPOSITORY, TINY, assert_one_line, make_events, write_shd
@@ -165,3 +167,10 @@ def test_the_published_network_on_ssc_reads_the_official_files(program, tmp_path
     values = settings.read_yaml(REPOSITORY / "configs/adlif_ssc.yaml")
     cfg = settings.build(values, "adlif_ssc.yaml")
     assert (cfg.network.layers, cfg.network.neuron, cfg.data.num_classes) == (("512F", "512F"), "AdLIF", 35)
+
+
+def test_a_seed_that_is_no_number_is_refused():
+    recordings = Recordings(np.arange(5), np.zeros(4), 1.0, np.zeros(4, np.int64), np.array([0, 0, 1, 1]), None, "x")
+    for seed in ("a", -1, 1.5, None):
+        with pytest.raises(InputError, match="the seed must be a whole number"):
+            hold_out(recordings, 0.5, seed)

@@ -309,6 +309,18 @@ def test_run_sh_asks_for_the_packages_of_this_system_and_of_the_extras(tmp_path,
     assert ("python" in result.stdout) == found
 
 
+def test_run_test_sh_takes_a_checkpoint_in_either_form(tmp_path):
+    """It hands the words on to test.py, and looks for the newest run only if they name none."""
+    shutil.copy(REPOSITORY / "run_test.sh", tmp_path)
+    (tmp_path / "run.sh").write_text("echo echo\n")
+    for words in ("a.pt --show", "--load_pt_file a.pt --show", "--load_pt_file=a.pt --show"):
+        command = ["bash", str(tmp_path / "run_test.sh"), *words.split()]
+        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        (line,) = result.stdout.replace("=", " ").splitlines()
+        assert line == f"{tmp_path}/test.py --load_pt_file a.pt --show"
+
+
 def test_cuda_packages_are_for_linux_alone():
     with (REPOSITORY / "pyproject.toml").open("rb") as file:
         gpu = tomllib.load(file)["project"]["optional-dependencies"]["gpu"]

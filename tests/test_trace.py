@@ -13,6 +13,7 @@ from snn.neurons import NEURONS
 from snn.neurons.values import Decay, RateDecay, Value
 from snn.ops import printer
 from snn.ops.trace import trace
+from tests.conftest import assert_one_line
 from tests.make import ADLIF, assert_equal_to_reference, leaves
 
 
@@ -28,6 +29,7 @@ def test_one_command_shows_the_source(program):
         result = program(f"-m snn.ops.show AdLIF --backend {backend}")
         assert result.returncode == 0, result.stderr
         assert "printed from its definition" in result.stdout
+    assert_one_line(program("-m snn.ops.show Nobody"), "invalid choice: 'Nobody'")
 
 
 def stepping(step):

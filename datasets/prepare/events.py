@@ -202,7 +202,7 @@ def _run(args: argparse.Namespace) -> None:
         if ms is not None and round(1000 * ms) == 0:
             raise InputError(f"{word} {ms:g}: times are whole µs; choose at least 0.001")
     if args.window_ms and 1000 * args.window_ms > LONGEST_US:
-        raise InputError(f"--window-ms {args.window_ms:g}: a recording lasts at most {LONGEST_US / 6e7:.0f} minutes")
+        raise InputError(f"--window-ms {args.window_ms:g}: a recording lasts at most {LONGEST_US / 6e7:.1f} min")
     shape = Shape(args.window_ms, args.stride_ms, args.divide, args.hot_pixel_hz, args.noise_us, args.sort)
     convert_events(args.folder, args.out, sources, said, shape, args.processes)
 

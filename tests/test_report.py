@@ -233,7 +233,10 @@ def test_compare(program, toy):
     assert_needs_nothing(html)
     assert "train.seed" in html
     assert html.count("data:image/png") == 1 + 2 * len(re.findall(r"<figcaption>a: \w+\.png", html)) > 8
+    shutil.copy("runs/b/best.pt", "runs/b/last.pt")
     assert_one_line(program("compare.py runs/a runs/b/last.pt"), "runs/b/last.pt: not tested yet")
+    shutil.copytree("runs/a/test", "runs/b/test_last")
+    assert "+0.00 points" in program("compare.py runs/a runs/b/last.pt --out last.html").stdout
     same = program("compare.py a a --out same.html")
     assert "+0.00 points" in same.stdout
     assert (toy / "same.html").is_file()

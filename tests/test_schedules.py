@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from snn import settings
+from snn.losses import LOSSES
 from snn.team import Team
-from tasks.events import EventTraining
+from tasks.events import EventTraining, cures_of
 from tests.conftest import REPOSITORY
 from tests.programs import TRAIN, rows
 
@@ -76,9 +77,10 @@ def test_the_window_of_the_gradient_narrows(shd_folder):
 
 
 @pytest.mark.parametrize(("mode", "metric"), [("first_time", "fs_accuracy"), ("firing_rate", "fr_accuracy")])
-def test_the_best_model_is_chosen_by_what_the_loss_trains(shd_folder, mode, metric):
+def test_the_loss_that_trains_chooses_the_best_model_and_the_advice(shd_folder, mode, metric):
     task, _ = follow(shd_folder, {"layers": ("16F",)}, {"mode": mode})
     assert task.chosen_by == metric
+    assert task.cures == cures_of(LOSSES[mode]())
 
 
 @pytest.mark.usefixtures("shd_folder")

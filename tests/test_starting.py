@@ -235,7 +235,7 @@ esac"""
 OFFLINE = "WARNING: Retrying (Retry(total=0)): x\\nERROR: No matching distribution found for torch\\n"
 
 
-def run_sh(folder: Path, python3: str | None, code: int = 2, **environment: str) -> list[str]:
+def run_sh(folder: Path, python3: str | None, code: int = 2, words: str = "", **environment: str) -> list[str]:
     """Run a copy of run.sh with only this python3; return the lines it prints."""
     for name in ("run.sh", "requirements.txt", "pyproject.toml"):
         shutil.copy(REPOSITORY / name, folder / name)
@@ -249,7 +249,11 @@ def run_sh(folder: Path, python3: str | None, code: int = 2, **environment: str)
             (tools / name).write_text(f"#!{shutil.which('bash')}\n{text}\n")
             (tools / name).chmod(0o755)
     result = subprocess.run(
-        [tools / "bash", "run.sh"], cwd=folder, env={"PATH": str(tools), **environment}, capture_output=True, text=True
+        [tools / "bash", "run.sh", *words.split()],
+        cwd=folder,
+        env={"PATH": str(tools), **environment},
+        capture_output=True,
+        text=True,
     )
     assert result.returncode == code, result.stderr
     assert result.stdout == ""
@@ -289,7 +293,6 @@ def test_run_sh_leaves_a_broken_venv_to_its_owner(tmp_path):
         ("", "numpy>=2\nno-such-package>=1\n", False),
         ("report", "numpy>=2\n", True),
         ("report other", "numpy>=2\n", False),
-        ("exprot", "numpy>=2\n", False),
     ],
 )
 def test_run_sh_asks_for_the_packages_of_this_system_and_of_the_extras(tmp_path, extras, required, found):
@@ -353,6 +356,14 @@ def test_without_a_gpu_torch_comes_from_its_own_index_where_that_answers(tmp_pat
     assert [line.split("pip install")[1] for line in first] == [
         " --quiet --disable-pip-version-check --index-url https://download.pytorch.org/whl/cpu -r /dev/stdin torch "
     ] * from_torch
+
+
+def test_an_extra_that_is_not_known_is_refused(tmp_path):
+    python3 = NOTING.replace('"- "*) echo torch; echo numpy; exit 1', f'"- "*) exec {sys.executable} "$@"')
+    noted = tmp_path / "noted"
+    (line,) = run_sh(tmp_path, python3, words="--python exprot", UNREACHABLE="1", NOTED=str(noted))
+    assert "lacks one of the extras exprot" in line
+    assert not noted.exists()
 
 
 NOTEBOOK = (

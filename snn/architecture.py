@@ -11,7 +11,8 @@ from snn.errors import InputError
 WORDS = (
     "64C3 (64 channels, 3x3 kernel, same padding), 32C5S2 (stride 2), P2 and A2 (2x2 maximum and average pools), "
     "512F (fully connected), 256R (recurrent); with learned delays of up to 25 steps, 256FD25 (one per input), "
-    "256FDS25 (one per synapse) and 256RDR25 (one per neuron, for recurrent spikes)"
+    "256FDS25 (one per synapse), 256F+D25 (one per input, which also arrives at once, with weights of its own) and "
+    "256RDR25 (one per neuron, for recurrent spikes)"
 )
 
 
@@ -35,6 +36,7 @@ class Delay(NamedTuple):
 
     per: Literal["input", "synapse", "neuron"]
     max_steps: int
+    is_extra: bool = False  # each input also arrives at once, with weights of its own
 
 
 class Full(NamedTuple):
@@ -47,12 +49,13 @@ class Full(NamedTuple):
 
 
 def parse_delay(word: str) -> Delay:
-    """Parse D25 or DS25. Raise InputError for anything else."""
-    if not (found := re.fullmatch(r"D(S?)([1-9]\d*)", word)):
+    """Parse D25, DS25 or +D25. Raise InputError for anything else."""
+    if not (found := re.fullmatch(r"(D|DS|\+D)([1-9]\d*)", word)):
         raise InputError(
-            f"'{word}' is not a delay; write D25 (one for each input, up to 25 steps) or DS25 (each synapse)"
+            f"'{word}' is not a delay; write D25 (one for each input, up to 25 steps), DS25 (one for each synapse) or "
+            "+D25 (one for each input, which also arrives at once)"
         )
-    return Delay("synapse" if found[1] else "input", int(found[2]))
+    return Delay("synapse" if found[1] == "DS" else "input", int(found[2]), is_extra=found[1] == "+D")
 
 
 def parse(words: Iterable[str]) -> tuple[Conv | Pool | Full, ...]:
@@ -66,7 +69,7 @@ def parse(words: Iterable[str]) -> tuple[Conv | Pool | Full, ...]:
             layer: Conv | Pool | Full = Conv(channels, kernel, stride)
         elif found := re.fullmatch(r"([PA])([1-9]\d*)", word):
             layer = Pool(int(found[2]), is_average=found[1] == "A")
-        elif found := re.fullmatch(r"([1-9]\d*)([FR])(DS?[1-9]\d*)?(?:DR([1-9]\d*))?", word):
+        elif found := re.fullmatch(r"([1-9]\d*)([FR])(\+?DS?[1-9]\d*)?(?:DR([1-9]\d*))?", word):
             size, kind, delay, own = found.groups()
             if own and kind == "F":
                 raise InputError(f"layer '{word}': DR{own} delays the spikes of a recurrent layer; write {size}R")

@@ -258,7 +258,7 @@ class Network(Section):
         "epochs the others, which are the smallest, become 0 for good, and cost no synaptic operation",
     )
     output_delay: str | None = Field(
-        None, description="learned delays of the output layer's inputs, D25 or DS25 as in layers"
+        None, description="learned delays of the output layer's inputs, D25, DS25 or +D25 as in layers"
     )
     delay_init_ms: Annotated[tuple[NonNegativeFloat, NonNegativeFloat], Field(strict=False)] | None = Field(
         None, description="initial delays are drawn between these two; default 0 to the longest (ms)"

@@ -25,7 +25,9 @@ Per = Literal["input", "synapse"]
 class DelayedLinear(EventLinear, MemoryModule):
     """An `EventLinear` whose inputs come late, one delay per input or per synapse; the output is (T, B, N).
 
-    On the CPU the work follows the events. On other devices, and for dense activity, plain torch operations do it.
+    If the delays are `extra`, each input arrives twice: at once, and late. The weights are then (N, 2·C), those of the
+    first arrival before those of the second. On the CPU the work follows the events. On other devices, and for dense
+    activity, plain torch operations do it. InputError for extra delays per synapse.
     """
 
     past: Tensor | SparseCounts | None
@@ -38,8 +40,14 @@ class DelayedLinear(EventLinear, MemoryModule):
         max_steps: int,
         initial_steps: tuple[float, float] | None = None,
         bias: bool = False,
+        extra: bool = False,
     ):
-        super().__init__(inputs, outputs, bias)
+        if extra and per != "input":
+            raise InputError(
+                "extra delays are delays of inputs: for delays of synapses, per='synapse', leave out extra"
+            )
+        super().__init__(2 * inputs if extra else inputs, outputs, bias)
+        self.in_features, self.extra = inputs, extra
         shape = {"input": (inputs,), "synapse": (outputs, inputs)}[per]
         self.delays = Delays(shape, max_steps, initial_steps, f"delay of each {per}")
         self.per = per
@@ -57,34 +65,50 @@ class DelayedLinear(EventLinear, MemoryModule):
         past = x_TBC.shape[0] - T
         self.past = _last(x_TBC, self.delays.reach)
         if (entries := self._entries(x_TBC)) is not None:
-            first, h = self.delays.taps()
+            first, h = self.taps()
             if self.per == "input":
                 A_KNC = self.weight * h.unsqueeze(1)
-                y_RN = _AxonalProduct.apply(*entries, A_KNC, first, h.detach(), self.weight.detach(), B, past)
+                W_NC = self.weight.detach()
+                y_RN = _AxonalProduct.apply(*entries, A_KNC, first, h.detach(), W_NC, B, past, self.in_features)
             else:
                 y_RN = _SynapticProduct.apply(*entries, self.weight * h, first, B, past)
             return self._add_bias(y_RN).view(T, B, -1)
         x_TBC = as_tensor(x_TBC)
         if self.per == "input":
-            y_TBN = F.linear(taps.shifted(x_TBC, *self.delays.taps()), self.weight)
+            x_TBC = torch.cat([x_TBC, x_TBC], 2) if self.extra else x_TBC
+            y_TBN = F.linear(taps.shifted(x_TBC, *self.taps()), self.weight)
         else:
             y_TBN = taps.product(x_TBC, self.weight, *self.delays.as_said())
         return self._add_bias(y_TBN[past:])
 
+    def taps(self) -> tuple[Tensor, Tensor]:
+        """Return (first, h_K) as `Delays.taps` does, for each synapse or for each column of the weights."""
+        first, h_K = self.delays.taps()
+        if not self.extra:
+            return first, h_K
+        at_once_K = torch.zeros_like(h_K)
+        at_once_K[0] = 1
+        return torch.cat([torch.zeros_like(first), first]), torch.cat([at_once_K, h_K], 1)
+
     def drive(self, num_inputs: int) -> Drive:
         """Return how the layer streams, with delays in whole steps."""
-        drive = drives.late_inputs if self.per == "input" else drives.late_synapses
-        return drive(self.weight, self.delays.taps()[0])
+        first, _ = self.taps()
+        if self.per == "input":
+            return drives.late_inputs(self.weight, first, num_inputs)
+        return drives.late_synapses(self.weight, first)
 
 
 class _AxonalProduct(torch.autograd.Function):
-    """Σ_j w_nc h_cj x_{t - first_c - j} for entries of `EventLinear`. Gradients of w and h begin in A = w h."""
+    """Σ_j w_nc h_cj x_{t - first_c - j} for entries of `EventLinear`. Gradients of w and h begin in A = w h.
+
+    There may be more columns c than inputs C: column c takes input c mod C.
+    """
 
     @staticmethod
-    def forward(ctx, s_RC, mask_BC, offsets, channels, counts, A_KNC, first_C, h_KC, W_NC, B, past):
+    def forward(ctx, s_RC, mask_BC, offsets, channels, counts, A_KNC, first_C, h_KC, W_NC, B, past, C):
         ctx.save_for_backward(mask_BC, offsets, channels, counts, first_C, h_KC, W_NC)
-        ctx.B, ctx.past = B, past
-        events = delays.moved(offsets, channels, counts, first_C, len(h_KC), B, past)
+        ctx.B, ctx.past, ctx.C = B, past, C
+        events = delays.moved(offsets, channels, counts, first_C, len(h_KC), B, past, C)
         return delays.product(events, h_KC, W_NC, B)
 
     @staticmethod
@@ -92,11 +116,11 @@ class _AxonalProduct(torch.autograd.Function):
         mask_BC, *entries, first_C, h_KC, W_NC = ctx.saved_tensors
         gs_RC = gA_KNC = None
         if ctx.needs_input_grad[0]:
-            gs_RC = delays.moved_back(input_gradient(gy_RN, W_NC), first_C, h_KC, mask_BC, ctx.B, ctx.past)
+            gs_RC = delays.moved_back(input_gradient(gy_RN, W_NC), first_C, h_KC, mask_BC, ctx.B, ctx.past, ctx.C)
         if ctx.needs_input_grad[5]:
-            events = delays.moved(*entries, first_C, len(h_KC), ctx.B, ctx.past, by_channel=True)
+            events = delays.moved(*entries, first_C, len(h_KC), ctx.B, ctx.past, ctx.C, by_channel=True)
             gA_KNC = delays.gradient(events, gy_RN, *h_KC.shape, ctx.B)
-        return gs_RC, *[None] * 4, gA_KNC, *[None] * 5
+        return gs_RC, *[None] * 4, gA_KNC, *[None] * 6
 
 
 class _SynapticProduct(torch.autograd.Function):

@@ -74,6 +74,8 @@ class Meter:
 
     def _linear(self, module: nn.Module, inputs: tuple) -> None:
         x = as_tensor(inputs[0])
+        if isinstance(module, EventLinear):  # an input may arrive several times, as an event each time
+            x = x.repeat(1, 1, module.weight.shape[1] // module.in_features)
         height, width, _ = _geometry(module)
         active = (x != 0).reshape(-1, height * width, x.shape[-1])
         of_inputs = active.sum(0) if isinstance(module, EventConv) else active.sum((0, 1))

@@ -266,8 +266,9 @@ def _linear(
     """Build the map of a fully connected layer."""
     if delay is None:
         return EventLinear(inputs, outputs)
+    per, max_steps, is_extra = delay
     # no word for a layer's input gives it delays per neuron
-    return DelayedLinear(inputs, outputs, *delay, _initial_steps(network, dt_ms))  # type: ignore[arg-type]
+    return DelayedLinear(inputs, outputs, per, max_steps, _initial_steps(network, dt_ms), extra=is_extra)  # type: ignore[arg-type]
 
 
 def _initial_steps(network: config.Network, dt_ms: float) -> tuple[float, float] | None:

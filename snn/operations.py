@@ -59,7 +59,7 @@ def of_inputs(linear: "Linear", channels_first: bool = False) -> Tensor | None:
     if isinstance(linear, Pooling):
         return None
     if not isinstance(linear, EventConv):
-        return _short(fan_out(linear.weight))
+        return _short(fan_out(linear.weight).view(-1, linear.in_features).sum(0))  # an input may arrive several times
     fan_out_CHW = fan_out(linear.weight, linear.geometry)
     return _short((fan_out_CHW if channels_first else fan_out_CHW.movedim(0, -1)).flatten())
 

@@ -19,6 +19,7 @@ VARIANTS = [
     {"neuron": "CuAdLIF", "reset": "soft", "batch_norm": False, "layers": ("16R", "12F")},
     {"neuron": "SEAdLIF", "layers": ("16FD5", "12RDR4"), "output_delay": "D3"},
     {"layers": ("16FDS6", "12RDS3DR2"), "variant": "superspike", "output_delay": "DS4"},
+    {"layers": ("16F+D5", "12R+D3DR2"), "output_delay": "+D4"},
 ]
 EASY, LATE = (NeuronParams(tau_mem_steps=5.0, tau_syn_steps=5.0, theta=theta) for theta in (0.05, 0.3))
 IMAGES = [
@@ -34,7 +35,7 @@ def _over(variants: list[dict], slow: tuple[int, ...]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("changes", marked, ids=str)
 
 
-over_variants, over_all = _over(VARIANTS, (1, 2)), _over([*VARIANTS, *IMAGES], (1, 2, 6, 7))
+over_variants, over_all = _over(VARIANTS, (1, 2)), _over([*VARIANTS, *IMAGES], (1, 2, 7, 8))
 
 
 def recordings(n: int = N_RECORDINGS, num_channels: int = 30) -> Recordings:

@@ -24,7 +24,8 @@ MAX_STEPS = 9  # more than some windows have
 
 def make_layer(per: str, C: int, dtype: torch.dtype, sigma_steps: float = 0.0, bias: bool = False) -> DelayedLinear:
     torch.manual_seed(1)
-    layer = DelayedLinear(C, OUTPUTS[C], per, MAX_STEPS, bias=bias).to(dtype)
+    per, extra = ("input", True) if per == "extra" else (per, False)
+    layer = DelayedLinear(C, OUTPUTS[C], per, MAX_STEPS, bias=bias, extra=extra).to(dtype)
     layer.dense_above = 1.0
     layer.delays.sigma_steps = sigma_steps
     with torch.no_grad():  # the shortest, a whole number and the longest among them
@@ -34,7 +35,10 @@ def make_layer(per: str, C: int, dtype: torch.dtype, sigma_steps: float = 0.0, b
 
 
 def expected(layer: DelayedLinear, x_TBC: torch.Tensor) -> torch.Tensor:
-    y_TBN = taps.product(x_TBC, layer.weight, layer.delays.steps, MAX_STEPS, layer.delays.sigma_steps)
+    W_NC = layer.weight[:, -x_TBC.shape[2] :]
+    y_TBN = taps.product(x_TBC, W_NC, layer.delays.steps, MAX_STEPS, layer.delays.sigma_steps)
+    if layer.extra:
+        y_TBN = y_TBN + x_TBC @ layer.weight[:, : x_TBC.shape[2]].T
     return y_TBN if layer.bias is None else y_TBN + layer.bias
 
 
@@ -62,7 +66,7 @@ def test_the_definition_says_what_the_equation_says(per, sigma_steps):
 @pytest.mark.parametrize(
     "dtype", [torch.float32, pytest.param(torch.float64, marks=pytest.mark.slow)], ids=["f32", "f64"]
 )
-@pytest.mark.parametrize("per", ["input", "synapse"])
+@pytest.mark.parametrize("per", ["input", "synapse", "extra"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("as_what", ["events", "spikes", "dropped", "dense product"])
 @pytest.mark.parametrize("sigma_steps", [0.0, 1.6])
@@ -108,7 +112,7 @@ def test_spikes_after_events():
     assert_close(torch.cat([layer(as_events(x_TBC[:20])), layer(Spikes(x_TBC[20:]))]), whole)
 
 
-@pytest.mark.parametrize("per", ["input", "synapse"])
+@pytest.mark.parametrize("per", ["input", "synapse", "extra"])
 @pytest.mark.parametrize("is_training", [True, False], ids=["real", "rounded"])
 @pytest.mark.parametrize("as_what", ["events", "spikes", "dropped"])
 @pytest.mark.parametrize("lengths", [(20, 13), (1,) * 33, (2, 1, 30)], ids=str)
@@ -132,7 +136,7 @@ def test_chunks_are_one_call(per, is_training, as_what, lengths):
         assert_close(other, one)
 
 
-@pytest.mark.parametrize("per", ["input", "synapse"])
+@pytest.mark.parametrize("per", ["input", "synapse", "extra"])
 def test_results_depend_neither_on_threads_nor_on_old_memory(per):
     x_TBC = random_counts((25, 40, 40), 0.1, torch.float32)
     layer = make_layer(per, 40, torch.float32)
@@ -181,15 +185,21 @@ def test_clamped_and_checked():
 
 
 def test_words():
-    parsed = architecture.parse(["16FD25", "16FDS3", "16RDR4", "16RDS3DR4"])
-    assert [layer.delay for layer in parsed] == [("input", 25), ("synapse", 3), None, ("synapse", 3)]
-    assert [layer.recurrent_delay_max_steps for layer in parsed] == [None, None, 4, 4]
+    parsed = architecture.parse(["16FD25", "16FDS3", "16RDR4", "16RDS3DR4", "16F+D25"])
+    late, synapses, extra = ("input", 25, False), ("synapse", 3, False), ("input", 25, True)
+    assert [layer.delay for layer in parsed] == [late, synapses, None, synapses, extra]
+    assert [layer.recurrent_delay_max_steps for layer in parsed] == [None, None, 4, 4, None]
     assert architecture.resized(["16FD25", "8RDS3DR4"], [5, 6, 7]) == ["5FD25", "6RDS3DR4", "7RDS3DR4"]
-    for word in ("16FD", "16FD0", "16FSD3", "16D25F", "8C3D2", "16RDR4D2"):
-        with pytest.raises(InputError, match=f"layer '{word}' is not known"):
+    assert architecture.resized(["16F+D25"], [5]) == ["5F+D25"]
+    for word in ("16FD", "16FD0", "16FSD3", "16D25F", "8C3D2", "16RDR4D2", "16F+", "16F+F"):
+        with pytest.raises(InputError, match=re.escape(f"layer '{word}' is not known")):
             architecture.parse([word])
     with pytest.raises(InputError, match="'16FDR4': DR4 delays the spikes of a recurrent layer; write 16R"):
         architecture.parse(["16FDR4"])
+    with pytest.raises(InputError, match="'\\+DS4' is not a delay; write D25"):
+        architecture.parse(["16F+DS4"])
+    with pytest.raises(InputError, match="extra delays are delays of inputs"):
+        DelayedLinear(6, 4, "synapse", 3, extra=True)
 
 
 def delayed(**changes) -> config.Config:

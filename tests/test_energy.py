@@ -9,6 +9,7 @@ from torch import nn
 
 from snn import config, energy, hardware
 from snn.network import Network
+from snn.operations import SynapticOperations
 from tests.conftest import REPOSITORY, TINY
 
 T, B = 12, 3
@@ -70,6 +71,26 @@ def test_counts_equal_spikingjellys(most):
     assert ours["energy_compute"] == pytest.approx(1e-6 * (4.6 * ours["effective_macs"] + 0.9 * ours["effective_acs"]))
     assert ours["energy"] == pytest.approx(ours["energy_compute"] + 1e-6 * 24.96 * ours["memory_traffic"])
     assert ours["baseline_energy_compute"] == pytest.approx(4.6e-6 * T * (15 * 20 + 20 * 10 + 10 * 4))
+
+
+def test_inputs_that_arrive_twice_meet_the_weights_of_both():
+    network = make_network(["20F+D5", "10F+D3"], (15,))
+    with torch.no_grad():
+        for layer in network.layers:
+            layer.linear.weight[torch.rand_like(layer.linear.weight) < 0.3] = 0
+    x_TBC = events((15,), 1)
+    first, second = (layer.linear.weight.count_nonzero(0).view(2, -1).sum(0) for layer in network.layers[:2])
+    last = network.output.linear.weight.count_nonzero(0)
+    with torch.no_grad():
+        activity = network.eval().run(x_TBC)
+    met = [
+        (x.double() @ w.double()).sum() for x, w in zip((x_TBC, *activity.layers), (first, second, last), strict=False)
+    ]
+    assert all(met)
+    ours = values(network, x_TBC)
+    assert ours["synaptic_operations"] * B == pytest.approx(float(sum(met)))
+    assert float(SynapticOperations(network).per_step(x_TBC, activity.layers).sum()) == sum(met)
+    assert ours["dense_operations"] == T * (30 * 20 + 40 * 10 + 10 * 4)
 
 
 def test_convolutions_equal_spikingjellys():

@@ -264,7 +264,7 @@ def batch(seed: int, B: int) -> tuple[SparseCounts, Tensor]:
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-@pytest.mark.parametrize("layers", [("16F", "12F"), ("16R",), ("16FD9", "12FDS4")], ids=str)
+@pytest.mark.parametrize("layers", [("16F", "12F"), ("16R",), ("16FD9", "12FDS4"), ("16F+D9",)], ids=str)
 def test_replayed_steps_are_those_of_python(layers, dropout):
     """Compare losses, weights and statistics over batches of several sizes and equal dropout; then use another loss."""
     cfg = small(dropout=dropout, layers=layers)

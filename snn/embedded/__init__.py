@@ -61,17 +61,16 @@ def code(
     network.check_values("the network")
     network = (quantised if int8 else Network.folded)(network)
     sizes = [network.num_channels, *(layer.linear.out_features for layer in network.layers)]
-    if max(sizes) > LARGEST:
-        raise InputError(
-            f"the formats c and html number inputs and neurons with 16 bits, but a layer has {max(sizes):,}"
-        )
+    arriving = [len(layer.linear.weight.T) for layer in network.layers]  # an input may arrive several times
+    if (most := max(*sizes, *arriving)) > LARGEST:
+        raise InputError(f"the formats c and html number inputs and neurons with 16 bits, but a layer has {most:,}")
     most_events = most_late if getattr(network.layers[0].linear, "per", None) == "input" else 2**16 - 1
     if int8:
-        most_events = min(most_events, (2**31 - 1) // (127 * sizes[0]))
+        most_events = min(most_events, (2**31 - 1) // (127 * arriving[0]))
     types = {
         "SUM": "int32_t" if int8 else "float",
         "WEIGHT": "int8_t" if int8 else "float",
-        "CHANNEL": unsigned(sizes[0] - 1),
+        "CHANNEL": unsigned(arriving[0] - 1),
         "COUNT": unsigned(most_events),
         "START": unsigned(max(int(each.count_nonzero()) + each.numel() // GAP for each in weights(network))),
     }
@@ -93,6 +92,8 @@ def code(
         "LAYERS": len(layers),
         "NEURONS": ", ".join(map(str, sizes[1:])),
         "WIDEST": max(sizes[1:]),
+        "ARRIVING": arriving[0],
+        "MOST_ARRIVING": max(*sizes[1:], *arriving[1:]),
         "WIDEST_ROW": _filled(max(sizes[1:])),
         "BLOCK": BLOCK,
         "MOST_EVENTS": most_events,
@@ -145,11 +146,18 @@ def _printed(k: int, layer: Layer, is_output: bool, types: Mapping[str, str]) ->
         return is_sparse
 
     words = dict(types) | {"K": k, "INDEX": k - 1, "BEFORE": k - 2, "NEURON": neuron.name}
-    words |= {"INPUTS": C, "N": N, "ROW": _filled(N), "INPUT_BYTES": -(-C // 8), "BYTES": -(-N // 8)}
+    words |= {
+        "INPUTS": C,
+        "SENT": linear.in_features,
+        "N": N,
+        "ROW": _filled(N),
+        "INPUT_BYTES": -(-C // 8),
+        "BYTES": -(-N // 8),
+    }
     words["COUNTS"] = "net->counts" if k == 1 else "NULL"
     per, whole = None, None
     if isinstance(linear, DelayedLinear):
-        per, whole = linear.per, linear.delays.taps()[0]
+        per, (whole, _) = linear.per, linear.taps()
         words["D"] = int(whole.max()) + 1
     is_sparse = add_weights("", linear.weight, whole if per == "synapse" else None)
     summed = [] if per == "synapse" else [is_sparse]  # for each matrix whose rows are summed: are zeros left out?

@@ -1,4 +1,4 @@
-/* Layer @K@: @INPUTS@ inputs, @N@ neurons @NEURON@. */
+/* Layer @K@: @SENT@ inputs, @N@ neurons @NEURON@. */
 static void run_layer_@K@(network *net)
 {
 #if INPUT
@@ -12,12 +12,15 @@ static void run_layer_@K@(network *net)
     /* Each input waits in the row of the step in which it arrives. */
     const unsigned now = net->step % @D@;
 #if INPUT
-    for (unsigned e = 0; e < number; e++) {
-        const unsigned c = from[e], due = (now + input_delays_@K@[c]) % @D@, place = net->num_late_@K@[due]++;
-        net->late_@K@[due][place] = (@CHANNEL@)c;
-        net->late_counts_@K@[due][place] = (@COUNT@)net->counts[c];
-        net->counts[c] = 0;
-    }
+    for (unsigned first = 0; first < @INPUTS@; first += @SENT@)
+        for (unsigned e = 0; e < number; e++) {
+            const unsigned c = first + from[e], due = (now + input_delays_@K@[c]) % @D@;
+            const unsigned place = net->num_late_@K@[due]++;
+            net->late_@K@[due][place] = (@CHANNEL@)c;
+            net->late_counts_@K@[due][place] = (@COUNT@)net->counts[from[e]];
+        }
+    for (unsigned e = 0; e < number; e++)
+        net->counts[from[e]] = 0;
     number = net->num_channels = net->num_late_@K@[now];
     net->num_late_@K@[now] = 0;
     for (unsigned e = 0; e < number; e++) {
@@ -26,7 +29,8 @@ static void run_layer_@K@(network *net)
     }
 #else
     for (unsigned e = 0; e < number; e++)
-        set_bit(net->late_@K@[(now + input_delays_@K@[from[e]]) % @D@], from[e]);
+        for (unsigned c = from[e]; c < @INPUTS@; c += @SENT@)
+            set_bit(net->late_@K@[(now + input_delays_@K@[c]) % @D@], c);
     number = take_bits(net->arrived, net->late_@K@[now], @INPUT_BYTES@);
     /* They are summed in the order in which they were sent: those with longer delays first. */
     for (unsigned e = 1; e < number; e++) {

@@ -49,10 +49,10 @@ typedef struct {
     uint32_t last_us;
     bool has_events;
     uint16_t num_channels;  /* with events in the step that is being gathered, in the order of their first events */
-    uint16_t channels[NETWORK_CHANNELS], counts[NETWORK_CHANNELS];
+    uint16_t channels[@ARRIVING@], counts[@ARRIVING@];
     @SUM@ sum[@WIDEST_ROW@];
 #if TAKES_BITS
-    uint16_t arrived[NETWORK_WIDEST];
+    uint16_t arrived[@MOST_ARRIVING@];
 #endif
 @MEMORY@
 } network;

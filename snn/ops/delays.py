@@ -6,6 +6,9 @@ Rows r = t·B + b, slices and LANES as in `snn.ops.sparse`; taps (`first`, K of 
 A delay for each input moves its events to the row that its first tap reaches, sample by sample; from there they reach
 K rows. Forward takes them row by row and the gradient channel by channel, so that the sums of both stay in registers.
 The gradient of the products A_KNC = w_nc h_kc, each a sum over events, gives that of the weights and of the shares.
+
+An input may arrive several times. Of C inputs, input c arrives as channels c, C + c, 2·C + c ..., each of which has a
+delay and weights.
 """
 
 from typing import NamedTuple
@@ -35,45 +38,56 @@ class Moved(NamedTuple):
 
 
 @kernel
-def _count(offsets, channels, lags, U, by_channel, numbers, begin, end):
+def _count(offsets, channels, lags, C, U, by_channel, numbers, begin, end):
     """Set numbers[b, row] to the number of events that sample b has in each row."""
     B, rows = numbers.shape
     number = np.empty(rows, np.int64)  # counted here, then copied once
     for b in range(begin, end):
         number[:] = 0
         for t in range((len(offsets) - 1) // B):
-            for e in range(np.uint64(offsets[t * B + b]), np.uint64(offsets[t * B + b + 1])):
-                u = np.uint64(t + lags[channels[e]])  # a step before the first is a huge number
-                if u < np.uint64(U):
-                    number[np.uint64(channels[e]) if by_channel else u] += 1
+            for first in range(0, len(lags), C):
+                for e in range(np.uint64(offsets[t * B + b]), np.uint64(offsets[t * B + b + 1])):
+                    c = np.uint64(first) + np.uint64(channels[e])
+                    u = np.uint64(t + lags[c])  # a step before the first is a huge number
+                    if u < np.uint64(U):
+                        number[c if by_channel else u] += 1
         numbers[b] = number
 
 
 @kernel
-def _move(offsets, channels, counts, lags, U, by_channel, firsts, moved_channels, moved_counts, begin, end):
+def _move(offsets, channels, counts, lags, C, U, by_channel, firsts, moved_channels, moved_counts, begin, end):
     """Write the events of samples begin ... end into their rows, in the order of their steps."""
     B, rows = firsts.shape
     place = np.empty(rows, np.uint64)
     for b in range(begin, end):
         place[:] = firsts[b]
         for t in range((len(offsets) - 1) // B):
-            for e in range(np.uint64(offsets[t * B + b]), np.uint64(offsets[t * B + b + 1])):
-                c = np.uint64(channels[e])
-                u = np.uint64(t + lags[c])
-                if u < np.uint64(U):
-                    row = c if by_channel else u
-                    moved_channels[place[row]] = u if by_channel else c
-                    moved_counts[place[row]] = counts[e]
-                    place[row] += np.uint64(1)
+            for first in range(0, len(lags), C):
+                for e in range(np.uint64(offsets[t * B + b]), np.uint64(offsets[t * B + b + 1])):
+                    c = np.uint64(first) + np.uint64(channels[e])
+                    u = np.uint64(t + lags[c])
+                    if u < np.uint64(U):
+                        row = c if by_channel else u
+                        moved_channels[place[row]] = u if by_channel else c
+                        moved_counts[place[row]] = counts[e]
+                        place[row] += np.uint64(1)
 
 
 def moved(
-    offsets: Tensor, channels: Tensor, counts: Tensor, first_C: Tensor, K: int, B: int, past: int, by_channel=False
+    offsets: Tensor,
+    channels: Tensor,
+    counts: Tensor,
+    first_C: Tensor,
+    K: int,
+    B: int,
+    past: int,
+    num_inputs: int,
+    by_channel: bool = False,
 ) -> Moved:
     """Return the events delayed, by row or by channel."""
     U, threads = (len(offsets) - 1) // B - past + K - 1, torch.get_num_threads()
     entries = arrays(offsets, channels, counts, counts.dtype)
-    rule = first_C.numpy() - past + K - 1, U, by_channel
+    rule = first_C.numpy() - past + K - 1, num_inputs, U, by_channel
     ends = np.zeros(B * (len(first_C) if by_channel else U) + 1, np.int64)
     numbers = ends[1:].reshape(B, -1)
     in_parts(lambda begin, end: _count(*entries[:2], *rule, numbers, begin, end), B, threads)
@@ -172,32 +186,38 @@ def gradient(events: Moved, gy_RN: Tensor, K: int, C: int, B: int) -> Tensor:
 def _move_back(gx_TBC, places, h_KC, mask_BC, past, steps, gs_TBC, begin, end):
     """Set gs[t, b, c] = mask Σ_j h[j, c] gx[t + first[c] + j - past, b, c] for samples begin ... end; K is even.
 
+    If an input arrives as several channels, the sum is also over these.
+
     places[c] is that of step first[c] in the scratch, which holds gx from step `past` on and zeros elsewhere.
     """
-    (T, _, C), width = gs_TBC.shape, gs_TBC.shape[2] + PAD
+    (T, _, C), width = gs_TBC.shape, len(places) + PAD
     room = np.zeros(steps * width, gs_TBC.dtype)
     for b in range(begin, end):
         for t in range(len(gx_TBC)):
-            for c in range(C):
+            for c in range(len(places)):
                 room[(past + t) * width + c] = gx_TBC[t, b, c]
         for t in range(T):
             gs_C = gs_TBC[t, b]
             gs_C[:] = 0
-            for j in range(0, len(h_KC), 2):
-                for c in range(C):
-                    at = np.uint64((t + j) * width) + places[c]
-                    gs_C[c] += h_KC[j, c] * room[at] + h_KC[j + 1, c] * room[at + np.uint64(width)]
+            for first in range(0, len(places), C):
+                h_KD, places_D = h_KC[:, first : first + C], places[first : first + C]
+                for j in range(0, len(h_KC), 2):
+                    for c in range(C):
+                        at = np.uint64((t + j) * width) + places_D[c]
+                        gs_C[c] += h_KD[j, c] * room[at] + h_KD[j + 1, c] * room[at + np.uint64(width)]
             if mask_BC is not None:
                 for c in range(C):
                     gs_C[c] *= mask_BC[b, c]
 
 
-def moved_back(gx_RC: Tensor, first_C: Tensor, h_KC: Tensor, mask_BC: Tensor | None, B: int, past: int) -> Tensor:
-    """Return the gradient of an input, ((past + T)·B, C), from that of the delayed input."""
+def moved_back(
+    gx_RC: Tensor, first_C: Tensor, h_KC: Tensor, mask_BC: Tensor | None, B: int, past: int, num_inputs: int
+) -> Tensor:
+    """Return the gradient of an input, ((past + T)·B, num_inputs), from that of the delayed input."""
     h_KC = F.pad(h_KC, (0, 0, 0, len(h_KC) % 2))
     K, C = h_KC.shape
     gx_TBC = gx_RC.contiguous().view(-1, B, C)
-    gs_TBC = gx_TBC.new_empty(past + len(gx_TBC), B, C)
+    gs_TBC = gx_TBC.new_empty(past + len(gx_TBC), B, num_inputs)
     places = (first_C.numpy() * (C + PAD) + np.arange(C)).astype(np.uint64)
     mask = None if mask_BC is None else mask_BC.contiguous().numpy()
     steps = len(gs_TBC) + int(first_C.max()) + K

@@ -34,11 +34,16 @@ def full(W_NC: Tensor) -> Drive:
     return Drive(_full, (_one_row(), slices(W_NC).numpy()), len(W_NC))
 
 
-def late_inputs(W_NC: Tensor, delay_C: Tensor) -> Drive:
-    """Return the drive of a fully connected layer whose inputs come late by whole steps."""
+def late_inputs(W_NC: Tensor, delay_C: Tensor, num_inputs: int) -> Drive:
+    """Return the drive of a fully connected layer whose inputs come late by whole steps.
+
+    An input may arrive several times, see `snn.ops.delays`.
+    """
     C, D, dtype = W_NC.shape[1], int(delay_C.max()) + 1, W_NC.detach().numpy().dtype
     due = np.empty((D, C), np.int32), np.empty((D, C), dtype), np.zeros(D, np.int64)
-    return Drive(_late_inputs, (_one_row(), slices(W_NC).numpy(), delay_C.numpy(), *due), len(W_NC), due[2:])
+    return Drive(
+        _late_inputs, (_one_row(), slices(W_NC).numpy(), delay_C.numpy(), num_inputs, *due), len(W_NC), due[2:]
+    )
 
 
 def late_synapses(W_NC: Tensor, delay_NC: Tensor) -> Drive:
@@ -79,15 +84,18 @@ def _full(x_1N, t, channels, counts, number, offsets, W_SCL):
 
 @inlined
 def _late_inputs(
-    x_1N, t, channels, counts, number, offsets, W_SCL, delay_C, due_channels_DC, due_counts_DC, due_numbers_D
+    x_1N, t, channels, counts, number, offsets, W_SCL, delay_C, num_inputs, due_channels_DC, due_counts_DC,
+    due_numbers_D,
 ):  # fmt: skip
     """Store the entries in the row of the step in which they are due, t mod D; those due now come in."""
     D = len(due_numbers_D)
-    for e in range(number):
-        due = (t + delay_C[channels[e]]) % D
-        due_channels_DC[due, due_numbers_D[due]] = channels[e]
-        due_counts_DC[due, due_numbers_D[due]] = counts[e]
-        due_numbers_D[due] += 1
+    for first in range(0, len(delay_C), num_inputs):
+        for e in range(number):
+            c = first + channels[e]
+            due = (t + delay_C[c]) % D
+            due_channels_DC[due, due_numbers_D[due]] = c
+            due_counts_DC[due, due_numbers_D[due]] = counts[e]
+            due_numbers_D[due] += 1
     now = t % D
     offsets[1] = due_numbers_D[now]
     product_rows(offsets, due_channels_DC[now], due_counts_DC[now], W_SCL, x_1N, 0, 1)

@@ -18,6 +18,7 @@ from datasets.prepare.cameras.tables import COLUMNS, NAMES, TICKS, Polarity, as_
 from datasets.prepare.store import LONGEST_US, Store, numbered
 from datasets.prepare.writer import new_file
 from datasets.recordings import Recordings
+from snn import checks
 from snn.errors import InputError
 
 Label = int | str
@@ -88,7 +89,13 @@ def in_memory(
 def _num_units(where: str, sensor: tuple[int, int] | None, channels: int | None) -> int:
     if (sensor is None) == (channels is None):
         raise InputError(f"{where}: give either sensor=(height, width) of a camera, or channels of a cochlea")
-    return channels if sensor is None else 2 * sensor[0] * sensor[1]
+    if sensor is None:
+        checks.whole(f"{where}: channels", channels, 1)
+        return channels
+    checks.sizes(f"{where}: sensor", sensor)
+    if len(sensor) != 2:
+        raise InputError(f"{where}: sensor must be (height, width), but is {sensor!r}")
+    return 2 * sensor[0] * sensor[1]
 
 
 def _checked(

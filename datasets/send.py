@@ -35,11 +35,15 @@ def recordings_of(path: Path, numbers: list[int] | None, sensor: tuple[int, int]
     set; without it a unit is a channel, and is sent as x.
     """
     if not (path.suffix in (".h5", ".hdf5") and hdf5.File(path).is_group("spikes")):
-        columns = map(np.concatenate, zip(*cameras.open_recording(path, Said(size=sensor)).pieces, strict=True))
-        yield path.name, Piece(*columns)
+        pieces = list(cameras.open_recording(path, Said(size=sensor)).pieces)
+        if not pieces:
+            raise InputError(f"{path}: holds no events")
+        yield path.name, Piece(*map(np.concatenate, zip(*pieces, strict=True)))
         return
     file = hdf5.File(path)
     units_type = h5py.check_vlen_dtype(file.dataset("spikes/units").dtype)
+    if units_type is None or units_type.kind not in "iu":
+        raise InputError(f"{path}: spikes/units holds {units_type}, not lists of whole numbers")
     labels = file.whole_numbers("labels")
     found = readers.read(
         "shd", path, "test", min(np.iinfo(units_type).max, 2**31) + 1, int(labels.max(initial=0)) + 1, in_memory=False
@@ -55,7 +59,8 @@ def recordings_of(path: Path, numbers: list[int] | None, sensor: tuple[int, int]
         if len(units) and units.max() >= (2 * height * width if sensor else width):
             raise InputError(f"{path}: recording {r} has the unit {units.max()}; give the camera's size with --sensor")
         y, x = np.divmod(units % (height * width), width)
-        name = f" ({found.class_names[labels[r]]})" if found.class_names else f" (class {labels[r]})"
+        is_named = found.class_names and labels[r] < len(found.class_names)
+        name = f" ({found.class_names[labels[r]]})" if is_named else f" (class {labels[r]})"
         yield f"recording {r}{name}", Piece(t[order], x, y, units // (height * width))
 
 

@@ -170,8 +170,12 @@ def test_what_is_said_about_arrays_is_checked(tmp_path):
         ({"time_unit": "min", "channels": 3}, "time_unit is 'min'; it must be one of s, ms, us, ns"),
         ({"time_unit": "us"}, "give either sensor"),
         ({"time_unit": "us", "channels": 3, "sensor": (2, 2)}, "give either sensor"),
+        ({"time_unit": "us", "channels": 0}, "channels must be a whole number, 1 to 2147483647, but is 0"),
+        ({"time_unit": "us", "sensor": (2, 2, 2)}, "sensor must be (height, width), but is (2, 2, 2)"),
+        ({"time_unit": "us", "sensor": (2, 0)}, "a size in .*sensor must be a whole number"),
+        ({"time_unit": "us", "channels": 3, "class_names": []}, "the label 0 has no name: there are 0"),
     ):
-        with pytest.raises(InputError, match=message.replace("(", r"\(")):
+        with pytest.raises(InputError, match=message.replace("(", r"\(").replace(")", r"\)")):
             arrays.write(tmp_path / "a.h5", [(([1], [1]), 0)], **words)
     with pytest.raises(InputError, match="'x' is not one of the classes a, b"):
         arrays.in_memory([(([1], [1]), "x")], time_unit="us", channels=3, class_names=["a", "b"])

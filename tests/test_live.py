@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 
+import h5py
 import numpy as np
 import pytest
 
@@ -259,6 +260,26 @@ def test_a_sender_sends_every_event_of_sets_and_recordings(tmp_path):
         list(send.recordings_of(tmp_path / "a.h5", [2], SENSOR))
     with pytest.raises(InputError, match="give the camera's size with --sensor"):
         list(send.recordings_of(tmp_path / "a.h5", None, (2, 2)))
+
+
+def test_a_sender_takes_sets_with_few_names_and_refuses_wrong_ones(tmp_path):
+    path = tmp_path / "a.h5"
+    arrays.write(path, [((E[:, 0], E[:, 1], E[:, 2], E[:, 3]), name) for name in "ab"], time_unit="us", sensor=SENSOR)
+    with h5py.File(path, "a") as file:
+        del file["extra/keys"]
+        file["extra/keys"] = np.array(["a"], dtype="S")
+    assert [title for title, _ in send.recordings_of(path, None, SENSOR)] == [
+        "recording 0 (a)",
+        "recording 1 (class 1)",
+    ]
+    with h5py.File(path, "a") as file:
+        del file["spikes/units"]
+        file.create_dataset("spikes/units", (2,), h5py.vlen_dtype(np.float32))
+    with pytest.raises(InputError, match="spikes/units holds float32, not lists of whole numbers"):
+        list(send.recordings_of(path, None, SENSOR))
+    (tmp_path / "a.csv").write_text("t_us,x,y,p\n")
+    with pytest.raises(InputError, match=r"a\.csv: holds no events"):
+        list(send.recordings_of(tmp_path / "a.csv", None, SENSOR))
 
 
 @pytest.mark.slow

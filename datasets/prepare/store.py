@@ -86,4 +86,6 @@ def numbered(
     whole = [isinstance(value, int | np.integer) and 0 <= value < 2**16 for value in values]
     if not all(whole):
         raise InputError(f"{what} {values[whole.index(False)]!r:.40} is neither a name nor a number from 0 to 65535")
+    if names is not None and max(values) >= len(names):
+        raise InputError(f"{what} {max(values)} has no name: there are {len(names)} names")
     return np.array(values, np.uint16), names

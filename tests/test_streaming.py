@@ -171,6 +171,16 @@ def test_no_event_no_decision():
     assert stream.finish() is None
 
 
+def test_an_event_after_the_end_counts_no_more():
+    stream = make_stream(trained(), stops=False)
+    stream.push(np.array([10_000]), np.array([3]))
+    decision, work = stream.finish(), stream.work
+    assert work.events == 1
+    stream.push(np.array([90_000]), np.array([5]))
+    assert stream.work == work
+    assert stream.finish() == decision
+
+
 @pytest.mark.parametrize(
     ("times", "channels", "message"),
     [

@@ -95,7 +95,7 @@ def advance(
             run_step(layers, channels, counts, entry_of_channel, tally, spikes, output_counts)
             if stops and tally[DECIDED] > 0:
                 return
-        if steps[e] == T:
+        if steps[e] == T or steps[e] < tally[STEP]:  # past the window, or `finish` has run on
             continue
         c = event_channels[e]
         if entry_of_channel[c] < 0:

@@ -4,10 +4,11 @@
     python -m benchmarks.results --readme
 
 The first writes results/<configuration>.json: commands, seeds, versions, machine, and each seed's metrics on the test
-split (which chose nothing: the best epoch is chosen on recordings held out from training). The second writes the tables
-between marker comments of README.md and docs/results.md and the picture docs/results.png, from stored results alone.
-It also writes docs/frontier.md and its picture (benchmarks/frontier.py), the ablations (benchmarks/ablation.py), and
-docs/speed.md from the figures of the other benchmarks (benchmarks/speed.py).
+split (which chose nothing: the best epoch is chosen on recordings held out from training). It does so after each seed,
+and keeps other seeds of the same commit: seeds may be trained one after the other or side by side. The second writes
+the tables between marker comments of README.md and docs/results.md and the picture docs/results.png, from stored
+results alone. It also writes docs/frontier.md and its picture (benchmarks/frontier.py), the ablations
+(benchmarks/ablation.py), and docs/speed.md from the figures of the other benchmarks (benchmarks/speed.py).
 """
 
 import argparse
@@ -85,7 +86,15 @@ def store(args: argparse.Namespace, words: Sequence[str]) -> None:
             "this"
         )
     RESULTS.mkdir(exist_ok=True)
-    load, seeds = os.getloadavg()[0], {}
+    out, mine = RESULTS / f"{name}.json", {}
+    result: dict[str, Any] = {
+        "configuration": f"configs/{path.name}",
+        "command": "",  # it names the seeds
+        "network": describe(cfg),
+        "finished": "",
+        "machine": machine_in_use(find_device(changed.train.device), load_at_start=os.getloadavg()[0]),
+        "versions": versions(),
+    }
     scaling = ["--thresholds"] if isinstance(cfg, config.Config) and cfg.data.validation_share else []
     for seed in tqdm(args.seeds, name, disable=None):
         run_name = f"{name}_seed{seed}"
@@ -94,29 +103,24 @@ def store(args: argparse.Namespace, words: Sequence[str]) -> None:
         seconds, busy = time.perf_counter() - started, processor_seconds() - busy
         run("test.py", "--load_pt_file", f"runs/{run_name}/best.pt", *scaling)
         metrics = json.loads(Path("runs", run_name, "test", "metrics.json").read_text(encoding="utf-8"))
-        seeds[str(seed)] = {key: metrics[key] for key in KEPT if key in metrics}
-        seeds[str(seed)] |= {"train_seconds": round(seconds, 1), "train_processor_seconds": round(busy, 1)}
+        mine[str(seed)] = found = {key: metrics[key] for key in KEPT if key in metrics}
+        found |= {"train_seconds": round(seconds, 1), "train_processor_seconds": round(busy, 1)}
         if curves := metrics.get("anytime"):  # for the figure over time
-            seeds[str(seed)]["anytime"] = {key: curve for key, curve in curves.items() if "time" in key}
-    result = {
-        "configuration": f"configs/{path.name}",
-        "command": shlex.join(
-            [*COMMAND, f"configs/{path.name}", "--seeds", *map(str, args.seeds), *without_places(words)]
-        ),
-        "network": describe(cfg),
-        "finished": time.strftime("%Y-%m-%d"),
-        "machine": machine_in_use(find_device(changed.train.device), load_at_start=load),
-        "versions": versions(),
-        "seeds": seeds,
-    }
-    write_whole(RESULTS / f"{name}.json", json.dumps(result, indent=1) + "\n")
+            found["anytime"] = {key: curve for key, curve in curves.items() if "time" in key}
+        seeds = seeds_of_same_code(out, result) | mine
+        result["seeds"] = {key: seeds[key] for key in sorted(seeds, key=int)}
+        result["command"] = shlex.join(
+            [*COMMAND, result["configuration"], "--seeds", *result["seeds"], *without_places(words)]
+        )
+        result["finished"] = time.strftime("%Y-%m-%d")
+        write_whole(out, json.dumps(result, indent=1) + "\n")
     print(f"stored in results/{name}.json; python -m benchmarks.results --readme puts it into README.md and docs/")
 
 
 def run(*command: str) -> None:
     """Run one of our programs; its errors are already on the screen."""
     if code := subprocess.run([sys.executable, str(REPOSITORY / command[0]), *command[1:]]).returncode:
-        raise InputError(f"{command[0]} ended with exit code {code}; nothing was stored")
+        raise InputError(f"{command[0]} ended with exit code {code}; nothing of this run is stored")
 
 
 def processor_seconds() -> float:
@@ -128,6 +132,15 @@ def processor_seconds() -> float:
 def without_places(words: Sequence[str]) -> list[str]:
     """Return the words without the folder of the data, which only concerns this machine."""
     return ["DIR" if before == "--path_to_dataset" else word for before, word in zip(["", *words], words, strict=False)]
+
+
+def seeds_of_same_code(out: Path, result: dict) -> dict[str, dict]:
+    """Return the seeds in this file if the same commit, without changes, and the same packages made them, or {}."""
+    commit = result["versions"].get("commit", "+")
+    if not out.exists() or commit.endswith("+"):
+        return {}
+    before = json.loads(out.read_text(encoding="utf-8"))
+    return before["seeds"] if before["versions"] == result["versions"] else {}
 
 
 def stored_before(out: Path, result: dict, part: str, *names: str) -> Any:

@@ -50,13 +50,19 @@ def machine(device: torch.device) -> dict[str, str | int | None]:
 
 
 def versions() -> dict[str, str]:
-    """Return versions of Python, the computing packages, and this repository (its commit; + marks changed files)."""
+    """Return versions of Python, the computing packages and this repository: its commit, with + if a file is changed.
+
+    Results are no part of the code, so a changed result does not count.
+    """
     found = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
     git = ["git", "-C", str(REPOSITORY)]
     try:
         commit, changed = (
             subprocess.run([*git, *words], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-            for words in (("rev-parse", "--short", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+            for words in (
+                ("rev-parse", "--short", "HEAD"),
+                ("status", "--porcelain", "--untracked-files=no", ":!results"),
+            )
         )
     except (OSError, subprocess.SubprocessError):  # there is no git, or no repository
         return found

@@ -1,6 +1,7 @@
 """The README's table shows the stored results, and nothing else."""
 
 import json
+from itertools import pairwise
 
 import pytest
 
@@ -256,6 +257,37 @@ def test_a_stored_result_has_scaled_thresholds_if_they_can_be_chosen(repository,
     seeds = stored["seeds"]
     assert {seed: found["fs_accuracy"] for seed, found in seeds.items()} == {"4": 2.0, "5": 4.0}
     assert all(("thresholds" in found) == scaled and "other" not in found for found in seeds.values())
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "kept"), [("abc", "abc", True), ("abc", "abd", False), ("a+", "a+", False)]
+)
+def test_seeds_of_one_commit_are_joined_and_stored_one_by_one(repository, monkeypatch, first, second, kept):
+    """A training that fails leaves the seeds before it in the file."""
+    path, versions = repository / "configs" / "adlif_shd.yaml", {}
+
+    def run(*command: str) -> None:
+        if ("--seed", "9") in pairwise(command):
+            raise InputError("train.py ended with exit code 2")
+        if command[0] == "test.py":
+            folder = repository / command[2].removesuffix("best.pt") / "test"
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "metrics.json").write_text(json.dumps({"fs_accuracy": 90.0}))
+
+    monkeypatch.chdir(repository)
+    monkeypatch.setattr(results, "run", run)
+    monkeypatch.setattr(results, "versions", lambda: dict(versions))
+    for commit, seeds in ((first, "4 10 9 2"), (second, "3")):
+        versions["commit"] = commit
+        monkeypatch.setattr("sys.argv", ["results", str(path), "--seeds", *seeds.split()])
+        if "9" in seeds:
+            with pytest.raises(InputError):
+                results.main()
+        else:
+            results.main()
+    stored = json.loads((repository / "results" / "adlif_shd.json").read_text())
+    assert list(stored["seeds"]) == (["3", "4", "10"] if kept else ["3"])
+    assert stored["command"].endswith(f"--seeds {' '.join(stored['seeds'])}")
 
 
 def test_places_of_this_machine_are_not_stored():

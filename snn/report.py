@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
 import yaml
 from torch import nn
 
@@ -23,7 +24,7 @@ from snn.evaluation import Evaluation
 from snn.files import write_whole
 from snn.learned import Learned
 from snn.lettering import why_numbers
-from snn.machine import find_device, machine, versions
+from snn.machine import machine, versions
 from snn.network import Network
 from snn.schema import AnyConfig
 from snn.tables import DASH, Table, interval, layer_name, number, percent, spikes
@@ -93,15 +94,15 @@ class Subject(NamedTuple):
         """Return the names of the network's classes."""
         return Named(self.content["class_names"], str(self.path))
 
-    def provenance(self) -> dict:
-        """Return the facts that say where the numbers of a test come from."""
+    def provenance(self, device: torch.device) -> dict:
+        """Return the facts that say where the numbers of a test on this device come from."""
         return {
             "checkpoint": str(self.path),
             "epoch": self.content["epoch"],
             "seed": self.cfg.train.seed,
             "command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
             "tested": time.strftime("%Y-%m-%d %H:%M:%S"),
-            "machine": machine(find_device(self.cfg.train.device)),
+            "machine": machine(device),
             "versions": versions(),
         }
 

@@ -253,7 +253,7 @@ class EventTesting(Testing):
                 metrics["thresholds"] = {
                     "held_out": curves[0], "test": curves[1], "chosen": thresholds.chosen(curves[0])
                 }  # fmt: skip
-            metrics |= subject.provenance() | about | {"anytime": evaluation.anytime(bins.dt_ms)}
+            metrics |= subject.provenance(self.device) | about | {"anytime": evaluation.anytime(bins.dt_ms)}
             report.write(subject, metrics, network, evaluation, self._draw(subject, network, samples))
             kept = {name: value for name, value in samples._asdict().items() if name != "events_by_step"}
             yield Result(subject, metrics, kept)

@@ -149,7 +149,7 @@ class ImageTesting(Testing):
             metrics |= {"spike_time_histograms": evaluation.histograms.tolist()}
             if self.args.quantise:
                 metrics |= {"moved_by_quantising": moved, "weight_bytes": weight_bytes(network)}
-            metrics |= subject.provenance() | about | {"T": subject.cfg.ttfs.T}
+            metrics |= subject.provenance(self.device) | about | {"T": subject.cfg.ttfs.T}
             target_n, label_n = evaluation.decisions()
             report.write(subject, metrics, evaluation)
             yield Result(subject, metrics, {"target": target_n, "label": label_n})

@@ -479,8 +479,8 @@ def test_a_quantised_network_is_tested_like_any_other(program, shd_folder):
     with torch.no_grad():  # a weight beside which all others of its neuron are rounded to 0
         network.layers[0].linear.weight[:8, 0] = 1000
     checkpoint.save(run_folder / "best.pt", cfg, network, epoch=1)
-    words = "test.py --load_pt_file run --path_to_dataset shd --set train.device=cpu"
-    for more in ("", " --quantise int8"):
+    words = "test.py --load_pt_file run --path_to_dataset shd --set train.device="
+    for more in ("cpu", "cuda --quantise int8"):  # a rounded network runs on the CPU, wherever it was trained
         result = program(words + more)
         assert result.returncode == 0, result.stderr
     exact, rounded = (json.loads((run_folder / name / "metrics.json").read_text()) for name in ("test", "test_int8"))

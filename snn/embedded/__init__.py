@@ -70,7 +70,7 @@ def code(
     types = {
         "SUM": "int32_t" if int8 else "float",
         "WEIGHT": "int8_t" if int8 else "float",
-        "CHANNEL": unsigned(arriving[0] - 1),
+        "CHANNEL": unsigned(sizes[0] - 1),
         "COUNT": unsigned(most_events),
         "START": unsigned(max(int(each.count_nonzero()) + each.numel() // GAP for each in weights(network))),
     }
@@ -149,6 +149,7 @@ def _printed(k: int, layer: Layer, is_output: bool, types: Mapping[str, str]) ->
     words |= {
         "INPUTS": C,
         "SENT": linear.in_features,
+        "FIRST_LATE": C - linear.in_features,
         "N": N,
         "ROW": _filled(N),
         "INPUT_BYTES": -(-C // 8),
@@ -186,6 +187,7 @@ def _printed(k: int, layer: Layer, is_output: bool, types: Mapping[str, str]) ->
         "INT8": int8,
         "BIAS": linear.bias is not None,
         "AXONAL": per == "input",
+        "TWICE": linear.in_features < C,
         "SYNAPTIC": per == "synapse",
         "RECURRENT": feedback is not None,
         "RECURRENT_DELAYS": delays,

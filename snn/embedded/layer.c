@@ -12,21 +12,35 @@ static void run_layer_@K@(network *net)
     /* Each input waits in the row of the step in which it arrives. */
     const unsigned now = net->step % @D@;
 #if INPUT
-    for (unsigned first = 0; first < @INPUTS@; first += @SENT@)
-        for (unsigned e = 0; e < number; e++) {
-            const unsigned c = first + from[e], due = (now + input_delays_@K@[c]) % @D@;
-            const unsigned place = net->num_late_@K@[due]++;
-            net->late_@K@[due][place] = (@CHANNEL@)c;
-            net->late_counts_@K@[due][place] = (@COUNT@)net->counts[from[e]];
-        }
-    for (unsigned e = 0; e < number; e++)
-        net->counts[from[e]] = 0;
+#if TWICE
+    const unsigned before = net->num_late_@K@[now]; /* these were sent in earlier steps */
+#endif
+    for (unsigned e = 0; e < number; e++) {
+        const unsigned c = from[e], due = (now + input_delays_@K@[@FIRST_LATE@ + c]) % @D@, place = net->num_late_@K@[due]++;
+        net->late_@K@[due][place] = (@CHANNEL@)c;
+        net->late_counts_@K@[due][place] = (@COUNT@)net->counts[c];
+#if TWICE
+    }
+    /* Those that arrive at once are summed between late ones of earlier steps and of this step. */
+    for (unsigned e = number; e-- > 0;)
+        net->channels[before + e] = net->channels[e];
+    for (unsigned e = 0; e < net->num_late_@K@[now]; e++) {
+        const unsigned c = @FIRST_LATE@ + net->late_@K@[now][e];
+        net->channels[e < before ? e : number + e] = (uint16_t)c;
+        net->counts[c] = net->late_counts_@K@[now][e];
+    }
+    number = net->num_channels = (uint16_t)(number + net->num_late_@K@[now]);
+    net->num_late_@K@[now] = 0;
+#else
+        net->counts[c] = 0;
+    }
     number = net->num_channels = net->num_late_@K@[now];
     net->num_late_@K@[now] = 0;
     for (unsigned e = 0; e < number; e++) {
         net->channels[e] = net->late_@K@[now][e];
         net->counts[net->channels[e]] = net->late_counts_@K@[now][e];
     }
+#endif
 #else
     for (unsigned e = 0; e < number; e++)
         for (unsigned c = from[e]; c < @INPUTS@; c += @SENT@)

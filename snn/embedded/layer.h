@@ -9,8 +9,8 @@
 #if AXONAL
 #if INPUT
     uint16_t num_late_@K@[@D@]; /* channels on their way, by the step of their arrival: how many, which, and counts */
-    @CHANNEL@ late_@K@[@D@][@INPUTS@];
-    @COUNT@ late_counts_@K@[@D@][@INPUTS@];
+    @CHANNEL@ late_@K@[@D@][@SENT@];
+    @COUNT@ late_counts_@K@[@D@][@SENT@];
 #else
     uint8_t late_@K@[@D@][@INPUT_BYTES@]; /* inputs on their way, a bit for each, by the step of their arrival */
 #endif

@@ -119,7 +119,8 @@ class PointTesting(Testing):
 
     def results(self) -> Iterator[Result]:
         for subject, right in zip(self.subjects, self.right, strict=True):
-            metrics = subject.provenance(torch.device("cpu")) | {"data": "points", "samples": 200, "accuracy": right / 2}
+            found = {"data": "points", "samples": 200, "accuracy": right / 2}
+            metrics = subject.provenance(torch.device("cpu")) | found
             metrics["samples_of"] = "points"
             write_page(subject, metrics, self.items, [], [])
             yield Result(subject, metrics, {"target": np.zeros(200)})

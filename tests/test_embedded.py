@@ -167,6 +167,12 @@ def test_memory_of_delays():
 
 
 @needs_gcc
+def test_an_output_layer_alone(tmp_path):
+    network, data = trained(layers=(), output_delay="+D3"), recordings(4)
+    assert run(tmp_path, network, data, False, "-O3") == lines_of(network.folded(), data)
+
+
+@needs_gcc
 @pytest.mark.parametrize("name", NEURONS)
 @pytest.mark.parametrize("reset", ["hard", "soft"])
 def test_each_neuron(name, reset, tmp_path):

@@ -93,7 +93,7 @@ def code(
         "NEURONS": ", ".join(map(str, sizes[1:])),
         "WIDEST": max(sizes[1:]),
         "ARRIVING": arriving[0],
-        "MOST_ARRIVING": max(*sizes[1:], *arriving[1:]),
+        "MOST_ARRIVING": max([*sizes[1:], *arriving[1:]]),
         "WIDEST_ROW": _filled(max(sizes[1:])),
         "BLOCK": BLOCK,
         "MOST_EVENTS": most_events,

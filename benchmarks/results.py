@@ -139,8 +139,11 @@ def seeds_of_same_code(out: Path, result: dict) -> dict[str, dict]:
     commit = result["versions"].get("commit", "+")
     if not out.exists() or commit.endswith("+"):
         return {}
-    before = json.loads(out.read_text(encoding="utf-8"))
-    return before["seeds"] if before["versions"] == result["versions"] else {}
+    try:
+        before = json.loads(out.read_text(encoding="utf-8"))
+        return before["seeds"] if before["versions"] == result["versions"] else {}
+    except (ValueError, KeyError, TypeError):  # a file that holds something else is replaced
+        return {}
 
 
 def stored_before(out: Path, result: dict, part: str, *names: str) -> Any:

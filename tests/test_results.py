@@ -1,12 +1,13 @@
 """The README's table shows the stored results, and nothing else."""
 
 import json
+import subprocess
 from itertools import pairwise
 
 import pytest
 
 from benchmarks import figures, frontier, results, speed
-from snn import settings
+from snn import machine, settings
 from snn.errors import InputError
 from tests.conftest import REPOSITORY
 
@@ -288,6 +289,32 @@ def test_seeds_of_one_commit_are_joined_and_stored_one_by_one(repository, monkey
     stored = json.loads((repository / "results" / "adlif_shd.json").read_text())
     assert list(stored["seeds"]) == (["3", "4", "10"] if kept else ["3"])
     assert stored["command"].endswith(f"--seeds {' '.join(stored['seeds'])}")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}"])
+def test_a_file_that_is_no_result_is_replaced(tmp_path, text):
+    path = tmp_path / "x.json"
+    path.write_text(text)
+    assert results.seeds_of_same_code(path, {"versions": {"commit": "abc"}}) == {}
+
+
+def test_a_changed_file_marks_the_commit_but_a_changed_result_does_not(tmp_path, monkeypatch):
+    def git(*words: str) -> None:
+        subprocess.run(["git", "-C", str(tmp_path), *words], check=True, capture_output=True)
+
+    files = [tmp_path / "results" / "x.json", tmp_path / "code.py"]
+    files[0].parent.mkdir()
+    for file in files:
+        file.write_text("1")
+    git("init")
+    git("add", ".")
+    git("-c", "user.name=x", "-c", "user.email=x@x", "commit", "-m", "x")
+    monkeypatch.setattr(machine, "REPOSITORY", tmp_path)
+    marks = [machine.versions()["commit"][-1] == "+"]
+    for file in files:
+        file.write_text("2")
+        marks.append(machine.versions()["commit"][-1] == "+")
+    assert marks == [False, False, True]
 
 
 def test_places_of_this_machine_are_not_stored():

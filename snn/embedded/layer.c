@@ -20,7 +20,11 @@ static void run_layer_@K@(network *net)
         net->late_@K@[due][place] = (@CHANNEL@)c;
         net->late_counts_@K@[due][place] = (@COUNT@)net->counts[c];
 #if TWICE
+#else
+        net->counts[c] = 0;
+#endif
     }
+#if TWICE
     /* Those that arrive at once are summed between late ones of earlier steps and of this step. */
     for (unsigned e = number; e-- > 0;)
         net->channels[before + e] = net->channels[e];
@@ -32,8 +36,6 @@ static void run_layer_@K@(network *net)
     number = net->num_channels = (uint16_t)(number + net->num_late_@K@[now]);
     net->num_late_@K@[now] = 0;
 #else
-        net->counts[c] = 0;
-    }
     number = net->num_channels = net->num_late_@K@[now];
     net->num_late_@K@[now] = 0;
     for (unsigned e = 0; e < number; e++) {

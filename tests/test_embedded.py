@@ -167,6 +167,37 @@ def test_memory_of_delays():
 
 
 @needs_gcc
+@pytest.mark.parametrize(("delay", "times_ms", "fires"), [(1, (0, 0, 15), True), (0, (10, 10, 15), False)])
+def test_what_arrives_at_once_is_summed_after_what_was_sent_earlier(delay, times_ms, fires, tmp_path):
+    """Two late inputs cancel each other, and one beside which they are huge arrives at once in the same step."""
+    network = trained(layers=("16F+D5",), batch_norm=False)
+    linear = network.layers[0].linear
+    with torch.no_grad():
+        linear.weight.zero_()
+        linear.weight[:, 30], linear.weight[:, 31], linear.weight[:, 2] = 2.0**31, -(2.0**31), 64.0
+        linear.delays.steps.fill_(delay)
+    times = np.array(times_ms, np.uint32) * 1000
+    data = Recordings(np.array([0, 3]), times, 1e6, np.array([0, 1, 2], np.uint16), np.zeros(1, np.int64), None, "x")
+    lines = run(tmp_path, network, data, False, "-O3")
+    assert lines == lines_of(network.folded(), data)
+    assert any(line.startswith("s") for line in lines) == fires
+
+
+def test_inputs_that_arrive_twice_have_room():
+    def network(channels: int, *layers: str) -> Network:
+        return Network(small(layers=layers).network, (channels,), 4).eval()
+
+    header = embedded.code(network(200, "40F+D2", "16F+D1"), 10.0, 100, int8=True, most_late=2**16 - 1).files[
+        "network.h"
+    ]
+    assert "channels[400], counts[400]" in header
+    assert "arrived[80]" in header
+    assert f"NETWORK_MOST_EVENTS {(2**31 - 1) // (127 * 400)} " in header  # their sum fits 32 bits
+    with pytest.raises(InputError, match="16 bits, but a layer has 80,000"):
+        code_of(network(40_000, "1F+D1"))
+
+
+@needs_gcc
 def test_an_output_layer_alone(tmp_path):
     network, data = trained(layers=(), output_delay="+D3"), recordings(4)
     assert run(tmp_path, network, data, False, "-O3") == lines_of(network.folded(), data)

@@ -325,11 +325,6 @@ class FirstSpikeTrain(Train):
     backend: Annotated[Literal["auto", "torch", "cpu", "cupy"], Mark.MACHINE] = Field(
         "auto", description="implementation that runs the neurons"
     )
-    cuda_graphs: Annotated[bool, Mark.MACHINE] = Field(
-        True,
-        description="on a GPU, record a training step once and replay it; set false if your own code reads values "
-        "on the CPU within a step",
-    )
 
 
 class Config(AnyConfig, section="network", title="A first-spike network"):

@@ -1,7 +1,7 @@
 """Forward and backward of a training step as CUDA graphs: recorded once, then replayed without Python in between.
 
-The layers of a first-spike network are small for a GPU, which would spend most of the time waiting for Python; a
-recurrent layer alone takes hundreds of launches. A replayed step takes only the GPU's own time.
+The layers of these networks are small for a GPU, which would spend most of the time waiting for Python; a recurrent
+layer alone takes hundreds of launches. A replayed step takes only the GPU's own time.
 """
 
 import gc
@@ -31,29 +31,25 @@ class Replayed:
 
     def forget(self) -> None:
         """Record again at the next batch."""
-        self._recorded: tuple[Tensor, Callable[..., Any]] | None = None  # the batch, and the step
+        self._recorded: tuple[int, Callable[..., Any]] | None = None  # the size of the batch, and the step
 
-    def __call__(self, x_TBC: Tensor, target_B: Tensor, weight: float) -> Tensor:
-        if self._recorded is None or x_TBC.shape[1] > self._recorded[0].shape[1]:
-            self._recorded = self._record(x_TBC, target_B, weight)
-        recorded_TBC, step = self._recorded
-        if x_TBC.shape != recorded_TBC.shape:
-            return self.loss(x_TBC, target_B, weight)
-        return step(x_TBC, target_B)
+    def __call__(self, x: Tensor, target_B: Tensor, weight: float) -> Tensor:
+        if self._recorded is None or len(target_B) > self._recorded[0]:
+            self._recorded = len(target_B), self._record(x, target_B, weight)
+        batch_size, step = self._recorded
+        return step(x, target_B) if len(target_B) == batch_size else self.loss(x, target_B, weight)
 
-    def _record(self, x_TBC: Tensor, target_B: Tensor, weight: float) -> tuple[Tensor, Callable[..., Any]]:
+    def _record(self, x: Tensor, target_B: Tensor, weight: float) -> Callable[..., Any]:
         self.forget()
         gc.collect()  # the old recording is in a cycle; freed during the new one, it would spoil that
-        recorded_TBC = x_TBC.clone()  # torch copies later batches into it
-        device = x_TBC.device
+        batch = x.clone(), target_B.clone()  # torch copies later batches into these
+        device = x.device
         # torch first runs the step a few times, which must change neither statistics nor random states
         kept = [(buffer, buffer.clone()) for buffer in self.network.buffers()]
         random = torch.cuda.get_rng_state(device)
         step = _Step(self.network, lambda x, target: self.loss(x, target, weight))
         try:
-            replayed = torch.cuda.make_graphed_callables(
-                step, (recorded_TBC, target_B.clone()), allow_unused_input=True
-            )
+            replayed = torch.cuda.make_graphed_callables(step, batch, allow_unused_input=True)
         except RuntimeError as error:
             if "capturing" not in str(error):
                 raise
@@ -65,7 +61,7 @@ class Replayed:
         with torch.no_grad():
             for buffer, before in kept:
                 buffer.copy_(before)
-        return recorded_TBC, replayed
+        return replayed
 
 
 class _Step(nn.Module):
@@ -75,5 +71,5 @@ class _Step(nn.Module):
         super().__init__()
         self.network, self.loss = network, loss
 
-    def forward(self, x_TBC: Tensor, target_B: Tensor) -> Tensor:
-        return self.loss(x_TBC, target_B)
+    def forward(self, x: Tensor, target_B: Tensor) -> Tensor:
+        return self.loss(x, target_B)

@@ -80,6 +80,11 @@ class Train(Section):
     device: Annotated[str, Mark.MACHINE] = Field(
         "auto", description="auto (cuda if there is one), cpu, cuda, cuda:1, ..."
     )
+    cuda_graphs: Annotated[bool, Mark.MACHINE] = Field(
+        True,
+        description="on a GPU, record a training step once and replay it; set false if your own code reads values "
+        "on the CPU within a step",
+    )
 
     def scheduled(self, epoch: int, epochs: int) -> dict[str, float]:
         return {"lr": self.lr * (1 + math.cos(math.pi * epoch / epochs)) / 2 if self.lr_decay else self.lr}

@@ -79,9 +79,7 @@ class EventTraining(Training):
         groups = parameter_groups(self.network, train.delay_lr)
         self.optimizer = torch.optim.Adam(groups, train.lr, weight_decay=train.weight_decay, amsgrad=True, fused=True)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.loss = team.parallel(self.network, self._loss)
-        if team.device.type == "cuda" and team.size == 1 and train.cuda_graphs:
-            self.loss = Replayed(self.network, self._loss)
+        self.loss = self.shared_or_replayed(self._loss)
         self.recorded: tuple[AnyLoss, float] | None = None  # constants in the recorded step
 
     def begin_epoch(self, epoch: int, random: np.random.Generator) -> dict[str, float]:

@@ -65,7 +65,7 @@ class ImageTraining(Training):
         self.network = cfg.new_network().to(team.device)
         parameters = self.network.parameters()
         self.optimizer = torch.optim.AdamW(parameters, train.lr, weight_decay=train.weight_decay, fused=True)
-        self.loss = team.parallel(self.network, self._loss)
+        self.loss = self.shared_or_replayed(self._loss)
 
     def batches(self, order: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
         return images.batches(*self.tensors, order, self.cfg.train.batch_size, self.team.share, self.augment)

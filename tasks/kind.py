@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from snn.errors import InputError
 from snn.evaluation import Evaluation
 from snn.health import Cures
+from snn.replay import Replayed
 from snn.report import Column, Subject
 from snn.schema import AnyConfig
 from snn.tables import Table
-from snn.team import Team
+from snn.team import Loss, Team
 from snn.ttfs.evaluation import TTFSEvaluation
 
 # The fields that say which samples are held out from training, or left for training at all.
@@ -59,7 +60,7 @@ class Training(ABC):
     kept: np.ndarray
     held_out: np.ndarray
     class_names: Sequence[str] | None
-    loss: Callable[[Any, Tensor, float], Tensor]
+    loss: Loss
 
     def __init__(self, cfg: AnyConfig, team: Team):
         self.cfg, self.team = cfg, team
@@ -70,6 +71,12 @@ class Training(ABC):
         for group in self.optimizer.param_groups:
             group["lr"] = now["lr"]
         return now
+
+    def shared_or_replayed(self, loss: Loss) -> Loss:
+        """Return the loss of this process's share for several processes; for one on a GPU, one that is replayed."""
+        if self.team.device.type == "cuda" and self.team.size == 1 and self.cfg.train.cuda_graphs:
+            return Replayed(self.network, loss)
+        return self.team.parallel(self.network, loss)
 
     @abstractmethod
     def batches(self, order: np.ndarray) -> Iterator[tuple[Any, Tensor]]:

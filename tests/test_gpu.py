@@ -333,6 +333,37 @@ def test_ttfs_network(pool):
     torch.testing.assert_close(V_BN, net(x_BCHW.to(GPU)).V_BN.detach(), rtol=1e-9, atol=1e-9)
 
 
+def test_replayed_steps_of_a_ttfs_network():
+    """Compare losses and weights over batches of two sizes; one neuron of each layer starts with hardly any drive."""
+    ttfs = config.TTFS(layers="8C5 - P2 - 12C3S2 - 20F", standardised=True)
+    results = []
+    for replays in (False, True):
+        torch.manual_seed(0)
+        net = TTFSNetwork(ttfs, (1, 14, 14), 5).to(GPU).train()
+        with torch.no_grad():
+            for layer in (net.layers[0], net.layers[2], net.layers[3]):
+                layer.gain[1] = -1e-3
+        optimizer = torch.optim.AdamW(net.parameters(), 1e-3, fused=True)
+
+        def loss(x, target_B, weight, net=net):
+            activity = net(x)
+            return weight * torch.nn.functional.cross_entropy(activity.V_BN, target_B) + silent_neurons_drive(activity)
+
+        step = Replayed(net, loss) if replays else loss
+        losses = []
+        for seed, B in enumerate((6, 6, 4, 6)):
+            x = torch.rand(B, 1, 14, 14, generator=torch.Generator().manual_seed(seed)).to(GPU)
+            optimizer.zero_grad(set_to_none=True)
+            torch.cuda.manual_seed(seed)
+            value = step(x, torch.arange(B, device=GPU) % 5, 0.5)
+            value.backward()
+            optimizer.step()
+            losses.append(value.detach().clone())
+        results.append([torch.stack(losses), *net.state_dict().values()])
+    for got, expected in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("T", WINDOWS)
 def test_ttfs_formula(T):
     t_BN, W_ON = random_times((40, 30), T, 0), random_weights((50, 30), 0)

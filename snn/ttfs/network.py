@@ -134,21 +134,27 @@ def silent_neurons_drive(activity: TTFSActivity, mean: Callable[[Tensor], Tensor
 
     It is a mean over these neurons, summed over layers. A silent neuron has no gradient; this term gives one to the
     weights of neurons (or channels of a convolution) that were silent for the whole batch. It costs one sample's pass
-    through these neurons. `mean` turns the mean over this process's samples into the mean over the whole batch.
+    through these neurons, or on a GPU through all. `mean` turns the mean over this process's samples into the mean over
+    the whole batch.
     """
     total = activity.V_BN.new_zeros(())
+    on_gpu = total.device.type == "cuda"
     silent = []
     for *_, t_out in activity.passages:
         earliest_O = t_out.detach().amin([d for d in range(t_out.dim()) if d != 1])
         silent.append(mean((earliest_O != math.inf).to(t_out.dtype)) == 0)
-    if not torch.cat(silent).any():  # one question for all layers, since a GPU would have to answer each
+    if not on_gpu and not torch.cat(silent).any():
         return total
     for (layer, t_in, _), is_silent_O in zip(activity.passages, silent, strict=True):
-        if not is_silent_O.any():
+        if not on_gpu and not is_silent_O.any():
             continue
         # V(2T) of an input that fires is T + a; the sums are linear, so the mean input gives the mean drive
         t_in = t_in.detach()
         x = mean(torch.where(t_in == math.inf, 0, 2 * layer.T - t_in).mean(0, keepdim=True))
-        drive = layer.sums(x, layer.synapses()[is_silent_O])
-        total = total + (-drive).clamp(min=0).mean() / layer.T
+        if on_gpu:  # neither branches nor sizes may depend on values, because the step is recorded
+            lack_O = (-layer.sums(x, layer.synapses())).clamp(min=0).view(len(is_silent_O), -1).mean(1)
+            lack = lack_O.masked_fill(~is_silent_O, 0).sum() / is_silent_O.sum().clamp(min=1)
+        else:
+            lack = (-layer.sums(x, layer.synapses()[is_silent_O])).clamp(min=0).mean()
+        total = total + lack / layer.T
     return total

@@ -21,6 +21,7 @@ from benchmarks.figures import Figure, Other, add_option, store
 from datasets.prepare import cameras
 from datasets.prepare.cameras.pieces import Said, header_lines
 from datasets.prepare.cut import Shape, parts_of
+from snn import cli
 
 RUNS = 7
 
@@ -106,4 +107,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

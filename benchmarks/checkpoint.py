@@ -20,7 +20,7 @@ import torch
 import train
 from benchmarks.figures import Figure, add_option, store
 from benchmarks.kernels import processor
-from snn import checkpoint
+from snn import checkpoint, cli
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "adlif_digits.yaml"
 
@@ -77,4 +77,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -26,6 +26,7 @@ from benchmarks.figures import Figure, Other, add_option, store
 from datasets.prepare import cochlea as c
 from datasets.prepare import cochlea_c
 from datasets.prepare.speech import synthesise
+from snn import cli
 
 LAUSCHER_CHANNELS = 4
 COMPILERS = {"gcc": ("gcc",), "zig": (sys.executable, "-m", "ziglang", "cc")}
@@ -138,4 +139,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

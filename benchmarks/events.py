@@ -31,7 +31,7 @@ from benchmarks.step import CONFIG, make_recordings, our_step, spikingjelly_step
 from datasets import readers
 from datasets.binning import Bins, bin_events
 from datasets.recordings import AnyRecordings, Recordings, subset
-from snn import architecture, checkpoint, config, settings
+from snn import architecture, checkpoint, cli, config, settings
 from snn.conv import EventConv
 from snn.inputs import SparseCounts
 from snn.linear import EventLinear
@@ -265,4 +265,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -29,7 +29,7 @@ import export
 import tasks
 from datasets.binning import Bins, batches
 from datasets.recordings import AnyRecordings
-from snn import arguments, checkpoint, exchange
+from snn import arguments, checkpoint, cli, exchange
 from snn.errors import InputError
 from snn.inputs import SparseCounts
 from snn.network import Network
@@ -307,4 +307,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.figures import Figure, Other, add_option, duration, others, store
-from snn import ops
+from snn import cli, ops
 from snn.machine import processor
 from snn.memory import keep_freed_memory
 from snn.neurons import NEURONS
@@ -331,6 +331,8 @@ def main() -> None:
     parser.add_argument("--peak", choices=("cpu", "torch"), help=argparse.SUPPRESS)
     add_option(parser)
     arguments = parser.parse_args()
+    if arguments.before and arguments.device == "cuda":
+        parser.error("--before times the other checkout on the CPU: leave out --device cuda")
     keep_freed_memory()  # as train.py does; it helps every contender
     if arguments.peak:
         print(peak_megabytes(arguments.peak))
@@ -391,4 +393,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -29,7 +29,7 @@ from benchmarks.figures import Figure, Other, add_option, duration, store
 from benchmarks.kernels import high_water_megabytes, medians, processor
 from datasets.binning import Bins, bin_events
 from datasets.recordings import Recordings, downsampled
-from snn import architecture, config, settings
+from snn import architecture, cli, config, settings
 from snn.conv import EventConv, Pooling, as_frames
 from snn.linear import EventLinear
 from snn.losses import objective
@@ -261,4 +261,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

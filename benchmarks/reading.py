@@ -30,7 +30,7 @@ from datasets.augment import augment
 from datasets.binning import Bins, bin_events
 from datasets.binning import batches as batches_of
 from datasets.recordings import AnyRecordings, Recordings, downsampled
-from snn import config
+from snn import cli, config
 
 EVENTS, CHANNELS, CLASSES = 6_000, 700, 20
 GESTURE_EVENTS, GESTURE_S = 400_000, 6
@@ -165,4 +165,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

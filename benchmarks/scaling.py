@@ -37,7 +37,7 @@ from benchmarks.kernels import processor
 from benchmarks.step import CONFIG, EVENTS, LENGTH_S
 from datasets.binning import Bins, bin_events
 from datasets.recordings import Recordings
-from snn import config, settings
+from snn import cli, config, settings
 from snn.losses import objective
 from snn.memory import keep_freed_memory
 from snn.team import Team, gather
@@ -258,4 +258,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -26,7 +26,7 @@ from benchmarks.figures import Figure, add_option, duration, others, store
 from benchmarks.kernels import medians, processor
 from datasets.binning import Bins, bin_dense, bin_events
 from datasets.recordings import Recordings
-from snn import architecture, config, settings
+from snn import architecture, cli, config, settings
 from snn.inputs import SparseCounts
 from snn.linear import DENSE_ABOVE, EventLinear
 from snn.losses import objective
@@ -206,4 +206,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -20,6 +20,7 @@ import numpy as np
 from datasets import hdf5, live, readers
 from datasets.prepare import cameras
 from datasets.prepare.cameras.pieces import Piece, Said, rows_x_columns
+from datasets.prepare.cameras.tables import TICKS
 from snn.cli import OneLineParser, run
 from snn.errors import InputError
 
@@ -28,14 +29,16 @@ LONGEST_US = 1000  # from the first event of a packet to its last
 PAUSE_US = 500_000  # between recordings, so that a receiver tells them apart
 
 
-def recordings_of(path: Path, numbers: list[int] | None, sensor: tuple[int, int] | None) -> Iterator[tuple[str, Piece]]:
+def recordings_of(
+    path: Path, numbers: list[int] | None, sensor: tuple[int, int] | None, time_unit: str | None = None
+) -> Iterator[tuple[str, Piece]]:
     """Yield (description, events) of recordings of a set in the layout of SHD, or of a file that a camera wrote.
 
     numbers: those of the recordings to send; None sends all. sensor: (height, width) of the camera that recorded the
-    set; without it a unit is a channel, and is sent as x.
+    set; without it a unit is a channel, and is sent as x. time_unit: that of a recording that does not state it.
     """
     if not (path.suffix in (".h5", ".hdf5") and hdf5.File(path).is_group("spikes")):
-        pieces = list(cameras.open_recording(path, Said(size=sensor)).pieces)
+        pieces = list(cameras.open_recording(path, Said(size=sensor, time_unit=time_unit)).pieces)
         if not pieces:
             raise InputError(f"{path}: holds no events")
         yield path.name, Piece(*map(np.concatenate, zip(*pieces, strict=True)))
@@ -96,6 +99,7 @@ def main() -> None:
     parser.add_argument("file", type=Path, help="a set in the layout of SHD (.h5), or a camera's recording")
     parser.add_argument("--recordings", type=int, nargs="+", metavar="N", help="of the set (default: all)")
     parser.add_argument("--sensor", type=rows_x_columns, metavar="ROWSxCOLUMNS", help="of a camera's set")
+    parser.add_argument("--time-unit", choices=list(TICKS), help="of a recording that does not state it")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--udp", type=int, default=3333, metavar="PORT", help="send to this port (3333)")
     where.add_argument("--stdout", action="store_true", help="write to the standard output")
@@ -111,7 +115,7 @@ def main() -> None:
     if not 0 < args.speed < float("inf"):
         raise InputError(f"--speed {args.speed} is not above 0")
     layout = args.layout or (live.PIPE_LAYOUT if args.stdout else live.UDP_LAYOUT)
-    recordings = recordings_of(args.file, args.recordings, args.sensor)
+    recordings = recordings_of(args.file, args.recordings, args.sensor, args.time_unit)
     if args.stdout:
         if layout.startswith(live.NUMBERED):
             raise InputError(f"nothing is lost in a pipe: leave {live.NUMBERED} out of --layout")

@@ -256,6 +256,11 @@ def test_a_sender_sends_every_event_of_sets_and_recordings(tmp_path):
     (tmp_path / "a.csv").write_text("t_us,x,y,p\n" + "".join(f"{t},{x},{y},{p}\n" for t, x, y, p in E))
     ((_, events),) = send.recordings_of(tmp_path / "a.csv", None, SENSOR)
     assert np.array_equal(np.stack(events, 1), E)
+    (tmp_path / "b.csv").write_text("t,x,y,p\n" + "".join(f"{1000 * t},{x},{y},{p}\n" for t, x, y, p in E))
+    ((_, events),) = send.recordings_of(tmp_path / "b.csv", None, SENSOR, "ns")
+    assert np.array_equal(np.stack(events, 1), E)
+    with pytest.raises(InputError, match="--time-unit"):
+        list(send.recordings_of(tmp_path / "b.csv", None, SENSOR))
     with pytest.raises(InputError, match="there is no recording 2; choose 0 to 1"):
         list(send.recordings_of(tmp_path / "a.h5", [2], SENSOR))
     with pytest.raises(InputError, match="give the camera's size with --sensor"):

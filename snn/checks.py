@@ -5,7 +5,7 @@ Shapes, types and devices cost nothing to check. Values do: the CPU would have t
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from numbers import Integral, Real
 from types import EllipsisType
@@ -56,6 +56,12 @@ def kind(name: str, value: object, *types: type) -> None:
     if not isinstance(value, types):
         names = " or a ".join(f"{of.__module__}.{of.__name__}" for of in types)
         raise InputError(f"{name} must be a {names}, but is a {_kind(value)}")
+
+
+def word(name: str, value: str, known: Iterable[str]) -> None:
+    """Raise InputError unless value is one of the known words."""
+    if value not in (known := tuple(known)):
+        raise InputError(f"{name} '{value}' is not known; choose from {', '.join(known)}")
 
 
 def weights(name: str, W: Tensor) -> None:

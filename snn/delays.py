@@ -5,13 +5,14 @@ whole steps. See `snn.ops.taps` for the equations. Input that is still on its wa
 layer, as the state of neurons does, so that a long sequence may come in chunks.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from spikingjelly.activation_based.base import MemoryModule
 from torch import Tensor
 from torch.nn import functional as F
 
+from snn import checks
 from snn.errors import InputError
 from snn.inputs import SparseCounts, Spikes, as_tensor
 from snn.learned import Delays, Learned
@@ -42,6 +43,7 @@ class DelayedLinear(EventLinear, MemoryModule):
         bias: bool = False,
         extra: bool = False,
     ):
+        checks.word("per", per, get_args(Per))
         if extra and per != "input":
             raise InputError(
                 "extra delays are delays of inputs: for delays of synapses, per='synapse', leave out extra"

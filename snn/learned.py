@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from snn import checks
 from snn.errors import InputError
 from snn.ops import taps
 
@@ -30,6 +31,11 @@ class Delays(nn.Module):
 
     def __init__(self, shape: tuple[int, ...], max_steps: int, initial_steps: tuple[float, float] | None, title: str):
         super().__init__()
+        checks.whole("the longest delay", max_steps, 1)
+        if initial_steps and not 0 <= initial_steps[0] <= initial_steps[1] <= max_steps:
+            raise InputError(
+                f"initial delays of {initial_steps} steps: choose two numbers in 0 to {max_steps}, in order"
+            )
         self.max_steps, self.title = max_steps, title
         self.sigma_steps = 0.0  # σ of the triangle, see `snn.ops.taps`
         self.are_whole = False  # see `keep_whole`

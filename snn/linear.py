@@ -42,6 +42,8 @@ class EventLinear(layer.Linear):
     """
 
     def __init__(self, inputs: int, outputs: int, bias: bool = False):
+        checks.whole("the number of inputs", inputs, 1)
+        checks.whole("the number of outputs", outputs, 1)
         super().__init__(inputs, outputs, bias=bias, step_mode="m")
         nn.init.xavier_uniform_(self.weight)
         self.dense_above, self.dense_gradient_above = DENSE_ABOVE, DENSE_GRADIENT_ABOVE

@@ -202,6 +202,23 @@ def test_words():
         DelayedLinear(6, 4, "synapse", 3, extra=True)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((6, 4, "axon", 3), "per 'axon' is not known; choose from input, synapse"),
+        ((6, 4, "input", 0), "the longest delay must be a whole number"),
+        ((6, 4, "input", 3, (1.0, 4.0)), "initial delays of (1.0, 4.0) steps: choose two numbers in 0 to 3"),
+        ((6, 4, "input", 3, (2.0, 1.0)), "initial delays of (2.0, 1.0) steps"),
+        ((0, 4, "input", 3), "the number of inputs must be a whole number"),
+        ((6, 0, "synapse", 3), "the number of outputs must be a whole number"),
+    ],
+    ids=str,
+)
+def test_a_layer_refuses_what_it_cannot_be(arguments, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        DelayedLinear(*arguments)
+
+
 def delayed(**changes) -> config.Config:
     return small(**({"layers": ("16FD9", "12FDS4"), "output_delay": "D3"} | changes))
 

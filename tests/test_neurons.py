@@ -286,6 +286,12 @@ def test_conv_shapes_with_values_per_layer():
     assert torch.equal(flat(x.flatten(2)), neuron.__class__(None, **CONSTANTS, per="layer")(x).flatten(2))
 
 
+@pytest.mark.parametrize("option", ["backend", "reset", "surrogate"])
+def test_unknown_words_are_refused(option):
+    with pytest.raises(InputError, match=f"{option} 'softly' is not known; choose from"):
+        AdLIF(4, **CONSTANTS, **{option: "softly"})
+
+
 def test_what_needs_the_number_of_neurons_says_so():
     for more in ({}, {"per": "layer", "recurrent": True}):
         with pytest.raises(InputError, match="AdLIF needs num_neurons"):

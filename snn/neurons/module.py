@@ -93,8 +93,8 @@ class SpikingNeuron(MemoryModule):
         kind = type(self).__name__
         if num_neurons is not None:
             checks.whole("the number of neurons", num_neurons, 1)
-        if backend not in ("auto", *ops.BACKENDS):
-            raise InputError(f"backend '{backend}' is not known; choose from auto, {', '.join(ops.BACKENDS)}")
+        checks.word("backend", backend, ("auto", *ops.BACKENDS))
+        checks.word("reset", reset, ("hard", "soft"))
         self.dynamics = self.dynamics_of(reset, spike_first, ops.Surrogate(surrogate, surrogate_slope))
         self.return_potential = return_potential
         self.checks_states = True  # a network turns this off, as it finds numbers that are not finite itself

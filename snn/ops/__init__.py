@@ -10,6 +10,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from snn import checks
 from snn.errors import InputError
 from snn.ops import fused, reference
 from snn.ops.reference import Dynamics, Feedback, State
@@ -44,8 +45,7 @@ def multi_step(
     if backend == "torch":
         y_TBN, h_TBN, state = reference.multi_step(x_TBN, values, state, neuron, feedback)
         return y_TBN, h_TBN if want_h else None, state
-    if backend not in _FUSED:
-        raise InputError(f"backend '{backend}' is not known; choose from auto, {', '.join(BACKENDS)}")
+    checks.word("backend", backend, ("auto", *BACKENDS))
     return fused.multi_step(kernels(backend, x_TBN.device), x_TBN, values, state, neuron, feedback, want_h, near_TW)
 
 

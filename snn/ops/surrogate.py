@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from snn import checks
 from snn.errors import InputError
 
 SLOPES = {"superspike": 5.0, "arctan": 2.0, "triangle": 1.0, "boxcar": 2.0, "slayer": 5.0}
@@ -29,8 +30,7 @@ class Surrogate:
     slope: float = 0.0
 
     def __post_init__(self):
-        if self.name not in SLOPES:
-            raise InputError(f"surrogate '{self.name}' is not known; choose from {', '.join(SLOPES)}")
+        checks.word("surrogate", self.name, SLOPES)
         if not 0 <= self.slope < math.inf:
             raise InputError(f"the slope of a surrogate must be positive, not {self.slope}")
         object.__setattr__(self, "slope", float(self.slope or SLOPES[self.name]))

@@ -70,7 +70,8 @@ def write_nir(args: argparse.Namespace, cfg: config.Config, network: Network, ou
         "left_out": " and ".join(left_out) or "nothing",
     }
     about = f"{out}: {len(graph.nodes)} nodes for steps of {args.dt:g} s"
-    about += f"; the output comes {graph.metadata['latency_steps']} steps earlier than here"
+    latency = graph.metadata["latency_steps"]
+    about += f"; the output comes {latency} step{'s' * (latency != 1)} earlier than here"
     if exported is not network:
         different, of = differing_decisions(cfg, args.path_to_dataset, names, network, exported)
         about += f"; without {' and '.join(left_out)} {different} of {of} held-out decisions differ"

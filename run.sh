@@ -62,14 +62,14 @@ install() {
   echo "installing the packages of requirements.txt${extras:+ and of the extras $extras} into .venv (some minutes, once)" >&2
   wanted=$(packages "$own/bin/python" || true)
   [[ $wanted || -z $extras ]] || fail "pyproject.toml lacks one of the extras $extras: correct its name"
-  # Without a GPU, install torch without CUDA's 5 GB if its own index answers; otherwise it comes with the rest.
+  # Without a GPU, install torch without CUDA's 4 GB if its own index answers; otherwise it comes with the rest.
   if [[ $(uname -s) == Linux ]] && ! has_gpu && "$own/bin/python" -c "from urllib.request import urlopen; urlopen('$cpu_builds/torch/', timeout=5)" >/dev/null 2>&1; then
     grep -E '^torch' <<<"$wanted" | pip_install --index-url "$cpu_builds" >/dev/null || true
   fi
   said=$(pip_install <<<"$wanted") && return
   case $said in
     *"Retrying (Retry"*"No matching distribution"*) fail "pip cannot reach its package index: check the network or proxy, and run this again" ;;
-    *) fail "some packages are missing from .venv (with CUDA's they take 7 GB): $(grep -E '^ERROR' <<<"$said" | tail -n 1 || true); fix this and run it again" ;;
+    *) fail "some packages are missing from .venv (with CUDA's they take 6 GB): $(grep -E '^ERROR' <<<"$said" | tail -n 1 || true); fix this and run it again" ;;
   esac
 }
 

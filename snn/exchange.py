@@ -115,7 +115,9 @@ def nir_graph(network: Network, shape: tuple[int, ...], dt_s: float) -> nir.NIRG
     _refuse_delays(network)
     network = network.folded()
     if unsaid := unsaid_by_nir(network):
-        raise InputError(f"NIR cannot express {' and '.join(unsaid)}; --approximate leaves it out")
+        has_relative = all(neurons.CUBA for neurons in _neurons(network))
+        cure = "--approximate leaves it out" if has_relative else "--format onnx takes any neuron"
+        raise InputError(f"NIR cannot express {' and '.join(unsaid)}; {cure}")
     layers = layers_of(network, shape)
     beginnings, latency = _beginnings(network, layers)
 

@@ -117,7 +117,11 @@ def test_decays_come_back_bit_by_bit():
 
 @pytest.mark.parametrize(
     ("neuron", "more", "words"),
-    [("AdLIF", {}, "adaptation"), ("CuAdLIF", {}, "adaptation"), ("CuLIF", {"reset": "soft"}, "soft reset")],
+    [
+        ("AdLIF", {}, "adaptation.*--approximate leaves it out"),
+        ("CuAdLIF", {}, "adaptation"),
+        ("CuLIF", {"reset": "soft"}, "soft reset"),
+    ],
 )
 @torch.no_grad()
 def test_what_nir_cannot_say_is_an_error_or_left_out(neuron, more, words, tmp_path):
@@ -134,6 +138,12 @@ def test_what_nir_cannot_say_is_an_error_or_left_out(neuron, more, words, tmp_pa
     latency = graph.metadata["latency_steps"]
     assert ours_TN.sum() > 0
     assert torch.equal(theirs_TN[: T - latency], ours_TN[latency:])
+
+
+def test_neurons_without_a_form_in_nir_are_sent_to_onnx():
+    network = exchange.approximated(make_network("SEAdLIF", ["20F"], (30,)))
+    with pytest.raises(InputError, match="the neuron SEAdLIF; --format onnx takes any neuron"):
+        exchange.nir_graph(network, (30,), 1e-4)
 
 
 def test_a_maximum_of_counts_cannot_be_said():

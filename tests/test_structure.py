@@ -272,14 +272,13 @@ def smoke_form(command: str) -> str:
         (r"--path_to_dataset DIR", "--dataset_name shd --path_to_dataset shd --num_classes 3 --set data.channels=700"),
         (r"runs/NAME/best\.pt", "runs/digits_fs0.2_tau30_adlif/best.pt"),
         (r"runs/a runs/b", "runs/digits_fs0.2_tau30_adlif runs/digits_fs0.2_tau30_cuadlif"),
-        (r"--format nir", "--format nir --approximate"),
         (r"--epochs 20", "--epochs 1"),
         (r"some\.wav", "my_recordings/a_0.wav"),
         (
             r"configs/ttfs_mnist_mlp\.yaml",
             "configs/ttfs_mnist_mlp.yaml --epochs 1 --set data.layout=npz --path_to_dataset images --save_name images",
         ),
-        (r"prepare planes", "prepare planes --recordings 20"),
+        (r"--recordings 1600", "--recordings 20"),
     ]
     for pattern, small in forms:
         command = re.sub(pattern, small, command)

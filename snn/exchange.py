@@ -115,8 +115,8 @@ def nir_graph(network: Network, shape: tuple[int, ...], dt_s: float) -> nir.NIRG
     _refuse_delays(network)
     network = network.folded()
     if unsaid := unsaid_by_nir(network):
-        has_relative = all(neurons.CUBA for neurons in _neurons(network))
-        cure = "--approximate leaves it out" if has_relative else "--format onnx takes any neuron"
+        can_leave_out = all(neurons.CUBA for neurons in _neurons(network))
+        cure = "--approximate leaves it out" if can_leave_out else "--format onnx takes any neuron"
         raise InputError(f"NIR cannot express {' and '.join(unsaid)}; {cure}")
     layers = layers_of(network, shape)
     beginnings, latency = _beginnings(network, layers)

@@ -5,6 +5,7 @@ They are skipped without a GPU, as in CI. Other tests of programs also run on a 
 """
 
 import copy
+from collections.abc import Iterable
 from functools import partial
 
 import pytest
@@ -20,7 +21,7 @@ from snn.linear import EventLinear
 from snn.losses import objective
 from snn.network import Network
 from snn.ops import reference, sparse
-from snn.replay import Replayed
+from snn.replay import Loss, Replayed
 from snn.ttfs import functional, kernels
 from snn.ttfs.network import TTFSNetwork, silent_neurons_drive
 from snn.ttfs.simulation import Simulation
@@ -263,17 +264,29 @@ def batch(seed: int, B: int) -> tuple[SparseCounts, Tensor]:
     return SparseCounts(*sparse.compress(counts_RC, sparse.find(counts_RC)), (25, B, 30)), torch.arange(B) % 4
 
 
+def learned(net: torch.nn.Module, step: Loss, batches: Iterable[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    """Train on the batches, with dropout that is the same in each call; return losses, weights and statistics."""
+    optimizer = torch.optim.Adam(net.parameters(), 1e-3, fused=True)
+    losses = []
+    for seed, (x, target_B) in enumerate(batches):
+        optimizer.zero_grad(set_to_none=True)
+        torch.cuda.manual_seed(seed)
+        value = step(x, target_B, 0.5)
+        value.backward()
+        optimizer.step()
+        losses.append(value.detach().clone())
+    return [torch.stack(losses), *net.state_dict().values()]
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("layers", [("16F", "12F"), ("16R",), ("16FD9", "12FDS4"), ("16F+D9",)], ids=str)
 def test_replayed_steps_are_those_of_python(layers, dropout):
     """Compare losses, weights and statistics over batches of several sizes and equal dropout; then use another loss."""
     cfg = small(dropout=dropout, layers=layers)
-    sizes = (6, 6, 4, 6, 8, 6, 8)
     results = []
     for replays in (False, True):
         torch.manual_seed(0)
         net = Network(cfg.network, cfg.data.shape, cfg.data.num_classes).to(GPU).train()
-        optimizer = torch.optim.Adam(net.parameters(), 1e-3, fused=True)
         goal = {"D": 16.0}
 
         def loss(x, target_B, weight, net=net, goal=goal):
@@ -282,21 +295,17 @@ def test_replayed_steps_are_those_of_python(layers, dropout):
             return weight * objective(net(x), target_B, narrowed, training=True)
 
         step = Replayed(net, loss) if replays else loss
-        losses = []
-        for seed, B in enumerate(sizes):
-            if seed == 5:
-                goal["D"] = 8.0
-                if replays:
-                    step.forget()
-            x, target_B = batch(seed, B)
-            x = x.to(GPU).dense()
-            optimizer.zero_grad(set_to_none=True)
-            torch.cuda.manual_seed(seed)
-            value = step(x, target_B.to(GPU), 0.5)
-            value.backward()
-            optimizer.step()
-            losses.append(value.detach().clone())
-        results.append([torch.stack(losses), *net.state_dict().values()])
+
+        def batches(goal=goal, step=step):
+            for seed, B in enumerate((6, 6, 4, 6, 8, 6, 8)):
+                if seed == 5:
+                    goal["D"] = 8.0
+                    if isinstance(step, Replayed):
+                        step.forget()
+                x, target_B = batch(seed, B)
+                yield x.to(GPU).dense(), target_B.to(GPU)
+
+        results.append(learned(net, step, batches()))
     for got, expected in zip(*results, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
@@ -336,6 +345,10 @@ def test_ttfs_network(pool):
 def test_replayed_steps_of_a_ttfs_network():
     """Compare losses and weights over batches of two sizes; one neuron of each layer starts with hardly any drive."""
     ttfs = config.TTFS(layers="8C5 - P2 - 12C3S2 - 20F", standardised=True)
+    generator = torch.Generator().manual_seed(0)
+    batches = [
+        (torch.rand(B, 1, 14, 14, generator=generator).to(GPU), torch.arange(B, device=GPU) % 5) for B in (6, 6, 4, 6)
+    ]
     results = []
     for replays in (False, True):
         torch.manual_seed(0)
@@ -343,23 +356,12 @@ def test_replayed_steps_of_a_ttfs_network():
         with torch.no_grad():
             for layer in (net.layers[0], net.layers[2], net.layers[3]):
                 layer.gain[1] = -1e-3
-        optimizer = torch.optim.AdamW(net.parameters(), 1e-3, fused=True)
 
         def loss(x, target_B, weight, net=net):
             activity = net(x)
             return weight * torch.nn.functional.cross_entropy(activity.V_BN, target_B) + silent_neurons_drive(activity)
 
-        step = Replayed(net, loss) if replays else loss
-        losses = []
-        for seed, B in enumerate((6, 6, 4, 6)):
-            x = torch.rand(B, 1, 14, 14, generator=torch.Generator().manual_seed(seed)).to(GPU)
-            optimizer.zero_grad(set_to_none=True)
-            torch.cuda.manual_seed(seed)
-            value = step(x, torch.arange(B, device=GPU) % 5, 0.5)
-            value.backward()
-            optimizer.step()
-            losses.append(value.detach().clone())
-        results.append([torch.stack(losses), *net.state_dict().values()])
+        results.append(learned(net, Replayed(net, loss) if replays else loss, batches))
     for got, expected in zip(*results, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 

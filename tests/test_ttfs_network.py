@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from snn.errors import InputError
 from snn.ttfs import layers
 from snn.ttfs.evaluation import TTFSEvaluation, examine_images
-from snn.ttfs.network import silent_neurons_drive
+from snn.ttfs.network import _lack, _lack_by_mask, silent_neurons_drive
 from snn.ttfs.simulation import Simulation
 from tests.networks import SMALL_TTFS as SMALL
 from tests.networks import build_ttfs as build
@@ -176,6 +176,21 @@ def test_silent_neurons_drive():
     grad = network.layers[0].weight.grad
     assert (grad[3] < 0).any()
     assert (grad[torch.arange(8) != 3] == 0).all()
+
+
+def test_the_lack_of_drive_by_mask_is_that_of_the_silent_neurons():
+    """A GPU computes it in the second way. Compare values and gradients, with some, all and no neurons silent."""
+    network, x = build("6C3 - 5F", (2, 6, 6)).double(), images(4, (2, 6, 6)).double()
+    for layer, inputs in zip(network.layers, (x[:1], torch.rand(1, 6, 6, 6, dtype=torch.float64)), strict=True):
+        O = len(layer.weight)
+        for is_silent_O in (torch.arange(O) % 2 == 0, torch.ones(O, dtype=torch.bool)):
+            results = []
+            for lack in (_lack, _lack_by_mask):
+                value = lack(layer, inputs, is_silent_O)
+                results.append((value, *torch.autograd.grad(value, layer.weight)))
+            assert results[0][0] > 0
+            torch.testing.assert_close(*results)
+        assert _lack_by_mask(layer, inputs, torch.zeros(O, dtype=torch.bool)) == 0
 
 
 def test_silent_channels_of_a_convolution_are_woken():

@@ -151,10 +151,16 @@ def silent_neurons_drive(activity: TTFSActivity, mean: Callable[[Tensor], Tensor
         # V(2T) of an input that fires is T + a; the sums are linear, so the mean input gives the mean drive
         t_in = t_in.detach()
         x = mean(torch.where(t_in == math.inf, 0, 2 * layer.T - t_in).mean(0, keepdim=True))
-        if on_gpu:  # neither branches nor sizes may depend on values, because the step is recorded
-            lack_O = (-layer.sums(x, layer.synapses())).clamp(min=0).view(len(is_silent_O), -1).mean(1)
-            lack = lack_O.masked_fill(~is_silent_O, 0).sum() / is_silent_O.sum().clamp(min=1)
-        else:
-            lack = (-layer.sums(x, layer.synapses()[is_silent_O])).clamp(min=0).mean()
-        total = total + lack / layer.T
+        total = total + (_lack_by_mask if on_gpu else _lack)(layer, x, is_silent_O) / layer.T
     return total
+
+
+def _lack(layer: layers.SpikingLayer, x: Tensor, is_silent_O: Tensor) -> Tensor:
+    """Return how far the drive of these neurons falls short of 0 for the input x, as their mean."""
+    return (-layer.sums(x, layer.synapses()[is_silent_O])).clamp(min=0).mean()
+
+
+def _lack_by_mask(layer: layers.SpikingLayer, x: Tensor, is_silent_O: Tensor) -> Tensor:
+    """Return the same, or 0 for no neuron, where a step is recorded: no size may depend on values."""
+    lack_O = (-layer.sums(x, layer.synapses())).clamp(min=0).view(len(is_silent_O), -1).mean(1)
+    return lack_O.masked_fill(~is_silent_O, 0).sum() / is_silent_O.sum().clamp(min=1)

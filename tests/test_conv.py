@@ -19,6 +19,7 @@ SHAPES = [  # T, B, inputs, outputs, height, width, kernel, stride
     (2, 3, 2, 5, 7, 4, 3, 1),
     (3, 2, 4, 3, 6, 9, 5, 2),
     (2, 2, 3, 20, 5, 8, 3, 3),
+    (13, 10, 3, 70, 4, 5, 3, 2),  # more frames and outputs than a section and a slice hold
 ]
 
 

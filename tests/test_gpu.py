@@ -22,7 +22,7 @@ from snn.losses import objective
 from snn.network import Network
 from snn.ops import reference, sparse
 from snn.replay import Loss, Replayed
-from snn.ttfs import functional, kernels
+from snn.ttfs import functional, kernels, products
 from snn.ttfs.network import TTFSNetwork, silent_neurons_drive
 from snn.ttfs.simulation import Simulation
 from tests.make import (
@@ -384,7 +384,7 @@ def test_ttfs_kernels_equal_plain_torch(dtype, clip, monkeypatch):
     for fits in (kernels.fits, lambda *_: False):
         monkeypatch.setattr(kernels, "fits", fits)
         fired = functional._fire(x, 1.0, False)
-        results.append([functional._split(t, 1.0), *fired, functional._spread(g, *fired, 1.0, clip)])
+        results.append([products.split(t, 1.0), *fired, functional._spread(g, *fired, 1.0, clip)])
         results[-1].append(functional._by_time(g.clone(), t))
     for got, expected in zip(*results, strict=True):
         assert torch.equal(got, expected)

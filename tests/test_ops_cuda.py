@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from snn.ops import fused, reference
-from snn.ttfs import functional, kernels
+from snn.ttfs import functional, kernels, products
 from tests.make import (
     DYNAMICS,
     NEURONS,
@@ -115,7 +115,7 @@ def test_ttfs_equals_plain_torch(dtype, T, clip, zero_drive_fires, on_host, monk
     x, t, g = torch.stack([S, A]).to(dtype), t.to(dtype)[None], torch.randn(1, len(S)).to(dtype)
     assert len(S) % cuda.threads_of(dtype)
     steps = {
-        "split": lambda: [functional._split(t, T)],
+        "split": lambda: [products.split(t, T)],
         "fire": lambda: functional._fire(x, T, zero_drive_fires),
         "spread": lambda: [functional._spread(g, *functional._fire(x, T, zero_drive_fires), T, clip or math.inf)],
         "by_time": lambda: [functional._by_time(g.clone(), t)],

@@ -7,7 +7,8 @@ import torch
 from torch.autograd import gradcheck
 
 from snn.errors import InputError
-from snn.ttfs import functional, kernels
+from snn.ops import sparse_conv
+from snn.ttfs import functional, kernels, products
 from tests.make import INF, WINDOWS, random_times, random_weights
 
 GRID_STEPS = 4096
@@ -81,7 +82,7 @@ def reference_layer(t, W, T, stride_padding=None, zero_drive_fires=False):
     def sum_inputs(x):
         return x @ W.T if stride_padding is None else torch.nn.functional.conv2d(x, W, None, *stride_padding)
 
-    m, a = functional.masks_and_leads(t, T)
+    m, a = products.masks_and_leads(t, T)
     return functional.spike_times(sum_inputs(m), sum_inputs(a), T, zero_drive_fires)
 
 
@@ -92,9 +93,21 @@ def finite(t: torch.Tensor) -> torch.Tensor:
 LAYERS = [  # input, weights, (stride, padding)
     ((30, 20), (40, 20), None),
     ((4, 3, 9, 7), (6, 3, 3, 3), (1, 1)),
+    ((70, 65, 2, 3), (66, 65, 3, 3), (1, 1)),
     ((4, 3, 9, 7), (6, 3, 5, 5), (2, 2)),
     ((2, 1, 6, 6), (3, 1, 3, 3), (1, 0)),
 ]
+
+
+def by_events(monkeypatch, chosen: bool) -> list:
+    """Have convolutions take the products over events, or the dense ones; return the calls of the former."""
+    calls = []
+    monkeypatch.setattr(products, "DENSE_ABOVE", math.inf if chosen else -1)
+    monkeypatch.setattr(products, "DENSE_GRADIENT_ABOVE", math.inf if chosen else -1)
+    for name in ("sums_and_product", "product", "weight_gradient"):
+        run = getattr(sparse_conv, name)
+        monkeypatch.setattr(sparse_conv, name, lambda *given, name=name, run=run: calls.append(name) or run(*given))
+    return calls
 
 
 def run_layer(t, W, T, stride_padding, **options):
@@ -106,8 +119,12 @@ def run_layer(t, W, T, stride_padding, **options):
 @pytest.mark.parametrize("zero_drive_fires", [False, True])
 @pytest.mark.parametrize("T", WINDOWS)
 @pytest.mark.parametrize(("shape", "weights", "stride_padding"), LAYERS)
-def test_layers_equal_autograd_of_the_plain_formula(shape, weights, stride_padding, T, zero_drive_fires):
+@pytest.mark.parametrize("are_events", [False, True])
+def test_layers_equal_autograd_of_the_plain_formula(
+    monkeypatch, shape, weights, stride_padding, T, zero_drive_fires, are_events
+):
     """Times and both gradients, under a random upstream gradient, to 1e-12 in float64."""
+    calls = by_events(monkeypatch, are_events)
     t, W = random_times(shape, T, 3, 0.5).requires_grad_(), random_weights(weights, 4).requires_grad_()
     t.data[0] = INF  # a sample without any spike
     expected = reference_layer(t, W, T, stride_padding, zero_drive_fires)
@@ -121,6 +138,64 @@ def test_layers_equal_autograd_of_the_plain_formula(shape, weights, stride_paddi
         assert ours.isfinite().all()
         assert plain.isfinite().all()
         torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12 * float(plain.abs().max()), msg=name)
+    forward, backward = ["sums_and_product"], ["product", "weight_gradient"]
+    can_be = {None: [], (1, 1): forward + backward, (2, 2): forward, (1, 0): []}[stride_padding]
+    assert calls == (can_be if are_events else [])
+
+
+@pytest.mark.parametrize("upstream", ["ones", "few", "none"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_products_over_events_equal_the_dense_ones(monkeypatch, dtype, upstream):
+    """Any layout in memory gives the same bits, and so does any number of threads; ties and silent images included."""
+    t = random_times((66, 40, 5, 6), 2.0, 30, 0.4).mul(4).ceil().div(4).to(dtype)
+    t[3], t[4, 7] = INF, 2.0  # without a spike; with a lead of 0
+    W = (random_weights((70, 40, 3, 3), 31) / 8).to(dtype).requires_grad_()
+    g = torch.ones(66, 70, 5, 6, dtype=dtype)
+    if upstream != "ones":
+        g *= torch.randn_like(g) * (torch.rand_like(g) < (0.1 if upstream == "few" else 0))
+
+    def run(are_events, t, threads=2):
+        with pytest.MonkeyPatch.context() as patch:
+            by_events(patch, are_events)
+            patch.setattr(torch, "get_num_threads", lambda: threads)
+            t = t.detach().requires_grad_()
+            out = functional.conv2d(t, W, 2.0, padding=1)
+            return out.detach(), *torch.autograd.grad(out, (t, W), g)
+
+    dense, events = run(False, t), run(True, t)
+    assert (dense[0] == INF).any()
+    assert ((dense[0] > 0) & (dense[0] < INF)).any()
+    for one, other in zip(dense, events, strict=True):
+        rounding = (1e-4 if dtype == torch.float32 else 1e-12) * float(finite(one).abs().max())
+        assert ((one == INF) != (other == INF)).float().mean() < 1e-3
+        both = (one < INF) & (other < INF)
+        torch.testing.assert_close(one[both], other[both], rtol=0, atol=rounding)
+    last = t.contiguous(memory_format=torch.channels_last)
+    strided = torch.stack([t, t], -1)[..., 0]
+    for again in (run(True, last), run(True, strided), run(True, t, threads=1)):
+        assert all(map(torch.equal, events, again))
+
+
+def test_gradients_of_leads_that_are_all_ones(monkeypatch):
+    """Those of the masks, which come with them, are other numbers."""
+    t, W = random_times((2, 3, 4, 5), 1.0, 32, 0.5), random_weights((6, 3, 3, 3), 33)
+    g_A = (torch.rand(2, 6, 4, 5) < 0.3).double()
+    gx = torch.cat([g_A * torch.randn(2, 6, 4, 5), g_A])
+    results = []
+    for are_events in (True, False):
+        calls = by_events(monkeypatch, are_events)
+        results.append(products.gradients(gx, t, W, 1.0, (1, 1), True, True))
+        assert bool(calls) is are_events
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_a_time_outside_the_window_is_refused_event_by_event(monkeypatch):
+    by_events(monkeypatch, True)
+    t = torch.full((1, 1, 3, 3), INF)
+    t[0, 0, 1, 1] = 1.5
+    with pytest.raises(InputError, match=r"a spike time is 1.5; times lie in 0 to T = 1"):
+        functional.conv2d(t, torch.ones(1, 1, 3, 3), 1.0, padding=1)
 
 
 def published_gradients(t_BN, W_ON, T, g_BO, clip=INF):
@@ -263,7 +338,7 @@ def test_single_and_double_precision_agree_off_the_boundaries():
     t, W = random_times((200, 100), T, 16), random_weights((80, 100), 17)
     t, W = t.float().double(), W.float().double()
     wide, narrow = functional.linear(t, W, T), functional.linear(t.float(), W.float(), T)
-    m, a = functional.masks_and_leads(t, T)
+    m, a = products.masks_and_leads(t, T)
     S, A = m @ W.T, a @ W.T
     off = ((T * S + A).abs() > 1e-5) & ((A - T).abs() > 1e-5)
     assert off.float().mean() > 0.999

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from snn.ops.compiled import inlined
 from snn.ops.sparse import product_rows, slices
-from snn.ops.sparse_conv import Geometry, product_lines, rows_of_pixels, rows_of_weights
+from snn.ops.sparse_conv import Geometry, product_lines, rows_of_pixels, taps
 from snn.ops.synaptic import whole_step, whole_synapses
 
 
@@ -54,10 +54,10 @@ def late_synapses(W_NC: Tensor, delay_NC: Tensor) -> Drive:
 
 def convolution(W_NCKK: Tensor, shape: Geometry) -> Drive:
     """Return the drive of a convolution."""
-    weights, pixels, C = rows_of_weights(W_NCKK), shape.height * shape.width, W_NCKK.shape[1]
-    rows = np.empty(pixels + 1, np.int64), np.empty(pixels * C, np.int32), np.empty(pixels * C, weights.dtype)
+    W_SKCL, pixels, C = taps(W_NCKK), shape.height * shape.width, W_NCKK.shape[1]
+    rows = np.empty(pixels + 1, np.int64), np.empty(pixels * C, np.int32), np.empty(pixels * C, W_SKCL.dtype)
     num_outputs = shape.out_height * shape.out_width * len(W_NCKK)
-    return Drive(_convolution, (_one_row(), C, *rows, weights, *shape, shape.out_height, shape.out_width), num_outputs)
+    return Drive(_convolution, (_one_row(), C, *rows, W_SKCL, *shape, shape.out_height, shape.out_width), num_outputs)
 
 
 def pool(height: int, width: int, kernel: int, is_average: bool, channels: int) -> Drive:
@@ -104,7 +104,7 @@ def _late_inputs(
 
 @inlined
 def _convolution(
-    x_1N, t, channels, counts, number, offsets, C, pixel_offsets, pixel_channels, pixel_counts, weights,
+    x_1N, t, channels, counts, number, offsets, C, pixel_offsets, pixel_channels, pixel_counts, W_SKCL,
     height, width, K, stride, out_height, out_width,
 ):  # fmt: skip
     """Sort the entries into a row for each pixel, then set each output pixel to the sum over its window."""
@@ -112,7 +112,8 @@ def _convolution(
     pixel_offsets[:] = 0
     rows_of_pixels(offsets, channels, counts, C, True, pixel_offsets, pixel_channels, pixel_counts, 0, 1)
     x_RN = x_1N.reshape(out_height * out_width, -1)
-    product_lines(pixel_offsets, pixel_channels, pixel_counts, weights, x_RN, height, width, K, stride, 0, out_height)
+    entries = pixel_offsets, pixel_channels, pixel_counts
+    product_lines(*entries, W_SKCL, None, x_RN, height, width, K, stride, 0, out_height)
 
 
 @inlined

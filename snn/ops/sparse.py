@@ -124,8 +124,8 @@ def _input_gradient(near_TW, gy, W_CN, mask_BC, gs, begin, end):
 
 
 @kernel
-def _find(x, kept, words, numbers, others, begin, end):
-    """Set bit k of words[w] if x[w · LANES + k] is kept and not zero; numbers[w] counts the bits set.
+def _find(x, nothing, kept, words, numbers, others, begin, end):
+    """Set bit k of words[w] if x[w · LANES + k] is kept and not `nothing`; numbers[w] counts the bits set.
 
     `kept` has words of the same kind, which are read cyclically; None keeps all. others[0] becomes 1 if any number,
     kept or not, is neither 0 nor 1.
@@ -134,7 +134,9 @@ def _find(x, kept, words, numbers, others, begin, end):
     other = np.uint64(0)
     for w in range(begin, end):
         x_L = load_part(x, w * LANES, len(x) - w * LANES, LANES)
-        word = unlike(x_L, 0)
+        word = unlike(x_L, nothing)
+        if len(x) - w * LANES < LANES:  # the zeros that fill up the last word are no entries
+            word &= (np.uint64(1) << np.uint64(len(x) - w * LANES)) - np.uint64(1)
         other |= word & unlike(x_L, 1)
         if kept is not None:
             word &= kept[again]
@@ -180,7 +182,7 @@ class Nonzeros(NamedTuple):
 
     mask: Tensor | None  # repeated until it fills whole words, which are read cyclically
     words: np.ndarray  # (W,) uint64, a bit for each entry
-    only_ones: bool  # x holds only zeros and ones, as spikes do
+    only_ones: bool  # all entries are ones, as spikes are
     shape: torch.Size  # of x
     firsts: np.ndarray  # (W + 1,) the number of entries found before each word, and the number of all
 
@@ -189,10 +191,11 @@ class Nonzeros(NamedTuple):
         return int(self.firsts[-1])
 
 
-def find(x_RC: Tensor, mask_BC: Tensor | None = None) -> Nonzeros:
+def find(x_RC: Tensor, mask_BC: Tensor | None = None, nothing: float = 0) -> Nonzeros:
     """Find the entries that are not zero in a matrix of rows t·B + b, where each sample b is multiplied by its mask.
 
-    Tensors are float32 or float64 on the CPU, as everywhere in this module.
+    With `nothing`, find those that are not this number. Tensors are float32 or float64 on the CPU, as everywhere in
+    this module.
     """
     check_matrix("x", x_RC, ("rows", "channels"))
     x, kept = x_RC.detach().contiguous().view(-1), None
@@ -206,7 +209,7 @@ def find(x_RC: Tensor, mask_BC: Tensor | None = None) -> Nonzeros:
     words = np.empty(-(-len(x) // LANES), np.uint64)
     firsts = np.zeros(len(words) + 1, np.int64)
     others = np.zeros(1, np.int8)
-    arguments = (x.numpy(), kept, words, firsts[1:], others)
+    arguments = (x.numpy(), x.numpy().dtype.type(nothing), kept, words, firsts[1:], others)
     threads = torch.get_num_threads() if len(words) > SERIAL_BELOW else 1
     in_parts(lambda begin, end: _find(*arguments, begin, end), len(words), threads)
     return Nonzeros(mask_BC, words, not others[0], x_RC.shape, np.cumsum(firsts, out=firsts))

@@ -1,10 +1,13 @@
 """Sparse convolutions on the CPU: the work grows with the number of events.
 
 An input row is a pixel, r = (f·H + y)·W + x of frame f, and its entries are its active channels: offsets, channels and
-counts as in `snn.ops.sparse`. An output row is a pixel of the (padded, strided) result. Weights are WT, (K, K, C, N),
+counts as in `snn.ops.sparse`. An output row is a pixel of the (padded, strided) result. Outputs are cut into S slices
+of LANES, the last padded with zeros. Weights are W_SKCL, with all K·K taps (places in the kernel) on the second axis,
 so that an event adds one contiguous row for each output pixel that sees it.
 """
 
+import math
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -14,9 +17,12 @@ from torch.nn import functional as F
 
 from snn import checks
 from snn.errors import InputError
-from snn.ops.compiled import in_parts, inlined, kernel
-from snn.ops.lanes import LINE, load, load_part, store_part
+from snn.ops.compiled import in_parts, kernel
+from snn.ops.lanes import LANES, add_product, load, load_part, store, store_part, where, zeros
 from snn.ops.sparse import arrays, check_matrix, check_on_cpu
+
+BLOCK = 256  # output pixels, at most, that a line of the kernel is taken to
+SECTION = 64  # frames whose entries are sorted at once for the weight gradient
 
 
 class Geometry(NamedTuple):
@@ -82,141 +88,115 @@ def rows_of_pixels(
 
 
 @kernel
-def _sort_frames(offsets, channels, counts, starts, rows, values, begin, end):
-    """Order the entries of each frame by channel: those of channel c in frame k begin at starts[k, c]."""
-    frames, C = starts.shape[0], starts.shape[1] - 1
-    pixels = (len(offsets) - 1) // frames
-    place = np.empty(C, np.int64)
-    for k in range(begin, end):
-        first, last = k * pixels, (k + 1) * pixels
-        place[:] = 0
-        for e in range(offsets[first], offsets[last]):
-            place[channels[e]] += 1
-        at = offsets[first]
-        for c in range(C):
-            starts[k, c] = at
-            at += place[c]
-            place[c] = starts[k, c]
-        starts[k, C] = at
-        for r in range(first, last):
-            for e in range(offsets[r], offsets[r + 1]):
-                to = place[channels[e]]
-                rows[to] = r
-                values[to] = counts[e]
-                place[channels[e]] = to + 1
+def product_lines(offsets, channels, counts, W_SKCL, sums, out, height, width, K, stride, begin, end):
+    """Set the lines begin ... end of `out`, counted over all frames, to Σ counts · w, and those of `sums` to Σ w.
 
-
-@inlined
-def _add_rows(target, at, N, rows, picked, values, begin, end):
-    """Add Σ values[e] · rows[picked[e] : picked[e] + N] to target[at : at + N], for begin <= e < end.
-
-    `at` and `picked` are places among all numbers. Rows are padded to whole lines; a line of the target stays in a
-    register meanwhile.
+    `sums` may be None. Each line of the kernel is taken to a block of lines, so that its weights stay in a near cache.
     """
-    for n in range(0, N, LINE):
-        left = N - n
-        sum_L = load_part(target, at + n, left, LINE)
-        e = begin
-        while e + 8 <= end:
-            low = _four(rows, n, picked, values, e)
-            sum_L = sum_L + (low + _four(rows, n, picked, values, e + 4))
-            e += 8
-        while e + 4 <= end:
-            sum_L = sum_L + _four(rows, n, picked, values, e)
-            e += 4
-        while e < end:
-            sum_L = sum_L + values[e] * load(rows, picked[e] + n, LINE)
-            e += 1
-        store_part(target, at + n, left, sum_L)
-
-
-@inlined
-def _four(rows, n, picked, values, e):
-    """Return the sum of four products, which do not wait for one another."""
-    a = values[e] * load(rows, picked[e] + n, LINE)
-    b = values[e + 1] * load(rows, picked[e + 1] + n, LINE)
-    c = values[e + 2] * load(rows, picked[e + 2] + n, LINE)
-    d = values[e + 3] * load(rows, picked[e + 3] + n, LINE)
-    return (a + b) + (c + d)
-
-
-@kernel
-def product_lines(offsets, channels, counts, weights, out, height, width, K, stride, begin, end):
-    """Compute the lines begin ... end of `out`, counted over all frames; weights are those of `rows_of_weights`.
-
-    An entry is picked for each output pixel that sees it, in the order of the rows of weights.
-    """
-    (most, width_of_row), N, C = weights.shape, out.shape[1], len(weights) // (K * K)
+    (S, _, C, _), N = W_SKCL.shape, out.shape[1]
     out_height, out_width = -(-height // stride), -(-width // stride)
-    picked, values = np.empty(out_width * most, np.int64), np.empty(out_width * most, out.dtype)
-    ends = np.empty(out_width, np.int64)
-    for line in range(begin, end):
-        out[line * out_width : (line + 1) * out_width] = 0
-        frame, top = line // out_height, line % out_height * stride - K // 2
-        for column in range(out_width):
-            ends[column] = column * most
-        for dy in range(max(0, -top), min(K, height - top)):
-            row = (frame * height + top + dy) * width
-            if offsets[row] == offsets[row + width]:
-                continue
-            left = right = 0  # the columns whose windows hold x
-            for x in range(width):
-                first, last = offsets[row + x], offsets[row + x + 1]
-                if first == last:
-                    continue
-                while left * stride + K // 2 < x:
-                    left += 1
-                while right < out_width and right * stride - K // 2 <= x:
-                    right += 1
-                for column in range(left, right):
-                    dx = x + K // 2 - column * stride
-                    to = ends[column]
-                    for e in range(first, last):
-                        if to == (column + 1) * most:  # only if a channel occurs several times in a row of entries
-                            to = column * most
-                            _add_rows(out, (line * out_width + column) * N, N, weights, picked, values, to, to + most)
-                        picked[to] = ((dy * K + dx) * C + channels[e]) * width_of_row
-                        values[to] = counts[e]
-                        to += 1
-                    ends[column] = to
-        for column in range(out_width):
-            if ends[column] > column * most:
-                at = (line * out_width + column) * N
-                _add_rows(out, at, N, weights, picked, values, column * most, ends[column])
-
-
-@kernel
-def _weight_gradient(starts, rows, values, most, gy, gWT, height, width, stride, begin, end):
-    """Set gWT[dy, dx, c] = Σ values · gy[the output row that sees the entry there], for channels c = begin ... end.
-
-    `most` is the largest number of entries that a channel has in a frame.
-    """
-    K, _, C, N = gWT.shape
-    out_height, out_width = -(-height // stride), -(-width // stride)
-    below, right = np.empty(most, np.int64), np.empty(most, np.int64)
-    picked, scales = np.empty(most, np.int64), np.empty(most, gy.dtype)
-    gWT[:, :, begin:end] = 0
-    for frame in range(starts.shape[0]):
-        for c in range(begin, end):
-            first, stop = starts[frame, c], starts[frame, c + 1]
-            for e in range(first, stop):
-                pixel = rows[e] - frame * height * width
-                below[e - first] = pixel // width + K // 2
-                right[e - first] = pixel % width + K // 2
+    block = max(1, BLOCK // out_width)
+    out[begin * out_width : end * out_width] = 0
+    if sums is not None:
+        sums[begin * out_width : end * out_width] = 0
+    for first in range(begin, end, block):
+        for s in range(S):
             for dy in range(K):
-                for dx in range(K):
-                    n_picked = 0
-                    for e in range(first, stop):
-                        line, column = below[e - first] - dy, right[e - first] - dx
-                        if stride > 1:
-                            if line % stride != 0 or column % stride != 0:
-                                continue
-                            line, column = line // stride, column // stride
-                        if 0 <= line < out_height and 0 <= column < out_width:
-                            picked[n_picked] = ((frame * out_height + line) * out_width + column) * gy.shape[1]
-                            scales[n_picked] = values[e]
-                            n_picked += 1
-                    _add_rows(gWT, ((dy * K + dx) * C + c) * N, N, gy, picked, scales, 0, n_picked)
+                for line in range(first, min(first + block, end)):
+                    y = line % out_height * stride + dy - K // 2
+                    row = (line // out_height * height + y) * width
+                    if y < 0 or y >= height or offsets[row] == offsets[row + width]:
+                        continue
+                    for column in range(out_width):
+                        left = column * stride - K // 2
+                        x_first, x_last = max(0, left), min(left + K, width)
+                        if offsets[row + x_first] == offsets[row + x_last]:
+                            continue
+                        at, room = (line * out_width + column) * N + s * LANES, N - s * LANES
+                        out_L = load_part(out, at, room, LANES)
+                        sum_L = out_L if sums is None else load_part(sums, at, room, LANES)
+                        w = ((s * K + dy) * K + x_first - left) * C
+                        for r in range(row + x_first, row + x_last):
+                            for e in range(offsets[r], offsets[r + 1]):
+                                w_L = load(W_SKCL, (w + channels[e]) * LANES, LANES)
+                                out_L = add_product(out_L, counts[e], w_L)
+                                if sums is not None:
+                                    sum_L = sum_L + w_L
+                            w += C
+                        store_part(out, at, room, out_L)
+                        if sums is not None:
+                            store_part(sums, at, room, sum_L)
+
+
+@kernel
+def _sort_frames(offsets, channels, counts, others, starts, places, values, other_values, size, begin, end):
+    """Order the entries of the frames begin ... end by channel and phase, the place of a pixel in a square of strides.
+
+    Those of channel c and phase p in frame k begin at starts[k, c · stride² + p]. places[e] is the pixel of the output
+    map that sees an entry through the tap in the middle (for phase 0), counted with the map's margin.
+    """
+    height, width, stride, margin = size
+    phases = stride * stride
+    line_length = -(-width // stride) + 2 * margin
+    frame_length = (-(-height // stride) + 2 * margin) * line_length
+    groups = starts.shape[1] - 1
+    place = np.empty(groups, np.int64)
+    for k in range(begin, end):
+        frame = k * height * width
+        place[:] = 0
+        for y, x in np.ndindex(height, width):
+            phase, r = y % stride * stride + x % stride, frame + y * width + x
+            for e in range(offsets[r], offsets[r + 1]):
+                place[channels[e] * phases + phase] += 1
+        at = offsets[frame]
+        for g in range(groups):
+            starts[k, g] = at
+            at += place[g]
+            place[g] = starts[k, g]
+        starts[k, groups] = at
+        for y, x in np.ndindex(height, width):
+            phase, r = y % stride * stride + x % stride, frame + y * width + x
+            seen_by = k * frame_length + (y // stride + margin) * line_length + x // stride + margin
+            for e in range(offsets[r], offsets[r + 1]):
+                to = place[channels[e] * phases + phase]
+                places[to] = seen_by
+                values[to] = counts[e]
+                if others is not None:
+                    other_values[to] = others[e]
+                place[channels[e] * phases + phase] = to + 1
+
+
+@kernel
+def _weight_gradient(starts, places, values, constants, maps, gW_SKCL, N, line_length, stride, begin, end):
+    """Add Σ values · maps[the pixel that sees the entry] to gW_SKCL[s, tap, c], for channels c = begin ... end.
+
+    `maps` are output pixels with a margin. With `constants`, they hold spike times t, inf for none, and the sum is one
+    of constants - values · t over the times that are finite.
+    """
+    S, taps, C, _ = gW_SKCL.shape
+    K = int(np.sqrt(taps))
+    for k, c, s in np.ndindex(len(starts), end - begin, S):
+        c += begin
+        if starts[k, c * stride * stride] == starts[k, (c + 1) * stride * stride]:
+            continue
+        for tap in range(taps):
+            dy, dx = K // 2 - tap // K, K // 2 - tap % K
+            group = c * stride * stride + -dy % stride * stride + -dx % stride
+            first, last = starts[k, group], starts[k, group + 1]
+            if first == last:
+                continue
+            shift = (-(-dy // stride) * line_length - (-dx // stride)) * N + s * LANES
+            at = ((s * taps + tap) * C + c) * LANES
+            sum_L = load(gW_SKCL, at, LANES)
+            if constants is None:
+                for e in range(first, last):
+                    sum_L = add_product(sum_L, values[e], load(maps, places[e] * N + shift, LANES))
+            else:
+                none_L = zeros(gW_SKCL, LANES)
+                for e in range(first, last):
+                    t_L = load(maps, places[e] * N + shift, LANES)
+                    sum_L = sum_L + where(t_L < np.inf, add_product(none_L + constants[e], -values[e], t_L), none_L)
+            store(gW_SKCL, at, sum_L)
 
 
 def _frames(offsets: Tensor, shape: Geometry) -> int:
@@ -227,15 +207,12 @@ def _frames(offsets: Tensor, shape: Geometry) -> int:
     return frames
 
 
-def _in_lines(x_RN: Tensor) -> np.ndarray:
-    """Return rows that are padded with zeros to whole lines."""
-    left = -x_RN.shape[1] % LINE
-    return (F.pad(x_RN, (0, left)) if left else x_RN).detach().contiguous().numpy()
-
-
-def rows_of_weights(W_NCKK: Tensor) -> np.ndarray:
-    """Return WT as (K·K·C, N), its rows padded to whole lines."""
-    return _in_lines(W_NCKK.permute(2, 3, 1, 0).flatten(0, 2))
+def taps(W_NCKK: Tensor) -> np.ndarray:
+    """Return W_SKCL."""
+    N, C, K, _ = W_NCKK.shape
+    S = -(-N // LANES)
+    W_KCN = F.pad(W_NCKK.detach().permute(2, 3, 1, 0).reshape(K * K, C, N), (0, S * LANES - N))
+    return W_KCN.view(K * K, C, S, LANES).permute(2, 0, 1, 3).contiguous().numpy()
 
 
 def pixel_rows(offsets: Tensor, channels: Tensor, counts: Tensor, pixels: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -263,15 +240,40 @@ def product(
     are_checked: bool = False,
 ) -> Tensor:
     """Return the convolution, (output rows, N). `are_checked` as in `snn.ops.sparse.product`."""
+    return _product(offsets, channels, counts, W_NCKK, shape, are_checked, 1)
+
+
+def sums_and_product(
+    offsets: Tensor,
+    channels: Tensor,
+    counts: Tensor,
+    W_NCKK: Tensor,
+    shape: Geometry,
+    are_checked: bool = False,
+) -> Tensor:
+    """Return the convolution of ones in place of the counts, and below it that of the counts: (2 · output rows, N)."""
+    return _product(offsets, channels, counts, W_NCKK, shape, are_checked, 2)
+
+
+def _product(
+    offsets: Tensor,
+    channels: Tensor,
+    counts: Tensor,
+    W_NCKK: Tensor,
+    shape: Geometry,
+    are_checked: bool,
+    number: int,
+) -> Tensor:
     if not are_checked:
         shape.check()
         check_matrix("W", W_NCKK, ("outputs", "inputs", shape.kernel, shape.kernel))
         check_on_cpu(offsets, channels, counts, W_NCKK.shape[1])
     lines = _frames(offsets, shape) * shape.out_height
-    out_RN = torch.empty(lines * shape.out_width, len(W_NCKK), dtype=W_NCKK.dtype)
-    arguments = (*arrays(offsets, channels, counts, W_NCKK.dtype), rows_of_weights(W_NCKK), out_RN.numpy(), *shape)
+    out = torch.empty(number, lines * shape.out_width, len(W_NCKK), dtype=W_NCKK.dtype)
+    sums_RN, out_RN = None if number == 1 else out[0].numpy(), out[-1].numpy()
+    arguments = (*arrays(offsets, channels, counts, W_NCKK.dtype), taps(W_NCKK), sums_RN, out_RN, *shape)
     in_parts(lambda begin, end: product_lines(*arguments, begin, end), lines, torch.get_num_threads())
-    return out_RN
+    return out.flatten(0, 1)
 
 
 def weight_gradient(
@@ -282,21 +284,58 @@ def weight_gradient(
     num_inputs: int,
     shape: Geometry,
     are_checked: bool = False,
+    constants: Tensor | None = None,
 ) -> Tensor:
-    """Return the gradient of the weights, (N, C, K, K), from that of the output rows. `are_checked` as in `product`."""
+    """Return the gradient of the weights, (N, C, K, K), from that of the output rows. `are_checked` as in `product`.
+
+    With `constants`, one for each entry, the output rows are spike times t, inf for none, and the result is the sum of
+    constants - counts · t over those that are finite.
+    """
     if not are_checked:
         checks.whole("the number of inputs", num_inputs, 1)
         shape.check()
         check_on_cpu(offsets, channels, counts, num_inputs)
         check_matrix("gy", gy_RN, (_frames(offsets, shape) * shape.out_height * shape.out_width, "outputs"))
-    entries, frames = arrays(offsets, channels, counts, gy_RN.dtype), _frames(offsets, shape)
-    starts = np.empty((frames, num_inputs + 1), np.int64)
-    rows, values = np.empty(len(counts), np.int32), np.empty_like(entries[2])
-    sorting = (*entries, starts, rows, values)
-    in_parts(lambda begin, end: _sort_frames(*sorting, begin, end), frames, torch.get_num_threads())
-    gWT = torch.empty(shape.kernel, shape.kernel, num_inputs, gy_RN.shape[1], dtype=gy_RN.dtype)
-    most = int(np.diff(starts).max())
-    sums = (starts, rows, values, most, _in_lines(gy_RN), gWT.numpy(), *shape[:2], shape.stride)
-    # A thread sums whole channels, in the order of the rows, so the bits are the same for any number of threads.
-    in_parts(lambda begin, end: _weight_gradient(*sums, begin, end), num_inputs, torch.get_num_threads())
-    return gWT.permute(3, 2, 0, 1)
+    entries = arrays(offsets, channels, counts, gy_RN.dtype)
+    others = None if constants is None else constants.detach().to(gy_RN.dtype).contiguous().numpy()
+    frames, N, K = _frames(offsets, shape), gy_RN.shape[1], shape.kernel
+    margin, threads = -(-(K // 2) // shape.stride), torch.get_num_threads()
+    # Maps with a margin. Beyond the N numbers of a pixel, a slice of lanes reads those of the next one, for nothing.
+    size = min(frames, SECTION), shape.out_height + 2 * margin, shape.out_width + 2 * margin, N
+    maps = gy_RN.new_full((math.prod(size) + LANES,), 0 if others is None else math.inf)
+    inner_FHWN = maps[:-LANES].view(size)[:, margin:, margin:][:, : shape.out_height, : shape.out_width]
+    gy_FHWN = gy_RN.detach().view(frames, shape.out_height, shape.out_width, N)
+    gW_SKCL = torch.zeros(-(-N // LANES), K * K, num_inputs, LANES, dtype=gy_RN.dtype)
+    for first in range(0, frames, SECTION):
+        last = min(first + SECTION, frames)
+        inner_FHWN[: last - first] = gy_FHWN[first:last]
+        groups = _by_channel(*entries, others, first, last, num_inputs, shape, margin)
+        arguments = (*groups, maps.numpy(), gW_SKCL.numpy(), N, size[2], shape.stride)
+        # A thread sums whole channels, in the order of the rows, so the bits are the same for any number of threads.
+        in_parts(partial(_weight_gradient, *arguments), num_inputs, threads)
+    gW_KCN = gW_SKCL.permute(1, 2, 0, 3).flatten(2)[:, :, :N]
+    return gW_KCN.view(K, K, num_inputs, N).permute(3, 2, 0, 1)
+
+
+def _by_channel(
+    offsets: np.ndarray,
+    channels: np.ndarray,
+    counts: np.ndarray,
+    others: np.ndarray | None,
+    first: int,
+    last: int,
+    num_inputs: int,
+    shape: Geometry,
+    margin: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+    """Return (starts, places, counts, others) of the frames first ... last, see `_sort_frames`."""
+    pixels = shape.height * shape.width
+    begins = offsets[first * pixels : last * pixels + 1]
+    entries = slice(begins[0], begins[-1])
+    starts = np.empty((last - first, num_inputs * shape.stride**2 + 1), np.int64)
+    places, sorted_counts = np.empty(begins[-1] - begins[0], np.int32), np.empty_like(counts[entries])
+    others, sorted_others = (None, None) if others is None else (others[entries], np.empty_like(sorted_counts))
+    size = shape.height, shape.width, shape.stride, margin
+    arguments = begins - begins[0], channels[entries], counts[entries], others, starts, places, sorted_counts
+    in_parts(partial(_sort_frames, *arguments, sorted_others, size), last - first, torch.get_num_threads())
+    return starts, places, sorted_counts, sorted_others

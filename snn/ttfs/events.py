@@ -108,8 +108,8 @@ class _Layer:
         S_HWO, A_HWO = SA_2HWO.numpy()
         T = A_HWO.dtype.type(self.T)
         added = _receive(order[:fired], t_HWC.numpy(), self.W_CKKO, S_HWO, A_HWO, T, self.stride, self.padding)
-        t_out = kernels.fire(SA_2HWO, self.T, self.zero_drive_fires)[0]
-        return t_out.permute(0, 3, 1, 2).contiguous() if self.is_map else t_out.view(1, -1), added
+        t_out = kernels.fire(SA_2HWO.permute(0, 3, 1, 2), self.T, self.zero_drive_fires)[0]
+        return t_out if self.is_map else t_out.view(1, -1), added
 
 
 class _Readout:

@@ -24,11 +24,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import grad
 
 from snn import checks
 from snn.errors import InputError
-from snn.ttfs import kernels
+from snn.ttfs import kernels, products
+from snn.ttfs.products import masks_and_leads
 
 
 def spike_times(S: Tensor, A: Tensor, T: float, zero_drive_fires: bool = False) -> Tensor:
@@ -41,12 +41,6 @@ def spike_times(S: Tensor, A: Tensor, T: float, zero_drive_fires: bool = False) 
     t = (T - torch.where(has_slope, A, T)) / torch.where(has_slope, 1 + S, 1)
     t = t - (t - t.clamp(max=T)).detach()  # rounding may exceed T
     return torch.where(is_silent, math.inf, t)
-
-
-def masks_and_leads(t: Tensor, T: float) -> tuple[Tensor, Tensor]:
-    """Return m and a of spike times. NaN stays NaN."""
-    is_silent = t == math.inf
-    return (~is_silent).to(t.dtype), T - torch.where(is_silent, T, t)
 
 
 def linear(
@@ -184,9 +178,8 @@ class _Layer(torch.autograd.Function):
         zero_drive_fires: bool,
         grad_clip: float | None,
     ) -> Tensor:
-        x = _split(t, T)
-        x = F.linear(x, W) if stride_padding is None else F.conv2d(x, W, None, *stride_padding)
-        t_out, r = _fire(x, T, zero_drive_fires)
+        t = t.contiguous(memory_format=kernels.layout(t))
+        t_out, r = _fire(products.sums(t, W, T, stride_padding), T, zero_drive_fires)
         ctx.save_for_backward(t, W, t_out, r)
         ctx.constants = T, stride_padding, math.inf if grad_clip is None else grad_clip
         return t_out
@@ -197,14 +190,8 @@ class _Layer(torch.autograd.Function):
         t, W, t_out, r = ctx.saved_tensors
         T, stride_padding, grad_clip = ctx.constants
         gx = _spread(g, t_out, r, T, grad_clip)
-        g_A = gx[len(gx) // 2 :]
-        g_t = g_W = None
-        if ctx.needs_input_grad[0]:
-            g_a = g_A @ W if stride_padding is None else grad.conv2d_input(t.shape, W, g_A, *stride_padding)
-            g_t = _by_time(g_a, t)
-        if ctx.needs_input_grad[1]:
-            x = _split(t, T)
-            g_W = gx.T @ x if stride_padding is None else grad.conv2d_weight(x, W.shape, gx, *stride_padding)
+        g_a, g_W = products.gradients(gx, t, W, T, stride_padding, *ctx.needs_input_grad[:2])
+        g_t = None if g_a is None else _by_time(g_a, t)
         return g_t, g_W, None, None, None, None
 
 
@@ -231,11 +218,6 @@ class _EarliestSpike(torch.autograd.Function):
         g_BCR = g_BCHW.new_zeros((*ctx.shape[:2], math.prod(ctx.shape[2:])))
         g_BCR.scatter_add_(2, source_BCHW.flatten(2), g_BCHW.flatten(2))
         return g_BCR.view(ctx.shape), None, None, None
-
-
-def _split(t: Tensor, T: float) -> Tensor:
-    """Return [m; a] along the first axis."""
-    return kernels.split(t, T) if kernels.fits(t) else torch.cat(masks_and_leads(t, T))
 
 
 def _fire(x: Tensor, T: float, zero_drive_fires: bool) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@
 Measures forward, cross-entropy and backward of the network of configs/ttfs_mnist.yaml and of vgg7, or of your own, in
 four ways that take turns within each round; times are medians. The optimiser's step, the same for all, is left out.
 
-- clipped ReLU: the same weights, `clamp(0, T)` for the neurons.
+- clipped ReLU: the same weights, `clamp(0, T)` for the neurons; on a CPU with channels last in memory, which is faster.
 - simulation: SpikingJelly's IFNodes over 16 steps with surrogate gradients; only a neuron's first spike is passed on.
 - two products: the closed form as the authors' framework computes it, written again from the equations: one product for
   S and one for I, gradients assembled by hand from two products each, and a readout whose gradient goes through
@@ -46,6 +46,13 @@ class Clip(nn.Module):
         return x.clamp(0, 1)
 
 
+class ChannelsLast(nn.Module):
+    """Put the channels of maps last in memory."""
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return x_BCHW.contiguous(memory_format=torch.channels_last)
+
+
 class FirstSpike(nn.Module):
     """IFNodes that pass on only their first spike."""
 
@@ -82,8 +89,11 @@ def like(network: TTFSNetwork, conv: type, dense: type, pool: type, neurons: typ
     return nn.Sequential(*modules)
 
 
-def clipped_relu(network: TTFSNetwork) -> Forward:
-    return like(network, nn.Conv2d, nn.Linear, nn.MaxPool2d, Clip).to(network.readout.weight.device)
+def clipped_relu(network: TTFSNetwork) -> nn.Sequential:
+    clipped = like(network, nn.Conv2d, nn.Linear, nn.MaxPool2d, Clip).to(network.readout.weight.device)
+    if network.readout.weight.device.type == "cuda":
+        return clipped
+    return nn.Sequential(ChannelsLast(), *clipped).to(memory_format=torch.channels_last)
 
 
 def simulation(network: TTFSNetwork) -> Forward:

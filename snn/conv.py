@@ -18,9 +18,9 @@ from snn.ops.drives import Drive
 from snn.ops.sparse_conv import Geometry
 
 # Up to this share of active inputs the event-driven convolution (forward and weight gradient together) is the faster
-# one. Measured by `python -m benchmarks.networks` for 64 to 128 channels on one thread of a busy machine with AVX-512:
-# 1.6 x faster at a share of 0.15, 1.2 x at 0.2, slower at 0.3.
-DENSE_ABOVE = 0.15
+# one. Measured by `python -m benchmarks.networks` for 64 to 128 channels on one thread of a machine with AVX-512:
+# 1.6 x as fast at a share of 0.1, 1.2 x at 0.2, slower at 0.3.
+DENSE_ABOVE = 0.2
 
 
 def as_frames(x_TPC: Tensor, height: int, width: int) -> Tensor:

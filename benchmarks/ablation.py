@@ -78,6 +78,7 @@ ABLATIONS: dict[type[AnyConfig], Ablation] = {
     config.TTFSConfig: Ablation(
         ingredients={
             "augmentation": ("data.augment",),
+            "bias": ("ttfs.bias",),
             "standardised weights": ("ttfs.standardised",),
             "average pools": ("ttfs.layers",),
             "drive for silent neurons": ("train.silent_drive",),

@@ -35,7 +35,7 @@ def weight_bytes(network: Network | TTFSNetwork) -> int:
 def weights(network: Network | TTFSNetwork) -> Iterator[Tensor]:
     """Yield all weights of a folded network, (N, ...) each: those of layers other than pools, and recurrent ones."""
     if isinstance(network, TTFSNetwork):
-        yield from network.parameters()
+        yield from (parameter for parameter in network.parameters() if parameter.dim() > 1)  # others are biases
         return
     for layer in network.layers:
         for weight in (getattr(layer.linear, "weight", None), layer.neurons.V):

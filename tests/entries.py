@@ -358,7 +358,7 @@ TTFS = settings.load(CONFIGS / "ttfs_mnist_mlp.yaml").ttfs
 @entry
 def ttfs_network(draw: Draw) -> None:
     words = draw.of(["9F", "3C3 - P2 - 4F", "3C3 - AP2", "4C3S2 - 5F"])
-    chosen = TTFS.model_copy(update={"layers": words, "encoder": draw.of(["unit", "direct"])})
+    chosen = TTFS.model_copy(update={"layers": words, "encoder": draw.of(["unit", "direct"]), "bias": draw.chance(0.5)})
     network = TTFSNetwork(chosen, (2, 6, 6), 3)
     network.to(draw.of([torch.float64, torch.float16])) if draw.wrong(0.05) else None
     x, target = draw.tensor(draw.size(), 2, 6, 6, high=1.0), draw.whole(1, 0, 3)
@@ -375,7 +375,7 @@ def ttfs_layers(draw: Draw) -> None:
     C, H, T = draw.size(4), draw.size(8), draw.number(1.0)
     image, of = spike_times(draw, draw.size(), C, H, H), draw.random.integers(5)
     if of == 0:
-        layers.Linear(draw.number(C * H * H), draw.number(3), T, standardised=draw.chance(0.5))(image)
+        layers.Linear(draw.number(C * H * H), draw.number(3), T, draw.chance(0.5), draw.chance(0.5))(image)
     elif of == 1:
         layers.Conv2d(draw.number(C), 3, draw.number(3), T, draw.number(1))(image)
     elif of == 2:

@@ -70,8 +70,13 @@ SMALL_TTFS = "6C3 - P2 - 8C3S2 - A2 - 20F"
 
 
 def build_ttfs(words: str = SMALL_TTFS, shape: tuple = (2, 12, 10), classes: int = 4, **options) -> TTFSNetwork:
+    """Return a network, its biases, if it has any, other than 0."""
     torch.manual_seed(0)
-    return TTFSNetwork(config.TTFS(layers=words, **options), shape, classes)
+    network = TTFSNetwork(config.TTFS(layers=words, **options), shape, classes)
+    for name, parameter in network.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.uniform_(parameter, -0.5, 0.5)
+    return network
 
 
 def random_images(n: int = 30, shape: tuple = (2, 12, 10), seed: int = 0) -> torch.Tensor:

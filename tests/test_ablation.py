@@ -57,7 +57,7 @@ def test_the_plain_counterpart_of_a_recipe_has_defaults_and_maximum_pools():
     assert plain.data == recipe.data.model_copy(update={"augment": ()})
     found = by_place(plain, recipe)
     assert found["", "plain"] == plain
-    check_variants(found, plain, recipe, set())
+    check_variants(found, plain, recipe, {"bias"})
     with pytest.raises(InputError, match=r"^x without its ingredients .*: network.layers is missing"):
         ablation.without_ingredients(settings.load(RECIPE), "x")
 

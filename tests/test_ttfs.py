@@ -78,12 +78,12 @@ def test_zero_drive(T):
     assert (functional.linear(torch.zeros(1, 3), torch.zeros(5, 3), T) == INF).all()
 
 
-def reference_layer(t, W, T, stride_padding=None, zero_drive_fires=False):
+def reference_layer(t, W, T, stride_padding=None, zero_drive_fires=False, bias=0.0):
     def sum_inputs(x):
         return x @ W.T if stride_padding is None else torch.nn.functional.conv2d(x, W, None, *stride_padding)
 
     m, a = products.masks_and_leads(t, T)
-    return functional.spike_times(sum_inputs(m), sum_inputs(a), T, zero_drive_fires)
+    return functional.spike_times(sum_inputs(m) + bias, sum_inputs(a), T, zero_drive_fires)
 
 
 def finite(t: torch.Tensor) -> torch.Tensor:
@@ -258,6 +258,32 @@ def test_gradients_are_central_differences(T):
                 slope = ((sums[0] - sums[1]) / (2 * step)).item()
                 assert slope == pytest.approx(leaf.grad.view(-1)[k].item(), rel=1e-6, abs=1e-8)
     assert checked > 80
+
+
+@pytest.mark.parametrize(("shape", "weights", "stride_padding"), LAYERS[:2])
+def test_a_bias_is_a_synapse_of_a_clock_that_fires_at_T(shape, weights, stride_padding):
+    """Times and gradients are those of the plain formula, and those of a further input at T for a dense layer."""
+    T, (t, W) = 2.0, (random_times(shape, 2.0, 40).requires_grad_(), random_weights(weights, 41).requires_grad_())
+    b = random_weights((len(W),), 42).requires_grad_()
+    out = run_layer(t, W, T, stride_padding, bias_O=b)
+    expected = reference_layer(t, W, T, stride_padding, bias=b.view(-1, *[1] * (t.dim() - 2)))
+    if stride_padding is None:
+        clock = torch.full_like(t[:, :1], T)
+        further = functional.linear(torch.cat([t, clock], 1), torch.cat([W, b[:, None]], 1), T)
+        torch.testing.assert_close(finite(further), finite(expected))
+    assert torch.equal(out == INF, expected == INF)
+    torch.testing.assert_close(finite(out), finite(expected), rtol=1e-12, atol=1e-12)
+    g = torch.randn_like(out)
+    for ours, plain in zip(
+        torch.autograd.grad(out, (t, W, b), g), torch.autograd.grad(expected, (t, W, b), g), strict=True
+    ):
+        torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12 * float(plain.abs().max()))
+
+
+@pytest.mark.parametrize("bias", [torch.zeros(3), torch.zeros(4).double(), [0.0] * 4])
+def test_a_bias_that_does_not_fit(bias):
+    with pytest.raises(InputError, match="the bias"):
+        functional.linear(torch.zeros(2, 5), torch.ones(4, 5), 1.0, bias_O=bias)
 
 
 def test_gradcheck_of_a_deep_network():

@@ -27,6 +27,7 @@ VARIANTS = [
     {},
     {"words": "20F - 15F", "T": 3.0, "zero_drive_fires": True},
     {"words": "A2 - 6C5S2 - 9C3 - P2 - 12F", "standardised": True, "T": 0.3},
+    {"bias": True, "T": 0.5},
 ]
 
 

@@ -23,7 +23,8 @@ KNOWN = pytest.mark.parametrize("known", [True, False], ids=["fires known", "spi
         {},
         {"words": "20F - 15F", "T": 3.0, "zero_drive_fires": True},
         {"words": "A2 - 6C5S3 - 9C3 - P2 - 12F", "standardised": True, "T": 0.5},
-        {"words": "6C3 - 5C3S2", "encoder": "direct"},
+        {"words": "6C3 - 5C3S2", "encoder": "direct", "bias": True},
+        {"bias": True, "standardised": True},
     ],
     ids=str,
 )

@@ -62,7 +62,7 @@ def test_initial_weights():
         assert weight.std().item() == pytest.approx(math.sqrt(2 / weight[0].numel()), rel=0.05)
 
 
-@pytest.mark.parametrize("options", [{}, {"encoder": "direct"}, {"standardised": True}])
+@pytest.mark.parametrize("options", [{}, {"encoder": "direct", "bias": True}, {"standardised": True}, {"bias": True}])
 @pytest.mark.parametrize("T", [0.5, 3.0])
 def test_a_simulation_over_time_finds_the_same(options, T):
     """Compare spike times and potentials for all kinds of layers, with steps as coarse as a quarter of a window."""
@@ -80,7 +80,7 @@ def test_a_simulation_over_time_finds_the_same(options, T):
 
 
 def test_standardised_weights_fold_into_plain_ones():
-    network = build(standardised=True)
+    network = build(standardised=True, bias=True)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             if name.endswith("gain"):
@@ -88,7 +88,7 @@ def test_standardised_weights_fold_into_plain_ones():
     x = images()
     folded = network.folded()
     assert torch.equal(network(x).V_BN, folded(x).V_BN)
-    assert set(folded.state_dict()) == set(build().state_dict())
+    assert set(folded.state_dict()) == set(build(bias=True).state_dict())
     weight = network.layers[0].synapses().detach().flatten(1)
     assert (weight.sum(1) + layers.LEAST_SUM).abs().max() < 1e-5
 
@@ -180,14 +180,14 @@ def test_silent_neurons_drive():
 
 def test_the_lack_of_drive_by_mask_is_that_of_the_silent_neurons():
     """A GPU computes it in the second way. Compare values and gradients, with some, all and no neurons silent."""
-    network, x = build("6C3 - 5F", (2, 6, 6)).double(), images(4, (2, 6, 6)).double()
+    network, x = build("6C3 - 5F", (2, 6, 6), bias=True).double(), images(4, (2, 6, 6)).double()
     for layer, inputs in zip(network.layers, (x[:1], torch.rand(1, 6, 6, 6, dtype=torch.float64)), strict=True):
         O = len(layer.weight)
         for is_silent_O in (torch.arange(O) % 2 == 0, torch.ones(O, dtype=torch.bool)):
             results = []
             for lack in (_lack, _lack_by_mask):
                 value = lack(layer, inputs, is_silent_O)
-                results.append((value, *torch.autograd.grad(value, layer.weight)))
+                results.append((value, *torch.autograd.grad(value, (layer.weight, layer.bias))))
             assert results[0][0] > 0
             torch.testing.assert_close(*results)
         assert _lack_by_mask(layer, inputs, torch.zeros(O, dtype=torch.bool)) == 0

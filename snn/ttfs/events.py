@@ -93,6 +93,7 @@ class _Layer:
         self.T, self.zero_drive_fires = layer.T, layer.options["zero_drive_fires"]
         self.stride, self.padding = (layer.stride, layer.padding) if isinstance(layer, Conv2d) else (1, 0)
         self.is_map = isinstance(layer, Conv2d)
+        self.bias_O = layer.bias
         self.W_CKKO = columns(layer.weight, shape).numpy()
         kernel_size = self.W_CKKO.shape[1]
         places = shape[1:] if self.is_map else (1, 1)  # a fully connected layer is a convolution over a single place
@@ -108,6 +109,8 @@ class _Layer:
         S_HWO, A_HWO = SA_2HWO.numpy()
         T = A_HWO.dtype.type(self.T)
         added = _receive(order[:fired], t_HWC.numpy(), self.W_CKKO, S_HWO, A_HWO, T, self.stride, self.padding)
+        if self.bias_O is not None:
+            SA_2HWO[0] += self.bias_O
         t_out = kernels.fire(SA_2HWO.permute(0, 3, 1, 2), self.T, self.zero_drive_fires)[0]
         return t_out if self.is_map else t_out.view(1, -1), added
 

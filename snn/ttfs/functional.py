@@ -11,7 +11,8 @@ The paper writes I = Σ w m t = T S - A and t* = T + t_out = (2T + I) / (1 + S).
 silent has 1 + S > 0: A < T and T S + A >= 0 imply S > -1. Both sums share their weights, so one call on the stacked
 [m; a] gives [S; A]. Gradients: dt/dA = -1 / (1 + S), dt/dS = -t / (1 + S), and 0 for early and silent neurons. Without
 any drive, S = A = 0, V and the threshold meet at 2T. Such a neuron is silent here; with `zero_drive_fires` it fires at
-T, as in the authors' framework.
+T, as in the authors' framework. A bias b, one for each neuron or map, is a synapse of a clock that fires at T: it is
+added to S.
 
 Shapes: B samples, N inputs, O outputs; C channels, H, W. Times are converted to the type of the weights they meet,
 float32 or float64, even under `torch.autocast`. InputError if a shape does not fit, or, on the CPU, a time is outside
@@ -44,13 +45,19 @@ def spike_times(S: Tensor, A: Tensor, T: float, zero_drive_fires: bool = False) 
 
 
 def linear(
-    t_BN: Tensor, W_ON: Tensor, T: float, *, zero_drive_fires: bool = False, grad_clip: float | None = None
+    t_BN: Tensor,
+    W_ON: Tensor,
+    T: float,
+    *,
+    bias_O: Tensor | None = None,
+    zero_drive_fires: bool = False,
+    grad_clip: float | None = None,
 ) -> Tensor:
     """Return the spike times (B, O) of a fully connected layer. Its product runs once forward and twice backward."""
     check_window(T)
     checks.tensor("W", W_ON, ("outputs", "inputs"))
     t_BN = checks.like_weights("t", t_BN, ("samples", W_ON.shape[1]), W_ON)
-    return _apply(t_BN, W_ON, T, None, zero_drive_fires, grad_clip)
+    return _apply(t_BN, W_ON, bias_O, T, None, zero_drive_fires, grad_clip)
 
 
 def conv2d(
@@ -60,6 +67,7 @@ def conv2d(
     *,
     stride: int = 1,
     padding: int = 0,
+    bias_O: Tensor | None = None,
     zero_drive_fires: bool = False,
     grad_clip: float | None = None,
 ) -> Tensor:
@@ -70,21 +78,24 @@ def conv2d(
     checks.whole("padding", padding, 0)
     t_BCHW = checks.like_weights("t", t_BCHW, ("samples", W_OCKK.shape[1], "height", "width"), W_OCKK)
     _check_fit(t_BCHW, max(W_OCKK.shape[2:]), padding)
-    return _apply(t_BCHW, W_OCKK, T, (stride, padding), zero_drive_fires, grad_clip)
+    return _apply(t_BCHW, W_OCKK, bias_O, T, (stride, padding), zero_drive_fires, grad_clip)
 
 
 def _apply(
     t: Tensor,
     W: Tensor,
+    bias_O: Tensor | None,
     T: float,
     stride_padding: tuple[int, int] | None,
     zero_drive_fires: bool,
     grad_clip: float | None,
 ) -> Tensor:
+    if bias_O is not None:
+        checks.tensor("the bias", bias_O, W.shape[:1], (W.dtype,), W.device)
     if grad_clip is not None:
         checks.number("grad_clip", grad_clip, above=0)
     with checks.without_autocast(t.device):
-        return _Layer.apply(t, W, T, stride_padding, zero_drive_fires, grad_clip)
+        return _Layer.apply(t, W, bias_O, T, stride_padding, zero_drive_fires, grad_clip)
 
 
 def max_pool2d(t_BCHW: Tensor, kernel: int, stride: int | None = None, padding: int = 0) -> Tensor:
@@ -173,13 +184,17 @@ class _Layer(torch.autograd.Function):
         ctx,
         t: Tensor,
         W: Tensor,
+        bias_O: Tensor | None,
         T: float,
         stride_padding: tuple[int, int] | None,
         zero_drive_fires: bool,
         grad_clip: float | None,
     ) -> Tensor:
         t = t.contiguous(memory_format=kernels.layout(t))
-        t_out, r = _fire(products.sums(t, W, T, stride_padding), T, zero_drive_fires)
+        x = products.sums(t, W, T, stride_padding)
+        if bias_O is not None:
+            x[: len(t)] += bias_O.view(-1, *[1] * (x.dim() - 2))
+        t_out, r = _fire(x, T, zero_drive_fires)
         ctx.save_for_backward(t, W, t_out, r)
         ctx.constants = T, stride_padding, math.inf if grad_clip is None else grad_clip
         return t_out
@@ -192,7 +207,8 @@ class _Layer(torch.autograd.Function):
         gx = _spread(g, t_out, r, T, grad_clip)
         g_a, g_W = products.gradients(gx, t, W, T, stride_padding, *ctx.needs_input_grad[:2])
         g_t = None if g_a is None else _by_time(g_a, t)
-        return g_t, g_W, None, None, None, None
+        g_b = gx[: len(t)].sum([d for d in range(t_out.dim()) if d != 1]) if ctx.needs_input_grad[2] else None
+        return g_t, g_W, g_b, None, None, None, None
 
 
 class _EarliestSpike(torch.autograd.Function):

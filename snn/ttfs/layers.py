@@ -29,11 +29,12 @@ class GivesTimes(nn.Module):
 
 
 class SpikingLayer(GivesTimes):
-    """Weights without a bias, followed by neurons: the base class of `Linear` and `Conv2d`.
+    """Weights followed by neurons: the base class of `Linear` and `Conv2d`.
 
     Args:
         weight_shape: the shape of the weights, outputs first.
         T: the window.
+        bias: give each neuron, or map, a learned drive that begins at T, when it may fire (`snn.ttfs.functional`).
         standardised: scale each neuron's weights to a mean just below 0 (`LEAST_SUM`) and their initial spread, times a
             learned gain. This depends only on the weights and so needs no statistics of the data; `fold` turns it into
             plain weights.
@@ -45,6 +46,7 @@ class SpikingLayer(GivesTimes):
         self,
         weight_shape: tuple[int, ...],
         T: float,
+        bias: bool = False,
         standardised: bool = False,
         zero_drive_fires: bool = False,
         grad_clip: float | None = None,
@@ -60,6 +62,7 @@ class SpikingLayer(GivesTimes):
         self.weight = nn.Parameter(torch.randn(weight_shape) * self.spread)
         ones = torch.ones(weight_shape[0], *[1] * (len(weight_shape) - 1))
         self.register_parameter("gain", nn.Parameter(ones) if standardised else None)
+        self.bias: nn.Parameter | None = nn.Parameter(torch.zeros(weight_shape[0])) if bias else None
 
     def synapses(self) -> Tensor:
         """Return the effective weights."""
@@ -76,6 +79,11 @@ class SpikingLayer(GivesTimes):
         self.weight.copy_(self.synapses())
         self.gain = None
 
+    def bias_like_sums(self) -> Tensor:
+        """Return the bias, or zeros, in a shape that can be added to S of a sample."""
+        bias_O = self.weight.new_zeros(len(self.weight)) if self.bias is None else self.bias
+        return bias_O.view(-1, *[1] * (self.weight.dim() - 2))
+
     def sums(self, x: Tensor, W: Tensor) -> Tensor:
         """Return the weighted sums, through the synapses W, of one number per input."""
         raise NotImplementedError
@@ -86,7 +94,8 @@ class SpikingLayer(GivesTimes):
 
     def extra_repr(self) -> str:
         options = ", ".join(f"{name}={value}" for name, value in self.options.items())
-        return f"{tuple(self.weight.shape)}, T={self.T:g}, standardised={self.gain is not None}, {options}"
+        has = f"bias={self.bias is not None}, standardised={self.gain is not None}"
+        return f"{tuple(self.weight.shape)}, T={self.T:g}, {has}, {options}"
 
 
 class Linear(SpikingLayer):
@@ -96,7 +105,12 @@ class Linear(SpikingLayer):
         super().__init__((outputs, inputs), T, **options)
 
     def forward(self, t: Tensor) -> Tensor:
-        return functional.linear(_flat(t), self.synapses(), self.T, **self.options)
+        return functional.linear(_flat(t), self.synapses(), self.T, bias_O=self.bias, **self.options)
+
+    def bias_like_sums(self) -> Tensor:
+        """Return the bias, or zeros, in a shape that can be added to S of a sample."""
+        bias_O = self.weight.new_zeros(len(self.weight)) if self.bias is None else self.bias
+        return bias_O.view(-1, *[1] * (self.weight.dim() - 2))
 
     def sums(self, x: Tensor, W: Tensor) -> Tensor:
         return nn.functional.linear(x.flatten(1), W)
@@ -114,9 +128,13 @@ class Conv2d(SpikingLayer):
         self.stride, self.padding = stride, kernel // 2
 
     def forward(self, t_BCHW: Tensor) -> Tensor:
-        return functional.conv2d(
-            t_BCHW, self.synapses(), self.T, stride=self.stride, padding=self.padding, **self.options
-        )
+        options = {"stride": self.stride, "padding": self.padding, "bias_O": self.bias, **self.options}
+        return functional.conv2d(t_BCHW, self.synapses(), self.T, **options)
+
+    def bias_like_sums(self) -> Tensor:
+        """Return the bias, or zeros, in a shape that can be added to S of a sample."""
+        bias_O = self.weight.new_zeros(len(self.weight)) if self.bias is None else self.bias
+        return bias_O.view(-1, *[1] * (self.weight.dim() - 2))
 
     def sums(self, x: Tensor, W: Tensor) -> Tensor:
         return nn.functional.conv2d(x, W, None, self.stride, self.padding)
@@ -187,4 +205,5 @@ class DirectEncoder(GivesTimes):
     def forward(self, x: Tensor) -> Tensor:
         checks.kind("the pixels", x, Tensor)
         checks.finite("the pixels", x)
-        return functional.direct_encode(self.layer.sums(x, self.layer.synapses()), self.layer.T)
+        y = self.layer.sums(x, self.layer.synapses()) + self.layer.bias_like_sums()
+        return functional.direct_encode(y, self.layer.T)

@@ -41,7 +41,7 @@ class TTFSActivity(NamedTuple):
 
 
 class TTFSNetwork(nn.Module):
-    """An encoder, layers of neurons and pools, and a readout. No bias; Normal(0, sqrt(2 / fan_in)) weights.
+    """An encoder, layers of neurons and pools, and a readout. Weights are Normal(0, sqrt(2 / fan_in)) at the start.
 
     The input is (B, C, H, W) with values in [0, 1]. The direct encoder takes any values and includes the first layer.
     """
@@ -55,6 +55,7 @@ class TTFSNetwork(nn.Module):
         words = re.split(r"[\s,-]+", NAMED.get(ttfs.layers, ttfs.layers).strip())
         shapes = [input_shape, *architecture.shapes(words, input_shape)]
         options = {
+            "bias": ttfs.bias,
             "standardised": ttfs.standardised,
             "zero_drive_fires": ttfs.zero_drive_fires,
             "grad_clip": ttfs.grad_clip,
@@ -157,10 +158,12 @@ def silent_neurons_drive(activity: TTFSActivity, mean: Callable[[Tensor], Tensor
 
 def _lack(layer: layers.SpikingLayer, x: Tensor, is_silent_O: Tensor) -> Tensor:
     """Return how far the drive of these neurons falls short of 0 for the input x, as their mean."""
-    return (-layer.sums(x, layer.synapses()[is_silent_O])).clamp(min=0).mean()
+    drive = layer.sums(x, layer.synapses()[is_silent_O]) + layer.T * layer.bias_like_sums()[is_silent_O]
+    return (-drive).clamp(min=0).mean()
 
 
 def _lack_by_mask(layer: layers.SpikingLayer, x: Tensor, is_silent_O: Tensor) -> Tensor:
     """Return the same, or 0 for no neuron, where a step is recorded: no size may depend on values."""
-    lack_O = (-layer.sums(x, layer.synapses())).clamp(min=0).view(len(is_silent_O), -1).mean(1)
+    drive = layer.sums(x, layer.synapses()) + layer.T * layer.bias_like_sums()
+    lack_O = (-drive).clamp(min=0).view(len(is_silent_O), -1).mean(1)
     return lack_O.masked_fill(~is_silent_O, 0).sum() / is_silent_O.sum().clamp(min=1)

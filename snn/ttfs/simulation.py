@@ -50,6 +50,8 @@ class Simulation:
         fired = torch.full_like(v, math.inf)
         for n in range(2 * self.steps):
             start, end = n * dt, T if n + 1 == self.steps else (n + 1) * dt
+            if n == self.steps:
+                slope = slope + layer.bias_like_sums()
             before, v = v, v + slope * dt
             if n < self.steps:
                 # the last of these steps includes the spikes at T, which change V only after T
@@ -86,3 +88,6 @@ class _Dense:
 
     def sums(self, x: Tensor, W: Tensor) -> Tensor:
         return x.flatten(1) @ W.T
+
+    def bias_like_sums(self) -> Tensor:
+        return self.weight.new_zeros(len(self.weight))

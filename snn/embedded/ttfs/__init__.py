@@ -101,6 +101,9 @@ def _row(
             weight = whole.view_as(weight)
             arrays.append((f"scales_{k}", scale_O.numpy()))
             fields["scales"] = f"scales_{k}"
+        if isinstance(module, SpikingLayer) and module.bias is not None:
+            arrays.append((f"biases_{k}", module.bias.detach().numpy()))
+            fields["biases"] = f"biases_{k}"
         W_CKKO = columns(weight, before).numpy()
         arrays.append((f"weights_{k}", W_CKKO))
         fields["weights"] = f"weights_{k}"

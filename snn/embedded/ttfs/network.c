@@ -18,6 +18,7 @@ typedef struct {
 #if INT8
     const float *scales; /* of the weights, for each out_channel */
 #endif
+    const float *biases; /* of each out_channel, added to S; NULL for none */
     uint32_t channels, height, width, out_channels, out_height, out_width;
     uint8_t kernel, stride, padding;
     bool averages; /* a pool: it passes on the mean lead, otherwise the earliest spike */
@@ -136,12 +137,15 @@ static float *run_layer(network *net, const layer *l, float *t)
         S[n] = A[n] = 0;
     const uint32_t events = sort(net->order, t, l->height * l->width * l->channels);
     net->operations += receive(l, net->order, events, t, S, A);
-    for (uint32_t n = 0; n < neurons; n++)
+    for (uint32_t n = 0; n < neurons; n++) {
+        const uint32_t c = n % l->out_channels;
+        const float bias = l->biases == NULL ? 0 : l->biases[c];
 #if INT8
-        A[n] = fire(S[n] * l->scales[n % l->out_channels], A[n] * l->scales[n % l->out_channels]);
+        A[n] = fire(S[n] * l->scales[c] + bias, A[n] * l->scales[c]);
 #else
-        A[n] = fire(S[n], A[n]);
+        A[n] = fire(S[n] + bias, A[n]);
 #endif
+    }
     return A;
 }
 

@@ -226,7 +226,7 @@ def pixel_rows(offsets: Tensor, channels: Tensor, counts: Tensor, pixels: int) -
     pixel_begins[0] = begins[0]
     entries = pixel_begins, np.empty(len(places), np.int32), np.empty_like(numbers)
     arguments = (begins, places, numbers, pixels, False, *entries)
-    in_parts(lambda begin, end: rows_of_pixels(*arguments, begin, end), images, torch.get_num_threads())
+    in_parts(partial(rows_of_pixels, *arguments), images, torch.get_num_threads())
     pixel_offsets, pixel_channels, pixel_counts = map(torch.from_numpy, entries)
     return pixel_offsets, pixel_channels, pixel_counts
 
@@ -238,41 +238,21 @@ def product(
     W_NCKK: Tensor,
     shape: Geometry,
     are_checked: bool = False,
+    with_sums: bool = False,
 ) -> Tensor:
-    """Return the convolution, (output rows, N). `are_checked` as in `snn.ops.sparse.product`."""
-    return _product(offsets, channels, counts, W_NCKK, shape, are_checked, 1)
+    """Return the convolution, (output rows, N). `are_checked` as in `snn.ops.sparse.product`.
 
-
-def sums_and_product(
-    offsets: Tensor,
-    channels: Tensor,
-    counts: Tensor,
-    W_NCKK: Tensor,
-    shape: Geometry,
-    are_checked: bool = False,
-) -> Tensor:
-    """Return the convolution of ones in place of the counts, and below it that of the counts: (2 · output rows, N)."""
-    return _product(offsets, channels, counts, W_NCKK, shape, are_checked, 2)
-
-
-def _product(
-    offsets: Tensor,
-    channels: Tensor,
-    counts: Tensor,
-    W_NCKK: Tensor,
-    shape: Geometry,
-    are_checked: bool,
-    number: int,
-) -> Tensor:
+    With `with_sums`, the convolution of ones in place of the counts stands above it: (2 · output rows, N).
+    """
     if not are_checked:
         shape.check()
         check_matrix("W", W_NCKK, ("outputs", "inputs", shape.kernel, shape.kernel))
         check_on_cpu(offsets, channels, counts, W_NCKK.shape[1])
     lines = _frames(offsets, shape) * shape.out_height
-    out = torch.empty(number, lines * shape.out_width, len(W_NCKK), dtype=W_NCKK.dtype)
-    sums_RN, out_RN = None if number == 1 else out[0].numpy(), out[-1].numpy()
+    out = torch.empty(1 + with_sums, lines * shape.out_width, len(W_NCKK), dtype=W_NCKK.dtype)
+    sums_RN, out_RN = out[0].numpy() if with_sums else None, out[-1].numpy()
     arguments = (*arrays(offsets, channels, counts, W_NCKK.dtype), taps(W_NCKK), sums_RN, out_RN, *shape)
-    in_parts(lambda begin, end: product_lines(*arguments, begin, end), lines, torch.get_num_threads())
+    in_parts(partial(product_lines, *arguments), lines, torch.get_num_threads())
     return out.flatten(0, 1)
 
 
@@ -304,7 +284,7 @@ def weight_gradient(
     size = min(frames, SECTION), shape.out_height + 2 * margin, shape.out_width + 2 * margin, N
     maps = gy_RN.new_full((math.prod(size) + LANES,), 0 if others is None else math.inf)
     inner_FHWN = maps[:-LANES].view(size)[:, margin:, margin:][:, : shape.out_height, : shape.out_width]
-    gy_FHWN = gy_RN.detach().view(frames, shape.out_height, shape.out_width, N)
+    gy_FHWN = gy_RN.detach().reshape(frames, shape.out_height, shape.out_width, N)
     gW_SKCL = torch.zeros(-(-N // LANES), K * K, num_inputs, LANES, dtype=gy_RN.dtype)
     for first in range(0, frames, SECTION):
         last = min(first + SECTION, frames)

@@ -33,7 +33,7 @@ def sums(t: Tensor, W: Tensor, T: float, where: Where) -> Tensor:
         if found.number <= DENSE_ABOVE * _filled(len(W)) * t.numel():
             offsets, channels, t_E = sparse.compress(t_RC, found)
             kernels.check_times(t_E, T)
-            x_RO = sparse_conv.sums_and_product(offsets, channels, T - t_E, W, shape, True)
+            x_RO = sparse_conv.product(offsets, channels, T - t_E, W, shape, True, with_sums=True)
             return _maps(x_RO, shape.out_height, shape.out_width)
     x = split(t, T)
     return F.linear(x, W) if where is None else F.conv2d(x, W, None, *where)

@@ -212,6 +212,8 @@ def read_command_line() -> argparse.Namespace:
     nir_alone = {"--approximate": args.approximate, "--path_to_dataset": args.path_to_dataset, "--dt": args.dt}
     if args.format != "nir" and (given := [word for word, value in nir_alone.items() if value]):
         parser.error(f"{given[0]} is for --format nir")
+    if args.path_to_dataset and not args.approximate:
+        parser.error("--path_to_dataset is for the count of --approximate")
     args.dt = 1e-4 if args.dt is None else args.dt
     if not 0 < args.dt < math.inf:
         parser.error(f"--dt {args.dt}: must be a positive number of seconds")

@@ -51,6 +51,8 @@ pip_install() {
 
 # Make or complete a .venv with all packages.
 install() {
+  wanted=$(packages "$1" || true)
+  [[ $wanted || -z $extras ]] || fail "pyproject.toml lacks one of the extras $extras: correct its name"
   if [[ ! -e $own ]]; then
     [[ -w $repository ]] || fail "$repository cannot be written: make a virtual environment elsewhere, install requirements.txt into it, activate it and run this again"
     if ! said=$("$1" -m venv "$own" 2>&1); then
@@ -60,8 +62,6 @@ install() {
   fi
   "$own/bin/python" -m pip --version >/dev/null 2>&1 || fail ".venv has no pip: rm -r $own, and run this again"
   echo "installing the packages of requirements.txt${extras:+ and of the extras $extras} into .venv (some minutes, once)" >&2
-  wanted=$(packages "$own/bin/python" || true)
-  [[ $wanted || -z $extras ]] || fail "pyproject.toml lacks one of the extras $extras: correct its name"
   # Without a GPU, install torch without CUDA's 4 GB if its own index answers; otherwise it comes with the rest.
   if [[ $(uname -s) == Linux ]] && ! has_gpu && "$own/bin/python" -c "from urllib.request import urlopen; urlopen('$cpu_builds/torch/', timeout=5)" >/dev/null 2>&1; then
     grep -E '^torch' <<<"$wanted" | pip_install --index-url "$cpu_builds" >/dev/null || true

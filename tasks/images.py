@@ -48,6 +48,8 @@ class ImageTraining(Training):
     def __init__(self, cfg: config.TTFSConfig, team: Team, classes: Named | None = None):
         super().__init__(cfg, team)
         data, train = cfg.data, cfg.train
+        with torch.device("meta"):
+            cfg.new_network()  # refuses layers that do not fit before images are fetched and read
         self.patience = train.patience
         if team.leads:
             images.fetch_if_missing(data)

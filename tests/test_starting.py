@@ -363,6 +363,7 @@ def test_an_extra_that_is_not_known_is_refused(tmp_path):
     noted = tmp_path / "noted"
     (line,) = run_sh(tmp_path, python3, words="--python exprot", UNREACHABLE="1", NOTED=str(noted))
     assert "lacks one of the extras exprot" in line
+    assert not (tmp_path / ".venv").exists()
     assert not noted.exists()
 
 

@@ -178,6 +178,7 @@ def test_continue_from_a_checkpoint(program, tmp_path):
         ("--set ttfs.T=-1.0", "ttfs.T = -1.0: input should be greater than 0"),
         ("--set ttfs.T=.nan", "ttfs.T = nan: input should be a finite number"),
         ("--set ttfs.layers=64C3-X", "layer 'X' is not known"),
+        ("--set ttfs.layers=64C3-X --path_to_dataset nowhere", "layer 'X' is not known"),  # before any image is read
         ("--set ttfs.layers=64R", "a neuron that spikes once has no recurrent layer"),
         ("--set ttfs.encoder=rate", "ttfs.encoder = 'rate': input should be 'unit' or 'direct'"),
         ("--set ttfs.neuron=AdLIF", "ttfs.neuron is not known; ttfs has layers, T, encoder"),

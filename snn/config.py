@@ -406,7 +406,7 @@ class TTFS(Section):
     encoder: Literal["unit", "direct"] = Field(
         "unit", description="unit: pixels become spike times; direct: the first layer takes real numbers"
     )
-    bias: bool = Field(False, description="give each neuron a learned drive that begins at T, when it may fire")
+    bias: bool = Field(False, description="give each neuron, or map, a learned drive from T on, when it may fire")
     standardised: bool = Field(False, description="give each neuron's weights a mean just below 0, and a learned gain")
     zero_drive_fires: bool = Field(False, description="a neuron without any drive fires at T, as published")
     grad_clip: PositiveFloat | None = Field(

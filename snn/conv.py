@@ -15,12 +15,15 @@ from snn.errors import InputError
 from snn.inputs import SparseCounts, as_tensor
 from snn.ops import drives, max_pool, sparse, sparse_conv
 from snn.ops.drives import Drive
+from snn.ops.lanes import filled
 from snn.ops.sparse_conv import Geometry
 
 # Up to this share of active inputs the event-driven convolution (forward and weight gradient together) is the faster
 # one. Measured by `python -m benchmarks.networks` for 64 to 128 channels on one thread of a machine with AVX-512:
-# 1.6 x as fast at a share of 0.1, 1.2 x at 0.2, slower at 0.3.
+# 1.6 x as fast at a share of 0.1, 1.2 x at 0.2, slower at 0.3. With fewer outputs, slices of lanes are partly empty,
+# and with few input channels the dense one is always faster.
 DENSE_ABOVE = 0.2
+FEWEST_INPUTS = 8
 
 
 def as_frames(x_TPC: Tensor, height: int, width: int) -> Tensor:
@@ -70,7 +73,7 @@ class EventConv(nn.Module):
         self.geometry.check()
         self.weight = nn.Parameter(nn.init.xavier_uniform_(torch.empty(outputs, inputs, kernel, kernel)))
         self.bias: nn.Parameter | None = None
-        self.dense_above = DENSE_ABOVE
+        self.dense_above = DENSE_ABOVE * filled(outputs) if inputs >= FEWEST_INPUTS else 0.0
         self.active_share = float("nan")
 
     @property

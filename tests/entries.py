@@ -178,14 +178,19 @@ def finding(draw: Draw) -> None:
 
 @entry
 def convolution_products(draw: Draw) -> None:
-    C, N, frames_ = draw.size(), draw.size(), draw.size(3)
-    shape = Geometry(draw.number(draw.size()), draw.number(draw.size()), draw.number(draw.of([1, 3])), draw.number(1))
+    C, N, frames_ = draw.size(), draw.of([1, 5, 70]), draw.size(3)
+    stride = draw.number(draw.of([1, 2]))
+    shape = Geometry(draw.number(draw.size()), draw.number(draw.size()), draw.number(draw.of([1, 3])), stride)
     H, W, K = (size if type(size) is int and 0 < size < 9 else 1 for size in shape[:3])
     entries = draw.entries(frames_ * H * W, C)
     if draw.chance(0.5):
-        sparse_conv.product(*entries, draw.tensor(N, C, K, K), shape)
+        sparse_conv.product(*entries, draw.tensor(N, C, K, K), shape, with_sums=draw.chance(0.5))
     else:
-        sparse_conv.weight_gradient(*entries, draw.tensor(frames_ * H * W, N), draw.number(C), shape)
+        pixels = -(-H // stride) * -(-W // stride) if stride in (1, 2) else 1
+        number = entries[2].numel() if isinstance(entries[2], Tensor) else 1
+        constants = draw.tensor(number) if draw.chance(0.5) else None
+        gy_RN = draw.tensor(frames_ * pixels, N)
+        sparse_conv.weight_gradient(*entries, gy_RN, draw.number(C), shape, constants=constants)
 
 
 @entry
@@ -375,7 +380,8 @@ def ttfs_layers(draw: Draw) -> None:
     C, H, T = draw.size(4), draw.size(8), draw.number(1.0)
     image, of = spike_times(draw, draw.size(), C, H, H), draw.random.integers(5)
     if of == 0:
-        layers.Linear(draw.number(C * H * H), draw.number(3), T, draw.chance(0.5), draw.chance(0.5))(image)
+        options = {"bias": draw.chance(0.5), "standardised": draw.chance(0.5)}
+        layers.Linear(draw.number(C * H * H), draw.number(3), T, **options)(image)
     elif of == 1:
         layers.Conv2d(draw.number(C), 3, draw.number(3), T, draw.number(1))(image)
     elif of == 2:

@@ -57,11 +57,11 @@ def assert_close(actual: torch.Tensor, expected: torch.Tensor) -> None:
 def test_convolution_equals_the_slow_one(monkeypatch, dtype, shape, share, is_event_driven):
     """Compare output and both gradients, under a random upstream gradient, for events and dense input."""
     T, B, inputs, outputs, height, width, kernel, stride = shape
-    monkeypatch.setattr(conv, "DENSE_ABOVE", 1.0 if is_event_driven else -1.0)
     calls = []
     product = sparse_conv.product
     monkeypatch.setattr(sparse_conv, "product", lambda *arguments: calls.append(1) or product(*arguments))
     layer = EventConv(inputs, outputs, height, width, kernel, stride).to(dtype)
+    layer.dense_above = 1.0 if is_event_driven else -1.0
     x_TPC = random_pixels(T, B, inputs, height, width, share, dtype).requires_grad_()
     expected = slow_conv(x_TPC, layer.weight, height, width, stride)
     upstream = torch.randn_like(expected)
@@ -140,9 +140,12 @@ def test_a_convolution_of_events_equals_that_of_their_pixels(is_event_driven, mo
 
 
 def test_the_rule_goes_by_activity_and_keeps_no_dense_input():
-    layer = EventConv(4, 8, 10, 10, 3, 1)
-    for share, is_event_driven in ((0.5 * conv.DENSE_ABOVE, True), (2 * conv.DENSE_ABOVE, False)):
-        x_TPC = random_pixels(20, 2, 4, 10, 10, share, torch.float32).requires_grad_()
+    """Slices of 64 lanes hold the outputs. With few inputs the product is dense."""
+    layer = EventConv(8, 96, 10, 10, 3, 1)
+    assert EventConv(7, 96, 10, 10, 3, 1).dense_above == 0
+    limit = 0.75 * conv.DENSE_ABOVE
+    for share, is_event_driven in ((0.8 * limit, True), (1.2 * limit, False)):
+        x_TPC = random_pixels(20, 2, 8, 10, 10, share, torch.float32).requires_grad_()
         kept = []
         with torch.autograd.graph.saved_tensors_hooks(
             lambda tensor, kept=kept: kept.append(tensor.numel()), lambda x: x
@@ -155,6 +158,7 @@ def test_the_rule_goes_by_activity_and_keeps_no_dense_input():
 def test_results_do_not_depend_on_the_number_of_threads():
     x_TPC = random_pixels(6, 3, 5, 8, 8, 0.1, torch.float32)
     layer, results = EventConv(5, 16, 8, 8, 3, 1), []
+    layer.dense_above = 1.0
     before = torch.get_num_threads()
     try:
         for threads in (1, 2, 3):

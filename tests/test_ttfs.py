@@ -158,16 +158,20 @@ def test_products_over_events_equal_the_dense_ones(monkeypatch, dtype, upstream)
 
     def run(are_events, t, threads=2):
         with pytest.MonkeyPatch.context() as patch:
-            by_events(patch, are_events)
+            calls = by_events(patch, are_events)
             patch.setattr(torch, "get_num_threads", lambda: threads)
             t = t.detach().requires_grad_()
             out = functional.conv2d(t, W, 2.0, padding=1)
-            return out.detach(), *torch.autograd.grad(out, (t, W), g)
+            results = out.detach(), *torch.autograd.grad(out, (t, W), g)
+        assert calls == ["product", "product", "weight_gradient"] * are_events
+        return results
 
     dense, events = run(False, t), run(True, t)
     assert (dense[0] == INF).any()
     assert ((dense[0] > 0) & (dense[0] < INF)).any()
     for one, other in zip(dense, events, strict=True):
+        assert not one.isnan().any()
+        assert not other.isnan().any()
         rounding = (1e-4 if dtype == torch.float32 else 1e-12) * float(finite(one).abs().max())
         assert ((one == INF) != (other == INF)).float().mean() < 1e-3
         both = (one < INF) & (other < INF)
@@ -179,7 +183,7 @@ def test_products_over_events_equal_the_dense_ones(monkeypatch, dtype, upstream)
 
 
 def test_gradients_of_leads_that_are_all_ones(monkeypatch):
-    """Those of the masks, which come with them, are other numbers."""
+    """The gradients of the masks are still read, not taken as ones."""
     t, W = random_times((2, 3, 4, 5), 1.0, 32, 0.5), random_weights((6, 3, 3, 3), 33)
     g_A = (torch.rand(2, 6, 4, 5) < 0.3).double()
     gx = torch.cat([g_A * torch.randn(2, 6, 4, 5), g_A])
@@ -194,6 +198,7 @@ def test_gradients_of_leads_that_are_all_ones(monkeypatch):
 
 def test_a_time_outside_the_window_is_refused_event_by_event(monkeypatch):
     by_events(monkeypatch, True)
+    monkeypatch.setattr(products, "split", None)  # that of the dense way
     t = torch.full((1, 1, 3, 3), INF)
     t[0, 0, 1, 1] = 1.5
     with pytest.raises(InputError, match=r"a spike time is 1.5; times lie in 0 to T = 1"):
@@ -262,9 +267,10 @@ def test_gradients_are_central_differences(T):
     assert checked > 80
 
 
-@pytest.mark.parametrize(("shape", "weights", "stride_padding"), LAYERS[:2])
-def test_a_bias_is_a_synapse_of_a_clock_that_fires_at_T(shape, weights, stride_padding):
+@pytest.mark.parametrize(("shape", "weights", "stride_padding"), LAYERS[:3])
+def test_a_bias_is_a_synapse_of_a_clock_that_fires_at_T(monkeypatch, shape, weights, stride_padding):
     """Times and gradients are those of the plain formula, and those of a further input at T for a dense layer."""
+    by_events(monkeypatch, True)
     T, (t, W) = 2.0, (random_times(shape, 2.0, 40).requires_grad_(), random_weights(weights, 41).requires_grad_())
     b = random_weights((len(W),), 42).requires_grad_()
     out = run_layer(t, W, T, stride_padding, bias_O=b)

@@ -56,6 +56,13 @@ def test_direct_encoder_needs_weights():
         build("P2 - 10F", encoder="direct")
 
 
+def test_a_direct_encoder_adds_its_bias():
+    network, x = build("4C3 - 5F", encoder="direct", bias=True), images(2)
+    layer = network.encoder.layer
+    y = F.conv2d(x, layer.weight, layer.bias, padding=1)
+    assert torch.equal(network.encoder(x), layers.functional.direct_encode(y, layer.T))
+
+
 def test_initial_weights():
     network = build("400F", (1, 20, 20), 10)
     for weight in network.parameters():
@@ -180,7 +187,7 @@ def test_silent_neurons_drive():
 
 def test_the_lack_of_drive_by_mask_is_that_of_the_silent_neurons():
     """A GPU computes it in the second way. Compare values and gradients, with some, all and no neurons silent."""
-    network, x = build("6C3 - 5F", (2, 6, 6), bias=True).double(), images(4, (2, 6, 6)).double()
+    network, x = build("6C3 - 5F", (2, 6, 6), bias=True, T=0.5).double(), images(4, (2, 6, 6)).double()
     for layer, inputs in zip(network.layers, (x[:1], torch.rand(1, 6, 6, 6, dtype=torch.float64)), strict=True):
         O = len(layer.weight)
         for is_silent_O in (torch.arange(O) % 2 == 0, torch.ones(O, dtype=torch.bool)):
@@ -189,6 +196,8 @@ def test_the_lack_of_drive_by_mask_is_that_of_the_silent_neurons():
                 value = lack(layer, inputs, is_silent_O)
                 results.append((value, *torch.autograd.grad(value, (layer.weight, layer.bias))))
             assert results[0][0] > 0
+            drive = layer.sums(inputs, layer.weight) + 0.5 * layer.bias_like_sums()  # V(2T), with b from T to 2T
+            torch.testing.assert_close(results[0][0], (-drive[:, is_silent_O]).clamp(min=0).mean())
             torch.testing.assert_close(*results)
         assert _lack_by_mask(layer, inputs, torch.zeros(O, dtype=torch.bool)) == 0
 

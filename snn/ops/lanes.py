@@ -24,6 +24,11 @@ CACHE_LINE_BYTES = 64
 FOR_READING = 0, 2, 1  # arguments of llvm.prefetch: to be read, kept in all caches but the first, of data
 
 
+def filled(channels: int) -> float:
+    """Return the share of the lanes of whole slices that hold a channel."""
+    return channels / (-(-channels // LANES) * LANES)
+
+
 class Lanes(types.Type):
     """A SIMD vector of `size` numbers of one type, or of booleans."""
 

@@ -128,7 +128,7 @@ def _find(x, nothing, kept, words, numbers, others, begin, end):
     """Set bit k of words[w] if x[w · LANES + k] is kept and not `nothing`; numbers[w] counts the bits set.
 
     `kept` has words of the same kind, which are read cyclically; None keeps all. others[0] becomes 1 if any number,
-    kept or not, is neither 0 nor 1.
+    kept or not, is neither `nothing` nor 1.
     """
     again = 0 if kept is None else begin % len(kept)
     other = np.uint64(0)
@@ -178,7 +178,7 @@ def _gather(x, mask, words, firsts, C, offsets, channels, counts, begin, end):
 
 
 class Nonzeros(NamedTuple):
-    """The places of the entries of x · mask that are not zero, a word for LANES entries in their order."""
+    """The places of the entries that `find` found, a word for LANES entries in their order."""
 
     mask: Tensor | None  # repeated until it fills whole words, which are read cyclically
     words: np.ndarray  # (W,) uint64, a bit for each entry

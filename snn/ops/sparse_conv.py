@@ -129,11 +129,14 @@ def product_lines(offsets, channels, counts, W_SKCL, sums, out, height, width, K
 
 
 @kernel
-def _sort_frames(offsets, channels, counts, others, starts, places, values, other_values, size, begin, end):
-    """Order the entries of the frames begin ... end by channel and phase, the place of a pixel in a square of strides.
+def _sort_frames(
+    offsets, channels, counts, constants, starts, places, sorted_counts, sorted_constants, size, begin, end
+):  # fmt: skip
+    """Order the entries of the frames begin ... end by channel and phase; `constants` may be None.
 
-    Those of channel c and phase p in frame k begin at starts[k, c · stride² + p]. places[e] is the pixel of the output
-    map that sees an entry through the tap in the middle (for phase 0), counted with the map's margin.
+    Pixel (y, x) has the phase p = (y mod stride) · stride + x mod stride. The entries of channel c and phase p in frame
+    k begin at starts[k, c · stride² + p]. places[e] is the pixel (y // stride, x // stride) of an output map with its
+    margin; through each tap an entry is seen by the pixel a fixed shift away.
     """
     height, width, stride, margin = size
     phases = stride * stride
@@ -160,9 +163,9 @@ def _sort_frames(offsets, channels, counts, others, starts, places, values, othe
             for e in range(offsets[r], offsets[r + 1]):
                 to = place[channels[e] * phases + phase]
                 places[to] = seen_by
-                values[to] = counts[e]
-                if others is not None:
-                    other_values[to] = others[e]
+                sorted_counts[to] = counts[e]
+                if constants is not None:
+                    sorted_constants[to] = constants[e]
                 place[channels[e] * phases + phase] = to + 1
 
 
@@ -207,7 +210,7 @@ def _frames(offsets: Tensor, shape: Geometry) -> int:
     return frames
 
 
-def taps(W_NCKK: Tensor) -> np.ndarray:
+def weight_slices(W_NCKK: Tensor) -> np.ndarray:
     """Return W_SKCL."""
     N, C, K, _ = W_NCKK.shape
     S = -(-N // LANES)
@@ -251,7 +254,7 @@ def product(
     lines = _frames(offsets, shape) * shape.out_height
     out = torch.empty(1 + with_sums, lines * shape.out_width, len(W_NCKK), dtype=W_NCKK.dtype)
     sums_RN, out_RN = out[0].numpy() if with_sums else None, out[-1].numpy()
-    arguments = (*arrays(offsets, channels, counts, W_NCKK.dtype), taps(W_NCKK), sums_RN, out_RN, *shape)
+    arguments = (*arrays(offsets, channels, counts, W_NCKK.dtype), weight_slices(W_NCKK), sums_RN, out_RN, *shape)
     in_parts(partial(product_lines, *arguments), lines, torch.get_num_threads())
     return out.flatten(0, 1)
 
@@ -276,20 +279,22 @@ def weight_gradient(
         shape.check()
         check_on_cpu(offsets, channels, counts, num_inputs)
         check_matrix("gy", gy_RN, (_frames(offsets, shape) * shape.out_height * shape.out_width, "outputs"))
+        if constants is not None:
+            check_matrix("constants", constants, (len(counts),))
     entries = arrays(offsets, channels, counts, gy_RN.dtype)
-    others = None if constants is None else constants.detach().to(gy_RN.dtype).contiguous().numpy()
+    constants_E = None if constants is None else constants.detach().to(gy_RN.dtype).contiguous().numpy()
     frames, N, K = _frames(offsets, shape), gy_RN.shape[1], shape.kernel
     margin, threads = -(-(K // 2) // shape.stride), torch.get_num_threads()
-    # Maps with a margin. Beyond the N numbers of a pixel, a slice of lanes reads those of the next one, for nothing.
+    # Maps with a margin. A slice of lanes reads beyond the N numbers of a pixel; the sums of what follows are dropped.
     size = min(frames, SECTION), shape.out_height + 2 * margin, shape.out_width + 2 * margin, N
-    maps = gy_RN.new_full((math.prod(size) + LANES,), 0 if others is None else math.inf)
+    maps = gy_RN.new_full((math.prod(size) + LANES,), 0 if constants is None else math.inf)
     inner_FHWN = maps[:-LANES].view(size)[:, margin:, margin:][:, : shape.out_height, : shape.out_width]
     gy_FHWN = gy_RN.detach().reshape(frames, shape.out_height, shape.out_width, N)
     gW_SKCL = torch.zeros(-(-N // LANES), K * K, num_inputs, LANES, dtype=gy_RN.dtype)
     for first in range(0, frames, SECTION):
         last = min(first + SECTION, frames)
         inner_FHWN[: last - first] = gy_FHWN[first:last]
-        groups = _by_channel(*entries, others, first, last, num_inputs, shape, margin)
+        groups = _by_channel(*entries, constants_E, first, last, num_inputs, shape, margin)
         arguments = (*groups, maps.numpy(), gW_SKCL.numpy(), N, size[2], shape.stride)
         # A thread sums whole channels, in the order of the rows, so the bits are the same for any number of threads.
         in_parts(partial(_weight_gradient, *arguments), num_inputs, threads)
@@ -301,21 +306,21 @@ def _by_channel(
     offsets: np.ndarray,
     channels: np.ndarray,
     counts: np.ndarray,
-    others: np.ndarray | None,
+    constants: np.ndarray | None,
     first: int,
     last: int,
     num_inputs: int,
     shape: Geometry,
     margin: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
-    """Return (starts, places, counts, others) of the frames first ... last, see `_sort_frames`."""
+    """Return (starts, places, counts, constants) of the frames first ... last, see `_sort_frames`."""
     pixels = shape.height * shape.width
     begins = offsets[first * pixels : last * pixels + 1]
     entries = slice(begins[0], begins[-1])
     starts = np.empty((last - first, num_inputs * shape.stride**2 + 1), np.int64)
     places, sorted_counts = np.empty(begins[-1] - begins[0], np.int32), np.empty_like(counts[entries])
-    others, sorted_others = (None, None) if others is None else (others[entries], np.empty_like(sorted_counts))
+    of_each = (None, None) if constants is None else (constants[entries], np.empty_like(sorted_counts))
     size = shape.height, shape.width, shape.stride, margin
-    arguments = begins - begins[0], channels[entries], counts[entries], others, starts, places, sorted_counts
-    in_parts(partial(_sort_frames, *arguments, sorted_others, size), last - first, torch.get_num_threads())
-    return starts, places, sorted_counts, sorted_others
+    arguments = begins - begins[0], channels[entries], counts[entries], of_each[0], starts, places, sorted_counts
+    in_parts(partial(_sort_frames, *arguments, of_each[1], size), last - first, torch.get_num_threads())
+    return starts, places, sorted_counts, of_each[1]

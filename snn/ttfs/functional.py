@@ -8,11 +8,11 @@ arrived by then, so V is a straight line. With a mask m (1 if the input fires) a
     t_out = (T - A) / (1 + S), 0 if A >= T (early), inf if the drive is negative (silent).
 
 The paper writes I = Σ w m t = T S - A and t* = T + t_out = (2T + I) / (1 + S). A neuron that is neither early nor
-silent has 1 + S > 0: A < T and T S + A >= 0 imply S > -1. Both sums share their weights, so one call on the stacked
-[m; a] gives [S; A]. Gradients: dt/dA = -1 / (1 + S), dt/dS = -t / (1 + S), and 0 for early and silent neurons. Without
-any drive, S = A = 0, V and the threshold meet at 2T. Such a neuron is silent here; with `zero_drive_fires` it fires at
-T, as in the authors' framework. A bias b, one for each neuron or map, is a synapse of a clock that fires at T: it is
-added to S.
+silent has 1 + S > 0: A < T and T S + A >= 0 imply S > -1. Both sums share their weights; a dense product computes them
+in one call, on the stacked [m; a]. Gradients: dt/dA = -1 / (1 + S), dt/dS = -t / (1 + S), and 0 for early and silent
+neurons. Without any drive, S = A = 0, V and the threshold meet at 2T. Such a neuron is silent here; with
+`zero_drive_fires` it fires at T, as in the authors' framework. A bias b, one for each neuron or map, is a synapse of a
+clock that fires at T: it is added to S.
 
 Shapes: B samples, N inputs, O outputs; C channels, H, W. Times are converted to the type of the weights they meet,
 float32 or float64, even under `torch.autocast`. InputError if a shape does not fit, or, on the CPU, a time is outside
@@ -176,7 +176,8 @@ class _Layer(torch.autograd.Function):
     """Spike times of a layer, including its products.
 
     The backward pass needs the incoming times, the outgoing times (which the next layer keeps too) and 1 / (1 + S), or
-    0 without a slope. This takes no more memory than a clamp and a linear map.
+    0 without a slope. This takes no more memory than a clamp and a linear map, but for a copy of maps that arrive with
+    their channels not last.
     """
 
     @staticmethod

@@ -211,7 +211,7 @@ def to_earliest(g_BCHW: Tensor, places_BCHW: Tensor, shape: torch.Size) -> Tenso
 
 
 def layout(x: Tensor) -> torch.memory_format:
-    """Return where in memory the channels of x lie: last in maps on the CPU, where convolutions then run faster."""
+    """Return where in memory the channels of x should lie: last in maps on the CPU, for fast convolutions."""
     is_map = x.dim() == 4 and x.device.type == "cpu"
     return torch.channels_last if is_map else torch.contiguous_format
 

@@ -107,11 +107,6 @@ class Linear(SpikingLayer):
     def forward(self, t: Tensor) -> Tensor:
         return functional.linear(_flat(t), self.synapses(), self.T, bias_O=self.bias, **self.options)
 
-    def bias_like_sums(self) -> Tensor:
-        """Return the bias, or zeros, in a shape that can be added to S of a sample."""
-        bias_O = self.weight.new_zeros(len(self.weight)) if self.bias is None else self.bias
-        return bias_O.view(-1, *[1] * (self.weight.dim() - 2))
-
     def sums(self, x: Tensor, W: Tensor) -> Tensor:
         return nn.functional.linear(x.flatten(1), W)
 
@@ -130,11 +125,6 @@ class Conv2d(SpikingLayer):
     def forward(self, t_BCHW: Tensor) -> Tensor:
         options = {"stride": self.stride, "padding": self.padding, "bias_O": self.bias, **self.options}
         return functional.conv2d(t_BCHW, self.synapses(), self.T, **options)
-
-    def bias_like_sums(self) -> Tensor:
-        """Return the bias, or zeros, in a shape that can be added to S of a sample."""
-        bias_O = self.weight.new_zeros(len(self.weight)) if self.bias is None else self.bias
-        return bias_O.view(-1, *[1] * (self.weight.dim() - 2))
 
     def sums(self, x: Tensor, W: Tensor) -> Tensor:
         return nn.functional.conv2d(x, W, None, self.stride, self.padding)
@@ -196,7 +186,7 @@ class UnitEncoder(GivesTimes):
 
 
 class DirectEncoder(GivesTimes):
-    """A first layer of real numbers: the sums of `layer` over the pixels, clamped to [0, 1] and encoded as times."""
+    """A first layer of real numbers: sums of `layer` over the pixels and its bias, clamped to [0, 1], become times."""
 
     def __init__(self, layer: SpikingLayer):
         super().__init__()

@@ -134,9 +134,9 @@ def silent_neurons_drive(activity: TTFSActivity, mean: Callable[[Tensor], Tensor
     """Return a penalty on neurons that no sample made fire: how far their mean drive falls short of 0.
 
     It is a mean over these neurons, summed over layers. A silent neuron has no gradient; this term gives one to the
-    weights of neurons (or channels of a convolution) that were silent for the whole batch. It costs one sample's pass
-    through these neurons, or on a GPU through all. `mean` turns the mean over this process's samples into the mean over
-    the whole batch.
+    weights and biases of neurons (or channels of a convolution) that were silent for the whole batch. It costs one
+    sample's pass through these neurons, or on a GPU through all. `mean` turns the mean over this process's samples into
+    the mean over the whole batch.
     """
     total = activity.V_BN.new_zeros(())
     on_gpu = total.device.type == "cuda"

@@ -1,8 +1,9 @@
 """The products of a layer and their gradients: dense, or on the CPU event by event where few neurons take part.
 
-A convolution is summed over the inputs that fire, and its gradients over the outputs that have a gradient: silent and
-early neurons have none, and in front of a pool only the earliest neuron of each patch has one. Both equal the dense
-products up to rounding. Notation as in `snn.ttfs.functional`.
+A convolution with an odd kernel, padded by half of it, is summed over the inputs that fire. If it has no stride, its
+gradients are summed over the outputs that have one: silent and early neurons have none, and in front of a pool only the
+earliest neuron of each patch has one. Both equal the dense products up to rounding; a NaN spreads only with an event.
+Notation as in `snn.ttfs.functional`.
 """
 
 import math
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.nn import grad
 
 from snn.ops import sparse, sparse_conv
-from snn.ops.lanes import LANES
+from snn.ops.lanes import filled
 from snn.ops.sparse_conv import Geometry
 from snn.ttfs import kernels
 
@@ -22,33 +23,33 @@ from snn.ttfs import kernels
 DENSE_ABOVE = 0.6  # of inputs that fire
 DENSE_GRADIENT_ABOVE = 0.4  # of outputs with a gradient
 
-Where = tuple[int, int] | None  # stride and padding of a convolution, or None for a fully connected layer
+StridePadding = tuple[int, int] | None  # stride and padding of a convolution, or None for a fully connected layer
 
 
-def sums(t: Tensor, W: Tensor, T: float, where: Where) -> Tensor:
+def sums(t: Tensor, W: Tensor, T: float, stride_padding: StridePadding) -> Tensor:
     """Return [S; A] along the first axis. InputError as from `kernels.check_times`."""
-    if where and _are_events(t, W, where):
-        t_RC, shape = _rows(t), Geometry(t.shape[2], t.shape[3], W.shape[2], where[0])
+    if stride_padding and _fits(t, W, stride_padding):
+        t_RC, shape = _rows(t), Geometry(t.shape[2], t.shape[3], W.shape[2], stride_padding[0])
         found = sparse.find(t_RC, nothing=math.inf)
-        if found.number <= DENSE_ABOVE * _filled(len(W)) * t.numel():
+        if found.number <= DENSE_ABOVE * filled(len(W)) * t.numel():
             offsets, channels, t_E = sparse.compress(t_RC, found)
             kernels.check_times(t_E, T)
             x_RO = sparse_conv.product(offsets, channels, T - t_E, W, shape, True, with_sums=True)
             return _maps(x_RO, shape.out_height, shape.out_width)
     x = split(t, T)
-    return F.linear(x, W) if where is None else F.conv2d(x, W, None, *where)
+    return F.linear(x, W) if stride_padding is None else F.conv2d(x, W, None, *stride_padding)
 
 
 def gradients(
-    gx: Tensor, t: Tensor, W: Tensor, T: float, where: Where, of_t: bool, of_W: bool
+    gx: Tensor, t: Tensor, W: Tensor, T: float, stride_padding: StridePadding, of_t: bool, of_W: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return the gradients of the leads a = T - t and of W, from that of [S; A]; None for one that is not asked for."""
     g_S, g_A = gx.chunk(2)
     g_a = g_W = None
-    if where and where[0] == 1 and _are_events(t, W, where):
+    if stride_padding and stride_padding[0] == 1 and _fits(t, W, stride_padding):
         g_RO, shape = _rows(g_A), Geometry(t.shape[2], t.shape[3], W.shape[2], 1)
         found = sparse.find(g_RO)
-        if found.number <= DENSE_GRADIENT_ABOVE * _filled(t.shape[1]) * g_A.numel():
+        if found.number <= DENSE_GRADIENT_ABOVE * filled(t.shape[1]) * g_A.numel():
             offsets, channels, g_E = sparse.compress(g_RO, found)
             if of_t:
                 g_RC = sparse_conv.product(offsets, channels, g_E, W.transpose(0, 1).flip(2, 3), shape, True)
@@ -60,10 +61,10 @@ def gradients(
                 g_W = g_W.transpose(0, 1).flip(2, 3)
             return g_a, g_W
     if of_t:
-        g_a = g_A @ W if where is None else grad.conv2d_input(t.shape, W, g_A, *where)
+        g_a = g_A @ W if stride_padding is None else grad.conv2d_input(t.shape, W, g_A, *stride_padding)
     if of_W:
         x = split(t, T)
-        g_W = gx.T @ x if where is None else grad.conv2d_weight(x, W.shape, gx, *where)
+        g_W = gx.T @ x if stride_padding is None else grad.conv2d_weight(x, W.shape, gx, *stride_padding)
     return g_a, g_W
 
 
@@ -78,16 +79,11 @@ def masks_and_leads(t: Tensor, T: float) -> tuple[Tensor, Tensor]:
     return (~is_silent).to(t.dtype), T - torch.where(is_silent, T, t)
 
 
-def _are_events(t: Tensor, W: Tensor, where: tuple[int, int]) -> bool:
+def _fits(t: Tensor, W: Tensor, stride_padding: tuple[int, int]) -> bool:
     """Return whether the kernels take such a convolution."""
     kernel = W.shape[2]
-    is_centred = kernel == W.shape[3] and kernel % 2 == 1 and where[1] == kernel // 2
+    is_centred = kernel == W.shape[3] and kernel % 2 == 1 and stride_padding[1] == kernel // 2
     return t.device.type == "cpu" and kernels.fits(t, W) and is_centred
-
-
-def _filled(channels: int) -> float:
-    """Return the share of lanes that hold a channel."""
-    return channels / (-(-channels // LANES) * LANES)
 
 
 def _rows(x_BCHW: Tensor) -> Tensor:

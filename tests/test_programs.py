@@ -40,7 +40,7 @@ def test_train_then_test(program, tmp_path):
     assert any(path.name.startswith("events.out.tfevents") for path in run.iterdir())
     log = rows(run / "metrics.jsonl")
     assert [row["epoch"] for row in log] == list(range(1, 13))
-    assert log[-1]["train_loss"] < log[0]["train_loss"], [row["train_loss"] for row in log]
+    assert log[-1]["train_loss"] < 0.8 * log[0]["train_loss"], [row["train_loss"] for row in log]
     best = max(log, key=lambda row: (row["validation_fs_accuracy"], -row["validation_loss"]))
     assert torch.load(run / "best.pt", weights_only=True)["epoch"] == best["epoch"]
     assert yaml.safe_load((run / "config.yaml").read_text())["data"]["num_classes"] == 3
@@ -264,14 +264,16 @@ def test_nmnist_from_its_original_files_to_a_test(program, tmp_path):
     made = program("-m datasets.prepare events original --out data/nmnist --sensor 34x34")
     assert made.returncode == 0, made.stderr
     words = "--T 20 --dt 15 --epochs 4 --lr 1e-2 --batch-size 10 --hidden_size 32 --save_name x --verbose"
-    words += " --set network.neuron=AdLIF --set loss.mode=first_time"  # which learn something in so few steps
+    # these learn something in so few steps
+    words += " --set network.neuron=AdLIF --set loss.mode=first_time --set network.neuron1.theta=0.1"
+    words += " --set network.neuron2.theta=0.1 --set network.dropout=0"
     layers = "[8C3S2,P2,8C3,A2,16R]"
     yaml_path = REPOSITORY / "configs" / "nmnist.yaml"
     trained = program(f"train.py --path_to_yaml {yaml_path} {words} --set network.layers={layers} --T_empty 2")
     assert trained.returncode == 0, trained.stderr
     assert "layers.2.linear: " in trained.stderr + trained.stdout
     log = rows(tmp_path / "runs" / "x" / "metrics.jsonl")
-    assert log[-1]["train_loss"] < log[0]["train_loss"], [row["train_loss"] for row in log]
+    assert log[-1]["train_loss"] < 0.8 * log[0]["train_loss"], [row["train_loss"] for row in log]
     tested = program("test.py --load_pt_file x --T 21 --T_empty 0 --show --test_single_delay --test-batch-size 7")
     assert tested.returncode == 0, tested.stderr
     metrics = json.loads((tmp_path / "runs" / "x" / "test" / "metrics.json").read_text())

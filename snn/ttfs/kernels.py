@@ -5,9 +5,7 @@ equal the plain torch of `snn.ttfs.functional` in every bit. Arrays of a layer a
 there. Maps of neurons have their channels last in memory on the CPU, and any layout is accepted.
 """
 
-import math
 from collections.abc import Callable, Sequence
-from typing import NoReturn
 
 import numpy as np
 import torch
@@ -15,7 +13,7 @@ from torch import Tensor
 
 from snn import checks, ops
 from snn.errors import InputError
-from snn.ops.compiled import in_parts, kernel
+from snn.ops.compiled import in_parts, inlined, kernel
 
 ROUNDING = 1e-4  # as a share of T; an average of leads may exceed T by this much
 SERIAL_BELOW = 1 << 15  # neurons: one thread finishes fewer of them before a second one wakes up
@@ -24,18 +22,34 @@ SERIAL_BELOW = 1 << 15  # neurons: one thread finishes fewer of them before a se
 # Selections instead of branches, and slices that begin at 0, let the compiler vectorise the loops.
 
 
+@inlined
+def _is_outside(t, low, high):
+    return (t < low) | ((t > high) & (t != np.inf))
+
+
+@kernel
+def _check_times(outside, t, low, high, begin, end):
+    """Set outside[0] = 1 if a time is neither in low ... high nor inf. NaN does not count."""
+    t = t[begin:end]
+    found = False
+    for k in range(t.size):
+        found |= _is_outside(t[k], low, high)
+    if found:
+        outside[0] = 1
+
+
 @kernel
 def _split(x, t, outside, T, low, high, begin, end):
-    """Split times, and set outside[0] = 1 if one is neither in low ... high nor inf. NaN does not count and stays."""
+    """Split times and check them, as `_check_times` does. NaN stays."""
     m, a, t = x[begin:end], x[t.size + begin : t.size + end], t[begin:end]
     one, zero = t.dtype.type(1), t.dtype.type(0)
-    is_outside = False
+    found = False
     for k in range(t.size):
         is_silent = t[k] == np.inf
-        is_outside |= (t[k] < low) | ((t[k] > high) & (not is_silent))
+        found |= _is_outside(t[k], low, high)
         m[k] = zero if is_silent else one
         a[k] = zero if is_silent else T - t[k]
-    if is_outside:
+    if found:
         outside[0] = 1
 
 
@@ -137,14 +151,15 @@ def _check(**tensors: Tensor) -> None:
 
 def check_times(t: Tensor, T: float) -> None:
     """Raise InputError if a time on the CPU is neither in [0, T], up to rounding, nor inf. NaN passes and stays."""
-    low, high = -ROUNDING * T, (1 + ROUNDING) * T
-    is_outside = (t < low) | ((t > high) & (t != math.inf))
-    if is_outside.any():
-        _refuse(t[is_outside][0].item(), T)
+    outside = torch.zeros(1, dtype=t.dtype)
+    _run(_check_times, (outside, t), -ROUNDING * T, (1 + ROUNDING) * T)
+    _refuse_if(outside, t, T)
 
 
-def _refuse(t: float, T: float) -> NoReturn:
-    raise InputError(f"a spike time is {t:g}; times lie in 0 to T = {T:g}, or are inf for no spike")
+def _refuse_if(outside: Tensor, t: Tensor, T: float) -> None:
+    if outside.item():
+        wrong = t[(t < 0) | ((t > T) & (t != np.inf))][0].item()
+        raise InputError(f"a spike time is {wrong:g}; times lie in 0 to T = {T:g}, or are inf for no spike")
 
 
 def split(t: Tensor, T: float) -> Tensor:
@@ -156,8 +171,7 @@ def split(t: Tensor, T: float) -> Tensor:
         return x
     outside = torch.zeros(1, dtype=t.dtype)
     _run(_split, (x, t, outside), T, -ROUNDING * T, (1 + ROUNDING) * T)
-    if outside.item():
-        _refuse(t[(t < 0) | ((t > T) & (t != np.inf))][0].item(), T)
+    _refuse_if(outside, t, T)
     return x
 
 
@@ -216,9 +230,9 @@ def layout(x: Tensor) -> torch.memory_format:
     return torch.channels_last if is_map else torch.contiguous_format
 
 
-def channels_last(x_BCHW: Tensor) -> Tensor:
-    """Return maps as (B, H, W, C), without a copy if they lie like that in memory."""
-    return x_BCHW.detach().permute(0, 2, 3, 1).contiguous()
+def channels_last(x: Tensor) -> Tensor:
+    """Return maps (..., C, H, W) as (..., H, W, C), without a copy if they lie so in memory, and vectors as they are."""
+    return (x.detach().movedim(-3, -1) if x.dim() > 2 else x.detach()).contiguous()
 
 
 def _empty(like: Tensor, *shape: int) -> Tensor:

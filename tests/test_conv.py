@@ -139,6 +139,14 @@ def test_a_convolution_of_events_equals_that_of_their_pixels(is_event_driven, mo
         layer(given_by_entries(x_TBC))
 
 
+@pytest.mark.parametrize("constants", [torch.zeros(2), torch.zeros(3, dtype=torch.float16)], ids=["few", "f16"])
+def test_constants_that_do_not_fit_the_entries(constants):
+    entries = torch.tensor([0, 2, 3]), torch.tensor([0, 1, 0]), torch.ones(3)
+    shape = sparse_conv.Geometry(1, 2, 1, 1)
+    with pytest.raises(InputError, match="constants must"):
+        sparse_conv.weight_gradient(*entries, torch.ones(2, 4), 2, shape, constants=constants)
+
+
 def test_the_rule_goes_by_activity_and_keeps_no_dense_input():
     """Slices of 64 lanes hold the outputs. With few inputs the product is dense."""
     layer = EventConv(8, 96, 10, 10, 3, 1)

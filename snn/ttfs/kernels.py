@@ -231,7 +231,7 @@ def layout(x: Tensor) -> torch.memory_format:
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """Return maps (..., C, H, W) as (..., H, W, C), without a copy if they lie so in memory, and vectors as they are."""
+    """Return maps (..., C, H, W) as (..., H, W, C), with a copy only if they lie otherwise; vectors as they are."""
     return (x.detach().movedim(-3, -1) if x.dim() > 2 else x.detach()).contiguous()
 
 

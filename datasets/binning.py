@@ -136,14 +136,14 @@ def bin_events(recordings: Recordings, index: np.ndarray, bins: Bins) -> SparseC
     numbers_R, are_wrong = np.zeros(T * B, np.int64), np.zeros(B, bool)
     events = recordings.offsets, recordings.times, recordings.channels, index, recordings.ticks_per_second
     first = *events, bins.dt_ms, bins.T, C, starts, bin_of_event, rank_of_event, numbers_R, are_wrong
-    in_parts(lambda begin, end: _count_entries(*first, begin, end), B, torch.get_num_threads())
+    in_parts(_count_entries, first, B)
     if are_wrong.any():
         _refuse(recordings, index[are_wrong], C)
     offsets = np.concatenate([[0], np.cumsum(numbers_R)])
     entries = np.empty(offsets[-1], np.int32), np.zeros(offsets[-1], np.float32)
     events = recordings.offsets, recordings.channels, index
     second = *events, bins.T, starts, bin_of_event, rank_of_event, offsets, *entries
-    in_parts(lambda begin, end: _lay_entries(*second, begin, end), B, torch.get_num_threads())
+    in_parts(_lay_entries, second, B)
     return SparseCounts(torch.from_numpy(offsets), *map(torch.from_numpy, entries), (T, B, C))
 
 
@@ -177,7 +177,7 @@ def bin_dense(recordings: Recordings, index: np.ndarray, bins: Bins, device: tor
     are_wrong = np.zeros(B, bool)
     events = recordings.offsets, recordings.times, recordings.channels, index, recordings.ticks_per_second
     arguments = *events, bins.dt_ms, bins.T, T, C, starts, cells, are_wrong
-    in_parts(lambda begin, end: _find_cells(*arguments, begin, end), B, torch.get_num_threads())
+    in_parts(_find_cells, arguments, B)
     if are_wrong.any():
         _refuse(recordings, index[are_wrong], C)
     out_TBC = torch.zeros(T + 1, B, C, device=device)  # the last step takes the events past the window

@@ -29,8 +29,10 @@ NOT_KEPT = "no cache folder is writable, so each program compiles it again; set 
 _place_of: dict[Callable, Path | None] = {}  # kernel -> its cache folder
 
 
-def kernel(function: Callable) -> Callable:
+def kernel(function: Callable, is_told: bool = True) -> Callable:
     """Compile a kernel at its first call and cache it on disk if a folder can be written. It releases the GIL.
+
+    The user is told if it is compiled, unless `is_told` is False.
 
     numba compiles a cached kernel again if its own file has changed. A kernel that calls functions in other files is
     cached in a folder named after a hash of those files, so that it is compiled again if they change.
@@ -55,7 +57,8 @@ def kernel(function: Callable) -> Callable:
         compiled = numba.njit(**options)(function)
     finally:
         numba.config.CACHE_DIR = before
-    _place_of[compiled] = place
+    if is_told:
+        _place_of[compiled] = place
     return compiled
 
 

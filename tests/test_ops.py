@@ -5,6 +5,7 @@ import subprocess
 import sys
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch.autograd import gradcheck
@@ -221,7 +222,7 @@ def test_silence_into_subnormal_numbers():
 def test_threads_do_not_change_a_bit(openmp, past_above, monkeypatch):
     monkeypatch.setattr(cpu, "PAST_ABOVE_BYTES", past_above)
     if not openmp:
-        monkeypatch.setattr(compiled, "_gomp_parallel", None)
+        monkeypatch.setattr(compiled, "GOMP_PARALLEL", None)
     call = make_call(ADLIF, (100, 32, 129), torch.float32)
     threads = torch.get_num_threads()
     results = []
@@ -234,12 +235,32 @@ def test_threads_do_not_change_a_bit(openmp, past_above, monkeypatch):
             assert torch.equal(got, want)
 
 
-def test_failure_in_a_thread_comes_out():
-    def work():
-        raise KeyboardInterrupt
+@pytest.mark.parametrize("threads", [1, 2])
+def test_kernel_without_memory_says_so(threads):
+    @compiled.kernel
+    def greedy(size, begin, end):
+        np.empty(size)[begin:end] = 1
 
-    with pytest.raises(KeyboardInterrupt):
-        compiled._on_threads(2, work)
+    compiled.in_parts(greedy, (16,), 16, threads)
+    with pytest.raises(MemoryError):
+        compiled.in_parts(greedy, (1 << 59,), 16, threads)
+
+
+@pytest.mark.parametrize("openmp", [True, False], ids=["openmp", "python-threads"])
+@pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 1000])
+def test_parts_cover_all_once(size, openmp, monkeypatch):
+    @compiled.kernel
+    def count(numbers, begin, end):
+        for k in range(begin, end):
+            numbers[k] += 1
+
+    if not openmp:
+        monkeypatch.setattr(compiled, "GOMP_PARALLEL", None)
+    numbers = np.zeros(size + 2, int)
+    for threads in (None, 1, 2, 3):
+        compiled.in_parts(count, (numbers,), size, threads)
+    assert (numbers[:size] == 4).all()
+    assert not numbers[size:].any()
 
 
 @pytest.mark.parametrize("recurrent", [False, True], ids=["feedforward", "recurrent"])
@@ -372,12 +393,3 @@ def test_a_kernel_is_compiled_anew_with_what_it_calls_in_another_file(tmp_path, 
         (tmp_path / "called.py").read_text().replace("1\n", "2\n").replace("1)\n", "2)\n")
     )
     assert run().stdout == "2\n"
-
-
-@pytest.mark.skipif(not compiled._gomp_parallel, reason="needs torch's GNU OpenMP")
-def test_ctrl_c_is_not_lost_on_the_way_into_a_kernel(monkeypatch):
-    """Leave out this thread's share, as ctypes does if Ctrl-C comes before the first line of its callback."""
-    monkeypatch.setattr(compiled, "_gomp_parallel", lambda *_: None)
-    with pytest.raises(KeyboardInterrupt):
-        compiled.in_parts(lambda begin, end: None, 8, 2)
-    compiled.in_parts(lambda begin, end: None, 8, 1)

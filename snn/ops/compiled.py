@@ -1,57 +1,111 @@
-"""Kernels share torch's threads; `snn.compiling` compiles them."""
+"""Kernels on torch's own threads; `snn.compiling` compiles them.
+
+Torch's threads keep spinning for milliseconds after each operation, so others would get half a core beside them. With
+the GNU OpenMP that comes with torch on Linux, a compiled function hands them the parts of a kernel. This takes about a
+microsecond, as no thread needs Python's lock. Elsewhere threads of Python take the parts.
+"""
 
 import ctypes
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from threading import get_ident
+from functools import cache
+from typing import Any
 
+import torch
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+from snn import compiling
 from snn.compiling import inlined, kernel, printed
 
 __all__ = ["in_parts", "inlined", "kernel", "printed"]
 
 PARTS_PER_THREAD = 4  # so that a thread whose core is busy elsewhere does not hold up the others
+GOMP_PARALLEL = getattr(ctypes.CDLL(None), "GOMP_parallel", None) if sys.platform == "linux" else None
 
 
-# The GNU OpenMP that comes with torch on Linux, or None.
-_gomp_parallel = getattr(ctypes.CDLL(None), "GOMP_parallel", None) if sys.platform == "linux" else None
-_TASK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+def in_parts(kernel: Callable[..., None], arguments: Sequence, size: int, threads: int | None = None) -> None:
+    """Call kernel(*arguments, begin, end) on parts that together cover 0 ... size.
 
-
-def in_parts(work: Callable[[int, int], None], size: int, threads: int) -> None:
-    """Call work(begin, end) on parts that together cover 0 ... size; each thread takes the next part that is left."""
-    step = max(1, -(-size // (threads * PARTS_PER_THREAD)) if threads > 1 else size)
-    begins = iter(range(0, size, step))
-
-    def take() -> None:
-        for begin in begins:  # shared by all threads
-            work(begin, min(begin + step, size))
-
-    _on_threads(threads, take)
-
-
-def _on_threads(threads: int, work: Callable[[], None]) -> None:
-    """Run `work` on this many threads at once: torch's own where possible.
-
-    Torch's threads keep spinning for milliseconds after each operation, so others would get half a core beside them.
+    Each thread takes the next part that is left; by default there are as many threads as torch has. MemoryError if a
+    kernel cannot have the memory it asks for.
     """
-    failures, ran_in = [], set()
-
-    def task(_: int | None) -> None:
-        try:
-            ran_in.add(get_ident())
-            work()
-        except BaseException as failure:  # ctypes would swallow it
-            failures.append(failure)
-
+    threads = threads or torch.get_num_threads()
+    step = max(1, -(-size // (threads * PARTS_PER_THREAD)))
     if threads == 1:
-        task(None)
-    elif _gomp_parallel:
-        _gomp_parallel(_TASK(task), None, threads, 0)
-        if get_ident() not in ran_in:  # Ctrl-C came before the first line of `task`, where ctypes swallows it
-            raise KeyboardInterrupt
+        kernel(*arguments, 0, size)
+    elif GOMP_PARALLEL:
+        start = ctypes.cast(GOMP_PARALLEL, ctypes.c_void_p).value
+        if not _team(kernel)(tuple(arguments), size, step, threads, start):
+            raise MemoryError(f"{kernel.__name__}: no memory")
     else:
         with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(task, range(threads)))
-    if failures:
-        raise failures[0]
+            list(pool.map(lambda begin: kernel(*arguments, begin, min(begin + step, size)), range(0, size, step)))
+
+
+@cache
+def _team(kernel: Any) -> Callable[..., bool]:
+    """Return the compiled function that shares a kernel out."""
+    line = kernel.py_func.__code__.co_firstlineno
+    source = (
+        f"# {kernel.__qualname__} of {kernel.__module__}, line {line}\n"
+        "def team(arguments, size, step, threads, start):\n"
+        "    return share_out(kernel, arguments, size, step, threads, start)\n"
+    )
+    module = printed(f"team_{kernel.__name__.strip('_')}", source)
+    vars(module).update(kernel=kernel, share_out=_share_out)
+    return compiling.kernel(module.team, is_told=False)
+
+
+@intrinsic
+def _share_out(typing, kernel, arguments, size, step, threads, start):
+    """Call the kernel on parts of `step` from each of these threads, and return whether all parts succeeded.
+
+    `start` is the address of GOMP_parallel(task, data, threads, flags), which calls task(data) in each thread.
+    """
+    called = kernel.get_call_type(typing, (*arguments.types, types.intp, types.intp), {})
+
+    def code(context, builder, signature, values):
+        _, arguments, size, step, threads, start = values
+        compiled = kernel.dispatcher.get_compile_result(called)
+        context.active_code_library.add_linking_library(compiled.library)
+        begin, failures = size.type(0), size.type(0)  # of the next part; how many failed
+        fields = cgutils.pack_struct(builder, (begin, failures, size, step, arguments))
+        data = cgutils.alloca_once_value(builder, fields)
+        pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        name = f"{builder.function.name}.task"
+        task = ir.Function(builder.module, ir.FunctionType(ir.VoidType(), [pointer]), name)
+        task.linkage = "internal"
+        _take_parts(context, task, data.type, compiled.fndesc, called)
+
+        kind = ir.FunctionType(ir.VoidType(), [task.type, pointer, number, number])
+        run = builder.inttoptr(start, kind.as_pointer())
+        builder.call(run, [task, builder.bitcast(data, pointer), builder.trunc(threads, number), number(0)])
+        failed = builder.load(cgutils.gep_inbounds(builder, data, 0, 1))
+        return builder.icmp_signed("==", failed, failures)
+
+    return types.boolean(kernel, arguments, size, step, threads, start), code
+
+
+def _take_parts(context, task, data_type, kernel, called):
+    """Write the body of a task: while there are parts left, take the next one and call the kernel on it."""
+    builder = ir.IRBuilder(task.append_basic_block())
+    data = builder.bitcast(task.args[0], data_type)
+    next_, failures, size, step, arguments = (cgutils.gep_inbounds(builder, data, 0, k) for k in range(5))
+    size, step, arguments = map(builder.load, (size, step, arguments))
+    arguments = cgutils.unpack_tuple(builder, arguments)
+    loop, body, done = (task.append_basic_block() for _ in range(3))
+    builder.branch(loop)
+    builder.position_at_end(loop)
+    begin = builder.atomic_rmw("add", next_, step, "monotonic")
+    builder.cbranch(builder.icmp_signed("<", begin, size), body, done)
+    builder.position_at_end(body)
+    end = builder.add(begin, step)
+    end = builder.select(builder.icmp_signed("<", end, size), end, size)
+    status, _ = context.call_internal_no_propagate(builder, kernel, called, [*arguments, begin, end])
+    builder.atomic_rmw("add", failures, builder.zext(status.is_error, size.type), "monotonic")
+    builder.branch(loop)
+    builder.position_at_end(done)
+    builder.ret_void()

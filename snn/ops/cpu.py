@@ -115,7 +115,7 @@ def _run(kernel, arguments: tuple, results: tuple[Tensor | None, ...], recurrent
     # is a multiple of LINE, all rows begin a line if the first does.
     past = not recurrent and tensors[0].nbytes > PAST_ABOVE_BYTES and B * N % LINE == 0
     past = past and all(tensor.data_ptr() % CACHE_LINE_BYTES == 0 for tensor in tensors)
-    in_parts(lambda begin, end: kernel(*arguments, past, group, begin, end), groups, threads)
+    in_parts(kernel, (*arguments, past, group), groups, threads)
 
 
 def _columns(tensor: Tensor | None) -> np.ndarray | None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from snn.ops.compiled import in_parts, kernel
-from snn.ops.lanes import LANES, add_product, load, load_part, prefetch, store, store_part, zeros
+from snn.ops.lanes import LANES, add_product, load, load_part, prefetch, scratch, store, store_part, zeros
 from snn.ops.sparse import AHEAD, arrays, slices
 
 PAD = 16  # between scratch rows: strides of a power of two would crowd one cache set
@@ -85,16 +85,16 @@ def moved(
     by_channel: bool = False,
 ) -> Moved:
     """Return the events delayed, by row or by channel."""
-    U, threads = (len(offsets) - 1) // B - past + K - 1, torch.get_num_threads()
+    U = (len(offsets) - 1) // B - past + K - 1
     entries = arrays(offsets, channels, counts, counts.dtype)
     rule = first_C.numpy() - past + K - 1, num_inputs, U, by_channel
     ends = np.zeros(B * (len(first_C) if by_channel else U) + 1, np.int64)
     numbers = ends[1:].reshape(B, -1)
-    in_parts(lambda begin, end: _count(*entries[:2], *rule, numbers, begin, end), B, threads)
+    in_parts(_count, (*entries[:2], *rule, numbers), B)
     np.cumsum(ends, out=ends)
     results = np.empty(ends[-1], np.uint32), np.empty(ends[-1], entries[2].dtype)
     firsts = ends[:-1].reshape(B, -1)
-    in_parts(lambda begin, end: _move(*entries, *rule, firsts, *results, begin, end), B, threads)
+    in_parts(_move, (*entries, *rule, firsts, *results), B)
     return Moved(ends, *results)
 
 
@@ -131,18 +131,19 @@ def product(events: Moved, h_KC: Tensor, W_NC: Tensor, B: int) -> Tensor:
     h_CK = F.pad(h_KC, (0, 0, 0, K % 2)).T.contiguous()
     out_TBN = torch.empty(T, B, len(W_NC), dtype=W_NC.dtype)
     arguments = (*events, h_CK.numpy(), K, slices(W_NC).numpy(), out_TBN.numpy())
-    in_parts(lambda begin, end: _product(*arguments, begin, end), B, torch.get_num_threads())
+    in_parts(_product, arguments, B)
     return out_TBN.flatten(0, 1)
 
 
 @kernel
-def _gradient(offsets, places, counts, gy_TBN, room, gA_ISCKL, begin, end):
+def _gradient(offsets, places, counts, gy_TBN, before, gA_ISCKL, begin, end):
     """Set gA[i, s, c, j] = Σ counts · gy over section i of the samples, for begin <= i·S + s < end; K is even.
 
-    `room` takes a sample's gy of one slice, contiguous, with zeros before and after it.
+    `room` takes a sample's gy of one slice, contiguous, with `before` rows of zeros before it and K after it.
     """
     (T, B, N), (I, S, C, K, _) = gy_TBN.shape, gA_ISCKL.shape
-    before = len(room) // LANES - T - K
+    room = scratch(gy_TBN, (before + T + K) * LANES)
+    room[:] = 0
     for part in range(begin, end):
         i, s = part // S, part % S
         gA_ISCKL[i, s] = 0
@@ -171,13 +172,7 @@ def gradient(events: Moved, gy_RN: Tensor, K: int, C: int, B: int) -> Tensor:
     gy_TBN = gy_RN.contiguous().view(-1, B, N)
     sections, S = -(-B // SECTION), -(-N // LANES)  # do not depend on the number of threads, so neither do the bits
     gA_ISCKL = torch.empty(sections, S, C, even, LANES, dtype=gy_RN.dtype)
-    rows = K - 1 + len(gy_TBN) + even
-
-    def work(begin: int, end: int) -> None:
-        room = gy_RN.new_zeros(rows * LANES).numpy()  # torch begins it on a cache line
-        _gradient(*events, gy_TBN.numpy(), room, gA_ISCKL.numpy(), begin, end)
-
-    in_parts(work, sections * S, torch.get_num_threads())
+    in_parts(_gradient, (*events, gy_TBN.numpy(), K - 1, gA_ISCKL.numpy()), sections * S)
     gA_SCKL = gA_ISCKL[0] if sections == 1 else gA_ISCKL.sum(0)
     return gA_SCKL.permute(2, 0, 3, 1).reshape(even, -1, C)[:K, :N]
 
@@ -222,5 +217,5 @@ def moved_back(
     mask = None if mask_BC is None else mask_BC.contiguous().numpy()
     steps = len(gs_TBC) + int(first_C.max()) + K
     arguments = (gx_TBC.numpy(), places, h_KC.numpy(), mask, past, steps, gs_TBC.numpy())
-    in_parts(lambda begin, end: _move_back(*arguments, begin, end), B, torch.get_num_threads())
+    in_parts(_move_back, arguments, B)
     return gs_TBC.flatten(0, 1)

@@ -13,10 +13,11 @@ the caches have arrived.
 
 import operator
 
+import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.core.errors import TypingError
-from numba.extending import intrinsic, models, overload, register_model
+from numba.extending import intrinsic, models, overload, register_jitable, register_model
 
 LANES = 64  # for sums: as many as a word has bits
 LINE = 16  # for states, ten forward and up to twenty backward: as many float32 as a cache line holds
@@ -27,6 +28,15 @@ FOR_READING = 0, 2, 1  # arguments of llvm.prefetch: to be read, kept in all cac
 def filled(channels: int) -> float:
     """Return the share of the lanes of whole slices that hold a channel."""
     return channels / (-(-channels // LANES) * LANES)
+
+
+@register_jitable
+def scratch(array, number):
+    """Return memory for so many numbers of the array's type, which begins on a cache line."""
+    line = CACHE_LINE_BYTES // array.itemsize
+    room = np.empty(number + line, array.dtype)
+    begin = (line - room.ctypes.data % CACHE_LINE_BYTES // array.itemsize) % line
+    return room[begin : begin + number]
 
 
 class Lanes(types.Type):

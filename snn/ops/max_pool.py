@@ -56,7 +56,7 @@ class _MaxPool(torch.autograd.Function):
         places = torch.empty(out.shape, dtype=torch.uint8)
         arguments = (x_FHWC.detach().contiguous().numpy(), out.numpy(), places.numpy(), kernel)
         lines = F * out.shape[1]
-        in_parts(lambda begin, end: _forward(*arguments, begin, end), lines, torch.get_num_threads())
+        in_parts(_forward, arguments, lines)
         ctx.save_for_backward(places)
         ctx.kernel, ctx.shape = kernel, x_FHWC.shape
         return out
@@ -66,7 +66,7 @@ class _MaxPool(torch.autograd.Function):
         (places,) = ctx.saved_tensors
         gx_FHWC = torch.empty(ctx.shape, dtype=gy_FHWC.dtype)
         arguments = (gy_FHWC.contiguous().numpy(), places.numpy(), gx_FHWC.numpy(), ctx.kernel)
-        in_parts(lambda begin, end: _backward(*arguments, begin, end), ctx.shape[0], torch.get_num_threads())
+        in_parts(_backward, arguments, ctx.shape[0])
         return gx_FHWC, None
 
 

@@ -31,7 +31,7 @@ def moments(x_RN: Tensor) -> tuple[Tensor, Tensor]:
     R, N = x.shape
     K = -(-R // SECTION)
     sums = np.empty((K, 2, N), x.dtype)
-    in_parts(lambda begin, end: _sums(x, sums, begin, end), K, torch.get_num_threads())
+    in_parts(_sums, (x, sums), K)
     n = np.full((K, 1), SECTION)
     n[-1] = R - (K - 1) * SECTION
     total, squares = sums[:, 0].astype(np.float64), sums[:, 1].astype(np.float64)
@@ -53,4 +53,4 @@ def add_linear_(g_RN: Tensor, x_RN: Tensor, slope_N: Tensor, rest_N: Tensor) -> 
     """Add slope · x + rest to g, in place."""
     tensors = (g_RN, x_RN.detach().contiguous(), *(each.to(g_RN.dtype) for each in (slope_N, rest_N)))
     arguments = [tensor.numpy() for tensor in tensors]
-    in_parts(lambda begin, end: _add_linear(*arguments, begin, end), len(g_RN), torch.get_num_threads())
+    in_parts(_add_linear, arguments, len(g_RN))

@@ -210,8 +210,7 @@ def find(x_RC: Tensor, mask_BC: Tensor | None = None, nothing: float = 0) -> Non
     firsts = np.zeros(len(words) + 1, np.int64)
     others = np.zeros(1, np.int8)
     arguments = (x.numpy(), x.numpy().dtype.type(nothing), kept, words, firsts[1:], others)
-    threads = torch.get_num_threads() if len(words) > SERIAL_BELOW else 1
-    in_parts(lambda begin, end: _find(*arguments, begin, end), len(words), threads)
+    in_parts(_find, arguments, len(words), None if len(words) > SERIAL_BELOW else 1)
     return Nonzeros(mask_BC, words, not others[0], x_RC.shape, np.cumsum(firsts, out=firsts))
 
 
@@ -223,7 +222,7 @@ def compress(x_RC: Tensor, found: Nonzeros) -> tuple[Tensor, Tensor, Tensor]:
     counts = np.empty(found.number, x.dtype)
     mask = None if found.mask is None else found.mask.numpy()
     arguments = (None if found.only_ones else x, mask, found.words, found.firsts, C, offsets, channels, counts)
-    in_parts(lambda begin, end: _gather(*arguments, begin, end), len(found.words), torch.get_num_threads())
+    in_parts(_gather, arguments, len(found.words))
     offsets[R] = found.number  # no word sets it if the last one is full
     return torch.from_numpy(offsets), torch.from_numpy(channels), torch.from_numpy(counts)
 
@@ -267,7 +266,7 @@ def product(offsets: Tensor, channels: Tensor, counts: Tensor, W_NC: Tensor, are
     R = len(offsets) - 1
     out_RN = torch.empty(R, len(W_NC), dtype=W_NC.dtype)
     arguments = (*arrays(offsets, channels, counts, W_NC.dtype), slices(W_NC).numpy(), out_RN.numpy())
-    in_parts(lambda begin, end: product_rows(*arguments, begin, end), R, torch.get_num_threads())
+    in_parts(product_rows, arguments, R)
     return out_RN
 
 
@@ -284,7 +283,7 @@ def weight_gradient(
     gW_KSCL = torch.empty(K, S, num_inputs, LANES, dtype=gy_RN.dtype)
     entries = arrays(offsets, channels, counts, gy_RN.dtype)
     arguments = (*entries, gy_RN.detach().contiguous().numpy(), gW_KSCL.numpy())
-    in_parts(lambda begin, end: _weight_gradient(*arguments, begin, end), K * S, torch.get_num_threads())
+    in_parts(_weight_gradient, arguments, K * S)
     gW_SCL = gW_KSCL[0] if K == 1 else gW_KSCL.sum(0)
     return gW_SCL.transpose(1, 2).reshape(-1, num_inputs)[:N]
 
@@ -304,5 +303,5 @@ def input_gradient(gy_RN: Tensor, W_NC: Tensor, near_TW: Tensor, mask_BC: Tensor
     gy_RN, W_CN = F.pad(gy_RN.detach(), fill).contiguous(), F.pad(W_NC.detach().T, fill).contiguous()
     arguments = (words, gy_RN.numpy(), W_CN.numpy(), mask_BC.contiguous().numpy(), gs_RC.numpy())
     pairs = -(-T // 2) * len(mask_BC)
-    in_parts(lambda begin, end: _input_gradient(*arguments, begin, end), pairs, torch.get_num_threads())
+    in_parts(_input_gradient, arguments, pairs)
     return gs_RC

@@ -7,7 +7,6 @@ so that an event adds one contiguous row for each output pixel that sees it.
 """
 
 import math
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -229,7 +228,7 @@ def pixel_rows(offsets: Tensor, channels: Tensor, counts: Tensor, pixels: int) -
     pixel_begins[0] = begins[0]
     entries = pixel_begins, np.empty(len(places), np.int32), np.empty_like(numbers)
     arguments = (begins, places, numbers, pixels, False, *entries)
-    in_parts(partial(rows_of_pixels, *arguments), images, torch.get_num_threads())
+    in_parts(rows_of_pixels, arguments, images)
     pixel_offsets, pixel_channels, pixel_counts = map(torch.from_numpy, entries)
     return pixel_offsets, pixel_channels, pixel_counts
 
@@ -255,7 +254,7 @@ def product(
     out = torch.empty(1 + with_sums, lines * shape.out_width, len(W_NCKK), dtype=W_NCKK.dtype)
     sums_RN, out_RN = out[0].numpy() if with_sums else None, out[-1].numpy()
     arguments = (*arrays(offsets, channels, counts, W_NCKK.dtype), weight_slices(W_NCKK), sums_RN, out_RN, *shape)
-    in_parts(partial(product_lines, *arguments), lines, torch.get_num_threads())
+    in_parts(product_lines, arguments, lines)
     return out.flatten(0, 1)
 
 
@@ -284,7 +283,7 @@ def weight_gradient(
     entries = arrays(offsets, channels, counts, gy_RN.dtype)
     constants_E = None if constants is None else constants.detach().to(gy_RN.dtype).contiguous().numpy()
     frames, N, K = _frames(offsets, shape), gy_RN.shape[1], shape.kernel
-    margin, threads = -(-(K // 2) // shape.stride), torch.get_num_threads()
+    margin = -(-(K // 2) // shape.stride)
     # Maps with a margin. A slice of lanes reads beyond the N numbers of a pixel; the sums of what follows are dropped.
     size = min(frames, SECTION), shape.out_height + 2 * margin, shape.out_width + 2 * margin, N
     maps = gy_RN.new_full((math.prod(size) + LANES,), 0 if constants is None else math.inf)
@@ -297,7 +296,7 @@ def weight_gradient(
         groups = _by_channel(*entries, constants_E, first, last, num_inputs, shape, margin)
         arguments = (*groups, maps.numpy(), gW_SKCL.numpy(), N, size[2], shape.stride)
         # A thread sums whole channels, in the order of the rows, so the bits are the same for any number of threads.
-        in_parts(partial(_weight_gradient, *arguments), num_inputs, threads)
+        in_parts(_weight_gradient, arguments, num_inputs)
     gW_KCN = gW_SKCL.permute(1, 2, 0, 3).flatten(2)[:, :, :N]
     return gW_KCN.view(K, K, num_inputs, N).permute(3, 2, 0, 1)
 
@@ -322,5 +321,5 @@ def _by_channel(
     of_each = (None, None) if constants is None else (constants[entries], np.empty_like(sorted_counts))
     size = shape.height, shape.width, shape.stride, margin
     arguments = begins - begins[0], channels[entries], counts[entries], of_each[0], starts, places, sorted_counts
-    in_parts(partial(_sort_frames, *arguments, of_each[1], size), last - first, torch.get_num_threads())
+    in_parts(_sort_frames, (*arguments, of_each[1], size), last - first)
     return starts, places, sorted_counts, of_each[1]

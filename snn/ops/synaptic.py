@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from snn.ops.compiled import in_parts, inlined, kernel
-from snn.ops.lanes import LINE, add_product, load, store, total, zeros
+from snn.ops.lanes import LINE, add_product, load, scratch, store, total, zeros
 from snn.ops.sparse import arrays
 
 TILE = 16  # neurons, an even number
@@ -68,14 +68,14 @@ def _fill_rows(offsets, channels, counts, B, firsts_IC, places, x, begin, end):
 def in_rows(offsets: Tensor, channels: Tensor, counts: Tensor, C: int, B: int) -> Rows:
     """Sort events into rows."""
     entries = arrays(offsets, channels, counts, counts.dtype)
-    groups, threads = -(-B // LINE), torch.get_num_threads()
+    groups = -(-B // LINE)
     firsts = np.zeros(groups * C + 1, np.int64)
     numbers_IC = firsts[1:].reshape(groups, C)
-    in_parts(lambda begin, end: _count_rows(*entries[:2], B, numbers_IC, begin, end), groups, threads)
+    in_parts(_count_rows, (*entries[:2], B, numbers_IC), groups)
     np.cumsum(firsts, out=firsts)
     places, x = np.empty(firsts[-1], np.uint64), counts.new_zeros(firsts[-1] * LINE).numpy()
     arguments = *entries, B, firsts[:-1].reshape(groups, C), places, x
-    in_parts(lambda begin, end: _fill_rows(*arguments, begin, end), groups, threads)
+    in_parts(_fill_rows, arguments, groups)
     return Rows(firsts.view(np.uint64), places, x)
 
 
@@ -100,10 +100,10 @@ def synapses(first_NC: Tensor, A_KNC: Tensor, steps: int) -> Synapses:
 
 
 @kernel
-def _product(firsts, places, x, firsts_SCN, A_SCNK, width, out_TBN, past, tile, begin, end):
+def _product(firsts, places, x, firsts_SCN, A_SCNK, width, out_TBN, past, begin, end):
     """Compute `out` of group i and tile s, for begin <= i·S + s < end."""
     S, C, _, K = A_SCNK.shape
-    lags, A = firsts_SCN.reshape(-1), A_SCNK.reshape(-1)
+    lags, A, tile = firsts_SCN.reshape(-1), A_SCNK.reshape(-1), scratch(out_TBN, TILE * width * LINE)
     for part in range(begin, end):
         i, s = part // S, part % S
         tile[:] = 0
@@ -145,12 +145,7 @@ def product(events: Rows, of: Synapses, N: int, B: int, past: int, steps: int) -
     """Return the product of the delayed events and the weights, (R, N)."""
     S, groups = len(of.A_SCNK), -(-B // LINE)
     out_TBN = torch.empty(steps - past, B, N, dtype=torch.from_numpy(of.A_SCNK).dtype)
-
-    def work(begin: int, end: int) -> None:
-        tile = out_TBN.new_empty(TILE * of.width * LINE).numpy()
-        _product(*events, *of, out_TBN.numpy(), past, tile, begin, end)
-
-    in_parts(work, groups * S, torch.get_num_threads())
+    in_parts(_product, (*events, *of, out_TBN.numpy(), past), groups * S)
     return out_TBN.flatten(0, 1)
 
 
@@ -200,7 +195,7 @@ def whole_product(
     out_TBN = counts.new_empty((len(offsets) - 1) // B - past, B, len(W_NC))
     entries = arrays(offsets, channels, counts, counts.dtype)
     arguments = (*entries, *whole_synapses(first_NC, W_NC), out_TBN.numpy(), past)
-    in_parts(lambda begin, end: _whole_product(*arguments, begin, end), B, torch.get_num_threads())
+    in_parts(_whole_product, arguments, B)
     return out_TBN.flatten(0, 1)
 
 
@@ -229,7 +224,7 @@ def laid_out(gy_RN: Tensor, of: Synapses, B: int, past: int) -> Tensor:
     groups = -(-B // LINE)
     rows_INWL = gy_RN.new_empty(groups, len(of.A_SCNK) * TILE, of.width, LINE)
     arguments = gy_TBN.numpy(), past, of.width, rows_INWL.view(-1).numpy()
-    in_parts(lambda begin, end: _lay_out(*arguments, begin, end), groups, torch.get_num_threads())
+    in_parts(_lay_out, arguments, groups)
     return rows_INWL
 
 
@@ -269,17 +264,18 @@ def gradient(events: Rows, rows_INWL: Tensor, of: Synapses, N: int, num_taps: in
     gA_ISCNK = rows_INWL.new_empty(sections, S, C, TILE, K)
     arguments = (*events, of.firsts_SCN, rows_INWL.numpy(), groups, of.width, gA_ISCNK.numpy())
     parts = sections * S * -(-C // BLOCK)
-    in_parts(lambda begin, end: _gradient(*arguments, begin, end), parts, torch.get_num_threads())
+    in_parts(_gradient, arguments, parts)
     gA_SCNK = gA_ISCNK[0] if sections == 1 else gA_ISCNK.sum(0)
     return gA_SCNK.permute(3, 0, 2, 1).flatten(1, 2)[:num_taps, :N]
 
 
 @kernel
-def _input_gradient(firsts_SCN, A_SCNK, rows, width, mask_BC, gs_TBC, room, begin, end):
+def _input_gradient(firsts_SCN, A_SCNK, rows, width, mask_BC, gs_TBC, begin, end):
     """Set gs = Σ A gy over neurons and taps, of group i and STEPS steps from q·STEPS on, for begin <= i·Q + q < end."""
     (S, C, _, K), (T, B, _) = A_SCNK.shape, gs_TBC.shape
     Q = -(-T // STEPS)
     lags, A, gs = firsts_SCN.reshape(-1), A_SCNK.reshape(-1), gs_TBC.reshape(-1)
+    room = scratch(gs_TBC, C * SPAN)
     for part in range(begin, end):
         i, q = part // Q, part % Q
         room[:] = 0
@@ -308,10 +304,6 @@ def input_gradient(rows_INWL: Tensor, of: Synapses, mask_BC: Tensor | None, B: i
     C = of.A_SCNK.shape[1]
     gs_TBC = rows_INWL.new_empty(steps, B, C)
     mask = None if mask_BC is None else mask_BC.contiguous().numpy()
-
-    def work(begin: int, end: int) -> None:
-        room = gs_TBC.new_empty(C * SPAN).numpy()
-        _input_gradient(of.firsts_SCN, of.A_SCNK, rows_INWL.numpy(), of.width, mask, gs_TBC.numpy(), room, begin, end)
-
-    in_parts(work, len(rows_INWL) * -(-steps // STEPS), torch.get_num_threads())
+    arguments = of.firsts_SCN, of.A_SCNK, rows_INWL.numpy(), of.width, mask, gs_TBC.numpy()
+    in_parts(_input_gradient, arguments, len(rows_INWL) * -(-steps // STEPS))
     return gs_TBC.flatten(0, 1)

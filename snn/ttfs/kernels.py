@@ -254,9 +254,9 @@ def _check_maps(shape: Sequence[int]) -> tuple[int, int, int, int]:
 
 def _run_over(work: Callable, maps: tuple[Tensor, ...], size: int, neurons: int) -> None:
     """Run `work` over parts of `size` lines or images of the maps."""
-    arrays = [channels_last(x).numpy() for x in maps]
-    threads = torch.get_num_threads() if neurons >= SERIAL_BELOW else 1
-    in_parts(lambda begin, end: work(*arrays, begin, end), size, threads)
+    arrays = tuple(channels_last(x).numpy() for x in maps)
+    threads = None if neurons >= SERIAL_BELOW else 1
+    in_parts(work, arrays, size, threads)
 
 
 def _run(work: Callable, tensors: tuple[Tensor, ...], *constants: float) -> None:
@@ -267,8 +267,8 @@ def _run(work: Callable, tensors: tuple[Tensor, ...], *constants: float) -> None
     arrays = [(channels_last(x) if x.dim() == 4 else x.detach().contiguous()).view(-1).numpy() for x in tensors]
     numbers = [arrays[0].dtype.type(constant) for constant in constants]
     size = arrays[1].size
-    threads = torch.get_num_threads() if size >= SERIAL_BELOW else 1
-    in_parts(lambda begin, end: work(*arrays, *numbers, begin, end), size, threads)
+    threads = None if size >= SERIAL_BELOW else 1
+    in_parts(work, (*arrays, *numbers), size, threads)
 
 
 def _launch(work: Callable, tensors: tuple[Tensor, ...], *constants: float) -> None:

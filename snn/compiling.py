@@ -3,11 +3,12 @@
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from hashlib import sha256
 from multiprocessing import parent_process
 from pathlib import Path
+from threading import Lock
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -27,39 +28,52 @@ if numba.config.DISABLE_JIT:
 inlined = register_jitable(error_model="numpy")
 NOT_KEPT = "no cache folder is writable, so each program compiles it again; set NUMBA_CACHE_DIR to a writable one"
 _place_of: dict[Callable, Path | None] = {}  # kernel -> its cache folder
+hash_of: dict[Callable, str] = {}  # kernel -> hash of the source files that it was made from
+_lock = Lock()
 
 
-def kernel(function: Callable, is_told: bool = True) -> Callable:
+def kernel(function: Callable) -> Callable:
     """Compile a kernel at its first call and cache it on disk if a folder can be written. It releases the GIL.
-
-    The user is told if it is compiled, unless `is_told` is False.
 
     numba compiles a cached kernel again if its own file has changed. A kernel that calls functions in other files is
     cached in a folder named after a hash of those files, so that it is compiled again if they change.
     """
-    own = function.__code__.co_filename
-    beside = Path(own).parent / "__pycache__"  # numba's own choice
-    place = _first_writable(beside)
-    others = sorted(_files_of(function, set()) - {own})
-    folder = place
-    if place and others:
-        state = sha256(b"".join(Path(path).read_bytes() for path in others)).hexdigest()[:12]
-        folder = place / f"with-{state}"
-    before = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = "" if folder in (None, beside) else str(folder)
-    try:
-        options: dict[str, Any] = {
-            "nogil": True,
-            "cache": folder is not None,
-            "error_model": "numpy",
-            "no_cfunc_wrapper": True,
-        }
-        compiled = numba.njit(**options)(function)
-    finally:
-        numba.config.CACHE_DIR = before
-    if is_told:
-        _place_of[compiled] = place
+    if function.__closure__:
+        raise TypeError(f"the kernel {function.__qualname__} must take what it needs as arguments, not from around it")
+    place = _first_writable(beside(function))
+    files = _files_of(function, set())
+    others = files - {function.__code__.co_filename}
+    folder = place and (place / f"with-{hash_files(others)}" if others else place)
+    compiled = cached(function, folder)
+    _place_of[compiled], hash_of[compiled] = place, hash_files(files)
     return compiled
+
+
+def cached(function: Callable, folder: Path | None) -> Callable:
+    """Compile a function at its first call, and cache it in this folder, if any."""
+    options: dict[str, Any] = {
+        "nogil": True,
+        "cache": folder is not None,
+        "error_model": "numpy",
+        "no_cfunc_wrapper": True,
+    }
+    with _lock:
+        before = numba.config.CACHE_DIR
+        numba.config.CACHE_DIR = "" if folder in (None, beside(function)) else str(folder)
+        try:
+            return numba.njit(**options)(function)
+        finally:
+            numba.config.CACHE_DIR = before
+
+
+def beside(function: Callable) -> Path:
+    """Return numba's own choice of a cache folder."""
+    return Path(function.__code__.co_filename).parent / "__pycache__"
+
+
+def hash_files(paths: Iterable[str]) -> str:
+    """Return a short hash of what these files hold now."""
+    return sha256(b"".join(Path(path).read_bytes() for path in sorted(paths) if Path(path).is_file())).hexdigest()[:12]
 
 
 def printed(name: str, source: str) -> ModuleType:

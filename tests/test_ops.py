@@ -259,8 +259,20 @@ def test_parts_cover_all_once(size, openmp, monkeypatch):
     numbers = np.zeros(size + 2, int)
     for threads in (None, 1, 2, 3):
         compiled.in_parts(count, (numbers,), size, threads)
-    assert (numbers[:size] == 4).all()
+    compiled.in_parts(count, (numbers,), np.int32(size), 2)
+    assert (numbers[:size] == 5).all()
     assert not numbers[size:].any()
+
+
+def test_kernel_with_variables_from_around_it_is_refused():
+    """Two of them would share one place in the cache."""
+    step = 2
+
+    def work(numbers, begin, end):
+        numbers[begin:end] += step
+
+    with pytest.raises(TypeError, match="must take what it needs as arguments"):
+        compiled.kernel(work)
 
 
 @pytest.mark.parametrize("recurrent", [False, True], ids=["feedforward", "recurrent"])
@@ -375,21 +387,30 @@ def one(_):
 
 
 @pytest.mark.parametrize("called", [INLINED, INTRINSIC], ids=["inlined", "intrinsic"])
-def test_a_kernel_is_compiled_anew_with_what_it_calls_in_another_file(tmp_path, called):
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_kernel_is_compiled_anew_with_what_it_calls_in_another_file(tmp_path, called, threads):
     """numba alone would keep using the old one."""
-    (tmp_path / "called.py").write_text(called)
     (tmp_path / "caller.py").write_text(
-        "from called import one\nfrom snn.compiling import inlined, kernel\n"
-        "@inlined\ndef middle():\n    return one()\n@kernel\ndef number():\n    return middle()\n"
+        "import numpy as np\nfrom called import one\nfrom snn.ops.compiled import in_parts, inlined, kernel\n"
+        "@inlined\ndef middle():\n    return one()\n"
+        "@kernel\ndef fill(out, begin, end):\n    out[begin:end] = middle()\n"
+        f"def number():\n    out = np.zeros(9, int)\n    in_parts(fill, (out,), 9, {threads})\n    return out.mean()\n"
     )
     environment = os.environ | {"PYTHONPATH": f"{REPOSITORY}{os.pathsep}{tmp_path}"}
-    command = [sys.executable, "-c", "import caller; print(caller.number())"]
 
-    def run() -> subprocess.CompletedProcess:
-        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    def write(number: int) -> None:
+        text = called.replace("1\n", f"{number}\n").replace("1)\n", f"{number})\n")
+        (tmp_path / "called.py").write_text(text)
 
-    assert (run().stdout, run().stderr) == ("1\n", "")  # the second from disk
-    (tmp_path / "called.py").write_text(
-        (tmp_path / "called.py").read_text().replace("1\n", "2\n").replace("1)\n", "2)\n")
-    )
-    assert run().stdout == "2\n"
+    def run(then: str = "pass") -> tuple[str, str]:
+        command = [sys.executable, "-c", f"import caller; {then}; print(caller.number())"]
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        return result.stdout, result.stderr
+
+    write(1)
+    assert run()[0] == "1.0\n"
+    assert run() == ("1.0\n", "")  # from disk
+    write(2)
+    later = f"import pathlib; path = pathlib.Path({str(tmp_path / 'called.py')!r}); text = path.read_text()"
+    assert run(f"{later}; path.write_text(text.replace('2', '3'))")[0] == "2.0\n"  # changed after the import
+    assert run()[0] == "3.0\n"

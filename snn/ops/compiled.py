@@ -1,8 +1,8 @@
 """Kernels on torch's own threads; `snn.compiling` compiles them.
 
 Torch's threads keep spinning for milliseconds after each operation, so others would get half a core beside them. With
-the GNU OpenMP that comes with torch on Linux, a compiled function hands them the parts of a kernel. This takes about a
-microsecond, as no thread needs Python's lock. Elsewhere threads of Python take the parts.
+the GNU OpenMP that comes with torch on Linux, a compiled function hands them the parts of a kernel. This takes about
+two microseconds, as no thread needs Python's lock. Elsewhere threads of Python take the parts.
 """
 
 import ctypes
@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,11 +24,13 @@ from snn.compiling import inlined, kernel, printed
 __all__ = ["in_parts", "inlined", "kernel", "printed"]
 
 PARTS_PER_THREAD = 4  # so that a thread whose core is busy elsewhere does not hold up the others
-GOMP_PARALLEL = getattr(ctypes.CDLL(None), "GOMP_parallel", None) if sys.platform == "linux" else None
+_gomp = getattr(ctypes.CDLL(None), "GOMP_parallel", None) if sys.platform == "linux" else None
+GOMP_PARALLEL = ctypes.cast(_gomp, ctypes.c_void_p).value if _gomp else None  # its address
+OWN_HASH = compiling.hash_files([__file__])
 
 
-def in_parts(kernel: Callable[..., None], arguments: Sequence, size: int, threads: int | None = None) -> None:
-    """Call kernel(*arguments, begin, end) on parts that together cover 0 ... size.
+def in_parts(work: Callable[..., None], arguments: Sequence, size: int, threads: int | None = None) -> None:
+    """Call the kernel `work`(*arguments, begin, end) on parts that together cover 0 ... size.
 
     Each thread takes the next part that is left; by default there are as many threads as torch has. MemoryError if a
     kernel cannot have the memory it asks for.
@@ -35,41 +38,41 @@ def in_parts(kernel: Callable[..., None], arguments: Sequence, size: int, thread
     threads = threads or torch.get_num_threads()
     step = max(1, -(-size // (threads * PARTS_PER_THREAD)))
     if threads == 1:
-        kernel(*arguments, 0, size)
+        work(*arguments, 0, size)
     elif GOMP_PARALLEL:
-        start = ctypes.cast(GOMP_PARALLEL, ctypes.c_void_p).value
-        if not _team(kernel)(tuple(arguments), size, step, threads, start):
-            raise MemoryError(f"{kernel.__name__}: no memory")
+        if not _team(work)(tuple(arguments), size, step, threads, GOMP_PARALLEL):
+            raise MemoryError(f"a part of the kernel {work.__name__} failed, most likely for lack of memory")
     else:
         with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(lambda begin: kernel(*arguments, begin, min(begin + step, size)), range(0, size, step)))
+            list(pool.map(lambda begin: work(*arguments, begin, min(begin + step, size)), range(0, size, step)))
 
 
 @cache
-def _team(kernel: Any) -> Callable[..., bool]:
-    """Return the compiled function that shares a kernel out."""
-    line = kernel.py_func.__code__.co_firstlineno
-    source = (
-        f"# {kernel.__qualname__} of {kernel.__module__}, line {line}\n"
+def _team(work: Any) -> Callable[..., bool]:
+    """Return the compiled function that hands out the parts of a kernel."""
+    line = work.py_func.__code__.co_firstlineno
+    source = (  # with the hashes, the cache holds no code of earlier files
+        f"# {work.__qualname__} of {work.__module__}, line {line}, {compiling.hash_of[work]}, {OWN_HASH}\n"
         "def team(arguments, size, step, threads, start):\n"
-        "    return share_out(kernel, arguments, size, step, threads, start)\n"
+        "    return hand_out(work, arguments, size, step, threads, start)\n"
     )
-    module = printed(f"team_{kernel.__name__.strip('_')}", source)
-    vars(module).update(kernel=kernel, share_out=_share_out)
-    return compiling.kernel(module.team, is_told=False)
+    module = printed(f"team_{work.__name__.strip('_')}", source)
+    vars(module).update(work=work, hand_out=_hand_out)
+    is_kept = Path(module.team.__code__.co_filename).is_file()
+    return compiling.cached(module.team, compiling.beside(module.team) if is_kept else None)
 
 
 @intrinsic
-def _share_out(typing, kernel, arguments, size, step, threads, start):
+def _hand_out(typing, work, arguments, size, step, threads, start):
     """Call the kernel on parts of `step` from each of these threads, and return whether all parts succeeded.
 
     `start` is the address of GOMP_parallel(task, data, threads, flags), which calls task(data) in each thread.
     """
-    called = kernel.get_call_type(typing, (*arguments.types, types.intp, types.intp), {})
+    called = work.get_call_type(typing, (*arguments.types, types.intp, types.intp), {})
 
     def code(context, builder, signature, values):
         _, arguments, size, step, threads, start = values
-        compiled = kernel.dispatcher.get_compile_result(called)
+        compiled = work.dispatcher.get_compile_result(called)
         context.active_code_library.add_linking_library(compiled.library)
         begin, failures = size.type(0), size.type(0)  # of the next part; how many failed
         fields = cgutils.pack_struct(builder, (begin, failures, size, step, arguments))
@@ -86,10 +89,10 @@ def _share_out(typing, kernel, arguments, size, step, threads, start):
         failed = builder.load(cgutils.gep_inbounds(builder, data, 0, 1))
         return builder.icmp_signed("==", failed, failures)
 
-    return types.boolean(kernel, arguments, size, step, threads, start), code
+    return types.boolean(work, arguments, *[types.intp] * 4), code
 
 
-def _take_parts(context, task, data_type, kernel, called):
+def _take_parts(context, task, data_type, work, called):
     """Write the body of a task: while there are parts left, take the next one and call the kernel on it."""
     builder = ir.IRBuilder(task.append_basic_block())
     data = builder.bitcast(task.args[0], data_type)
@@ -104,7 +107,7 @@ def _take_parts(context, task, data_type, kernel, called):
     builder.position_at_end(body)
     end = builder.add(begin, step)
     end = builder.select(builder.icmp_signed("<", end, size), end, size)
-    status, _ = context.call_internal_no_propagate(builder, kernel, called, [*arguments, begin, end])
+    status, _ = context.call_internal_no_propagate(builder, work, called, [*arguments, begin, end])
     builder.atomic_rmw("add", failures, builder.zext(status.is_error, size.type), "monotonic")
     builder.branch(loop)
     builder.position_at_end(done)

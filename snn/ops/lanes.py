@@ -32,7 +32,7 @@ def filled(channels: int) -> float:
 
 @register_jitable
 def scratch(array, number):
-    """Return memory for so many numbers of the array's type, which begins on a cache line."""
+    """Return uninitialised memory for so many numbers of the array's type, which begins on a cache line."""
     line = CACHE_LINE_BYTES // array.itemsize
     room = np.empty(number + line, array.dtype)
     begin = (line - room.ctypes.data % CACHE_LINE_BYTES // array.itemsize) % line

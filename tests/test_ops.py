@@ -14,7 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from snn import ops
 from snn.errors import InputError
 from snn.neurons import NEURONS
-from snn.ops import Feedback, Surrogate, compiled, cpu, reference
+from snn.ops import Feedback, Surrogate, compiled, cpu, lanes, reference
 from snn.ops.surrogate import SLOPES
 from tests.conftest import REPOSITORY
 from tests.make import (
@@ -262,6 +262,20 @@ def test_parts_cover_all_once(size, openmp, monkeypatch):
     compiled.in_parts(count, (numbers,), np.int32(size), 2)
     assert (numbers[:size] == 5).all()
     assert not numbers[size:].any()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_scratch_begins_on_a_cache_line(dtype):
+    @compiled.kernel
+    def places(like, starts, begin, end):
+        for k in range(begin, end):
+            room = lanes.scratch(like, k)
+            starts[k, 0], starts[k, 1] = room.ctypes.data % lanes.CACHE_LINE_BYTES, len(room)
+
+    starts = np.ones((50, 2), int)
+    places(np.zeros(1, dtype), starts, 0, 50)
+    assert (starts[:, 0] == 0).all()
+    assert (starts[:, 1] == np.arange(50)).all()
 
 
 def test_kernel_with_variables_from_around_it_is_refused():

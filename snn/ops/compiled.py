@@ -72,8 +72,7 @@ def _hand_out(typing, work, arguments, size, step, threads, start):
 
     def code(context, builder, signature, values):
         _, arguments, size, step, threads, start = values
-        compiled = work.dispatcher.get_compile_result(called)
-        context.active_code_library.add_linking_library(compiled.library)
+        context.add_linking_libs(context.get_function(work, called).libs)
         begin, failures = size.type(0), size.type(0)  # of the next part; how many failed
         fields = cgutils.pack_struct(builder, (begin, failures, size, step, arguments))
         data = cgutils.alloca_once_value(builder, fields)
@@ -81,7 +80,8 @@ def _hand_out(typing, work, arguments, size, step, threads, start):
         name = f"{builder.function.name}.task"
         task = ir.Function(builder.module, ir.FunctionType(ir.VoidType(), [pointer]), name)
         task.linkage = "internal"
-        _take_parts(context, task, data.type, compiled.fndesc, called)
+        function = work.dispatcher.get_compile_result(called).fndesc
+        _take_parts(context, task, data.type, function, called)
 
         kind = ir.FunctionType(ir.VoidType(), [task.type, pointer, number, number])
         run = builder.inttoptr(start, kind.as_pointer())

@@ -31,7 +31,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from benchmarks.figures import machine_in_use, mean_of
+from benchmarks.figures import machine_in_use, mean_of, packed
 from benchmarks.results import RESULTS, stored_before
 from datasets import binning, prepare
 from datasets.binning import Bins
@@ -188,6 +188,7 @@ def test(trained: Trained) -> dict:
         "epoch": trained.epoch,
         "validation_accuracy": trained.validation_accuracy,
         "samples_of": fingerprint(recordings.labels, names, np.diff(recordings.offsets)),
+        "right": packed(right_n),
     }
 
 

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from snn.files import write_whole
@@ -66,6 +67,16 @@ def mean_of(seeds: Sequence[dict], key: str, digits: int, unit: str) -> str:
     """Write mean ± std over seeds, or the value of a single seed; a dash if a seed has none."""
     words = mean_and_std([seed[key] for seed in seeds], digits)
     return words if words == DASH else f"{words}{unit}"
+
+
+def packed(right_n: np.ndarray) -> str:
+    """Write which samples are right, (n,) bool, as hexadecimal digits: the first sample is the highest bit."""
+    return np.packbits(right_n).tobytes().hex()
+
+
+def unpacked(right: str, samples: int) -> np.ndarray:
+    """Return what `packed` has written, (samples,) bool."""
+    return np.unpackbits(np.frombuffer(bytes.fromhex(right), np.uint8), count=samples).astype(bool)
 
 
 def machine_in_use(device: torch.device, **load: float) -> dict[str, str | int | float]:

@@ -1,19 +1,20 @@
-"""The table and the picture of the networks in docs/frontier.md, from results/ and results/anchors/.
+"""The tables and the picture of the networks in docs/frontier.md, from results/ and results/anchors/.
 
 `python -m benchmarks.results --readme` rebuilds the page and its picture.
 """
 
 import json
-import statistics
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 from typing import NamedTuple
 
 from matplotlib import pyplot as plt
 from matplotlib.ticker import LogLocator, NullLocator
 
-from benchmarks.figures import mean_of, row
-from snn import pictures, settings
+from benchmarks.figures import mean_of, row, unpacked
+from snn import pictures, settings, statistics
 from snn.files import REPOSITORY
 from snn.schema import AnyConfig
 
@@ -44,22 +45,50 @@ def table(found: Stored) -> str:
         "| network | weights | seeds | FS | FR | 90 % right by | events heard | operations | spikes/neuron |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for name, result in found.ours.items():
+    for name, result in ranked(found):
+        if name not in found.ours:
+            seeds, weights = list(result["seeds"].values()), f"{result['weights'] / 1000:.0f} k"
+            cells = [mean_of(seeds, "accuracy", 1, " %"), "", "the end", "100 %"]
+            cells += [f"{result['multiply_accumulates'] / 1e6:.1f} M multiplications", ""]
+            lines.append(row([result["network"].rpartition(", ")[0], weights, str(len(seeds)), *cells]))
+            continue
         seeds = _seeds(result)
         cells = [mean_of(seeds, "fs_accuracy", 1, " %"), mean_of(seeds, "fr_accuracy", 1, " %")]
         cells += [mean_of(seeds, "t_d90_ms", 0, " ms"), mean_of(seeds, "events_heard", 0, " %")]
         cells += [mean_of(seeds, "operations", 2, " M"), mean_of(seeds, "spikes_per_neuron", 1, "")]
         weights = f"{sum(p.numel() for p in _cfg(name).new_network().parameters()) / 1000:.0f} k"
         lines.append(row([f"`configs/{name}.yaml`: {result['network']}", weights, str(len(seeds)), *cells]))
-    for result in found.anchors:
-        seeds, name = list(result["seeds"].values()), result["network"].rpartition(", ")[0]
-        weights = f"{result['weights'] / 1000:.0f} k"
-        cells = [mean_of(seeds, "accuracy", 1, " %"), "", "the end", "100 %"]
-        work = f"{result['multiply_accumulates'] / 1e6:.1f} M multiplications"
-        lines.append(row([name, weights, str(len(seeds)), *cells, work, ""]))
     commands = [f"`{result['command']}`" for result in (*found.ours.values(), *found.anchors)]
     said = "Mean ± std over seeds on the test file; events and operations are those up to the decision."
     return "\n".join([*lines, "", f"{said} Commands: {'; '.join(commands)}."])
+
+
+def ranked(found: Stored) -> list[tuple[str, dict]]:
+    """Return all networks by their names, the most accurate first: configurations of ours, and what anchors are."""
+    ours = [(_mean(result["seeds"].values(), "fs_accuracy"), name, result) for name, result in found.ours.items()]
+    anchors = [
+        (_mean(result["seeds"].values(), "accuracy"), result["network"].partition(",")[0], result)
+        for result in found.anchors
+    ]
+    return [(name, result) for _, name, result in sorted([*ours, *anchors], key=lambda one: -one[0])]
+
+
+def comparisons(found: Stored) -> str:
+    """Write a row for each seed that two neighbours of the table share: they are compared as compare.py does."""
+    heads = ["more accurate", "less accurate", "seed", "difference", "only the first right", "only the second right"]
+    lines = []
+    for (first, one), (second, other) in pairwise(ranked(found)):
+        for seed in sorted(one["seeds"].keys() & other["seeds"].keys(), key=int):
+            tested = one["seeds"][seed], other["seeds"][seed]
+            if not all("right" in each for each in tested) or tested[0]["samples_of"] != tested[1]["samples_of"]:
+                continue
+            right = [unpacked(each["right"], each["samples"]) for each in tested]
+            value, low, high = (100 * share for share in statistics.paired_proportions(*reversed(right)))
+            alone = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
+            difference = f"{value:.1f} points ({low:.1f} to {high:.1f})"
+            cells = [first, second, seed, difference, *map(str, alone), f"{statistics.mcnemar(*right):.2g}"]
+            lines.append(row(cells))
+    return "\n".join([row([*heads, "p (McNemar)"]), "|---|---|---|---|---|---|---|", *lines]) if lines else ""
 
 
 def _seeds(result: dict) -> list[dict]:
@@ -113,4 +142,4 @@ def draw(found: Stored) -> plt.Figure | None:
 
 
 def _mean(rows: Iterable[dict], key: str) -> float:
-    return statistics.mean(one[key] for one in rows)
+    return fmean(one[key] for one in rows)

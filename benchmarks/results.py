@@ -24,11 +24,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib import pyplot as plt
 from tqdm import tqdm
 
 from benchmarks import figures, frontier, speed
-from benchmarks.figures import machine_in_use, mean_of, row
+from benchmarks.figures import machine_in_use, mean_of, packed, row
 from snn import arguments, cli, config, pictures, schema, settings
 from snn.errors import InputError
 from snn.files import REPOSITORY, write_whole
@@ -102,8 +103,12 @@ def store(args: argparse.Namespace, words: Sequence[str]) -> None:
         run("train.py", "--path_to_yaml", str(path), "--seed", str(seed), "--save_name", run_name, *words)
         seconds, busy = time.perf_counter() - started, processor_seconds() - busy
         run("test.py", "--load_pt_file", f"runs/{run_name}/best.pt", *scaling)
-        metrics = json.loads(Path("runs", run_name, "test", "metrics.json").read_text(encoding="utf-8"))
+        folder = Path("runs", run_name, "test")
+        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         mine[str(seed)] = found = {key: metrics[key] for key in KEPT if key in metrics}
+        with np.load(folder / "samples.npz") as samples:
+            decided = samples["fs_label" if "fs_label" in samples else "label"]
+            found["right"] = packed(decided == samples["target"])
         found |= {"train_seconds": round(seconds, 1), "train_processor_seconds": round(busy, 1)}
         if curves := metrics.get("anytime"):  # for the figure over time
             found["anytime"] = {key: curve for key, curve in curves.items() if "time" in key}
@@ -310,7 +315,11 @@ def pages(
             "results": table(results),
             "ablation": "\n\n".join(ablated.values()) or NOT_RUN,
         },
-        REPOSITORY / "docs" / "frontier.md": {"networks": frontier.table(front), "ablation": speech},
+        REPOSITORY / "docs" / "frontier.md": {
+            "networks": frontier.table(front),
+            "comparisons": frontier.comparisons(front) or NOT_RUN,
+            "ablation": speech,
+        },
         REPOSITORY / "docs" / "speed.md": {place: speed.table(measured, place) for place in speed.PLACES},
     }
 

@@ -4,10 +4,11 @@ import json
 import subprocess
 from itertools import pairwise
 
+import numpy as np
 import pytest
 
 from benchmarks import figures, frontier, results, speed
-from snn import machine, settings
+from snn import machine, settings, statistics
 from snn.errors import InputError
 from tests.conftest import REPOSITORY
 
@@ -42,7 +43,7 @@ def repository(tmp_path, monkeypatch):
         ("README", ("results",)),
         ("docs/results", ("results", "ablation")),
         ("docs/speed", ("cpu", "gpu")),
-        ("docs/frontier", ("networks", "ablation")),
+        ("docs/frontier", ("networks", "comparisons", "ablation")),
     ):
         marked = "\n".join("\nold\n".join(comment.format(name) for comment in results.COMMENTS) for name in names)
         (tmp_path / f"{page}.md").write_text(f"before\n{marked}\nafter\n")
@@ -95,7 +96,11 @@ def test_the_frontier_has_a_row_for_each_network_and_each_ingredient(repository)
     folder, where = repository / "results", {"machine": {"processor": "X", "cores": 2}, "versions": {"torch": "9.9"}}
     costs = [{"steps": 80.0, "events": e, "synaptic operations": o} for e, o in ((90.0, 5e5), (100.0, 6e5))]
     rows = [{"fs_accuracy": a, "time_ms": t, "operations_to_decision": 4e5} for a, t in ((70.0, 600.0), (75.0, 800.0))]
+    right = np.arange(10) < 8
     one = seed(76.0) | {
+        "samples": 10,
+        "samples_of": "F",
+        "right": figures.packed(right),
         "cost": dict(zip(("to_decision", "whole_window"), costs, strict=True)),
         "thresholds": {"test": rows},
     }
@@ -103,7 +108,11 @@ def test_the_frontier_has_a_row_for_each_network_and_each_ingredient(repository)
     anchor = {"command": "C2", "network": "GRU, 2 layers, 9 k weights", "weights": 9000, "multiply_accumulates": 2e7}
     (folder / "speech.json").write_text(json.dumps(ours))
     (folder / "anchors").mkdir()
-    (folder / "anchors" / "dsp20_gru.json").write_text(json.dumps(anchor | {"seeds": {"0": {"accuracy": 72.0}}}))
+    tested = {"accuracy": 72.0, "samples": 10, "samples_of": "F", "right": figures.packed(np.arange(10) < 5)}
+    (folder / "anchors" / "dsp20_gru.json").write_text(json.dumps(anchor | {"seeds": {"0": tested, "5": tested}}))
+    elsewhere = {"accuracy": 60.0} | {key: tested[key] for key in ("samples", "right")} | {"samples_of": "others"}
+    cnn = anchor | {"network": "CNN, 4 layers, 9 k weights", "seeds": {"0": elsewhere, "1": {"accuracy": 61.0}}}
+    (folder / "anchors" / "dsp20_cnn.json").write_text(json.dumps(cnn))
     (folder / "ablation").mkdir()
     measured = {"fs_accuracy": 60.0, "synaptic_operations_to_decision": 7e5}
     places = (("", "plain"), ("", "recipe"), ("blend", "alone"))
@@ -115,7 +124,13 @@ def test_the_frontier_has_a_row_for_each_network_and_each_ingredient(repository)
     results.rebuild()
     lines = (repository / "docs" / "frontier.md").read_text().splitlines()
     assert any(line.endswith("| 76.0 % | 66.0 % | 300 ms | 90 % | 0.50 M | 3.0 |") for line in lines)
-    assert "| GRU, 2 layers | 9 k | 1 | 72.0 % |  | the end | 100 % | 20.0 M multiplications |  |" in lines
+    assert "| GRU, 2 layers | 9 k | 2 | 72.0 ± 0.0 % |  | the end | 100 % | 20.0 M multiplications |  |" in lines
+    order = [line.split(":")[0].split(",")[0] for line in lines if " | 9 k | " in line or "`configs/speech" in line]
+    assert order == ["| `configs/speech.yaml`", "| GRU", "| CNN"]
+    compared = [line for line in lines if line.startswith(("| speech | GRU |", "| GRU | CNN |"))]
+    value, low, high = (100 * share for share in statistics.paired_proportions(np.arange(10) < 5, right))
+    assert value > 0
+    assert compared == [f"| speech | GRU | 0 | {value:.1f} points ({low:.1f} to {high:.1f}) | 3 | 0 | 0.25 |"]
     assert "| blend | 60.0 % | 0.70 M | not run |  |" in lines
     assert "On data held out from training, seeds 0, 2 cores of an X, torch 9.9: `C3`." in lines
     page = (repository / "docs" / "results.md").read_text().splitlines()
@@ -248,6 +263,8 @@ def test_a_stored_result_has_scaled_thresholds_if_they_can_be_chosen(repository,
             folder.mkdir(parents=True)
             more = {"thresholds": [1]} if "--thresholds" in command else {}
             (folder / "metrics.json").write_text(json.dumps({"fs_accuracy": float(len(commands)), "other": 1} | more))
+            decided = {"label" if name == "ttfs" else "fs_label": [3, 0, 2]}
+            np.savez(folder / "samples.npz", target=[3, 1, 2], **decided)
 
     monkeypatch.chdir(repository)
     monkeypatch.setattr(results, "run", run)
@@ -258,6 +275,7 @@ def test_a_stored_result_has_scaled_thresholds_if_they_can_be_chosen(repository,
     seeds = stored["seeds"]
     assert {seed: found["fs_accuracy"] for seed, found in seeds.items()} == {"4": 2.0, "5": 4.0}
     assert all(("thresholds" in found) == scaled and "other" not in found for found in seeds.values())
+    assert all(figures.unpacked(found["right"], 3).tolist() == [True, False, True] for found in seeds.values())
 
 
 @pytest.mark.parametrize(
@@ -274,6 +292,7 @@ def test_seeds_of_one_commit_are_joined_and_stored_one_by_one(repository, monkey
             folder = repository / command[2].removesuffix("best.pt") / "test"
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "metrics.json").write_text(json.dumps({"fs_accuracy": 90.0}))
+            np.savez(folder / "samples.npz", target=[1], fs_label=[1])
 
     monkeypatch.chdir(repository)
     monkeypatch.setattr(results, "run", run)

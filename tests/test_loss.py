@@ -78,17 +78,19 @@ def test_objective_adds_the_terms_in_training_only():
     assert losses.objective(seen, target, rate, training=True) == firing_rate(seen.s_TBN, target, 20.0)
 
 
-def noisy_race(s_TN, h_TN, theta: float, slope: float, silent: float) -> tuple[list[float], float]:
-    """Follow one sample step by step: P(each neuron spikes first) and the expected time of the decision."""
-    waiting, P, time = 1.0, [0.0] * h_TN.shape[1], 0.0
-    for s_N, h_N in zip(s_TN.tolist(), h_TN.tolist(), strict=True):
+def noisy_race(s_TN, h_TN, theta: float, slope: float, silent: float) -> tuple[list[float], float, float]:
+    """Follow one sample step by step: P(each neuron spikes first), and the mean and mean square of the time to it."""
+    waiting, P, time, square = 1.0, [0.0] * h_TN.shape[1], 0.0, 0.0
+    for n, (s_N, h_N) in enumerate(zip(s_TN.tolist(), h_TN.tolist(), strict=True)):
         r_N = [math.exp(slope * (h / theta - 1)) for h in h_N]
         fires = 1.0 if any(s_N) else 1 - math.exp(-sum(r_N))
         P = [p + waiting * fires * r / sum(r_N) for p, r in zip(P, r_N, strict=True)]
+        square += waiting * fires * n**2
         waiting *= 1 - fires
         time += waiting
-    peaks = [math.exp(slope * float(h) / theta) for h in h_TN.amax(0)]
-    return [p + waiting * math.exp(-silent) * q / sum(peaks) for p, q in zip(P, peaks, strict=True)], time / len(h_TN)
+    T, peaks = len(h_TN), [math.exp(slope * float(h) / theta) for h in h_TN.amax(0)]
+    P = [p + waiting * math.exp(-silent) * q / sum(peaks) for p, q in zip(P, peaks, strict=True)]
+    return P, time / T, square / T**2 + waiting
 
 
 @pytest.mark.parametrize("silent", [0.0, 2.0])
@@ -101,9 +103,9 @@ def test_first_to_spike_follows_the_race_step_by_step(silent: float):
     assert s_TBN[:, 1:].any()
     for target in range(3):
         target_B = torch.full((5,), target)
-        value = first_to_spike(s_TBN, h_TBN, target_B, 2.2, 4.0, silent, early=0.3)
+        value = first_to_spike(s_TBN, h_TBN, target_B, 2.2, 4.0, silent, early=0.3, late=0.7)
         races = [noisy_race(s_TBN[:, b], h_TBN[:, b], 2.2, 4.0, silent) for b in range(5)]
-        expected = sum(0.3 * time - math.log(P[target]) for P, time in races) / 5
+        expected = sum(0.3 * time + 0.7 * square - math.log(P[target]) for P, time, square in races) / 5
         assert float(value) == pytest.approx(expected, rel=1e-9)
 
 
@@ -151,15 +153,15 @@ def test_first_to_spike_gradient():
     s_TBN[3, 1, 2] = 1
     target_B = torch.tensor([0, 1, 2])
     assert torch.autograd.gradcheck(
-        lambda h: first_to_spike(s_TBN, h, target_B, 1.0, 6.0, 1.0, 0.5, 0.3), (h_TBN,), check_batched_grad=False
+        lambda h: first_to_spike(s_TBN, h, target_B, 1.0, 6.0, 1.0, 0.5, 0.3, 0.7), (h_TBN,), check_batched_grad=False
     )
 
 
 def test_objective_takes_the_mode_first_to_spike():
     seen, target = activity(), torch.tensor([0, 1, 2])
-    constants = {"slope": 4.0, "silent": 1.0, "early": 0.5, "each_step": 0.2}
+    constants = {"slope": 4.0, "silent": 1.0, "early": 0.5, "each_step": 0.2, "late": 0.7}
     wanted = losses.LossOptions(mode="first_to_spike", first_to_spike=constants)
-    for training, weights in ((True, (0.5, 0.2)), (False, (0.0, 0.0))):
+    for training, weights in ((True, (0.5, 0.2, 0.7)), (False, ())):
         value = losses.objective(seen, target, wanted, training=training, theta=0.8)
         assert value == first_to_spike(seen.s_TBN, seen.h_TBN, target, 0.8, 4.0, 1.0, *weights)
 

@@ -65,10 +65,11 @@ def test_a_network_of_one_epoch_is_pruned():
     assert [network.scheduled(k, 2)["density"] for k in range(2)] == [1, network.density]
 
 
-def test_the_price_of_time_rises(shd_folder):
-    race = {"mode": "first_to_spike", "first_to_spike": {"early": 2.0}}
+def test_the_prices_of_time_rise(shd_folder):
+    race = {"mode": "first_to_spike", "first_to_spike": {"early": 2.0, "late": 1.0}}
     _, seen = follow(shd_folder, {"layers": ("16F",)}, race)
     assert [now["early"] for now in seen] == pytest.approx([0, 0.4, 0.8, 1.2, 1.6, 2, 2, 2, 2, 2])
+    assert [now["late"] for now in seen] == pytest.approx([now["early"] / 2 for now in seen])
 
 
 def test_the_window_of_the_gradient_narrows(shd_folder):

@@ -12,7 +12,7 @@ from snn import checks
 from snn.losses.loss import Activity, Loss, check
 
 MOST_LOG_RATE = 8.0  # a neuron with a larger one fires within the step anyway
-PRESSED_AFTER = 0.5  # of the epochs `early` has its full weight; up to then it rises in ten steps
+PRESSED_AFTER = 0.5  # of the epochs `early` and `late` have their full weights; up to then they rise in ten steps
 
 
 class FirstToSpike(Loss, name="first_to_spike"):
@@ -32,7 +32,11 @@ class FirstToSpike(Loss, name="first_to_spike"):
         description="weight of the expected time of the decision, as a share of the window, reached in ten steps over "
         "the first half of the epochs; a larger value makes decisions earlier",
     )
-
+    late: NonNegativeFloat = Field(
+        0.0,
+        description="weight of the expected square of that share, reached in the same steps; a larger value makes the "
+        "latest decisions earlier, and tempts less than `early` to decide before anything is heard",
+    )
     each_step: NonNegativeFloat = Field(
         0.0,
         description="weight of the cross-entropy of softmax(k h/θ) at each step up to the decision, summed and divided "
@@ -44,13 +48,14 @@ class FirstToSpike(Loss, name="first_to_spike"):
         return f"fts{self.slope:g}"
 
     def scheduled(self, epoch: int, epochs: int) -> dict[str, float]:
-        # With its full weight at the start, a network would decide at once and learn nothing.
-        return {"early": min(1.0, math.floor(10 * epoch / (PRESSED_AFTER * epochs)) / 10) * self.early}
+        # With their full weights at the start, a network would decide at once and learn nothing.
+        share = min(1.0, math.floor(10 * epoch / (PRESSED_AFTER * epochs)) / 10)
+        return {"early": share * self.early, "late": share * self.late}
 
     def value(self, activity: Activity, target_B: Tensor, options: Any, training: bool, theta: float | None) -> Tensor:
-        early, each_step = (self.early, self.each_step) if training else (0.0, 0.0)
+        prices = (self.early, self.each_step, self.late) if training else ()
         s_TBN, h_TBN, _ = activity
-        constants = self.slope, self.silent, early, each_step
+        constants = self.slope, self.silent, *prices
         return first_to_spike(s_TBN, h_TBN, target_B, theta, *constants)  # type: ignore[arg-type]
 
 
@@ -63,6 +68,7 @@ def first_to_spike(
     silent: float = 0.0,
     early: float = 0.0,
     each_step: float = 0.0,
+    late: float = 0.0,
 ) -> Tensor:
     """Return the mean -log P(the target's neuron spikes first) of neurons that have a noisy threshold.
 
@@ -74,7 +80,8 @@ def first_to_spike(
     The network itself has no noise. So the sum ends at the step of its first actual spike, to which all the remaining
     probability goes. The last term, for samples without any spike, is the decision by potentials:
     q = softmax(slope · max_t h / theta). `early` adds early · (Σ_t P(no spike up to t)) / T, the expected time of the
-    decision as a share of the window. `each_step` adds each_step · (Σ_t -log q_y(t)) / T over the steps up to the first
+    decision as a share of the window, and `late` adds late · (Σ_t (2t - 1) P(no spike up to t)) / T², the expected
+    square of that share. `each_step` adds each_step · (Σ_t -log q_y(t)) / T over the steps up to the first
     spike, with q(t) = softmax(slope · h_t / theta): a loss on potentials at each step, as Song et al. 2024 have it
     (arXiv 2406.12726). The likelihood alone asks nothing of the potentials before the steps in which decisions fall.
 
@@ -83,7 +90,7 @@ def first_to_spike(
     """
     checks.tensor("potentials", h_TBN, ("steps", "samples", "classes"), checks.FLOATS)
     checks.tensor("spikes", s_TBN, h_TBN.shape)
-    check(h_TBN[0], target_B, theta=theta, slope=slope, silent=silent, early=early, each_step=each_step)
+    check(h_TBN[0], target_B, theta=theta, slope=slope, silent=silent, early=early, late=late, each_step=each_step)
     T, B, _ = h_TBN.shape
     log_r_TBN = (slope * (h_TBN / theta - 1)).clamp(max=MOST_LOG_RATE)
     R_TB = log_r_TBN.exp().sum(-1)
@@ -105,6 +112,9 @@ def first_to_spike(
     log_P_B = torch.cat([log_P_TB, log_P_silent_B.unsqueeze(0)]).logsumexp(0)
     waiting_TB = torch.exp(-sum_TB).masked_fill(fired_TB, 0)
     loss = early * waiting_TB.mean() - log_P_B.mean()
+    if late:
+        odd_T1 = torch.arange(1, 2 * T, 2, dtype=h_TBN.dtype, device=h_TBN.device).unsqueeze(1)
+        loss = loss + late * (odd_T1 * waiting_TB).mean() / T
     if each_step:
         loss = loss - each_step * (log_y_TB - log_sum_TB).masked_fill(fired_TB & ~is_first_TB, 0).mean()
     return loss

@@ -57,6 +57,7 @@ ABLATIONS: dict[type[AnyConfig], Ablation] = {
     config.Config: Ablation(
         ingredients={
             "loss": ("loss.mode", "network.neuron2"),  # each loss has thresholds that suit it
+            "class at each step": ("loss.first_to_spike.each_step",),  # of one loss, so alone it may change nothing
             "neuron": ("network.neuron", "network.neuron1"),
             "delays": ("network.layers",),
             "pooled channels": ("data.pool",),

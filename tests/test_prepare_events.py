@@ -187,6 +187,9 @@ BAD = {
     "stride of nothing": ("--stride-ms 0.0004", "choose at least 0.001", "--window-ms 5 --stride-ms 4e-4"),
     "glob and table": ("--glob and --labels both choose the files", "leave one out", "--labels table.csv --glob *.bin"),
     "sensor": ("is not a size such as 128x128", "", "--sensor 5"),
+    "unit of no table": ("--time-unit is for tables", "in has none: leave it out", "--time-unit ms"),
+    "columns of no table": ("--columns is for tables", "leave it out", "--columns t,x,y,p"),
+    "polarity of no table": ("--brighter is for tables", "leave it out", "--format nmnist --brighter 1"),
 }
 
 

@@ -196,6 +196,12 @@ def _run(args: argparse.Namespace) -> None:
         )
     sources = draw_splits(sources, *(DRAWN | drawn).values())
     said = Said(args.format, args.sensor, args.time_unit, args.columns, args.brighter)
+    for word in ("time-unit", "columns", "brighter"):
+        is_given = getattr(said, word.replace("-", "_")) is not None
+        if is_given and not any(cameras.is_table(source.path, said.format) for source in sources):
+            raise InputError(
+                f"--{word} is for tables (.npy, .npz, CSV, plain HDF5), and {args.folder} has none: leave it out"
+            )
     if args.stride_ms and not args.window_ms:
         raise InputError("--stride-ms needs --window-ms")
     for word, ms in (("--window-ms", args.window_ms), ("--stride-ms", args.stride_ms)):

@@ -116,6 +116,10 @@ def test_splits_come_from_folders_lists_tables_and_subjects(tmp_path):
 
     assert of("b")["Validation/left/s1_1.bin"] == ("left", "validation")
     assert {split for _, split in of("b").values()} == {"train", "validation", "test"}
+    for name in ("Train", "Test"):  # folders with longer names, in another folder
+        write_tree(tmp_path / "c" / "set" / f"n-cars_{name.lower()}", 2)
+    assert of("c")["set/n-cars_test/left/s1_1.bin"] == ("left", "test")
+    assert {split for _, split in of("c").values()} == {"train", "test"}
     drawn = of("a")
     assert sorted(drawn.values()) == [(c, s) for c in ("left", "right") for s in ("test", "train", "train")]
     by_subject = of("a", "subject", label_pattern=r"(?P<label>\w+)/(?P<subject>s\d)")
@@ -127,7 +131,7 @@ def test_splits_come_from_folders_lists_tables_and_subjects(tmp_path):
     listed = of("a", lists={"test": tmp_path / "testing.txt"})
     assert [name for name, (_, split) in listed.items() if split == "test"] == ["left/s0_0.bin", "right/s1_1.bin"]
     rows = "left/s0_0.bin, low ,a,train", "right/s0_0.bin,high,b,Test", "right/s1_1.bin,high,b,valid"
-    (tmp_path / "table.csv").write_text("\n".join(["file,label,subject,split", *rows]))
+    (tmp_path / "table.csv").write_text("\n".join(["File,label, Subject,split", *rows]))
     assert of("a", label_csv=tmp_path / "table.csv") == {
         "left/s0_0.bin": ("low", "train"),
         "right/s0_0.bin": ("high", "test"),
@@ -187,6 +191,8 @@ BAD = {
     "stride of nothing": ("--stride-ms 0.0004", "choose at least 0.001", "--window-ms 5 --stride-ms 4e-4"),
     "glob and table": ("--glob and --labels both choose the files", "leave one out", "--labels table.csv --glob *.bin"),
     "sensor": ("is not a size such as 128x128", "", "--sensor 5"),
+    "stray folder": ("/left/s0_0.bin: is in no folder for training", "--label-pattern or --labels", ""),
+    "column": ("table.csv: 'person' is none of the columns file, label,", "rename or remove it", "--labels table.csv"),
     "unit of no table": ("--time-unit is for tables", "in has none: leave it out", "--time-unit ms"),
     "columns of no table": ("--columns is for tables", "leave it out", "--columns t,x,y,p"),
     "polarity of no table": ("--brighter is for tables", "leave it out", "--format nmnist --brighter 1"),
@@ -201,6 +207,7 @@ def test_trees_that_are_refused(program, tmp_path, kind):
         "table missing": "file,label\nleft/nothing.bin,a\n",
         "list and split": "file,label,split\nleft/s0_0.bin,left,train\n",
         "split given": "file,label,split\nleft/s0_0.bin,left,train\n",
+        "column": "file,label,person\nleft/s0_0.bin,left,a\n",
         "only test": "file,label,split\nleft/s0_0.bin,left,train\nright/s0_0.bin,right,test\n",
     }
     (tmp_path / "table.csv").write_text(tables.get(kind, ""))
@@ -211,6 +218,9 @@ def test_trees_that_are_refused(program, tmp_path, kind):
     elif kind == "none":
         (tmp_path / "empty").mkdir()
         folder = "empty"
+    elif kind == "stray folder":
+        for name in ("train", "test"):
+            write_tree(tmp_path / "in" / name, 2)
     elif kind == "no folder":
         folder = "nowhere"
     elif kind == "sizes":

@@ -219,9 +219,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "events",
         help="any folder of event cameras' recordings: RAW, DAT, AEDAT, HDF5, .bin, .es, .npy, .npz, CSV",
         description="Convert a tree of recordings to OUT/NAME_train.h5, NAME_validation.h5 and NAME_test.h5, NAME "
-        "being OUT's name, with a picture of the recordings. A file's class is the name of its folder, and folders "
-        "Train, Test and Validation are its split, unless --label-pattern or --labels say otherwise. Times begin at a "
-        "file's first event.",
+        "being OUT's name, with a picture of the recordings. A file's class is the name of its folder, and outer "
+        "folders Train, Test and Validation are its split, unless --label-pattern or --labels say otherwise. Times "
+        "begin at a file's first event.",
         epilog="Examples: python -m datasets.prepare events recordings --out data/mine --window-ms 500; "
         "python -m datasets.prepare events N-MNIST --out data/nmnist --sensor 34x34",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from datasets.prepare import cameras
 from datasets.prepare.recordings import SPLITS, files_below, sorted_names
 from snn.errors import InputError
 
+COLUMNS = ("file", "label", "subject", "speaker", "split")  # of a table
 FOLDERS = {"train": ("train", "training"), "validation": ("val", "valid", "validation"), "test": ("test", "testing")}
 
 
@@ -83,22 +85,39 @@ def _from_names(folder: Path, glob: str | None, label_pattern: str | None, besid
                 f"{folder / 'CLASS' / path.name}, or name the class with --label-pattern or --labels"
             )
         sources.append(_source(path, match.groupdict(), str(path)))
-    if all(source.split is None for source in sources):
-        tops = [path.relative_to(folder).parts[0].lower() for path, *_ in sources]
-        splits = {name: split for split, names in FOLDERS.items() for name in names}
-        if all(top in splits for top in tops) and len({splits[top] for top in tops}) > 1:
-            return [source._replace(split=splits[top]) for source, top in zip(sources, tops, strict=True)]
-    return sources
+    return sources if any(source.split is not None for source in sources) else _by_folders(sources)
+
+
+def _by_folders(sources: list[Source]) -> list[Source]:
+    """Take the splits from the outermost folders that differ, if these are named so, as in Train or n-cars_test."""
+    shared = os.path.commonpath([source.path.parent for source in sources])
+    folders = [source.path.parent.relative_to(shared).parts[:1] for source in sources]
+    words = {name: split for split, names in FOLDERS.items() for name in names}
+    found = [words.get(re.split(r"[ _.-]", name[0].lower())[-1]) if name else None for name in folders]
+    if len(set(found) - {None}) < 2:
+        return sources
+    if None in found:
+        raise InputError(
+            f"{sources[found.index(None)].path}: is in no folder for training, validation or testing, but other files "
+            "are; move it, or give the splits with --label-pattern or --labels"
+        )
+    return [source._replace(split=split) for source, split in zip(sources, found, strict=True)]
 
 
 def _from_table(folder: Path, label_csv: Path) -> list[Source]:
     try:
         with label_csv.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file, skipinitialspace=True))
+            reader = csv.DictReader(file, skipinitialspace=True)
+            reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or ()]
+            rows = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{label_csv} cannot be read as CSV: {error}") from error
     if not rows or not {"file", "label"} <= set(rows[0]):
         raise InputError(f"{label_csv} needs the header file,label[,subject][,split] and a row for each recording")
+    if unknown := sorted(set(reader.fieldnames) - {*COLUMNS, ""}):
+        raise InputError(
+            f"{label_csv}: {unknown[0]!r} is none of the columns {', '.join(COLUMNS)}; rename or remove it"
+        )
     sources, lines = [], {}
     for line, row in enumerate(rows, start=2):
         path = folder / (row["file"] or "").strip()

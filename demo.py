@@ -104,8 +104,8 @@ def follow(args: argparse.Namespace, network: Network, data: config.Data, bins: 
     stream = Stream(network, bins.dt_ms, bins.T, bins.T_empty, ticks_per_second=1e6)
     stream.push([0], [0])  # compiles the kernels before the first event comes
     layout = args.layout or (live.PIPE_LAYOUT if args.stdin else live.UDP_LAYOUT)
-    source = live.Source(sys.stdin.buffer if args.stdin else live.listen(args.udp), layout, sensor)
-    where = "the standard input" if args.stdin else f"UDP port {args.udp}"
+    source = live.Source(sys.stdin.buffer if args.stdin else live.listen(args.udp, args.host), layout, sensor)
+    where = "the standard input" if args.stdin else f"UDP port {args.udp} of {args.host}"
     print(f"waiting for events from {where} ({layout})", flush=True)
     try:
         longest_us = round(1000 * bins.dt_ms * (bins.T + bins.T_empty))
@@ -129,13 +129,26 @@ def read_command_line() -> argparse.Namespace:
     parser = cli.OneLineParser(description=__doc__)
     parser.add_argument("wav", type=Path, nargs="?", help="WAV, FLAC, OGG or MP3; without it, a word of `digits`")
     parser.add_argument("--load_pt_file", type=Path, metavar="PT", help="checkpoint, run folder or run name")
-    parser.add_argument("--recording", type=int, default=0, help="which word of the test voices, 0 to 399")
+    parser.add_argument("--recording", type=int, help="which word of the test voices, 0 to 399 (0)")
     live_events = parser.add_mutually_exclusive_group()
     live_events.add_argument("--udp", type=int, metavar="PORT", help="decide on events that arrive there, until Ctrl-C")
     live_events.add_argument("--stdin", action="store_true", help="decide on events from the standard input")
+    parser.add_argument("--host", help=f"where --udp listens ({live.HOST}, for this machine; 0.0.0.0: for all)")
     parser.add_argument("--layout", help=f"layout of live events ({live.UDP_LAYOUT}; with --stdin {live.PIPE_LAYOUT})")
-    parser.add_argument("--out", type=Path, default=Path("demo.png"), help="picture to write (demo.png)")
-    return parser.parse_args()
+    parser.add_argument("--out", type=Path, help="picture to write (demo.png)")
+    args = parser.parse_args()
+    is_live = args.udp is not None or args.stdin
+    of_sounds = {"a sound": args.wav, "--recording": args.recording, "--out": args.out}
+    if is_live and (given := [word for word, value in of_sounds.items() if value is not None]):
+        parser.error(f"{given[0]} is not for live events (--udp, --stdin)")
+    if not is_live and args.layout:
+        parser.error("--layout is for live events (--udp, --stdin)")
+    if args.udp is None and args.host:
+        parser.error("--host is for --udp")
+    if args.wav and args.recording is not None:
+        parser.error("--recording chooses a word of `digits`; leave it or the sound out")
+    args.recording, args.out, args.host = args.recording or 0, args.out or Path("demo.png"), args.host or live.HOST
+    return args
 
 
 def newest_run() -> Path:

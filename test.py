@@ -104,7 +104,7 @@ def read_command_line() -> tuple[argparse.Namespace, list[Subject]]:
     args = parser.parse_args()
     if args.load_pt_file is None:
         raise InputError("command line: --load_pt_file is missing: a checkpoint such as runs/<name>/best.pt")
-    paths = list(dict.fromkeys(arguments.find_checkpoint(path) for path in args.load_pt_file))
+    paths = list(dict.fromkeys(arguments.find_checkpoint(path, args.best_model) for path in args.load_pt_file))
     folders = [path.parent for path in paths]
     subjects = []
     for path in paths:
@@ -132,6 +132,8 @@ def read_checkpoint(parser: arguments.Parser, args: argparse.Namespace, path: Pa
             )
     if changed := list(settings.differences(getattr(cfg, section), getattr(trained, section), f"{section}.")):
         raise InputError(f"{path}: belongs to another network: it was trained with another {', '.join(changed)}")
+    if cfg.train.seed != trained.train.seed:
+        raise InputError(f"{path}: was trained with the seed {trained.train.seed}; leave train.seed (--seed) out")
     here, there = ((c.data.shape, c.data.num_classes) for c in (cfg, trained))
     if here != there:
         inputs = ["x".join(map(str, shape)) for shape, _ in (here, there)]

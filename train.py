@@ -87,7 +87,9 @@ def train_run(cfg: schema.AnyConfig, args: argparse.Namespace, team: Team, run: 
     """Train, from the start or from where the run stopped, and say how good the best epoch is."""
     train, last = cfg.train, run / "last.pt"
     found, *resumed = checkpoint.load_newest(last) if args.resume else (None,)
-    started_from = arguments.find_checkpoint(args.load_pt_file) if args.load_pt_file and not args.resume else None
+    started_from = (
+        arguments.find_checkpoint(args.load_pt_file, args.best_model) if args.load_pt_file and not args.resume else None
+    )
     content = checkpoint.load(started_from)[1] if started_from else resumed[1] if resumed else {}
     classes = Named(content.get("class_names"), str(started_from or last))
 

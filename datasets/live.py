@@ -42,6 +42,7 @@ RECORDS = {
 }
 NUMBERED = "n32_"
 LAYOUTS = (*RECORDS, "csv", *ENCODINGS)
+HOST = "127.0.0.1"  # where datasets/send.py sends to, and demo.py listens
 UDP_LAYOUT, PIPE_LAYOUT = f"{NUMBERED}t64_x16_y16_on8", "csv"  # defaults of datasets/send.py
 LARGEST = 2**16  # bytes of a packet, and of what is read from a pipe at once
 REORDERED = 1000  # packets: if a number is farther behind, its sender has restarted
@@ -68,7 +69,7 @@ class Counts:
     damaged: int = 0  # packets that do not fit the layout or the sensor; they are left out whole
 
 
-def listen(port: int, host: str = "127.0.0.1") -> socket.socket:
+def listen(port: int, host: str = HOST) -> socket.socket:
     """Open a UDP socket at a port. InputError if it cannot be opened."""
     receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     try:

@@ -38,11 +38,17 @@ def recordings_of(
     set; without it a unit is a channel, and is sent as x. time_unit: that of a recording that does not state it.
     """
     if not (path.suffix in (".h5", ".hdf5") and hdf5.File(path).is_group("spikes")):
+        if numbers is not None:
+            raise InputError(f"{path}: is a single recording; leave --recordings out")
+        if time_unit and not cameras.is_table(path, None):
+            raise InputError(f"{path}: states the unit of its times; leave --time-unit out")
         pieces = list(cameras.open_recording(path, Said(size=sensor, time_unit=time_unit)).pieces)
         if not pieces:
             raise InputError(f"{path}: holds no events")
         yield path.name, Piece(*map(np.concatenate, zip(*pieces, strict=True)))
         return
+    if time_unit:
+        raise InputError(f"{path}: a set in the layout of SHD has its times in s; leave --time-unit out")
     file = hdf5.File(path)
     units_type = h5py.check_vlen_dtype(file.dataset("spikes/units").dtype)
     if units_type is None or units_type.kind not in "iu":
@@ -103,7 +109,7 @@ def main() -> None:
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--udp", type=int, default=3333, metavar="PORT", help="send to this port (3333)")
     where.add_argument("--stdout", action="store_true", help="write to the standard output")
-    parser.add_argument("--host", default="127.0.0.1", help="of the port (127.0.0.1)")
+    parser.add_argument("--host", help=f"of the port ({live.HOST})")
     known = [*live.RECORDS, "csv"]
     parser.add_argument(
         "--layout",
@@ -117,17 +123,20 @@ def main() -> None:
     layout = args.layout or (live.PIPE_LAYOUT if args.stdout else live.UDP_LAYOUT)
     recordings = recordings_of(args.file, args.recordings, args.sensor, args.time_unit)
     if args.stdout:
+        if args.host:
+            raise InputError("--host is for --udp; leave it out beside --stdout")
         if layout.startswith(live.NUMBERED):
             raise InputError(f"nothing is lost in a pipe: leave {live.NUMBERED} out of --layout")
         with open(1, "wb", buffering=0, closefd=False) as out, suppress(BrokenPipeError):  # the reader has enough
             send(recordings, layout, out.write, args.speed)
         return
+    host = args.host or live.HOST
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
-            sender.connect((args.host, args.udp))
+            sender.connect((host, args.udp))
             send(recordings, layout, partial(_put, sender), args.speed)
     except (OSError, OverflowError) as error:
-        raise InputError(f"cannot send to {args.host}, UDP port {args.udp} ({error})") from None
+        raise InputError(f"cannot send to {host}, UDP port {args.udp} ({error})") from None
 
 
 def _put(sender: socket.socket, content: bytes) -> None:

@@ -1,4 +1,4 @@
-"""The command line of train.py and test.py: the published options, each a field of the configuration, and `--set`.
+"""The command line of train.py, test.py and search.py: the published options, each a field, and `--set`.
 
 Importing this module does not import torch, so that --help and wrong options are answered at once.
 """
@@ -45,6 +45,9 @@ TEST = _COMMON | {
     "--T": ("data.test_T", int, None, "number of time bins"),
     "--T_empty": ("data.test_T_empty", int, None, "number of empty steps after the bins"),
 }
+
+
+CODES = ("first_time", "firing_rate")  # the losses that --FS, --FR and --treg are for
 
 
 class Parser(OneLineParser):
@@ -105,14 +108,25 @@ class Parser(OneLineParser):
             if not equals:
                 self.error(f"--set {assignment}: write section.field=value")
             settings.override(values, field.strip(), yaml12.parse(text, f"--set {field}"))
-        return settings.build(values, str(where or args.path_to_yaml))
+        cfg = settings.build(values, str(where or args.path_to_yaml))
+        given = [f"--{name}" for name in ("FS", "FR", "treg") if hasattr(args, name)]
+        if given and cfg.loss.mode not in CODES:
+            self.error(
+                f"{given[0]} has no effect with the loss {cfg.loss.mode}; give --loss_mode {' or '.join(CODES)}, or "
+                f"set fields of loss.{cfg.loss.mode}"
+            )
+        return cfg
 
 
 def train_parser(description: str | None) -> Parser:
     """Return the parser of train.py."""
     parser = Parser(description, TRAIN)
     parser.take_checkpoints()
-    parser.add_argument("--save_name", help="name of the run (default: <dataset>_<fs|fr><α>_tau<τ>_<neuron>)")
+    parser.add_argument(
+        "--save_name",
+        help="name of the run (default: <dataset>_<loss>_tau<τ>_<neuron>, such as shd_fs0.2_tau60_adlif, or "
+        "<dataset>_ttfs_<layers>)",
+    )
     parser.add_argument("--add_name", help="text to add to the name of the run")
     parser.add_argument(
         "--verbose", action="store_true", help="print the activity of each layer's input after each epoch"
@@ -155,15 +169,19 @@ def find_yaml(path: Path) -> Path:
     return path
 
 
-def find_checkpoint(path: Path) -> Path:
+def find_checkpoint(path: Path, is_best: bool = False) -> Path:
     """Find a checkpoint by its path, or best.pt of a run by its folder, its name or its published name <run>.pt.
 
     A run is found even if another folder or file, such as a data set, has its name. Raise InputError if there is no
-    such checkpoint or run.
+    such checkpoint or run, or if the path names another checkpoint than best.pt although `is_best`.
     """
     run = Path("runs") / path.name.removesuffix(".pt")
     folders = sorted(filter(Path.is_dir, (path, run)), key=lambda folder: not any(folder.glob("*.pt")))
     if path.is_file() and (path.suffix == ".pt" or not folders):
+        if is_best and path.with_name("best.pt").is_file() and path.stem != "best":
+            raise InputError(
+                f"--best_model loads best.pt, but {path} is another checkpoint of its run; name one of them"
+            )
         return path
     if folders:
         return folders[0] / "best.pt"

@@ -138,7 +138,9 @@ class Data(DataSet):
         "fill less than half of the available memory",
     )
     prepare: Annotated[str | None, Mark.MACHINE] = Field(
-        None, description="options of `python -m datasets.prepare`, which runs if the files are missing"
+        None,
+        description="options of `python -m datasets.prepare`, which makes the files of a set that it can make alone "
+        "(digits, planes) if they are missing",
     )
     origin: Annotated[str | None, Mark.MACHINE] = Field(
         None, description="where to get the files; shown in the message about missing files"
@@ -193,8 +195,12 @@ class Data(DataSet):
 
 
 class NeuronParams(Section):
-    tau_mem_steps: Steps = Field(description="τ_m, time constant of the membrane (steps)")
-    tau_syn_steps: Steps = Field(description="τ_s, time constant of the synaptic current (steps)")
+    tau_mem_steps: Steps = Field(
+        description="τ_m, time constant of the membrane (steps); not read where the neuron's file has a range for it"
+    )
+    tau_syn_steps: Steps = Field(
+        description="τ_s, time constant of the synaptic current (steps); read by neurons that have one"
+    )
     theta: PositiveFloat = Field(description="θ, threshold")
     initial: dict[str, float] = Field(
         {}, description="other initial values of the neuron, by name; for a decay, its time constant (steps)"
@@ -228,7 +234,11 @@ class Network(Section):
     neuron2: NeuronParams = Field(
         description="constants of the output layer and, in a network with convolutions, of all fully connected layers"
     )
-    tau_ada_steps: Steps = Field(100.0, description="τ_w, initial time constant of the adaptation (steps)")
+    tau_ada_steps: Steps = Field(
+        100.0,
+        description="τ_w, initial time constant of the adaptation (steps); not read where the neuron's file has a "
+        "range for it",
+    )
     reset: Literal["hard", "soft"] = Field("hard", description="reset to 0, or by θ")
     surrogate: Annotated[str, AfterValidator(_known_surrogate)] = Field(
         "superspike",
@@ -361,7 +371,7 @@ class Config(AnyConfig, section="network", title="A first-spike network"):
 
     @property
     def run_name(self) -> str:
-        """Return the published name, <dataset>_<fs|fr><α>_tau<τ of neuron2>_<neuron>."""
+        """Return <dataset>_<code of the loss>_tau<τ_m of neuron2>_<neuron>, the published form."""
         tau, neuron = self.network.neuron2.tau_mem_steps, self.network.neuron.lower()
         return f"{self.data.dataset_name}_{self.loss.chosen.code}_tau{tau:g}_{neuron}"
 

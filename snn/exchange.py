@@ -93,7 +93,10 @@ def _neurons(network: Network) -> list[SpikingNeuron]:
 
 def _refuse_delays(network: Network) -> None:
     if network.delays():
-        raise InputError("a network with learned delays cannot be exported: a step needs the steps before it")
+        raise InputError(
+            "a network with learned delays cannot be exported to NIR or ONNX, whose step knows no steps before it; "
+            "--format c takes it unless it has convolutions"
+        )
 
 
 def approximated(network: Network) -> Network:

@@ -1,9 +1,9 @@
 """The manual of options, for the screen or as docs/configuration.md: `python -m snn.config [--markdown]`."""
 
-import sys
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
+from snn.cli import OneLineParser
 from snn.schema import KINDS, Section
 from snn.settings import section_in
 
@@ -74,4 +74,6 @@ def markdown() -> str:
 
 def main() -> None:
     """Print the manual."""
-    print(markdown() if sys.argv[1:] == ["--markdown"] else text())
+    parser = OneLineParser(prog="python -m snn.config", description=__doc__)
+    parser.add_argument("--markdown", action="store_true", help="print the page docs/configuration.md")
+    print(markdown() if parser.parse_args().markdown else text())

@@ -47,7 +47,7 @@ class DataSet(Section):
     validation_share: Annotated[Share, Mark.TRAINING] = Field(
         0.1,
         description="share of the training file held out to choose the best model; 0 holds out nothing and keeps the "
-        "last epoch",
+        "last epoch; not used if there is a validation file",
     )
     strict: Annotated[bool, Mark.RESUME] = Field(
         False,

@@ -235,6 +235,26 @@ def test_the_published_commands_parse(monkeypatch):
     assert (cfg.data.test_T, cfg.data.test_T_empty, args.best_model) == (100, 0, True)
 
 
+@pytest.mark.parametrize("words", ["--FS 0.1", "--FR 20", "--treg 5 0.02"])
+def test_options_of_another_loss_are_refused(words):
+    for mode in ("first_time", "firing_rate"):  # published commands set all of them
+        parse(f"{words} --loss_mode {mode}")
+    with pytest.raises(InputError, match=f"{words[:4]}.* has no effect with the loss first_to_spike"):
+        parse(f"{words} --loss_mode first_to_spike")
+
+
+def test_the_best_model_of_a_run_is_best_pt(tmp_path):
+    for name in ("best.pt", "last.pt"):
+        (tmp_path / name).touch()
+    for path in (tmp_path, tmp_path / "best.pt"):
+        assert arguments.find_checkpoint(path, is_best=True) == tmp_path / "best.pt"
+    assert arguments.find_checkpoint(tmp_path / "last.pt") == tmp_path / "last.pt"
+    with pytest.raises(InputError, match=r"--best_model loads best.pt, but .*last\.pt is another checkpoint"):
+        arguments.find_checkpoint(tmp_path / "last.pt", is_best=True)
+    (tmp_path / "best.pt").rename(tmp_path / "shd.pt")  # a checkpoint that was published alone
+    assert arguments.find_checkpoint(tmp_path / "shd.pt", is_best=True) == tmp_path / "shd.pt"
+
+
 def test_every_published_word_is_known(program):
     common = (
         "path_to_yaml distributed path_to_dataset dataset_name num_classes dt T T_empty hidden_size neuron1 neuron2 "

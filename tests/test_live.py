@@ -345,6 +345,14 @@ def test_the_demo_decides_on_what_the_sender_sends(program, tmp_path, launch):
     assert done.returncode == 0, done.stderr
     assert decisions(done.stdout) == expected
     assert_one_line(program("demo.py --load_pt_file best.pt --udp 70000"), "UDP port 70000: cannot listen on")
+    assert_one_line(program("demo.py --load_pt_file best.pt --udp 3333 --host 192.0.2.1"), "cannot listen on 192.0.2.1")
+    for words, fault in (
+        ("mine.h5 --time-unit s", "has its times in s; leave --time-unit out"),
+        ("mine.h5 --stdout --host 192.0.2.1", "--host is for --udp"),
+        ("a.bin --sensor 34x34 --time-unit s", "a.bin: states the unit of its times; leave --time-unit out"),
+        ("a.bin --sensor 34x34 --recordings 0", "a.bin: is a single recording; leave --recordings out"),
+    ):
+        assert_one_line(program(f"-m datasets.send {words}"), fault)
 
 
 def test_faery_has_the_layouts_that_are_read_here():

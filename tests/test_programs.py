@@ -446,6 +446,14 @@ def test_demo(program, tmp_path):
     wavfile.write(tmp_path / "empty.wav", 16_000, np.zeros(0, np.int16))
     assert_one_line(program("demo.py empty.wav"), "empty.wav: audio lasts 0 ms")
     assert_one_line(program("demo.py --loud"), "unrecognized arguments: --loud")
+    for words, fault in (
+        ("tone.wav --udp 3333", "a sound is not for live events"),
+        ("--stdin --out x.png", "--out is not for live events"),
+        ("tone.wav --layout csv", "--layout is for live events"),
+        ("--stdin --host 0.0.0.0", "--host is for --udp"),
+        ("tone.wav --recording 0", "--recording chooses a word of `digits`"),
+    ):
+        assert_one_line(program(f"demo.py {words}"), fault)
 
     narrow = cfg.model_copy(update={"data": cfg.data.model_copy(update={"channels": 40, "pool": 1})})
     checkpoint.save(tmp_path / "runs" / "x" / "best.pt", narrow, Network(cfg.network, (40,), 20), **content)

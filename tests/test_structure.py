@@ -39,7 +39,7 @@ ALLOWED = {
     },
     "snn.schema": set(),
     "snn.settings": {"snn.config", "snn.errors", "snn.schema", "snn.yaml12"},
-    "snn.manual": {"snn.schema", "snn.settings"},
+    "snn.manual": {"snn.cli", "snn.schema", "snn.settings"},
     "snn.coding": {"snn.checks", "snn.errors"},
     "snn.compiling": {"snn.files"},
     "snn.inputs": {"snn.checks", "snn.errors"},

@@ -87,7 +87,6 @@ def test_without_held_out_recordings_there_is_nothing_to_choose_by(program, shd_
 def test_recordings_that_were_trained_on_do_not_choose(program):
     assert program(f"{TRAIN} --epochs 1 --save_name x").returncode == 0
     for words, field in (
-        ("--seed 9", "train.seed"),
         ("--set data.validation_share=0.4", "data.validation_share"),
         ("--set data.test_share=0.4", "data.test_share"),
     ):

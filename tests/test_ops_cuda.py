@@ -8,13 +8,14 @@ import itertools
 import math
 import re
 import subprocess
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from snn.ops import fused, reference
+from snn import ops
+from snn.ops import Dynamics, fused, printer, reference
 from snn.ttfs import functional, kernels, products
 from tests.make import (
     DYNAMICS,
@@ -87,6 +88,29 @@ def test_equals_reference(neuron, dtype, multi_step, poisoned):
 @pytest.mark.parametrize("name", ["AdLIF", "CuLIF-soft-late", "SEAdLIF"])
 def test_recurrent_equals_reference(name, shape, longest, multi_step, poisoned):
     assert_recurrent_equals_reference(multi_step, make_call(DYNAMICS[name], shape, torch.float64, True, longest))
+
+
+@pytest.mark.slow
+def test_names_of_a_step_may_mean_something_else_in_the_frame(multi_step):
+    """Names of states, values and numbers are words of the frame, of Python's and of C++."""
+
+    def step(x, state, p):
+        N = p.P * state.sums + p.LINE * state.default
+        potential = N + (1 - p.stride) * x
+        new = p.spike(potential - p.theta)
+        M = potential * (1 - new)
+        return new, potential, {"sums": M, "default": p.n * state.default + p.short * new}
+
+    values = ("theta", "P", "LINE", "stride", "n", "short")
+    neuron = Dynamics("Awkward", step, ("sums", "default"), values)
+    torch.manual_seed(0)
+    T, B, N = RAGGED
+    state = {name: torch.randn(B, N, requires_grad=True) for name in neuron.states}
+    given = {name: torch.rand(N, requires_grad=True) for name in values}
+    call = torch.randn(T, B, N, requires_grad=True), given, state, neuron, None
+    for compiled in (multi_step, partial(ops.multi_step, backend="cpu")):
+        assert_equal_to_reference(compiled, call)
+    assert "float sums_, default_;" in printer.c(neuron)[0]
 
 
 @pytest.mark.parametrize("recurrent", [False, True], ids=["feedforward", "recurrent"])

@@ -89,6 +89,17 @@ def test_a_name_of_both_a_state_and_a_value():
         Toy.dynamics_of()
 
 
+@pytest.mark.parametrize(
+    ("states", "message"), [((), "a neuron needs a state"), (("gs",), "a state or value cannot be called gs")]
+)
+def test_states_that_cannot_be(states, message):
+    class Toy(NEURONS["LIF"]):
+        STATES = states
+
+    with pytest.raises(InputError, match=rf"neuron Toy \(.*test_trace.py, line \d+\): {message}"):
+        Toy.dynamics_of()
+
+
 def test_a_value_without_range():
     class Toy(NEURONS["LIF"]):
         VALUES: ClassVar = {"gain": Value("gain")}

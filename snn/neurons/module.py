@@ -151,6 +151,8 @@ class SpikingNeuron(MemoryModule):
         """Return the neuron's description, which needs no tensor: its firing, and the names of states and values."""
         if cls.FAULT:
             raise InputError(cls.FAULT)
+        if not cls.STATES:
+            raise InputError(f"{cls._place('class')}: a neuron needs a state, such as its potential, in STATES")
         for name in (*cls.STATES, *cls.values_of()):
             if name in RESERVED or not name.isidentifier():
                 raise InputError(f"{cls._place(name)}: a state or value cannot be called {name}")
@@ -273,4 +275,4 @@ class SpikingNeuron(MemoryModule):
 
 
 # Reserved names: what a layer carries beside a neuron's states, and what a step, a kernel or a module uses otherwise.
-RESERVED = {"h", "y", *NORM, "x", "s", "p", "V", "delays", "real", "state", "values", "kept", "training"}
+RESERVED = {"h", "y", *NORM, "x", "s", "p", "V", "delays", "real", "state", "values", "kept", "training", "gs", "gh"}

@@ -48,7 +48,7 @@ NUMBA = Language(
     "{} = {}",
     "",
     "zeros(r, LINE)",
-    frozenset({"r", "at", "load_rows", "where", "zeros", "state", "values", "recalled", "gradients"}),
+    frozenset("r at P LINE STRIDE load_rows where zeros exponential abs state values recalled gradients".split()),
 )
 CUDA = Language(
     _INFIX
@@ -60,14 +60,22 @@ CUDA = Language(
     "const {kind} {} = {};",
     "real",
     "real(0)",
-    frozenset({"real", "state", "values", "recalled", "gvalues", "gstate", "int", "long", "float", "double", "auto"}),
+    frozenset(
+        "real State Values state values gstate kept stride sums potential n N m M magnitude exp abs".split()
+        # keywords of C++ that Python does not have
+        + "alignas alignof and_eq asm auto bitand bitor bool case catch char compl const consteval constexpr".split()
+        + "constinit decltype default delete do double dynamic_cast enum explicit export extern false float".split()
+        + "friend goto inline int long mutable namespace new noexcept not_eq nullptr operator or_eq private".split()
+        + "protected public register reinterpret_cast requires short signed sizeof static static_assert".split()
+        + "static_cast struct switch template this thread_local throw true typedef typeid typename union".split()
+        + "unsigned using virtual void volatile wchar_t xor xor_eq".split()
+    ),
 )
 C = replace(
     CUDA,
     operations=CUDA.operations | {"abs": "{0} < 0.0f ? -{0} : {0}", "spike": "{0} {fires} 0.0f ? 1.0f : 0.0f"},
     number="{}f",
     kind="float",
-    taken=CUDA.taken | {"potential"},
 )
 
 

@@ -4,8 +4,6 @@ Images are channels-last and their pixels count as samples: (T, P, C), P = BÂ·HÂ
 neurons of `snn.neurons` run on them as they are, with one value per channel, and nothing is copied between layers.
 """
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -13,7 +11,8 @@ from torch.nn import functional as F
 from snn import checks
 from snn.errors import InputError
 from snn.inputs import SparseCounts, as_tensor
-from snn.ops import drives, max_pool, sparse, sparse_conv
+from snn.linear import EventDriven
+from snn.ops import drives, max_pool, sparse_conv
 from snn.ops.drives import Drive
 from snn.ops.lanes import filled
 from snn.ops.sparse_conv import Geometry
@@ -57,7 +56,7 @@ def check_pixels(x_TPC: Tensor | SparseCounts, height: int, width: int) -> None:
         )
 
 
-class EventConv(nn.Module):
+class EventConv(EventDriven, nn.Module):
     """A convolution, padded by kernel // 2: (T, P, C) to (T, P', N). It has no bias until one is set.
 
     On the CPU an input with few active entries takes the event-driven product, which equals the dense one up to
@@ -76,11 +75,6 @@ class EventConv(nn.Module):
         self.dense_above = DENSE_ABOVE * filled(outputs) if inputs >= FEWEST_INPUTS else 0.0
         self.active_share = float("nan")
 
-    @property
-    def is_event_driven(self) -> bool:
-        """Return whether the last input took the event-driven product."""
-        return self.weight.device.type == "cpu" and self.active_share <= self.dense_above
-
     def forward(self, x_TPC: Tensor | SparseCounts) -> Tensor:
         checks.weights("the layer's weight", self.weight)
         if isinstance(x_TPC, SparseCounts):
@@ -94,29 +88,11 @@ class EventConv(nn.Module):
 
     def _product(self, x_TPC: Tensor | SparseCounts) -> Tensor:
         T = x_TPC.shape[0]
-        if entries := self._entries(x_TPC):
-            return _EventConvolution.apply(*entries, self.weight, self.geometry).view(T, -1, len(self.weight))
+        if found := self._entries(x_TPC):
+            x_RC, _, *entries = found
+            return _EventConvolution.apply(x_RC, *entries, self.weight, self.geometry).view(T, -1, len(self.weight))
         x_FCHW = as_frames(as_tensor(x_TPC).to(self.weight.dtype), self.geometry.height, self.geometry.width)
         return as_pixels(F.conv2d(x_FCHW, self.weight, None, self.geometry.stride, self.geometry.kernel // 2), T)
-
-    def _entries(self, x_TPC: Tensor | SparseCounts) -> tuple[Tensor | None, ...] | None:
-        """Return (x_RC, offsets, channels, counts) of an input that takes the event-driven product, otherwise None.
-
-        x_RC is None if the input is `SparseCounts`.
-        """
-        if isinstance(x_TPC, SparseCounts):
-            self.active_share = len(x_TPC.counts) / math.prod(x_TPC.shape)
-            counts = x_TPC.counts.to(self.weight.dtype)
-            return (None, x_TPC.offsets, x_TPC.channels, counts) if self.is_event_driven else None
-        if x_TPC.device.type != "cpu":
-            return None
-        x_RC = x_TPC.flatten(0, 1).contiguous()
-        found = sparse.find(x_RC)
-        self.active_share = found.number / x_RC.numel()
-        entries = sparse.compress(x_RC, found) if self.is_event_driven else None
-        if not found.only_ones:
-            checks.finite("x", x_TPC, entries and entries[2])
-        return (x_RC, *entries) if entries else None
 
     def drive(self, num_inputs: int) -> Drive:
         """Return how the layer streams: the input of its neurons, event by event."""

@@ -29,7 +29,40 @@ DENSE_GRADIENT_ABOVE = 0.4
 FEW_OUTPUTS = 128
 
 
-class EventLinear(layer.Linear):
+class EventDriven:
+    """A layer that takes the event-driven product on a CPU if few inputs are active, and the dense one otherwise."""
+
+    weight: Tensor
+    dense_above: float  # share of active inputs
+    active_share: float  # of the last input
+
+    @property
+    def is_event_driven(self) -> bool:
+        """Return whether the last input took the event-driven product."""
+        return self.weight.device.type == "cpu" and self.active_share <= self.dense_above
+
+    def _entries(self, x_TBC: Tensor | SparseCounts | Spikes) -> tuple[Tensor | None, ...] | None:
+        """Return (s_RC, mask_BC, offsets, channels, counts) if the input takes the event-driven product, or None.
+
+        s_RC · mask_BC is that input; s_RC is None if the input is `SparseCounts`.
+        """
+        if isinstance(x_TBC, SparseCounts):
+            self.active_share = len(x_TBC.counts) / math.prod(x_TBC.shape)
+            counts = x_TBC.counts.to(self.weight.dtype)
+            return (None, None, x_TBC.offsets, x_TBC.channels, counts) if self.is_event_driven else None
+        if self.weight.device.type != "cpu":
+            return None
+        s_TBC, mask_BC = (x_TBC.s_TBN, x_TBC.mask_BN) if isinstance(x_TBC, Spikes) else (x_TBC, None)
+        s_RC = s_TBC.flatten(0, -2).contiguous()
+        found = sparse.find(s_RC, mask_BC)
+        self.active_share = found.number / s_RC.numel()
+        entries = sparse.compress(s_RC, found) if self.is_event_driven else None
+        if not found.only_ones:
+            checks.finite("x", s_TBC, entries[2] if entries and mask_BC is None else None)
+        return (s_RC, mask_BC, *entries) if entries else None
+
+
+class EventLinear(EventDriven, layer.Linear):
     """SpikingJelly's Linear for dense input (T, B, C), `SparseCounts` or `Spikes`; the output is (T, B, N).
 
     The weights are float32 or float64. The input may be any real numbers or booleans; it is converted to the type of
@@ -68,11 +101,6 @@ class EventLinear(layer.Linear):
         if self.kept_NC is not None:
             self.weight.mul_(self.kept_NC)
 
-    @property
-    def is_event_driven(self) -> bool:
-        """Return whether the last input took the event-driven product."""
-        return self.weight.device.type == "cpu" and self.active_share <= self.dense_above
-
     def forward(self, x_TBC: Tensor | SparseCounts | Spikes) -> Tensor:
         checks.weights("the layer's weight", self.weight)
         with checks.without_autocast(self.weight.device):
@@ -95,26 +123,6 @@ class EventLinear(layer.Linear):
             return F.linear(as_tensor(x_TBC).to(self.weight.dtype), self.weight, self.bias)
         y_RN = _EventProduct.apply(*entries, self.weight, self._near(x_TBC))
         return self._add_bias(y_RN).view(*x_TBC.shape[:2], -1)
-
-    def _entries(self, x_TBC: Tensor | SparseCounts | Spikes) -> tuple[Tensor | None, ...] | None:
-        """Return (s_RC, mask_BC, offsets, channels, counts) if the input takes the event-driven product, or None.
-
-        s_RC · mask_BC is that input; s_RC is None if the input is `SparseCounts`.
-        """
-        if isinstance(x_TBC, SparseCounts):
-            self.active_share = len(x_TBC.counts) / math.prod(x_TBC.shape)
-            counts = x_TBC.counts.to(self.weight.dtype)
-            return (None, None, x_TBC.offsets, x_TBC.channels, counts) if self.is_event_driven else None
-        if self.weight.device.type != "cpu":
-            return None
-        s_TBC, mask_BC = (x_TBC.s_TBN, x_TBC.mask_BN) if isinstance(x_TBC, Spikes) else (x_TBC, None)
-        s_RC = s_TBC.flatten(0, -2).contiguous()
-        found = sparse.find(s_RC, mask_BC)
-        self.active_share = found.number / s_RC.numel()
-        entries = sparse.compress(s_RC, found) if self.is_event_driven else None
-        if not found.only_ones:
-            checks.finite("x", s_TBC, entries[2] if entries and mask_BC is None else None)
-        return (s_RC, mask_BC, *entries) if entries else None
 
     def _near(self, x_TBC: Tensor | SparseCounts | Spikes) -> Tensor | None:
         """Return where to compute the gradient of the input, or None for everywhere."""

@@ -53,7 +53,7 @@ ALLOWED = {
     "snn.ops": {"snn.checks", "snn.errors", "snn.ops"},
     "snn.ops.compiled": {"snn.compiling"},
     "snn.neurons": {"snn.checks", "snn.errors", "snn.learned", "snn.neurons", "snn.norm", "snn.ops"},
-    "snn.conv": {"snn.checks", "snn.errors", "snn.inputs", "snn.ops"},
+    "snn.conv": {"snn.checks", "snn.errors", "snn.inputs", "snn.linear", "snn.ops"},
     "snn.network": {
         "snn.architecture",
         "snn.checks",

@@ -225,7 +225,6 @@ def pixel_rows(offsets: Tensor, channels: Tensor, counts: Tensor, pixels: int) -
     begins, places, numbers = arrays(offsets, channels, counts, counts.dtype)
     images = len(begins) - 1
     pixel_begins = np.zeros(images * pixels + 1, np.int64)
-    pixel_begins[0] = begins[0]
     entries = pixel_begins, np.empty(len(places), np.int32), np.empty_like(numbers)
     arguments = (begins, places, numbers, pixels, False, *entries)
     in_parts(rows_of_pixels, arguments, images)

@@ -55,10 +55,6 @@ class Symbol:
     def __bool__(self):
         self.trace.fail("a condition on a symbol; use torch.where")
 
-    def detach(self) -> "Symbol":
-        """Return the same number, through which no gradient flows."""
-        return self._new("detach", self)
-
     def __getattr__(self, name: str):
         if name.startswith("__"):
             raise AttributeError(name)

@@ -32,12 +32,13 @@ OWN_HASH = compiling.hash_files([__file__])
 def in_parts(work: Callable[..., None], arguments: Sequence, size: int, threads: int | None = None) -> None:
     """Call the kernel `work`(*arguments, begin, end) on parts that together cover 0 ... size.
 
-    Each thread takes the next part that is left; by default there are as many threads as torch has. MemoryError if a
-    kernel cannot have the memory it asks for.
+    Each thread takes the next part that is left. By default there are as many threads as torch has, even for fewer
+    parts: GNU OpenMP ends threads that a team lacks, and torch's next operation would have to start them again.
+    MemoryError if a kernel cannot have the memory it asks for.
     """
     threads = threads or torch.get_num_threads()
     step = max(1, -(-size // (threads * PARTS_PER_THREAD)))
-    if threads == 1:
+    if threads == 1 or size == 1:
         work(*arguments, 0, size)
     elif GOMP_PARALLEL:
         if not _team(work)(tuple(arguments), size, step, threads, GOMP_PARALLEL):

@@ -106,16 +106,14 @@ def _run(kernel, arguments: tuple, results: tuple[Tensor | None, ...], recurrent
     """Call a kernel on all groups of columns. Results (T, B, N) do not depend on the number of threads."""
     tensors = [tensor for tensor in results if tensor is not None]
     T, B, N = tensors[0].shape
-    threads = torch.get_num_threads()
     # A recurrent layer needs its samples whole; a narrow one is shared by all threads.
-    group = N if recurrent else min(TILE, -(-B * N // (threads * LINE)) * LINE)
+    group = N if recurrent else min(TILE, -(-B * N // (torch.get_num_threads() * LINE)) * LINE)
     groups = -(-B * N // group)
-    threads = 1 if T * B * N < SERIAL_BELOW else min(threads, groups)
     # A recurrent layer soon reads what it wrote, so it keeps the caches. Only whole cache lines can go past them; as M
     # is a multiple of LINE, all rows begin a line if the first does.
     past = not recurrent and tensors[0].nbytes > PAST_ABOVE_BYTES and B * N % LINE == 0
     past = past and all(tensor.data_ptr() % CACHE_LINE_BYTES == 0 for tensor in tensors)
-    in_parts(kernel, (*arguments, past, group), groups, threads)
+    in_parts(kernel, (*arguments, past, group), groups, 1 if T * B * N < SERIAL_BELOW else None)
 
 
 def _columns(tensor: Tensor | None) -> np.ndarray | None:

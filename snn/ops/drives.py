@@ -12,7 +12,7 @@ from torch import Tensor
 
 from snn.ops.compiled import inlined
 from snn.ops.sparse import product_rows, slices
-from snn.ops.sparse_conv import Geometry, product_lines, rows_of_pixels, weight_slices
+from snn.ops.sparse_conv import Geometry, product_lines, rows_of_pixels
 from snn.ops.synaptic import whole_step, whole_synapses
 
 
@@ -54,7 +54,7 @@ def late_synapses(W_NC: Tensor, delay_NC: Tensor) -> Drive:
 
 def convolution(W_NCKK: Tensor, shape: Geometry) -> Drive:
     """Return the drive of a convolution."""
-    W_SKCL, pixels, C = weight_slices(W_NCKK), shape.height * shape.width, W_NCKK.shape[1]
+    W_SKCL, pixels, C = slices(W_NCKK).numpy(), shape.height * shape.width, W_NCKK.shape[1]
     rows = np.empty(pixels + 1, np.int64), np.empty(pixels * C, np.int32), np.empty(pixels * C, W_SKCL.dtype)
     num_outputs = shape.out_height * shape.out_width * len(W_NCKK)
     return Drive(_convolution, (_one_row(), C, *rows, W_SKCL, *shape, shape.out_height, shape.out_width), num_outputs)

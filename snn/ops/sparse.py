@@ -227,12 +227,13 @@ def compress(x_RC: Tensor, found: Nonzeros) -> tuple[Tensor, Tensor, Tensor]:
     return torch.from_numpy(offsets), torch.from_numpy(channels), torch.from_numpy(counts)
 
 
-def slices(W_NC: Tensor) -> Tensor:
-    """Return weights as W_SCL."""
-    W_NC = W_NC.detach()
-    N, C = W_NC.shape
+def slices(W: Tensor) -> Tensor:
+    """Return weights (N, C) as W_SCL, and those of a convolution, (N, C, K, K), as W_SKCL."""
+    N, C, *kernel = W.shape
     S = -(-N // LANES)
-    return F.pad(W_NC, (0, 0, 0, S * LANES - N)).view(S, LANES, C).transpose(1, 2).contiguous()
+    W_KCN = F.pad(W.detach().movedim((0, 1), (-1, -2)).reshape(-1, C, N), (0, S * LANES - N))
+    W_SKCL = W_KCN.view(-1, C, S, LANES).permute(2, 0, 1, 3).contiguous()
+    return W_SKCL if kernel else W_SKCL[:, 0]
 
 
 def check_matrix(name: str, x: Tensor, shape: Sequence[int | str]) -> None:

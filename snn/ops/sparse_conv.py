@@ -12,13 +12,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from snn import checks
 from snn.errors import InputError
 from snn.ops.compiled import in_parts, kernel
 from snn.ops.lanes import LANES, add_product, load, load_part, store, store_part, where, zeros
-from snn.ops.sparse import arrays, check_matrix, check_on_cpu
+from snn.ops.sparse import arrays, check_matrix, check_on_cpu, slices
 
 BLOCK = 256  # output pixels, at most, that a line of the kernel is taken to
 SECTION = 64  # frames whose entries are sorted at once for the weight gradient
@@ -209,14 +208,6 @@ def _frames(offsets: Tensor, shape: Geometry) -> int:
     return frames
 
 
-def weight_slices(W_NCKK: Tensor) -> np.ndarray:
-    """Return W_SKCL."""
-    N, C, K, _ = W_NCKK.shape
-    S = -(-N // LANES)
-    W_KCN = F.pad(W_NCKK.detach().permute(2, 3, 1, 0).reshape(K * K, C, N), (0, S * LANES - N))
-    return W_KCN.view(K * K, C, S, LANES).permute(2, 0, 1, 3).contiguous().numpy()
-
-
 def pixel_rows(offsets: Tensor, channels: Tensor, counts: Tensor, pixels: int) -> tuple[Tensor, Tensor, Tensor]:
     """Turn entries with a row for each image into entries with a row for each pixel, in the order of their channels.
 
@@ -252,7 +243,7 @@ def product(
     lines = _frames(offsets, shape) * shape.out_height
     out = torch.empty(1 + with_sums, lines * shape.out_width, len(W_NCKK), dtype=W_NCKK.dtype)
     sums_RN, out_RN = out[0].numpy() if with_sums else None, out[-1].numpy()
-    arguments = (*arrays(offsets, channels, counts, W_NCKK.dtype), weight_slices(W_NCKK), sums_RN, out_RN, *shape)
+    arguments = (*arrays(offsets, channels, counts, W_NCKK.dtype), slices(W_NCKK).numpy(), sums_RN, out_RN, *shape)
     in_parts(product_lines, arguments, lines)
     return out.flatten(0, 1)
 

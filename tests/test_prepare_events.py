@@ -102,7 +102,7 @@ def test_what_it_says_of_few_files_trains(program, tmp_path, files, windows):
     assert result.returncode == 0, result.stderr
 
 
-def test_splits_come_from_folders_lists_tables_and_subjects(tmp_path):
+def test_splits_come_from_folders_lists_tables_and_subjects(tmp_path, capsys):
     write_tree(tmp_path / "a", 3)
     (tmp_path / "b").mkdir()
     for name in ("Train", "Test", "Validation"):
@@ -131,12 +131,13 @@ def test_splits_come_from_folders_lists_tables_and_subjects(tmp_path):
     listed = of("a", lists={"test": tmp_path / "testing.txt"})
     assert [name for name, (_, split) in listed.items() if split == "test"] == ["left/s0_0.bin", "right/s1_1.bin"]
     rows = "left/s0_0.bin, low ,a,train", "right/s0_0.bin,high,b,Test", "right/s1_1.bin,high,b,valid"
-    (tmp_path / "table.csv").write_text("\n".join(["File,label, Subject,split", *rows]))
+    (tmp_path / "table.csv").write_text("\n".join(["File,label, Subject,split,room", *(f"{row},1" for row in rows)]))
     assert of("a", label_csv=tmp_path / "table.csv") == {
         "left/s0_0.bin": ("low", "train"),
         "right/s0_0.bin": ("high", "test"),
         "right/s1_1.bin": ("high", "validation"),
     }
+    assert capsys.readouterr().out == f"columns of {tmp_path / 'table.csv'} not used: room\n"
     (tmp_path / "a" / "__MACOSX").mkdir()
     (tmp_path / "a" / "left" / "._s0_0.bin").write_bytes(b"x")
     assert of("a") == drawn
@@ -192,7 +193,7 @@ BAD = {
     "glob and table": ("--glob and --labels both choose the files", "leave one out", "--labels table.csv --glob *.bin"),
     "sensor": ("is not a size such as 128x128", "", "--sensor 5"),
     "stray folder": ("/left/s0_0.bin: is in no folder for training", "--label-pattern or --labels", ""),
-    "column": ("table.csv: 'person' is none of the columns file, label,", "rename or remove it", "--labels table.csv"),
+    "no table": ("table.csv needs the header file,label[,subject][,speaker][,split]", "", "--labels table.csv"),
     "unit of no table": ("--time-unit is for tables", "in has none: leave it out", "--time-unit ms"),
     "columns of no table": ("--columns is for tables", "leave it out", "--columns t,x,y,p"),
     "polarity of no table": ("--brighter is for tables", "leave it out", "--format nmnist --brighter 1"),
@@ -207,7 +208,7 @@ def test_trees_that_are_refused(program, tmp_path, kind):
         "table missing": "file,label\nleft/nothing.bin,a\n",
         "list and split": "file,label,split\nleft/s0_0.bin,left,train\n",
         "split given": "file,label,split\nleft/s0_0.bin,left,train\n",
-        "column": "file,label,person\nleft/s0_0.bin,left,a\n",
+        "no table": "name,class\nleft/s0_0.bin,left\n",
         "only test": "file,label,split\nleft/s0_0.bin,left,train\nright/s0_0.bin,right,test\n",
     }
     (tmp_path / "table.csv").write_text(tables.get(kind, ""))

@@ -230,6 +230,8 @@ def test_speech_commands_in_a_folder_below_and_as_flac(tmp_path, commands, conve
     commands.mkdir()
     (tmp_path / "v2").rename(commands / "v2")
     assert "12 train, 3 test, 3 validation" in convert()
+    with pytest.raises(InputError, match="--test-by is for a split that is drawn, but the recordings have one already"):
+        convert(of_a_draw=["--test-by"])
     (commands / "v2" / "up" / "9e6bb505_nohash_0.flac").unlink()
     (tmp_path / "out" / "out_train.h5").unlink()
     assert "1 of the 6 recordings they list are not there" in convert()

@@ -124,7 +124,7 @@ def from_csv(folder: Path, table: Path) -> Survey:
     """Read the recordings that a table names: columns file (relative to `folder`), label[, speaker][, split]."""
     files, left_out = files_below(folder)
     by_name = {unicodedata.normalize("NFC", path.relative_to(folder).as_posix()): path for path in files}
-    rows, unused = _rows(table)
+    rows, unused = read_table(table, COLUMNS)
     recordings: list[Recording] = []
     first: dict[Path, int] = {}
     for line, row in rows:
@@ -323,8 +323,11 @@ def _compiled(label_pattern: str) -> re.Pattern[str]:
     return pattern
 
 
-def _rows(table: Path) -> tuple[list[tuple[int, dict[str, str]]], list[str]]:
-    """Read (line, cells by column) of each row, without surrounding blanks, and the columns that mean nothing here."""
+def read_table(table: Path, known: Sequence[str]) -> tuple[list[tuple[int, dict[str, str]]], list[str]]:
+    """Read a CSV: (line, cells by column) of each row, without surrounding blanks, and the columns that are not known.
+
+    The first two of the known columns must be there.
+    """
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
             header = file.readline()
@@ -334,14 +337,15 @@ def _rows(table: Path) -> tuple[list[tuple[int, dict[str, str]]], list[str]]:
             rows = [(reader.line_num + 1, row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{table} cannot be read as CSV: {error}") from error
-    if not rows or not {"file", "label"} <= set(columns) or any(columns.count(name) > 1 for name in COLUMNS):
-        raise InputError(f"{table} needs the header file,label[,speaker][,split] and a row for each recording")
+    if not rows or not set(known[:2]) <= set(columns) or any(columns.count(name) > 1 for name in known):
+        header = ",".join(known[:2]) + "".join(f"[,{name}]" for name in known[2:])
+        raise InputError(f"{table} needs the header {header} and a row for each recording")
     for line, row in rows:
         if any(row.pop(None, ())):
             raise InputError(
                 f"{table}, line {line}: more cells than columns; put quotes around a cell with a {separator!r}"
             )
-    unused = [name for name in columns if name not in (*COLUMNS, "")]
+    unused = [name for name in columns if name not in (*known, "")]
     return [(line, {name: cell.strip() for name, cell in row.items()}) for line, row in rows], unused
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import re
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from datasets.prepare import cameras
-from datasets.prepare.recordings import SPLITS, files_below, sorted_names
+from datasets.prepare.recordings import SPLITS, files_below, read_table, sorted_names
 from snn.errors import InputError
 
 COLUMNS = ("file", "label", "subject", "speaker", "split")  # of a table
@@ -105,22 +104,12 @@ def _by_folders(sources: list[Source]) -> list[Source]:
 
 
 def _from_table(folder: Path, label_csv: Path) -> list[Source]:
-    try:
-        with label_csv.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
-            reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or ()]
-            rows = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{label_csv} cannot be read as CSV: {error}") from error
-    if not rows or not {"file", "label"} <= set(rows[0]):
-        raise InputError(f"{label_csv} needs the header file,label[,subject][,split] and a row for each recording")
-    if unknown := sorted(set(reader.fieldnames) - {*COLUMNS, ""}):
-        raise InputError(
-            f"{label_csv}: {unknown[0]!r} is none of the columns {', '.join(COLUMNS)}; rename or remove it"
-        )
+    rows, unused = read_table(label_csv, COLUMNS)
+    if unused:
+        print(f"columns of {label_csv} not used: {', '.join(unused)}")
     sources, lines = [], {}
-    for line, row in enumerate(rows, start=2):
-        path = folder / (row["file"] or "").strip()
+    for line, row in rows:
+        path = folder / row["file"]
         where = f"{label_csv}, line {line}"
         if not path.is_file():
             raise InputError(f"{where}: {path} does not exist: correct the name or drop the line")

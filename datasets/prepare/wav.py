@@ -9,7 +9,7 @@ import re
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -52,12 +52,14 @@ def convert_wavs(
     processes: int | None,
     test_by: str = "recording",
     skip_bad: bool = False,
+    of_a_draw: Sequence[str] = (),
 ) -> None:
     """Convert recordings to out_dir/NAME_train.h5, _test.h5 and, if there is such a split, _validation.h5.
 
     NAME is the name of out_dir. label_csv: a table as `recordings.from_csv` reads it; only its files are converted.
     Without it all recordings below `folder` are, by label_pattern (`recordings.from_names`). If no split is given, a
-    share test_share of the recordings, or of the speakers (`test_by`), drawn by `seed`, is for testing.
+    share test_share of the recordings, or of the speakers (`test_by`), drawn by `seed`, is for testing. If splits are
+    given, none of the options `of_a_draw` may be.
     Labels become 0, 1, ... in sorted order, numbers numerically; speakers likewise. All recordings are read before the
     first is converted; those that cannot be used are refused together, or left out (`skip_bad`). Another call
     continues an interrupted conversion.
@@ -66,6 +68,10 @@ def convert_wavs(
     if seed < 0:
         raise InputError(f"seed is {seed}: choose 0 or more")
     survey = files.from_names(folder, label_pattern) if label_csv is None else files.from_csv(folder, label_csv)
+    if of_a_draw and survey.recordings[0].split is not None:
+        raise InputError(
+            f"{of_a_draw[0]} is for a split that is drawn, but the recordings have one already: leave it out"
+        )
     name = out_dir.resolve().name
     splits, sounds, _ = chosen = _choose(survey, folder, test_share, test_by, seed, skip_bad, processes, name)
     _say_what_was_taken(survey, chosen)
@@ -258,13 +264,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--test-share",
         type=float,
-        default=0.2,
         help="share of the recordings for testing where no split is given (default: 0.2)",
     )
     parser.add_argument(
         "--test-by",
         choices=("recording", "speaker"),
-        default="recording",
         help="draw that share of single recordings, or of whole speakers (default: recording)",
     )
     parser.add_argument(
@@ -272,16 +276,20 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the test share and the nerve's noise (default: 0)")
     parser.add_argument("--processes", type=int, help="worker processes (default: one for each core)")
-    parser.set_defaults(
-        run=lambda args: convert_wavs(
-            args.folder,
-            args.out,
-            args.label_pattern,
-            args.labels,
-            args.test_share,
-            args.seed,
-            args.processes,
-            args.test_by,
-            args.skip_bad,
-        )
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> None:
+    given = {"--test-share": args.test_share, "--test-by": args.test_by}
+    convert_wavs(
+        args.folder,
+        args.out,
+        args.label_pattern,
+        args.labels,
+        0.2 if args.test_share is None else args.test_share,
+        args.seed,
+        args.processes,
+        args.test_by or "recording",
+        args.skip_bad,
+        [word for word, value in given.items() if value is not None],
     )

@@ -132,7 +132,7 @@ def draw(found: Stored) -> plt.Figure | None:
             by_work.plot(result["multiply_accumulates"] / 1e6, accuracy, "D", color=colour, label=label)
         by_time.set(xlabel="mean time of the decision (ms)", ylabel="correct decisions (%)")
         by_work.set(xlabel="million operations", xscale="log")
-        by_work.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        by_work.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
         by_work.xaxis.set_major_formatter("{x:g}")
         by_work.xaxis.set_minor_locator(NullLocator())
         for axis in (by_time, by_work):

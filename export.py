@@ -59,10 +59,10 @@ def write_nir(args: argparse.Namespace, cfg: config.Config, network: Network, ou
     import nir  # here, because the other formats do not need it
 
     left_out = exchange.unsaid_by_nir(network)
+    exported = exchange.approximated(network) if left_out and args.approximate else network
+    graph = exchange.nir_graph(exported, cfg.data.shape, args.dt)
     if args.approximate and not left_out:
         raise InputError(f"{args.load_pt_file}: NIR expresses all of this network; leave --approximate out")
-    exported = exchange.approximated(network) if args.approximate else network
-    graph = exchange.nir_graph(exported, cfg.data.shape, args.dt)
     graph.metadata |= {
         "dataset_name": cfg.data.dataset_name,
         "data_dt_ms": cfg.data.dt_ms,

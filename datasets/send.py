@@ -37,12 +37,13 @@ def recordings_of(
     numbers: those of the recordings to send; None sends all. sensor: (height, width) of the camera that recorded the
     set; without it a unit is a channel, and is sent as x. time_unit: that of a recording that does not state it.
     """
-    if not (path.suffix in (".h5", ".hdf5") and hdf5.File(path).is_group("spikes")):
+    if not (path.suffix.lower() in (".h5", ".hdf5") and hdf5.File(path).is_group("spikes")):
+        opened = cameras.open_recording(path, Said(size=sensor, time_unit=time_unit))
         if numbers is not None:
             raise InputError(f"{path}: is a single recording; leave --recordings out")
-        if time_unit and not cameras.is_table(path, None):
+        if time_unit and cameras.states_all(path, None):
             raise InputError(f"{path}: states the unit of its times; leave --time-unit out")
-        pieces = list(cameras.open_recording(path, Said(size=sensor, time_unit=time_unit)).pieces)
+        pieces = list(opened.pieces)
         if not pieces:
             raise InputError(f"{path}: holds no events")
         yield path.name, Piece(*map(np.concatenate, zip(*pieces, strict=True)))

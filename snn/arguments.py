@@ -47,9 +47,6 @@ TEST = _COMMON | {
 }
 
 
-CODES = ("first_time", "firing_rate")  # the losses that --FS, --FR and --treg are for
-
-
 class Parser(OneLineParser):
     """A parser for the options of `table` and those added later."""
 
@@ -110,10 +107,10 @@ class Parser(OneLineParser):
             settings.override(values, field.strip(), yaml12.parse(text, f"--set {field}"))
         cfg = settings.build(values, str(where or args.path_to_yaml))
         given = [f"--{name}" for name in ("FS", "FR", "treg") if hasattr(args, name)]
-        if given and cfg.loss.mode not in CODES:
+        if given and cfg.loss.mode == "first_to_spike":  # it reads none of them
             self.error(
-                f"{given[0]} has no effect with the loss {cfg.loss.mode}; give --loss_mode {' or '.join(CODES)}, or "
-                f"set fields of loss.{cfg.loss.mode}"
+                f"{given[0]} has no effect with the loss first_to_spike; give --loss_mode first_time or firing_rate, "
+                "or set fields of loss.first_to_spike"
             )
         return cfg
 
@@ -173,15 +170,13 @@ def find_checkpoint(path: Path, is_best: bool = False) -> Path:
     """Find a checkpoint by its path, or best.pt of a run by its folder, its name or its published name <run>.pt.
 
     A run is found even if another folder or file, such as a data set, has its name. Raise InputError if there is no
-    such checkpoint or run, or if the path names another checkpoint than best.pt although `is_best`.
+    such checkpoint or run, or if the path names last.pt although `is_best`.
     """
     run = Path("runs") / path.name.removesuffix(".pt")
     folders = sorted(filter(Path.is_dir, (path, run)), key=lambda folder: not any(folder.glob("*.pt")))
     if path.is_file() and (path.suffix == ".pt" or not folders):
-        if is_best and path.with_name("best.pt").is_file() and path.stem != "best":
-            raise InputError(
-                f"--best_model loads best.pt, but {path} is another checkpoint of its run; name one of them"
-            )
+        if is_best and path.name == "last.pt":
+            raise InputError(f"--best_model is for best.pt, but --load_pt_file names {path}; leave one of the two out")
         return path
     if folders:
         return folders[0] / "best.pt"

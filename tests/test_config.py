@@ -249,7 +249,7 @@ def test_the_best_model_of_a_run_is_best_pt(tmp_path):
     for path in (tmp_path, tmp_path / "best.pt"):
         assert arguments.find_checkpoint(path, is_best=True) == tmp_path / "best.pt"
     assert arguments.find_checkpoint(tmp_path / "last.pt") == tmp_path / "last.pt"
-    with pytest.raises(InputError, match=r"--best_model loads best.pt, but .*last\.pt is another checkpoint"):
+    with pytest.raises(InputError, match=r"--best_model is for best.pt, but --load_pt_file names .*last\.pt"):
         arguments.find_checkpoint(tmp_path / "last.pt", is_best=True)
     (tmp_path / "best.pt").rename(tmp_path / "shd.pt")  # a checkpoint that was published alone
     assert arguments.find_checkpoint(tmp_path / "shd.pt", is_best=True) == tmp_path / "shd.pt"

@@ -195,6 +195,7 @@ BAD = {
     "stray folder": ("/left/s0_0.bin: is in no folder for training", "--label-pattern or --labels", ""),
     "no table": ("table.csv needs the header file,label[,subject][,speaker][,split]", "", "--labels table.csv"),
     "unit of no table": ("--time-unit is for tables", "in has none: leave it out", "--time-unit ms"),
+    "table of another name": ("not named like a recording", "--format", "--time-unit ms --glob **/*.txt"),
     "columns of no table": ("--columns is for tables", "leave it out", "--columns t,x,y,p"),
     "polarity of no table": ("--brighter is for tables", "leave it out", "--format nmnist --brighter 1"),
 }
@@ -219,6 +220,8 @@ def test_trees_that_are_refused(program, tmp_path, kind):
     elif kind == "none":
         (tmp_path / "empty").mkdir()
         folder = "empty"
+    elif kind == "table of another name":
+        (tmp_path / "in/left/x.txt").write_text("0 1 2 1\n")
     elif kind == "stray folder":
         for name in ("train", "test"):
             write_tree(tmp_path / "in" / name, 2)

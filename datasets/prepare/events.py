@@ -198,7 +198,7 @@ def _run(args: argparse.Namespace) -> None:
     said = Said(args.format, args.sensor, args.time_unit, args.columns, args.brighter)
     for word in ("time-unit", "columns", "brighter"):
         is_given = getattr(said, word.replace("-", "_")) is not None
-        if is_given and not any(cameras.is_table(source.path, said.format) for source in sources):
+        if is_given and all(cameras.states_all(source.path, said.format) for source in sources):
             raise InputError(
                 f"--{word} is for tables (.npy, .npz, CSV, plain HDF5), and {args.folder} has none: leave it out"
             )
@@ -249,7 +249,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "and 'split' (train, validation or test) the rest",
     )
     source.add_argument(
-        "--labels", type=Path, metavar="CSV", help="table with the columns file,label[,subject][,split]"
+        "--labels", type=Path, metavar="CSV", help="table with the columns file,label[,subject][,speaker][,split]"
     )
     classes.add_argument(
         "--test-list", type=Path, metavar="FILE", help="list of files to test on, one per line; the others train"

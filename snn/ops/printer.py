@@ -66,9 +66,9 @@ CUDA = Language(
         + "alignas alignof and_eq asm auto bitand bitor bool case catch char compl const consteval constexpr".split()
         + "constinit decltype default delete do double dynamic_cast enum explicit export extern false float".split()
         + "friend goto inline int long mutable namespace new noexcept not_eq nullptr operator or_eq private".split()
-        + "protected public register reinterpret_cast requires short signed sizeof static static_assert".split()
-        + "static_cast struct switch template this thread_local throw true typedef typeid typename union".split()
-        + "unsigned using virtual void volatile wchar_t xor xor_eq".split()
+        + "protected public register reinterpret_cast requires restrict short signed sizeof static".split()
+        + "static_assert static_cast struct switch template this thread_local throw true typedef typeid".split()
+        + "typename union unsigned using virtual void volatile wchar_t xor xor_eq".split()
     ),
 )
 C = replace(

@@ -91,12 +91,13 @@ def is_recording(path: Path) -> bool:
     return any(path.suffix.lower() in kind.suffixes for kind in FORMATS.values())
 
 
-def is_table(path: Path, format: str | None) -> bool:
-    """Return whether a file may be columns without names, units or meanings, which the user gives in `Said`."""
-    return format in TABLES if format else any(path.suffix.lower() in FORMATS[name].suffixes for name in TABLES)
+def states_all(path: Path, format: str | None) -> bool:
+    """Return whether a file is known to be no table, whose columns, unit and polarities the user may have to give."""
+    names = [format] if format else [name for name in FORMATS if path.suffix.lower() in FORMATS[name].suffixes]
+    return bool(names) and not TABLES.intersection(names)
 
 
-TABLES = ("metavision", "npy", "npz", "csv")
+TABLES = {"metavision", "npy", "npz", "csv"}
 RAW = re.compile(rb"% ")
 HDF5 = re.compile(rb"\x89HDF\r\n\x1a\n")
 TEXT = re.compile(rb"(\xef\xbb\xbf)?[\t\r\n\x20-\x7e\x80-\xff]*\Z")

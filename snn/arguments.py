@@ -107,7 +107,8 @@ class Parser(OneLineParser):
             settings.override(values, field.strip(), yaml12.parse(text, f"--set {field}"))
         cfg = settings.build(values, str(where or args.path_to_yaml))
         given = [f"--{name}" for name in ("FS", "FR", "treg") if hasattr(args, name)]
-        if given and cfg.loss.mode == "first_to_spike":  # it reads none of them
+        loss = getattr(cfg, "loss", None)  # one kind of network has it
+        if given and loss and loss.mode == "first_to_spike":  # it reads none of them
             self.error(
                 f"{given[0]} has no effect with the loss first_to_spike; give --loss_mode first_time or firing_rate, "
                 "or set fields of loss.first_to_spike"

@@ -346,6 +346,7 @@ def test_the_demo_decides_on_what_the_sender_sends(program, tmp_path, launch):
     assert decisions(done.stdout) == expected
     assert_one_line(program("demo.py --load_pt_file best.pt --udp 70000"), "UDP port 70000: cannot listen on")
     assert_one_line(program("demo.py --load_pt_file best.pt --udp 3333 --host 192.0.2.1"), "cannot listen on 192.0.2.1")
+    (tmp_path / "a.bin").write_bytes(bytes(5))  # an event
     for words, fault in (
         ("mine.h5 --time-unit s", "has its times in s; leave --time-unit out"),
         ("mine.h5 --stdout --host 192.0.2.1", "--host is for --udp"),

@@ -145,15 +145,15 @@ def accuracy_table(one: Tested, other: Tested) -> Table:
     rows = []
     for name in codes(one, other):
         right = [run.samples[name] == run.samples["target"] for run in (one, other)]
-        alone = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
-        value, low, high = (100 * share for share in statistics.paired_proportions(*right))
+        shares, *alone, p = statistics.paired_decisions(*right)
+        value, low, high = (100 * share for share in shares)
         rows.append(
             (
                 DECISIONS[name],
                 *(f"{100 * right_n.mean():.2f} %" for right_n in right),
                 f"{value:+.2f} points ({low:+.2f} to {high:+.2f})",
                 *map(str, alone),
-                f"{statistics.mcnemar(*right):.3g}",
+                f"{p:.3g}",
             )
         )
     head = ("", one.name, other.name, "difference", f"only {one.name} right", f"only {other.name} right", "p (McNemar)")

@@ -83,10 +83,10 @@ def comparisons(found: Stored) -> str:
             if not all("right" in each for each in tested) or tested[0]["samples_of"] != tested[1]["samples_of"]:
                 continue
             right = [unpacked(each["right"], each["samples"]) for each in tested]
-            value, low, high = (100 * share for share in statistics.paired_proportions(*reversed(right)))
-            alone = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
+            shares, second_alone, first_alone, p = statistics.paired_decisions(*reversed(right))
+            value, low, high = (100 * share for share in shares)
             difference = f"{value:.1f} points ({low:.1f} to {high:.1f})"
-            cells = [first, second, seed, difference, *map(str, alone), f"{statistics.mcnemar(*right):.2g}"]
+            cells = [first, second, seed, difference, str(first_alone), str(second_alone), f"{p:.2g}"]
             lines.append(row(cells))
     return "\n".join([row([*heads, "p (McNemar)"]), "|---|---|---|---|---|---|---|", *lines]) if lines else ""
 

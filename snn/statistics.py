@@ -63,6 +63,15 @@ def paired_proportions(right_1_n: np.ndarray, right_2_n: np.ndarray) -> Differen
     return Difference(value, value - reach(high_1 - p_1, p_2 - low_2), value + reach(p_1 - low_1, high_2 - p_2))
 
 
+def paired_decisions(right_1_n: np.ndarray, right_2_n: np.ndarray) -> tuple[Difference, int, int, float]:
+    """Compare two networks on the same samples.
+
+    Returns `paired_proportions`, on how many samples only the first and only the second is right, and the p of `mcnemar`.
+    """
+    first_alone, second_alone = int((right_1_n & ~right_2_n).sum()), int((right_2_n & ~right_1_n).sum())
+    return paired_proportions(right_1_n, right_2_n), first_alone, second_alone, mcnemar(right_1_n, right_2_n)
+
+
 def paired_mean(x_1_n: np.ndarray, x_2_n: np.ndarray) -> Difference:
     """Return the mean of x_2 - x_1 over pairs, with the interval of Student's t."""
     d_n = x_2_n - x_1_n

@@ -77,8 +77,7 @@ def open_recording(path: Path, said: Said) -> Opened:
 
 
 def _by_name(path: Path, start: bytes) -> str:
-    suffix = path.suffix.lower()
-    names = [name for name, kind in FORMATS.items() if suffix in kind.suffixes]
+    names = _named_so(path)
     if not names:
         known = ", ".join(sorted({s for kind in FORMATS.values() for s in kind.suffixes}))
         raise InputError(f"{path}: not named like a recording ({known}); rename it, or give --format")
@@ -86,14 +85,19 @@ def _by_name(path: Path, start: bytes) -> str:
     return (fitting or names)[0]
 
 
+def _named_so(path: Path) -> list[str]:
+    """Return the formats whose files may have this name."""
+    return [name for name, kind in FORMATS.items() if path.suffix.lower() in kind.suffixes]
+
+
 def is_recording(path: Path) -> bool:
     """Return whether a file has the name of a recording."""
-    return any(path.suffix.lower() in kind.suffixes for kind in FORMATS.values())
+    return bool(_named_so(path))
 
 
 def states_all(path: Path, format: str | None) -> bool:
     """Return whether a file is known to be no table, whose columns, unit and polarities the user may have to give."""
-    names = [format] if format else [name for name in FORMATS if path.suffix.lower() in FORMATS[name].suffixes]
+    names = [format] if format else _named_so(path)
     return bool(names) and not TABLES.intersection(names)
 
 

@@ -66,7 +66,8 @@ def paired_proportions(right_1_n: np.ndarray, right_2_n: np.ndarray) -> Differen
 def paired_decisions(right_1_n: np.ndarray, right_2_n: np.ndarray) -> tuple[Difference, int, int, float]:
     """Compare two networks on the same samples.
 
-    Returns `paired_proportions`, on how many samples only the first and only the second is right, and the p of `mcnemar`.
+    Returns `paired_proportions`, on how many samples only the first is right, on how many only the second, and the p
+    of `mcnemar`.
     """
     first_alone, second_alone = int((right_1_n & ~right_2_n).sum()), int((right_2_n & ~right_1_n).sum())
     return paired_proportions(right_1_n, right_2_n), first_alone, second_alone, mcnemar(right_1_n, right_2_n)

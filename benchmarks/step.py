@@ -173,20 +173,21 @@ def main() -> None:
     device = arguments.device
     cfg = settings.load(CONFIG)
     recordings = make_recordings(cfg.train.batch_size, cfg.data.channels, cfg.data.num_classes)
-    ours = partial(our_step, recordings=recordings, device=device)
-    steps = {"ours": ours(cfg, "auto", replays=device == "cuda")}
+    plain = partial(our_step, recordings=recordings, device=device)
+    ours = partial(plain, replays=device == "cuda")
+    steps = {"ours": ours(cfg, "auto")}
     if arguments.delays:
         steps |= {f"ours, {what}": ours(delayed(cfg, word), "auto") for what, word in DELAYS.items()}
     else:
         steps |= {
-            "ours on the torch reference": ours(cfg, "torch"),
+            "ours on the torch reference": plain(cfg, "torch"),
             "SpikingJelly, LIFNode": spikingjelly_step(cfg, recordings, device),
         }
         for name, slope in SURROGATES.items():
             of_width = cfg.network.model_copy(update={"surrogate": name, "surrogate_slope": slope})
             steps[f"ours, {name} of slope {slope:g}"] = ours(cfg.model_copy(update={"network": of_width}), "auto")
     if device == "cuda":
-        steps["ours, not replayed"] = ours(cfg, "auto")
+        steps["ours, not replayed"] = plain(cfg, "auto")
     median = medians(steps, arguments.rounds, device)
     parts = where_time_goes(steps["ours"], arguments.rounds, device)
     where = f"{torch.cuda.get_device_name() if device == 'cuda' else processor()}, {torch.get_num_threads()} threads"

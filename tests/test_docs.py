@@ -26,7 +26,7 @@ from snn import checkpoint, config, exchange, manual, schema, settings
 from snn.network import Network
 from tests.conftest import ON_CPU, REPOSITORY, TINY, write_nmnist
 from tests.originals import SPLITS, save_sound, write_originals
-from tests.programs import blocks
+from tests.programs import COMMANDS, blocks
 
 PAGES = sorted((REPOSITORY / "docs").glob("*.md"))
 FIELDS = {option.name for kind in schema.KINDS.values() for option in manual.options(kind)}
@@ -35,7 +35,7 @@ FIELDS = {option.name for kind in schema.KINDS.values() for option in manual.opt
 def test_pages_are_there():
     names = (
         "adding_a_data_set adding_a_loss adding_a_neuron code configuration embedded export frontier library method "
-        "my_data reading_the_report recordings results runs search several_processes speed supported trials"
+        "my_data reading_the_report recordings results runs search several_processes speed supported trials ttfs_trials"
     )
     assert [page.stem for page in PAGES] == names.split()
 
@@ -123,22 +123,6 @@ def test_recordings_of_the_page_come_to_a_test_result(program, tmp_path, monkeyp
             elif "train.py" in command and "commands" in command:  # the file of validation_list.txt is validated on
                 assert "9 recordings to train on, 3 held out" in result.stdout
         assert re.search(r"accuracy +[\d.]+ %", result.stdout)
-
-
-# Run commands one after another, in one process: starting torch takes seconds. Reports are made, but not painted.
-COMMANDS = """
-import json, runpy, sys
-from snn import pictures
-from tests.conftest import unpainted
-pictures.png = unpainted
-for module, *words in json.loads(sys.argv[1]):
-    sys.argv = [module, *words]
-    try:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
-    except SystemExit as end:
-        if end.code:
-            raise
-"""
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 """The library's public surface, one entry per call: as a notebook would make it, with arguments drawn at random."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -109,11 +109,11 @@ def maxima(draw: Draw) -> None:
 SPIKING = settings.load(CONFIGS / "adlif_shd.yaml").network
 
 
-def network_of(draw: Draw) -> tuple[Network, int]:
+def network_of(draw: Draw, neurons: Sequence[str] = tuple(NEURONS)) -> tuple[Network, int]:
     is_image = draw.chance(0.3)
     shape = (2, 6, 6) if is_image else (draw.of([3, 30]),)
     words = draw.of([("4C3", "P2", "5F"), ("P2", "4F"), ("3C3S2",)] if is_image else [("8F",), ("4F", "3R"), ()])
-    chosen = SPIKING.model_copy(update={"layers": words, "neuron": draw.of(list(NEURONS))})
+    chosen = SPIKING.model_copy(update={"layers": words, "neuron": draw.of(list(neurons))})
     network = Network(chosen, shape, 3, draw.of(["auto", "torch"])).train(draw.chance(0.5))
     if draw.wrong(0.05):
         network.to(draw.of([torch.float64, torch.float16, torch.bfloat16]))
@@ -268,7 +268,7 @@ def losses(draw: Draw) -> None:
 
 @entry
 def streaming(draw: Draw) -> None:
-    network, C = network_of(draw)
+    network, C = network_of(draw, ["AdLIF"])  # each neuron is compiled; tests/test_streaming.py streams others
     if draw.chance(0.8):
         C = 30
         network = Network(SPIKING.model_copy(update={"layers": draw.of([("8F", "4R"), ()])}), (C,), 3)

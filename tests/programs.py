@@ -28,6 +28,21 @@ TRAIN_IMAGES = (
     "--num_classes 3 --set data.layout=npz --set data.shape=[1,12,12] --batch-size 16 --lr 5e-3 --seed 1"
 )
 
+# Run commands one after another, in one process: starting torch takes seconds. Reports are made, but not painted.
+COMMANDS = """
+import json, runpy, sys
+from snn import pictures
+from tests.conftest import unpainted
+pictures.png = unpainted
+for module, *words in json.loads(sys.argv[1]):
+    sys.argv = [module, *words]
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        if end.code:
+            raise
+"""
+
 
 def rows(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]

@@ -94,14 +94,22 @@ def test_weight_gradient_in_sections(monkeypatch, section):
     assert_close(gW_NC, gy_RN.T @ x_RC)
 
 
+@pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("place", [0, 70_000, 139_999])
-def test_one_number_among_ones_is_kept(place):
-    """Try every place, with several threads at work."""
+def test_one_number_among_ones_is_kept(place, threads):
+    """It is found in the part of any thread."""
     x_RC = random_counts((700, 200), 0.1, torch.float32).sign()
-    assert sparse.find(x_RC).only_ones
-    x_RC.view(-1)[place] = 2
-    assert not sparse.find(x_RC).only_ones
-    assert torch.equal(SparseCounts(*sparse.compress(x_RC, sparse.find(x_RC)), (700, 1, 200)).dense()[:, 0], x_RC)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        assert sparse.find(x_RC).only_ones
+        x_RC.view(-1)[place] = 2
+        found = sparse.find(x_RC)
+        entries = sparse.compress(x_RC, found)
+    finally:
+        torch.set_num_threads(before)
+    assert not found.only_ones
+    assert torch.equal(SparseCounts(*entries, (700, 1, 200)).dense()[:, 0], x_RC)
 
 
 def test_results_do_not_depend_on_the_number_of_threads():

@@ -104,12 +104,12 @@ def test_thousands_of_damaged_recordings(tmp_path, name):
     print(name, hammer(path, said, 2000, 2), "of 2000 read")
 
 
-@pytest.mark.slow
-def test_damaged_recordings_of_a_library_in_a_process_of_its_own(tmp_path, monkeypatch):
+@pytest.mark.parametrize("times", [pytest.param(40, marks=pytest.mark.slow), pytest.param(300, marks=pytest.mark.long)])
+def test_damaged_recordings_of_a_library_in_a_process_of_its_own(tmp_path, monkeypatch, times):
     pytest.importorskip("faery")
     if not RECORDINGS.is_dir():
         pytest.skip("the recordings lie outside the repository")
     monkeypatch.setattr(sys.modules[__name__], "LONGEST_S", 30.0)  # a process each
     path = tmp_path / "davis.aedat4"
     path.write_bytes((RECORDINGS / "davis.aedat4").read_bytes())
-    print(path.name, hammer(path, Said(), 300, 3), "of 300 read")
+    print(path.name, hammer(path, Said(), times, 3), f"of {times} read")

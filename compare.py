@@ -6,6 +6,7 @@ shows the pictures side by side. Under each code that both have, it gives the ac
 """
 
 import json
+import re
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
@@ -102,8 +103,8 @@ def read(path: Path) -> Tested:
     candidates = (path, path / "test", *beside, Path("runs") / path.name.removesuffix(".pt") / "test")
     folder = next((folder for folder in candidates if (folder / "metrics.json").is_file()), None)
     if folder is None:
-        raise InputError(f"{path}: not tested yet; run python test.py --load_pt_file {path} first")
-    again = f"test it again: python test.py --load_pt_file {folder.parent}"
+        raise InputError(f"{path}: not tested yet; run {test_of(path)} first")
+    again = f"test it again: {test_of(folder)}"
     try:
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         with np.load(folder / "samples.npz") as file:
@@ -114,6 +115,16 @@ def read(path: Path) -> Tested:
         raise InputError(f"{folder}: was written by an older test.py; {again}")
     name = folder.absolute().parent.name + folder.name.removeprefix("test").replace("_", "/", 1)
     return Tested(name, folder, metrics, samples)
+
+
+def test_of(path: Path) -> str:
+    """Return the command that tests a run, or that fills the folder of a test such as test_last or test_int8."""
+    found = re.fullmatch(r"test(?:_(.+?))??(_int8)?", path.name)
+    if not found or path.parent.name == "runs":
+        return f"python test.py --load_pt_file {path}"
+    checkpoint, int8 = found.groups()
+    run = path.parent / f"{checkpoint}.pt" if checkpoint else path.parent
+    return f"python test.py --load_pt_file {run}" + (" --quantise int8" if int8 else "")
 
 
 def check_same_samples(one: Tested, other: Tested) -> None:

@@ -223,7 +223,8 @@ def run_trial(work: Work, trial: Trial, interruption: cli.Interruption, bar: tqd
         child.wait()
         path.unlink(missing_ok=True)
     if child.returncode:
-        said = said.removeprefix("error: ") or f"train.py ended with code {child.returncode}"
+        has_reason = said.startswith("error: ")  # a process that is killed leaves its last progress instead
+        said = said.removeprefix("error: ") if has_reason else f"train.py ended with code {child.returncode}"
         if not (run / "last.pt").exists():  # not even begun: a fault of the data or the machine, not of the parameters
             raise InputError(said)
         raise Failed(said)

@@ -116,14 +116,25 @@ def read_command_line() -> tuple[argparse.Namespace, list[Subject]]:
     return args, subjects
 
 
-def read_checkpoint(parser: arguments.Parser, args: argparse.Namespace, path: Path) -> tuple[schema.AnyConfig, dict]:
-    """Return (configuration, content) of a checkpoint; --path_to_yaml replaces the data, other arguments override."""
+def read_checkpoint(
+    parser: arguments.Parser, args: argparse.Namespace, path: Path
+) -> tuple[schema.AnyConfig, schema.AnyConfig, dict]:
+    """Return the configuration of a checkpoint's test, that of its training, and its content.
+
+    --path_to_yaml replaces the data, other arguments override. One that only training reads is refused.
+    """
     trained, content = checkpoint.load(path)
     values = trained.model_dump(mode="json")
     if args.path_to_yaml is not None:
         given = settings.read_yaml(arguments.find_yaml(args.path_to_yaml))
         values["data"] = given.get("data", {})
     cfg = parser.override(values, args, args.path_to_yaml or path)
+    of_training = {f"train.{name}" for name in type(cfg.train).model_fields} - {"train.seed", "train.test_batch_size"}
+    of_training |= {"data.augment", "data.crop_pad"}  # --thresholds reads the fields of what was held out
+    of_training -= settings.marked(type(cfg), Mark.MACHINE)
+    for field, words in parser.given(args).items():
+        if any(field == name or field.startswith(f"{name}.") for name in of_training):
+            raise InputError(f"command line: {words}: only train.py reads {field}; leave it out of a test")
     section, own = trained.section, tasks.kind_of(trained).testing.words
     for word in (word for kind in tasks.KINDS for word in kind.testing.words if word not in own):
         if getattr(args, word):
@@ -141,7 +152,7 @@ def read_checkpoint(parser: arguments.Parser, args: argparse.Namespace, path: Pa
             f"{path}: the data do not fit the network: they have {inputs[0]} input channels and {here[1]} classes, "
             f"but it was trained on {inputs[1]} and {there[1]}"
         )
-    return cfg, content
+    return cfg, trained, content
 
 
 def open_folder(out: Path) -> None:

@@ -108,7 +108,7 @@ def train_run(cfg: schema.AnyConfig, args: argparse.Namespace, team: Team, run: 
     def open_run() -> AbstractContextManager:
         """Create or reopen the folder of the run, and open TensorBoard's file in it."""
         if found:
-            runs.reopen(run, found, position.epoch)
+            runs.reopen(run, cfg, found, position.epoch)
         else:
             runs.begin(run, cfg, partial(save, optimizer=optimizer.state_dict(), **begun))
         num_trainable = sum(p.numel() for p in network.parameters() if p.requires_grad)
@@ -243,15 +243,17 @@ def random_states(device: torch.device) -> list[Tensor]:
 
 
 def set_random_states(states: Sequence[Tensor], device: torch.device) -> None:
-    """Set torch's generators to these states."""
+    """Set torch's generators to these states. A run that began on a CPU has no state for a GPU."""
     torch.set_rng_state(states[0])
-    if device.type == "cuda":
+    if device.type == "cuda" and len(states) > 1:
         torch.cuda.set_rng_state(states[1], device)
 
 
 def read_command_line() -> tuple[schema.AnyConfig, argparse.Namespace]:
     parser = arguments.train_parser(__doc__)
     args = parser.parse_args()
+    if args.best_model and args.load_pt_file is None:
+        raise InputError("command line: --best_model chooses among the checkpoints of --load_pt_file, which is missing")
     args.path_to_yaml = arguments.find_yaml(args.path_to_yaml or arguments.default_yaml(sys.argv[1:]))
     return parser.override(settings.read_yaml(args.path_to_yaml), args), args
 

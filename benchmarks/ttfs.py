@@ -239,7 +239,7 @@ def figure(result: dict, mnist: str, device: str) -> Figure:
     what = f"`{result['layers']}` of neurons that spike once"
     what += ", forward + backward" if device == "cpu" else ""
     if result["layers"] == mnist:
-        what = "the network of `configs/ttfs_mnist.yaml`"
+        what = "the layers of `configs/ttfs_mnist.yaml`, weights not standardised"
     rows = [
         Other(who, f"{duration(ms[name])}, keeps {kept[name]:.0f} MB", ms[name] / ms["ours"])
         for name, who in NAMES.items()

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -43,6 +43,7 @@ class Images:
     labels: np.ndarray  # (n,) int64
     where: str  # the file or folder, for messages
     class_names: tuple[str, ...] | None = None  # if the file has them
+    files: np.ndarray | None = None  # (n,) the file that each window of events was cut from, if they were
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -58,25 +59,30 @@ def fetch_if_missing(data: config.Images) -> None:
         _torchvision(data.folder, data.dataset_name, train=True, download=True)
 
 
-def read(data: config.Images, split: Split, classes: Named | None = None) -> Images:
+def read(data: config.Images, split: Split | Literal["validation"], classes: Named | None = None) -> Images:
     """Read the images of one split, of shape data.shape (C, H, W) and with labels in 0..data.num_classes-1.
 
-    A training set must have an image of every class. `classes` as in `readers.read`; `data.strict` refuses recordings
-    of events that leave no event in an image.
+    Only recordings of events have a split for validation. A training set must have an image of every class. `classes`
+    as in `readers.read`; `data.strict` refuses recordings of events that leave no event in an image.
     """
     _check_layout(data)
+    as_if: Split = "train" if split == "train" else "test"
     if data.layout in LAYOUTS:
-        recordings = readers.read(
-            data.layout, _events_file(data, split), split, math.prod(data.shape), data.num_classes, classes=classes
-        )
+        path, units = _events_file(data, split), math.prod(data.shape)
+        recordings = readers.read(data.layout, path, as_if, units, data.num_classes, classes=classes)
         return first_events(recordings, data.shape, data.window_ms, data.strict)
     read_layout = _read_torchvision if data.layout == "torchvision" else _read_npz
-    images = read_layout(data, split)
+    images = read_layout(data, as_if)
     _check_shape(images.pixels.shape, data.shape, images.where)
     labels = as_named(images.labels, Named(images.class_names, images.where), classes)
     check_labels(labels, data.num_classes, images.where, split == "train", "image")
     names = images.class_names if classes is None or classes.names is None else classes.names
     return replace(images, labels=labels, class_names=names)
+
+
+def has_validation(data: config.Images) -> bool:
+    """Return whether recordings of events have a file for validation, as `datasets.prepare` can make it."""
+    return data.layout in LAYOUTS and _events_file(data, "validation").exists()
 
 
 def look(data: config.Images, split: Split, classes: Named | None = None) -> None:
@@ -99,9 +105,11 @@ def _check_layout(data: config.Images) -> None:
         raise InputError(
             f"data.layout = {data.layout}: data.window_ms is missing; it is the span that becomes the window T"
         )
+    if data.layout not in LAYOUTS and data.window_ms is not None:
+        raise InputError(f"data.layout = {data.layout}: data.window_ms has no effect; it is for layouts of events")
 
 
-def _events_file(data: config.Images, split: Split) -> Path:
+def _events_file(data: config.Images, split: str) -> Path:
     return data.folder / f"{data.dataset_name}_{split}.h5"
 
 
@@ -241,7 +249,8 @@ def first_events(
         loaded, _ = recordings.load(np.arange(start, min(start + at_once, len(recordings))))
         _find_first(loaded.offsets, loaded.times, loaded.channels, first[start : start + at_once])
     pixels = (1 - first / ticks).astype(np.float32)
-    return Images(pixels.reshape(-1, *shape), recordings.labels, recordings.where, recordings.class_names)
+    images = pixels.reshape(-1, *shape)
+    return Images(images, recordings.labels, recordings.where, recordings.class_names, recordings.files)
 
 
 def batches(

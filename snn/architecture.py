@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 from snn.errors import InputError
@@ -14,6 +15,11 @@ WORDS = (
     "256FDS25 (one per synapse), 256F+D25 (one per input, which also arrives at once, with weights of its own) and "
     "256RDR25 (one per neuron, for recurrent spikes)"
 )
+
+NAMED = {  # of neurons that spike once (Wei et al. 2023)
+    "vgg7": "64C3 - 128C3 - P2 - 256C3 - 256C3 - P2 - 512C3 - 512C3 - P2",
+    "vgg11": " - ".join(["128C3"] * 3 + ["P2"] + ["256C3"] * 3 + ["P2"] + ["512C3"] * 4 + ["P2"]),
+}
 
 
 class Conv(NamedTuple):
@@ -103,6 +109,32 @@ def shapes(words: Sequence[str], shape: tuple[int, ...]) -> list[tuple[int, ...]
             shape = (channels, height, width)
         result.append(shape)
     return result
+
+
+def of_single_spikes(
+    text: str, shape: tuple[int, ...], is_direct: bool
+) -> list[tuple[Conv | Pool | Full, tuple[int, ...], tuple[int, ...]]]:
+    """Return the layers of a network whose neurons spike once, each with the shapes before and after it.
+
+    `text` is the name of a network or its words, with blanks, commas or dashes between them. If the encoder is direct,
+    it takes the first layer. InputError names the first word that such a network cannot have.
+    """
+    words = re.split(r"[\s,-]+", NAMED.get(text, text).strip())
+    layers = parse(words)
+    for word, layer in zip(words, layers, strict=True):
+        if isinstance(layer, Full) and layer.is_recurrent:
+            raise InputError(f"layer '{word}': a neuron that spikes once has no recurrent layer; write {layer.size}F")
+        if isinstance(layer, Full) and layer.delay:
+            raise InputError(f"layer '{word}': delays are for first-spike networks; write {layer.size}F alone")
+    around = pairwise([shape, *shapes(words, shape)])
+    if is_direct and isinstance(layers[0], Pool):
+        raise InputError(f"{text}: the direct encoder needs a first layer with weights")
+    if all(isinstance(layer, Pool) for layer in layers[is_direct:]):
+        raise InputError(
+            f"{text}: the network needs a layer of neurons that spike, such as 400F or 16C3, besides pools and the "
+            "layer that a direct encoder takes"
+        )
+    return [(layer, before, after) for layer, (before, after) in zip(layers, around, strict=True)]
 
 
 def resized(words: Sequence[str], sizes: Sequence[int]) -> list[str]:

@@ -80,6 +80,15 @@ class Parser(OneLineParser):
             help="train with all started processes (the default under torchrun)",
         )
 
+    def given(self, args: argparse.Namespace) -> dict[str, str]:
+        """Return the fields that the command line sets, each with the words that set it."""
+        fields: dict[str, str] = {}
+        for word, (target, *_) in self.table.items():
+            if hasattr(args, word.lstrip("-").replace("-", "_")):
+                names = [target] if isinstance(target, str) else [f"{target[0]}.{field}" for field in target[1]]
+                fields |= dict.fromkeys(names, word)
+        return fields | {field.partition("=")[0].strip(): f"--set {field}" for field in args.set}
+
     def override(self, values: dict, args: argparse.Namespace, where: Path | None = None) -> AnyConfig:
         """Change plain `values` in place by the command line, and return the configuration that they describe.
 

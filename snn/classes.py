@@ -1,7 +1,7 @@
 """Classes by name: if files name their classes, they are matched by name and not by number."""
 
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +21,11 @@ class Named(NamedTuple):
 def tidied(names: Iterable[str]) -> tuple[str, ...]:
     """Remove invisible differences between names: blanks around them, and the two encodings of an accent."""
     return tuple(unicodedata.normalize("NFC", name).strip() for name in names)
+
+
+def name_of_each(names: Sequence[str] | None, number: int) -> list[str]:
+    """Return a name for each of so many classes: "class 3" for one that has none."""
+    return [names[k] if names is not None and k < len(names) else f"class {k}" for k in range(number)]
 
 
 def numbers_in(wanted: Named, own: Named) -> np.ndarray:

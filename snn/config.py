@@ -450,6 +450,14 @@ class TTFSConfig(AnyConfig, section="ttfs", title="A TTFS network"):
     ttfs: TTFS
     train: TTFSTrain
 
+    @model_validator(mode="after")
+    def _layers_fit_the_input(self) -> "TTFSConfig":
+        try:
+            architecture.of_single_spikes(self.ttfs.layers, self.data.shape, self.ttfs.encoder == "direct")
+        except InputError as error:
+            raise InputError(f"ttfs.layers: {error}") from None
+        return self
+
     @property
     def run_name(self) -> str:
         """Return <dataset>_ttfs_<layers>."""

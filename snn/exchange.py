@@ -58,7 +58,8 @@ class Beginning(NamedTuple):
 
 
 def layers_of(network: Network, shape: tuple[int, ...]) -> list[Layer]:
-    """List all layers, from the input of this shape to the output."""
+    """List all layers, from the input of this shape to the output. Without convolutions, pixels are plain inputs."""
+    shape = shape if network.image else (math.prod(shape),)
     layers = []
     for k, layer in enumerate(network.layers, 1):
         name, linear, neurons = f"layer_{k}", layer.linear, layer.neurons
@@ -124,7 +125,7 @@ def nir_graph(network: Network, shape: tuple[int, ...], dt_s: float) -> nir.NIRG
     layers = layers_of(network, shape)
     beginnings, latency = _beginnings(network, layers)
 
-    graph = _Graph(shape, dt_s)
+    graph = _Graph(layers[0].before, dt_s)
     copies = 0  # neurons that only repeat spikes, at the end of the layer before
     for layer, beginning in zip(layers, beginnings, strict=True):
         lam_m, lam_s = _decays(layer.neurons)

@@ -80,6 +80,7 @@ class Subject(NamedTuple):
 
     path: Path
     cfg: AnyConfig
+    trained: AnyConfig  # the configuration of its training
     content: dict[str, Any]  # of the checkpoint
     out: Path
 
@@ -191,26 +192,26 @@ class Column(NamedTuple):
 
 
 def runs_table(tested: Sequence[tuple[Subject, dict]], columns: Sequence[Column]) -> Table:
-    """Return a table: a row per network, then mean ± std over those whose configurations differ only in the seed."""
+    """Return a table: a row per network, then mean ± std over those whose trainings differ only in the seed."""
 
     def cells(metrics: Sequence[dict]) -> list[str]:
         return [tables.mean_and_std([each[c.key] for each in metrics], c.digits) for c in columns]
 
     groups: list[dict[int, tuple[Subject, dict]]] = []  # by seed
     for subject, metrics in tested:
-        seed = subject.cfg.train.seed
+        seed = subject.trained.train.seed
         for group in groups:
             first, _ = next(iter(group.values()))
-            if seed not in group and set(settings.differences(first.cfg, subject.cfg)) <= {"train.seed"}:
+            if seed not in group and set(settings.differences(first.trained, subject.trained)) <= {"train.seed"}:
                 group[seed] = subject, metrics
                 break
         else:
             groups.append({seed: (subject, metrics)})
-    rows = [[subject.run, str(subject.cfg.train.seed), *cells([metrics])] for subject, metrics in tested]
+    rows = [[subject.run, str(subject.trained.train.seed), *cells([metrics])] for subject, metrics in tested]
     for group in groups:
         if len(group) > 1:
             subjects, metrics = zip(*group.values(), strict=True)
-            rows.append([f"mean ± std, {subjects[0].cfg.run_name}", f"{len(group)} seeds", *cells(metrics)])
+            rows.append([f"mean ± std, {subjects[0].trained.run_name}", f"{len(group)} seeds", *cells(metrics)])
     return Table("", ("run", "seed", *(column.title for column in columns)), rows)
 
 

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from snn import checkpoint, schema
 from snn.errors import InputError
+from snn.files import write_whole
 
 
 def folder(name: str) -> Path:
@@ -54,7 +55,7 @@ def begin(run: Path, cfg: schema.AnyConfig, save: Callable[[Path], None]) -> Non
     shutil.rmtree(new, ignore_errors=True)
     try:
         new.mkdir()
-        (new / "config.yaml").write_text(yaml.safe_dump(cfg.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+        (new / "config.yaml").write_text(_as_yaml(cfg), encoding="utf-8")
         save(new / "last.pt")
         if run.exists():
             aside = next(name for k in range(1, 10**6) if not (name := run.with_name(f"{run.name}.{k}")).exists())
@@ -67,10 +68,18 @@ def begin(run: Path, cfg: schema.AnyConfig, save: Callable[[Path], None]) -> Non
         raise InputError(f"{run}: cannot be made ({getattr(error, 'strerror', None) or error})") from None
 
 
-def reopen(run: Path, found: Path, epochs: int) -> None:
-    """Undo what came after the checkpoint `found`: it becomes last.pt, and metrics.jsonl ends with its epoch."""
-    for part in run.glob(".*.part"):
+def _as_yaml(cfg: schema.AnyConfig) -> str:
+    return yaml.safe_dump(cfg.model_dump(mode="json"), sort_keys=False)
+
+
+def reopen(run: Path, cfg: schema.AnyConfig, found: Path, epochs: int) -> None:
+    """Undo what came after the checkpoint `found`: it becomes last.pt, and metrics.jsonl ends with its epoch.
+
+    The run goes on with `cfg`, which may differ from the configuration so far in fields that a resumed run may change.
+    """
+    for part in (*run.glob(".*.part"), *run.glob(".config.yaml.*")):
         part.unlink()
+    write_whole(run / "config.yaml", _as_yaml(cfg))
     if found.name != "last.pt":
         found.replace(run / "last.pt")
     log_path = run / "metrics.jsonl"

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
+from snn.errors import InputError
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -56,7 +58,10 @@ class DataSet(Section):
 
     @property
     def folder(self) -> Path:
-        return Path(self.path or f"data/{self.dataset_name}").expanduser()
+        try:
+            return Path(self.path or f"data/{self.dataset_name}").expanduser()
+        except RuntimeError:  # ~name of a user whom this machine does not know
+            raise InputError(f"data.path = {self.path}: there is no such home folder; write the whole path") from None
 
 
 class Train(Section):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from datasets import images
-from datasets.splits import hold_out
+from datasets.splits import hold_out, say_unseen
 from snn import config
 from snn.classes import Named
 from snn.health import Cures
@@ -59,7 +59,15 @@ class ImageTraining(Training):
         if team.leads:
             say_refusal(partial(images.look, data, "test", Named(self.class_names, self.images.where)))
         self.tensors = self.images.tensors(team.device)
-        self.kept, self.held_out = hold_out(self.images, data.validation_share, train.seed)
+        if images.has_validation(data):
+            validation = images.read(data, "validation", Named(self.class_names, self.images.where))
+            self.kept, self.held_out = np.arange(len(self.images)), np.arange(len(validation))
+            self.validation = validation.tensors(team.device)
+            say_unseen(validation, self.images.labels, validation.labels, "validation")
+        else:
+            files = self.images.files
+            self.kept, self.held_out = hold_out(self.images, data.validation_share, train.seed, files)
+            self.validation = self.tensors
         self.augment = images.augmentations(data.augment, data.crop_pad)
         list(images.batches(*self.tensors, self.kept[:1], 1, augment=self.augment))  # refuses unfit images at once
         self.spikes_by_layer: list[float] = []  # in the last validation
@@ -81,7 +89,7 @@ class ImageTraining(Training):
         return loss
 
     def evaluate(self, held_out: np.ndarray) -> TTFSEvaluation:
-        batches = images.batches(*self.tensors, held_out, self.cfg.train.test_batch_size)
+        batches = images.batches(*self.validation, held_out, self.cfg.train.test_batch_size)
         return evaluate_images(self.network, batches, self.team.device)
 
     def metrics(self, evaluation: TTFSEvaluation) -> dict:

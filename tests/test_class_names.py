@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from datasets import images, readers
-from snn import checkpoint
+from snn import checkpoint, config
 from snn.classes import Named, numbers_in, tidied
+from snn.embedded import ttfs
 from snn.errors import InputError
+from snn.ttfs.network import TTFSNetwork
 from tests.conftest import REPOSITORY, TINY, assert_one_line, make_events, write_shd
 from tests.make import image_data
 from tests.programs import metrics
@@ -164,6 +166,15 @@ def test_images_have_names_too(tmp_path):
     np.savez(tmp_path / "x.npz", x_train=x, y_train=y, class_names=np.arange(3))
     with pytest.raises(InputError, match="class_names holds int64"):
         images.read(data, "train")
+
+
+@pytest.mark.parametrize("names", [None, NAMES[:1], NAMES])
+def test_each_class_has_a_name_in_c(names):
+    """main.c looks it up by the number of the class; a file may name fewer, or more."""
+    network = TTFSNetwork(config.TTFS(layers="4F"), (1, 2, 2), 2)
+    expected = (*(names or ()), *("class 0", "class 1")[len(names or ()) :])[:2]
+    named = ", ".join(f'"{name}"' for name in expected)
+    assert f"#define NETWORK_CLASS_NAMES {{{named}}}" in ttfs.code(network, names).files["network.h"]
 
 
 def test_a_checkpoint_whose_names_are_none(tmp_path, program, folders):

@@ -243,6 +243,20 @@ def test_options_of_another_loss_are_refused(words):
         parse(f"{words} --loss_mode first_to_spike")
 
 
+def test_wrong_words_are_refused_with_the_configuration():
+    """A search checks its choices so, before anything begins."""
+    values = settings.read_yaml(REPOSITORY / "configs" / "ttfs_mnist.yaml")
+    for layers, said in (("16C4 - 64F", "'16C4': the kernel"), ("8FD3", "'8FD3': delays")):
+        with pytest.raises(InputError, match=f"ttfs.layers: layer {said}"):
+            settings.build(values | {"ttfs": {"layers": layers}}, "x")
+
+
+def test_the_home_of_nobody():
+    cfg = settings.build(settings.read_yaml(REPOSITORY / "configs" / "ttfs_mnist.yaml"), "x")
+    with pytest.raises(InputError, match=r"data\.path = ~nobody-here/x: there is no such home folder"):
+        assert cfg.data.model_copy(update={"path": "~nobody-here/x"}).folder
+
+
 def test_the_best_model_of_a_run_is_best_pt(tmp_path):
     for name in ("best.pt", "last.pt"):
         (tmp_path / name).touch()

@@ -63,6 +63,7 @@ CASES = {  # simulators that can express the case -> network
     ),
     "convolutions": (("snntorch", "spikingjelly", "norse"), "CuLIF", ["6C3S2", "5C3"], IMAGE, {}),
     "average pool": (("snntorch", "spikingjelly"), "CuLIF", ["6C3", "A2", "12F"], IMAGE, {}),
+    "a camera without convolutions": (("snntorch", "spikingjelly", "norse"), "CuLIF", ["20F"], IMAGE, {}),
     "maximum pool": (("snntorch", "spikingjelly"), "CuLIF", ["6C3", "P2", "12F"], IMAGE, {}),
 }
 
@@ -85,7 +86,7 @@ def test_other_simulators_give_the_same_spikes(case, tmp_path):
         if find_spec(name) is None:
             continue
         run = simulators.SIMULATORS[name](tmp_path / "graph.nir")
-        theirs_TN, _ = run(x)
+        theirs_TN, _ = run(x if network.image else x.flatten(1))
         assert torch.equal(theirs_TN[: T - latency], ours_TN[latency:]), name
         ran += 1
     if not ran:
@@ -158,6 +159,7 @@ def test_a_maximum_of_counts_cannot_be_said():
         ("CuAdLIF", ["20R"], (30,), {"reset": "soft"}),
         ("PCuLIF", ["20R"], (30,), {"variant": "superspike"}),
         ("CuLIF", ["6C3S2", "P2", "5C3", "A2", "12F"], IMAGE, {}),
+        ("CuLIF", ["20F"], IMAGE, {}),
     ],
 )
 @torch.no_grad()

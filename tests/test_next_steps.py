@@ -221,8 +221,8 @@ def test_yaml_that_is_nested_too_deep(tmp_path, text):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--set ttfs.layers=P2", "ttfs.layers = P2: the network needs a layer of neurons that spike, such as 400F"),
-        ("--set ttfs.layers=P2-A2", "ttfs.layers = P2-A2: the network needs a layer of neurons that spike"),
+        ("--set ttfs.layers=P2", "ttfs.layers: P2: the network needs a layer of neurons that spike, such as 400F"),
+        ("--set ttfs.layers=P2-A2", "ttfs.layers: P2-A2: the network needs a layer of neurons that spike"),
         (
             "--set ttfs.layers=16C3-P2 --set ttfs.encoder=direct",
             "besides pools and the layer that a direct encoder takes",

@@ -235,6 +235,9 @@ def test_compare(program, toy):
     assert html.count("data:image/png") == 1 + 2 * len(re.findall(r"<figcaption>a: \w+\.png", html)) > 8
     shutil.copy("runs/b/best.pt", "runs/b/last.pt")
     assert_one_line(program("compare.py runs/a runs/b/last.pt"), "runs/b/last.pt: not tested yet")
+    words = "runs/b/test_last_int8: not tested yet; run python test.py --load_pt_file runs/b/last.pt --quantise int8"
+    assert_one_line(program("compare.py runs/a runs/b/test_last_int8"), words)
+    assert_one_line(program("compare.py runs/a runs/b/test_int8"), "--load_pt_file runs/b --quantise int8 first")
     shutil.copytree("runs/a/test", "runs/b/test_last")
     assert "+0.00 points" in program("compare.py runs/a runs/b/last.pt --out last.html").stdout
     same = program("compare.py a a --out same.html")

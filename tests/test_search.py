@@ -44,7 +44,7 @@ ranges:
   train.batch_size: {low: 8, high: 16, step: 4}
 """
 TRAIN = """
-import json, shutil, sys, time
+import json, os, shutil, signal, sys, time
 from pathlib import Path
 
 def told():
@@ -61,6 +61,9 @@ run.mkdir(exist_ok=True)
 shutil.copy(words[words.index("--path_to_yaml") + 1], run / "config.yaml")
 shutil.copy("best.pt", run / "best.pt")
 (run / "last.pt").touch()
+if "is_killed" in tells:
+    print("epoch 1  loss 0.5", flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
 if "fails" in tells:
     sys.exit(print("error: out of memory", file=sys.stderr) or 2)
 epoch = 0
@@ -180,12 +183,14 @@ def test_runs_that_fail(program, tmp_path, tell):
     tell(not_begun=True)
     assert_one_line(program(f"{WORDS} --trials 2"), "error: no data")
     assert states(load(tmp_path)) == ["FAIL", "WAITING"]
+    tell(is_killed=True)
+    assert_one_line(program(f"{WORDS} --trials 9"), "the last: train.py ended with code -9")
     tell(fails=True)
     assert_one_line(program(f"{WORDS} --trials 9"), "3 runs failed one after another, the last: out of memory")
     study = load(tmp_path)
-    assert states(study) == ["FAIL", *["PRUNED"] * 3]
+    assert states(study) == ["FAIL", *["PRUNED"] * 6]
     assert study.trials[1].params == study.trials[0].params
-    assert study.trials[1].user_attrs["why"] == "out of memory"
+    assert [study.trials[k].user_attrs["why"] for k in (1, -1)] == ["train.py ended with code -9", "out of memory"]
     assert "no trial of s is complete yet" in program(f"{WORDS} --trials 0").stdout
 
 

@@ -37,7 +37,7 @@ ALLOWED = {
         "snn.schema",
         "snn.ttfs.network",
     },
-    "snn.schema": set(),
+    "snn.schema": {"snn.errors"},
     "snn.settings": {"snn.config", "snn.errors", "snn.schema", "snn.yaml12"},
     "snn.manual": {"snn.cli", "snn.schema", "snn.settings"},
     "snn.coding": {"snn.checks", "snn.errors"},
@@ -77,7 +77,7 @@ ALLOWED = {
     "snn.machine": {"snn.errors", "snn.files"},
     "snn.statistics": set(),
     "snn.tables": set(),
-    "snn.runs": {"snn.errors", "snn.checkpoint", "snn.schema"},
+    "snn.runs": {"snn.errors", "snn.checkpoint", "snn.files", "snn.schema"},
     "snn.report": {
         "snn.checkpoint",
         "snn.classes",
@@ -140,6 +140,7 @@ ALLOWED = {
     "snn.quantise": {"snn.network", "snn.ttfs.network"},
     "snn.embedded": {
         "snn.checks",
+        "snn.classes",
         "snn.delays",
         "snn.errors",
         "snn.network",

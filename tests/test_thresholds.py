@@ -87,6 +87,10 @@ def test_without_held_out_recordings_there_is_nothing_to_choose_by(program, shd_
 def test_recordings_that_were_trained_on_do_not_choose(program):
     assert program(f"{TRAIN} --epochs 1 --save_name x").returncode == 0
     assert_one_line(program("test.py --load_pt_file x --seed 9"), "was trained with the seed 1", "leave train.seed")
+    for words, field in (("train.lr=5", "train.lr"), ("data.augment.drop=0.5", "data.augment.drop")):
+        assert_one_line(
+            program(f"test.py --load_pt_file x --set {words}"), f"only train.py reads {field}; leave it out"
+        )
     for words, field in (
         ("--set data.validation_share=0.4", "data.validation_share"),
         ("--set data.test_share=0.4", "data.test_share"),

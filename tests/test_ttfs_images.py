@@ -137,6 +137,8 @@ def test_first_events(tmp_path):
     np.testing.assert_allclose(got.pixels.reshape(2, 8), expected, atol=1e-6)
     with pytest.raises(InputError, match=r"data\.window_ms is missing"):
         images.read(image_data("shd", tmp_path, "toy", shape, 2), "train")
+    with pytest.raises(InputError, match=r"layout = npz: data\.window_ms has no effect"):
+        images.read(image_data("npz", tmp_path, "toy", shape, 2, window_ms=100.0), "train")
     write_shd(tmp_path / "late_train.h5", [[0.5]], [[0]], [0])
     with pytest.raises(InputError, match="0 % of the events fall into the first 100 ms"):
         images.read(image_data("shd", tmp_path, "late", shape, 1, window_ms=100.0), "train")

@@ -59,7 +59,7 @@ def test_direct_encoder_needs_weights():
 def test_a_direct_encoder_adds_its_bias():
     network, x = build("4C3 - 5F", encoder="direct", bias=True), images(2)
     layer = network.encoder.layer
-    y = F.conv2d(x, layer.weight, layer.bias, padding=1)
+    y = F.conv2d(x, layer.weight, padding=1) + layer.bias.view(-1, 1, 1)
     assert torch.equal(network.encoder(x), layers.functional.direct_encode(y, layer.T))
 
 

@@ -2,9 +2,10 @@
 
 import json
 import re
-import subprocess
+import shutil
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -14,7 +15,7 @@ import tasks
 from snn import config, settings
 from snn.team import Team
 from snn.ttfs.network import TTFSNetwork
-from tests.conftest import ON_CPU, REPOSITORY, TINY, TORCHRUN, assert_one_line, write_shd
+from tests.conftest import REPOSITORY, TINY, assert_one_line, write_shd
 from tests.programs import TRAIN_IMAGES, rows
 
 RUN = "toy_ttfs_256F"
@@ -136,25 +137,19 @@ def test_train_on_first_events(program, tmp_path):
     words = (
         "--set data.layout=shd --set data.shape=[1,4,4] --set data.window_ms=100 --set data.augment=[] --num_classes 2"
     )
-    assert program(f"{TRAIN_IMAGES} {words} --epochs 10").returncode == 0
+    trained = program(f"{TRAIN_IMAGES} {words} --epochs 10")
+    assert "36 images to train on, 4 held out" in trained.stdout, trained.stderr
     tested = program(f"test.py --load_pt_file {RUN}")
     assert tested.returncode == 0, tested.stderr
     assert json.loads((tmp_path / "runs" / RUN / "test" / "metrics.json").read_text())["accuracy"] == 100
-
-
-@pytest.mark.slow  # tests/test_team.py has images, too, but starts train.py by runpy
-@pytest.mark.usefixtures("toy_file")
-def test_two_processes_train_as_one(program, tmp_path):
-    words = f"{TRAIN_IMAGES} --epochs 2 --set data.augment=[] --set train.silent_drive=0 --distributed {ON_CPU}"
-    command = [*TORCHRUN, str(REPOSITORY / "train.py"), *words.split()[1:], "--save_name", "two"]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
-    assert result.returncode == 0, result.stderr
-    assert program(f"{words} --save_name one").returncode == 0
-    one, two = (
-        torch.load(tmp_path / "runs" / name / "last.pt", weights_only=True)["network"] for name in ("one", "two")
-    )
-    for name, weight in one.items():
-        torch.testing.assert_close(two[name], weight, rtol=1e-3, atol=1e-4)
+    shutil.copy(tmp_path / "data" / "toy_test.h5", tmp_path / "data" / "toy_validation.h5")
+    trained = program(f"{TRAIN_IMAGES} {words} --epochs 1 --save_name own")
+    assert "40 images to train on, 20 held out" in trained.stdout, trained.stderr
+    with h5py.File(tmp_path / "data" / "toy_train.h5", "a") as file:  # 8 files, each cut into 5 windows
+        file["extra/file"] = np.arange(40) // 10 * 2 + np.arange(40) % 2
+    (tmp_path / "data" / "toy_validation.h5").unlink()
+    trained = program(f"{TRAIN_IMAGES} {words} --epochs 1 --save_name windows")
+    assert "30 images to train on, 10 held out" in trained.stdout, trained.stderr
 
 
 @pytest.mark.usefixtures("toy_file")

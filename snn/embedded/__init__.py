@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from snn import checks
+from snn.classes import name_of_each
 from snn.delays import DelayedLinear
 from snn.embedded.writing import Code, definition, number, quoted, resolved, size_of_struct, unsigned
 from snn.errors import InputError
@@ -77,7 +78,7 @@ def code(
     layers = [_printed(k, layer, layer is network.output, types) for k, layer in enumerate(network.layers, 1)]
     neurons = {layer.neuron.name: printer.c(layer.neuron) for layer in layers}
     arrays = [array for layer in layers for array in layer.arrays]
-    names = [f"class {k}" for k in range(sizes[-1])] if class_names is None else class_names
+    names = name_of_each(class_names, sizes[-1])
     functions = ("TAKES_BITS", "SUMS_ROWS", "SUMS_NONZEROS")
     flags = {function: any(layer.flags[function] for layer in layers) for function in functions}
     flags |= {"INT8": int8, "ADDS_PRODUCTS": not int8 and (flags["SUMS_ROWS"] or flags["SUMS_NONZEROS"])}

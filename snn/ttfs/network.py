@@ -2,24 +2,16 @@
 
 import copy
 import math
-import re
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from snn import architecture, checks, config
-from snn.architecture import Conv, Full, Pool, parse
+from snn.architecture import Conv, Full, Pool
 from snn.errors import InputError
 from snn.ttfs import layers
-
-NAMED = {  # Wei et al. 2023
-    "vgg7": "64C3 - 128C3 - P2 - 256C3 - 256C3 - P2 - 512C3 - 512C3 - P2",
-    "vgg11": " - ".join(["128C3"] * 3 + ["P2"] + ["256C3"] * 3 + ["P2"] + ["512C3"] * 4 + ["P2"]),
-}
-
 
 Layer = layers.SpikingLayer | layers.EarliestSpike | layers.AverageLead
 
@@ -52,32 +44,21 @@ class TTFSNetwork(nn.Module):
         checks.sizes("the shape of the input", input_shape)
         checks.whole("the number of classes", num_classes, 1)
         self.input_shape = tuple(input_shape)
-        words = re.split(r"[\s,-]+", NAMED.get(ttfs.layers, ttfs.layers).strip())
-        shapes = [input_shape, *architecture.shapes(words, input_shape)]
+        is_direct = ttfs.encoder == "direct"
+        found = architecture.of_single_spikes(ttfs.layers, self.input_shape, is_direct)
         options = {
             "bias": ttfs.bias,
             "standardised": ttfs.standardised,
             "zero_drive_fires": ttfs.zero_drive_fires,
             "grad_clip": ttfs.grad_clip,
         }
-        modules = [
-            _layer(layer, *around, ttfs.T, options)
-            for layer, around in zip(parse(words), pairwise(shapes), strict=True)
-        ]
-        if ttfs.encoder == "direct":
+        modules = [_layer(*each, ttfs.T, options) for each in found]
+        self.encoder: layers.DirectEncoder | layers.UnitEncoder = layers.UnitEncoder(ttfs.T)
+        if is_direct:
             first, *modules = modules
-            if not isinstance(first, layers.SpikingLayer):
-                raise InputError(f"ttfs.layers = {ttfs.layers}: the direct encoder needs a first layer with weights")
-            self.encoder: layers.DirectEncoder | layers.UnitEncoder = layers.DirectEncoder(first)
-        else:
-            self.encoder = layers.UnitEncoder(ttfs.T)
-        if not any(isinstance(module, layers.SpikingLayer) for module in modules):
-            raise InputError(
-                f"ttfs.layers = {ttfs.layers}: the network needs a layer of neurons that spike, such as 400F or "
-                "16C3, besides pools and the layer that a direct encoder takes"
-            )
+            self.encoder = layers.DirectEncoder(first)  # type: ignore[arg-type]  # it has weights, as was checked
         self.layers: Sequence[Layer] = nn.ModuleList(modules)  # type: ignore[assignment]
-        self.readout = layers.Readout(math.prod(shapes[-1]), num_classes, ttfs.T)
+        self.readout = layers.Readout(math.prod(found[-1][-1]), num_classes, ttfs.T)
 
     def forward(self, x_BCHW: Tensor) -> TTFSActivity:
         """Run on pixels of any numeric type, converted to that of the weights. InputError if they do not fit."""
@@ -121,12 +102,6 @@ def _layer(
         return layers.Conv2d(before[0], layer.channels, layer.kernel, T, layer.stride, **options)
     if isinstance(layer, Pool):
         return layers.AverageLead(layer.kernel, T) if layer.is_average else layers.EarliestSpike(layer.kernel)
-    if layer.is_recurrent:
-        raise InputError(
-            f"layer '{layer.size}R': a neuron that spikes once has no recurrent layer; write {layer.size}F"
-        )
-    if layer.delay:
-        raise InputError(f"layer '{layer.size}F': delays are for first-spike networks; write {layer.size}F alone")
     return layers.Linear(math.prod(before), after[0], T, **options)
 
 

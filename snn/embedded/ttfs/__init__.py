@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from snn import checks
+from snn.classes import name_of_each
 from snn.embedded.writing import Code, definition, number, quoted, resolved, size_of_struct
 from snn.errors import InputError
 from snn.quantise import as_int8, quantised
@@ -50,7 +51,7 @@ def code(network: TTFSNetwork, class_names: Sequence[str] | None = None, int8: b
         table.append(row)
         arrays += added
     C, H, W = network.input_shape
-    names = [f"class {k}" for k in range(len(weight))] if class_names is None else class_names
+    names = name_of_each(class_names, len(weight))
     zero_drive_fires = neurons[0].options["zero_drive_fires"]
     words: dict[str, object] = {
         "TITLE": f"A network {_written(stages)} with {'int8' if int8 else 'float32'} weights.",

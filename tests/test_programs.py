@@ -100,6 +100,7 @@ def test_same_seed_same_run_and_resume(program, tmp_path):
     logs = [rows(tmp_path / "runs" / name / "metrics.jsonl") for name in ("whole", "parts")]
     assert without_times(logs[0]) == without_times(logs[1])
     assert settings.load(tmp_path / "runs" / "parts" / "config.yaml").train.epochs == 3
+    assert_one_line(program(f"{TRAIN} --epochs 1 --best_model"), "--best_model chooses among the checkpoints of")
     refused = program(f"{TRAIN} --epochs 4 --save_name parts --resume --lr 1e-2")
     assert_one_line(refused, "cannot resume with another train.lr")
 

@@ -153,11 +153,11 @@ def test_killed_at_every_call_that_writes(data, command):
     all_runs, run = data / "runs", data / "runs" / "x"
 
     def watched(call: Callable) -> Callable:
-        def noted(*words: object) -> object:
+        def noted(*arguments: object) -> object:
             files = contents(all_runs)
             if [files] != left[-1:]:  # not every call has changed them
                 left.append(files)
-            return call(*words)
+            return call(*arguments)
 
         return noted
 

@@ -143,8 +143,11 @@ def test_train_on_first_events(program, tmp_path):
     assert tested.returncode == 0, tested.stderr
     assert json.loads((tmp_path / "runs" / RUN / "test" / "metrics.json").read_text())["accuracy"] == 100
     shutil.copy(tmp_path / "data" / "toy_test.h5", tmp_path / "data" / "toy_validation.h5")
-    trained = program(f"{TRAIN_IMAGES} {words} --epochs 1 --save_name own")
+    with h5py.File(tmp_path / "data" / "toy_validation.h5", "a") as file:  # each class has the name of the other
+        file["labels"][:] = 1 - file["labels"][:]
+    trained = program(f"{TRAIN_IMAGES} {words} --epochs 10 --save_name own")
     assert "40 images to train on, 20 held out" in trained.stdout, trained.stderr
+    assert rows(tmp_path / "runs" / "own" / "metrics.jsonl")[-1]["validation_accuracy"] == 0
     with h5py.File(tmp_path / "data" / "toy_train.h5", "a") as file:  # 8 files, each cut into 5 windows
         file["extra/file"] = np.arange(40) // 10 * 2 + np.arange(40) % 2
     (tmp_path / "data" / "toy_validation.h5").unlink()

@@ -9,6 +9,7 @@ from datasets.recordings import Recordings
 from snn.config import NeuronParams
 from snn.inputs import SparseCounts
 from snn.network import Network
+from snn.neurons import NEURONS
 from snn.streaming import Stream
 from tests.networks import build, small, small_conv
 
@@ -21,7 +22,15 @@ VARIANTS = [
     {"layers": ("16FDS6", "12RDS3DR2"), "variant": "superspike", "output_delay": "DS4"},
     {"layers": ("16F+D5", "12R+D3DR2"), "output_delay": "+D4"},
 ]
-EASY, LATE = (NeuronParams(tau_mem_steps=5.0, tau_syn_steps=5.0, theta=theta) for theta in (0.05, 0.3))
+EASY, LATE, *LOW = (
+    NeuronParams(tau_mem_steps=5.0, tau_syn_steps=5.0, theta=theta) for theta in (0.05, 0.3, 0.01, 0.005)
+)
+_HERE = {"AdLIF", *(each.get(part) for each in VARIANTS for part in ("neuron", "output_neuron"))}
+REST = [
+    {"neuron": name, "output_neuron": name} | ({"neuron1": LOW[0], "neuron2": LOW[1]} if name == "BRF" else {})
+    for name in NEURONS
+    if name not in _HERE
+]
 IMAGES = [
     {"layers": ("6C3", "P2", "4C3S2", "9R"), "batch_norm": True, "neuron": "AdLIF", "neuron1": EASY, "neuron2": LATE},
     {"layers": ("A2", "20C5S2"), "variant": "superspike", "batch_norm": True},
@@ -36,6 +45,7 @@ def _over(variants: list[dict], slow: tuple[int, ...]) -> pytest.MarkDecorator:
 
 
 over_variants, over_all = _over(VARIANTS, (1, 2)), _over([*VARIANTS, *IMAGES], (1, 2, 7, 8))
+over_rest = _over(REST, tuple(range(len(REST))))
 
 
 def recordings(n: int = N_RECORDINGS, num_channels: int = 30) -> Recordings:

@@ -22,6 +22,7 @@ from tests.streams import (
     decide,
     make_stream,
     over_all,
+    over_rest,
     recordings,
     trained,
 )
@@ -31,6 +32,11 @@ DENSE = [VARIANTS[0], pytest.param(VARIANTS[1], marks=pytest.mark.slow)]
 
 @over_all
 def test_decisions_times_and_spikes_are_those_of_batches(changes):
+    assert_decisions_are_those_of_batches(trained(**changes))
+
+
+@over_rest
+def test_the_decisions_of_all_other_neurons_are_those_of_batches(changes):
     assert_decisions_are_those_of_batches(trained(**changes))
 
 

@@ -76,8 +76,14 @@ def main() -> None:
     args, cfg = read_command_line()
     known = tasks.kind_of(cfg).training.goals
     search = ranges.read(args.ranges, known)
-    if not (cfg.data.validation_share or getattr(cfg.data, "validation_path", None)):
+    if not tasks.kind_of(cfg).training.holds_out(cfg):
         raise InputError("nothing is held out to measure a trial by: set data.validation_share")
+    if search.stop and (search.stop.after_epoch or 0) >= cfg.train.epochs:
+        print(
+            f"warning: {args.ranges}: stop.after_epoch is {search.stop.after_epoch}, but a run ends after epoch "
+            f"{cfg.train.epochs}: none will be given up",
+            file=sys.stderr,
+        )
     if fields := HELD_OUT_BY.intersection(search.ranges):
         raise InputError(
             f"{args.ranges}: ranges: {min(fields)}: trials are compared on the same held-out data; leave this field out"
@@ -205,7 +211,7 @@ def run_trial(work: Work, trial: Trial, interruption: cli.Interruption, bar: tqd
     trial.set_user_attr("run", name)
     run, path = runs.folder(name), work.out / f"{name}.yaml"
     work.out.mkdir(parents=True, exist_ok=True)
-    write_whole(path, front.as_yaml(cfg))
+    write_whole(path, settings.as_yaml(cfg))
     words = [sys.executable, str(REPOSITORY / "train.py"), "--path_to_yaml", str(path), "--save_name", name, *more]
     child = subprocess.Popen(
         words,
@@ -239,7 +245,7 @@ def is_left(name: str, cfg: AnyConfig) -> bool:
     run = runs.folder(name)
     try:
         with runs.locked(run):
-            return (run / "last.pt").exists() and settings.load(run / "config.yaml") == cfg
+            return (run / "last.pt").exists() and not settings.changes(cfg, settings.load(run / "config.yaml"))
     except InputError:
         return False
 
@@ -269,7 +275,7 @@ def follow(
             beaten = time.monotonic()
         rows = report.read_log(run / "metrics.jsonl")
         if len(rows) > len(course):
-            course = best_so_far([row[f"validation_{goal}"] for row in rows], way)
+            course = of_best(rows, goal, way)
             trial.set_user_attr("course", course)
             bar.set_postfix_str(
                 f"trial {trial.number}: epoch {len(rows)}/{work.cfg.train.epochs}, {goal} {course[-1]:.5g}"
@@ -280,10 +286,11 @@ def follow(
     return " ".join(lines).strip()
 
 
-def best_so_far(values: list[float | None], way: str) -> list[float]:
-    """Return the best value up to each epoch; None counts as the worst."""
-    worst, best = (-np.inf, np.maximum) if way == "maximize" else (np.inf, np.minimum)
-    return best.accumulate([worst if value is None else value for value in values]).tolist()
+def of_best(rows: list[dict], goal: str, way: str) -> list[float]:
+    """Return the goal after each epoch, that of the best epoch so far, as train.py chooses it; None is the worst."""
+    worst = -np.inf if way == "maximize" else np.inf
+    values = [worst if row[f"validation_{goal}"] is None else row[f"validation_{goal}"] for row in rows]
+    return [values[row.get("best_epoch", k) - 1] for k, row in enumerate(rows, 1)]  # earlier versions do not say it
 
 
 def is_behind(work: Work, course: list[float]) -> str:

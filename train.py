@@ -147,6 +147,7 @@ def train_run(cfg: schema.AnyConfig, args: argparse.Namespace, team: Team, run: 
                         "epoch": epoch + 1,
                         "train_loss": loss,
                         **{f"validation_{name}": value for name, value in validation.items()},
+                        "best_epoch": position.best_epoch,
                         **schedule,
                         **health.gradient_norms(network, position.gradient_norm, train.clip_norm),
                         "seconds": time.perf_counter() - started,
@@ -269,8 +270,7 @@ def resume(
 ) -> Position:
     """Restore a run from its checkpoint and return its position."""
     path = run / "last.pt"
-    may_change = settings.marked(type(cfg), Mark.MACHINE, Mark.RESUME)
-    if changed := [name for name in settings.differences(cfg, cfg_then) if name not in may_change]:
+    if changed := settings.changes(cfg, cfg_then, Mark.RESUME):
         raise InputError(
             f"{path}: cannot resume with another {', '.join(changed)}; give the run's own value, or a new name"
         )

@@ -32,7 +32,6 @@ from benchmarks.results import RESULTS, run, stored_before, without_places
 from snn import arguments, checkpoint, cli, config, settings
 from snn.errors import InputError
 from snn.files import write_whole
-from snn.front import as_yaml
 from snn.machine import find_device, versions
 from snn.schema import AnyConfig
 
@@ -140,8 +139,8 @@ def train(name: str, cfg: AnyConfig, seed: int) -> dict[str, float]:
     folder = Path("runs", f"ablation_{name}_seed{seed}")
     folder.parent.mkdir(exist_ok=True)
     path = folder.with_suffix(".yaml")
-    write_whole(path, as_yaml(cfg))
-    is_begun = (folder / "last.pt").exists() and settings.load(folder / "config.yaml") == cfg
+    write_whole(path, settings.as_yaml(cfg))
+    is_begun = (folder / "last.pt").exists() and not settings.changes(cfg, settings.load(folder / "config.yaml"))
     run("train.py", "--path_to_yaml", str(path), "--save_name", folder.name, *(["--resume"] if is_begun else []))
     _, content = checkpoint.load(folder / "best.pt")
     if not content["validation"]:

@@ -42,7 +42,6 @@ from snn.files import write_whole
 from snn.inputs import as_tensor
 from snn.machine import find_device, versions
 from snn.memory import keep_freed_memory
-from snn.schema import Mark
 from snn.team import Team
 from tasks.events import EventTraining, look_at_test_data, read_recordings
 from tasks.kind import fingerprint, named, say_missing
@@ -230,8 +229,8 @@ def read_configurations(
     cfg = parser.override(values, args, path)
     if not isinstance(cfg, config.Config) or (cfg.data.sensor and cfg.data.sensor.height > 1):
         raise InputError(f"{path}: anchors learn from channels in a row, such as those of a cochlea; take such data")
-    changed = set(settings.differences(plain, cfg)) - settings.marked(type(cfg), Mark.MACHINE)
-    if others := sorted(name for name in changed - TAKEN if not name.startswith("data.")):
+    changed = settings.changes(plain, cfg)
+    if others := [name for name in changed if name not in TAKEN and not name.startswith("data.")]:
         taken = ", ".join(sorted(TAKEN))
         raise InputError(f"{', '.join(others)}: an anchor has its own; it takes data, {taken} from a configuration")
     words = ["--path_to_yaml", f"configs/{path.name}", "--anchor", args.anchor]

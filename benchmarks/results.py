@@ -34,7 +34,6 @@ from snn import arguments, cli, config, pictures, schema, settings
 from snn.errors import InputError
 from snn.files import REPOSITORY, write_whole
 from snn.machine import find_device, versions
-from snn.schema import Mark
 
 RESULTS = REPOSITORY / "results"
 FIGURE, SPEED, FRONTIER = (REPOSITORY / "docs" / f"{name}.png" for name in ("results", "speed", "frontier"))
@@ -81,10 +80,9 @@ def store(args: argparse.Namespace, words: Sequence[str]) -> None:
     name, parser = path.stem, arguments.Parser("", arguments.TRAIN)
     cfg = settings.load(path)
     changed = parser.override(settings.read_yaml(path), parser.parse_args(words), path)
-    if others := set(settings.differences(cfg, changed)) - settings.marked(type(cfg), Mark.MACHINE):
+    if others := settings.changes(cfg, changed):
         raise InputError(
-            f"{', '.join(sorted(others))}: a stored result must use {path} unchanged; write another configuration for "
-            "this"
+            f"{', '.join(others)}: a stored result must use {path} unchanged; write another configuration for this"
         )
     RESULTS.mkdir(exist_ok=True)
     out, mine = RESULTS / f"{name}.json", {}

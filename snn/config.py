@@ -436,7 +436,7 @@ class TTFSTrain(Train):
     patience: Annotated[PositiveInt, Mark.RESUME] = Field(
         25,
         description="epochs without a better validation accuracy before training ends; has no effect if "
-        "data.validation_share is 0",
+        "nothing is held out",
     )
 
     def scheduled(self, epoch: int, epochs: int) -> dict[str, float]:

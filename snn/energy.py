@@ -25,7 +25,7 @@ from snn import hardware
 from snn.conv import EventConv, Pooling, as_frames
 from snn.inputs import SparseCounts, as_tensor
 from snn.linear import EventLinear
-from snn.network import Network
+from snn.network import Layer, Network
 from snn.neurons import SpikingNeuron
 from snn.operations import fan_out
 
@@ -112,7 +112,7 @@ class Meter:
         )
         folded = self.network.folded()
         tensors = [*folded.parameters(), *folded.buffers()]
-        biases = sum(self.sizes[layer.neurons] for layer in self.network.layers if layer.norm is not None)
+        biases = sum(self.sizes[layer.neurons] for layer in self.network.layers if _is_biased(layer))
         states = sum(size * len(m.dynamics.carried(m.V is not None)) for m, size in self.sizes.items())
         neurons = sum(self.sizes.values())
         weight_bytes = 4 * (macs + acs)
@@ -174,7 +174,7 @@ class Meter:
 
     def _for_models(self, begins_with_pool: bool) -> tuple[list[hardware.Synapses], list[hardware.Neurons]]:
         """Return the inputs of the weights and the spikes of the neurons, as means per recording."""
-        biased = {layer.linear for layer in self.network.layers if layer.norm is not None}
+        biased = {layer.linear for layer in self.network.layers if _is_biased(layer)}
         synapses = []
         for module, conv in self.convs.items():
             height, width, _ = _geometry(module)
@@ -195,6 +195,11 @@ class Meter:
             for m, size in self.sizes.items()
         ]
         return synapses, layers
+
+
+def _is_biased(layer: Layer) -> bool:
+    """Return whether neurons read a bias, or have one once BatchNorm is folded; a pool before them has none."""
+    return layer.norm is not None or getattr(layer.linear, "bias", None) is not None
 
 
 def _geometry(module: nn.Module) -> tuple[int, int, int]:

@@ -8,9 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import yaml
-
-from snn import report, schema
+from snn import report, settings, yaml12
 from snn.files import write_whole
 from snn.machine import find_device, machine, versions
 from snn.pictures import BLUE, GREY, ORANGE, WIDTH, pyplot, styled
@@ -58,12 +56,6 @@ class Study(NamedTuple):
         return better(point.values[goal] for point in self.points)
 
 
-def as_yaml(section: schema.Section) -> str:
-    """Return a configuration, or the goals and ranges of a search, as the text of a YAML file."""
-    values = section.model_dump(mode="json", exclude_defaults=isinstance(section, Search))
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-
-
 def write(study: Study, configurations: dict[int, AnyConfig], out: Path) -> None:
     """Write front.html, front.png and front/<trial>.yaml of each point to `out`.
 
@@ -74,7 +66,7 @@ def write(study: Study, configurations: dict[int, AnyConfig], out: Path) -> None
     for point in study.front:
         head = f"# Trial {point.trial} of the study {study.name}, trained in runs/{point.run}; on held-out data:\n"
         said = [f"# {goal} = {number(value)}\n" for goal, value in zip(study.goals, point.values, strict=True)]
-        write_whole(path_of(folder, point), head + "".join(said) + as_yaml(configurations[point.trial]))
+        write_whole(path_of(folder, point), head + "".join(said) + settings.as_yaml(configurations[point.trial]))
     kept = {path_of(folder, point) for point in study.front}
     for path in folder.iterdir():
         if re.fullmatch(r"\d{4,}\.yaml", path.name) and path not in kept:  # points that others have left behind
@@ -100,8 +92,12 @@ def write(study: Study, configurations: dict[int, AnyConfig], out: Path) -> None
             [picture],
         ),
         report.Section("All complete trials", tables=[trials_table(study)]),
-        report.Section("Goals and ranges", code=as_yaml(study.search)),
-        report.Section("Configuration", "The fields that the ranges do not name.", code=as_yaml(study.base)),
+        report.Section(
+            "Goals and ranges", code=yaml12.text(study.search.model_dump(mode="json", exclude_defaults=True))
+        ),
+        report.Section(
+            "Configuration", "Trials change the fields that the ranges name.", code=settings.as_yaml(study.base)
+        ),
         report.Section("Provenance", tables=[report.provenance_table([origin], names=tuple(origin))]),
     ]
     tiles = [

@@ -1,5 +1,6 @@
 """The goals of a search, and the ranges of the fields that it may change."""
 
+import itertools
 import json
 import math
 from copy import deepcopy
@@ -51,9 +52,7 @@ class Range(Section):
         return {choice if isinstance(choice, str) else json.dumps(choice): choice for choice in self.choices}
 
     def __contains__(self, value: Any) -> bool:
-        if self.choices:
-            return value in self.choices
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and not self.choices
         return is_number and self.low <= value <= self.high and (self.step is None or self._is_on_a_step(value))
 
     def _is_on_a_step(self, value: Number) -> bool:
@@ -100,6 +99,9 @@ class Space:
     def __init__(self, base: AnyConfig, ranges: dict[str, Range], where: str):
         self.values, self.ranges = base.model_dump(mode="json"), ranges
         self.takes_whole_numbers = set()
+        for field, other in itertools.permutations(ranges, 2):
+            if other.startswith(f"{field}."):
+                raise InputError(f"{where}: ranges: {other} is part of {field}, which has a range, too; leave one out")
         for field, allowed in ranges.items():
             for value in allowed.choices or (allowed.low, allowed.high):
                 try:
@@ -131,18 +133,16 @@ class Space:
     def _own(self, base: AnyConfig) -> dict[str, Any] | None:
         own = {}
         for field, allowed in self.ranges.items():
-            value = _value(base, field)
-            value = list(value) if isinstance(value, tuple) else value
-            if value not in allowed:
+            names = [name for name, choice in allowed.by_name.items() if self._with({field: choice}, field) == base]
+            if not names and _value(base, field) not in allowed:
                 return None
-            names = [name for name, choice in allowed.by_name.items() if choice == value]
-            own[field] = names[0] if names else value
+            own[field] = names[0] if names else _value(base, field)
         return own
 
     def _with(self, changes: dict[str, Any], where: str) -> AnyConfig:
         values = deepcopy(self.values)
         for field, value in changes.items():
-            settings.override(values, field, value)
+            settings.override(values, field, deepcopy(value))
         return settings.build(values, where)
 
 

@@ -202,7 +202,7 @@ def runs_table(tested: Sequence[tuple[Subject, dict]], columns: Sequence[Column]
         seed = subject.trained.train.seed
         for group in groups:
             first, _ = next(iter(group.values()))
-            if seed not in group and set(settings.differences(first.trained, subject.trained)) <= {"train.seed"}:
+            if seed not in group and set(settings.changes(first.trained, subject.trained)) <= {"train.seed"}:
                 group[seed] = subject, metrics
                 break
         else:

@@ -10,12 +10,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import yaml
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from snn import checkpoint, schema
+from snn import checkpoint, schema, settings
 from snn.errors import InputError
 from snn.files import write_whole
 
@@ -24,7 +23,7 @@ def folder(name: str) -> Path:
     """Return runs/<name>. InputError unless the name is that of a single folder."""
     if not re.fullmatch(r"[\w.+-]*\w[\w.+-]*", name):
         raise InputError(
-            f"'{name}' cannot name a run: use letters, digits and . _ + - only (--save_name, --dataset_name)"
+            f"'{name}' cannot name a run: use letters, digits and . _ + - only (--save_name, --dataset_name, --study)"
         )
     return Path("runs") / name
 
@@ -55,7 +54,7 @@ def begin(run: Path, cfg: schema.AnyConfig, save: Callable[[Path], None]) -> Non
     shutil.rmtree(new, ignore_errors=True)
     try:
         new.mkdir()
-        (new / "config.yaml").write_text(_as_yaml(cfg), encoding="utf-8")
+        (new / "config.yaml").write_text(settings.as_yaml(cfg), encoding="utf-8")
         save(new / "last.pt")
         if run.exists():
             aside = next(name for k in range(1, 10**6) if not (name := run.with_name(f"{run.name}.{k}")).exists())
@@ -68,10 +67,6 @@ def begin(run: Path, cfg: schema.AnyConfig, save: Callable[[Path], None]) -> Non
         raise InputError(f"{run}: cannot be made ({getattr(error, 'strerror', None) or error})") from None
 
 
-def _as_yaml(cfg: schema.AnyConfig) -> str:
-    return yaml.safe_dump(cfg.model_dump(mode="json"), sort_keys=False)
-
-
 def reopen(run: Path, cfg: schema.AnyConfig, found: Path, epochs: int) -> None:
     """Undo what came after the checkpoint `found`: it becomes last.pt, and metrics.jsonl ends with its epoch.
 
@@ -79,7 +74,7 @@ def reopen(run: Path, cfg: schema.AnyConfig, found: Path, epochs: int) -> None:
     """
     for part in (*run.glob(".*.part"), *run.glob(".config.yaml.*")):
         part.unlink()
-    write_whole(run / "config.yaml", _as_yaml(cfg))
+    write_whole(run / "config.yaml", settings.as_yaml(cfg))
     if found.name != "last.pt":
         found.replace(run / "last.pt")
     log_path = run / "metrics.jsonl"

@@ -57,6 +57,11 @@ def build(values: dict, where: str) -> AnyConfig:
     return check(kind_of(values), values, where)
 
 
+def as_yaml(section: Section) -> str:
+    """Return a section as the text of a YAML file, which `read_yaml` reads back."""
+    return yaml12.text(section.model_dump(mode="json"))
+
+
 def check(kind: type[AnySection], values: dict, where: str) -> AnySection:
     """Build a section of this kind from plain values. InputError names `where`, the field and what is allowed."""
     try:
@@ -107,6 +112,12 @@ def differences(one: Section, other: Section, prefix: str = "") -> Iterator[str]
             yield from differences(a, b, f"{prefix}{name}.")
         elif a != b:
             yield f"{prefix}{name}"
+
+
+def changes(one: Section, other: Section, *free: Mark) -> list[str]:
+    """Return the fields whose values differ, but those of the machine and those with one of the marks `free`."""
+    left_out = marked(type(one), Mark.MACHINE, *free)
+    return [name for name in differences(one, other) if name not in left_out]
 
 
 def marked(section: type[Section], *marks: Mark, prefix: str = "") -> set[str]:

@@ -16,7 +16,7 @@ from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
 from snn import settings
 from snn.errors import InputError
 from snn.ranges import Search
-from snn.schema import AnyConfig, Mark
+from snn.schema import AnyConfig
 
 HEARTBEAT_S, GRACE_S = 30, 120  # between two reports of a worker; without one for GRACE_S, it counts as dead
 MOST_RETRIES = 3  # of a trial whose worker dies
@@ -108,9 +108,8 @@ def open_study(
         for key, value in own.items():
             study.set_user_attr(key, value)
         return study
-    changed = set(settings.differences(cfg, settings.build(kept["configuration"], where)))
-    changed -= settings.marked(type(cfg), Mark.MACHINE)
-    changed |= set(settings.differences(search, settings.check(Search, kept["search"], where)))
+    changed = settings.changes(settings.build(kept["configuration"], where), cfg)
+    changed += settings.changes(settings.check(Search, kept["search"], where), search)
     if changed:
         raise InputError(f"{where} was begun with another {', '.join(sorted(changed))}; choose another --study")
     return study

@@ -30,6 +30,20 @@ for _tag, _pattern in _NUMBERS.items():
     _Loader.add_implicit_resolver(_tag, re.compile(_pattern), list("-+0123456789."))
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes texts that would be read as numbers. It finds numbers by YAML 1.1 as well, for other programs."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [*yaml.SafeDumper.yaml_implicit_resolvers.get(first, []), *resolvers]
+        for first, resolvers in _Loader.yaml_implicit_resolvers.items()
+    }
+
+
+def text(values: dict) -> str:
+    """Return plain values as a YAML text."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
 def parse(text: str, where: str) -> Any:
     """Parse a YAML text into plain values; an InputError names `where`."""
     try:

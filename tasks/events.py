@@ -57,6 +57,10 @@ class EventTraining(Training):
         "spikes_per_neuron": "minimize",
     }
 
+    @staticmethod
+    def holds_out(cfg: config.Config) -> bool:
+        return bool(cfg.data.validation_share or cfg.data.validation_path)
+
     def __init__(self, cfg: config.Config, team: Team, classes: Named | None = None):
         super().__init__(cfg, team)
         data, train = cfg.data, cfg.train

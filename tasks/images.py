@@ -45,6 +45,10 @@ class ImageTraining(Training):
         "spikes_per_neuron": "minimize",
     }
 
+    @staticmethod
+    def holds_out(cfg: config.TTFSConfig) -> bool:
+        return bool(cfg.data.validation_share) or images.has_validation(cfg.data)
+
     def __init__(self, cfg: config.TTFSConfig, team: Team, classes: Named | None = None):
         super().__init__(cfg, team)
         data, train = cfg.data, cfg.train

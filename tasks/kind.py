@@ -78,6 +78,11 @@ class Training(ABC):
             return Replayed(self.network, loss)
         return self.team.parallel(self.network, loss)
 
+    @staticmethod
+    @abstractmethod
+    def holds_out(cfg: Any) -> bool:
+        """Return whether there are samples to choose the best model by."""
+
     @abstractmethod
     def batches(self, order: np.ndarray) -> Iterator[tuple[Any, Tensor]]:
         """Yield (x, labels) for the training samples in this order: this process's share of each batch."""

@@ -146,6 +146,15 @@ def test_words_set_their_field_and_nothing_else(words):
     assert all(name.startswith(field) or name in allowed for name in settings.differences(changed, before))
 
 
+@pytest.mark.parametrize("name", ["1e3", "12E-1", "1:30", "0x1f", "010", "yes", "null", "1_000", "2026-11-28", "süd"])
+def test_a_configuration_written_as_yaml_is_read_back(name, tmp_path):
+    cfg = parse(f"--dataset_name {name} --lr 1e-7")
+    path = tmp_path / "config.yaml"
+    path.write_text(settings.as_yaml(cfg), encoding="utf-8")
+    assert settings.load(path) == cfg
+    assert yaml.safe_load(path.read_text(encoding="utf-8")) == cfg.model_dump(mode="json")
+
+
 def test_explicit_zero_and_false_win_over_yaml(tmp_path):
     values = yaml.safe_load(YAML.read_text())
     values["data"]["T_empty"] = 20

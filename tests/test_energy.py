@@ -93,6 +93,17 @@ def test_inputs_that_arrive_twice_meet_the_weights_of_both():
     assert ours["dense_operations"] == T * (30 * 20 + 40 * 10 + 10 * 4)
 
 
+@pytest.mark.parametrize(("layers", "shape"), [(["20F", "10R"], (15,)), (["4C3", "A2", "6F"], (2, 9, 7))])
+def test_a_folded_network_costs_the_same(layers, shape):
+    network, x_TBC = make_network(layers, shape), events(shape, 1)
+    for layer in network.layers:
+        if layer.norm is not None:
+            torch.nn.init.uniform_(layer.norm.bias, -0.1, 0.1)
+    plain, folded = values(network, x_TBC), values(network.folded(), x_TBC)
+    assert plain["activation_sparsity"] < 1
+    assert folded == pytest.approx(plain)
+
+
 def test_convolutions_equal_spikingjellys():
     """Spikes at an edge meet fewer weights."""
     network = make_network(["6C3S2"], (2, 9, 7))

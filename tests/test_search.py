@@ -115,6 +115,7 @@ def test_from_ranges_to_a_front_and_its_training(program, tmp_path, shd_folder):
     (shd_folder / "shd_test.h5").unlink()
     done = program(f"{WORDS} --epochs 1 --trials 2")
     assert done.returncode == 0, done.stderr
+    assert "stop.after_epoch is 2, but a run ends after epoch 1: none will be given up" in done.stderr
     study = load(tmp_path)
     assert states(study) == ["COMPLETE"] * 2
     first = study.trials[0]
@@ -228,6 +229,11 @@ def test_ctrl_c_and_the_same_command_again(program, tmp_path, tell):
         ("step: 4", "steps: 4", ("ranges.train.batch_size.steps is not known", "choices")),
         ("[8F, 8F]", "[8X]", ("ranges: network.layers", "8X")),
         ("[8F, 8F]", "[8F]", ("ranges.network.layers", "is given twice")),
+        (
+            "train.lr",
+            "network.neuron1: {choices: [{tau_mem_steps: 5, tau_syn_steps: 5, theta: 1}]}\n  network.neuron1.theta",
+            ("ranges: network.neuron1.theta is part of network.neuron1",),
+        ),
         ("train.lr", "data.validation_share", ("ranges: data.validation_share", "the same held-out data")),
         ("train.lr", "train.seed", ("ranges: train.seed", "the same held-out data")),
         ("fs_accuracy", "accuracy", ("goals: accuracy is not known", "t_d90_ms")),
@@ -315,6 +321,11 @@ def test_values_have_the_type_of_their_field():
     assert space.takes_whole_numbers == {"train.batch_size"}
     own = space_of("{train.batch_size: {low: 1, high: 64}, network.layers: {choices: [[4F], [64F]]}}").own
     assert own == {"train.batch_size": 16, "network.layers": '["64F"]'}
+    neurons = [{"tau_mem_steps": tau, "tau_syn_steps": 5.0, "theta": 1.0} for tau in (3.0, 5.0, 8.0)]
+    base = settings.load(REPOSITORY / "configs" / "smoke.yaml").network.neuron1
+    neurons[1] = base.model_dump(exclude={"initial"})
+    space = space_of(f"{{network.neuron1: {{choices: {json.dumps(neurons)}}}}}")
+    assert space.own == {"network.neuron1": json.dumps(neurons[1])}
     space = space_of("{network.layers: {choices: [[8F], [8FD30]]}, data.T: {choices: [20, 60]}}")
     assert space.at({"network.layers": '["8FD30"]', "data.T": "60"}).data.T == 60
     with pytest.raises(InputError, match=r"8FD30.*is longer than the window of 20"):
@@ -345,8 +356,15 @@ def test_the_rule_by_which_runs_are_given_up():
     delays = work_with([[9.0], [7.0], [float("inf")]], "minimize", after_epoch=1, after_trials=3)
     assert not search.is_behind(delays, [9.0])
     assert search.is_behind(delays, [9.5])
-    assert search.best_so_far([None, 3.0, 5.0, None], "minimize") == [float("inf"), 3.0, 3.0, 3.0]
     assert not search.is_behind(work._replace(search=work.search.model_copy(update={"stop": None})), [0.0] * 9)
+
+
+@pytest.mark.parametrize(("way", "worst"), [("minimize", float("inf")), ("maximize", float("-inf"))])
+def test_the_course_of_a_run_is_that_of_its_best_epoch(way, worst):
+    """The first goal need not choose the best epoch: an untrained network decides early, and wrongly."""
+    seen = [(None, 1), (20.0, 2), (450.0, 3), (300.0, 3), (400.0, 5)]
+    rows = [{"validation_t": value, "best_epoch": best} for value, best in seen]
+    assert search.of_best(rows, "t", way) == [worst, 20.0, 450.0, 450.0, 400.0]
 
 
 @pytest.fixture

@@ -77,7 +77,7 @@ ALLOWED = {
     "snn.machine": {"snn.errors", "snn.files"},
     "snn.statistics": set(),
     "snn.tables": set(),
-    "snn.runs": {"snn.errors", "snn.checkpoint", "snn.files", "snn.schema"},
+    "snn.runs": {"snn.errors", "snn.checkpoint", "snn.files", "snn.schema", "snn.settings"},
     "snn.report": {
         "snn.checkpoint",
         "snn.classes",
@@ -101,7 +101,9 @@ ALLOWED = {
         "snn.pictures",
         "snn.ranges",
         "snn.report",
+        "snn.settings",
         "snn.tables",
+        "snn.yaml12",
     },
     "snn.evaluation": {
         "snn.checks",

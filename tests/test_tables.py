@@ -51,10 +51,11 @@ def test_what_does_not_exist_is_a_dash():
 def test_runs_are_averaged_over_the_seeds_of_one_configuration(tmp_path):
     """A second checkpoint of the same seed begins a group of its own; a single network has no mean.
 
-    The configurations of the trainings count, not the one that all are tested with.
+    The configurations of the trainings count, not the one that all are tested with, nor where their data were.
     """
     names = ("a/best.pt", "a/last.pt", "b/best.pt", "b/last.pt", "c/best.pt")
     configs = [toy_config(seed) for seed in (0, 0, 1, 1)] + [toy_config(2, dropout=0.5)]
+    configs[2] = configs[2].model_copy(update={"data": configs[2].data.model_copy(update={"path": "elsewhere"})})
     accuracies = (80.0, 60.0, 82.0, 61.0, 90.0)
     tested = [
         (Subject(tmp_path / name, toy_config(7), cfg, {}, tmp_path), {"accuracy": accuracy, "delay": None})

@@ -140,13 +140,19 @@ def _units(
     if any(column.dtype.kind not in "iufb" for column in columns):
         raise InputError(f"{at} holds {', '.join(str(column.dtype) for column in columns)}, not numbers")
     if channels:
-        columns = [columns[0], columns[1], np.zeros(len(columns[0]), np.uint8), np.zeros(len(columns[0]), np.uint8)]
-    t, x, y, p = as_piece(at, 0, columns, unit_us, Polarity(at))
-    height, width = sensor or (1, channels)
-    if beyond := np.flatnonzero((x >= width) | (y >= height)).tolist()[:1]:
-        place = f"x = {x[beyond[0]]}, y = {y[beyond[0]]}" if sensor else f"channel {x[beyond[0]]}"
-        there = f"x in 0..{width - 1} and y in 0..{height - 1}" if sensor else f"channels 0..{channels - 1}"
-        raise InputError(f"{at}: event {beyond[0]} is at {place}, and there are {there}; correct it")
+        units, nothing = columns[1], np.zeros(len(columns[0]), np.uint8)
+        t, *_ = as_piece(at, 0, [columns[0], nothing, nothing, nothing], unit_us, Polarity(at))
+        is_there = (units >= 0) & (units < channels) & (units == np.floor(units))
+        there = f"channels 0..{channels - 1}"
+    else:
+        t, x, y, p = as_piece(at, 0, columns, unit_us, Polarity(at))
+        height, width = sensor
+        is_there, units = (x < width) & (y < height), (p.astype(np.uint32) * height + y) * width + x
+        there = f"x in 0..{width - 1} and y in 0..{height - 1}"
+    if not is_there.all():
+        e = int(is_there.argmin())
+        place = f"channel {units[e]}" if channels else f"x = {x[e]}, y = {y[e]}"
+        raise InputError(f"{at}: event {e} is at {place}, and there are {there}; correct it")
     if len(falls := np.flatnonzero(t[1:] < t[:-1])):
         e = falls[0]
         raise InputError(f"{at}: goes back in time at event {e + 1}, from {t[e]} to {t[e + 1]} µs; sort its events")
@@ -154,4 +160,4 @@ def _units(
         raise InputError(
             f"{at}: has the times {t[0]} to {t[-1]} µs, not within 0 and 71.6 min; subtract the first, or cut it"
         )
-    return t.astype(np.uint32), ((p.astype(np.uint32) * height + y) * width + x).astype(np.uint32)
+    return t.astype(np.uint32), units.astype(np.uint32)

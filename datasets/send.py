@@ -46,7 +46,14 @@ def recordings_of(
         pieces = list(opened.pieces)
         if not pieces:
             raise InputError(f"{path}: holds no events")
-        yield path.name, Piece(*map(np.concatenate, zip(*pieces, strict=True)))
+        events = Piece(*map(np.concatenate, zip(*pieces, strict=True)))
+        if len(falls := np.flatnonzero(events.t[1:] < events.t[:-1])):
+            e = falls[0]
+            raise InputError(
+                f"{path}: goes back in time at event {e + 1}, from {events.t[e]} to {events.t[e + 1]} µs; make a set "
+                "of it with python -m datasets.prepare events --sort, and send that"
+            )
+        yield path.name, events
         return
     if time_unit:
         raise InputError(f"{path}: a set in the layout of SHD has its times in s; leave --time-unit out")
@@ -117,7 +124,9 @@ def main() -> None:
         choices=[*(live.NUMBERED + name for name in known), *known],
         help=f"of the events ({live.UDP_LAYOUT}; with --stdout {live.PIPE_LAYOUT})",
     )
-    parser.add_argument("--speed", type=float, default=1.0, help="times real time (1)")
+    parser.add_argument(
+        "--speed", type=float, default=1.0, help="times real time (1); below 1, gaps may end a recording"
+    )
     args = parser.parse_args()
     if not 0 < args.speed < float("inf"):
         raise InputError(f"--speed {args.speed} is not above 0")

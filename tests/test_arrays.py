@@ -183,6 +183,9 @@ def test_what_is_said_about_arrays_is_checked(tmp_path):
         arrays.write(tmp_path / "a.h5", [(([1], [1]), 0, 4), (([1], [1]), 0)], time_unit="us", channels=3)
     with pytest.raises(InputError, match=r"event 0 is at channel 3, and there are channels 0..2"):
         arrays.in_memory([(([1], [3]), 0)], time_unit="us", channels=3)
+    with pytest.raises(InputError, match=r"event 1 is at channel 1.5, and there are channels 0..69999"):
+        arrays.in_memory([(([1, 2], [3, 1.5]), 0)], time_unit="us", channels=70_000)
+    assert arrays.in_memory([(([1], [66_000]), 0)], time_unit="us", channels=70_000).channels.tolist() == [66_000]
     with pytest.raises(InputError, match="there are no recordings"):
         arrays.in_memory([], time_unit="us", channels=3)
 

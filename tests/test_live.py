@@ -261,6 +261,9 @@ def test_a_sender_sends_every_event_of_sets_and_recordings(tmp_path):
     assert np.array_equal(np.stack(events, 1), E)
     with pytest.raises(InputError, match="--time-unit"):
         list(send.recordings_of(tmp_path / "b.csv", None, SENSOR))
+    (tmp_path / "c.csv").write_text("t_us,x,y,p\n1000,1,1,1\n500,1,1,0\n1500,2,2,1\n")
+    with pytest.raises(InputError, match=r"goes back in time at event 1, from 1000 to 500 µs; .* --sort"):
+        list(send.recordings_of(tmp_path / "c.csv", None, SENSOR))
     with pytest.raises(InputError, match="there is no recording 2; choose 0 to 1"):
         list(send.recordings_of(tmp_path / "a.h5", [2], SENSOR))
     with pytest.raises(InputError, match="give the camera's size with --sensor"):

@@ -391,6 +391,17 @@ def test_a_table_goes_on_after_many_comments_and_its_first_row_is_no_header(tmp_
     assert decoded(tmp_path / "x.csv", **said).tolist() == [[7, 2, 3, 1], [8, 2, 3, 1]]
 
 
+def test_arrays_of_any_names_take_their_columns_in_their_order(tmp_path):
+    e, said = some_events(), {"time_unit": "us", "size": (100, 120)}
+    np.savez(tmp_path / "x.npz", stamps=e[:, 0], xs=e[:, 1], ys=e[:, 2], ps=e[:, 3])
+    assert np.array_equal(decoded(tmp_path / "x.npz", columns=tuple("txyp"), **said), e)
+    assert "of its columns stamps, xs, ys, ps none is named t" in refusal(tmp_path / "x.npz", **said)
+    np.savez(tmp_path / "y.npz", t=e[:, 0], xs=e[:, 1], ys=e[:, 2], ps=e[:, 3])
+    assert "of its columns t, xs, ys, ps none is named x" in refusal(tmp_path / "y.npz", **said)
+    np.savez(tmp_path / "z.npz", name=np.zeros(2), p=e[:, 3], x=e[:, 1], y=e[:, 2], t=e[:, 0])
+    assert np.array_equal(decoded(tmp_path / "z.npz", **said), e)
+
+
 def test_the_polarity_that_means_brighter_may_be_said(tmp_path):
     e = some_events()
     np.save(tmp_path / "x.npy", e * [1, 1, 1, -1] + [0, 0, 0, 2])  # 2 is darker and 1 brighter

@@ -22,7 +22,7 @@ from datasets.prepare.picture import Picture
 from datasets.prepare.unfinished import Unfinished
 from snn import config
 from snn.errors import InputError
-from tests.cameras import write_aedat3
+from tests.cameras import some_events, write_aedat3, write_metavision
 from tests.conftest import REPOSITORY, assert_one_line, nmnist_bytes
 
 HEIGHT, WIDTH = 16, 20
@@ -199,6 +199,16 @@ BAD = {
     "columns of no table": ("--columns is for tables", "leave it out", "--columns t,x,y,p"),
     "polarity of no table": ("--brighter is for tables", "leave it out", "--format nmnist --brighter 1"),
 }
+
+
+@pytest.mark.parametrize("word", ["--time-unit s", "--columns p,t,x,y", "--brighter 0"])
+def test_metavision_says_what_its_columns_are(program, tmp_path, word):
+    for name in ("left", "right"):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        write_metavision(tmp_path / "in" / name / "0.hdf5", some_events())
+    refused = program(f"-m datasets.prepare events in --out out {word}")
+    assert_one_line(refused, f"{word.split()[0]} is for tables", "leave it out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("kind", BAD)

@@ -98,10 +98,12 @@ def is_recording(path: Path) -> bool:
 def states_all(path: Path, format: str | None) -> bool:
     """Return whether a file is known to be no table, whose columns, unit and polarities the user may have to give."""
     names = [format] if format else _named_so(path)
+    if names == ["metavision"]:
+        return tables.states_all(path)
     return bool(names) and not TABLES.intersection(names)
 
 
-TABLES = {"metavision", "npy", "npz", "csv"}
+TABLES = {"npy", "npz", "csv"}
 RAW = re.compile(rb"% ")
 HDF5 = re.compile(rb"\x89HDF\r\n\x1a\n")
 TEXT = re.compile(rb"(\xef\xbb\xbf)?[\t\r\n\x20-\x7e\x80-\xff]*\Z")

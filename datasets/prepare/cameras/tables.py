@@ -43,16 +43,17 @@ def open_npz(path: Path, said: Said) -> tuple[None, Iterator[Piece]]:
             largest = sum(member.file_size for member in file.zip.infolist())
             if largest > hdf5.MOST_SHRUNK * path.stat().st_size:
                 raise InputError(f"{path}: claims {largest:,} bytes, more than it can hold; fetch it again")
-            for name in file.files:
-                if len(file.files) == 1 or _column_of(name):
-                    arrays[name] = file[name]
+            names = file.files
+            known = [name for name in names if _column_of(name)]
+            for name in names if len(names) == 1 or (said.columns and len(known) < len(COLUMNS)) else known:
+                arrays[name] = file[name]
     except InputError:
         raise
     except Exception as error:
         raise _unreadable(path, ".npz", error) from None
-    if len(arrays) == 1:
-        return None, _from_array(path, next(iter(arrays.values())), said)
-    columns = _by_names(path, list(arrays), said)
+    if len(names) == 1:
+        return None, _from_array(path, arrays[names[0]], said)
+    columns = _by_names(path, list(arrays) if said.columns else names, said)
     return None, _from_columns(path, [arrays[name] for name in columns.names], columns.unit, said.brighter)
 
 
@@ -60,6 +61,8 @@ def open_hdf5(path: Path, said: Said) -> tuple[Size | None, Iterator[Piece]]:
     """Open Metavision's /CD/events, or a group /events of t, x, y and p, as in DSEC."""
     file = hdf5.File(path)
     if file.is_group("events"):
+        if said.columns:
+            raise InputError(f"{path}: names its columns; leave --columns out")
         if missing := [name for name in COLUMNS if not file.is_dataset(f"events/{name}")]:
             raise InputError(f"{path}: wrong layout: /events has no data set {missing[0]}")
         columns = [file.dataset(f"events/{name}", "iuf") for name in COLUMNS]
@@ -78,6 +81,11 @@ def open_hdf5(path: Path, said: Said) -> tuple[Size | None, Iterator[Piece]]:
     if set(COLUMNS) - set(events.dtype.names or ()):
         raise InputError(f"{path}: wrong layout: /CD/events must have the fields x, y, p and t")
     return size, _guarded(path, _from_array(path, events, Said(time_unit="us")))
+
+
+def states_all(path: Path) -> bool:
+    """Return whether an HDF5 file is Metavision's, whose columns, unit and polarities are known."""
+    return not hdf5.File(path).is_group("events")
 
 
 def _guarded(path: Path, pieces: Iterator[Piece]) -> Iterator[Piece]:

@@ -169,7 +169,7 @@ def main() -> None:
     bins = Bins.of(data, "test")
     recordings = tasks.events.read_recordings(data, "test", bins)
     rows = range(len(recordings))
-    recordings, _ = recordings.load(np.arange(len(rows)), bins)
+    recordings, _ = recordings.load(np.arange(len(rows)))
     code = embedded.code(network, bins.dt_ms, bins.T, bins.T_empty, int8=args.quantise == "int8")
     print(f"{path}: {code.constants_bytes:,} bytes of constants, {code.state_bytes:,} of state")
     with tempfile.TemporaryDirectory() as name:

@@ -19,11 +19,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import nir
 import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
+
+import snn
+
+# isort: split
+if __name__ == "__main__":
+    snn.need("nir", "onnx", "onnxscript", "onnxruntime", extra="test")
+
+# isort: split
+import nir
 
 import export
 import tasks

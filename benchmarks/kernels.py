@@ -30,6 +30,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.figures import Figure, Other, add_option, duration, others, store
 from snn import cli, ops
+from snn.errors import InputError
 from snn.machine import processor
 from snn.memory import keep_freed_memory
 from snn.neurons import NEURONS
@@ -196,6 +197,8 @@ def milliseconds(step: Step, device: str) -> float:
 
 def medians(steps: dict[str, Step], rounds: int, device: str) -> dict[str, float]:
     """Measure medians in milliseconds; the first round warms up, the others count."""
+    if rounds < 1:
+        raise InputError(f"--rounds {rounds}: there must be at least 1")
 
     def turn(step: Step) -> float:
         if isinstance(elsewhere := step(), float):  # measured by another process

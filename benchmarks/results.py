@@ -94,6 +94,11 @@ def store(args: argparse.Namespace, words: Sequence[str]) -> None:
         "machine": machine_in_use(find_device(changed.train.device), load_at_start=os.getloadavg()[0]),
         "versions": versions(),
     }
+    if lost := sorted(set(seeds_of(out)) - {str(seed) for seed in args.seeds} - set(seeds_of_same_code(out, result))):
+        raise InputError(
+            f"{out}: holds seed {', '.join(lost)} of other code or packages, which would be lost: train it, too, "
+            "or move the file away"
+        )
     scaling = ["--thresholds"] if isinstance(cfg, config.Config) and cfg.data.validation_share else []
     for seed in tqdm(args.seeds, name, disable=None):
         run_name = f"{name}_seed{seed}"
@@ -139,13 +144,17 @@ def without_places(words: Sequence[str]) -> list[str]:
 
 def seeds_of_same_code(out: Path, result: dict) -> dict[str, dict]:
     """Return the seeds in this file if the same commit, without changes, and the same packages made them, or {}."""
-    commit = result["versions"].get("commit", "+")
-    if not out.exists() or commit.endswith("+"):
+    if not (seeds := seeds_of(out)) or result["versions"].get("commit", "+").endswith("+"):
         return {}
+    return seeds if json.loads(out.read_text(encoding="utf-8"))["versions"] == result["versions"] else {}
+
+
+def seeds_of(out: Path) -> dict[str, dict]:
+    """Return the seeds in this file, or {} if it is none, or holds something else, which may be replaced."""
     try:
         before = json.loads(out.read_text(encoding="utf-8"))
-        return before["seeds"] if before["versions"] == result["versions"] else {}
-    except (ValueError, KeyError, TypeError):  # a file that holds something else is replaced
+        return before["seeds"] if before["versions"] else {}
+    except (OSError, ValueError, KeyError, TypeError):
         return {}
 
 

@@ -31,6 +31,7 @@ from snn.inputs import SparseCounts
 from snn.linear import DENSE_ABOVE, EventLinear
 from snn.losses import objective
 from snn.losses.firing_rate import firing_rate
+from snn.machine import find_device
 from snn.memory import keep_freed_memory
 from snn.replay import Replayed
 
@@ -170,7 +171,7 @@ def main() -> None:
     parser.add_argument("--delays", action="store_true", help="measure networks with delays")
     add_option(parser)
     arguments = parser.parse_args()
-    device = arguments.device
+    device = find_device(arguments.device).type
     cfg = settings.load(CONFIG)
     recordings = make_recordings(cfg.train.batch_size, cfg.data.channels, cfg.data.num_classes)
     plain = partial(our_step, recordings=recordings, device=device)

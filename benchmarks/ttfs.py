@@ -30,6 +30,7 @@ from benchmarks.figures import Figure, Other, add_option, duration, store
 from benchmarks.kernels import medians, processor
 from snn import cli, config, settings
 from snn.errors import InputError
+from snn.machine import find_device
 from snn.memory import keep_freed_memory
 from snn.ttfs.layers import Conv2d, EarliestSpike, Linear
 from snn.ttfs.network import TTFSNetwork
@@ -260,8 +261,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file for the numbers (JSON)")
     add_option(parser)
     arguments = parser.parse_args()
-    torch.backends.cudnn.allow_tf32 = False  # as train.py has it
-    where = processor() if arguments.device == "cpu" else torch.cuda.get_device_name()
+    device = find_device(arguments.device).type  # without TF32, as in train.py
+    where = processor() if device == "cpu" else torch.cuda.get_device_name()
     where += f", {torch.get_num_threads()} threads, torch {torch.__version__}"
     print(where)
     mnist = settings.load(MNIST)
@@ -271,9 +272,9 @@ def main() -> None:
     ]
     if arguments.layers:
         networks = [(arguments.layers, tuple(arguments.shape), arguments.classes, arguments.batch)]
-    results = [compare(*network, arguments.rounds, arguments.device) for network in networks]
+    results = [compare(*network, arguments.rounds, device) for network in networks]
     if arguments.store:
-        store([figure(result, mnist.ttfs.layers, arguments.device) for result in results], arguments.device)
+        store([figure(result, mnist.ttfs.layers, device) for result in results], device)
     if arguments.json:
         arguments.json.write_text(json.dumps({"where": where, "networks": results}, indent=1) + "\n", encoding="utf-8")
 

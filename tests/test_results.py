@@ -251,6 +251,7 @@ def test_wrong_words(repository, monkeypatch, words, message):
 def test_a_stored_result_has_scaled_thresholds_if_they_can_be_chosen(repository, monkeypatch, name, share, scaled):
     """Only first-spike networks with held-out recordings have them; each seed has its own metrics, none unknown."""
     path = next((repository / "configs").glob(f"{name}*.yaml"))
+    (repository / "results" / "adlif_shd.json").unlink()
     values = settings.read_yaml(path)
     values["data"]["validation_share"] = share
     path.write_text(json.dumps(values))
@@ -282,8 +283,9 @@ def test_a_stored_result_has_scaled_thresholds_if_they_can_be_chosen(repository,
     ("first", "second", "kept"), [("abc", "abc", True), ("abc", "abd", False), ("a+", "a+", False)]
 )
 def test_seeds_of_one_commit_are_joined_and_stored_one_by_one(repository, monkeypatch, first, second, kept):
-    """A training that fails leaves the seeds before it in the file."""
+    """A training that fails leaves the seeds before it in the file. Those of other code are not lost unasked."""
     path, versions = repository / "configs" / "adlif_shd.yaml", {}
+    (repository / "results" / "adlif_shd.json").unlink()
 
     def run(*command: str) -> None:
         if ("--seed", "9") in pairwise(command):
@@ -297,16 +299,19 @@ def test_seeds_of_one_commit_are_joined_and_stored_one_by_one(repository, monkey
     monkeypatch.chdir(repository)
     monkeypatch.setattr(results, "run", run)
     monkeypatch.setattr(results, "versions", lambda: dict(versions))
-    for commit, seeds in ((first, "4 10 9 2"), (second, "3")):
+    for commit, seeds in ((first, "4 10 9 2"), (second, "3"), (second, "3 4 10")):
         versions["commit"] = commit
         monkeypatch.setattr("sys.argv", ["results", str(path), "--seeds", *seeds.split()])
         if "9" in seeds:
             with pytest.raises(InputError):
                 results.main()
+        elif seeds == "3" and not kept:
+            with pytest.raises(InputError, match=r"holds seed 10, 4 of other code .* move the file away"):
+                results.main()
         else:
             results.main()
     stored = json.loads((repository / "results" / "adlif_shd.json").read_text())
-    assert list(stored["seeds"]) == (["3", "4", "10"] if kept else ["3"])
+    assert list(stored["seeds"]) == ["3", "4", "10"]
     assert stored["command"].endswith(f"--seeds {' '.join(stored['seeds'])}")
 
 

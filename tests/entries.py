@@ -337,7 +337,7 @@ def ttfs_functions(draw: Draw) -> None:
 
 @entry
 def ttfs_kernels(draw: Draw) -> None:
-    B, N, of = draw.size(), draw.size(70), draw.random.integers(6)
+    B, N, of = draw.size(), draw.size(70), draw.random.integers(4)
     g, t = draw.tensor(B, N), draw.tensor(B, N)
     if of == 0:
         kernels.split(t, 1.0)
@@ -345,16 +345,8 @@ def ttfs_kernels(draw: Draw) -> None:
         kernels.fire(draw.tensor(2 * B, N), 1.0, draw.chance(0.5))
     elif of == 2:
         kernels.spread(g, t, draw.tensor(B, N), 1.0, 1.0)
-    elif of == 3:
-        kernels.by_time(g, t)
-    elif of == 4:
-        kernels.earliest(draw.tensor(B, 2, draw.size(), draw.size()))
     else:
-        H, W = draw.size() + 1, draw.size() + 1
-        places = draw.whole(B * (H // 2) * (W // 2), 0, 4, torch.uint8)
-        if isinstance(places, Tensor) and places.numel() == B * (H // 2) * (W // 2):
-            places = places.view(B, 1, H // 2, W // 2)
-        kernels.to_earliest(draw.tensor(B, 1, H // 2, W // 2), places, draw.shape(B, 1, H, W))
+        kernels.by_time(g, t)
 
 
 TTFS = settings.load(CONFIGS / "ttfs_mnist_mlp.yaml").ttfs

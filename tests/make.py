@@ -206,3 +206,15 @@ def random_times(shape: tuple, T: float, seed: int, silent_share: float = 0.3) -
 def random_weights(shape: tuple, seed: int, scale: float = 1.0) -> torch.Tensor:
     random = torch.Generator().manual_seed(seed)
     return scale * torch.randn(shape, generator=random, dtype=torch.float64) * (2 / math.prod(shape[1:])) ** 0.5
+
+
+def spike_times(S: Tensor, A: Tensor, T: float, zero_drive_fires: bool = False) -> Tensor:
+    """Compute the spike times of TTFS neurons from S and A in plain torch, differentiated by autograd."""
+    drive = T * S + A
+    is_early = A >= T
+    is_silent = ~is_early & ((drive < 0) | ((S == 0) & (A == 0) & (not zero_drive_fires)))
+    # inf and 0 must not meet in a product or a quotient, forward or backward
+    has_slope = ~(is_early | is_silent)
+    t = (T - torch.where(has_slope, A, T)) / torch.where(has_slope, 1 + S, 1)
+    t = t - (t - t.clamp(max=T)).detach()  # rounding may exceed T
+    return torch.where(is_silent, math.inf, t)

@@ -8,7 +8,7 @@ from torch.autograd import gradcheck
 
 from snn.errors import InputError
 from snn.ttfs import functional, kernels, products
-from tests.make import INF, WINDOWS, finite, random_times, random_weights
+from tests.make import INF, WINDOWS, finite, random_times, random_weights, spike_times
 
 GRID_STEPS = 4096
 
@@ -70,9 +70,9 @@ def test_zero_drive(T):
     S, A = torch.zeros(2, 1, 5, dtype=torch.float64).unbind()
     t_1N, W_ON = torch.full((1, 3), INF), torch.randn(5, 3)
     assert (functional.linear(t_1N, W_ON, T) == INF).all()
-    assert (functional.spike_times(S, A, T) == INF).all()
+    assert (spike_times(S, A, T) == INF).all()
     assert (functional.linear(t_1N, W_ON, T, zero_drive_fires=True) == T).all()
-    assert (functional.spike_times(S, A, T, zero_drive_fires=True) == T).all()
+    assert (spike_times(S, A, T, zero_drive_fires=True) == T).all()
     # weights of 0 are no drive either
     assert (functional.linear(torch.zeros(1, 3), torch.zeros(5, 3), T) == INF).all()
 
@@ -179,7 +179,7 @@ def test_finite_at_zero_by_zero(T, dtype):
     t = torch.tensor([[0.0, T]], dtype=dtype, requires_grad=True)
     W = torch.tensor([[1.0, -2.0]], dtype=dtype, requires_grad=True)
     m, a = products.masks_and_leads(t, T)
-    for out in (functional.linear(t, W, T), functional.spike_times(m @ W.T, a @ W.T, T)):
+    for out in (functional.linear(t, W, T), spike_times(m @ W.T, a @ W.T, T)):
         assert out.item() == 0
         for g in torch.autograd.grad(out, (t, W), torch.ones_like(out)):
             assert (g == 0).all()
@@ -232,9 +232,9 @@ def test_single_and_double_precision_agree_off_the_boundaries():
 @pytest.mark.parametrize("shape", [(7, 5), (64, 700)])
 def test_compiled_kernels_equal_torch_in_every_bit(monkeypatch, shape, dtype, clip):
     """Small inputs run on one thread and large ones on two; uninitialised memory is filled with NaN."""
-    empty_like, new_empty = torch.empty_like, torch.Tensor.new_empty
+    empty_like, empty = torch.empty_like, torch.empty
     monkeypatch.setattr(torch, "empty_like", lambda x: empty_like(x).fill_(math.nan))
-    monkeypatch.setattr(torch.Tensor, "new_empty", lambda x, size: new_empty(x, size).fill_(math.nan))
+    monkeypatch.setattr(torch, "empty", lambda *sizes, **of: empty(*sizes, **of).fill_(math.nan))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     used = []
     fits = kernels.fits
@@ -281,7 +281,7 @@ def test_compiled_pool_equals_torch_in_every_bit(monkeypatch, shape, dtype):
         monkeypatch.setattr(kernels, "fits", lambda *x, c=compiled: c and fits(*x))
         t_in = t.clone().requires_grad_()
         out = functional.max_pool2d(t_in, 2)
-        assert (out.grad_fn.saved_tensors[0].dtype == torch.uint8) is compiled
+        assert out.grad_fn.name().startswith("Permute") is compiled
         g = torch.arange(out.numel(), dtype=dtype).view_as(out)
         results.append((out.detach().nan_to_num(-1), *torch.autograd.grad(out, t_in, g)))
     assert (results[0][0] == -1).any()

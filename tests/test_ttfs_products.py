@@ -8,7 +8,7 @@ import torch
 from snn.errors import InputError
 from snn.ops import sparse_conv
 from snn.ttfs import functional, products
-from tests.make import INF, WINDOWS, finite, random_times, random_weights
+from tests.make import INF, WINDOWS, finite, random_times, random_weights, spike_times
 
 
 def reference_layer(t, W, T, stride_padding=None, zero_drive_fires=False, bias=0.0):
@@ -16,7 +16,7 @@ def reference_layer(t, W, T, stride_padding=None, zero_drive_fires=False, bias=0
         return x @ W.T if stride_padding is None else torch.nn.functional.conv2d(x, W, None, *stride_padding)
 
     m, a = products.masks_and_leads(t, T)
-    return functional.spike_times(sum_inputs(m) + bias, sum_inputs(a), T, zero_drive_fires)
+    return spike_times(sum_inputs(m) + bias, sum_inputs(a), T, zero_drive_fires)
 
 
 LAYERS = [  # input, weights, (stride, padding)

@@ -4,6 +4,8 @@ Images are (F, H, W, C), channels last. Windows of K x K lie side by side, and p
 Of equal entries, the first of the window counts, line by line, as in torch.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -35,28 +37,28 @@ def _forward(x, out, places, K, begin, end):
 @kernel
 def _backward(gy, places, gx, K, begin, end):
     """Compute the frames begin ... end of `gx`: each gradient goes to the place its output came from."""
-    _, height, width, C = gy.shape
+    (_, height, width, C), zero = gy.shape, gy.dtype.type(0)
     for f in range(begin, end):
         gx[f, height * K :] = 0
         gx[f, :, width * K :] = 0
         for y in range(height):
-            for column in range(width):
-                g, place = gy[f, y, column], places[f, y, column]
-                for k in range(K * K):
-                    target = gx[f, y * K + k // K, column * K + k % K]
+            for k in range(K * K):
+                line = gx[f, y * K + k // K]
+                for column in range(width):
+                    at = column * K + k % K
                     for c in range(C):
-                        target[c] = g[c] if place[c] == k else 0
+                        line[at, c] = gy[f, y, column, c] if places[f, y, column, c] == k else zero
 
 
-class _MaxPool(torch.autograd.Function):
+class _Pool(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x_FHWC: Tensor, kernel: int) -> Tensor:
+    def forward(ctx, x_FHWC: Tensor, kernel: int, choose: Callable) -> Tensor:
         F, H, W, C = x_FHWC.shape
-        out = torch.empty(F, H // kernel, W // kernel, C, dtype=x_FHWC.dtype)
+        out = x_FHWC.new_empty((F, H // kernel, W // kernel, C))
         places = torch.empty(out.shape, dtype=torch.uint8)
         arguments = (x_FHWC.detach().contiguous().numpy(), out.numpy(), places.numpy(), kernel)
         lines = F * out.shape[1]
-        in_parts(_forward, arguments, lines)
+        in_parts(choose, arguments, lines)
         ctx.save_for_backward(places)
         ctx.kernel, ctx.shape = kernel, x_FHWC.shape
         return out
@@ -67,7 +69,12 @@ class _MaxPool(torch.autograd.Function):
         gx_FHWC = torch.empty(ctx.shape, dtype=gy_FHWC.dtype)
         arguments = (gy_FHWC.contiguous().numpy(), places.numpy(), gx_FHWC.numpy(), ctx.kernel)
         in_parts(_backward, arguments, ctx.shape[0])
-        return gx_FHWC, None
+        return gx_FHWC, None, None
+
+
+def pool(x_FHWC: Tensor, kernel: int, choose: Callable) -> Tensor:
+    """Return the entry of each window that the kernel `choose` takes; it is like `_forward`."""
+    return _Pool.apply(x_FHWC, kernel, choose)
 
 
 def max_pool(x_FHWC: Tensor, kernel: int) -> Tensor:
@@ -76,4 +83,4 @@ def max_pool(x_FHWC: Tensor, kernel: int) -> Tensor:
     checks.whole("the kernel of a pool", kernel, 1, LARGEST_KERNEL)
     if kernel > min(x_FHWC.shape[1:3]):
         raise InputError(f"no window of {kernel} x {kernel} fits into {x_FHWC.shape[1]} x {x_FHWC.shape[2]} pixels")
-    return _MaxPool.apply(x_FHWC, kernel)
+    return pool(x_FHWC, kernel, _forward)

@@ -32,18 +32,6 @@ from snn.ttfs import kernels, products
 from snn.ttfs.products import masks_and_leads
 
 
-def spike_times(S: Tensor, A: Tensor, T: float, zero_drive_fires: bool = False) -> Tensor:
-    """Compute the formula in plain torch, differentiated by autograd: the reference for the compiled kernels."""
-    drive = T * S + A
-    is_early = A >= T
-    is_silent = ~is_early & ((drive < 0) | _without_drive(S, A, zero_drive_fires))
-    # inf and 0 must not meet in a product or a quotient, forward or backward
-    has_slope = ~(is_early | is_silent)
-    t = (T - torch.where(has_slope, A, T)) / torch.where(has_slope, 1 + S, 1)
-    t = t - (t - t.clamp(max=T)).detach()  # rounding may exceed T
-    return torch.where(is_silent, math.inf, t)
-
-
 def linear(
     t_BN: Tensor,
     W_ON: Tensor,
@@ -54,7 +42,7 @@ def linear(
     grad_clip: float | None = None,
 ) -> Tensor:
     """Return the spike times (B, O) of a fully connected layer. Its product runs once forward and twice backward."""
-    check_window(T)
+    checks.number("the window T", T, above=0)
     checks.tensor("W", W_ON, ("outputs", "inputs"))
     t_BN = checks.like_weights("t", t_BN, ("samples", W_ON.shape[1]), W_ON)
     return _apply(t_BN, W_ON, bias_O, T, None, zero_drive_fires, grad_clip)
@@ -72,7 +60,7 @@ def conv2d(
     grad_clip: float | None = None,
 ) -> Tensor:
     """Return the spike times of a convolutional layer; its padding is silent."""
-    check_window(T)
+    checks.number("the window T", T, above=0)
     checks.tensor("W", W_OCKK, ("outputs", "channels", "kernel", "kernel"))
     checks.whole("stride", stride, 1)
     checks.whole("padding", padding, 0)
@@ -101,14 +89,19 @@ def _apply(
 def max_pool2d(t_BCHW: Tensor, kernel: int, stride: int | None = None, padding: int = 0) -> Tensor:
     """Return the earliest spike of each patch; patches may overlap."""
     _check_pool(t_BCHW, kernel, stride, padding)
-    return _EarliestSpike.apply(t_BCHW, kernel, stride or kernel, padding)
+    stride = stride or kernel
+    if (kernel, stride, padding) == (2, 2, 0) and t_BCHW.device.type == "cpu" and kernels.fits(t_BCHW):
+        return kernels.earliest(t_BCHW)
+    with torch.no_grad():
+        _, source_BCHW = F.max_pool2d(-t_BCHW, kernel, stride, padding, return_indices=True)
+    return t_BCHW.flatten(2).gather(2, source_BCHW.flatten(2)).view_as(source_BCHW)
 
 
 def avg_pool2d(t_BCHW: Tensor, kernel: int, T: float, stride: int | None = None, padding: int = 0) -> Tensor:
     """Average patches as leads a = T - t, with 0 for a silent input; the result is silent if the whole patch is."""
-    check_window(T)
+    checks.number("the window T", T, above=0)
     _check_pool(t_BCHW, kernel, stride, padding)
-    check_times(t_BCHW, T)
+    kernels.check_times(t_BCHW, T)
     m_BCHW, a_BCHW = masks_and_leads(t_BCHW, T)
     a_BCHW = F.avg_pool2d(a_BCHW, kernel, stride, padding)
     return torch.where(F.max_pool2d(m_BCHW, kernel, stride, padding) == 0, math.inf, T - a_BCHW)
@@ -116,17 +109,17 @@ def avg_pool2d(t_BCHW: Tensor, kernel: int, T: float, stride: int | None = None,
 
 def readout(t_BN: Tensor, W_ON: Tensor, T: float) -> Tensor:
     """Return the potentials V(2T) = Σ w m (2T - t) of neurons that do not fire, (B, O). The largest decides."""
-    check_window(T)
+    checks.number("the window T", T, above=0)
     checks.tensor("W", W_ON, ("outputs", "inputs"))
     t_BN = checks.like_weights("t", t_BN, ("samples", W_ON.shape[1]), W_ON)
-    check_times(t_BN, T)
+    kernels.check_times(t_BN, T)
     with checks.without_autocast(t_BN.device):
         return F.linear(torch.where(t_BN == math.inf, 0, 2 * T - t_BN), W_ON)
 
 
 def unit_encode(x: Tensor, T: float) -> Tensor:
     """Convert pixels in [0, 1] to times t = (1 - x) T, so that bright pixels come first; 0 is silent."""
-    check_window(T)
+    checks.number("the window T", T, above=0)
     checks.tensor("the pixels", x, (...,))
     x = x if x.is_floating_point() else x.float()
     # a look at the values would break a compiled graph, and make the CPU wait for a GPU
@@ -141,22 +134,10 @@ def unit_encode(x: Tensor, T: float) -> Tensor:
 
 def direct_encode(y: Tensor, T: float) -> Tensor:
     """Convert the real values of a layer to times: clamp them to [0, 1], then treat them as pixels."""
-    check_window(T)
+    checks.number("the window T", T, above=0)
     checks.tensor("the values", y, (...,))
     y = (y if y.is_floating_point() else y.float()).clamp(0, 1)
     return torch.where(y == 0, math.inf, (1 - y) * T)
-
-
-def check_window(T: float) -> None:
-    """Raise InputError unless T is a positive, finite length of time."""
-    if not (checks.is_number(T) and T > 0 and math.isfinite(T)):
-        raise InputError(f"the window T = {T} must be a positive number")
-
-
-def check_times(t: Tensor, T: float) -> None:
-    """Raise InputError if a time on the CPU is neither in [0, T] nor inf. NaN passes and shows up in the loss."""
-    if t.device.type == "cpu" and kernels.fits(t):
-        kernels.check_times(t, T)
 
 
 def _check_pool(t_BCHW: Tensor, kernel: int, stride: int | None, padding: int) -> None:
@@ -212,38 +193,13 @@ class _Layer(torch.autograd.Function):
         return g_t, g_W, g_b, None, None, None, None
 
 
-class _EarliestSpike(torch.autograd.Function):
-    """-max_pool2d(-t), which keeps only the place that each patch's spike came from, and no copy of -t."""
-
-    @staticmethod
-    def forward(ctx, t_BCHW: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
-        ctx.shape = t_BCHW.shape
-        if (kernel, stride, padding) == (2, 2, 0) and t_BCHW.device.type == "cpu" and kernels.fits(t_BCHW):
-            out_BCHW, places_BCHW = kernels.earliest(t_BCHW)
-            ctx.save_for_backward(places_BCHW)
-            return out_BCHW
-        lead_BCHW, source_BCHW = F.max_pool2d(-t_BCHW, kernel, stride, padding, return_indices=True)
-        ctx.save_for_backward(source_BCHW)
-        return lead_BCHW.neg_()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, g_BCHW: Tensor) -> tuple[Tensor | None, ...]:
-        (source_BCHW,) = ctx.saved_tensors
-        if source_BCHW.dtype == torch.uint8:  # places within patches, from the kernel
-            return kernels.to_earliest(g_BCHW, source_BCHW, ctx.shape), None, None, None
-        g_BCR = g_BCHW.new_zeros((*ctx.shape[:2], math.prod(ctx.shape[2:])))
-        g_BCR.scatter_add_(2, source_BCHW.flatten(2), g_BCHW.flatten(2))
-        return g_BCR.view(ctx.shape), None, None, None
-
-
 def _fire(x: Tensor, T: float, zero_drive_fires: bool) -> tuple[Tensor, Tensor]:
     """Return spike times, and 1 / (1 + S) of the neurons that have a slope, from [S; A]."""
     if kernels.fits(x):
         return kernels.fire(x, T, zero_drive_fires)
     S, A = x.chunk(2)
     is_early = A >= T
-    is_silent = ~is_early & ((T * S + A < 0) | _without_drive(S, A, zero_drive_fires))
+    is_silent = ~is_early & ((T * S + A < 0) | ((S == 0) & (A == 0) & (not zero_drive_fires)))
     r = (1 / (1 + S)).masked_fill_(is_early | is_silent, 0)
     t = ((T - A) * r).clamp_(max=T)
     return t.masked_fill_(is_silent, math.inf), r
@@ -267,7 +223,3 @@ def _spread(g: Tensor, t: Tensor, r: Tensor, T: float, grad_clip: float) -> Tens
 def _by_time(g_a: Tensor, t: Tensor) -> Tensor:
     """Turn the gradient of a = T - t into that of t, in place. A mask has no gradient, so silent inputs have none."""
     return kernels.by_time(g_a, t) if kernels.fits(g_a, t) else g_a.neg_().masked_fill_(t == math.inf, 0)
-
-
-def _without_drive(S: Tensor, A: Tensor, zero_drive_fires: bool) -> Tensor | bool:
-    return False if zero_drive_fires else (S == 0) & (A == 0)

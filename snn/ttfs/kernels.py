@@ -5,7 +5,7 @@ equal the plain torch of `snn.ttfs.functional` in every bit. Arrays of a layer a
 there. Maps of neurons have their channels last in memory on the CPU, and any layout is accepted.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from snn import checks, ops
 from snn.errors import InputError
+from snn.ops import max_pool
 from snn.ops.compiled import in_parts, inlined, kernel
 
 ROUNDING = 1e-4  # as a share of T; an average of leads may exceed T by this much
@@ -96,7 +97,7 @@ def _by_time(g, t, begin, end):
 
 
 @kernel
-def _earliest(t, out, places, begin, end):
+def _earliest(t, out, places, _, begin, end):
     """Fill the lines begin ... end of `out`, over all images. The first of equal times wins, and NaN before all."""
     _, height, width, channels = out.shape
     for line in range(begin, end):
@@ -117,23 +118,6 @@ def _earliest(t, out, places, begin, end):
                 best[x, c], place[x, c] = first, k
 
 
-@kernel
-def _to_earliest(g, places, gt, begin, end):
-    """Fill the images begin ... end of `gt`: each gradient goes to the place that its spike came from."""
-    _, height, width, channels = g.shape
-    zero = g.dtype.type(0)
-    for b in range(begin, end):
-        gt[b, 2 * height :] = 0
-        gt[b, :, 2 * width :] = 0
-        for y in range(height):
-            for k in range(4):
-                line = gt[b, 2 * y + (k >> 1)]
-                for x in range(width):
-                    at = 2 * x + (k & 1)
-                    for c in range(channels):
-                        line[at, c] = g[b, y, x, c] if places[b, y, x, c] == k else zero
-
-
 def fits(*tensors: Tensor) -> bool:
     """Return whether the kernels take these: on CPU or GPU, float32 or float64, and not while torch.compile traces."""
     return not torch.compiler.is_compiling() and all(
@@ -151,6 +135,8 @@ def _check(**tensors: Tensor) -> None:
 
 def check_times(t: Tensor, T: float) -> None:
     """Raise InputError if a time on the CPU is neither in [0, T], up to rounding, nor inf. NaN passes and stays."""
+    if t.device.type != "cpu" or not fits(t):
+        return
     outside = torch.zeros(1, dtype=t.dtype)
     _run(_check_times, (outside, t), -ROUNDING * T, (1 + ROUNDING) * T)
     _refuse_if(outside, t, T)
@@ -202,26 +188,9 @@ def by_time(g: Tensor, t: Tensor) -> Tensor:
     return g
 
 
-def earliest(t_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the earliest spike of each 2 x 2 patch, and the place in the patch it came from, 0 ... 3 (uint8)."""
-    checks.tensor("t", t_BCHW, (...,), checks.FLOATS, torch.device("cpu"))
-    B, C, H, W = _check_maps(t_BCHW.shape)
-    out_BCHW = _empty(t_BCHW, B, C, H // 2, W // 2)
-    places_BCHW = torch.empty_like(out_BCHW, dtype=torch.uint8)
-    _run_over(_earliest, (t_BCHW, out_BCHW, places_BCHW), B * (H // 2), out_BCHW.numel())
-    return out_BCHW, places_BCHW
-
-
-def to_earliest(g_BCHW: Tensor, places_BCHW: Tensor, shape: torch.Size) -> Tensor:
-    """Return the gradient of times of this shape from that of the earliest times."""
-    B, C, H, W = _check_maps(shape)
-    checks.tensor("g", g_BCHW, (B, C, H // 2, W // 2), checks.FLOATS, torch.device("cpu"))
-    checks.tensor("places", places_BCHW, g_BCHW.shape, (torch.uint8,), g_BCHW.device)
-    if places_BCHW.max() > 3:
-        raise InputError(f"places in a 2 x 2 patch are 0 to 3, but go to {places_BCHW.max()}")
-    gt_BCHW = _empty(g_BCHW, B, C, H, W)
-    _run_over(_to_earliest, (g_BCHW, places_BCHW, gt_BCHW), B, g_BCHW.numel())
-    return gt_BCHW
+def earliest(t_BCHW: Tensor) -> Tensor:
+    """Return the earliest spike of each 2 x 2 patch of maps on the CPU."""
+    return max_pool.pool(t_BCHW.permute(0, 2, 3, 1), 2, _earliest).permute(0, 3, 1, 2)
 
 
 def layout(x: Tensor) -> torch.memory_format:
@@ -237,26 +206,7 @@ def channels_last(x: Tensor) -> Tensor:
 
 def _empty(like: Tensor, *shape: int) -> Tensor:
     """Return memory for a tensor of this shape, in its layout."""
-    if layout(like) == torch.contiguous_format:
-        return like.new_empty(shape)
-    B, C, H, W = shape
-    return like.new_empty((B, H, W, C)).permute(0, 3, 1, 2)
-
-
-def _check_maps(shape: Sequence[int]) -> tuple[int, int, int, int]:
-    """Return the shape; InputError unless it is that of maps with room for a patch."""
-    checks.sizes("the shape of the times", tuple(shape))
-    if len(shape) != 4 or min(shape[2:]) < 2:
-        raise InputError(f"times must be (images, channels, height, width), of 2 x 2 or more, but are {tuple(shape)}")
-    B, C, H, W = shape
-    return B, C, H, W
-
-
-def _run_over(work: Callable, maps: tuple[Tensor, ...], size: int, neurons: int) -> None:
-    """Run `work` over parts of `size` lines or images of the maps."""
-    arrays = tuple(channels_last(x).numpy() for x in maps)
-    threads = None if neurons >= SERIAL_BELOW else 1
-    in_parts(work, arrays, size, threads)
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout(like))
 
 
 def _run(work: Callable, tensors: tuple[Tensor, ...], *constants: float) -> None:

@@ -52,7 +52,7 @@ class SpikingLayer(GivesTimes):
         grad_clip: float | None = None,
     ):
         super().__init__()
-        functional.check_window(T)
+        checks.number("the window T", T, above=0)
         for size in weight_shape:
             checks.whole("a size of the layer", size, 1)
         self.T = T
@@ -151,7 +151,7 @@ class AverageLead(GivesTimes):
 
     def __init__(self, kernel: int, T: float):
         super().__init__()
-        functional.check_window(T)
+        checks.number("the window T", T, above=0)
         self.kernel, self.T = kernel, T
 
     def forward(self, t_BCHW: Tensor) -> Tensor:
@@ -163,7 +163,7 @@ class Readout(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, T: float):
         super().__init__()
-        functional.check_window(T)
+        checks.number("the window T", T, above=0)
         for size in (inputs, outputs):
             checks.whole("a size of the layer", size, 1)
         self.T = T
@@ -178,7 +178,7 @@ class UnitEncoder(GivesTimes):
 
     def __init__(self, T: float):
         super().__init__()
-        functional.check_window(T)
+        checks.number("the window T", T, above=0)
         self.T = T
 
     def forward(self, x: Tensor) -> Tensor:

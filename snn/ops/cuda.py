@@ -21,10 +21,6 @@ KEPT_BYTES = 512  # threads of a block times bytes of a number: small, so that f
 # multiprocessors, and what a segment keeps fits the memory that a block shares
 
 
-class CannotCompile(Exception):
-    """NVRTC refuses a source; the message holds NVRTC's words."""
-
-
 source, file = cache(printer.cuda), printer.file
 
 
@@ -39,7 +35,7 @@ def options_of(dtype: torch.dtype) -> tuple[str, ...]:
 
 
 def machine_code(source: str, architecture: str, options: tuple[str, ...]) -> tuple[bytes, str]:
-    """Return the kernels of a source text for sm_<architecture>, and the compiler's report.
+    """Return the kernels of a source text for sm_<architecture>, and NVRTC's report; InputError if it refuses.
 
     cupy.RawModule would add -ftz=true, and potentials below the normal numbers would differ from the reference.
     """
@@ -48,7 +44,11 @@ def machine_code(source: str, architecture: str, options: tuple[str, ...]) -> tu
         nvrtc.compileProgram(program, [f"-arch=sm_{architecture}", "--fmad=false", "--ptxas-options=-v", *options])
         return nvrtc.getCUBIN(program), nvrtc.getProgramLog(program)
     except nvrtc.NVRTCError as error:
-        raise CannotCompile(f"for sm_{architecture}: {error}: {nvrtc.getProgramLog(program)}") from None
+        words = " ".join(f"{error}: {nvrtc.getProgramLog(program)}".split())
+        raise InputError(
+            f"backend 'cupy' cannot compile for sm_{architecture}: {words}; for a GPU that this cupy does not know, "
+            "install the package of a newer CUDA"
+        ) from None
     finally:
         nvrtc.destroyProgram(program)
 
@@ -57,14 +57,7 @@ def machine_code(source: str, architecture: str, options: tuple[str, ...]) -> tu
 def _module(source: str, options: tuple[str, ...], device: int) -> cupy.cuda.function.Module:
     """Return the compiled kernels of one variant, loaded on that device; their first use in a process takes 0.1 s."""
     with cupy.cuda.Device(device) as gpu:
-        architecture = gpu.compute_capability
-        try:
-            code, _ = machine_code(source, architecture, options)
-        except CannotCompile as error:
-            raise InputError(
-                f"backend 'cupy' cannot compile {' '.join(str(error).split())}; for a GPU that this cupy does not "
-                "know, install the package of a newer CUDA"
-            ) from None
+        code, _ = machine_code(source, gpu.compute_capability, options)
         module = cupy.cuda.function.Module()
         module.load(code)
         return module

@@ -38,39 +38,31 @@ class Moved(NamedTuple):
 
 
 @kernel
-def _count(offsets, channels, lags, C, U, by_channel, numbers, begin, end):
-    """Set numbers[b, row] to the number of events that sample b has in each row."""
+def _move(offsets, channels, counts, lags, C, U, by_channel, numbers, moved_channels, moved_counts, begin, end):
+    """Write the events of samples begin ... end, in the order of their steps, into rows that begin at numbers[b, row].
+
+    If there is no `moved_counts`, only set `numbers` to the number of events that each sample has in each row.
+    """
     B, rows = numbers.shape
-    number = np.empty(rows, np.int64)  # counted here, then copied once
+    place = np.zeros(rows, np.uint64)  # counted here, then copied once
     for b in range(begin, end):
-        number[:] = 0
+        if moved_counts is None:
+            place[:] = 0
+        else:
+            place[:] = numbers[b]
         for t in range((len(offsets) - 1) // B):
             for first in range(0, len(lags), C):
                 for e in range(np.uint64(offsets[t * B + b]), np.uint64(offsets[t * B + b + 1])):
                     c = np.uint64(first) + np.uint64(channels[e])
                     u = np.uint64(t + lags[c])  # a step before the first is a huge number
                     if u < np.uint64(U):
-                        number[c if by_channel else u] += 1
-        numbers[b] = number
-
-
-@kernel
-def _move(offsets, channels, counts, lags, C, U, by_channel, firsts, moved_channels, moved_counts, begin, end):
-    """Write the events of samples begin ... end into their rows, in the order of their steps."""
-    B, rows = firsts.shape
-    place = np.empty(rows, np.uint64)
-    for b in range(begin, end):
-        place[:] = firsts[b]
-        for t in range((len(offsets) - 1) // B):
-            for first in range(0, len(lags), C):
-                for e in range(np.uint64(offsets[t * B + b]), np.uint64(offsets[t * B + b + 1])):
-                    c = np.uint64(first) + np.uint64(channels[e])
-                    u = np.uint64(t + lags[c])
-                    if u < np.uint64(U):
                         row = c if by_channel else u
-                        moved_channels[place[row]] = u if by_channel else c
-                        moved_counts[place[row]] = counts[e]
+                        if moved_counts is not None:
+                            moved_channels[place[row]] = u if by_channel else c
+                            moved_counts[place[row]] = counts[e]
                         place[row] += np.uint64(1)
+        if moved_counts is None:
+            numbers[b] = place
 
 
 def moved(
@@ -90,7 +82,7 @@ def moved(
     rule = first_C.numpy() - past + K - 1, num_inputs, U, by_channel
     ends = np.zeros(B * (len(first_C) if by_channel else U) + 1, np.int64)
     numbers = ends[1:].reshape(B, -1)
-    in_parts(_count, (*entries[:2], *rule, numbers), B)
+    in_parts(_move, (*entries, *rule, numbers, None, None), B)
     np.cumsum(ends, out=ends)
     results = np.empty(ends[-1], np.uint32), np.empty(ends[-1], entries[2].dtype)
     firsts = ends[:-1].reshape(B, -1)

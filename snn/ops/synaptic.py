@@ -39,21 +39,10 @@ class Rows(NamedTuple):
 
 
 @kernel
-def _count_rows(offsets, channels, B, numbers_IC, begin, end):
-    """Count the rows of each channel in groups begin ... end."""
+def _fill_rows(offsets, channels, counts, B, rows_IC, places, x, begin, end):
+    """Write the rows of groups begin ... end, which begin at rows_IC; without x, only count them into rows_IC."""
     for i in range(begin, end):
-        last_C = np.full(numbers_IC.shape[1], -2)
-        for t in range((len(offsets) - 1) // B):
-            for e in range(offsets[t * B + i * LINE], offsets[t * B + min(B, (i + 1) * LINE)]):
-                numbers_IC[i, channels[e]] += min(t - last_C[channels[e]], 2)
-                last_C[channels[e]] = t
-
-
-@kernel
-def _fill_rows(offsets, channels, counts, B, firsts_IC, places, x, begin, end):
-    """Write the rows of groups begin ... end."""
-    for i in range(begin, end):
-        row_C, last_C = firsts_IC[i] - 2, np.full(firsts_IC.shape[1], -2)
+        row_C, last_C = rows_IC[i] if x is None else rows_IC[i] - 2, np.full(rows_IC.shape[1], -2)
         for t in range((len(offsets) - 1) // B):
             for b in range(i * LINE, min(B, (i + 1) * LINE)):
                 for e in range(offsets[t * B + b], offsets[t * B + b + 1]):
@@ -61,8 +50,10 @@ def _fill_rows(offsets, channels, counts, B, firsts_IC, places, x, begin, end):
                     if t > last_C[c]:
                         row_C[c] += min(t - last_C[c], 2)
                         last_C[c] = t
-                        places[row_C[c]], places[row_C[c] + 1] = t * LINE, (t + 1) * LINE
-                    x[row_C[c] * LINE + b - i * LINE] += counts[e]
+                        if x is not None:
+                            places[row_C[c]], places[row_C[c] + 1] = t * LINE, (t + 1) * LINE
+                    if x is not None:
+                        x[row_C[c] * LINE + b - i * LINE] += counts[e]
 
 
 def in_rows(offsets: Tensor, channels: Tensor, counts: Tensor, C: int, B: int) -> Rows:
@@ -70,8 +61,7 @@ def in_rows(offsets: Tensor, channels: Tensor, counts: Tensor, C: int, B: int) -
     entries = arrays(offsets, channels, counts, counts.dtype)
     groups = -(-B // LINE)
     firsts = np.zeros(groups * C + 1, np.int64)
-    numbers_IC = firsts[1:].reshape(groups, C)
-    in_parts(_count_rows, (*entries[:2], B, numbers_IC), groups)
+    in_parts(_fill_rows, (*entries, B, firsts[1:].reshape(groups, C), None, None), groups)
     np.cumsum(firsts, out=firsts)
     places, x = np.empty(firsts[-1], np.uint64), counts.new_zeros(firsts[-1] * LINE).numpy()
     arguments = *entries, B, firsts[:-1].reshape(groups, C), places, x

@@ -95,8 +95,8 @@ def _neurons(network: Network) -> list[SpikingNeuron]:
 def _refuse_delays(network: Network) -> None:
     if network.delays():
         raise InputError(
-            "a network with learned delays cannot be exported to NIR or ONNX, whose step knows no steps before it; "
-            "--format c takes it unless it has convolutions"
+            "a network with learned delays cannot be exported to NIR or ONNX: NIR's simulators know no delays, and the "
+            "step of ONNX knows no steps before it; --format c takes it unless it has convolutions"
         )
 
 

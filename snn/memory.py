@@ -41,6 +41,7 @@ def available_bytes() -> int:
             )
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit != resource.RLIM_INFINITY:
-        pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0])
-        limits.append(limit - pages * os.sysconf("SC_PAGE_SIZE"))
+        with suppress(OSError):  # not Linux
+            pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0])
+            limits.append(limit - pages * os.sysconf("SC_PAGE_SIZE"))
     return max(0, min(limits))

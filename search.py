@@ -78,13 +78,14 @@ def main() -> None:
     search = ranges.read(args.ranges, known)
     if not tasks.kind_of(cfg).training.holds_out(cfg):
         raise InputError("nothing is held out to measure a trial by: set data.validation_share")
-    if search.stop and (search.stop.after_epoch or 0) >= cfg.train.epochs:
+    after = search.stop.after_epoch if search.stop else None
+    if args.trials and after and after >= cfg.train.epochs and "train.epochs" not in search.ranges:
         print(
-            f"warning: {args.ranges}: stop.after_epoch is {search.stop.after_epoch}, but a run ends after epoch "
-            f"{cfg.train.epochs}: none will be given up",
+            f"warning: {args.ranges}: stop.after_epoch is {after}, but a run ends after epoch {cfg.train.epochs}: none "
+            "will be given up",
             file=sys.stderr,
         )
-    if fields := HELD_OUT_BY.intersection(search.ranges):
+    if fields := [name for name in search.ranges for held in HELD_OUT_BY if f"{held}.".startswith(f"{name}.")]:
         raise InputError(
             f"{args.ranges}: ranges: {min(fields)}: trials are compared on the same held-out data; leave this field out"
         )
@@ -259,6 +260,7 @@ def follow(
     reader = Thread(target=lines.extend, args=(child.stdout,), daemon=True)
     reader.start()
     beaten, course = time.monotonic(), []
+    epochs = trial.params.get("train.epochs", work.cfg.train.epochs)
     is_over = False
     while not is_over:
         try:
@@ -277,20 +279,18 @@ def follow(
         if len(rows) > len(course):
             course = of_best(rows, goal, way)
             trial.set_user_attr("course", course)
-            bar.set_postfix_str(
-                f"trial {trial.number}: epoch {len(rows)}/{work.cfg.train.epochs}, {goal} {course[-1]:.5g}"
-            )
-            if not is_over and (why := is_behind(work, course)):
+            bar.set_postfix_str(f"trial {trial.number}: epoch {len(rows)}/{epochs}, {goal} {course[-1]:.5g}")
+            if not is_over and len(rows) < epochs and (why := is_behind(work, course)):
                 raise optuna.TrialPruned(why)
     reader.join()
     return " ".join(lines).strip()
 
 
 def of_best(rows: list[dict], goal: str, way: str) -> list[float]:
-    """Return the goal after each epoch, that of the best epoch so far, as train.py chooses it; None is the worst."""
+    """Return, for each epoch, the goal at the best epoch so far, which train.py chooses; None counts as the worst."""
     worst = -np.inf if way == "maximize" else np.inf
     values = [worst if row[f"validation_{goal}"] is None else row[f"validation_{goal}"] for row in rows]
-    return [values[row.get("best_epoch", k) - 1] for k, row in enumerate(rows, 1)]  # earlier versions do not say it
+    return [values[row.get("best_epoch", k) - 1] for k, row in enumerate(rows, 1)]  # earlier versions do not write it
 
 
 def is_behind(work: Work, course: list[float]) -> str:

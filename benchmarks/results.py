@@ -94,10 +94,10 @@ def store(args: argparse.Namespace, words: Sequence[str]) -> None:
         "machine": machine_in_use(find_device(changed.train.device), load_at_start=os.getloadavg()[0]),
         "versions": versions(),
     }
-    if lost := sorted(set(seeds_of(out)) - {str(seed) for seed in args.seeds} - set(seeds_of_same_code(out, result))):
+    if lost := set(seeds_of(out)) - {str(seed) for seed in args.seeds} - set(seeds_of_same_code(out, result)):
         raise InputError(
-            f"{out}: holds seed {', '.join(lost)} of other code or packages, which would be lost: train it, too, "
-            "or move the file away"
+            f"{out}: holds seed {', '.join(sorted(lost, key=int))} of other or uncommitted code, which would be lost: "
+            "train it, too, or move the file away"
         )
     scaling = ["--thresholds"] if isinstance(cfg, config.Config) and cfg.data.validation_share else []
     for seed in tqdm(args.seeds, name, disable=None):
@@ -153,8 +153,8 @@ def seeds_of(out: Path) -> dict[str, dict]:
     """Return the seeds in this file, or {} if it is none, or holds something else, which may be replaced."""
     try:
         before = json.loads(out.read_text(encoding="utf-8"))
-        return before["seeds"] if before["versions"] else {}
-    except (OSError, ValueError, KeyError, TypeError):
+        return before["seeds"] if "versions" in before else {}
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return {}
 
 

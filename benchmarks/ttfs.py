@@ -257,7 +257,7 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=10, help="outputs of the readout (10)")
     parser.add_argument("--batch", type=int, default=16, help="images per step (16)")
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds (5)")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="device to measure on (cpu)")
     parser.add_argument("--json", type=Path, help="file for the numbers (JSON)")
     add_option(parser)
     arguments = parser.parse_args()

@@ -198,7 +198,7 @@ class Meter:
 
 
 def _is_biased(layer: Layer) -> bool:
-    """Return whether neurons read a bias, or have one once BatchNorm is folded; a pool before them has none."""
+    """Return whether a layer's neurons read a bias, now or once BatchNorm is folded; behind a pool, they have none."""
     return layer.norm is not None or getattr(layer.linear, "bias", None) is not None
 
 

@@ -51,7 +51,8 @@ class Range(Section):
         """Return the choices by the text that a study keeps of them, as databases do not take lists."""
         return {choice if isinstance(choice, str) else json.dumps(choice): choice for choice in self.choices}
 
-    def __contains__(self, value: Any) -> bool:
+    def spans(self, value: Any) -> bool:
+        """Return whether the value is one of the numbers from low to high."""
         is_number = isinstance(value, int | float) and not isinstance(value, bool) and not self.choices
         return is_number and self.low <= value <= self.high and (self.step is None or self._is_on_a_step(value))
 
@@ -134,7 +135,7 @@ class Space:
         own = {}
         for field, allowed in self.ranges.items():
             names = [name for name, choice in allowed.by_name.items() if self._with({field: choice}, field) == base]
-            if not names and _value(base, field) not in allowed:
+            if not names and not allowed.spans(_value(base, field)):
                 return None
             own[field] = names[0] if names else _value(base, field)
         return own
@@ -142,7 +143,7 @@ class Space:
     def _with(self, changes: dict[str, Any], where: str) -> AnyConfig:
         values = deepcopy(self.values)
         for field, value in changes.items():
-            settings.override(values, field, deepcopy(value))
+            settings.override(values, field, value)
         return settings.build(values, where)
 
 

@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-import yaml
 from torch import nn
 
-from snn import checkpoint, pictures, settings, tables
+from snn import checkpoint, pictures, settings, tables, yaml12
 from snn.classes import Named
 from snn.evaluation import Evaluation
 from snn.files import write_whole
@@ -135,9 +134,7 @@ def _origin(subject: Subject, metrics: dict) -> list[Section]:
         figure = pictures.draw_learning(rows, metrics["epoch"])
         words = "Training and held-out data by epoch; the dotted line marks the tested checkpoint"
         curves.append(keep(figure, subject.out, "learning.png", words))
-    text = yaml.safe_dump(
-        subject.cfg.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=100, allow_unicode=True
-    )
+    text = yaml12.text(subject.cfg.model_dump(mode="json"), default_flow_style=None, width=100)
     return [
         Section("Training", pictures=curves),
         Section("Configuration", code=text),

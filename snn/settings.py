@@ -115,7 +115,7 @@ def differences(one: Section, other: Section, prefix: str = "") -> Iterator[str]
 
 
 def changes(one: Section, other: Section, *free: Mark) -> list[str]:
-    """Return the fields whose values differ, but those of the machine and those with one of the marks `free`."""
+    """Return the fields whose values differ, except those of the machine and those with one of the marks `free`."""
     left_out = marked(type(one), Mark.MACHINE, *free)
     return [name for name in differences(one, other) if name not in left_out]
 

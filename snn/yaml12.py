@@ -31,7 +31,7 @@ for _tag, _pattern in _NUMBERS.items():
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes texts that would be read as numbers. It finds numbers by YAML 1.1 as well, for other programs."""
+    """A dumper that quotes texts which YAML 1.2, or 1.1 as other programs read it, would take for numbers."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012
         first: [*yaml.SafeDumper.yaml_implicit_resolvers.get(first, []), *resolvers]
@@ -39,15 +39,15 @@ class _Dumper(yaml.SafeDumper):
     }
 
 
-def text(values: dict) -> str:
-    """Return plain values as a YAML text."""
-    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+def text(values: dict, **layout: Any) -> str:
+    """Return plain values as a YAML text; `layout` has options of PyYAML's dump."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, **layout)
 
 
-def parse(text: str, where: str) -> Any:
+def parse(source: str, where: str) -> Any:
     """Parse a YAML text into plain values; an InputError names `where`."""
     try:
-        return yaml.load(text, _Loader)
+        return yaml.load(source, _Loader)
     except RecursionError:
         raise InputError(f"{where}: not valid YAML: values are nested too deeply") from None
     except (yaml.YAMLError, ValueError) as error:

@@ -398,8 +398,10 @@ def test_arrays_of_any_names_take_their_columns_in_their_order(tmp_path):
     assert "of its columns stamps, xs, ys, ps none is named t" in refusal(tmp_path / "x.npz", **said)
     np.savez(tmp_path / "y.npz", t=e[:, 0], xs=e[:, 1], ys=e[:, 2], ps=e[:, 3])
     assert "of its columns t, xs, ys, ps none is named x" in refusal(tmp_path / "y.npz", **said)
-    np.savez(tmp_path / "z.npz", name=np.zeros(2), p=e[:, 3], x=e[:, 1], y=e[:, 2], t=e[:, 0])
+    np.savez(tmp_path / "z.npz", name=np.array([{}]), p=e[:, 3], x=e[:, 1], y=e[:, 2], t=e[:, 0])
     assert np.array_equal(decoded(tmp_path / "z.npz", **said), e)
+    assert np.array_equal(decoded(tmp_path / "z.npz", columns=("-", "p", "x", "y", "t"), **said), e)
+    assert "has 5 columns, and --columns names 4" in refusal(tmp_path / "z.npz", columns=tuple("txyp"), **said)
 
 
 def test_the_polarity_that_means_brighter_may_be_said(tmp_path):

@@ -124,6 +124,7 @@ def test_from_ranges_to_a_front_and_its_training(program, tmp_path, shd_folder):
         (row,) = rows(tmp_path / "runs" / f"s_{trial.number:04d}" / "metrics.jsonl")
         assert trial.values == [row["validation_fs_accuracy"], row["validation_synaptic_operations_to_decision"]]
         assert row.keys() >= {f"validation_{goal}" for goal in tasks.events.KIND.training.goals}
+        assert row["best_epoch"] == 1
     out = tmp_path / "runs" / "s"
     front = {f"{trial.number:04d}.yaml" for trial in study.best_trials}
     assert {path.name for path in (out / "front").iterdir()} == front
@@ -236,6 +237,11 @@ def test_ctrl_c_and_the_same_command_again(program, tmp_path, tell):
         ),
         ("train.lr", "data.validation_share", ("ranges: data.validation_share", "the same held-out data")),
         ("train.lr", "train.seed", ("ranges: train.seed", "the same held-out data")),
+        (
+            "train.lr",
+            "train: {choices: [{seed: 1}]}\n  train.lr",
+            ("ranges: train:", "the same held-out data"),
+        ),
         ("fs_accuracy", "accuracy", ("goals: accuracy is not known", "t_d90_ms")),
         ("goals:", "aims:", ("ranges.yaml", "goals is missing")),
         (RANGES, "5", ("ranges.yaml: must hold", "goals")),

@@ -91,6 +91,7 @@ ALLOWED = {
         "snn.pictures",
         "snn.settings",
         "snn.tables",
+        "snn.yaml12",
     },
     "snn.ranges": {"snn.schema", "snn.errors", "snn.settings"},
     "snn.studies": {"snn.schema", "snn.errors", "snn.ranges", "snn.settings"},

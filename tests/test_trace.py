@@ -81,18 +81,6 @@ def test_a_late_spike_is_that_of_the_returned_potential():
         trace(replace(stepping(wrong), spike_first=True))
 
 
-def test_a_threshold_that_moves_is_refused_with_late_spikes_on_any_backend():
-    class Toy(NEURONS["LIF"]):
-        @staticmethod
-        def step(x, state, p):
-            return p.spike(x - (p.theta + state.v)), x, {"v": x}
-
-    settings = {"theta": 1.0, "tau_mem_steps": 5.0, "backend": "torch"}
-    Toy(None, **settings)
-    with pytest.raises(InputError, match=r"with spike_first, s must be p.spike\(h - p.theta\)"):
-        Toy(None, **settings, spike_first=True)
-
-
 def test_a_name_of_both_a_state_and_a_value():
     class Toy(NEURONS["LIF"]):
         VALUES: ClassVar = {"v": Value("gain", 1.0, learned=False)}

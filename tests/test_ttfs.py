@@ -274,7 +274,12 @@ def test_compiled_pool_equals_torch_in_every_bit(monkeypatch, shape, dtype):
     t = (4 * random_times(shape, 1.0, 22, 0.5)).ceil().div(4).to(dtype)
     t[torch.rand(shape, generator=torch.Generator().manual_seed(23)) < 0.1] = math.nan
     new_empty, fits = torch.Tensor.new_empty, kernels.fits
-    monkeypatch.setattr(torch.Tensor, "new_empty", lambda x, size: new_empty(x, size).fill_(math.nan))
+
+    def poisoned(x: torch.Tensor, size: tuple[int, ...], **of) -> torch.Tensor:
+        made = new_empty(x, size, **of)
+        return made.fill_(math.nan if made.is_floating_point() else 255)
+
+    monkeypatch.setattr(torch.Tensor, "new_empty", poisoned)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     results = []
     for compiled in (True, False):

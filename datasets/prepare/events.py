@@ -200,7 +200,8 @@ def _run(args: argparse.Namespace) -> None:
         is_given = getattr(said, word.replace("-", "_")) is not None
         if is_given and all(cameras.states_all(source.path, said.format) for source in sources):
             raise InputError(
-                f"--{word} is for tables (.npy, .npz, CSV, plain HDF5), and {args.folder} has none: leave it out"
+                f"--{word} is for tables (.npy, .npz, CSV, HDF5 without Metavision's layout), and {args.folder} has "
+                "none: leave it out"
             )
     if args.stride_ms and not args.window_ms:
         raise InputError("--stride-ms needs --window-ms")

@@ -15,7 +15,6 @@ from snn.learned import Delays, Learned
 from snn.neurons.values import Decay, Derived, Value
 from snn.norm import Normed
 from snn.ops.reference import NORM
-from snn.ops.trace import trace
 
 
 class CubaLIF(NamedTuple):
@@ -97,8 +96,6 @@ class SpikingNeuron(MemoryModule):
         checks.word("backend", backend, ("auto", *ops.BACKENDS))
         checks.word("reset", reset, ("hard", "soft"))
         self.dynamics = self.dynamics_of(reset, spike_first, ops.Surrogate(surrogate, surrogate_slope))
-        if spike_first:
-            trace(self.dynamics)  # refuses a threshold that moves, which the layer could not know, on any backend
         self.return_potential = return_potential
         self.checks_states = True  # a network turns this off, as it finds numbers that are not finite itself
         self.says_near = False  # true if the next layer needs to know where u was near 0 in this layer's last output

@@ -1,4 +1,6 @@
-"""Maximum pools on the CPU that keep one byte for each output, where torch keeps its input and eight bytes an output.
+"""Pools on the CPU that take one entry of each window, such as the largest.
+
+They keep one byte for each output, where torch keeps its input and eight bytes an output.
 
 Images are (F, H, W, C), channels last. Windows of K x K lie side by side, and pixels that fill no window are left out.
 Of equal entries, the first of the window counts, line by line, as in torch.
@@ -8,12 +10,14 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from snn import checks
 from snn.errors import InputError
 from snn.ops.compiled import in_parts, kernel
 
 LARGEST_KERNEL = 16  # K·K places in a byte
+SERIAL_BELOW = 1 << 15  # outputs: one thread finishes fewer of them before a second one wakes up
 
 
 @kernel
@@ -55,25 +59,26 @@ class _Pool(torch.autograd.Function):
     def forward(ctx, x_FHWC: Tensor, kernel: int, choose: Callable) -> Tensor:
         F, H, W, C = x_FHWC.shape
         out = x_FHWC.new_empty((F, H // kernel, W // kernel, C))
-        places = torch.empty(out.shape, dtype=torch.uint8)
+        places = x_FHWC.new_empty(out.shape, dtype=torch.uint8)
         arguments = (x_FHWC.detach().contiguous().numpy(), out.numpy(), places.numpy(), kernel)
         lines = F * out.shape[1]
-        in_parts(choose, arguments, lines)
+        in_parts(choose, arguments, lines, None if out.numel() >= SERIAL_BELOW else 1)
         ctx.save_for_backward(places)
         ctx.kernel, ctx.shape = kernel, x_FHWC.shape
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, gy_FHWC: Tensor):
         (places,) = ctx.saved_tensors
-        gx_FHWC = torch.empty(ctx.shape, dtype=gy_FHWC.dtype)
+        gx_FHWC = gy_FHWC.new_empty(ctx.shape)
         arguments = (gy_FHWC.contiguous().numpy(), places.numpy(), gx_FHWC.numpy(), ctx.kernel)
-        in_parts(_backward, arguments, ctx.shape[0])
+        in_parts(_backward, arguments, ctx.shape[0], None if gy_FHWC.numel() >= SERIAL_BELOW else 1)
         return gx_FHWC, None, None
 
 
 def pool(x_FHWC: Tensor, kernel: int, choose: Callable) -> Tensor:
-    """Return the entry of each window that the kernel `choose` takes; it is like `_forward`."""
+    """Return the entry of each window that a kernel `choose` takes, which fills `out` and `places` like `_forward`."""
     return _Pool.apply(x_FHWC, kernel, choose)
 
 

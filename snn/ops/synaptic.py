@@ -40,7 +40,7 @@ class Rows(NamedTuple):
 
 @kernel
 def _fill_rows(offsets, channels, counts, B, rows_IC, places, x, begin, end):
-    """Write the rows of groups begin ... end, which begin at rows_IC; without x, only count them into rows_IC."""
+    """Write the rows of groups begin ... end; rows_IC has the first of each channel. Without x, only count them."""
     for i in range(begin, end):
         row_C, last_C = rows_IC[i] if x is None else rows_IC[i] - 2, np.full(rows_IC.shape[1], -2)
         for t in range((len(offsets) - 1) // B):

@@ -1,8 +1,9 @@
 """Compiled kernels for the steps between the products of a layer; each is one pass over memory.
 
-The CPU kernels are here, compiled by numba; those for GPUs, all but the pools, are in `snn/ops/kernels/ttfs.cu`. They
-equal the plain torch of `snn.ttfs.functional` in every bit. Arrays of a layer are flat; x and g hold two halves, see
-there. Maps of neurons have their channels last in memory on the CPU, and any layout is accepted.
+The CPU kernels are here, compiled by numba, but for the gradient of a pool, which is in `snn.ops.max_pool`; those for
+GPUs, all but the pools, are in `snn/ops/kernels/ttfs.cu`. They equal the plain torch of `snn.ttfs.functional` in every
+bit. Arrays of a layer are flat; x and g hold two halves, see there. Maps of neurons have their channels last in memory
+on the CPU, and any layout is accepted.
 """
 
 from collections.abc import Callable
@@ -15,9 +16,9 @@ from snn import checks, ops
 from snn.errors import InputError
 from snn.ops import max_pool
 from snn.ops.compiled import in_parts, inlined, kernel
+from snn.ops.max_pool import SERIAL_BELOW
 
 ROUNDING = 1e-4  # as a share of T; an average of leads may exceed T by this much
-SERIAL_BELOW = 1 << 15  # neurons: one thread finishes fewer of them before a second one wakes up
 
 
 # Selections instead of branches, and slices that begin at 0, let the compiler vectorise the loops.

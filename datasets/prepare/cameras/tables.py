@@ -37,24 +37,21 @@ def open_npy(path: Path, said: Said) -> tuple[None, Iterator[Piece]]:
 
 def open_npz(path: Path, said: Said) -> tuple[None, Iterator[Piece]]:
     """Open arrays t, x, y and p, or a single array as in an .npy file."""
-    arrays = {}
     try:
         with np.load(path, allow_pickle=False) as file:
             largest = sum(member.file_size for member in file.zip.infolist())
             if largest > hdf5.MOST_SHRUNK * path.stat().st_size:
                 raise InputError(f"{path}: claims {largest:,} bytes, more than it can hold; fetch it again")
             names = file.files
-            known = [name for name in names if _column_of(name)]
-            for name in names if len(names) == 1 or (said.columns and len(known) < len(COLUMNS)) else known:
-                arrays[name] = file[name]
+            columns = None if len(names) == 1 else _by_names(path, names, said)
+            arrays = [file[name] for name in (columns.names if columns else names)]
     except InputError:
         raise
     except Exception as error:
         raise _unreadable(path, ".npz", error) from None
-    if len(names) == 1:
-        return None, _from_array(path, arrays[names[0]], said)
-    columns = _by_names(path, list(arrays) if said.columns else names, said)
-    return None, _from_columns(path, [arrays[name] for name in columns.names], columns.unit, said.brighter)
+    if columns is None:
+        return None, _from_array(path, arrays[0], said)
+    return None, _from_columns(path, arrays, columns.unit, said.brighter)
 
 
 def open_hdf5(path: Path, said: Said) -> tuple[Size | None, Iterator[Piece]]:
@@ -85,7 +82,7 @@ def open_hdf5(path: Path, said: Said) -> tuple[Size | None, Iterator[Piece]]:
 
 def states_all(path: Path) -> bool:
     """Return whether an HDF5 file is Metavision's, whose columns, unit and polarities are known."""
-    return not hdf5.File(path).is_group("events")
+    return hdf5.File(path).is_dataset("CD/events")
 
 
 def _guarded(path: Path, pieces: Iterator[Piece]) -> Iterator[Piece]:

@@ -59,7 +59,7 @@ class EventTraining(Training):
 
     @staticmethod
     def holds_out(cfg: config.Config) -> bool:
-        return bool(cfg.data.validation_share or cfg.data.validation_path)
+        return Training.holds_out(cfg) or cfg.data.validation_path is not None
 
     def __init__(self, cfg: config.Config, team: Team, classes: Named | None = None):
         super().__init__(cfg, team)

@@ -47,7 +47,7 @@ class ImageTraining(Training):
 
     @staticmethod
     def holds_out(cfg: config.TTFSConfig) -> bool:
-        return bool(cfg.data.validation_share) or images.has_validation(cfg.data)
+        return Training.holds_out(cfg) or images.has_validation(cfg.data)
 
     def __init__(self, cfg: config.TTFSConfig, team: Team, classes: Named | None = None):
         super().__init__(cfg, team)

@@ -79,9 +79,9 @@ class Training(ABC):
         return self.team.parallel(self.network, loss)
 
     @staticmethod
-    @abstractmethod
     def holds_out(cfg: Any) -> bool:
         """Return whether there are samples to choose the best model by."""
+        return bool(cfg.data.validation_share)
 
     @abstractmethod
     def batches(self, order: np.ndarray) -> Iterator[tuple[Any, Tensor]]:

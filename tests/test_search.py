@@ -304,6 +304,18 @@ def test_networks_of_one_spike_a_neuron_have_goals_of_their_own(program, tmp_pat
     assert trial.values == [row[f"validation_{goal}"] for goal in goals]
 
 
+@pytest.mark.parametrize("name", ["adlif_shd", "ttfs_mnist_mlp"])
+def test_a_file_for_validation_is_held_out(name, tmp_path):
+    values = settings.read_yaml(REPOSITORY / "configs" / f"{name}.yaml")
+    values["data"] |= {"path": str(tmp_path), "dataset_name": "mine", "validation_share": 0.0, "layout": "shd"}
+    values["data"] |= {"window_ms": 100.0} if "ttfs" in values else {}
+    cfg = settings.build(values, name)
+    holds_out = tasks.kind_of(cfg).training.holds_out
+    assert not holds_out(cfg)
+    (tmp_path / "mine_validation.h5").touch()
+    assert holds_out(cfg)
+
+
 def space_of(text: str) -> ranges.Space:
     allowed = {field: ranges.Range(**values) for field, values in yaml.safe_load(text).items()}
     return ranges.Space(settings.load(REPOSITORY / "configs" / "smoke.yaml"), allowed, "x")

@@ -96,8 +96,8 @@ def store(args: argparse.Namespace, words: Sequence[str]) -> None:
     }
     if lost := set(seeds_of(out)) - {str(seed) for seed in args.seeds} - set(seeds_of_same_code(out, result)):
         raise InputError(
-            f"{out}: holds seed {', '.join(sorted(lost, key=int))} of other or uncommitted code, which would be lost: "
-            "train it, too, or move the file away"
+            f"{out}: holds seeds of other or uncommitted code that would be lost: {', '.join(sorted(lost, key=int))}; "
+            "train them, too, or move the file away"
         )
     scaling = ["--thresholds"] if isinstance(cfg, config.Config) and cfg.data.validation_share else []
     for seed in tqdm(args.seeds, name, disable=None):

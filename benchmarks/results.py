@@ -144,16 +144,16 @@ def without_places(words: Sequence[str]) -> list[str]:
 
 def seeds_of_same_code(out: Path, result: dict) -> dict[str, dict]:
     """Return the seeds in this file if the same commit, without changes, and the same packages made them, or {}."""
-    if not (seeds := seeds_of(out)) or result["versions"].get("commit", "+").endswith("+"):
+    if result["versions"].get("commit", "+").endswith("+"):
         return {}
-    return seeds if json.loads(out.read_text(encoding="utf-8"))["versions"] == result["versions"] else {}
+    return seeds_of(out, result["versions"])
 
 
-def seeds_of(out: Path) -> dict[str, dict]:
-    """Return the seeds in this file, or {} if it is none, or holds something else, which may be replaced."""
+def seeds_of(out: Path, made_by: dict | None = None) -> dict[str, dict]:
+    """Return the seeds in this file, or {} if other versions made it, if it is none, or holds something else."""
     try:
         before = json.loads(out.read_text(encoding="utf-8"))
-        return before["seeds"] if "versions" in before else {}
+        return before["seeds"] if made_by in (None, before["versions"]) else {}
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return {}
 

@@ -4,6 +4,7 @@ definitions, and from the numbers that the test itself put into a file."""
 import os
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
@@ -402,6 +403,15 @@ def test_arrays_of_any_names_take_their_columns_in_their_order(tmp_path):
     assert np.array_equal(decoded(tmp_path / "z.npz", **said), e)
     assert np.array_equal(decoded(tmp_path / "z.npz", columns=("-", "p", "x", "y", "t"), **said), e)
     assert "has 5 columns, and --columns names 4" in refusal(tmp_path / "z.npz", columns=tuple("txyp"), **said)
+
+
+def test_columns_of_hdf5_have_names(tmp_path):
+    e, said = some_events(), {"time_unit": "us", "size": (100, 120)}
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        for name, column in zip("txyp", e.T, strict=True):
+            file[f"events/{name}"] = column
+    assert np.array_equal(decoded(tmp_path / "x.h5", **said), e)
+    assert "names its columns; leave --columns out" in refusal(tmp_path / "x.h5", columns=tuple("txyp"), **said)
 
 
 def test_the_polarity_that_means_brighter_may_be_said(tmp_path):

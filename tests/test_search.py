@@ -316,6 +316,18 @@ def test_a_file_for_validation_is_held_out(name, tmp_path):
     assert holds_out(cfg)
 
 
+def test_a_run_may_be_continued_where_the_data_lie_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cfg = settings.load(REPOSITORY / "configs" / "smoke.yaml")
+    elsewhere = cfg.model_copy(update={"data": cfg.data.model_copy(update={"path": "elsewhere"})})
+    another = cfg.model_copy(update={"train": cfg.train.model_copy(update={"lr": 0.5})})
+    (tmp_path / "runs" / "a").mkdir(parents=True)
+    (tmp_path / "runs" / "a" / "last.pt").touch()
+    for kept, expected in ((elsewhere, True), (another, False)):
+        (tmp_path / "runs" / "a" / "config.yaml").write_text(settings.as_yaml(kept))
+        assert search.is_left("a", cfg) is expected
+
+
 def space_of(text: str) -> ranges.Space:
     allowed = {field: ranges.Range(**values) for field, values in yaml.safe_load(text).items()}
     return ranges.Space(settings.load(REPOSITORY / "configs" / "smoke.yaml"), allowed, "x")

@@ -44,7 +44,9 @@ def fuzz(seed: int, cases: int, folder: Path) -> Counter:
 
 
 @pytest.mark.parametrize(
-    ("seed", "cases"), [(0, 300), pytest.param(1, 5040, marks=pytest.mark.slow)], ids=["some", "many"]
+    ("seed", "cases"),
+    [(0, 300), pytest.param(1, 1500, marks=pytest.mark.slow), pytest.param(2, 5040, marks=pytest.mark.long)],
+    ids=["some", "many", "most"],
 )
 def test_damaged_files(seed, cases, tmp_path):
     outcomes = fuzz(seed, cases, tmp_path)

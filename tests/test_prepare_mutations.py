@@ -86,11 +86,13 @@ def test_damaged_files_of_every_format(tmp_path, name):
     assert hammer(path, Said(**said), 30, 0) < 30
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize(
+    "times", [pytest.param(300, marks=pytest.mark.slow), pytest.param(1000, marks=pytest.mark.long)]
+)
 @pytest.mark.parametrize("name", OURS)
-def test_thousands_of_damaged_files_of_every_format(tmp_path, name):
+def test_more_damaged_files_of_every_format(tmp_path, name, times):
     path, said, _ = write_any(tmp_path, name)
-    print(name, hammer(path, Said(**said), 1000, 1), "of 1000 read")
+    print(name, hammer(path, Said(**said), times, 1), f"of {times} read")
 
 
 @pytest.mark.slow

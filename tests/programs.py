@@ -1,5 +1,6 @@
 """Commands that several tests run, and functions that read their results."""
 
+import hashlib
 import json
 import re
 import runpy
@@ -102,15 +103,38 @@ def converted(folder: Path, split: str) -> dict:
 
 def share_compiled(copy: Path) -> None:
     """Let the packages in `copy` share the compiled kernels of the repository, so that none is compiled twice."""
-    paths = [path for package in ("snn", "datasets") for path in (REPOSITORY / package).rglob("*.py")]
-    for path in (path for path in paths if "__pycache__" not in path.parts):
-        copied, kept = copy / path.relative_to(REPOSITORY), path.parent / "__pycache__"
-        if copied.is_file():
+    packages = [REPOSITORY / package for package in ("snn", "datasets")]
+    for path in (path for package in packages for path in package.rglob("*.py")):
+        if "__pycache__" not in path.parts and (copied := copy / path.relative_to(REPOSITORY)).is_file():
             shutil.copystat(path, copied)  # numba compares the time of a source
-            kept.mkdir(exist_ok=True)
-            if not (place := copied.parent / "__pycache__").is_symlink():
-                shutil.rmtree(place, ignore_errors=True)
-                place.symlink_to(kept)
+            if not (copied.parent / "__pycache__").exists():
+                _share(path.parent, copied.parent)
+
+
+def _share(folder: Path, copied: Path) -> None:
+    """Link what __pycache__ of a folder with sources holds into that of its copy.
+
+    In a folder with-..., where `snn.compiling` keeps some kernels, numba looks in one that it names after the path of
+    the source.
+    """
+
+    def named_after(folder: Path) -> str:
+        return f"{folder.name}_{hashlib.sha1(str(folder).encode()).hexdigest()}"
+
+    (copied / "__pycache__").mkdir()
+    for kept in (folder / "__pycache__").glob("*"):
+        place = copied / "__pycache__" / kept.name
+        if kept.name.startswith("with-"):
+            place.mkdir()
+            (kept / named_after(folder)).mkdir(exist_ok=True)
+            (place / named_after(copied)).symlink_to(kept / named_after(folder))
+        elif kept.name == "printed":
+            place.mkdir()
+            for path in kept.glob("*.py"):
+                (place / path.name).symlink_to(path)
+            _share(kept, place)
+        else:
+            place.symlink_to(kept)
 
 
 def blocks(page: str, language: str) -> list[str]:

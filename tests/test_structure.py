@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from datasets.prepare import planes, wav
 from tests.conftest import REPOSITORY, make_events, write_shd
 from tests.originals import write_originals
 from tests.programs import share_compiled
@@ -301,11 +302,14 @@ def in_this_process(command: str, folder: Path) -> str | None:
 
 
 @pytest.mark.slow
-def test_readme_commands_run_in_their_smoke_form(program, tmp_path):
+def test_readme_commands_run_in_their_smoke_form(program, tmp_path, monkeypatch):
     """Run every command of the README except the one that runs this test, in order, in a copy of the repository.
 
-    The shell runs each script once. Everything else runs in this process, because starting torch takes seconds.
+    The shell runs each script once. Everything else runs in this process, because starting torch takes seconds, and so
+    does the cochlea in each process that it starts.
     """
+    for module in (wav, planes):
+        monkeypatch.setattr(module, "map_in_order", lambda function, tasks, *_: map(function, tasks))
     listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"], cwd=REPOSITORY, capture_output=True, text=True, check=True
     )
@@ -314,6 +318,10 @@ def test_readme_commands_run_in_their_smoke_form(program, tmp_path):
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(REPOSITORY / name, tmp_path / name)
     share_compiled(tmp_path)
+    smoke = tmp_path / "configs" / "smoke.yaml"
+    text = smoke.read_text()
+    assert "--voices 5" in text
+    smoke.write_text(text.replace("--voices 5", "--processes 1 --voices 3"))
     for split in ("train", "test"):
         write_shd(tmp_path / "shd" / f"shd_{split}.h5", **make_events(30, 3, 700, 0))
     write_originals(tmp_path)

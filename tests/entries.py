@@ -107,6 +107,9 @@ def maxima(draw: Draw) -> None:
 
 
 SPIKING = settings.load(CONFIGS / "adlif_shd.yaml").network
+# The others run in plain torch, because each is compiled, which takes longer than all calls together; tests.fuzz may
+# add them. What checks the arguments of a kernel is the same for all.
+COMPILED = ["AdLIF"]
 
 
 def network_of(draw: Draw, neurons: Sequence[str] = tuple(NEURONS)) -> tuple[Network, int]:
@@ -114,7 +117,8 @@ def network_of(draw: Draw, neurons: Sequence[str] = tuple(NEURONS)) -> tuple[Net
     shape = (2, 6, 6) if is_image else (draw.of([3, 30]),)
     words = draw.of([("4C3", "P2", "5F"), ("P2", "4F"), ("3C3S2",)] if is_image else [("8F",), ("4F", "3R"), ()])
     chosen = SPIKING.model_copy(update={"layers": words, "neuron": draw.of(list(neurons))})
-    network = Network(chosen, shape, 3, draw.of(["auto", "torch"])).train(draw.chance(0.5))
+    backend = draw.of(["auto", "torch"]) if chosen.neuron in COMPILED else "torch"
+    network = Network(chosen, shape, 3, backend).train(draw.chance(0.5))
     if draw.wrong(0.05):
         network.to(draw.of([torch.float64, torch.float16, torch.bfloat16]))
     return network, int(np.prod(shape))
@@ -135,7 +139,8 @@ def whole_network(draw: Draw) -> None:
 def neurons(draw: Draw) -> None:
     N = draw.size(20)
     options = {"tau_mem_steps": 5.0, "tau_syn_steps": 5.0, "theta": 0.5, "recurrent": draw.chance(0.3)}
-    module = NEURONS[draw.of(list(NEURONS))](N, **options, backend=draw.of(["auto", "torch", "cpu"]))
+    name, backend = draw.of(list(NEURONS)), draw.of(["auto", "torch", "cpu"])
+    module = NEURONS[name](N, **options, backend=backend if name in COMPILED else "torch")
     x = draw.tensor(draw.size(), draw.size(), N)
     if isinstance(x, Tensor) and x.layout == torch.strided:
         backward(module(x))

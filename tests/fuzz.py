@@ -1,9 +1,10 @@
-"""Calls of the library's public surface, made by number: python -m tests.fuzz SEED FIRST LAST [--guard]
+"""Calls of the library's public surface, made by number: python -m tests.fuzz SEED FIRST LAST [--guard] [--neurons]
 
 Case k calls entry k modulo the number of entries as a notebook would, with arguments that fit, or some that do not. It
 prints a line for each case: its number, its entry, and "result", "refused" (by one InputError), or the fault. If a
 compiled kernel reads or writes memory that is not its own, this process may die, and the caller knows at which case.
-With --guard it must die: each array that a kernel takes ends, or begins, at a page that nothing may touch.
+With --guard it must die: each array that a kernel takes ends, or begins, at a page that nothing may touch. With
+--neurons every neuron is compiled, not one alone.
 """
 
 import signal
@@ -14,8 +15,9 @@ from pathlib import Path
 import torch
 
 from snn.errors import InputError
+from snn.neurons import NEURONS
 from tests.draw import Draw
-from tests.entries import ENTRIES
+from tests.entries import COMPILED, ENTRIES
 from tests.guard import Guard
 
 SECONDS = 60  # of the processor, a case; a kernel may have to be compiled in it
@@ -45,6 +47,8 @@ def main() -> None:
     seed, first, last = map(int, sys.argv[1:4])
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
+    if "--neurons" in sys.argv:
+        COMPILED[:] = NEURONS
     guard = Guard() if "--guard" in sys.argv else None
     if guard:
         guard.wrap()

@@ -2,11 +2,14 @@
 
 import hashlib
 import json
+import os
 import re
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import h5py
@@ -76,6 +79,36 @@ def run_here(folder: Path, command: str) -> None:
         patch.chdir(folder)
         patch.setattr(sys, "argv", [script, *words])
         runpy.run_path(str(REPOSITORY / script), run_name="__main__")
+
+
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
+
+
+def count_outcomes(
+    module: str, seed: int, cases: int, good: tuple[str, str], *options: str, **environment: str
+) -> Counter:
+    """Count the cases of a module by what they are of and how they end; those that do not end well have their number.
+
+    The module prints a line for each case: its number, what it is of, and its outcome. A new process runs them, and
+    another one the rest if it dies.
+    """
+    outcomes, first = Counter(), 0
+    while first < cases:
+        words = [sys.executable, "-m", module, *map(str, (seed, first, cases)), *options]
+        variables = os.environ | ONE_THREAD | environment
+        done = subprocess.run(words, cwd=REPOSITORY, env=variables, capture_output=True, text=True)
+        lines = re.findall(r"^(\d+): (.*?): (.*)$", done.stdout, re.MULTILINE)
+        assert lines or done.returncode < 0, done.stderr  # it began
+        for k, of, outcome in lines:
+            outcomes[of, outcome if outcome in good else f"case {k}: {outcome}"] += 1
+        first += len(lines)
+        if done.returncode:
+            died = signal.Signals(-done.returncode).name if done.returncode < 0 else done.stderr[-500:]
+            outcomes["any", f"case {first}: the process died of {died}"] += 1
+            first += 1
+    assert {what: number for what, number in outcomes.items() if what[1] not in good} == {}
+    assert outcomes.total() == cases
+    return outcomes
 
 
 def prepare(*arguments):

@@ -1,45 +1,28 @@
 """Calls of the library's public surface, some with arguments that do not fit, give a result or one InputError."""
 
 import os
-import re
 import signal
 import subprocess
 import sys
-from collections import Counter
 
 import pytest
 
 from tests.conftest import REPOSITORY
 from tests.entries import ENTRIES
-
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
-
-
-def run(*words: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, *words], cwd=REPOSITORY, env=ENVIRONMENT, capture_output=True, text=True)
+from tests.programs import ONE_THREAD, count_outcomes
 
 
 @pytest.mark.parametrize(
-    ("seed", "cases"),
-    [pytest.param(1, 700, marks=pytest.mark.slow), pytest.param(2, 20_000, marks=pytest.mark.long)],
+    ("seed", "cases", "options"),
+    [
+        pytest.param(1, 700, ["--guard"], marks=pytest.mark.slow),
+        pytest.param(2, 20_000, ["--guard", "--neurons"], marks=pytest.mark.long),
+    ],
     ids=["many", "most"],
 )
-def test_every_call_ends_in_a_result_or_one_error(seed, cases):
+def test_every_call_ends_in_a_result_or_one_error(seed, cases, options):
     """Call in a process that a wrong read or write ends: every array of a kernel lies beside a closed page."""
-    outcomes, first = Counter(), 0
-    while first < cases:
-        done = run("-m", "tests.fuzz", *map(str, (seed, first, cases)), "--guard")
-        lines = re.findall(r"^(\d+): (\w+): (.*)$", done.stdout, re.MULTILINE)
-        assert lines or done.returncode < 0, done.stderr  # it began
-        for k, name, outcome in lines:
-            outcomes[name, outcome if outcome in ("result", "refused") else f"case {k}: {outcome}"] += 1
-        first += len(lines)
-        if done.returncode:
-            died = signal.Signals(-done.returncode).name if done.returncode < 0 else done.stderr[-500:]
-            outcomes["any", f"case {first}: the process died of {died}"] += 1
-            first += 1
-    assert {what: number for what, number in outcomes.items() if what[1] not in ("result", "refused")} == {}
-    assert outcomes.total() == cases
+    outcomes = count_outcomes("tests.fuzz", seed, cases, ("result", "refused"), *options)
     for entry in ENTRIES:  # each was called both ways
         assert outcomes[entry.__name__, "result"] > 0
         assert outcomes[entry.__name__, "refused"] > 0
@@ -59,5 +42,6 @@ for guarded in (False, True):
     sparse.product_rows(*entries, room[:1], out, 0, 1)
     print("not seen", flush=True)
 """
-    done = run("-c", script)
+    words, variables = [sys.executable, "-c", script], os.environ | ONE_THREAD
+    done = subprocess.run(words, cwd=REPOSITORY, env=variables, capture_output=True, text=True)
     assert (done.returncode, done.stdout.count("not seen")) == (-signal.SIGSEGV, 1), done.stderr

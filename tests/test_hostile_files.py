@@ -1,11 +1,8 @@
 """Damaged and strange files of every layout: read correctly or refused in one line, in bounded time and memory."""
 
 import itertools
-import os
 import re
 import signal
-import subprocess
-import sys
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -20,27 +17,7 @@ from datasets import readers
 from datasets.prepare.parallel import map_in_order
 from snn.errors import InputError
 from tests import hostile
-from tests.conftest import REPOSITORY
-
-
-def fuzz(seed: int, cases: int, folder: Path) -> Counter:
-    """Return the outcomes of `cases` damaged files in `folder`. A new process reads them, and another if it dies."""
-    outcomes, first = Counter(), 0
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "TMPDIR": str(folder)}
-    while first < cases:
-        words = [sys.executable, "-m", "tests.hostile", *map(str, (seed, first, cases))]
-        done = subprocess.run(words, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
-        lines = re.findall(r"^\d+: (.*?): (.*)$", done.stdout, re.MULTILINE)
-        assert lines or done.returncode < 0, done.stderr  # it began
-        for k, (layout, outcome) in enumerate(lines):
-            told = outcome in ("correct", "refused")
-            outcomes[layout, outcome if told else f"case {first + k}: {outcome}"] += 1
-        first += len(lines)
-        if done.returncode:
-            died = signal.Signals(-done.returncode).name if done.returncode < 0 else done.stderr[-500:]
-            outcomes["any", f"case {first}: the process died of {died}"] += 1
-            first += 1
-    return outcomes
+from tests.programs import count_outcomes
 
 
 @pytest.mark.parametrize(
@@ -49,10 +26,7 @@ def fuzz(seed: int, cases: int, folder: Path) -> Counter:
     ids=["some", "many", "most"],
 )
 def test_damaged_files(seed, cases, tmp_path):
-    outcomes = fuzz(seed, cases, tmp_path)
-    wrong = {what: outcome for what, outcome in outcomes.items() if what[1] not in ("correct", "refused")}
-    assert not wrong
-    assert sum(outcomes.values()) == cases
+    outcomes = count_outcomes("tests.hostile", seed, cases, ("correct", "refused"), TMPDIR=str(tmp_path))
     for layout in hostile.LAYOUTS:  # damage may lie where it does not matter, or give other events
         if layout not in ("npz", "flac", "ogg"):  # whose checksums cover nearly every byte
             assert outcomes[layout, "correct"] > 0

@@ -1,6 +1,7 @@
 """Runs that are interrupted, killed, damaged or run out of disk space, and continue.
 
-Training processes that will be killed come from a fork server that has imported torch once.
+Training processes that will be killed come from a fork server that has imported torch once. This file is also a program
+that torchrun starts twice.
 """
 
 import errno
@@ -22,10 +23,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 import tasks
 from snn import checkpoint, runs
 from snn.inputs import SparseCounts
+from snn.team import gather
 from tests.conftest import ON_CPU, REPOSITORY, TORCHRUN, assert_one_line, make_events, write_shd
 from tests.programs import EVENTS, run_here, state
 
@@ -142,8 +145,14 @@ def contents(folder: Path) -> dict[Path, bytes]:
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("command", [EVENTS, IMAGES], ids=["events", "images"])
+# Both kinds of networks write by the same code: in CI one is killed at each call, and the other at random moments.
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(EVENTS, marks=pytest.mark.slow, id="events"),
+        pytest.param(IMAGES, marks=pytest.mark.long, id="images"),
+    ],
+)
 def test_killed_at_every_call_that_writes(data, command):
     """Resume from what a kill would leave at each call that changes the disk; each gives the same result.
 
@@ -177,8 +186,14 @@ def test_killed_at_every_call_that_writes(data, command):
         assert state(run) == whole, files.keys()
 
 
-@pytest.mark.parametrize("times", [pytest.param(8, marks=pytest.mark.slow), pytest.param(20, marks=pytest.mark.long)])
-@pytest.mark.parametrize("command", [EVENTS, IMAGES], ids=["events", "images"])
+@pytest.mark.parametrize(
+    ("command", "times"),
+    [
+        pytest.param(IMAGES, 8, marks=pytest.mark.slow, id="images-8"),
+        pytest.param(EVENTS, 20, marks=pytest.mark.long, id="events-20"),
+        pytest.param(IMAGES, 20, marks=pytest.mark.long, id="images-20"),
+    ],
+)
 def test_killed_at_random_moments(data, command, times):
     """Kill a process from outside, every third time while it writes a checkpoint; 20 are started as by a user."""
     random, run = np.random.default_rng(0), data / "runs" / "x"
@@ -258,35 +273,50 @@ def test_a_second_ctrl_c_ends_at_once(program, tmp_path, monkeypatch):
     assert (content["epoch"], content["step"]) == (0, 0)
 
 
+TEAM = f"{EVENTS} {ON_CPU} --epochs 3 --distributed --save_name"
+
+
+def train_as_one_of_two() -> None:
+    """Train a whole run, and one that SIGTERM, which torchrun passes on, ends in the second batch of the third epoch.
+
+    torchrun lets its processes meet once: both runs use the same group.
+    """
+    gather(False, torch.device("cpu"))
+    dist.init_process_group = dist.destroy_process_group = lambda *_, **__: None
+    loss, steps = tasks.events.EventTraining._loss, iter(range(100))
+
+    def interrupted(self, *batch: object) -> torch.Tensor:
+        if next(steps) == 9:
+            if dist.get_rank() == 0:
+                os.kill(os.getppid(), signal.SIGTERM)
+            heard = signal.getsignal(signal.SIGTERM).__self__
+            while not heard.number:
+                time.sleep(0.01)
+        return loss(self, *batch)
+
+    for name, tasks.events.EventTraining._loss in (("whole", loss), ("x", interrupted)):
+        sys.argv = [*TEAM.split(), name]
+        runpy.run_path(str(REPOSITORY / "train.py"), run_name="__main__")
+
+
 @pytest.mark.slow
 def test_two_processes_resume_within_an_epoch(data, launch):
-    """torchrun passes SIGTERM on; each process continues with its own random numbers."""
-    launcher = [*TORCHRUN, str(REPOSITORY / "train.py")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    words = f"{EVENTS} {ON_CPU} --epochs 12 --batch-size 2 --distributed --save_name".split()[1:]
+    """Each process continues with its own random numbers."""
 
-    def train(*more: str) -> subprocess.Popen:
-        return launch([*launcher, *words, *more], cwd=data, env=environment, stderr=subprocess.PIPE)
+    def finish_two(*words: str | Path) -> tuple[str, int]:
+        path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
+        environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+        process = launch([*TORCHRUN, *words], cwd=data, env=environment, stderr=subprocess.PIPE, text=True)
+        return process.communicate(timeout=200)[1], process.returncode
 
-    whole = train("whole")
-    assert "Traceback" not in whole.communicate()[1].decode()
-    last, step = data / "runs" / "x" / "last.pt", 0
-    for _ in range(9):
-        process = train("x", *["--resume"] * last.exists())
-        log = data / "runs" / "x" / "metrics.jsonl"
-        rows = log.read_bytes() if log.exists() else b""
-        while not log.exists() or log.read_bytes() == rows:
-            assert process.poll() is None, process.stderr.read()
-            time.sleep(0.01)
-        time.sleep(0.3)  # past the checkpoint of that epoch, into the next
-        process.terminate()
-        process.communicate()
-        _, content = checkpoint.load(last, for_resume=True)
-        assert len(content["processes"]) == 2
-        if step := content["step"]:
-            break
-    assert step
-    assert train("x", "--resume").wait() == 0
+    said, code = finish_two(__file__)
+    assert "interrupted in epoch 3, after batch 2; the same command with --resume continues" in said, said
+    assert code != 0
+    _, content = checkpoint.load(data / "runs" / "x" / "last.pt", for_resume=True)
+    assert (content["epoch"], content["step"], len(content["processes"])) == (2, 2, 2)
+    script, *words = TEAM.split()
+    said, code = finish_two(REPOSITORY / script, *words, "x", "--resume")
+    assert code == 0, said
     assert state(data / "runs" / "x") == state(data / "runs" / "whole")
 
 
@@ -388,12 +418,13 @@ def test_a_full_disk(program, data, whole, kilobytes):
     assert fill_up_and_resume(program, data, kilobytes, whole)
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("step", [pytest.param(16, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.long)])
 @pytest.mark.mounts
-def test_a_disk_that_is_full_at_any_page(program, data, whole):
+def test_a_disk_that_is_full_at_any_page(program, data, whole, step):
+    """Fill it at every fourth page, and at each in the long test."""
     kilobytes = 4
     while fill_up_and_resume(program, data, kilobytes, whole):
-        kilobytes += 4
+        kilobytes += step
     assert kilobytes > 100
 
 
@@ -493,3 +524,7 @@ def test_ctrl_c_as_the_run_begins_is_heard(program, monkeypatch):
         signal.signal(signal.SIGINT, before)
     assert result.returncode == 130
     assert "--resume" in result.stderr
+
+
+if __name__ == "__main__":
+    train_as_one_of_two()

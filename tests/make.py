@@ -26,15 +26,25 @@ DYNAMICS |= {
 ADLIF, CULIF, CUADLIF, LIF = (DYNAMICS[name] for name in ("AdLIF", "CuLIF", "CuAdLIF", "LIF"))
 LATE_SOFT = DYNAMICS["CuLIF-soft-late"]
 over_neurons = pytest.mark.parametrize("neuron", DYNAMICS.values(), ids=DYNAMICS)
-# Each variant is compiled, which takes seconds. The kernels are the same text for both types of numbers, and a constant
-# of the wrong type shows in float32: so the fast tests take that, and AdLIF alone in float64; CuLIF is late and soft.
+
+
+def _marks(name: str, short: str) -> list[pytest.MarkDecorator]:
+    """Return the marks of a variant, each of which is compiled, which takes seconds.
+
+    The kernels are the same text for both types of numbers, and a constant of the wrong type shows in float32: so CI
+    takes that, and AdLIF alone in float64. CuLIF is late and soft.
+    """
+    if short == "f64" and name != "AdLIF":
+        return [pytest.mark.long]
+    return [pytest.mark.slow] * (name in ("AdLIF-late", "CuAdLIF-soft"))
+
+
 over_neurons_and_dtypes = pytest.mark.parametrize(
     ("neuron", "dtype"),
     [
-        pytest.param(neuron, dtype, id=f"{name}-{short}", marks=[pytest.mark.slow] * is_slow)
+        pytest.param(neuron, dtype, id=f"{name}-{short}", marks=_marks(name, short))
         for name, neuron in DYNAMICS.items()
         for short, dtype in (("f32", torch.float32), ("f64", torch.float64))
-        for is_slow in [(short == "f64" and neuron is not ADLIF) or name in ("AdLIF-late", "CuAdLIF-soft")]
     ],
 )
 over_dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])

@@ -64,7 +64,9 @@ def plain(content: object) -> object:
     return [plain(value) for value in content] if isinstance(content, list | tuple) else content
 
 
-@pytest.mark.parametrize("places", [20, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "places", [20, pytest.param(300, marks=pytest.mark.slow), pytest.param(2000, marks=pytest.mark.long)]
+)
 @pytest.mark.parametrize("version", [1, 2])
 def test_no_wrong_load(tmp_path, whole_checkpoint, version, places):
     """Flip a bit or cut off the end at random places: the content stays the same, or an error names the file.

@@ -22,7 +22,7 @@ from tests.programs import count_outcomes
 
 @pytest.mark.parametrize(
     ("seed", "cases"),
-    [(0, 300), pytest.param(1, 1500, marks=pytest.mark.slow), pytest.param(2, 5040, marks=pytest.mark.long)],
+    [(0, 300), pytest.param(1, 600, marks=pytest.mark.slow), pytest.param(2, 5040, marks=pytest.mark.long)],
     ids=["some", "many", "most"],
 )
 def test_damaged_files(seed, cases, tmp_path):
@@ -94,7 +94,11 @@ def replace_member(path: Path, name: str, link: str, kind: object, shape: tuple,
         path.write_bytes(path.read_bytes().replace(deflate, b"\x39\x30" + deflate[2:]))
 
 
-@pytest.mark.parametrize("examples", [100, pytest.param(1500, marks=pytest.mark.slow)], ids=["some", "many"])
+@pytest.mark.parametrize(
+    "examples",
+    [100, pytest.param(400, marks=pytest.mark.slow), pytest.param(1500, marks=pytest.mark.long)],
+    ids=["some", "many", "most"],
+)
 def test_strange_files(tmp_path, examples):
     """A valid HDF5 file that is not what the layout says."""
     whole = {}

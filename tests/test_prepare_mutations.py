@@ -1,4 +1,4 @@
-"""Thousands of damaged recordings are each read or refused in one line, in bounded memory and time."""
+"""Damaged recordings, thousands in the long tests, are each read or refused in one line, in bounded memory and time."""
 
 import resource
 import sys
@@ -87,7 +87,7 @@ def test_damaged_files_of_every_format(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    "times", [pytest.param(300, marks=pytest.mark.slow), pytest.param(1000, marks=pytest.mark.long)]
+    "times", [pytest.param(100, marks=pytest.mark.slow), pytest.param(1000, marks=pytest.mark.long)]
 )
 @pytest.mark.parametrize("name", OURS)
 def test_more_damaged_files_of_every_format(tmp_path, name, times):
@@ -95,18 +95,20 @@ def test_more_damaged_files_of_every_format(tmp_path, name, times):
     print(name, hammer(path, Said(**said), times, 1), f"of {times} read")
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize(
+    "times", [pytest.param(200, marks=pytest.mark.slow), pytest.param(2000, marks=pytest.mark.long)]
+)
 @pytest.mark.parametrize("name", ["evt2.raw", "evt3.raw", "ncars_loris.dat", "ncars_tonic.dat"])
-def test_thousands_of_damaged_recordings(tmp_path, name):
+def test_damaged_recordings(tmp_path, name, times):
     if not RECORDINGS.is_dir():
         pytest.skip("the recordings lie outside the repository")
     path = tmp_path / name
     path.write_bytes((RECORDINGS / name).read_bytes())
     said = Said(size=(100, 120)) if name.startswith("ncars") else Said()
-    print(name, hammer(path, said, 2000, 2), "of 2000 read")
+    print(name, hammer(path, said, times, 2), f"of {times} read")
 
 
-@pytest.mark.parametrize("times", [pytest.param(40, marks=pytest.mark.slow), pytest.param(300, marks=pytest.mark.long)])
+@pytest.mark.parametrize("times", [pytest.param(10, marks=pytest.mark.slow), pytest.param(300, marks=pytest.mark.long)])
 def test_damaged_recordings_of_a_library_in_a_process_of_its_own(tmp_path, monkeypatch, times):
     pytest.importorskip("faery")
     if not RECORDINGS.is_dir():

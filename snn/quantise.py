@@ -4,6 +4,7 @@ In float32, sums of such weights are as exact as in integers, in any order, up t
 quantised network is an ordinary network, and integer sums in C, times the power of two, give the same bits.
 """
 
+import math
 from collections.abc import Iterator
 from typing import TypeVar
 
@@ -23,8 +24,23 @@ def quantised(network: Either) -> Either:
     network = network.folded()
     for weight in weights(network):
         whole_NC, scale_N = as_int8(weight.flatten(1))
+        if isinstance(network, TTFSNetwork):
+            whole_NC = _with_sums_below_0(whole_NC, weight.flatten(1) / scale_N[:, None])
         weight.copy_((whole_NC * scale_N[:, None]).view_as(weight))
     return network
+
+
+def _with_sums_below_0(whole_NC: Tensor, exact_NC: Tensor) -> Tensor:
+    """Lower by 1 what rounding raised most, until the whole numbers of a neuron sum up to less than 0, as exact ones did.
+
+    Synapses of standardised neurons sum up to just below 0 (`snn.ttfs.layers.LEAST_SUM`), so that no neuron fires in an
+    area of one colour.
+    """
+    excess_N = whole_NC.sum(1, dtype=torch.int64) + 1
+    excess_N = torch.where(exact_NC.sum(1, dtype=torch.float64) < 0, excess_N, 0)
+    raised_NC = (whole_NC - exact_NC).masked_fill(whole_NC == -LARGEST, -math.inf)
+    rank_NC = raised_NC.argsort(dim=1, descending=True, stable=True).argsort(1)
+    return whole_NC - (rank_NC < excess_N[:, None]).to(torch.int8)
 
 
 def weight_bytes(network: Network | TTFSNetwork) -> int:

@@ -164,6 +164,23 @@ def test_a_quantised_network_has_weights_of_a_byte():
     assert not torch.equal(rounded.layers[0].weight, network.folded().layers[0].weight)
 
 
+def test_rounded_synapses_of_standardised_neurons_sum_up_to_less_than_0():
+    """In an area of one colour, neurons stay silent as they did before rounding."""
+    network = build_ttfs("40C3 - 60C3 - 30F", standardised=True)
+    with torch.no_grad():
+        network.layers[0].gain.data[3] = 0  # no synapse
+    folded, rounded = network.folded(), quantised(network)
+    for layer, before in zip(rounded.layers, folded.layers, strict=True):
+        weight_NC, before_NC = layer.weight.flatten(1), before.weight.flatten(1)
+        whole_NC, scale_N = as_int8(before_NC)
+        assert (whole_NC.sum(1) >= 0).sum() > 5  # rounding alone would not do
+        assert (weight_NC.double().sum(1) < 0).all()
+        assert ((weight_NC - before_NC).abs() <= 1.5 * scale_N[:, None]).all()
+    assert torch.equal(quantised(rounded).layers[1].weight, rounded.layers[1].weight)
+    passage = rounded(torch.full((1, 2, 12, 10), 0.7)).passages[0]
+    assert (passage.t_out[:, :, 1:-1, 1:-1] == torch.inf).all()
+
+
 def test_networks_that_c_cannot_say():
     with pytest.raises(InputError, match=r"ttfs\.encoder: unit"):
         ttfs.code(build_ttfs(encoder="direct"))

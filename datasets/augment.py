@@ -135,7 +135,7 @@ def _augment(
         scale = 1.0
         if zoom > 0:
             scale += zoom * (2 * _uniform(state) - 1)
-        is_blended = partners[b] >= 0
+        is_blended = partners[b] >= 0 and _has_events(offsets, index[b]) and _has_events(offsets, partners[b])
         mean_t, mean_x, mean_y, last = 0.0, 0.0, 0.0, 0.0
         if is_blended or mask_ticks > 0:
             mean_t, mean_x, mean_y, last = _extent(offsets, times, channels, index[b], size)
@@ -196,6 +196,11 @@ def _augment(
                 k += 1
         ends[b] = k
     return ends
+
+
+@inlined
+def _has_events(offsets, r):
+    return offsets[r + 1] > offsets[r]
 
 
 @inlined

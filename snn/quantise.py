@@ -31,7 +31,7 @@ def quantised(network: Either) -> Either:
 
 
 def _with_sums_below_0(whole_NC: Tensor, exact_NC: Tensor) -> Tensor:
-    """Lower by 1 what rounding raised most, until the whole numbers of a neuron sum up to less than 0, as exact ones did.
+    """Lower by 1 what rounding raised most, until the sum of a neuron is below 0, if that of its exact numbers is.
 
     Synapses of standardised neurons sum up to just below 0 (`snn.ttfs.layers.LEAST_SUM`), so that no neuron fires in an
     area of one colour.

@@ -299,6 +299,7 @@ def result_tables(metrics: dict) -> list[Table]:
             ("FS accuracy", percent(streaming["fs_accuracy"])),
             ("decisions that differ from those in batches", _of(streaming["differ_from_batches"], metrics)),
             ("decisions changed by folding BatchNorm", _of(streaming["moved_by_folding"], metrics)),
+            ("recordings without events, which cost a stream nothing", _of(streaming["without_events"], metrics)),
         ]
         result += [
             _cost_table("Cost of a decision on a stream of events", streaming),

@@ -295,6 +295,15 @@ def test_blended_recordings_meet_at_their_centres():
     assert new.channels.max() < 300
 
 
+def test_a_recording_without_events_is_no_partner():
+    times, channels = np.linspace(0.3, 0.5, 100, dtype=np.float32), np.arange(100, 200, dtype=np.uint16)
+    two = Recordings(np.array([0, 100, 100]), times, 1.0, channels, np.zeros(2, np.int64), None, "made")
+    new = augment(two, np.array([0, 1]), np.array([0, 1]), Augment(blend=0.999), COCHLEA, 3, np.array([1, 0]))
+    assert new.offsets.tolist() == [0, 100, 100]
+    assert np.array_equal(new.times, times)
+    assert np.array_equal(new.channels, channels)
+
+
 def test_partners_are_of_the_same_class_and_are_trained_on():
     recordings, among = make(COCHLEA), np.arange(7)
     change = Change(Augment(blend=0.5), COCHLEA, 5, among)

@@ -1,6 +1,6 @@
 """The gain of work that grows with the events: products, a training step, and decisions on a stream.
 
-    python -m benchmarks.events [--json FILE] [--rounds 9] [--data shd_train.h5] [--load_pt_file best.pt]
+    python -m benchmarks.events [--json FILE] [--rounds 9] [--load_pt_file best.pt]
 
 1. The input layer of configs/adlif_shd.yaml, 12,800 rows, 700 to 256, forward and weight gradient at several shares of
    active inputs. "from dense" is the case of a hidden layer: its input arrives as spikes in a dense tensor, which is
@@ -9,8 +9,8 @@
    that its input layer takes, from recordings to weight gradient.
 3. One recording at a time on one core: `snn.streaming` against the batched pass with dense products at batch 1.
 
-All contenders take turns; times are medians. Recordings are made up as in benchmarks.step, or come from a file in SHD's
-layout. Networks are untrained; part 3 can use a checkpoint, and a network on images takes test recordings of its data.
+All contenders take turns; times are medians. Recordings are made up as in benchmarks.step, and networks are untrained.
+With a checkpoint, part 3 takes its network and recordings of its test file.
 """
 
 import argparse
@@ -28,11 +28,11 @@ from torch.nn import functional as F
 from benchmarks.figures import Figure, Other, add_option, duration, others, store
 from benchmarks.kernels import high_water_megabytes, medians, processor
 from benchmarks.step import CONFIG, make_recordings, our_step, spikingjelly_step
-from datasets import readers
 from datasets.binning import Bins, bin_events
 from datasets.recordings import AnyRecordings, Recordings, subset
-from snn import architecture, checkpoint, cli, config, settings
+from snn import architecture, arguments, checkpoint, cli, config, settings
 from snn.conv import EventConv
+from snn.errors import InputError
 from snn.inputs import SparseCounts
 from snn.linear import EventLinear
 from snn.memory import keep_freed_memory
@@ -94,10 +94,10 @@ def training_step(cfg: config.Config, recordings: Recordings, rounds: int) -> di
     return ms
 
 
-def input_layer_megabytes(kind: str, data: Path | None) -> float:
+def input_layer_megabytes(kind: str) -> float:
     """Measure the memory that binning, forward and weight gradient of the input layer add to this process."""
-    cfg = read_config()
-    recordings = load(data, cfg)
+    cfg = settings.load(CONFIG)
+    recordings = made_up(cfg)
     torch.manual_seed(0)
     layer = EventLinear(cfg.data.channels, architecture.parse(cfg.network.layers)[0].size)
     layer.dense_above = 1.0 if kind == "event-driven" else NEVER
@@ -173,17 +173,19 @@ def streaming(network: Network, cfg: config.Config, recordings: Recordings, roun
     return {"milliseconds": ms, "curve": curve, "r2": float(r2)}
 
 
-def read_config() -> config.Config:
-    return settings.load(CONFIG)
+def made_up(cfg: config.Config) -> Recordings:
+    """Return one batch of recordings."""
+    return make_recordings(cfg.train.batch_size, cfg.data.channels, cfg.data.num_classes)
 
 
-def load(data: Path | None, cfg: config.Config) -> Recordings:
-    """Return one batch of recordings: spread over a file, or made up."""
-    n = cfg.train.batch_size
-    if data is None:
-        return make_recordings(n, cfg.data.channels, cfg.data.num_classes)
-    # not as "train", which needs a recording of every class
-    return some(readers.read("shd", data, "test", cfg.data.channels, cfg.data.num_classes), n)
+def trained(path: Path) -> tuple[Network, config.Config, Recordings]:
+    """Return the network of a run, its configuration, and one batch of recordings, spread over its test file."""
+    path = arguments.find_checkpoint(path)
+    network, cfg, _ = checkpoint.load_network(path, "cpu")
+    if not isinstance(network, Network):
+        raise InputError(f"{path}: a TTFS network, which benchmarks.ttfs_events measures")
+    recordings = read_recordings(cfg.data, "test", Bins.of(cfg.data, "test"))
+    return network, cfg, some(recordings, cfg.train.batch_size)
 
 
 def some(recordings: AnyRecordings, n: int) -> Recordings:
@@ -192,8 +194,8 @@ def some(recordings: AnyRecordings, n: int) -> Recordings:
     return subset(chosen, places)
 
 
-def figures(result: dict, is_trained: bool) -> list[Figure]:
-    """Return the rows of docs/speed.md; that of a stream needs a trained network."""
+def figures(result: dict, dataset_name: str | None) -> list[Figure]:
+    """Return the rows of docs/speed.md; that of a stream needs a trained network, and the name of its data set."""
     rows = []
     step = result["step_milliseconds"]
     who = {"dense products": "torch's dense products", "SpikingJelly, LIFNode": "SpikingJelly, LIFNodes in like layers"}
@@ -210,13 +212,15 @@ def figures(result: dict, is_trained: bool) -> list[Figure]:
     rows.append(
         Figure(title, f"{memory['event-driven']:.0f} MB", [Other("dense frames", f"{memory['frames']:.0f} MB")])
     )
-    if is_trained:
+    if dataset_name:
         ms, last = result["streaming"]["milliseconds"], result["streaming"]["curve"][-1]
         ours = ms["stream, to the decision"]
         here = f"{duration(ours)}; {last['events'] / last['ms'] / 1000:.0f} million events/s"
         whole = Other("here, the whole window", duration(ms["stream, whole window"]))
         dense = others(ms, "stream, to the decision", {"batch of one, dense": "the batched network, dense, batch 1"})
-        rows.append(Figure("a recording of `digits` as a stream, one core, to the decision", here, [whole, *dense]))
+        rows.append(
+            Figure(f"a recording of `{dataset_name}` as a stream, one core, to the decision", here, [whole, *dense])
+        )
     return rows
 
 
@@ -224,24 +228,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--json", type=Path, help="file for the numbers (JSON)")
     parser.add_argument("--rounds", type=int, default=9, help="timed rounds (9)")
-    parser.add_argument("--data", type=Path, help="a file in the layout of SHD to take recordings from")
-    parser.add_argument("--load_pt_file", type=Path, help="checkpoint for the streams")
+    parser.add_argument("--load_pt_file", type=Path, help="run whose network and test recordings the streams take")
     parser.add_argument("--peak", choices=INPUT_LAYERS, help=argparse.SUPPRESS)
     add_option(parser)
-    arguments = parser.parse_args()
-    if arguments.peak:
-        print(input_layer_megabytes(arguments.peak, arguments.data))
+    args = parser.parse_args()
+    if args.peak:
+        print(input_layer_megabytes(args.peak))
         return
+    streamed = trained(args.load_pt_file) if args.load_pt_file else None
     keep_freed_memory()  # as train.py does; it helps every contender
     print(f"{processor()}, {torch.get_num_threads()} threads")
     result = {"device": processor(), "threads": torch.get_num_threads(), "torch": torch.__version__}
-    result["products"] = products(arguments.rounds)
-    cfg = read_config()
-    recordings = load(arguments.data, cfg)
-    result["step_milliseconds"] = training_step(cfg, recordings, arguments.rounds)
-    command = [sys.executable, "-m", "benchmarks.events", *(["--data", str(arguments.data)] if arguments.data else [])]
+    result["products"] = products(args.rounds)
+    cfg = settings.load(CONFIG)
+    recordings = made_up(cfg)
+    result["step_milliseconds"] = training_step(cfg, recordings, args.rounds)
+    command = [sys.executable, "-m", "benchmarks.events", "--peak"]
     result["input_layer_megabytes"] = {
-        kind: float(subprocess.run([*command, "--peak", kind], capture_output=True, text=True, check=True).stdout)
+        kind: float(subprocess.run([*command, kind], capture_output=True, text=True, check=True).stdout)
         for kind in INPUT_LAYERS
     }
     print(
@@ -250,18 +254,12 @@ def main() -> None:
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    if arguments.load_pt_file:
-        cfg, content = checkpoint.load(arguments.load_pt_file)
-    network = cfg.new_network("cpu")
-    if arguments.load_pt_file:
-        checkpoint.load_weights(network, content["network"], arguments.load_pt_file)
-    if network.image:
-        recordings = some(read_recordings(cfg.data, "test", Bins.of(cfg.data, "test")), cfg.train.batch_size)
-    result["streaming"] = streaming(network, cfg, recordings, arguments.rounds)
-    if arguments.store:
-        store(figures(result, bool(arguments.load_pt_file) and network.image is None))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    network, cfg, recordings = streamed or (cfg.new_network("cpu"), cfg, recordings)
+    result["streaming"] = streaming(network, cfg, recordings, args.rounds)
+    if args.store:
+        store(figures(result, cfg.data.dataset_name if streamed else None))
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

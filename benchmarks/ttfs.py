@@ -97,18 +97,20 @@ def clipped_relu(network: TTFSNetwork) -> nn.Sequential:
     return nn.Sequential(ChannelsLast(), *clipped).to(memory_format=torch.channels_last)
 
 
-def simulation(network: TTFSNetwork) -> Forward:
-    simulated = like(network, layer.Conv2d, layer.Linear, layer.MaxPool2d, FirstSpike)
-    functional.set_step_mode(simulated, "m")
-    simulated.to(network.readout.weight.device)
+class Simulation(nn.Module):
+    """A copy of the network, with weights of its own, whose neurons are simulated over STEPS steps."""
 
-    def run(x_BCHW: Tensor) -> Tensor:
-        functional.reset_net(simulated)
+    def __init__(self, network: TTFSNetwork):
+        super().__init__()
+        self.simulated = like(network, layer.Conv2d, layer.Linear, layer.MaxPool2d, FirstSpike)
+        functional.set_step_mode(self.simulated, "m")
+        self.to(network.readout.weight.device)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        functional.reset_net(self.simulated)
         step_BCHW = ((1 - x_BCHW) * (STEPS - 1)).round()
         steps = torch.arange(STEPS, device=x_BCHW.device).view(-1, 1, 1, 1, 1)
-        return simulated((step_BCHW == steps).to(x_BCHW.dtype)).mean(0)
-
-    return run
+        return self.simulated((step_BCHW == steps).to(x_BCHW.dtype)).mean(0)
 
 
 class TwoProducts(torch.autograd.Function):
@@ -204,7 +206,7 @@ def compare(layers: str, shape: tuple[int, ...], classes: int, batch: int, round
     forwards: dict[str, Forward] = {
         "ours": lambda x: network(x).V_BN,
         "clipped ReLU": clipped_relu(network),
-        f"simulation, {STEPS} steps": simulation(network),
+        f"simulation, {STEPS} steps": Simulation(network),
         "two products": two_products(network),
     }
     difference_BN = (forwards["ours"](x_BCHW) - forwards["two products"](x_BCHW)).abs()
@@ -217,7 +219,7 @@ def compare(layers: str, shape: tuple[int, ...], classes: int, batch: int, round
     median = medians({name: step(f) for name, f in forwards.items()}, rounds, device)
     kept = {}
     for name, forward in forwards.items():
-        modules = forward if isinstance(forward, nn.Module) else network
+        modules = forward if isinstance(forward, nn.Module) else network  # the former have copies of the weights
         weights = {p.untyped_storage().data_ptr() for p in modules.parameters()}
         kept[name] = kept_megabytes(forward, x_BCHW, weights)
     print(f"{layers}, {classes} classes, B = {batch}")

@@ -14,7 +14,8 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +32,7 @@ from snn import arguments, checkpoint, cli
 from snn.embedded import ttfs
 from snn.errors import InputError
 from snn.quantise import quantised
+from snn.ttfs import products
 from snn.ttfs.evaluation import TTFSEvaluation, examine_images
 from snn.ttfs.events import EventDriven
 from snn.ttfs.layers import SpikingLayer
@@ -56,6 +58,16 @@ class Curve(NamedTuple):
         return f"{bound}, {'certain' if self.share == 1 else f'{self.share:g} of the bound'}"
 
 
+@contextmanager
+def dense_products() -> Iterator[None]:
+    """Make the products of convolutions dense, which follow the events where few inputs fire."""
+    before, products.DENSE_ABOVE = products.DENSE_ABOVE, -1.0
+    try:
+        yield
+    finally:
+        products.DENSE_ABOVE = before
+
+
 def decide(network: TTFSNetwork, x_BCHW: Tensor) -> tuple[list[int], list[Curve], dict[str, float]]:
     """Return the decisions of the dense pass, those of all rules, and median milliseconds of both passes."""
     events = EventDriven(network)
@@ -64,7 +76,8 @@ def decide(network: TTFSNetwork, x_BCHW: Tensor) -> tuple[list[int], list[Curve]
     taken: dict[str, list[float]] = {"dense": [], "events": []}
     for x_CHW in tqdm(x_BCHW, "images", leave=False, disable=None):
         start = time.process_time()
-        dense.append(int(network(x_CHW[None]).V_BN.argmax()))
+        with dense_products():
+            dense.append(int(network(x_CHW[None]).V_BN.argmax()))
         between = time.process_time()
         events.run(x_CHW)
         taken["dense"].append(between - start)

@@ -4,9 +4,13 @@ import subprocess
 
 import numpy as np
 import pytest
+import torch
 
-from benchmarks import events
-from snn import checkpoint
+from benchmarks import events, ttfs, ttfs_events
+from snn import checkpoint, config
+from snn.ops import sparse_conv
+from snn.ttfs import products
+from snn.ttfs.network import TTFSNetwork
 from tests.networks import build, small
 
 
@@ -42,3 +46,26 @@ def test_a_stream_takes_the_recordings_of_the_run(saved, monkeypatch):
     assert np.diff(recordings.offsets).tolist() == [60] * 8
     assert recordings.channels.max() < 8
     assert rows[-1].what == "a recording of `shd` as a stream, one core, to the decision"
+
+
+@torch.inference_mode()
+def test_the_dense_pass_beside_events_is_dense(monkeypatch):
+    """A convolution is otherwise summed over the inputs that fire, if they are few."""
+    torch.manual_seed(0)
+    network = TTFSNetwork(config.TTFS(layers="16C3 - P2 - 16F"), (1, 8, 8), 3).folded()
+    x_BCHW, calls, summed, product = torch.zeros(2, 1, 8, 8), [], [], sparse_conv.product
+    x_BCHW[:, :, 2:4, 2:4] = 0.5
+    monkeypatch.setattr(sparse_conv, "product", lambda *given, **more: calls.append(given) or product(*given, **more))
+    network.register_forward_pre_hook(lambda *_: calls.clear())
+    network.register_forward_hook(lambda *_: summed.append(len(calls)))
+    expected, before = network(x_BCHW).V_BN.argmax(1), products.DENSE_ABOVE
+    dense, _, _ = ttfs_events.decide(network, x_BCHW)
+    assert dense == expected.tolist()
+    assert summed == [1, 0, 0]
+    assert before == products.DENSE_ABOVE
+
+
+def test_the_memory_that_a_contender_keeps_is_without_its_weights():
+    """Each contender with a copy of the weights leaves out its own: they are most of what this network needs."""
+    kept = ttfs.compare("512F - 512F", (1, 12, 12), 3, 1, 1, "cpu")["kept_megabytes"]
+    assert all(0 < megabytes < 4 * 512 * 512 / 1e6 for megabytes in kept.values()), kept

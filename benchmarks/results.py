@@ -5,10 +5,11 @@
 
 The first writes results/<configuration>.json: commands, seeds, versions, machine, and each seed's metrics on the test
 split (which chose nothing: the best epoch is chosen on recordings held out from training). It does so after each seed,
-and keeps other seeds of the same commit: seeds may be trained one after the other or side by side. The second writes
-the tables between marker comments of README.md and docs/results.md and the picture docs/results.png, from stored
-results alone. It also writes docs/frontier.md and its picture (benchmarks/frontier.py), the ablations
-(benchmarks/ablation.py), and docs/speed.md from the figures of the other benchmarks (benchmarks/speed.py).
+and keeps other seeds of the same commit: seeds may be trained one after the other or side by side, also on different
+machines, so the machine is stored with each seed. The second writes the tables between marker comments of README.md and
+docs/results.md and the picture docs/results.png, from stored results alone. It also writes docs/frontier.md and its
+picture (benchmarks/frontier.py), the ablations (benchmarks/ablation.py), and docs/speed.md from the figures of the
+other benchmarks (benchmarks/speed.py).
 """
 
 import argparse
@@ -113,6 +114,7 @@ def store(args: argparse.Namespace, words: Sequence[str]) -> None:
             decided = samples["fs_label" if "fs_label" in samples else "label"]
             found["right"] = packed(decided == samples["target"])
         found |= {"train_seconds": round(seconds, 1), "train_processor_seconds": round(busy, 1)}
+        found["machine"] = result["machine"]
         if curves := metrics.get("anytime"):  # for the figure over time
             found["anytime"] = {key: curve for key, curve in curves.items() if "time" in key}
         seeds = seeds_of_same_code(out, result) | mine
@@ -150,11 +152,15 @@ def seeds_of_same_code(out: Path, result: dict) -> dict[str, dict]:
 
 
 def seeds_of(out: Path, made_by: dict | None = None) -> dict[str, dict]:
-    """Return the seeds in this file, or {} if other versions made it, if it is none, or holds something else."""
+    """Return the seeds in this file, or {} if other versions made it, if it is none, or holds something else.
+
+    Each has its machine. Older files name one, which is that of all their seeds.
+    """
     try:
         before = json.loads(out.read_text(encoding="utf-8"))
-        return before["seeds"] if made_by in (None, before["versions"]) else {}
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        seeds = {key: {"machine": before["machine"]} | seed for key, seed in before["seeds"].items()}
+        return seeds if made_by in (None, before["versions"]) else {}
+    except (AttributeError, FileNotFoundError, ValueError, KeyError, TypeError):
         return {}
 
 
@@ -233,7 +239,11 @@ def table(results: dict[str, dict]) -> str:
         lines.append(row([*cells, mean_of(seeds, "spikes_per_neuron", 2, "")]))
     done: dict[str, list[str]] = {}  # by where
     for name, result in results.items():
-        done.setdefault(_place(result), []).append(f"`{name}` {', '.join(result['seeds'])}")
+        at: dict[str, list[str]] = {}
+        for key, one in result["seeds"].items():
+            at.setdefault(_place(result, one.get("machine")), []).append(key)
+        for place, keys in at.items():
+            done.setdefault(place, []).append(f"`{name}` {', '.join(keys)}")
     if done:
         seeds = "; ".join(f"{'; '.join(names)} ({place})" for place, names in done.items())
         lines += ["", f"Mean ± std over seeds on the test split: {seeds}."]
@@ -263,9 +273,9 @@ def ablation_table(ablation: dict) -> str:
     return "\n".join([*lines, "", said])
 
 
-def _place(result: dict) -> str:
-    """Say where a stored result was computed."""
-    where = result["machine"]
+def _place(result: dict, where: dict | None = None) -> str:
+    """Say where a stored result was computed, or the part of it that comes from this machine."""
+    where = where or result["machine"]
     place = where.get("gpu") or f"{where['cores']} cores of an {where['processor']}"
     return f"{place}, torch {result['versions']['torch']}"
 

@@ -315,6 +315,39 @@ def test_seeds_of_one_commit_are_joined_and_stored_one_by_one(repository, monkey
     assert stored["command"].endswith(f"--seeds {' '.join(stored['seeds'])}")
 
 
+def test_each_seed_keeps_its_machine(repository, monkeypatch):
+    """Older files name one machine for all seeds; another one may train more, and the page names both."""
+    path, out = repository / "configs" / "adlif_shd.yaml", repository / "results" / "adlif_shd.json"
+    before = json.loads(out.read_text())
+    before["versions"]["commit"] = "abc"
+    out.write_text(json.dumps(before))
+
+    def run(*command: str) -> None:
+        if command[0] == "test.py":
+            folder = repository / command[2].removesuffix("best.pt") / "test"
+            folder.mkdir(parents=True)
+            (folder / "metrics.json").write_text(json.dumps(seed(91.0)))
+            np.savez(folder / "samples.npz", target=[1], fs_label=[1])
+
+    monkeypatch.chdir(repository)
+    monkeypatch.setattr(results, "run", run)
+    monkeypatch.setattr(results, "versions", lambda: before["versions"])
+    for number in ("1", "4"):
+        other = {"processor": "Z", "cores": int(number)}
+        monkeypatch.setattr(results, "machine_in_use", lambda *_, other=other, **__: other)
+        monkeypatch.setattr("sys.argv", ["results", str(path), "--seeds", number])
+        results.main()
+    stored = json.loads(out.read_text())["seeds"]
+    assert list(stored) == ["0", "1", "3", "4"]
+    assert [(one["machine"]["processor"], one["machine"]["cores"]) for one in stored.values()] == [
+        *(("X", 2), ("Z", 1), ("X", 2), ("Z", 4))
+    ]
+    results.rebuild()
+    places = ("`adlif_shd` 0, 3 (2 cores of an X", "`adlif_shd` 1 (1 cores of an Z", "`adlif_shd` 4 (4 cores of an Z")
+    said = "; ".join(f"{place}, torch 9.9)" for place in places)
+    assert f"over seeds on the test split: {said}." in (repository / "docs" / "results.md").read_text()
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}"])
 def test_a_file_that_is_no_result_is_replaced(tmp_path, text):
     path = tmp_path / "x.json"

@@ -4,10 +4,11 @@
     python -m benchmarks.ablation configs/ttfs_cifar10_small.yaml --seeds 0 1 2
 
 An ingredient is a group of fields, see ABLATIONS. "alone" is the plain configuration with the recipe's values of one
-ingredient; "left out" is the recipe with the plain values of that ingredient. Everything else in which the two differ
-(the data set, the window, the held-out speakers) is as in the recipe in all rows. If only the recipe is given, plain
-values are the defaults of its fields, and maximum pools in place of average ones. The options of train.py change both
-configurations, or the recipe before the plain one is derived from it.
+ingredient; "left out" is the recipe with the plain values of that ingredient. Delays are only a part of a field: they
+are added to the layers of the plain configuration and taken from those of the recipe, whose sizes stay as they are.
+Everything else in which the two differ (the data set, the window, the held-out speakers) is as in the recipe in all
+rows. If only the recipe is given, plain values are the defaults of its fields, and maximum pools in place of average
+ones. The options of train.py change both configurations, or the recipe before the plain one is derived from it.
 
 Ingredients are compared on samples held out from training, at the epoch that train.py chooses. Nothing here reads the
 test file. Writes results/ablation/<recipe>.json after each training; the same command continues an interrupted one.
@@ -18,9 +19,9 @@ import os
 import re
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import reduce
-from itertools import chain
+from itertools import chain, repeat
 from operator import getitem
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,11 +46,25 @@ class Ablation(NamedTuple):
         ingredients: names of fields, by the name of their ingredient.
         kept: the metrics of train.py that are stored.
         plain: functions from a recipe's value to the plain one, for fields that have no default.
+        parts: for fields of which the ingredient is only a part, functions that take the value of one side and that of
+            the other, and return the former with the ingredient of the latter.
     """
 
     ingredients: dict[str, tuple[str, ...]]
     kept: tuple[str, ...]
     plain: dict[str, Callable[[Any], Any]]
+    parts: dict[str, Callable[[Any, Any], Any]]
+
+
+def with_delays_of(words: Sequence[str], others: Sequence[str]) -> list[str]:
+    """Return the layers `words`, whose fully connected ones have the delays of those of `others` in place of their own.
+
+    The first has the delay of the first, and so on; if `others` are fewer, their last delay is repeated.
+    """
+    full = re.compile(r"(\d+[FR])(.*)")
+    delays = [found[2] for word in others if (found := full.fullmatch(word))] or [""]
+    given = chain(delays, repeat(delays[-1]))
+    return [found[1] + next(given) if (found := full.fullmatch(word)) else word for word in words]
 
 
 ABLATIONS: dict[type[AnyConfig], Ablation] = {
@@ -74,6 +89,7 @@ ABLATIONS: dict[type[AnyConfig], Ablation] = {
             *("spikes_per_neuron", "synaptic_operations_to_decision"),
         ),
         plain={},
+        parts={"network.layers": with_delays_of},
     ),
     config.TTFSConfig: Ablation(
         ingredients={
@@ -87,6 +103,7 @@ ABLATIONS: dict[type[AnyConfig], Ablation] = {
         },
         kept=("accuracy", "spikes_per_neuron", "synaptic_operations_per_image"),
         plain={"ttfs.layers": lambda layers: re.sub(r"\bA(?=\d)", "P", layers)},
+        parts={},
     ),
 }
 
@@ -98,7 +115,7 @@ def value_of(values: dict, field: str) -> Any:
 
 def without_ingredients(recipe: AnyConfig, where: str) -> AnyConfig:
     """Return the plain counterpart of a recipe. InputError names `where` and the fields that have no plain value."""
-    ingredients, _, plain = ABLATIONS[type(recipe)]
+    ingredients, plain = ABLATIONS[type(recipe)].ingredients, ABLATIONS[type(recipe)].plain
     values = recipe.model_dump(mode="json")
     for field in chain.from_iterable(ingredients.values()):
         section, _, name = field.rpartition(".")
@@ -110,24 +127,30 @@ def without_ingredients(recipe: AnyConfig, where: str) -> AnyConfig:
 
 def variants(plain: AnyConfig, recipe: AnyConfig) -> Iterator[tuple[str, str, AnyConfig]]:
     """Yield (ingredient, "alone" or "left out", configuration), first those with no and with every ingredient."""
-    ingredients = ABLATIONS[type(recipe)].ingredients
+    ingredients, parts = ABLATIONS[type(recipe)].ingredients, ABLATIONS[type(recipe)].parts
     by_name = {"plain": plain.model_dump(mode="json"), "recipe": recipe.model_dump(mode="json")}
 
-    def mixed(where: str, sources: dict[str, str]) -> AnyConfig:
+    def taken(field: str, base: str, other: str) -> Any:
+        """Return the value of a field of the base with the ingredient of the other side."""
+        values = value_of(by_name[base], field), value_of(by_name[other], field)
+        return parts[field](*values) if field in parts else values[1]
+
+    def mixed(where: str, base: str, ingredient: str = "", other: str = "") -> AnyConfig:
         values = recipe.model_dump(mode="json")
-        for ingredient, source in sources.items():
-            for field in ingredients[ingredient]:
-                settings.override(values, field, value_of(by_name[source], field))
+        for field in chain.from_iterable(ingredients.values()):
+            settings.override(values, field, value_of(by_name[base], field))
+        for field in ingredients.get(ingredient, ()):
+            settings.override(values, field, taken(field, base, other))
         return settings.build(values, where)
 
-    yield "", "plain", mixed("plain", dict.fromkeys(ingredients, "plain"))
+    yield "", "plain", mixed("plain", "plain")
     yield "", "recipe", recipe
     for ingredient, fields in ingredients.items():
-        if all(value_of(by_name["plain"], field) == value_of(by_name["recipe"], field) for field in fields):
+        sides = ("plain", "recipe"), ("recipe", "plain")
+        if all(taken(field, *side) == value_of(by_name[side[0]], field) for field in fields for side in sides):
             continue
-        others = dict.fromkeys(ingredients, "plain") | {ingredient: "recipe"}
-        yield ingredient, "alone", mixed(f"{ingredient} alone", others)
-        yield ingredient, "left out", mixed(f"without {ingredient}", {ingredient: "plain"})
+        yield ingredient, "alone", mixed(f"{ingredient} alone", "plain", ingredient, "recipe")
+        yield ingredient, "left out", mixed(f"without {ingredient}", "recipe", ingredient, "plain")
 
 
 def train(name: str, cfg: AnyConfig, seed: int) -> dict[str, float]:

@@ -25,7 +25,8 @@ def changed(one, other) -> set[str]:
 def check_variants(found: dict, plain, recipe, of_neither: set[str]) -> None:
     """Check that each variant has the fields of its ingredient, and only these, from the other side."""
     assert found["", "recipe"] == recipe
-    for ingredient, fields in ablation.ABLATIONS[type(recipe)].ingredients.items():
+    ingredients, parts = ablation.ABLATIONS[type(recipe)].ingredients, ablation.ABLATIONS[type(recipe)].parts
+    for ingredient, fields in ingredients.items():
         if ingredient in of_neither:
             assert not any(ingredient == name for name, _ in found)
             continue
@@ -34,7 +35,8 @@ def check_variants(found: dict, plain, recipe, of_neither: set[str]) -> None:
             assert (names := changed(one, base))
             assert all(any(name == field or name.startswith(f"{field}.") for field in fields) for name in names)
             values, there = one.model_dump(mode="json"), other.model_dump(mode="json")
-            assert all(ablation.value_of(values, field) == ablation.value_of(there, field) for field in fields)
+            whole = [field for field in fields if field not in parts]
+            assert all(ablation.value_of(values, field) == ablation.value_of(there, field) for field in whole)
 
 
 def by_place(plain, recipe) -> dict:
@@ -47,6 +49,22 @@ def test_each_variant_differs_by_its_ingredient():
     check_variants(found, plain, recipe, {"spike budget"})
     rest = changed(found["", "plain"], plain)  # fields of no ingredient are those of the recipe
     assert {"data.dataset_name", "data.T", "data.validation_by"} <= rest
+    layers = {place: cfg.network.layers for place, cfg in found.items()}
+    assert layers["", "plain"] == layers["loss", "alone"] == ("256F", "256F")
+    assert layers["delays", "alone"] == ("256F+D25", "256F+D25")  # neither changes the sizes
+    assert layers["delays", "left out"] == ("312F", "312F")
+
+
+@pytest.mark.parametrize(
+    ("words", "others", "expected"),
+    [
+        ("64C3 P2 128F 64RDS5", "9FD3", "64C3 P2 128FD3 64RD3"),
+        ("9RD3DR4 8F+D5", "16C3 7R 6FD2 5F", "9R 8FD2"),
+        ("9FD3 8F", "64C3 P2", "9F 8F"),
+    ],
+)
+def test_delays_move_between_layers_of_any_sizes(words, others, expected):
+    assert ablation.with_delays_of(words.split(), others.split()) == expected.split()
 
 
 def test_the_plain_counterpart_of_a_recipe_has_defaults_and_maximum_pools():
@@ -63,9 +81,11 @@ def test_the_plain_counterpart_of_a_recipe_has_defaults_and_maximum_pools():
 
 
 def test_an_ingredient_that_both_have_is_no_row():
+    """Layers of other sizes with the same delays are none, either."""
     recipe = settings.load(RECIPE)
     values = settings.read_yaml(RECIPE)
     values["data"]["augment"]["blend"] = 0.25
+    values["network"]["layers"] = ["64F+D25", "64F+D25"]
     rows = [(ingredient, which) for ingredient, which, _ in ablation.variants(recipe, settings.build(values, ""))]
     assert rows == [("", "plain"), ("", "recipe"), ("blend", "alone"), ("blend", "left out")]
 

@@ -22,16 +22,19 @@ from datasets.prepare import cameras
 from datasets.prepare.cameras.pieces import Said, header_lines
 from datasets.prepare.cut import Shape, parts_of
 from snn import cli
+from snn.errors import InputError
 
 RUNS = 7
 
 
 def write_long(recording: Path, path: Path, repeats: int) -> None:
-    """Write the same words `repeats` times, with a TIME_HIGH that keeps counting."""
+    """Write the same words `repeats` times, with a TIME_HIGH that keeps counting. InputError if there is none."""
     _, start = header_lines(recording, b"% ")
     content = recording.read_bytes()
     words = np.frombuffer(content, "<u2", (len(content) - start) // 2, start)
     is_high = words >> 12 == 8
+    if not is_high.any():
+        raise InputError(f"{recording}: has no time (no word TIME_HIGH); give a recording in EVT3")
     high = (words[is_high] & 0xFFF).astype(np.int64)
     with path.open("wb") as file:
         file.write(content[:start])
@@ -89,6 +92,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=60)
     add_option(parser)
     args = parser.parse_args()
+    if args.repeats < 1:
+        raise InputError(f"--repeats {args.repeats}: there must be at least 1")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "long.raw"
         write_long(args.recording, path, args.repeats)

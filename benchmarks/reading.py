@@ -30,6 +30,7 @@ from datasets.binning import Bins, bin_events
 from datasets.binning import batches as batches_of
 from datasets.recordings import AnyRecordings, Recordings, downsampled
 from snn import cli, config
+from snn.errors import InputError
 
 EVENTS, CHANNELS, CLASSES = 6_000, 700, 20
 GESTURE_EVENTS, GESTURE_S = 400_000, 6
@@ -136,6 +137,10 @@ def main() -> None:
     if arguments.read:
         print(json.dumps(measure(READERS[arguments.read[0]], Path(arguments.read[1]))))
         return
+    if arguments.recordings < CLASSES:  # a file to train on needs one of each class
+        raise InputError(f"--recordings {arguments.recordings}: there must be at least {CLASSES}")
+    if arguments.rounds < 1:
+        raise InputError(f"--rounds {arguments.rounds}: there must be at least 1")
     print(f"{processor()}; {arguments.recordings} recordings of {EVENTS:,} events, and gestures")
     rows = {}
     with tempfile.TemporaryDirectory() as folder:

@@ -11,6 +11,8 @@ from snn import checkpoint, config
 from snn.ops import sparse_conv
 from snn.ttfs import products
 from snn.ttfs.network import TTFSNetwork
+from tests.cameras import LOW, X, Y, write_words
+from tests.conftest import assert_one_line
 from tests.networks import build, small
 
 
@@ -69,3 +71,17 @@ def test_the_memory_that_a_contender_keeps_is_without_its_weights():
     """Each contender with a copy of the weights leaves out its own: they are most of what this network needs."""
     kept = ttfs.compare("512F - 512F", (1, 12, 12), 3, 1, 1, "cpu")["kept_megabytes"]
     assert all(0 < megabytes < 4 * 512 * 512 / 1e6 for megabytes in kept.values()), kept
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("reading --recordings 0", "--recordings 0: there must be at least 20"),
+        ("reading --rounds 0", "--rounds 0: there must be at least 1"),
+        ("cameras still.raw", "still.raw: has no time (no word TIME_HIGH); give a recording in EVT3"),
+        ("cameras still.raw --repeats 0", "--repeats 0: there must be at least 1"),
+    ],
+)
+def test_a_mistake_is_one_line(program, tmp_path, words, message):
+    write_words(tmp_path / "still.raw", [LOW(5), Y(3), X(4)])
+    assert_one_line(program(f"-m benchmarks.{words}"), message)

@@ -462,7 +462,8 @@ def _sections(
         Section(
             "Results",
             "Every recording of the test split has the same weight. Intervals are Wilson's. t_d50 and t_d90 are the "
-            "times by which 50 % and 90 % of the correct decisions have been made.",
+            "times by which FS has made 50 % and 90 % of its correct decisions. FR can fall again: there they are the "
+            "first times at which it reaches these shares of its highest accuracy.",
             result_tables(metrics),
         ),
         Section(

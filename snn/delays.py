@@ -17,7 +17,7 @@ from snn.errors import InputError
 from snn.inputs import SparseCounts, Spikes, as_tensor
 from snn.learned import Delays, Learned
 from snn.linear import EventLinear, input_gradient
-from snn.ops import delays, drives, synaptic, taps
+from snn.ops import delays, drives, sparse, synaptic, taps
 from snn.ops.drives import Drive
 
 Per = Literal["input", "synapse"]
@@ -69,9 +69,10 @@ class DelayedLinear(EventLinear, MemoryModule):
         if (entries := self._entries(x_TBC)) is not None:
             first, h = self.taps()
             if self.per == "input":
-                A_KNC = self.weight * h.unsqueeze(1)
-                W_NC = self.weight.detach()
-                y_RN = _AxonalProduct.apply(*entries, A_KNC, first, h.detach(), W_NC, B, past, self.in_features)
+                A_NKC = self.weight.unsqueeze(1) * h
+                at_once = self.in_features if self.extra else 0
+                constants = first, h.detach(), self.weight.detach(), at_once, self.in_features, B, past
+                y_RN = _AxonalProduct.apply(*entries, A_NKC.flatten(1), *constants)
             else:
                 y_RN = _SynapticProduct.apply(*entries, self.weight * h, first, B, past)
             return self._add_bias(y_RN).view(T, B, -1)
@@ -101,28 +102,28 @@ class DelayedLinear(EventLinear, MemoryModule):
 
 
 class _AxonalProduct(torch.autograd.Function):
-    """Σ_j w_nc h_cj x_{t - first_c - j} for entries of `EventLinear`. Gradients of w and h begin in A = w h.
+    """Σ_j w_nc h_jc x_{t - first_c - j} for entries of `EventLinear`. Gradients of w and h begin in A = w h, (N, K·C).
 
-    There may be more columns c than inputs C: column c takes input c mod C.
+    There may be more columns c than inputs: see `snn.ops.delays`.
     """
 
     @staticmethod
-    def forward(ctx, s_RC, mask_BC, offsets, channels, counts, A_KNC, first_C, h_KC, W_NC, B, past, C):
-        ctx.save_for_backward(mask_BC, offsets, channels, counts, first_C, h_KC, W_NC)
-        ctx.B, ctx.past, ctx.C = B, past, C
-        events = delays.moved(offsets, channels, counts, first_C, len(h_KC), B, past, C)
-        return delays.product(events, h_KC, W_NC, B)
+    def forward(ctx, s_RC, mask_BC, offsets, channels, counts, A_NM, first_C, h_KC, W_NC, at_once, num_inputs, B, past):
+        entries = offsets, channels, counts
+        arrived = delays.arrived(*entries, first_C, at_once, len(h_KC), num_inputs, B, past)
+        ctx.save_for_backward(mask_BC, *arrived, first_C, h_KC, W_NC)
+        ctx.sizes = B, past, num_inputs
+        return sparse.product(*arrived, A_NM.detach(), True)
 
     @staticmethod
     def backward(ctx, gy_RN):
-        mask_BC, *entries, first_C, h_KC, W_NC = ctx.saved_tensors
-        gs_RC = gA_KNC = None
+        (mask_BC, *arrived, first_C, h_KC, W_NC), (B, past, num_inputs) = ctx.saved_tensors, ctx.sizes
+        gs_RC = gA_NM = None
         if ctx.needs_input_grad[0]:
-            gs_RC = delays.moved_back(input_gradient(gy_RN, W_NC), first_C, h_KC, mask_BC, ctx.B, ctx.past, ctx.C)
+            gs_RC = delays.moved_back(input_gradient(gy_RN, W_NC), first_C, h_KC, mask_BC, B, past, num_inputs)
         if ctx.needs_input_grad[5]:
-            events = delays.moved(*entries, first_C, len(h_KC), ctx.B, ctx.past, ctx.C, by_channel=True)
-            gA_KNC = delays.gradient(events, gy_RN, *h_KC.shape, ctx.B)
-        return gs_RC, *[None] * 4, gA_KNC, *[None] * 6
+            gA_NM = sparse.weight_gradient(*arrived, gy_RN, h_KC.numel(), True)
+        return gs_RC, *[None] * 4, gA_NM, *[None] * 7
 
 
 class _SynapticProduct(torch.autograd.Function):

@@ -1,17 +1,14 @@
-"""Products with delayed inputs on the CPU: an event adds to the rows it reaches, forward and backward.
+"""Delayed inputs on the CPU: an event adds to the rows it reaches, forward and backward.
 
-Rows r = t·B + b, slices and LANES as in `snn.ops.sparse`; taps (`first`, K of them) as in `snn.ops.taps`. The first
-`past` steps of an input came in before: their events are still on their way, and the result has no rows for them.
+Rows r = t·B + b as in `snn.ops.sparse`; taps (`first`, K of them) as in `snn.ops.taps`. The first `past` steps of an
+input came in before: their events are still on their way, and the result has no rows for them.
 
-A delay for each input moves its events to the row that its first tap reaches, sample by sample; from there they reach
-K rows. Forward takes them row by row and the gradient channel by channel, so that the sums of both stay in registers.
-The gradient of the products A_KNC = w_nc h_kc, each a sum over events, gives that of the weights and of the shares.
+Each event becomes K entries of an ordinary sparse product: by tap j, input c arrives as channel j·C + c, whose weights
+are w_nc h_jc, in the row that it reaches.
 
-An input may arrive several times. Of C inputs, input c arrives as channels c, C + c, 2·C + c ..., each of which has a
-delay and weights.
+An input may arrive several times. Of C inputs, input c is then column c, C + c, 2·C + c ..., each of which has a delay
+and weights.
 """
-
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,154 +16,62 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from snn.ops.compiled import in_parts, kernel
-from snn.ops.lanes import LANES, add_product, load, load_part, prefetch, scratch, store, store_part, zeros
-from snn.ops.sparse import AHEAD, arrays, slices
+from snn.ops.sparse import arrays
 
 PAD = 16  # between scratch rows: strides of a power of two would crowd one cache set
-SECTION = 64  # samples, at most, whose share of the weight gradient is one sum
-
-
-class Moved(NamedTuple):
-    """Delayed events. Row b·U + u, u = 0 ... U - 1, holds those of sample b whose taps reach steps u - K + 1 to u.
-
-    Sorted by channel, row b·C + c holds the events of channel c, and `channels` holds their u.
-    """
-
-    offsets: np.ndarray  # (rows + 1,)
-    channels: np.ndarray  # (events,) uint32
-    counts: np.ndarray
 
 
 @kernel
-def _move(offsets, channels, counts, lags, C, U, by_channel, numbers, moved_channels, moved_counts, begin, end):
-    """Write the events of samples begin ... end, in the order of their steps, into rows that begin at numbers[b, row].
+def _arrive(offsets, channels, counts, lags, at_once, C, K, T, firsts_BT, to_channels, to_counts, begin, end):
+    """Write the entries of samples begin ... end, in the order of the events' steps; row t begins at firsts_BT[b, t].
 
-    If there is no `moved_counts`, only set `numbers` to the number of events that each sample has in each row.
+    If there is no `to_counts`, set firsts_BT to the number of entries instead.
     """
-    B, rows = numbers.shape
-    place = np.zeros(rows, np.uint64)  # counted here, then copied once
+    B = len(firsts_BT)
+    place = np.zeros(T, np.uint64)  # counted here, then copied once
     for b in range(begin, end):
-        if moved_counts is None:
+        if to_counts is None:
             place[:] = 0
         else:
-            place[:] = numbers[b]
+            place[:] = firsts_BT[b]
         for t in range((len(offsets) - 1) // B):
             for first in range(0, len(lags), C):
                 for e in range(np.uint64(offsets[t * B + b]), np.uint64(offsets[t * B + b + 1])):
-                    c = np.uint64(first) + np.uint64(channels[e])
-                    u = np.uint64(t + lags[c])  # a step before the first is a huge number
-                    if u < np.uint64(U):
-                        row = c if by_channel else u
-                        if moved_counts is not None:
-                            moved_channels[place[row]] = u if by_channel else c
-                            moved_counts[place[row]] = counts[e]
-                        place[row] += np.uint64(1)
-        if moved_counts is None:
-            numbers[b] = place
+                    column = np.uint64(first) + np.uint64(channels[e])
+                    for j in range(K if column >= at_once else 1):
+                        row = np.uint64(t + lags[column] + j)  # a step before the first is a huge number
+                        if row < np.uint64(T):
+                            if to_counts is not None:
+                                to_channels[place[row]] = np.uint64(j * len(lags)) + column
+                                to_counts[place[row]] = counts[e]
+                            place[row] += np.uint64(1)
+        if to_counts is None:
+            firsts_BT[b] = place
 
 
-def moved(
+def arrived(
     offsets: Tensor,
     channels: Tensor,
     counts: Tensor,
     first_C: Tensor,
-    K: int,
+    at_once: int,
+    num_taps: int,
+    num_inputs: int,
     B: int,
     past: int,
-    num_inputs: int,
-    by_channel: bool = False,
-) -> Moved:
-    """Return the events delayed, by row or by channel."""
-    U = (len(offsets) - 1) // B - past + K - 1
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the entries (offsets, channels, counts) of the delayed input. The first `at_once` columns have one tap."""
+    T = (len(offsets) - 1) // B - past
     entries = arrays(offsets, channels, counts, counts.dtype)
-    rule = first_C.numpy() - past + K - 1, num_inputs, U, by_channel
-    ends = np.zeros(B * (len(first_C) if by_channel else U) + 1, np.int64)
-    numbers = ends[1:].reshape(B, -1)
-    in_parts(_move, (*entries, *rule, numbers, None, None), B)
-    np.cumsum(ends, out=ends)
-    results = np.empty(ends[-1], np.uint32), np.empty(ends[-1], entries[2].dtype)
-    firsts = ends[:-1].reshape(B, -1)
-    in_parts(_move, (*entries, *rule, firsts, *results), B)
-    return Moved(ends, *results)
-
-
-@kernel
-def _product(offsets, channels, counts, h_CK, K, W_SCL, out_TBN, begin, end):
-    """Set out = Σ_j h[c, j] W x over samples begin ... end; h_CK has a column of zeros more if K is odd.
-
-    Two taps share each row of weights. The later ones come first, so that sums take events in the order of their steps.
-    """
-    (S, C, _), (T, B, N) = W_SCL.shape, out_TBN.shape
-    for b in range(begin, end):
-        for s in range(S):
-            for j in range(K - 1 - (K - 1) % 2, -1, -2):
-                total_L = zeros(out_TBN, LANES)
-                for t in range(-1, T):
-                    prefetch(out_TBN, (min(t + AHEAD, T - 1) * B + b) * N + s * LANES, LANES)
-                    to = (min(t + 1, T - 1) * B + b) * N + s * LANES
-                    next_L = zeros(out_TBN, LANES) if j + 2 >= K else load_part(out_TBN, to, N - s * LANES, LANES)
-                    row = b * (T + K - 1) + max(t + K - 1 - j, 0)
-                    for e in range(np.uint64(offsets[row]), np.uint64(offsets[row + 1])):
-                        c = np.uint64(channels[e])
-                        w_L = load(W_SCL, (np.uint64(s * C) + c) * np.uint64(LANES), LANES)
-                        total_L = add_product(total_L, counts[e] * h_CK[c, j], w_L)
-                        next_L = add_product(next_L, counts[e] * h_CK[c, j + 1], w_L)
-                    if t >= 0:
-                        store_part(out_TBN, (t * B + b) * N + s * LANES, N - s * LANES, total_L)
-                    total_L = next_L
-
-
-def product(events: Moved, h_KC: Tensor, W_NC: Tensor, B: int) -> Tensor:
-    """Return the product of the delayed events and the weights, (R, N)."""
-    K = len(h_KC)
-    T = (len(events.offsets) - 1) // B - K + 1
-    h_CK = F.pad(h_KC, (0, 0, 0, K % 2)).T.contiguous()
-    out_TBN = torch.empty(T, B, len(W_NC), dtype=W_NC.dtype)
-    arguments = (*events, h_CK.numpy(), K, slices(W_NC).numpy(), out_TBN.numpy())
-    in_parts(_product, arguments, B)
-    return out_TBN.flatten(0, 1)
-
-
-@kernel
-def _gradient(offsets, places, counts, gy_TBN, before, gA_ISCKL, begin, end):
-    """Set gA[i, s, c, j] = Σ counts · gy over section i of the samples, for begin <= i·S + s < end; K is even.
-
-    `room` takes a sample's gy of one slice, contiguous, with `before` rows of zeros before it and K after it.
-    """
-    (T, B, N), (I, S, C, K, _) = gy_TBN.shape, gA_ISCKL.shape
-    room = scratch(gy_TBN, (before + T + K) * LANES)
-    room[:] = 0
-    for part in range(begin, end):
-        i, s = part // S, part % S
-        gA_ISCKL[i, s] = 0
-        for b in range(i * B // I, (i + 1) * B // I):
-            for t in range(T):
-                prefetch(gy_TBN, (min(t + AHEAD, T - 1) * B + b) * N + s * LANES, LANES)
-                gy_L = load_part(gy_TBN, (t * B + b) * N + s * LANES, N - s * LANES, LANES)
-                store(room, (before + t) * LANES, gy_L)
-            for c in range(C):
-                if offsets[b * C + c] == offsets[b * C + c + 1]:
-                    continue
-                for j in range(0, K, 2):
-                    at = ((part * C + c) * K + j) * LANES
-                    sum_L, next_L = load(gA_ISCKL, at, LANES), load(gA_ISCKL, at + LANES, LANES)
-                    for e in range(np.uint64(offsets[b * C + c]), np.uint64(offsets[b * C + c + 1])):
-                        row = (np.uint64(places[e]) + np.uint64(j)) * np.uint64(LANES)
-                        sum_L = add_product(sum_L, counts[e], load(room, row, LANES))
-                        next_L = add_product(next_L, counts[e], load(room, row + np.uint64(LANES), LANES))
-                    store(gA_ISCKL, at, sum_L)
-                    store(gA_ISCKL, at + LANES, next_L)
-
-
-def gradient(events: Moved, gy_RN: Tensor, K: int, C: int, B: int) -> Tensor:
-    """Return the gradient of the products w h, (K, N, C), from events by channel."""
-    N, even = gy_RN.shape[1], K + K % 2
-    gy_TBN = gy_RN.contiguous().view(-1, B, N)
-    sections, S = -(-B // SECTION), -(-N // LANES)  # do not depend on the number of threads, so neither do the bits
-    gA_ISCKL = torch.empty(sections, S, C, even, LANES, dtype=gy_RN.dtype)
-    in_parts(_gradient, (*events, gy_TBN.numpy(), K - 1, gA_ISCKL.numpy()), sections * S)
-    gA_SCKL = gA_ISCKL[0] if sections == 1 else gA_ISCKL.sum(0)
-    return gA_SCKL.permute(2, 0, 3, 1).reshape(even, -1, C)[:K, :N]
+    rule = first_C.numpy() - past, at_once, num_inputs, num_taps, T
+    firsts_BT = np.empty((B, T), np.int64)
+    in_parts(_arrive, (*entries, *rule, firsts_BT, None, None), B)
+    ends = np.zeros(T * B + 1, np.int64)
+    np.cumsum(firsts_BT.T.ravel(), out=ends[1:])
+    firsts_BT = np.ascontiguousarray(ends[:-1].reshape(T, B).T)
+    arrived_channels, arrived_counts = np.empty(ends[-1], np.int32), np.empty(ends[-1], entries[2].dtype)
+    in_parts(_arrive, (*entries, *rule, firsts_BT, arrived_channels.view(np.uint32), arrived_counts), B)
+    return torch.from_numpy(ends), torch.from_numpy(arrived_channels), torch.from_numpy(arrived_counts)
 
 
 @kernel

@@ -46,6 +46,8 @@ def main() -> None:
     if not isinstance(network, Network) and args.format != "c":
         raise InputError(f"{path}: is a TTFS network, which can be exported as C (--format c) but not as {args.format}")
     out = args.out or (path.with_name(f"{path.stem}_c") if args.format == "c" else path.with_suffix(f".{args.format}"))
+    if out.suffix == ".pt":
+        raise InputError(f"{out}: is the name of a checkpoint; choose another --out")
     print(WRITERS[args.format](args, cfg, network, out, content["class_names"]))
 
 

@@ -48,6 +48,7 @@ from snn.schema import AnyConfig
 from tasks.kind import HELD_OUT_BY
 
 POLL_S = 0.5
+SAME_DATA = HELD_OUT_BY | {"data.dataset_name", "data.path", "data.layout"}  # in all trials
 MOST_FAILURES = 3  # runs that fail one after another
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 
@@ -85,7 +86,7 @@ def main() -> None:
             "will be given up",
             file=sys.stderr,
         )
-    if fields := [name for name in search.ranges for held in HELD_OUT_BY if f"{held}.".startswith(f"{name}.")]:
+    if fields := [name for name in search.ranges for held in SAME_DATA if f"{held}.".startswith(f"{name}.")]:
         raise InputError(
             f"{args.ranges}: ranges: {min(fields)}: trials are compared on the same held-out data; leave this field out"
         )

@@ -34,7 +34,7 @@ from snn import arguments, checkpoint, cli, config, settings
 from snn.errors import InputError
 from snn.files import write_whole
 from snn.machine import find_device, versions
-from snn.schema import AnyConfig
+from snn.schema import AnyConfig, Mark
 
 COMMAND = ("python", "-m", "benchmarks.ablation")
 
@@ -171,6 +171,15 @@ def train(name: str, cfg: AnyConfig, seed: int) -> dict[str, float]:
     return {"epoch": content["epoch"]} | {key: content["validation"][key] for key in ABLATIONS[type(cfg)].kept}
 
 
+def of_every_machine(cfg: AnyConfig) -> dict:
+    """Return the plain values of a configuration without those fields that only say how this machine runs it."""
+    values = cfg.model_dump(mode="json")
+    for field in settings.marked(type(cfg), Mark.MACHINE):
+        section, name = field.split(".")
+        del values[section][name]
+    return values
+
+
 def main() -> None:
     parser = cli.OneLineParser(description=__doc__, allow_abbrev=False)
     parser.add_argument(
@@ -191,11 +200,13 @@ def main() -> None:
     names = [f"configs/{path.name}" for path in args.yaml]
     result = {
         "command": shlex.join([*COMMAND, *names, "--seeds", *map(str, args.seeds), *without_places(words)]),
+        "plain": of_every_machine(plain),
+        "recipe": of_every_machine(recipe),
         "finished": None,
         "machine": machine_in_use(find_device(recipe.train.device), load_at_start=os.getloadavg()[0]),
         "versions": versions(),
     }
-    result["rows"] = rows = stored_before(out, result, "rows", "command") or []
+    result["rows"] = rows = stored_before(out, result, "rows", "command", "plain", "recipe") or []
     seeds_of = {(row["ingredient"], row["which"]): row["seeds"] for row in rows}
     trainings = [(seed, *variant) for seed in args.seeds for variant in variants(plain, recipe)]
     out.parent.mkdir(parents=True, exist_ok=True)

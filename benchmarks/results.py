@@ -173,9 +173,9 @@ def stored_before(out: Path, result: dict, part: str, *names: str) -> Any:
         return None
     try:
         before = json.loads(out.read_text(encoding="utf-8"))
-        others = [name for name in names if before[name] != result[name]]
+        others = [name for name in names if before.get(name) != result[name]]
         found = before[part]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError(f"{out}: is not such a result; give another --out") from None
     if others:
         raise InputError(f"{out}: is a result with another {', '.join(others)}; remove it, or give another --out")

@@ -24,7 +24,7 @@ from datasets.readers import RECORDINGS_AT_ONCE
 from datasets.recordings import AnyRecordings, Recordings
 from datasets.window import check_first_times
 from snn import config
-from snn.classes import Named, tidied
+from snn.classes import Named, all_different, tidied
 from snn.errors import InputError
 from snn.ops.compiled import kernel
 
@@ -155,7 +155,8 @@ def _read_npz(data: config.Images, split: Split) -> Images:
     with _npz_border(path), np.load(path) as file:
         _check_heads(_heads(path), path, split, data.shape, data.num_classes)
         pixels, labels = file[f"x_{split}"], file[f"y_{split}"].reshape(-1)
-        names = tidied(file["class_names"].tolist()) if "class_names" in file else None
+        given = file["class_names"].tolist() if "class_names" in file else None
+        names = None if given is None else all_different(tidied(given), f"{path}: class_names")
     if pixels.ndim == 3:
         pixels = pixels[:, None]
     elif pixels.shape[1:] != data.shape:

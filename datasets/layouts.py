@@ -16,7 +16,7 @@ import numpy as np
 from datasets import hdf5
 from datasets.labels import check_type
 from snn import config
-from snn.classes import tidied
+from snn.classes import all_different, tidied
 from snn.errors import InputError
 from snn.ops.compiled import kernel
 
@@ -60,7 +60,7 @@ def _open_shd(path: Path, split: Split) -> Contents:
     file.check_lists("spikes/times", "iuf", "numbers")
     file.check_lists("spikes/units", "iu", "whole numbers")
     extras = [name for name in ("extra/speaker", "extra/file") if file.has(name)]
-    names = tidied(file.names("extra/keys")) if file.has("extra/keys") else None
+    names = all_different(tidied(file.names("extra/keys")), f"{path}: extra/keys") if file.has("extra/keys") else None
     shape = file.dataset("spikes/times").shape
     for name in ("spikes/units", "labels", *extras):
         if (other := file.dataset(name, None if name == "spikes/units" else "iuf").shape) != shape:

@@ -18,6 +18,7 @@ from torch import nn
 from snn.classes import tidied
 from snn.config import Config
 from snn.errors import InputError
+from snn.losses import LossOptions
 from snn.schema import AnyConfig
 from snn.settings import build
 
@@ -129,10 +130,20 @@ def load(path: Path, for_resume: bool = False) -> tuple[AnyConfig, dict[str, Any
     if not isinstance(names, list | tuple | None) or not all(isinstance(name, str) for name in names or ()):
         raise InputError(f"{path}: the checkpoint is damaged: its class_names are not names")
     content["class_names"] = None if names is None else tidied(names)
-    cfg = build(content["config"], f"{path}, configuration")
+    cfg = build(_without_lost_losses(content["config"]), f"{path}, configuration")
     if content["version"] < 3 and isinstance(cfg, Config):
         content["network"] = _renamed(content["network"], len(cfg.network.layers))
     return cfg, content
+
+
+def _without_lost_losses(values: dict[str, Any]) -> dict[str, Any]:
+    """Leave out options of losses that are no longer there: a network that was trained with another has only defaults.
+
+    If the loss itself is gone, `loss.mode` says so.
+    """
+    if not isinstance(loss := values.get("loss"), dict):
+        return values
+    return values | {"loss": {name: value for name, value in loss.items() if name in LossOptions.model_fields}}
 
 
 def _renamed(weights: dict[str, Any], hidden: int) -> dict[str, Any]:

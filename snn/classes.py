@@ -23,6 +23,13 @@ def tidied(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(unicodedata.normalize("NFC", name).strip() for name in names)
 
 
+def all_different(names: tuple[str, ...], where: str) -> tuple[str, ...]:
+    """Return the names. InputError if two are equal."""
+    if twice := [name for k, name in enumerate(names) if name in names[:k]]:
+        raise InputError(f"{where}: two classes have the name {twice[0]!r:.40}; rename one of them")
+    return names
+
+
 def name_of_each(names: Sequence[str] | None, number: int) -> list[str]:
     """Return a name for each of so many classes: "class 3" for one that has none."""
     return [names[k] if names is not None and k < len(names) else f"class {k}" for k in range(number)]
@@ -37,9 +44,7 @@ def numbers_in(wanted: Named, own: Named) -> np.ndarray:
             f"{own.where}: its classes differ from those of {wanted.where}: {alone}; use a set with the same classes"
         )
     for named in (own, wanted):
-        if len(set(named.names)) < len(named.names):
-            twice = next(name for name in named.names if named.names.count(name) > 1)
-            raise InputError(f"{named.where}: two classes have the name {twice!r:.40}; rename one of them")
+        all_different(named.names, named.where)
     return np.array([wanted.names.index(name) for name in own.names])
 
 

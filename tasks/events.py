@@ -185,6 +185,8 @@ class EventTesting(Testing):
                 Stream(
                     network, self.bins.dt_ms, self.bins.T, self.bins.T_empty
                 )  # raises InputError for networks it cannot take, before the work begins
+        for subject in subjects:
+            check_test_data(subject)
         prepare.make_if_missing(data.test_path, data.dataset_name, data.prepare)
         self.recordings = read_recordings(data, "test", self.bins, subjects[0].classes)
         say_missing(self.recordings.labels, data.num_classes, str(data.test_path), "recording")
@@ -401,6 +403,21 @@ def _read(data: config.Data, path: Path, split: layouts.Split, bins: Bins, class
         options=options,
     )
     return as_inputs(recordings, data)
+
+
+def check_test_data(subject: Subject) -> None:
+    """Raise InputError if data.test_by would set other recordings apart than in training; warn of the training file."""
+    data, trained = subject.cfg.data, subject.trained.data
+    same = data.test_path.resolve() == trained.train_path.resolve()
+    if same and data.test_by:
+        for name in ("test_by", "test_share"):
+            if getattr(data, name) != getattr(trained, name):
+                raise InputError(
+                    f"{subject.path}: data.{name} was {getattr(trained, name)} in its training, which so read some of "
+                    "the recordings that you would test on; leave it as it was"
+                )
+    elif same:
+        print(f"warning: {data.test_path}: {subject.path} was trained on this file", file=sys.stderr)
 
 
 def look_at_test_data(data: config.Data, classes: Named) -> None:

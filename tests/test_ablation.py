@@ -139,6 +139,10 @@ def test_rows_are_stored_and_what_is_there_is_not_trained_again(ablate, shd_fold
     assert ablate(PLAIN, RECIPE, *EVENTS) == ["ablation_speech_blend_left_out_seed0"]
     with pytest.raises(InputError, match="is a result with another command"):
         ablate(PLAIN, RECIPE, *EVENTS, "--set", "train.lr=0.1")
+    edited = {key: value for key, value in result.items() if key != "recipe"}  # as if the YAML had been changed since
+    path.write_text(json.dumps(edited))
+    with pytest.raises(InputError, match="is a result with another recipe"):
+        ablate(PLAIN, RECIPE, *EVENTS)
     path.write_text("[]")
     with pytest.raises(InputError, match="is not such a result"):
         ablate(PLAIN, RECIPE, *EVENTS)

@@ -55,6 +55,18 @@ def whole_checkpoint(tmp_path_factory) -> Path:
     return path
 
 
+def test_the_options_of_a_lost_loss_are_left_out(whole_checkpoint, tmp_path):
+    """The run of another loss is read where the file of that one is gone; a run of that one is refused."""
+    content = torch.load(whole_checkpoint, weights_only=True)
+    content["config"]["loss"]["margin"] = {"width": 0.1}
+    torch.save(content, tmp_path / "x.pt")
+    assert checkpoint.load(tmp_path / "x.pt")[0] == checkpoint.load(whole_checkpoint)[0]
+    content["config"]["loss"]["mode"] = "margin"
+    torch.save(content, tmp_path / "x.pt")
+    with pytest.raises(InputError, match=r"x\.pt, configuration: loss\.mode"):
+        checkpoint.load(tmp_path / "x.pt")
+
+
 def plain(content: object) -> object:
     """Convert to a form that can be compared bit by bit."""
     if isinstance(content, torch.Tensor):

@@ -75,6 +75,14 @@ def test_names_that_only_look_otherwise_are_the_same():
         numbers_in(Named(("a", "b"), "x"), Named(("a", "c"), "y"))
 
 
+def test_two_classes_of_one_name_are_refused(tmp_path):
+    path = write_named(tmp_path / "x.h5", NAMES, 12, 0)
+    with h5py.File(path, "a") as file:
+        file["extra/keys"][...] = np.array([b"a", b"b", b" a"])
+    with pytest.raises(InputError, match=r"x\.h5: extra/keys: two classes have the name 'a'; rename one of them"):
+        readers.read("shd", path, "train", 40, 3)
+
+
 def test_train_resume_continue_test_report_and_compare(program, folders):
     """Train with each numbering: files of both numberings give the same results; files with other words are refused."""
     for name, folder in (("a", "own"), ("b", "turned")):

@@ -129,6 +129,17 @@ def test_each_step_up_to_the_decision_has_a_cross_entropy():
     assert float(more - plain) == pytest.approx(0.7 * total / 45, rel=1e-9)
 
 
+def test_first_to_spike_of_a_tie_far_above_the_threshold():
+    """The wrong neuron wins a tie in the first step; the softmax of potentials still says by how much, and pulls."""
+    h_TBN = torch.tensor([[[1.9, 2.4]]], requires_grad=True)
+    value = first_to_spike(torch.ones(1, 1, 2), h_TBN, torch.tensor([0]), 1.0, 10.0, each_step=1.0)
+    value.backward()
+    assert value.item() == pytest.approx(2 * math.log1p(math.exp(5)), rel=1e-5)
+    assert h_TBN.grad[0, 0].tolist() == pytest.approx(
+        [-2 * 10 / (1 + math.exp(-5)), 2 * 10 / (1 + math.exp(-5))], rel=1e-4
+    )
+
+
 def test_first_to_spike_gives_probabilities():
     torch.manual_seed(1)
     h_TBN = torch.randn(20, 1, 4, dtype=torch.float64) * 3

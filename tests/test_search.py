@@ -236,6 +236,7 @@ def test_ctrl_c_and_the_same_command_again(program, tmp_path, tell):
             ("ranges: network.neuron1.theta is part of network.neuron1",),
         ),
         ("train.lr", "data.validation_share", ("ranges: data.validation_share", "the same held-out data")),
+        ("train.lr", "data.dataset_name", ("ranges: data.dataset_name", "the same held-out data")),
         ("train.lr", "train.seed", ("ranges: train.seed", "the same held-out data")),
         (
             "train.lr",

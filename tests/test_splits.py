@@ -144,6 +144,13 @@ def test_train_and_test_without_a_test_file(program, shd_folder):
     result = program("test.py --load_pt_file runs/shd_fs0.2_tau20_adlif")
     assert result.returncode == 0, result.stderr
     assert "recordings" in result.stdout
+    for other in ("test_by=recording", "test_share=0.6"):  # would set some apart that were trained on
+        refused = program(f"test.py --load_pt_file shd_fs0.2_tau20_adlif --set data.{other}")
+        assert_one_line(refused, f"data.{other.split('=')[0]} was ", "in its training", "leave it as it was")
+    result = program(f"{TRAIN} --epochs 1 --set data.test_file=shd_train.h5 --save_name same")
+    assert result.returncode == 0, result.stderr
+    result = program("test.py --load_pt_file same")
+    assert (result.returncode, "was trained on this file" in result.stderr) == (0, True)
     both = program(f"{TRAIN} --epochs 1 --set data.test_by=speaker --set data.test_file=x.h5")
     assert_one_line(both, "give either test_file, or test_by for a set without a test file")
 

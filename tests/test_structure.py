@@ -164,7 +164,7 @@ ALLOWED = {
         "snn.network",
         "snn.tables",
     },
-    "snn.checkpoint": {"snn.classes", "snn.config", "snn.errors", "snn.settings", "snn.schema"},
+    "snn.checkpoint": {"snn.classes", "snn.config", "snn.errors", "snn.losses", "snn.settings", "snn.schema"},
     "snn.cli": {"snn.errors", "snn.output"},
     "snn.arguments": {
         "snn.architecture",

@@ -92,18 +92,20 @@ def first_to_spike(
     checks.tensor("spikes", s_TBN, h_TBN.shape)
     check(h_TBN[0], target_B, theta=theta, slope=slope, silent=silent, early=early, late=late, each_step=each_step)
     T, B, _ = h_TBN.shape
-    log_r_TBN = (slope * (h_TBN / theta - 1)).clamp(max=MOST_LOG_RATE)
-    R_TB = log_r_TBN.exp().sum(-1)
+    log_r_TBN = slope * (h_TBN / theta - 1)
+    capped_TBN = log_r_TBN.clamp(max=MOST_LOG_RATE)  # its exponential stays finite
+    R_TB = capped_TBN.exp().sum(-1)
     sum_TB = R_TB.cumsum(0)
     before_TB = sum_TB - R_TB
-    log_y_TB = log_r_TBN.gather(2, target_B.view(1, B, 1).expand(T, B, 1)).squeeze(2)
+    place_TB1 = target_B.view(1, B, 1).expand(T, B, 1)
+    log_y_TB, capped_y_TB = (each.gather(2, place_TB1).squeeze(2) for each in (log_r_TBN, capped_TBN))
     fires_TB = s_TBN.detach().amax(-1) > 0
     number_TB = fires_TB.cumsum(0)
     fired_TB = number_TB > 0  # up to and with this step
     is_first_TB = fires_TB & (number_TB == 1)
     # log((1 - exp(-R)) / R) is nearly -R/2 where R is small; the clamp keeps 0/0 away
     R_clamped_TB = R_TB.clamp(min=1e-12)
-    log_P_TB = log_y_TB - before_TB + torch.log(-torch.expm1(-R_clamped_TB) / R_clamped_TB)
+    log_P_TB = capped_y_TB - before_TB + torch.log(-torch.expm1(-R_clamped_TB) / R_clamped_TB)
     log_sum_TB = log_r_TBN.logsumexp(-1)
     log_taken_TB = log_y_TB - before_TB - log_sum_TB
     log_P_TB = torch.where(is_first_TB, log_taken_TB, log_P_TB.masked_fill(fired_TB, -math.inf))

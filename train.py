@@ -9,9 +9,9 @@ last.pt marks how far the run got. If a kill left newer data in the other files,
 run continues at the batch after its last.pt, and on the CPU produces the same bits as an uninterrupted run.
 
 The same seed gives the same bits on the same machine with the same packages and number of threads. With another number
-of threads (OMP_NUM_THREADS), torch's BatchNorm sums in another order in training. A potential at the threshold may then
-spike or not, and the run differs as it would with another seed. Nothing else in the default network depends on the
-number of threads. Another kind of processor may round differently, and a GPU may do so from run to run.
+of threads (OMP_NUM_THREADS), torch may sum in another order, as its BatchNorm of recurrent layers does. A potential at
+the threshold may then spike or not, and the run differs as it would with another seed. Another kind of processor may
+round differently, and a GPU may do so from run to run.
 """
 
 import argparse

@@ -277,7 +277,7 @@ class Network(Section):
         0.0,
         description="σ in the first epoch: a delay d reads step k with the weight max(0, s - |k - d|) / s², where s = "
         "1 + σ and σ falls exponentially to 0 over the epochs; 0 interpolates linearly from the start. In the "
-        "last fifth of the epochs delays are whole (steps)",
+        "last fifth of the epochs delays are whole. Those of a recurrent layer's own spikes always interpolate (steps)",
     )
 
     def scheduled(self, epoch: int, epochs: int) -> dict[str, float]:

@@ -16,7 +16,7 @@ from snn import checks
 from snn.errors import InputError
 from snn.inputs import SparseCounts, Spikes, as_tensor
 from snn.learned import Delays, Learned
-from snn.linear import EventLinear, input_gradient
+from snn.linear import EventLinear, dense_input_gradient
 from snn.ops import delays, drives, sparse, synaptic, taps
 from snn.ops.drives import Drive
 
@@ -81,7 +81,7 @@ class DelayedLinear(EventLinear, MemoryModule):
             x_TBC = torch.cat([x_TBC, x_TBC], 2) if self.extra else x_TBC
             y_TBN = F.linear(taps.shifted(x_TBC, *self.taps()), self.weight)
         else:
-            y_TBN = taps.product(x_TBC, self.weight, *self.delays.as_said())
+            y_TBN = taps.product(x_TBC, self.weight, *self.delays.present())
         return self._add_bias(y_TBN[past:])
 
     def taps(self) -> tuple[Tensor, Tensor]:
@@ -120,7 +120,7 @@ class _AxonalProduct(torch.autograd.Function):
         (mask_BC, *arrived, first_C, h_KC, W_NC), (B, past, num_inputs) = ctx.saved_tensors, ctx.sizes
         gs_RC = gA_NM = None
         if ctx.needs_input_grad[0]:
-            gs_RC = delays.moved_back(input_gradient(gy_RN, W_NC), first_C, h_KC, mask_BC, B, past, num_inputs)
+            gs_RC = delays.moved_back(dense_input_gradient(gy_RN, W_NC), first_C, h_KC, mask_BC, B, past, num_inputs)
         if ctx.needs_input_grad[5]:
             gA_NM = sparse.weight_gradient(*arrived, gy_RN, h_KC.numel(), True)
         return gs_RC, *[None] * 4, gA_NM, *[None] * 7

@@ -54,7 +54,7 @@ class Delays(nn.Module):
         first = taps.rounded(self.steps).long()
         return first, self.steps.new_ones(1, *first.shape)
 
-    def as_said(self) -> tuple[Tensor, int, float]:
+    def present(self) -> tuple[Tensor, int, float]:
         """Return the present (delays, longest delay, σ) for `snn.ops.taps.product`."""
         if self.training:
             return self.steps, self.max_steps, self.sigma_steps

@@ -159,7 +159,7 @@ class _EventProduct(torch.autograd.Function):
         if ctx.needs_input_grad[0] and near_TW is not None:
             gs_RC = sparse.input_gradient(gy_RN, W_NC, near_TW, mask_BC)
         elif ctx.needs_input_grad[0]:
-            gs_RC = input_gradient(gy_RN, W_NC)
+            gs_RC = dense_input_gradient(gy_RN, W_NC)
             if mask_BC is not None:
                 gs_RC.view(-1, *mask_BC.shape).mul_(mask_BC)
         if ctx.needs_input_grad[5]:
@@ -167,7 +167,7 @@ class _EventProduct(torch.autograd.Function):
         return gs_RC, None, None, None, None, gW_NC, None
 
 
-def input_gradient(gy_RN: Tensor, W_NC: Tensor) -> Tensor:
+def dense_input_gradient(gy_RN: Tensor, W_NC: Tensor) -> Tensor:
     """Return gy @ W, both dense.
 
     float32 is computed as a 1×1 convolution of channels-last pixels. torch gives convolutions to oneDNN, which uses

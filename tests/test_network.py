@@ -391,7 +391,7 @@ def test_delays_that_are_kept_whole():
 
 def test_bits_of_our_kernels_do_not_go_by_threads(monkeypatch):
     """Torch's BatchNorm and oneDNN's convolutions are left out: their order of sums depends on the threads."""
-    monkeypatch.setattr(linear, "input_gradient", torch.matmul)
+    monkeypatch.setattr(linear, "dense_input_gradient", torch.matmul)
     values = settings.read_yaml(REPOSITORY / "configs" / "adlif_shd.yaml")
     values["network"]["batch_norm"] = False
     network = Network(settings.build(values, "test").network, (700,), 20)

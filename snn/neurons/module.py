@@ -185,7 +185,7 @@ class SpikingNeuron(MemoryModule):
             return None
         if self.delays is None:
             return ops.Feedback(self.V)
-        delay_N, longest, _ = self.delays.as_said()
+        delay_N, longest, _ = self.delays.present()
         return ops.Feedback(self.V, delay_N, longest)
 
     def _stored(self, name: str) -> Tensor | None:

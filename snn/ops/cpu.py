@@ -126,12 +126,10 @@ def _feedback(call: Call, transposed: bool) -> tuple:
     lag = 1 + call.neuron.spike_first
     if call.feedback is None:
         return None, None, None, lag
-    V_NN, delay_N, _ = call.feedback
-    weights = (V_NN.detach().T if transposed else V_NN.detach()).contiguous().numpy()
-    if delay_N is None:
-        return weights, None, None, lag
-    whole_N = delay_N.detach().floor()
-    return weights, whole_N.long().numpy(), (delay_N.detach() - whole_N).numpy(), lag
+    V_NN = call.feedback.V_NN.detach()
+    weights = (V_NN.T if transposed else V_NN).contiguous().numpy()
+    whole_N, share_N = (None if part is None else part.detach().numpy() for part in call.feedback.parts)
+    return weights, whole_N, share_N, lag
 
 
 def forward(call: Call, x_TBN, s_TBN, h_TBN, total_TBN, marks_CSBN, state_SBN, past_DBN, values_PN) -> None:

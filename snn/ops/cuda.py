@@ -120,16 +120,13 @@ def backward(
     lag, D = 1 + call.neuron.spike_first, call.feedback.D
     # The gradients of the outputs: those of step t, and of the steps before the first, are in row t + D + lag - 1.
     back_XBN = torch.cat([gs_TBN.new_zeros(D + lag - 1, *gs_TBN.shape[1:]), gs_TBN])
-    whole_N = share_N = None
-    if call.feedback.delay_N is not None:
-        whole_N = call.feedback.delay_N.floor()
-        share_N = call.feedback.delay_N - whole_N
+    whole_N, share_N = call.feedback.parts
     for t in reversed(range(T)):
         run(back_XBN[D + lag - 1 :], t, t + 1)
         gfed_BN = gx_TBN[t] @ call.feedback.V_NN
         if whole_N is None:
             back_XBN[t] += gfed_BN
             continue
-        near_1BN = (t + D - 1 - whole_N.long()).expand(1, B, N)
+        near_1BN = (t + D - 1 - whole_N).expand(1, B, N)
         back_XBN.scatter_add_(0, near_1BN, ((1 - share_N) * gfed_BN)[None])
         back_XBN.scatter_add_(0, near_1BN - 1, (share_N * gfed_BN)[None])

@@ -108,6 +108,14 @@ class Feedback(NamedTuple):
         """Return how many outputs before the first one are read."""
         return 1 if self.delay_N is None else self.longest + 2
 
+    @property
+    def parts(self) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        """Return the whole steps of the delays (int64) and the shares of the step after, or nothing without delays."""
+        if self.delay_N is None:
+            return None, None
+        whole_N = self.delay_N.detach().floor()
+        return whole_N.long(), self.delay_N - whole_N
+
 
 def filled(state: State, neuron: Dynamics, like_BN: Tensor, D: int) -> dict[str, Tensor]:
     """Return a tensor for each field that a layer carries, zeros where the state has none; y is (D, B, N)."""
@@ -159,12 +167,11 @@ def delayed(past_XBN: Tensor, feedback: Feedback) -> Tensor:
 
     A delay that lies between two steps takes a share of each.
     """
-    if feedback.delay_N is None:
+    whole_N, share_N = feedback.parts
+    if whole_N is None or share_N is None:
         return past_XBN
     windows = len(past_XBN) - feedback.D + 1
-    whole_N = feedback.delay_N.detach().floor()
-    share_N = feedback.delay_N - whole_N
     newest_W1 = torch.arange(feedback.D - 1, len(past_XBN), device=past_XBN.device)[:, None]
-    near_W1N = (newest_W1 - whole_N.long())[:, None]
+    near_W1N = (newest_W1 - whole_N)[:, None]
     near, far = (past_XBN.gather(0, (near_W1N - k).expand(windows, *past_XBN.shape[1:])) for k in (0, 1))
     return (1 - share_N) * near + share_N * far

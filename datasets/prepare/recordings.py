@@ -104,7 +104,7 @@ def from_names(folder: Path, label_pattern: str | None) -> Survey:
                 "the classes come from the file names, not from the folders "
                 f"({_some(folders)}); --label-pattern '{FOLDER}' uses the folders"
             )
-    pattern = _compiled(label_pattern)
+    pattern = compiled(label_pattern)
     recordings = []
     for path, name in zip(paths, names, strict=True):
         match = pattern.match(name)
@@ -313,7 +313,8 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
 
 
-def _compiled(label_pattern: str) -> re.Pattern[str]:
+def compiled(label_pattern: str) -> re.Pattern[str]:
+    """Compile a pattern of names. InputError if it is no regular expression, or has no group `label`."""
     try:
         pattern = re.compile(label_pattern)
     except (re.error, RecursionError, OverflowError) as error:

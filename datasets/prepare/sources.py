@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from datasets.prepare import cameras
-from datasets.prepare.recordings import SPLITS, files_below, read_table, sorted_names
+from datasets.prepare.recordings import SPLITS, compiled, files_below, read_table, sorted_names
 from snn.errors import InputError
 
 COLUMNS = ("file", "label", "subject", "speaker", "split")  # of a table
@@ -67,12 +67,7 @@ def _found(folder: Path, glob: str | None, beside: set[Path]) -> list[Path]:
 
 
 def _from_names(folder: Path, glob: str | None, label_pattern: str | None, beside: set[Path]) -> list[Source]:
-    try:
-        pattern = re.compile(label_pattern or r"(.*/)?(?P<label>[^/]+)/[^/]+")
-    except re.error as error:
-        raise InputError(f"the label pattern {label_pattern!r} is not a regular expression: {error}") from error
-    if "label" not in pattern.groupindex:
-        raise InputError(f"the label pattern {label_pattern!r} has no group (?P<label>...): add one")
+    pattern = compiled(label_pattern or r"(.*/)?(?P<label>[^/]+)/[^/]+")
     sources = []
     for path in _found(folder, glob, beside):
         match = pattern.match(path.relative_to(folder).as_posix())

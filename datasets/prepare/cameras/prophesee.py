@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets.prepare.cameras.pieces import Clock, Piece, Said, Size, blocks, header_lines
-from snn.compiling import inlined, kernel
+from snn.compiling import kernel
 from snn.errors import InputError
 
 # The size of the sensor by the camera's generation, for headers without a geometry.
@@ -79,36 +79,20 @@ class Words:
         """Decode the next words."""
         if self._is_swapped:  # the two halves of each word are in reverse order
             words = words >> np.uint64(32) | words << np.uint64(32)
-        most = len(words) if self.dtype == "<u4" else int(_bits_of_vectors(words, self.dtype == "<u8"))
+        most = len(words) if self.dtype == "<u4" else _most_events(words, self.dtype == "<u8")
         piece = Piece(*(np.empty(most, kind) for kind in (np.int64, np.uint16, np.uint16, np.uint8)))
         n = self._decode(words, self._state, *piece)
         return Piece(*(column[:n] for column in piece))
 
 
-@inlined
-def _ones(bits):
-    """Return how many of 32 bits are 1."""
-    bits = bits - (bits >> 1 & 0x55555555)
-    bits = (bits & 0x33333333) + (bits >> 2 & 0x33333333)
-    return ((bits + (bits >> 4) & 0x0F0F0F0F) * 0x01010101 & 0xFFFFFFFF) >> 24
-
-
-@kernel
-def _bits_of_vectors(words, is_evt21):
-    total = 0
-    for k in range(len(words)):
-        word = np.uint64(words[k])
-        if is_evt21:
-            total += _ones(np.int64(word & np.uint64(0xFFFFFFFF))) if word >> np.uint64(60) < 2 else 0
-        else:
-            kind = word >> np.uint64(12)
-            if kind == 2:
-                total += 1
-            elif kind == 4:
-                total += _ones(np.int64(word & np.uint64(0xFFF)))
-            elif kind == 5:
-                total += _ones(np.int64(word & np.uint64(0xFF)))
-    return total
+def _most_events(words: np.ndarray, is_evt21: bool) -> int:
+    """Return how many events words of EVT 2.1 or EVT 3 may hold: a bit set in a vector is an event."""
+    if is_evt21:
+        return int(np.bitwise_count(words[words >> 60 < 2] & np.uint64(0xFFFFFFFF)).sum())
+    kind = words >> 12
+    vectors = ((4, 0xFFF), (5, 0xFF))
+    ones = (np.bitwise_count(words[kind == vector] & np.uint16(bits)).sum() for vector, bits in vectors)
+    return int((kind == 2).sum() + sum(ones))
 
 
 @kernel

@@ -1,6 +1,7 @@
 """Speech, digits, WAV folders and the command line that makes event files of them."""
 
 import os
+import signal
 import subprocess
 import time
 
@@ -51,6 +52,15 @@ def test_pitch_and_language_change_the_sound():
 def test_unknown_voices_are_refused(language, variant):
     with pytest.raises(InputError, match=r"choose from|use a code"):
         speech.synthesise("one", language, variant, 50, 175)
+
+
+def test_ctrl_c_while_a_word_is_spoken_is_not_lost(monkeypatch):
+    as_array = np.ctypeslib.as_array
+    monkeypatch.setattr(
+        np.ctypeslib, "as_array", lambda *part: (signal.raise_signal(signal.SIGINT), as_array(*part))[1]
+    )
+    with pytest.raises(KeyboardInterrupt):
+        speech.synthesise("one", "en", "f2", 50, 175)
 
 
 def test_voices_are_held_out_whole():

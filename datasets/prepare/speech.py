@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -62,7 +63,12 @@ def synthesise(text: str, language: str, variant: str, pitch: int, rate_words_pe
 
     library.espeak_SetSynthCallback(collect)
     encoded = text.encode()
-    code = library.espeak_Synth(encoded, len(encoded) + 1, 0, POSITION_CHARACTER, 0, CHARS_UTF8, None, None)
+    # In another thread, because Ctrl-C may fall into Python code of the main thread alone, here into `collect`, and
+    # nothing is raised out of a callback.
+    with ThreadPoolExecutor(1) as thread:
+        code = thread.submit(
+            library.espeak_Synth, encoded, len(encoded) + 1, 0, POSITION_CHARACTER, 0, CHARS_UTF8, None, None
+        ).result()
     if code != 0 or not chunks:
         raise RuntimeError(f"espeak-ng failed to speak {text!r}: code {code}")
     audio = np.concatenate(chunks).astype(np.float32) / 2**15

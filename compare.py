@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import snn  # comes first, because it says which packages are missing
+from snn import cli
 
 if __name__ == "__main__":
+    cli.end_at_ctrl_c()
     snn.need("matplotlib", "jinja2", extra="report")
 
 # isort: split
 import numpy as np
 
-from snn import cli, pictures, settings, statistics, tables
+from snn import pictures, settings, statistics, tables
 from snn.classes import Named, numbers_in
 from snn.errors import InputError
 from snn.evaluation import NOTHING

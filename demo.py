@@ -12,8 +12,10 @@ import time
 from pathlib import Path
 
 import snn  # comes first, because it says which packages are missing
+from snn import cli
 
 if __name__ == "__main__":
+    cli.end_at_ctrl_c()
     snn.need("matplotlib", extra="report")
 
 # isort: split
@@ -25,7 +27,7 @@ from datasets.prepare import digits, speech
 from datasets.prepare.cochlea import N_PLACES, cochlea
 from datasets.prepare.wav import read_audio
 from datasets.recordings import Recordings, as_inputs
-from snn import arguments, checkpoint, cli, config, pictures
+from snn import arguments, checkpoint, config, pictures
 from snn.errors import InputError
 from snn.files import write_whole
 from snn.lettering import why_numbers

@@ -19,6 +19,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import snn  # comes first, because it says which packages are missing
+from snn import cli
+
+if __name__ == "__main__":
+    cli.end_at_ctrl_c()
 
 # isort: split
 import torch
@@ -26,7 +30,7 @@ from tqdm import tqdm
 
 import tasks
 from datasets.binning import Bins, batches
-from snn import arguments, checkpoint, cli, config, embedded, exchange, schema
+from snn import arguments, checkpoint, config, embedded, exchange, schema
 from snn.classes import Named
 from snn.coding import decide
 from snn.embedded import ttfs

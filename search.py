@@ -24,12 +24,17 @@ from threading import Thread
 from typing import NamedTuple
 
 import snn  # comes first, because it says which packages are missing
+from snn import cli
+
+if __name__ == "__main__":
+    cli.end_at_ctrl_c()
 
 # isort: split
-from snn import arguments, cli
+from snn import arguments
 
 if __name__ == "__main__":
     cli.run(arguments.search_parser(__doc__).parse_args)  # answers --help and wrong options before torch is imported
+    cli.end_at_ctrl_c()
     snn.need("matplotlib", "jinja2", extra="report")
     snn.need("optuna", extra="search")
 

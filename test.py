@@ -24,8 +24,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import snn  # comes first, because it says which packages are missing
+from snn import cli
 
 if __name__ == "__main__":
+    cli.end_at_ctrl_c()
     snn.need("matplotlib", "jinja2", extra="report")
 
 # isort: split
@@ -34,7 +36,7 @@ import torch
 from tqdm import tqdm
 
 import tasks
-from snn import arguments, checkpoint, cli, schema, settings, tables
+from snn import arguments, checkpoint, schema, settings, tables
 from snn.errors import InputError
 from snn.files import write_whole
 from snn.memory import keep_freed_memory

@@ -25,13 +25,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import snn  # noqa: F401 - comes first, because it says which packages are missing
+from snn import cli  # comes first, because importing snn says which packages are missing
+
+if __name__ == "__main__":
+    cli.end_at_ctrl_c()
 
 # isort: split
-from snn import arguments, cli
+from snn import arguments
 
 if __name__ == "__main__":
     cli.run(arguments.train_parser(__doc__).parse_args)  # answers --help and wrong options before torch is imported
+    cli.end_at_ctrl_c()
 
 # isort: split
 import numpy as np
@@ -40,7 +44,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import tasks
-from snn import arguments, checkpoint, cli, health, runs, schema, settings
+from snn import checkpoint, health, runs, schema, settings
 from snn.classes import Named
 from snn.errors import InputError
 from snn.machine import find_device

@@ -6,6 +6,12 @@ They go to a UDP port, in small packets, for `python demo.py --udp PORT`; or wit
 
 from __future__ import annotations
 
+from snn.cli import OneLineParser, end_at_ctrl_c, run
+
+if __name__ == "__main__":
+    end_at_ctrl_c()
+
+# isort: split
 import socket
 import sys
 import time
@@ -21,7 +27,6 @@ from datasets import hdf5, live, readers
 from datasets.prepare import cameras
 from datasets.prepare.cameras.pieces import Piece, Said, rows_x_columns
 from datasets.prepare.cameras.tables import TICKS
-from snn.cli import OneLineParser, run
 from snn.errors import InputError
 
 MOST_EVENTS = 100  # in a packet, which then fits into one Ethernet frame

@@ -59,8 +59,22 @@ class Interrupted(Exception):
         self.number = number
 
 
+def end_at_ctrl_c() -> None:
+    """Let Ctrl-C end a program with one line and exit code 130 while it imports packages, until `run` takes over.
+
+    Programs call it, so that a library user's Ctrl-C stays as it is. A Ctrl-C that the shell ignores stays ignored.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _end)
+
+
+def _end(*_: object) -> None:
+    print("interrupted", file=sys.stderr, flush=True)
+    os._exit(130)  # packages catch, or take for their own, an exception that falls into their import
+
+
 def _quiet_about_ctrl_c(unraisable: "sys.UnraisableHookArgs") -> None:
-    """Do not report a Ctrl-C within a callback from C: the caller of C raises it again (`snn.ops.compiled`)."""
+    """Do not report a Ctrl-C within a finaliser, out of which Python raises nothing."""
     if unraisable.exc_type is not KeyboardInterrupt:
         sys.__unraisablehook__(unraisable)
 
@@ -77,6 +91,8 @@ def run(main: Callable[[], None]) -> None:
     SIGTERM gives 143 in programs that use `Interruption`.
     """
     output.take_any_character()
+    if signal.getsignal(signal.SIGINT) is _end:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.unraisablehook = _quiet_about_ctrl_c
     threading.excepthook = _quiet_about_files
     try:

@@ -385,3 +385,51 @@ def test_a_notebook_finds_our_datasets_beside_another_package_of_that_name(tmp_p
     result = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True)
     assert result.returncode == 0, result.stderr
     assert (str(tmp_path).encode() in result.stdout) == bool(other)
+
+
+CTRL_C = """
+import runpy, signal, sys
+
+class CtrlC:
+    def find_spec(self, name, *_):
+        if name == {!r}:
+            signal.raise_signal(signal.SIGINT)
+
+sys.meta_path.insert(0, CtrlC())
+sys.argv = {!r}
+run = runpy.run_module if len(sys.argv) > 1 else runpy.run_path
+run(sys.argv[-1], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "package"),
+    [
+        (["train.py"], "pydantic.main"),
+        (["train.py"], "numpy._core"),
+        (["test.py"], "numpy._core"),
+        (["compare.py"], "numpy._core"),
+        (["export.py"], "numpy._core"),
+        (["demo.py"], "numpy._core"),
+        (["search.py"], "pydantic.main"),
+        (["search.py"], "numpy._core"),
+        (["-m", "datasets.prepare"], "numpy._core"),
+        (["-m", "datasets.send"], "numpy._core"),
+    ],
+)
+def test_ctrl_c_while_a_package_is_imported_is_one_line(words, package):
+    command = [sys.executable, "-c", CTRL_C.format(package, words)]
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "interrupted\n")
+
+
+def test_a_library_users_ctrl_c_stays_as_it_is():
+    """Only programs end at it; and once they run, it is an exception again."""
+    program = (
+        "import signal; import first_spike, train, datasets.send; from snn import cli\n"
+        "print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)\n"
+        "cli.end_at_ctrl_c(); print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)\n"
+        "cli.run(lambda: print(signal.getsignal(signal.SIGINT) is signal.default_int_handler))"
+    )
+    result = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True)
+    assert result.stdout.split() == ["True", "False", "True"], result.stderr

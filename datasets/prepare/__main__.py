@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from snn.cli import OneLineParser, end_at_ctrl_c, run
+
+if __name__ == "__main__":
+    end_at_ctrl_c()
+
+# isort: split
 from datasets.prepare import digits, dvsgesture, dvsplane, events, heidelberg, ntidigits, planes, wav
-from snn.cli import OneLineParser, run
 
 
 def main() -> None:

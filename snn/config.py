@@ -211,7 +211,10 @@ def _known_neuron(name: str) -> str:
     from snn.neurons import NEURONS  # imported here because they import torch
 
     if name not in NEURONS:
-        raise ValueError(f"'{name}' is not known; choose from {', '.join(NEURONS)}")
+        raise ValueError(
+            f"'{name}' is not known; choose from {', '.join(NEURONS)} (for one of your own, name its folder in the "
+            "environment variable FIRST_SPIKE_NEURONS)"
+        )
     return name
 
 

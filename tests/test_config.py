@@ -296,6 +296,11 @@ def test_without_a_yaml_the_set_chooses():
     assert arguments.default_yaml("--dataset_name mine --lr 1".split()).name == "adlif_shd.yaml"
 
 
+def test_an_unknown_neuron_names_the_folder_of_ones_own():
+    with pytest.raises(InputError, match=r"'Own' is not known; .*own, name its folder in .* FIRST_SPIKE_NEURONS\)$"):
+        parse("--set network.neuron=Own")
+
+
 def test_run_name_is_the_published_one():
     assert parse("").run_name == "shd_fs0.2_tau60_adlif"
     assert parse("--loss_mode firing_rate --neuron2 40 40 2").run_name == "shd_fr20_tau40_adlif"

@@ -327,3 +327,24 @@ def test_two_neurons_of_one_name(tmp_path, files, message):
     result = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     assert result.returncode == 1
     assert re.search(message, result.stderr)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = 1\ndef step(:\n", "line 2: SyntaxError: invalid syntax"),
+        ("\nimport no_such_package\n", "line 2: ModuleNotFoundError: No module named 'no_such_package'"),
+        (NEURON.format(name="Toy").replace("VALUES", "VALUES = nothing #"), "line 4: NameError: name 'nothing'"),
+    ],
+)
+def test_a_mistake_in_a_file_of_ones_own_is_one_line(tmp_path, text, message):
+    """It does not stop a training with other neurons."""
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "toy.py").write_text(text)
+    environment = os.environ | {"FIRST_SPIKE_NEURONS": "own", "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-c", "from snn.neurons import NEURONS\nprint('Toy' in NEURONS, 'LIF' in NEURONS)"]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert result.stdout == "False True\n"
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"warning: own/toy.py, {message}")
+    assert line.endswith("; its neurons are left out")

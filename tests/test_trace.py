@@ -100,6 +100,14 @@ def test_states_that_cannot_be(states, message):
         Toy.dynamics_of()
 
 
+def test_a_neuron_without_a_step():
+    class Toy(NEURONS["LIF"]):
+        step = None
+
+    with pytest.raises(InputError, match=r"neuron Toy \(.*test_trace.py, line \d+\): a neuron needs its equations"):
+        Toy.dynamics_of()
+
+
 def test_a_value_without_range():
     class Toy(NEURONS["LIF"]):
         VALUES: ClassVar = {"gain": Value("gain")}

@@ -7,6 +7,7 @@ environment variable FIRST_SPIKE_NEURONS names, to add it to NEURONS; see docs/a
 import ast
 import os
 import sys
+import traceback
 from collections import Counter
 from importlib import import_module
 from inspect import getfile
@@ -24,7 +25,11 @@ def _found() -> dict[str, type[SpikingNeuron]]:
         if not Path(folder).is_dir():
             print(f"warning: FIRST_SPIKE_NEURONS names {folder}, which is not a folder", file=sys.stderr)
         for path in sorted(Path(folder).glob("[!_]*.py")):
-            module = import_module(f"{__name__}.{path.stem}")
+            try:
+                module = import_module(f"{__name__}.{path.stem}")
+            except Exception as error:  # whatever a user's file may raise; networks of other neurons go on
+                print(f"warning: {_mistake(error, path)}; its neurons are left out", file=sys.stderr)
+                continue
             if not path.samefile(file := getfile(module)):
                 print(f"warning: {path} is ignored; {file} has the same name", file=sys.stderr)
                 continue
@@ -38,6 +43,16 @@ def _found() -> dict[str, type[SpikingNeuron]]:
                         value.FAULT = f"neuron {name} is defined in {path} and {other}: rename one of them"
                     neurons[name] = value
     return neurons
+
+
+def _mistake(error: Exception, path: Path) -> str:
+    """Say in a line what is wrong in a neuron's file, and in which of its lines."""
+    steps = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError):
+        steps.append((error.filename or "", error.lineno))
+    lines = [line for name, line in steps if Path(name) == path.absolute()]
+    where = f"{path}, line {lines[-1]}" if lines else f"{path}"
+    return " ".join(f"{where}: {type(error).__name__}: {getattr(error, 'msg', error)}".split())
 
 
 NEURONS = _found()

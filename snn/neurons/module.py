@@ -153,6 +153,8 @@ class SpikingNeuron(MemoryModule):
             raise InputError(cls.FAULT)
         if not cls.STATES:
             raise InputError(f"{cls._place('class')}: a neuron needs a state, such as its potential, in STATES")
+        if not callable(getattr(cls, "step", None)):
+            raise InputError(f"{cls._place('class')}: a neuron needs its equations, a function step(x, state, p)")
         for name in (*cls.STATES, *cls.values_of()):
             if name in RESERVED or not name.isidentifier():
                 raise InputError(f"{cls._place(name)}: a state or value cannot be called {name}")

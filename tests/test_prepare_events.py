@@ -281,6 +281,15 @@ def test_the_picture_shows_a_name_with_dollars_as_it_is(tmp_path):
     assert (tmp_path / "x.png").stat().st_size > 1000
 
 
+@pytest.mark.filterwarnings("error:Glyph")
+def test_names_of_any_script_are_drawn(tmp_path):
+    """A name that no font can draw is the number of its class."""
+    picture = Picture(["右手", "\uf8ff"], (HEIGHT, WIDTH))
+    picture.see(0, np.array([0, 10], np.uint32), np.array([1, 2], np.uint32))
+    picture.save(tmp_path / "x.png")
+    assert (tmp_path / "x.png").stat().st_size > 1000
+
+
 # ---- windows, filters
 
 

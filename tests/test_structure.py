@@ -199,7 +199,14 @@ ALLOWED = {
         "snn.ops.compiled",
     },
     "datasets.send": {"datasets", "snn.cli", "snn.errors"},
-    "datasets.prepare": {"datasets.hdf5", "datasets.prepare", "snn.compiling", "snn.errors", "snn.memory"},
+    "datasets.prepare": {
+        "datasets.hdf5",
+        "datasets.prepare",
+        "snn.compiling",
+        "snn.errors",
+        "snn.lettering",
+        "snn.memory",
+    },
     "datasets.prepare.__main__": {"snn.errors", "snn.cli", "datasets.prepare"},
 }
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from snn.compiling import kernel
+from snn.lettering import lettering
 
 COARSE = 160  # pixels, at most, of a class's image
 SLICES = 60  # of time
@@ -46,7 +47,9 @@ class Picture:
             print(f"{path.name} is not drawn, because matplotlib is missing (pip install matplotlib)", file=sys.stderr)
             return
 
-        names = [f"{label:.16}".replace("$", r"\$") for label in self.labels]  # matplotlib takes $...$ for a formula
+        short, fonts = lettering(self.labels)
+        # matplotlib takes $...$ for a formula
+        names = [f"class {k}" if name is None else name.replace("$", r"\$") for k, name in enumerate(short)]
         shown = min(len(names), 20)
         columns = min(shown, 5)
         rows = -(-shown // columns)
@@ -65,7 +68,7 @@ class Picture:
                 np.clip(np.stack([on, 0 * on, off], axis=2) / bright, 0, 1),
                 extent=(0, self.sensor[1], self.sensor[0], 0),
             )
-            axes.set_title(f"{names[k]} ({self.recordings[k]:,})", fontsize=8)
+            axes.set_title(f"{names[k]} ({self.recordings[k]:,})", fontsize=8, fontfamily=fonts)
         above.suptitle(
             f"events over the sensor of {self.sensor[0]} rows x {self.sensor[1]} columns,\nbrighter (red) and darker "
             "(blue); y grows downwards",
@@ -80,7 +83,7 @@ class Picture:
         axes.set_ylabel("events/ms, mean of the recordings", fontsize=8)
         axes.tick_params(labelsize=7)
         if shown > 1:
-            axes.legend(fontsize=6, ncols=max(1, shown // 7))
+            axes.legend(prop={"family": fonts, "size": 6}, ncols=max(1, shown // 7))
         figure.savefig(path, dpi=110)
 
 

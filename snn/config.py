@@ -376,7 +376,7 @@ class Config(AnyConfig, section="network", title="A first-spike network"):
     def run_name(self) -> str:
         """Return <dataset>_<code of the loss>_tau<τ_m of neuron2>_<neuron>, the published form."""
         tau, neuron = self.network.neuron2.tau_mem_steps, self.network.neuron.lower()
-        return f"{self.data.dataset_name}_{self.loss.chosen.code}_tau{tau:g}_{neuron}"
+        return f"{self.data.run_word}_{self.loss.chosen.code}_tau{tau:g}_{neuron}"
 
     @property
     def settles(self) -> int:
@@ -464,7 +464,7 @@ class TTFSConfig(AnyConfig, section="ttfs", title="A TTFS network"):
     @property
     def run_name(self) -> str:
         """Return <dataset>_ttfs_<layers>."""
-        return f"{self.data.dataset_name}_ttfs_{re.sub(r'[^A-Za-z0-9]+', '-', self.ttfs.layers).strip('-')}"
+        return f"{self.data.run_word}_ttfs_{re.sub(r'[^A-Za-z0-9]+', '-', self.ttfs.layers).strip('-')}"
 
     def new_network(self, backend: str | None = None) -> "nn.Module":
         from snn.ttfs import network

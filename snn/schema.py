@@ -4,6 +4,7 @@
 """
 
 import math
+import re
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -55,6 +56,11 @@ class DataSet(Section):
         False,
         description="refuse a file with a recording that has no event in the window; by default these are counted",
     )
+
+    @property
+    def run_word(self) -> str:
+        """Return the name of the set as the name of a run begins with it, without characters that this cannot have."""
+        return re.sub(r"[^\w.+-]", "_", self.dataset_name)
 
     @property
     def folder(self) -> Path:

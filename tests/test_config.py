@@ -305,6 +305,9 @@ def test_run_name_is_the_published_one():
     assert parse("").run_name == "shd_fs0.2_tau60_adlif"
     assert parse("--loss_mode firing_rate --neuron2 40 40 2").run_name == "shd_fr20_tau40_adlif"
     assert parse("--loss_mode first_to_spike").run_name == "shd_fts10_tau60_adlif"
+    values = settings.read_yaml(YAML)
+    settings.override(values, "data.dataset_name", "my set, 右手")
+    assert settings.build(values, "").run_name == "my_set__右手_fs0.2_tau60_adlif"
 
 
 def test_marks_say_which_fields_a_comparison_leaves_out():

@@ -129,6 +129,11 @@ def read_checkpoint(
     values = trained.model_dump(mode="json")
     if args.path_to_yaml is not None:
         given = settings.read_yaml(arguments.find_yaml(args.path_to_yaml))
+        if others := [section for section in schema.KINDS if section in given and section != trained.section]:
+            raise InputError(
+                f"{args.path_to_yaml}: describes a network with a section `{others[0]}`, but that of {path} has a "
+                f"section `{trained.section}`; choose a configuration of its kind"
+            )
         values["data"] = given.get("data", {})
     cfg = parser.override(values, args, args.path_to_yaml or path)
     of_training = {f"train.{name}" for name in type(cfg.train).model_fields} - {"train.seed", "train.test_batch_size"}

@@ -1,6 +1,6 @@
 """Reading a configuration from YAML, overriding and checking it, with one line for each mistake."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -67,7 +67,7 @@ def check(kind: type[AnySection], values: dict, where: str) -> AnySection:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise InputError(f"{where}: " + "; ".join(_explain(item, kind) for item in error.errors())) from None
+        raise InputError(f"{where}: " + "; ".join(_explanations(error.errors(), kind))) from None
 
 
 def kind_of(values: dict) -> type[AnyConfig]:
@@ -75,6 +75,17 @@ def kind_of(values: dict) -> type[AnyConfig]:
     from snn.config import Config  # imported here because losses import torch, for which --help need not wait
 
     return next((kind for section, kind in reversed(KINDS.items()) if section in values), Config)
+
+
+def _explanations(items: Iterable[Mapping[str, Any]], kind: type[Section]) -> Iterator[str]:
+    """Yield an explanation of each error; the fields of a section are listed with the first of it that is not known."""
+    listed: set[tuple] = set()
+    for item in items:
+        words, section = _explain(item, kind), item["loc"][:-1]
+        if item["type"] == "extra_forbidden":
+            words = words.partition(";")[0] if section in listed else words
+            listed.add(section)
+        yield words
 
 
 def _explain(item: Mapping[str, Any], kind: type[Section]) -> str:

@@ -75,6 +75,22 @@ def test_refusals_name_the_field_and_what_is_allowed(field, value, message):
     assert "\n" not in str(refusal.value)
 
 
+def test_the_fields_of_a_section_are_listed_once():
+    values = settings.read_yaml(YAML)
+    values["data"] |= {"x": 1, "y": 2}
+    values["train"]["z"] = 3
+    with pytest.raises(InputError) as refusal:
+        settings.build(values, "x.yaml")
+    said = str(refusal.value).split("; ")
+    assert [words.split(",")[0] for words in said] == [
+        "x.yaml: data.x is not known",
+        "choose from dataset_name",
+        "data.y is not known",
+        "train.z is not known",
+        "choose from epochs",
+    ]
+
+
 def test_missing_fields_are_named():
     values = settings.read_yaml(YAML)
     del values["data"]["T"]

@@ -224,6 +224,9 @@ def test_other_kinds_of_checkpoint(program, tmp_path):
     events += " --save_name x --resume"
     assert_one_line(program(events), "cannot resume with another kind of network")
     assert_one_line(program("test.py --load_pt_file x --set ttfs.layers=8F"), "it was trained with another ttfs.layers")
+    other = f"{REPOSITORY}/configs/smoke.yaml"
+    says = (f"{other}: describes a network with a section `network`", "x/best.pt has a section `ttfs`")
+    assert_one_line(program(f"test.py --load_pt_file x --path_to_yaml {other}"), *says)
     assert_one_line(program("demo.py --load_pt_file x"), "the network takes images, not events")
     assert_one_line(program("test.py --load_pt_file x --streaming"), "--streaming does not apply to a network with")
     path = tmp_path / "runs" / "x" / "best.pt"

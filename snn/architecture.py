@@ -68,6 +68,8 @@ def parse(words: Iterable[str]) -> tuple[Conv | Pool | Full, ...]:
     """Parse words into layers. InputError names the first word that is not a layer, or a conv or pool after 512F."""
     layers: list[Conv | Pool | Full] = []
     for word in words:
+        if re.search(r"\d{10}", word):
+            raise InputError(f"layer '{word:.40}': a number of more than nine digits is too large for a layer")
         if found := re.fullmatch(r"([1-9]\d*)C([1-9]\d*)(?:S([1-9]\d*))?", word):
             channels, kernel, stride = (int(number or 1) for number in found.groups())
             if kernel % 2 == 0:

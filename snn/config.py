@@ -13,9 +13,7 @@ from pydantic import (
     AfterValidator,
     Field,
     NonNegativeFloat,
-    NonNegativeInt,
     PositiveFloat,
-    PositiveInt,
     field_validator,
     model_validator,
 )
@@ -23,7 +21,7 @@ from pydantic import (
 from snn import architecture
 from snn.errors import InputError
 from snn.losses import LossOptions
-from snn.schema import AnyConfig, DataSet, Mark, Section, Share, Train
+from snn.schema import AnyConfig, DataSet, Mark, NonNegativeInt, PositiveInt, Section, Share, Train
 
 if TYPE_CHECKING:
     from torch import nn

@@ -9,7 +9,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat
 
 from snn.errors import InputError
 
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from torch import nn
 
 Share = Annotated[float, Field(ge=0, lt=1)]
+LARGEST = 2**31 - 1  # no count of anything is larger, and any product of two fits into 64 bits
+PositiveInt = Annotated[int, Field(gt=0, le=LARGEST)]
+NonNegativeInt = Annotated[int, Field(ge=0, le=LARGEST)]
 
 
 class Mark(Enum):

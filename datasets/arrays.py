@@ -107,7 +107,11 @@ def _checked(
 ) -> Iterator[Checked]:
     if time_unit not in TICKS:
         raise InputError(f"{where}: time_unit is {time_unit!r}; it must be one of {', '.join(TICKS)}")
-    for r, sample in enumerate(recordings):
+    try:
+        samples = enumerate(recordings)
+    except TypeError:
+        raise InputError(f"{where}: the recordings must be a list of (events, label), not {recordings!r:.40}") from None
+    for r, sample in samples:
         at = f"{where}: recording {r}"
         if not isinstance(sample, tuple | list) or len(sample) not in (2, 3):
             raise InputError(f"{at} is not (events, label) or (events, label, subject)")
@@ -141,11 +145,11 @@ def _units(
         raise InputError(f"{at} holds {', '.join(str(column.dtype) for column in columns)}, not numbers")
     if channels:
         units, nothing = columns[1], np.zeros(len(columns[0]), np.uint8)
-        t, *_ = as_piece(at, 0, [columns[0], nothing, nothing, nothing], unit_us, Polarity(at))
+        t, *_ = as_piece(at, 0, [columns[0], nothing, nothing, nothing], unit_us, Polarity(at, is_file=False))
         is_there = (units >= 0) & (units < channels) & (units == np.floor(units))
         there = f"channels 0..{channels - 1}"
     else:
-        t, x, y, p = as_piece(at, 0, columns, unit_us, Polarity(at))
+        t, x, y, p = as_piece(at, 0, columns, unit_us, Polarity(at, is_file=False))
         height, width = sensor
         is_there, units = (x < width) & (y < height), (p.astype(np.uint32) * height + y) * width + x
         there = f"x in 0..{width - 1} and y in 0..{height - 1}"

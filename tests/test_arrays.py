@@ -143,9 +143,14 @@ BAD = {
     "three": ((E["t"], E["x"], E["y"]), 0, "must be arrays (t, x, y, p) of equal length"),
     "field": (E[["x", "y", "t"]], 0, "has the fields x, y, t; p is missing"),
     "words": ((E["t"], E["x"], E["y"], np.array(["on"] * 20)), 0, "not numbers"),
-    "polarity": ((E["t"], E["x"], E["y"], np.full(20, 3)), 0, "has the polarity 3; it must be 0 or 1, or -1 or 1"),
+    "polarity": (
+        (E["t"], E["x"], E["y"], np.full(20, 3)),
+        0,
+        "has the polarity 3; it must be 0 or 1, or -1 or 1; correct it",
+    ),
+    "time": ((E["t"].astype(float) * np.nan, E["x"], E["y"], E["p"]), 0, "has the time nan; correct it"),
     "label": (E, 1.5, "the label 1.5 is neither a name nor a number from 0"),
-    "mixed": (E, "name", "the label 'name' is neither a name nor a number"),
+    "mixed": (E, "name", "the labels mix names and numbers, such as 'name' and 0; use one"),
     "sample": (None, None, "recording 1 is not (events, label) or (events, label, subject)"),
 }
 
@@ -162,6 +167,7 @@ def test_arrays_that_are_refused_leave_no_file(tmp_path, kind):
             make()
         assert words in str(caught.value)
         assert "\n" not in str(caught.value)
+        assert "--" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -179,6 +185,11 @@ def test_what_is_said_about_arrays_is_checked(tmp_path):
             arrays.write(tmp_path / "a.h5", [(([1], [1]), 0)], **words)
     with pytest.raises(InputError, match="'x' is not one of the classes a, b"):
         arrays.in_memory([(([1], [1]), "x")], time_unit="us", channels=3, class_names=["a", "b"])
+    with pytest.raises(InputError, match=r"the recordings must be a list of \(events, label\), not 5"):
+        arrays.write(tmp_path / "a.h5", 5, time_unit="us", channels=3)
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"cannot be written .* choose another folder for it$"):
+        arrays.write(tmp_path / "file" / "a.h5", [(([1], [1]), 0)], time_unit="us", channels=3)
     with pytest.raises(InputError, match="recording 1 names no subject, but others do"):
         arrays.write(tmp_path / "a.h5", [(([1], [1]), 0, 4), (([1], [1]), 0)], time_unit="us", channels=3)
     with pytest.raises(InputError, match=r"event 0 is at channel 3, and there are channels 0..2"):

@@ -83,6 +83,9 @@ def numbered(
         if unknown := [value for value in values if value not in places]:
             raise InputError(f"{what} {unknown[0]!r:.40} is not one of the classes {', '.join(names):.80}")
         return np.array([places[value] for value in values], np.uint16), names
+    if names_among := [value for value in values if isinstance(value, str)]:
+        number = next(value for value in values if not isinstance(value, str))
+        raise InputError(f"{what}s mix names and numbers, such as {names_among[0]!r:.40} and {number!r:.40}; use one")
     whole = [isinstance(value, int | np.integer) and 0 <= value < 2**16 for value in values]
     if not all(whole):
         raise InputError(f"{what} {values[whole.index(False)]!r:.40} is neither a name nor a number from 0 to 65535")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import h5py
@@ -45,9 +45,10 @@ def new_file(path: Path, provenance: dict) -> Iterator[h5py.File]:
             file.attrs[PROVENANCE] = json.dumps(provenance, sort_keys=True)
         os.replace(unfinished, path)
     except OSError as error:
-        raise InputError(f"{path} cannot be written ({error}): choose another --out") from error
+        raise InputError(f"{path} cannot be written ({error}): choose another folder for it") from error
     finally:
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):  # it is not there, or its folder is a file; `remove_leftovers` comes again
+            unfinished.unlink()
 
 
 def write_events(

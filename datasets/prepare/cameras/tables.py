@@ -252,7 +252,7 @@ def as_piece(path: Path | str, start: int, columns: Sequence[np.ndarray], unit: 
     def fault(is_bad: np.ndarray, what: str, values: np.ndarray) -> None:
         if is_bad.any():
             e = int(is_bad.argmax())
-            raise InputError(f"{path}: event {start + e} has {what} {values[e]}; correct it, or see --columns")
+            raise InputError(f"{path}: event {start + e} has {what} {values[e]}; correct it{polarity.or_option}")
 
     if t.dtype.kind in "iu" and unit >= 1:
         fault(~(np.abs(t.astype(np.float64) * unit) < 2.0**62), "the time", t)
@@ -273,8 +273,10 @@ class Polarity:
     A file with both 0 and -1 is refused.
     """
 
-    def __init__(self, path: Path | str, brighter: float | None = None):
+    def __init__(self, path: Path | str, brighter: float | None = None, is_file: bool = True):
         self.path, self.brighter, self.seen = path, brighter, set()
+        self.or_option = ", or see --columns" if is_file else ""  # for messages
+        self.remedy = f"say which is brighter by --brighter{self.or_option}" if is_file else "correct it"
 
     def __call__(self, values: np.ndarray, start: int) -> np.ndarray:
         if self.brighter is not None:
@@ -285,8 +287,8 @@ class Polarity:
         if not is_known.all():
             e = int((~is_known).argmax())
             raise InputError(
-                f"{self.path}: event {start + e} has the polarity {values[e]}; it must be 0 or 1, or -1 or 1; say "
-                "which is brighter by --brighter, or see --columns"
+                f"{self.path}: event {start + e} has the polarity {values[e]}; it must be 0 or 1, or -1 or 1; "
+                f"{self.remedy}"
             )
         self.seen |= {value for value in (0, -1) if (values == value).any()}
         if len(self.seen) == 2:

@@ -192,8 +192,12 @@ def _beside(path: Path) -> str:
 
 
 def load_network(path: str | Path, backend: str | None = None) -> tuple[nn.Module, AnyConfig, dict[str, Any]]:
-    """Load (network in evaluation mode, configuration, content) of a checkpoint. `backend` replaces train.backend."""
+    """Load (network in evaluation mode, configuration, content) of a checkpoint, or of best.pt in the folder of a run.
+
+    `backend` replaces train.backend.
+    """
     path = Path(path)
+    path = path / "best.pt" if path.is_dir() else path
     cfg, content = load(path)
     network = cfg.new_network(backend).eval()
     load_weights(network, content["network"], path)

@@ -1,6 +1,7 @@
 """Damaged or hostile checkpoints are refused in one line, and a run continues from the previous one."""
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,15 @@ def test_the_options_of_a_lost_loss_are_left_out(whole_checkpoint, tmp_path):
     torch.save(content, tmp_path / "x.pt")
     with pytest.raises(InputError, match=r"x\.pt, configuration: loss\.mode"):
         checkpoint.load(tmp_path / "x.pt")
+
+
+def test_a_network_is_loaded_from_the_folder_of_its_run(whole_checkpoint, tmp_path):
+    with pytest.raises(InputError, match=r"best.pt: no such checkpoint; train one with train.py"):
+        checkpoint.load_network(tmp_path)
+    shutil.copy(whole_checkpoint, tmp_path / "best.pt")
+    network, *_ = checkpoint.load_network(str(tmp_path))
+    weights = checkpoint.load(whole_checkpoint)[1]["network"]
+    assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
 
 
 def plain(content: object) -> object:

@@ -51,4 +51,12 @@ def parse(source: str, where: str) -> Any:
     except RecursionError:
         raise InputError(f"{where}: not valid YAML: values are nested too deeply") from None
     except (yaml.YAMLError, ValueError) as error:
-        raise InputError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise InputError(f"{where}: not valid YAML: {_words(error)}") from None
+
+
+def _words(error: Exception) -> str:
+    """Return an error in a line, without the name that PyYAML gives to a text and the lines that it copies from it."""
+    if not isinstance(error, yaml.MarkedYAMLError):
+        return " ".join(str(error).split()).replace(' in "<unicode string>"', "")
+    parts = (error.context, error.context_mark), (error.problem, error.problem_mark)
+    return ": ".join(f"{words}, line {mark.line + 1}, column {mark.column + 1}" for words, mark in parts if mark)

@@ -217,6 +217,23 @@ def test_yaml_that_is_nested_too_deep(tmp_path, text):
         yaml12.parse(text, "x")
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a:\n  - [1, 2\nb: 3\n", "while parsing a flow sequence, line 2, column 5: expected ',' or ']'"),
+        ("a: b: c", "mapping values are not allowed here, line 1, column 5"),
+        ("a: 1\na: 2", "the key 'a' occurs twice, line 1 and after"),
+        ("a: \0", "unacceptable character #x0000: special characters are not allowed, position 3"),
+    ],
+)
+def test_yaml_that_is_not_valid_names_line_and_column(text, words):
+    with pytest.raises(InputError) as refusal:
+        yaml12.parse(text, "x")
+    assert str(refusal.value).startswith(f"x: not valid YAML: {words}")
+    assert "<" not in str(refusal.value).replace("<block", "")
+    assert "\n" not in str(refusal.value)
+
+
 @pytest.mark.usefixtures("toy_file")
 @pytest.mark.parametrize(
     ("words", "message"),

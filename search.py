@@ -123,7 +123,10 @@ def read_command_line() -> tuple[argparse.Namespace, AnyConfig]:
         parser.error(f"--trials {args.trials}: must not be below 0")
     path = args.path_to_yaml = arguments.find_yaml(args.path_to_yaml or arguments.default_yaml(sys.argv[1:]))
     args.study = args.study or f"{path.stem}_search"
-    args.ranges = args.ranges or path.with_name(f"{path.stem}_search.yaml")
+    if args.ranges is None:
+        args.ranges = path.with_name(f"{path.stem}_search.yaml")
+        if not args.ranges.exists():
+            raise InputError(f"{args.ranges}: there is no such file of goals and ranges; name another with --ranges")
     return args, parser.override(settings.read_yaml(path), args)
 
 

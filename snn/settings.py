@@ -100,6 +100,7 @@ def _explain(item: Mapping[str, Any], kind: type[Section]) -> str:
     if item["type"] == "missing":
         return f"{field} is missing"
     wanted = {"tuple_type": "input should be a list", "model_type": "input should be a section of fields"}
+    wanted["too_short"] = "give at least one"
     if item["type"] == "value_error":  # raised by our own checks
         return ": ".join(filter(None, (field, str(item["ctx"]["error"]))))
     message = wanted.get(item["type"], f"{item['msg'][0].lower()}{item['msg'][1:]}")

@@ -245,6 +245,8 @@ def test_ctrl_c_and_the_same_command_again(program, tmp_path, tell):
         ),
         ("fs_accuracy", "accuracy", ("goals: accuracy is not known", "t_d90_ms")),
         ("goals:", "aims:", ("ranges.yaml", "goals is missing")),
+        (RANGES, "goals: [fs_accuracy]\nranges: {}", ("ranges = {}: give at least one",)),
+        ("[fs_accuracy, synaptic_operations_to_decision]", "[]", ("goals = []: give at least one",)),
         (RANGES, "5", ("ranges.yaml: must hold", "goals")),
     ],
 )
@@ -276,6 +278,11 @@ def test_what_cannot_begin_is_one_line(program, tmp_path, words, part):
     assert "secret" not in failed.stderr
     assert not (tmp_path / "none.db").exists()
     assert (tmp_path / "ranges.yaml").read_text() == RANGES
+
+
+def test_without_ranges_the_file_beside_the_configuration_is_named(program):
+    failed = program(f"search.py --path_to_yaml {REPOSITORY}/configs/shd.yaml")
+    assert_one_line(failed, "shd_search.yaml: there is no such file of goals and ranges", "with --ranges")
 
 
 def test_missing_packages_are_named(program, monkeypatch):

@@ -19,6 +19,7 @@ them.
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
@@ -76,9 +77,14 @@ def listen(port: int, host: str = HOST) -> socket.socket:
         receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**22)  # for bursts; the system may give less
         receiver.setsockopt(socket.SOL_SOCKET, SO_RXQ_OVFL, 1)
         receiver.bind((host, port))
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:
         receiver.close()
-        raise InputError(f"UDP port {port}: cannot listen on {host} ({error}); choose another port") from None
+        is_of_host = (
+            isinstance(error, socket.gaierror | UnicodeError) or getattr(error, "errno", None) == errno.EADDRNOTAVAIL
+        )
+        raise InputError(
+            f"UDP port {port}: cannot listen on {host} ({error}); choose another {'host' if is_of_host else 'port'}"
+        ) from None
     return receiver
 
 
@@ -247,7 +253,10 @@ def _from_lines(content: bytes) -> Piece:
     lines = [line for line in content.decode("ascii", "replace").splitlines() if line.strip() and line[:1] != "t"]
     if not lines:
         return Piece(*np.empty((4, 0), np.int64))
-    columns = np.loadtxt(lines, np.int64, delimiter=",", ndmin=2).T
+    try:
+        columns = np.loadtxt(lines, np.int64, delimiter=",", ndmin=2).T
+    except ValueError:  # with advice for those who call numpy
+        columns = np.empty((0, 0), np.int64)
     if len(columns) != 4 or (columns < 0).any():
         raise ValueError("a line is not t,x,y,p")
     return Piece(*columns)

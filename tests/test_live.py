@@ -217,15 +217,18 @@ def test_what_is_no_such_source_is_refused(pair):
     with pytest.raises(InputError, match="through a pipe nothing is lost"):
         live.Source(sys.__stdin__, f"n32_{LAYOUT}", SENSOR)
     port = receiver.getsockname()[1]
-    with pytest.raises(InputError, match=f"UDP port {port}: cannot listen on"):
+    with pytest.raises(InputError, match=rf"UDP port {port}: cannot listen on .*; choose another port"):
         live.listen(port)
+    for host in ("no such host", "192.0.2.1", "a" * 70):
+        with pytest.raises(InputError, match=r"UDP port 0: cannot listen on .*; choose another host"):
+            live.listen(0, host)
     with pytest.raises(InputError, match="UDP port 70000: cannot listen on"):
         live.listen(70000)
     for layout, content, words in (
         (LAYOUT, bytes(8), "8 bytes are not a whole number of events"),
         (LAYOUT, encoded(np.array([[1, 20, 0, 0]])), "pixels lie beyond 16x20"),
         ("csv", b"1,2,3\n", "a line is not t,x,y,p"),
-        ("csv", b"what\n", "could not convert"),
+        ("csv", b"what\n", "a line is not t,x,y,p"),
     ):
         put(content)
         with pytest.raises(InputError, match=f"do not fit layout {layout} and this sensor .*{words}.*; name their"):

@@ -218,7 +218,8 @@ def read_command_line() -> argparse.Namespace:
     if args.quantise and args.format != "c":
         parser.error(f"--quantise {args.quantise} is for --format c")
     nir_alone = {"--approximate": args.approximate, "--path_to_dataset": args.path_to_dataset, "--dt": args.dt}
-    if args.format != "nir" and (given := [word for word, value in nir_alone.items() if value]):
+    given = [word for word, value in nir_alone.items() if value is not None and value is not False]
+    if args.format != "nir" and given:
         parser.error(f"{given[0]} is for --format nir")
     if args.path_to_dataset and not args.approximate:
         parser.error("--path_to_dataset is for the count of --approximate")

@@ -284,6 +284,11 @@ def resume(
             f"{path}: the run has {len(processes)} processes, but {team.size} were started; resume it with the same "
             f"number (torchrun --nproc_per_node={len(processes)} train.py ...)"
         )
+    if (begun := content["epoch"] + bool(content["step"])) > cfg.train.epochs:
+        raise InputError(
+            f"{path}: the run is in epoch {begun} already, beyond train.epochs = {cfg.train.epochs}; give at least "
+            "as many (--epochs)"
+        )
     if content["best_epoch"]:
         checkpoint.load(run / "best.pt")
     checkpoint.load_weights(network, content["network"], path)

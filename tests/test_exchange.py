@@ -239,7 +239,7 @@ def test_program_writes_a_graph_or_one_line(program, tmp_path):
     assert_one_line(nowhere, "nowhere/there.nir", "cannot be written")
     assert_one_line(program("export.py --load_pt_file culif.pt --format nir --dt 0"), "--dt")
     assert_one_line(program("export.py --load_pt_file culif.pt --format caffe"), "--format")
-    for words in ("--approximate", "--dt 1e-3", "--path_to_dataset shd"):
+    for words in ("--approximate", "--dt 1e-3", "--dt 0", "--path_to_dataset shd"):
         ignored = program(f"export.py --load_pt_file adlif.pt --format c {words}")
         assert_one_line(ignored, words.split()[0], "is for --format nir")
     ignored = program("export.py --load_pt_file adlif.pt --format nir --path_to_dataset shd")

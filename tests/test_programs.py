@@ -103,6 +103,9 @@ def test_same_seed_same_run_and_resume(program, tmp_path):
     assert_one_line(program(f"{TRAIN} --epochs 1 --best_model"), "--best_model chooses among the checkpoints of")
     refused = program(f"{TRAIN} --epochs 4 --save_name parts --resume --lr 1e-2")
     assert_one_line(refused, "cannot resume with another train.lr")
+    refused = program(f"{TRAIN} --epochs 2 --save_name parts --resume")
+    assert_one_line(refused, "the run is in epoch 3 already, beyond train.epochs = 2; give at least as many (--epochs)")
+    assert settings.load(tmp_path / "runs" / "parts" / "config.yaml").train.epochs == 3
 
 
 @pytest.mark.usefixtures("shd_folder")
@@ -454,6 +457,8 @@ def test_demo(program, tmp_path):
         ("tone.wav --layout csv", "--layout is for live events"),
         ("--stdin --host 0.0.0.0", "--host is for --udp"),
         ("tone.wav --recording 0", "--recording chooses a word of `digits`"),
+        ("tone.wav --out nowhere/x.png", "nowhere/x.png: cannot be written; choose another --out"),
+        ("tone.wav --out runs", "runs: cannot be written; choose another --out"),
     ):
         assert_one_line(program(f"demo.py {words}"), fault)
 

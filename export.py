@@ -10,7 +10,6 @@ docs/export.md and docs/embedded.md say how to run each.
 import argparse
 import json
 import math
-import os
 import shutil
 import tempfile
 import warnings
@@ -35,6 +34,7 @@ from snn.classes import Named
 from snn.coding import decide
 from snn.embedded import ttfs
 from snn.errors import InputError
+from snn.files import whole
 from snn.network import Network
 from snn.ttfs.network import TTFSNetwork
 
@@ -156,21 +156,12 @@ WRITERS = {"nir": write_nir, "onnx": write_onnx, "c": write_c, "html": write_htm
 
 
 def write(out: Path, save: Callable[[Path], None]) -> None:
-    """Save into a temporary file beside `out`, and move it there only when it is complete."""
+    """Save a file at once or not at all."""
     try:
-        handle, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.")
-        os.close(handle)
+        with whole(out) as part:
+            save(part)
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror}); choose another --out") from None
-    part = Path(name)
-    try:
-        save(part)
-        part.chmod(0o644)
-        os.replace(part, out)
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror or error}); choose another --out") from None
-    finally:
-        part.unlink(missing_ok=True)
 
 
 @torch.inference_mode()

@@ -1,17 +1,31 @@
 """Atomic writes of files."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent  # the folder that holds this package
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Write to a temporary file beside path and move it there; the old file stays until the new one is complete."""
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Yield a path beside this one, to fill; it moves there when it is complete, and until then the old file stays.
+
+    OSError names `path`.
+    """
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        part.write_bytes(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
+        yield part
         os.replace(part, path)
     except OSError as error:
-        part.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from None
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+    finally:
+        with suppress(OSError):  # it has moved, or was never there
+            part.unlink()
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file at once or not at all."""
+    with whole(path) as part:
+        part.write_bytes(content.encode(errors="backslashreplace") if isinstance(content, str) else content)

@@ -204,6 +204,7 @@ ALLOWED = {
         "datasets.prepare",
         "snn.compiling",
         "snn.errors",
+        "snn.files",
         "snn.lettering",
         "snn.memory",
     },

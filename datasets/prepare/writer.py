@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
@@ -13,6 +13,7 @@ import numpy as np
 
 from datasets.hdf5 import PROVENANCE
 from snn.errors import InputError
+from snn.files import whole
 
 
 def remove_leftovers(path: Path) -> None:
@@ -36,19 +37,14 @@ def _lives(process: int) -> bool:
 @contextmanager
 def new_file(path: Path, provenance: dict) -> Iterator[h5py.File]:
     """Open an HDF5 file to fill; it appears only when it is complete. InputError if the folder cannot be written."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path)
-        with h5py.File(unfinished, "w") as file:
+        with whole(path) as part, h5py.File(part, "w") as file:
             yield file
             file.attrs[PROVENANCE] = json.dumps(provenance, sort_keys=True)
-        os.replace(unfinished, path)
     except OSError as error:
-        raise InputError(f"{path} cannot be written ({error}): choose another folder for it") from error
-    finally:
-        with suppress(OSError):  # it is not there, or its folder is a file; `remove_leftovers` comes again
-            unfinished.unlink()
+        raise InputError(f"{path} cannot be written ({error.strerror}): choose another folder for it") from error
 
 
 def write_events(

@@ -150,7 +150,7 @@ def read_command_line() -> argparse.Namespace:
         parser.error("--host is for --udp")
     if args.wav and args.recording is not None:
         parser.error("--recording chooses a word of `digits`; leave it or the sound out")
-    if args.out and (args.out.is_dir() or not os.access(args.out.parent, os.W_OK)):
+    if args.out and (args.out.is_dir() or not args.out.parent.is_dir() or not os.access(args.out.parent, os.W_OK)):
         raise InputError(f"{args.out}: cannot be written; choose another --out")
     args.recording, args.out, args.host = args.recording or 0, args.out or Path("demo.png"), args.host or live.HOST
     return args

@@ -286,7 +286,7 @@ def resume(
         )
     if (begun := content["epoch"] + bool(content["step"])) > cfg.train.epochs:
         raise InputError(
-            f"{path}: the run is in epoch {begun} already, beyond train.epochs = {cfg.train.epochs}; give at least "
+            f"{path}: the run has begun epoch {begun} already, beyond train.epochs = {cfg.train.epochs}; give at least "
             "as many (--epochs)"
         )
     if content["best_epoch"]:

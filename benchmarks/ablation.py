@@ -59,12 +59,14 @@ class Ablation(NamedTuple):
 def with_delays_of(words: Sequence[str], others: Sequence[str]) -> list[str]:
     """Return the layers `words`, whose fully connected ones have the delays of those of `others` in place of their own.
 
-    The first has the delay of the first, and so on; if `others` are fewer, their last delay is repeated.
+    The first has the delay of the first, and so on; if `others` are fewer, their last delay is repeated. A delay of
+    spikes that a layer feeds back to itself (DR) goes to recurrent layers alone.
     """
     full = re.compile(r"(\d+[FR])(.*)")
     delays = [found[2] for word in others if (found := full.fullmatch(word))] or [""]
     given = chain(delays, repeat(delays[-1]))
-    return [found[1] + next(given) if (found := full.fullmatch(word)) else word for word in words]
+    result = [found[1] + next(given) if (found := full.fullmatch(word)) else word for word in words]
+    return [re.sub(r"^(\d+F.*)DR\d+$", r"\1", word) for word in result]
 
 
 ABLATIONS: dict[type[AnyConfig], Ablation] = {

@@ -130,20 +130,23 @@ def load(path: Path, for_resume: bool = False) -> tuple[AnyConfig, dict[str, Any
     if not isinstance(names, list | tuple | None) or not all(isinstance(name, str) for name in names or ()):
         raise InputError(f"{path}: the checkpoint is damaged: its class_names are not names")
     content["class_names"] = None if names is None else tidied(names)
-    cfg = build(_without_lost_losses(content["config"]), f"{path}, configuration")
+    cfg = build(_without_lost_losses(content["config"], path), f"{path}, configuration")
     if content["version"] < 3 and isinstance(cfg, Config):
         content["network"] = _renamed(content["network"], len(cfg.network.layers))
     return cfg, content
 
 
-def _without_lost_losses(values: dict[str, Any]) -> dict[str, Any]:
-    """Leave out options of losses that are no longer there: a network that was trained with another has only defaults.
+def _without_lost_losses(values: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Leave out, with a warning, options of losses that are no longer there, which another loss does not read.
 
     If the loss itself is gone, `loss.mode` says so.
     """
-    if not isinstance(loss := values.get("loss"), dict):
+    loss = values.get("loss")
+    if not isinstance(loss, dict) or not (lost := loss.keys() - LossOptions.model_fields.keys()):
         return values
-    return values | {"loss": {name: value for name, value in loss.items() if name in LossOptions.model_fields}}
+    names = ", ".join(f"loss.{name}" for name in sorted(lost))
+    print(f"warning: {path}: left out options that are not known here: {names}", file=sys.stderr)
+    return values | {"loss": {name: value for name, value in loss.items() if name not in lost}}
 
 
 def _renamed(weights: dict[str, Any], hidden: int) -> dict[str, Any]:

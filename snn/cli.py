@@ -69,7 +69,7 @@ def end_at_ctrl_c() -> None:
 
 
 def _end(*_: object) -> None:
-    print("interrupted", file=sys.stderr, flush=True)
+    os.write(2, b"interrupted\n")  # print may be at work already
     os._exit(130)  # packages catch, or take for their own, an exception that falls into their import
 
 

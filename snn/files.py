@@ -12,13 +12,15 @@ REPOSITORY = Path(__file__).resolve().parent.parent  # the folder that holds thi
 def whole(path: Path) -> Iterator[Path]:
     """Yield a path beside this one, to fill; it moves there when it is complete, and until then the old file stays.
 
-    OSError names `path`.
+    OSError names `path` if it is about either of the two.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part = path.parent / f".{path.name}.{os.getpid()}"
     try:
         yield part
         os.replace(part, path)
     except OSError as error:
+        if error.filename not in (None, str(part)):
+            raise
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
         with suppress(OSError):  # it has moved, or was never there

@@ -408,15 +408,14 @@ def _read(data: config.Data, path: Path, split: layouts.Split, bins: Bins, class
 def check_test_data(subject: Subject) -> None:
     """Raise InputError if data.test_by would set other recordings apart than in training; warn of the training file."""
     data, trained = subject.cfg.data, subject.trained.data
-    same = data.test_path.resolve() == trained.train_path.resolve()
-    if same and data.test_by:
+    if data.test_by and data.test_path.name == trained.train_path.name:  # in whichever folder it lies
         for name in ("test_by", "test_share"):
             if getattr(data, name) != getattr(trained, name):
                 raise InputError(
-                    f"{subject.path}: data.{name} was {getattr(trained, name)} in its training, which so read some of "
-                    "the recordings that you would test on; leave it as it was"
+                    f"{subject.path}: data.{name} was {getattr(trained, name)} in its training, which may have read "
+                    "recordings that you would test on; leave it as it was"
                 )
-    elif same:
+    elif data.test_path.resolve() == trained.train_path.resolve():
         print(f"warning: {data.test_path}: {subject.path} was trained on this file", file=sys.stderr)
 
 

@@ -61,6 +61,7 @@ def test_each_variant_differs_by_its_ingredient():
         ("64C3 P2 128F 64RDS5", "9FD3", "64C3 P2 128FD3 64RD3"),
         ("9RD3DR4 8F+D5", "16C3 7R 6FD2 5F", "9R 8FD2"),
         ("9FD3 8F", "64C3 P2", "9F 8F"),
+        ("8F 9R", "9RD3DR4", "8FD3 9RD3DR4"),
     ],
 )
 def test_delays_move_between_layers_of_any_sizes(words, others, expected):

@@ -190,6 +190,8 @@ def test_what_is_said_about_arrays_is_checked(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"cannot be written .* choose another folder for it$"):
         arrays.write(tmp_path / "file" / "a.h5", [(([1], [1]), 0)], time_unit="us", channels=3)
+    with pytest.raises(FileNotFoundError, match=r"gone\.npy"):  # which is not the file that is written
+        arrays.write(tmp_path / "a.h5", (np.load(tmp_path / "gone.npy") for _ in "a"), time_unit="us", channels=3)
     with pytest.raises(InputError, match="recording 1 names no subject, but others do"):
         arrays.write(tmp_path / "a.h5", [(([1], [1]), 0, 4), (([1], [1]), 0)], time_unit="us", channels=3)
     with pytest.raises(InputError, match=r"event 0 is at channel 3, and there are channels 0..2"):

@@ -56,12 +56,13 @@ def whole_checkpoint(tmp_path_factory) -> Path:
     return path
 
 
-def test_the_options_of_a_lost_loss_are_left_out(whole_checkpoint, tmp_path):
+def test_the_options_of_a_lost_loss_are_left_out(whole_checkpoint, tmp_path, capsys):
     """The run of another loss is read where the file of that one is gone; a run of that one is refused."""
     content = torch.load(whole_checkpoint, weights_only=True)
     content["config"]["loss"]["margin"] = {"width": 0.1}
     torch.save(content, tmp_path / "x.pt")
     assert checkpoint.load(tmp_path / "x.pt")[0] == checkpoint.load(whole_checkpoint)[0]
+    assert capsys.readouterr().err.endswith("x.pt: left out options that are not known here: loss.margin\n")
     content["config"]["loss"]["mode"] = "margin"
     torch.save(content, tmp_path / "x.pt")
     with pytest.raises(InputError, match=r"x\.pt, configuration: loss\.mode"):

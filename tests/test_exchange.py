@@ -246,6 +246,7 @@ def test_program_writes_a_graph_or_one_line(program, tmp_path):
     assert_one_line(ignored, "--path_to_dataset is for the count of --approximate")
     ignored = program("export.py --load_pt_file culif.pt --format nir --approximate")
     assert_one_line(ignored, "culif.pt: NIR expresses all of this network; leave --approximate out")
+    assert_one_line(program("export.py --load_pt_file culif.pt --format nir --out /"), "/: cannot be written")
     itself = program("export.py --load_pt_file culif.pt --format nir --out culif.pt")
     assert_one_line(itself, "culif.pt: is the name of a checkpoint; choose another --out")
     (tmp_path / "text.pt").write_text("no checkpoint")

@@ -104,7 +104,9 @@ def test_same_seed_same_run_and_resume(program, tmp_path):
     refused = program(f"{TRAIN} --epochs 4 --save_name parts --resume --lr 1e-2")
     assert_one_line(refused, "cannot resume with another train.lr")
     refused = program(f"{TRAIN} --epochs 2 --save_name parts --resume")
-    assert_one_line(refused, "the run is in epoch 3 already, beyond train.epochs = 2; give at least as many (--epochs)")
+    assert_one_line(
+        refused, "the run has begun epoch 3 already, beyond train.epochs = 2; give at least as many (--epochs)"
+    )
     assert settings.load(tmp_path / "runs" / "parts" / "config.yaml").train.epochs == 3
 
 

@@ -44,6 +44,8 @@ def new_file(path: Path, provenance: dict) -> Iterator[h5py.File]:
             yield file
             file.attrs[PROVENANCE] = json.dumps(provenance, sort_keys=True)
     except OSError as error:
+        if error.filename not in map(str, (path, *path.parents)):  # but of a file that the events come from
+            raise
         raise InputError(f"{path} cannot be written ({error.strerror}): choose another folder for it") from error
 
 

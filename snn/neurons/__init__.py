@@ -27,7 +27,9 @@ def _found() -> dict[str, type[SpikingNeuron]]:
         for path in sorted(Path(folder).glob("[!_]*.py")):
             try:
                 module = import_module(f"{__name__}.{path.stem}")
-            except Exception as error:  # whatever a user's file may raise; networks of other neurons go on
+            except (Exception, SystemExit) as error:  # whatever a user's file may raise; other neurons go on
+                if path.parent == Path(__file__).parent:
+                    raise
                 print(f"warning: {_mistake(error, path)}; its neurons are left out", file=sys.stderr)
                 continue
             if not path.samefile(file := getfile(module)):
@@ -45,7 +47,7 @@ def _found() -> dict[str, type[SpikingNeuron]]:
     return neurons
 
 
-def _mistake(error: Exception, path: Path) -> str:
+def _mistake(error: BaseException, path: Path) -> str:
     """Say in a line what is wrong in a neuron's file, and in which of its lines."""
     steps = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
     if isinstance(error, SyntaxError):

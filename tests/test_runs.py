@@ -1,12 +1,10 @@
-"""Runs that are interrupted, killed, damaged or run out of disk space, and continue.
+"""Runs that are interrupted, killed or damaged, and continue.
 
 Training processes that will be killed come from a fork server that has imported torch once. This file is also a program
 that torchrun starts twice.
 """
 
-import errno
 import fcntl
-import gc
 import math
 import multiprocessing
 import os
@@ -17,7 +15,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +26,8 @@ import tasks
 from snn import checkpoint, runs
 from snn.inputs import SparseCounts
 from snn.team import gather
-from tests.conftest import ON_CPU, REPOSITORY, TORCHRUN, assert_one_line, make_events, write_shd
-from tests.programs import EVENTS, run_here, state
+from tests.conftest import ON_CPU, REPOSITORY, TORCHRUN, assert_one_line
+from tests.programs import EVENTS, make_data, run_here, state, three_epochs
 
 IMAGES = (
     f"train.py --path_to_yaml {REPOSITORY}/configs/ttfs_mnist_mlp.yaml --dataset_name toy --path_to_dataset toy "
@@ -42,15 +39,6 @@ servers = multiprocessing.get_context("forkserver")
 servers.set_forkserver_preload(["tests.test_runs"])
 
 
-def make_data(folder: Path) -> Path:
-    """Write recordings and images of 3 classes for both kinds of networks; return their folder."""
-    write_shd(folder / "shd" / "shd_train.h5", **make_events(60, 3, 40, 0))
-    random, y = np.random.default_rng(0), np.arange(60) % 3
-    (folder / "toy").mkdir()
-    np.savez(folder / "toy" / "toy.npz", x_train=random.integers(0, 256, (60, 12, 12), np.uint8), y_train=y)
-    return folder
-
-
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     return make_data(tmp_path)
@@ -58,10 +46,7 @@ def data(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> tuple:
-    """Return the state after three epochs of recordings without a fault."""
-    folder = make_data(tmp_path_factory.mktemp("whole"))
-    run_here(folder, f"{EVENTS} --epochs 3 --save_name x")
-    return state(folder / "runs" / "x")
+    return three_epochs(tmp_path_factory.mktemp("whole"))
 
 
 def test_the_smallest_weights_are_pruned(whole):
@@ -374,104 +359,6 @@ def test_not_a_finite_number(program, tmp_path, monkeypatch, command, task, faul
     assert named == (orders[0][16 + 7 :][:1] if fault == "input" else orders[0][16 * (step - 1) :][:16])
     _, content = checkpoint.load(tmp_path / "runs" / "x" / "last.pt", for_resume=True)
     assert all(value.isfinite().all() for value in content["network"].values())
-
-
-@contextmanager
-def small_disk(folder: Path, kilobytes: int) -> Iterator[Callable[[str], None]]:
-    """Mount a file system of that size if we may; yield a function that mounts it again with other options."""
-
-    def mount(options: str) -> None:
-        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
-        if subprocess.run(command, capture_output=True).returncode:
-            pytest.skip("may not mount here")
-
-    if sys.platform != "linux":
-        pytest.skip("tmpfs is Linux's")
-    folder.mkdir()
-    mount(f"size={kilobytes}k")
-    try:
-        yield lambda options: mount(f"remount,{options}")
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-def fill_up_and_resume(program: Callable, folder: Path, kilobytes: int, whole: tuple) -> bool:
-    """Return whether a run fills a disk of that size, which gives one line; with more room it finishes."""
-    words = f"{EVENTS} --epochs 3 --save_name x"
-    with small_disk(folder / "runs", kilobytes) as mount_again:
-        result = program(words)
-        is_full = result.returncode != 0
-        if is_full:
-            assert_one_line(result, "runs/x", "No space left on device")
-            mount_again("size=9m")
-            gc.collect()  # TensorBoard's thread keeps an error, whose frame holds the lock until a process ends
-            result = program(words + " --resume" * (folder / "runs" / "x").exists())
-        assert result.returncode == 0, result.stderr
-        assert state(folder / "runs" / "x") == whole
-    (folder / "runs").rmdir()
-    return is_full
-
-
-@pytest.mark.parametrize("kilobytes", [20, 80])
-@pytest.mark.mounts
-def test_a_full_disk(program, data, whole, kilobytes):
-    assert fill_up_and_resume(program, data, kilobytes, whole)
-
-
-@pytest.mark.parametrize("step", [pytest.param(16, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.long)])
-@pytest.mark.mounts
-def test_a_disk_that_is_full_at_any_page(program, data, whole, step):
-    """Fill it at every fourth page, and at each in the long test."""
-    kilobytes = 4
-    while fill_up_and_resume(program, data, kilobytes, whole):
-        kilobytes += step
-    assert kilobytes > 100
-
-
-@pytest.mark.usefixtures("data")
-@pytest.mark.mounts
-def test_a_read_only_folder(program, tmp_path):
-    """At the start and at a resume, it gives one line, and no file changes."""
-    words = f"{EVENTS} --epochs 1 --save_name x"
-    with small_disk(tmp_path / "runs", 4096) as mount_again:
-        assert program(words).returncode == 0
-        before = state(tmp_path / "runs" / "x")
-        mount_again("ro")
-        for more in ("", " --resume"):
-            assert_one_line(program(words + more), "runs/.x.lock: cannot be written", "Read-only file system")
-        assert state(tmp_path / "runs" / "x") == before
-
-
-@pytest.mark.parametrize("writer", ["metrics.jsonl", "TensorBoard", "checkpoint"])
-def test_a_faulty_file(program, data, whole, monkeypatch, writer):
-    """Whichever writer meets the full disk, in the second epoch or at its end, the run continues from the first."""
-    calls = iter(range(10**6))
-
-    def fails(call: Callable, at: int) -> Callable:
-        def counted(*words: object) -> object:
-            if next(calls) >= at:
-                raise OSError(errno.ENOSPC, "No space left on device")
-            return call(*words)
-
-        return counted
-
-    if writer == "TensorBoard":
-        from tensorboard.summary.writer.record_writer import RecordWriter
-
-        write, numbers = RecordWriter.write, iter(range(10**6))
-        monkeypatch.setattr(RecordWriter, "write", lambda *words: (next(numbers), write(*words)))
-        assert program(f"{EVENTS} --epochs 1 --save_name once").returncode == 0
-        monkeypatch.setattr(RecordWriter, "write", fails(write, next(numbers) + 5))  # of the second epoch
-    else:
-        # three before the first epoch, one for metrics.jsonl, two each for best.pt and last.pt
-        monkeypatch.setattr(os, "fsync", fails(os.fsync, {"metrics.jsonl": 8, "checkpoint": 9}[writer]))
-    words = f"{EVENTS} --epochs 3 --save_name x"
-    assert_one_line(program(words), "runs/x", "No space left on device")
-    _, content = checkpoint.load(data / "runs" / "x" / "last.pt", for_resume=True)
-    assert content["epoch"] == 1
-    monkeypatch.undo()
-    assert program(f"{words} --resume").returncode == 0
-    assert state(data / "runs" / "x") == whole
 
 
 @pytest.mark.parametrize("fault", ["data have vanished", "another trains there"])

@@ -12,6 +12,7 @@ import torch
 from snn import ops
 from snn.errors import InputError
 from snn.neurons import NEURONS, AdLIF, CuLIF, PCuLIF
+from snn.ops import reference
 from tests.conftest import REPOSITORY
 
 CONSTANTS = {"tau_mem_steps": 5.0, "tau_syn_steps": 4.0, "theta": 0.3}
@@ -276,6 +277,14 @@ def test_delays_of_a_recurrent_layer():
         neuron.delays.check_values("here")
     neuron.delays.clamp_values()
     assert neuron.delays.steps.max() == 5
+
+
+def test_what_comes_back_after_a_delay_between_two_steps():
+    """By hand, because all backends share how a delay is split: 1.25 steps take 0.75 of one step back, 0.25 of two."""
+    feedback = ops.Feedback(torch.eye(2), torch.tensor([1.25, 0.0]), longest=2)
+    past_X1N = torch.tensor([[1.0, 1], [10, 10], [100, 100], [1000, 1000], [10000, 10000]])[:, None]
+    expected = [[0.75 * 100 + 0.25 * 10, 1000], [0.75 * 1000 + 0.25 * 100, 10000]]
+    assert reference.delayed(past_X1N, feedback)[:, 0].tolist() == expected
 
 
 def test_conv_shapes_with_values_per_layer():

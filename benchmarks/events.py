@@ -55,9 +55,8 @@ def contenders(share: float) -> dict[str, Callable[[], object]]:
     given = SparseCounts(*sparse.compress(x_RC, sparse.find(x_RC)), (ROWS, 1, INPUTS))
 
     def event_driven(events: SparseCounts) -> None:
-        entries = (events.offsets, events.channels, events.counts)
-        sparse.product(*entries, W_NC)
-        sparse.weight_gradient(*entries, gy_RN, INPUTS)
+        sparse.product(events.entries, W_NC)
+        sparse.weight_gradient(events.entries, gy_RN, INPUTS)
 
     def from_dense() -> None:
         event_driven(SparseCounts(*sparse.compress(x_RC, sparse.find(x_RC)), (ROWS, 1, INPUTS)))

@@ -173,8 +173,8 @@ def convolutions(share: float) -> dict[str, Step]:
 
     def events() -> None:
         entries = sparse.compress(x_RC, sparse.find(x_RC))
-        sparse_conv.product(*entries, W_NCKK, shape)
-        sparse_conv.weight_gradient(*entries, gy_RN, inputs, shape)
+        sparse_conv.product(entries, W_NCKK, shape)
+        sparse_conv.weight_gradient(entries, gy_RN, inputs, shape)
 
     def dense() -> None:
         x_FCHW, gy_FNHW = as_frames(x_RC, size, size), as_frames(gy_RN, size, size)

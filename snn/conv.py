@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from snn import checks
 from snn.errors import InputError
-from snn.inputs import SparseCounts, as_tensor
+from snn.inputs import Entries, SparseCounts, as_tensor
 from snn.linear import EventDriven
 from snn.ops import drives, max_pool, sparse_conv
 from snn.ops.drives import Drive
@@ -42,9 +42,7 @@ def pixels_of(x_TBC: Tensor | SparseCounts, image: tuple[int, int, int]) -> Tens
     if channels != C * H * W:
         raise InputError(f"events of {channels} channels are not images of {C} x {H} x {W}")
     if isinstance(x_TBC, SparseCounts) and x_TBC.counts.device.type == "cpu":
-        return SparseCounts(
-            *sparse_conv.pixel_rows(x_TBC.offsets, x_TBC.channels, x_TBC.counts, H * W), (T, B * H * W, C)
-        )
+        return SparseCounts(*sparse_conv.pixel_rows(x_TBC.entries, H * W), (T, B * H * W, C))
     return as_tensor(x_TBC).reshape(T, B, C, H * W).transpose(2, 3).reshape(T, -1, C)
 
 
@@ -89,8 +87,8 @@ class EventConv(EventDriven, nn.Module):
     def _product(self, x_TPC: Tensor | SparseCounts) -> Tensor:
         T = x_TPC.shape[0]
         if found := self._entries(x_TPC):
-            x_RC, _, *entries = found
-            return _EventConvolution.apply(x_RC, *entries, self.weight, self.geometry).view(T, -1, len(self.weight))
+            x_RC, _, entries = found
+            return _EventConvolution.apply(x_RC, entries, self.weight, self.geometry).view(T, -1, len(self.weight))
         x_FCHW = as_frames(as_tensor(x_TPC).to(self.weight.dtype), self.geometry.height, self.geometry.width)
         return as_pixels(F.conv2d(x_FCHW, self.weight, None, self.geometry.stride, self.geometry.kernel // 2), T)
 
@@ -106,21 +104,21 @@ class _EventConvolution(torch.autograd.Function):
     """The convolution of x, given by its entries. x itself (or None) only receives the gradient and is not kept."""
 
     @staticmethod
-    def forward(ctx, x_RC, offsets, channels, counts, W_NCKK, shape: Geometry):
-        ctx.save_for_backward(offsets, channels, counts, W_NCKK)
+    def forward(ctx, x_RC, entries, W_NCKK, shape: Geometry):
+        ctx.save_for_backward(*entries, W_NCKK)
         ctx.shape = shape
-        return sparse_conv.product(offsets, channels, counts, W_NCKK.detach(), shape, True)
+        return sparse_conv.product(entries, W_NCKK.detach(), shape, True)
 
     @staticmethod
     def backward(ctx, gy_RN):
-        offsets, channels, counts, W_NCKK = ctx.saved_tensors
+        *entries, W_NCKK = ctx.saved_tensors
         shape, C = ctx.shape, W_NCKK.shape[1]
         gx_RC = gW_NCKK = None
         if ctx.needs_input_grad[0]:  # the gradient of a dense input, since silent neurons have one too
             gx_RC = _input_gradient(gy_RN, W_NCKK, shape)
-        if ctx.needs_input_grad[4]:
-            gW_NCKK = sparse_conv.weight_gradient(offsets, channels, counts, gy_RN, C, shape, True)
-        return gx_RC, None, None, None, gW_NCKK, None
+        if ctx.needs_input_grad[2]:
+            gW_NCKK = sparse_conv.weight_gradient(Entries(*entries), gy_RN, C, shape, True)
+        return gx_RC, None, gW_NCKK, None
 
 
 def _input_gradient(gy_RN: Tensor, W_NCKK: Tensor, shape: Geometry) -> Tensor:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from snn import checks
 from snn.errors import InputError
-from snn.inputs import SparseCounts, Spikes, as_tensor
+from snn.inputs import Entries, SparseCounts, Spikes, as_tensor
 from snn.learned import Delays, Learned
 from snn.linear import EventLinear, dense_input_gradient
 from snn.ops import delays, drives, sparse, synaptic, taps
@@ -66,15 +66,15 @@ class DelayedLinear(EventLinear, MemoryModule):
         x_TBC = _joined(self.past, x_TBC)
         past = x_TBC.shape[0] - T
         self.past = _last(x_TBC, self.delays.reach)
-        if (entries := self._entries(x_TBC)) is not None:
+        if (found := self._entries(x_TBC)) is not None:
             first, h = self.taps()
             if self.per == "input":
                 A_NKC = self.weight.unsqueeze(1) * h
                 at_once = self.in_features if self.extra else 0
                 constants = first, h.detach(), self.weight.detach(), at_once, self.in_features, B, past
-                y_RN = _AxonalProduct.apply(*entries, A_NKC.flatten(1), *constants)
+                y_RN = _AxonalProduct.apply(*found, A_NKC.flatten(1), *constants)
             else:
-                y_RN = _SynapticProduct.apply(*entries, self.weight * h, first, B, past)
+                y_RN = _SynapticProduct.apply(*found, self.weight * h, first, B, past)
             return self._add_bias(y_RN).view(T, B, -1)
         x_TBC = as_tensor(x_TBC)
         if self.per == "input":
@@ -108,12 +108,11 @@ class _AxonalProduct(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, s_RC, mask_BC, offsets, channels, counts, A_NM, first_C, h_KC, W_NC, at_once, num_inputs, B, past):
-        entries = offsets, channels, counts
-        arrived = delays.arrived(*entries, first_C, at_once, len(h_KC), num_inputs, B, past)
+    def forward(ctx, s_RC, mask_BC, entries, A_NM, first_C, h_KC, W_NC, at_once, num_inputs, B, past):
+        arrived = delays.arrived(entries, first_C, at_once, len(h_KC), num_inputs, B, past)
         ctx.save_for_backward(mask_BC, *arrived, first_C, h_KC, W_NC)
         ctx.sizes = B, past, num_inputs
-        return sparse.product(*arrived, A_NM.detach(), True)
+        return sparse.product(arrived, A_NM.detach(), True)
 
     @staticmethod
     def backward(ctx, gy_RN):
@@ -121,39 +120,38 @@ class _AxonalProduct(torch.autograd.Function):
         gs_RC = gA_NM = None
         if ctx.needs_input_grad[0]:
             gs_RC = delays.moved_back(dense_input_gradient(gy_RN, W_NC), first_C, h_KC, mask_BC, B, past, num_inputs)
-        if ctx.needs_input_grad[5]:
-            gA_NM = sparse.weight_gradient(*arrived, gy_RN, h_KC.numel(), True)
-        return gs_RC, *[None] * 4, gA_NM, *[None] * 7
+        if ctx.needs_input_grad[3]:
+            gA_NM = sparse.weight_gradient(Entries(*arrived), gy_RN, h_KC.numel(), True)
+        return gs_RC, None, None, gA_NM, *[None] * 7
 
 
 class _SynapticProduct(torch.autograd.Function):
     """Σ_j A[j, n, c] x_{t - first_nc - j} for entries of `EventLinear`, A = w h."""
 
     @staticmethod
-    def forward(ctx, s_RC, mask_BC, offsets, channels, counts, A_KNC, first_NC, B, past):
-        (K, N, C), steps = A_KNC.shape, (len(offsets) - 1) // B
-        entries = offsets, channels, counts
+    def forward(ctx, s_RC, mask_BC, entries, A_KNC, first_NC, B, past):
+        (K, N, C), steps = A_KNC.shape, (len(entries.offsets) - 1) // B
         ctx.save_for_backward(mask_BC, *entries, A_KNC, first_NC)
         ctx.past, ctx.sizes, ctx.laid_out = past, (N, C, K, B, steps), None
         if K == 1:  # backward lays out what it needs; an evaluation needs nothing
-            return synaptic.whole_product(*entries, first_NC, A_KNC[0], B, past)
-        ctx.laid_out = synaptic.in_rows(*entries, C, B), synaptic.synapses(first_NC, A_KNC.detach(), steps)
+            return synaptic.whole_product(entries, first_NC, A_KNC[0], B, past)
+        ctx.laid_out = synaptic.in_rows(entries, C, B), synaptic.synapses(first_NC, A_KNC.detach(), steps)
         return synaptic.product(*ctx.laid_out, N, B, past, steps)
 
     @staticmethod
     def backward(ctx, gy_RN):
         (mask_BC, *entries, A_KNC, first_NC), (N, C, K, B, steps) = ctx.saved_tensors, ctx.sizes
         rows, of = ctx.laid_out or (
-            synaptic.in_rows(*entries, C, B),
+            synaptic.in_rows(Entries(*entries), C, B),
             synaptic.synapses(first_NC, A_KNC.detach(), steps),
         )
         gs_RC = gA_KNC = None
         rows_INWL = synaptic.laid_out(gy_RN, of, B, ctx.past)
         if ctx.needs_input_grad[0]:
             gs_RC = synaptic.input_gradient(rows_INWL, of, mask_BC, B, steps)
-        if ctx.needs_input_grad[5]:
+        if ctx.needs_input_grad[3]:
             gA_KNC = synaptic.gradient(rows, rows_INWL, of, N, K)
-        return gs_RC, *[None] * 4, gA_KNC, *[None] * 3
+        return gs_RC, None, None, gA_KNC, *[None] * 3
 
 
 def _joined(

@@ -1,6 +1,7 @@
 """The inputs of layers besides plain tensors: sparse counts of events, and spikes whose mask is still to be applied."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,17 +10,27 @@ from snn import checks
 from snn.errors import InputError
 
 
-@dataclass(frozen=True)
-class SparseCounts:
-    """Counts without the zeros. Row r = t·B + b (step t, sample b) has the entries offsets[r] to offsets[r + 1] - 1.
+class Entries(NamedTuple):
+    """A matrix without its zeros. Row r has the entries offsets[r] to offsets[r + 1] - 1, each a channel and a count.
 
-    An entry is a channel and a count. A channel may occur twice in a row; its counts add up. InputError if the tensors
-    do not fit together, or a count is not finite.
+    A channel may occur twice in a row; its counts add up.
     """
 
-    offsets: Tensor  # (T·B + 1,) int64
+    offsets: Tensor  # (rows + 1,) int64
     channels: Tensor  # (entries,) int32 or int64
     counts: Tensor  # (entries,) float, or whole numbers
+
+
+@dataclass(frozen=True)
+class SparseCounts:
+    """Counts without the zeros: `Entries` whose row r = t·B + b is step t of sample b.
+
+    InputError if the tensors do not fit together, or a count is not finite.
+    """
+
+    offsets: Tensor
+    channels: Tensor
+    counts: Tensor
     shape: tuple[int, int, int]  # T, B, channels
 
     def __post_init__(self) -> None:
@@ -28,8 +39,12 @@ class SparseCounts:
         for name, size in zip(("steps", "samples", "channels"), self.shape, strict=True):
             checks.whole(f"the number of {name}", size, 1)
         T, B, C = self.shape
-        check_entries(self.offsets, self.channels, self.counts, C, T * B)
+        check_entries(self.entries, C, T * B)
         checks.finite("counts", self.counts)
+
+    @property
+    def entries(self) -> Entries:
+        return Entries(self.offsets, self.channels, self.counts)
 
     def to(self, device: torch.device) -> "SparseCounts":
         """Return a copy on another device; only the entries are sent, not the zeros."""
@@ -67,13 +82,12 @@ class SparseCounts:
         return out
 
 
-def check_entries(
-    offsets: Tensor, channels: Tensor, counts: Tensor, num_channels: int, rows: int | None = None
-) -> None:
-    """Raise InputError unless these are entries as in `SparseCounts`, on which kernels rely; rows None: any number.
+def check_entries(of: Entries, num_channels: int, rows: int | None = None) -> None:
+    """Raise InputError unless these are entries on which kernels can rely; rows None: any number.
 
     Values on a GPU are checked too.
     """
+    offsets, channels, counts = of
     checks.tensor("offsets", offsets, ("rows + 1" if rows is None else rows + 1,), (torch.int64,))
     entries = channels.numel() if isinstance(channels, Tensor) else 0
     checks.tensor("channels", channels, (entries,), (torch.int32, torch.int64), offsets.device)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from snn import checks
-from snn.inputs import SparseCounts, Spikes, as_tensor
+from snn.inputs import Entries, SparseCounts, Spikes, as_tensor
 from snn.ops import drives, sparse
 from snn.ops.drives import Drive
 
@@ -41,15 +41,15 @@ class EventDriven:
         """Return whether the last input took the event-driven product."""
         return self.weight.device.type == "cpu" and self.active_share <= self.dense_above
 
-    def _entries(self, x_TBC: Tensor | SparseCounts | Spikes) -> tuple[Tensor | None, ...] | None:
-        """Return (s_RC, mask_BC, offsets, channels, counts) if the input takes the event-driven product, or None.
+    def _entries(self, x_TBC: Tensor | SparseCounts | Spikes) -> tuple[Tensor | None, Tensor | None, Entries] | None:
+        """Return (s_RC, mask_BC, entries) if the input takes the event-driven product, or None.
 
         s_RC · mask_BC is that input; s_RC is None if the input is `SparseCounts`.
         """
         if isinstance(x_TBC, SparseCounts):
             self.active_share = len(x_TBC.counts) / math.prod(x_TBC.shape)
             counts = x_TBC.counts.to(self.weight.dtype)
-            return (None, None, x_TBC.offsets, x_TBC.channels, counts) if self.is_event_driven else None
+            return (None, None, x_TBC.entries._replace(counts=counts)) if self.is_event_driven else None
         if self.weight.device.type != "cpu":
             return None
         s_TBC, mask_BC = (x_TBC.s_TBN, x_TBC.mask_BN) if isinstance(x_TBC, Spikes) else (x_TBC, None)
@@ -58,8 +58,8 @@ class EventDriven:
         self.active_share = found.number / s_RC.numel()
         entries = sparse.compress(s_RC, found) if self.is_event_driven else None
         if not found.only_ones:
-            checks.finite("x", s_TBC, entries[2] if entries and mask_BC is None else None)
-        return (s_RC, mask_BC, *entries) if entries else None
+            checks.finite("x", s_TBC, entries.counts if entries and mask_BC is None else None)
+        return (s_RC, mask_BC, entries) if entries else None
 
 
 class EventLinear(EventDriven, layer.Linear):
@@ -119,9 +119,9 @@ class EventLinear(EventDriven, layer.Linear):
         return checks.like_weights("x", x_TBC, sizes, self.weight)
 
     def _product(self, x_TBC: Tensor | SparseCounts | Spikes) -> Tensor:
-        if (entries := self._entries(x_TBC)) is None:
+        if (found := self._entries(x_TBC)) is None:
             return F.linear(as_tensor(x_TBC).to(self.weight.dtype), self.weight, self.bias)
-        y_RN = _EventProduct.apply(*entries, self.weight, self._near(x_TBC))
+        y_RN = _EventProduct.apply(*found, self.weight, self._near(x_TBC))
         return self._add_bias(y_RN).view(*x_TBC.shape[:2], -1)
 
     def _near(self, x_TBC: Tensor | SparseCounts | Spikes) -> Tensor | None:
@@ -148,13 +148,13 @@ class _EventProduct(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, s_RC, mask_BC, offsets, channels, counts, W_NC, near_TW):
-        ctx.save_for_backward(mask_BC, offsets, channels, counts, W_NC, near_TW)
-        return sparse.product(offsets, channels, counts, W_NC.detach(), True)
+    def forward(ctx, s_RC, mask_BC, entries, W_NC, near_TW):
+        ctx.save_for_backward(mask_BC, *entries, W_NC, near_TW)
+        return sparse.product(entries, W_NC.detach(), True)
 
     @staticmethod
     def backward(ctx, gy_RN):
-        mask_BC, offsets, channels, counts, W_NC, near_TW = ctx.saved_tensors
+        mask_BC, *entries, W_NC, near_TW = ctx.saved_tensors
         gs_RC = gW_NC = None
         if ctx.needs_input_grad[0] and near_TW is not None:
             gs_RC = sparse.input_gradient(gy_RN, W_NC, near_TW, mask_BC)
@@ -162,9 +162,9 @@ class _EventProduct(torch.autograd.Function):
             gs_RC = dense_input_gradient(gy_RN, W_NC)
             if mask_BC is not None:
                 gs_RC.view(-1, *mask_BC.shape).mul_(mask_BC)
-        if ctx.needs_input_grad[5]:
-            gW_NC = sparse.weight_gradient(offsets, channels, counts, gy_RN, W_NC.shape[1], True)
-        return gs_RC, None, None, None, None, gW_NC, None
+        if ctx.needs_input_grad[3]:
+            gW_NC = sparse.weight_gradient(Entries(*entries), gy_RN, W_NC.shape[1], True)
+        return gs_RC, None, None, gW_NC, None
 
 
 def dense_input_gradient(gy_RN: Tensor, W_NC: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ import torch
 
 from datasets.binning import Bins
 from datasets.recordings import Recordings
-from snn.inputs import SparseCounts
+from snn.inputs import Entries, SparseCounts
 
 DTYPES = [torch.float64, torch.bool, torch.uint8, torch.int32, torch.int64, torch.float16, torch.bfloat16]
 DTYPES += [torch.uint16, torch.complex64]
@@ -81,15 +81,15 @@ class Draw:
             x.view(-1)[place] = self.of(list(extremes.to(dtype)))
         return x.to(self.of([torch.int32, torch.int64, torch.uint8, torch.float32])) if self.wrong(0.05) else x
 
-    def entries(self, rows: int, channels: int):
-        """Draw (offsets, channels, counts)."""
+    def entries(self, rows: int, channels: int) -> Entries:
         lengths = self.random.integers(0, 4, rows)
         offsets = torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
         if self.wrong():
             offsets[self.random.integers(len(offsets))] = self.of([-1, 0, 2, 10**6, 2**62])
         n = int(lengths.sum())
         numbers = self.tensor(n, density=1.0)
-        return (self.whole(1, 0, 1) if self.wrong(0.03) else offsets), self.whole(n, 0, channels, torch.int32), numbers
+        offsets = self.whole(1, 0, 1) if self.wrong(0.03) else offsets
+        return Entries(offsets, self.whole(n, 0, channels, torch.int32), numbers)
 
     def events(self, T: int, B: int, C: int) -> SparseCounts:
         shape = self.shape(T, B, C)

@@ -161,10 +161,10 @@ def products(draw: Draw) -> None:
     R, C, N = draw.of([1, 6, 70]), draw.of([1, 5, 70]), draw.of([1, 3, 65])
     entries, W, gy = draw.entries(R, C), draw.tensor(N, C), draw.tensor(R, N)
     if draw.chance(0.5):
-        y = sparse.product(*entries, W)
+        y = sparse.product(entries, W)
         same(y, SparseCounts(*entries, (R, 1, W.shape[1])).dense()[:, 0].to(W.dtype) @ W.T)
     else:
-        found = sparse.weight_gradient(*entries, gy, draw.number(C))
+        found = sparse.weight_gradient(entries, gy, draw.number(C))
         same(found, gy.T @ SparseCounts(*entries, (R, 1, C)).dense()[:, 0].to(gy.dtype))
 
 
@@ -189,13 +189,13 @@ def convolution_products(draw: Draw) -> None:
     H, W, K = (size if type(size) is int and 0 < size < 9 else 1 for size in shape[:3])
     entries = draw.entries(frames_ * H * W, C)
     if draw.chance(0.5):
-        sparse_conv.product(*entries, draw.tensor(N, C, K, K), shape, with_sums=draw.chance(0.5))
+        sparse_conv.product(entries, draw.tensor(N, C, K, K), shape, with_sums=draw.chance(0.5))
     else:
         pixels = -(-H // stride) * -(-W // stride) if stride in (1, 2) else 1
-        number = entries[2].numel() if isinstance(entries[2], Tensor) else 1
+        number = entries.counts.numel() if isinstance(entries.counts, Tensor) else 1
         constants = draw.tensor(number) if draw.chance(0.5) else None
         gy_RN = draw.tensor(frames_ * pixels, N)
-        sparse_conv.weight_gradient(*entries, gy_RN, draw.number(C), shape, constants=constants)
+        sparse_conv.weight_gradient(entries, gy_RN, draw.number(C), shape, constants=constants)
 
 
 @entry

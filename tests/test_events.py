@@ -90,7 +90,7 @@ def test_what_is_dropped_is_the_product_with_its_mask(dtype, shape, dense_above,
 def test_weight_gradient_in_sections(monkeypatch, section):
     monkeypatch.setattr(sparse, "SECTION", section)
     x_RC, gy_RN = random_counts((61, 30), 0.2, torch.float64), torch.randn(61, 70, dtype=torch.float64)
-    gW_NC = sparse.weight_gradient(*sparse.compress(x_RC, sparse.find(x_RC)), gy_RN, 30)
+    gW_NC = sparse.weight_gradient(sparse.compress(x_RC, sparse.find(x_RC)), gy_RN, 30)
     assert_close(gW_NC, gy_RN.T @ x_RC)
 
 

@@ -17,7 +17,7 @@ from snn import settings
 from snn.conv import EventConv, Pooling
 from snn.errors import InputError
 from snn.evaluation import evaluate
-from snn.inputs import SparseCounts, Spikes
+from snn.inputs import Entries, SparseCounts, Spikes
 from snn.linear import EventLinear
 from snn.losses.firing_rate import firing_rate
 from snn.losses.first_time import first_time, silent_target
@@ -188,15 +188,15 @@ EVENTS = {"offsets": torch.tensor([0, 2, 3]), "channels": torch.tensor([1, 5, 2]
 def test_events_that_do_not_fit(wrong):
     with pytest.raises(InputError):
         SparseCounts(**{**EVENTS, "shape": (2, 1, CHANNELS), **wrong})
-    entries = {**EVENTS, **wrong}
+    entries = Entries(*list({**EVENTS, **wrong}.values())[:3])
     if "shape" not in wrong and "nan" not in str(wrong):
         with pytest.raises(InputError):  # the kernels themselves
-            sparse.weight_gradient(*list(entries.values())[:3], torch.ones(2, 4), CHANNELS)
+            sparse.weight_gradient(entries, torch.ones(2, 4), CHANNELS)
     if "offsets" not in wrong and "shape" not in wrong and "nan" not in str(wrong):
         with pytest.raises(InputError):
-            sparse.product(*list(entries.values())[:3], torch.ones(4, CHANNELS))
+            sparse.product(entries, torch.ones(4, CHANNELS))
         with pytest.raises(InputError):
-            sparse_conv.product(*list(entries.values())[:3], torch.ones(4, CHANNELS, 1, 1), Geometry(1, 2, 1, 1))
+            sparse_conv.product(entries, torch.ones(4, CHANNELS, 1, 1), Geometry(1, 2, 1, 1))
 
 
 def test_events_that_fit_another_network():
@@ -213,14 +213,15 @@ def test_channels_that_stand_many_times_in_a_row():
     torch.manual_seed(0)
     shape, C, N = Geometry(2, 2, 3, 1), 2, 5
     offsets, channels = torch.tensor([0, 50, 60, 60, 61]), torch.randint(0, C, (61,), dtype=torch.int32)
-    values, W = torch.rand(61), torch.randn(N, C, 3, 3, requires_grad=True)
-    x_FCHW = SparseCounts(offsets, channels, values, (1, 4, C)).dense().view(1, 2, 2, C).permute(0, 3, 1, 2)
+    W = torch.randn(N, C, 3, 3, requires_grad=True)
+    entries = Entries(offsets, channels, torch.rand(61))
+    x_FCHW = SparseCounts(*entries, (1, 4, C)).dense().view(1, 2, 2, C).permute(0, 3, 1, 2)
     expected = F.conv2d(x_FCHW, W, padding=1)
-    y_RN = sparse_conv.product(offsets, channels, values, W, shape)
+    y_RN = sparse_conv.product(entries, W, shape)
     torch.testing.assert_close(y_RN, expected.detach().permute(0, 2, 3, 1).reshape(-1, N))
     gy_RN = torch.randn(4, N)
     expected.backward(gy_RN.view(1, 2, 2, N).permute(0, 3, 1, 2))
-    found = sparse_conv.weight_gradient(offsets, channels, values, gy_RN, C, shape)
+    found = sparse_conv.weight_gradient(entries, gy_RN, C, shape)
     torch.testing.assert_close(found, W.grad, rtol=1e-4, atol=1e-4)
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from snn.inputs import Entries
 from snn.ops.compiled import in_parts, kernel
 from snn.ops.sparse import arrays
 
@@ -50,28 +51,20 @@ def _arrive(offsets, channels, counts, lags, at_once, C, K, T, firsts_BT, to_cha
 
 
 def arrived(
-    offsets: Tensor,
-    channels: Tensor,
-    counts: Tensor,
-    first_C: Tensor,
-    at_once: int,
-    num_taps: int,
-    num_inputs: int,
-    B: int,
-    past: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the entries (offsets, channels, counts) of the delayed input. The first `at_once` columns have one tap."""
-    T = (len(offsets) - 1) // B - past
-    entries = arrays(offsets, channels, counts, counts.dtype)
+    events: Entries, first_C: Tensor, at_once: int, num_taps: int, num_inputs: int, B: int, past: int
+) -> Entries:
+    """Return the entries of the delayed input. The first `at_once` columns have one tap."""
+    T = (len(events.offsets) - 1) // B - past
+    entries = arrays(events, events.counts.dtype)
     rule = first_C.numpy() - past, at_once, num_inputs, num_taps, T
     firsts_BT = np.empty((B, T), np.int64)
     in_parts(_arrive, (*entries, *rule, firsts_BT, None, None), B)
     ends = np.zeros(T * B + 1, np.int64)
     np.cumsum(firsts_BT.T.ravel(), out=ends[1:])
     firsts_BT = np.ascontiguousarray(ends[:-1].reshape(T, B).T)
-    arrived_channels, arrived_counts = np.empty(ends[-1], np.int32), np.empty(ends[-1], entries[2].dtype)
-    in_parts(_arrive, (*entries, *rule, firsts_BT, arrived_channels.view(np.uint32), arrived_counts), B)
-    return torch.from_numpy(ends), torch.from_numpy(arrived_channels), torch.from_numpy(arrived_counts)
+    channels, counts = np.empty(ends[-1], np.int32), np.empty(ends[-1], entries[2].dtype)
+    in_parts(_arrive, (*entries, *rule, firsts_BT, channels.view(np.uint32), counts), B)
+    return Entries(*map(torch.from_numpy, (ends, channels, counts)))
 
 
 @kernel

@@ -1,6 +1,6 @@
 """Sparse products on the CPU: the work grows with the number of events.
 
-Rows R = T·B, inputs C, outputs N. `offsets` (R + 1), `channels` and `counts` are those of `snn.inputs.SparseCounts`.
+Rows R = T·B, inputs C, outputs N. `offsets` (R + 1), `channels` and `counts` are those of `snn.inputs.Entries`.
 Outputs are cut into S slices of L = LANES, the last padded with zeros. An event adds one contiguous row of W_SCL to a
 slice. The sums stay in registers, and the weights of a slice stay in the second-level cache.
 """
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from snn import checks
 from snn.errors import InputError
-from snn.inputs import check_entries
+from snn.inputs import Entries, check_entries
 from snn.ops.compiled import in_parts, inlined, kernel
 from snn.ops.lanes import (
     LANES,
@@ -214,8 +214,8 @@ def find(x_RC: Tensor, mask_BC: Tensor | None = None, nothing: float = 0) -> Non
     return Nonzeros(mask_BC, words, not others[0], x_RC.shape, np.cumsum(firsts, out=firsts))
 
 
-def compress(x_RC: Tensor, found: Nonzeros) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (offsets, channels, counts) of the entries that `find` found in x."""
+def compress(x_RC: Tensor, found: Nonzeros) -> Entries:
+    """Return the entries that `find` found in x."""
     check_matrix("x", x_RC, found.shape)
     (R, C), x = x_RC.shape, x_RC.detach().contiguous().view(-1).numpy()
     offsets, channels = np.empty(R + 1, np.int64), np.empty(found.number, np.int32)
@@ -224,7 +224,7 @@ def compress(x_RC: Tensor, found: Nonzeros) -> tuple[Tensor, Tensor, Tensor]:
     arguments = (None if found.only_ones else x, mask, found.words, found.firsts, C, offsets, channels, counts)
     in_parts(_gather, arguments, len(found.words))
     offsets[R] = found.number  # no word sets it if the last one is full
-    return torch.from_numpy(offsets), torch.from_numpy(channels), torch.from_numpy(counts)
+    return Entries(*map(torch.from_numpy, (offsets, channels, counts)))
 
 
 def slices(W: Tensor) -> Tensor:
@@ -241,49 +241,44 @@ def check_matrix(name: str, x: Tensor, shape: Sequence[int | str]) -> None:
     checks.tensor(name, x, shape, checks.FLOATS, torch.device("cpu"))
 
 
-def check_on_cpu(offsets: Tensor, channels: Tensor, counts: Tensor, num_channels: int, rows: int | None = None) -> None:
+def check_on_cpu(entries: Entries, num_channels: int, rows: int | None = None) -> None:
     """Raise InputError unless these are entries as in `snn.inputs.SparseCounts`, on the CPU."""
-    check_entries(offsets, channels, counts, num_channels, rows)
-    if offsets.device.type != "cpu":
-        raise InputError(f"the entries are on {offsets.device}; move them with .to('cpu')")
+    check_entries(entries, num_channels, rows)
+    if entries.offsets.device.type != "cpu":
+        raise InputError(f"the entries are on {entries.offsets.device}; move them with .to('cpu')")
 
 
-def arrays(
-    offsets: Tensor, channels: Tensor, counts: Tensor, dtype: torch.dtype
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def arrays(entries: Entries, dtype: torch.dtype) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return entries as the kernels take them: with unsigned channels, as numba tests the sign of each signed index."""
-    channels, counts = channels.to(torch.int32).contiguous(), counts.detach().to(dtype).contiguous()
-    return offsets.contiguous().numpy(), channels.numpy().view(np.uint32), counts.numpy()
+    channels, counts = entries.channels.to(torch.int32).contiguous(), entries.counts.detach().to(dtype).contiguous()
+    return entries.offsets.contiguous().numpy(), channels.numpy().view(np.uint32), counts.numpy()
 
 
-def product(offsets: Tensor, channels: Tensor, counts: Tensor, W_NC: Tensor, are_checked: bool = False) -> Tensor:
+def product(entries: Entries, W_NC: Tensor, are_checked: bool = False) -> Tensor:
     """Return counts @ W^T, (R, N).
 
     Set `are_checked` if `snn.inputs.SparseCounts` holds these entries or `compress` made them.
     """
     if not are_checked:
         check_matrix("W", W_NC, ("outputs", "inputs"))
-        check_on_cpu(offsets, channels, counts, W_NC.shape[1])
-    R = len(offsets) - 1
+        check_on_cpu(entries, W_NC.shape[1])
+    R = len(entries.offsets) - 1
     out_RN = torch.empty(R, len(W_NC), dtype=W_NC.dtype)
-    arguments = (*arrays(offsets, channels, counts, W_NC.dtype), slices(W_NC).numpy(), out_RN.numpy())
+    arguments = (*arrays(entries, W_NC.dtype), slices(W_NC).numpy(), out_RN.numpy())
     in_parts(product_rows, arguments, R)
     return out_RN
 
 
-def weight_gradient(
-    offsets: Tensor, channels: Tensor, counts: Tensor, gy_RN: Tensor, num_inputs: int, are_checked: bool = False
-) -> Tensor:
+def weight_gradient(entries: Entries, gy_RN: Tensor, num_inputs: int, are_checked: bool = False) -> Tensor:
     """Return gy^T @ counts, (N, C). `are_checked` as in `product`."""
     if not are_checked:
         checks.whole("the number of inputs", num_inputs, 1)
         check_matrix("gy", gy_RN, ("rows", "outputs"))
-        check_on_cpu(offsets, channels, counts, num_inputs, len(gy_RN))
+        check_on_cpu(entries, num_inputs, len(gy_RN))
     R, N = gy_RN.shape
     K, S = -(-R // SECTION), -(-N // LANES)  # not by the number of threads: the bits do not depend on it
     gW_KSCL = torch.empty(K, S, num_inputs, LANES, dtype=gy_RN.dtype)
-    entries = arrays(offsets, channels, counts, gy_RN.dtype)
-    arguments = (*entries, gy_RN.detach().contiguous().numpy(), gW_KSCL.numpy())
+    arguments = (*arrays(entries, gy_RN.dtype), gy_RN.detach().contiguous().numpy(), gW_KSCL.numpy())
     in_parts(_weight_gradient, arguments, K * S)
     gW_SCL = gW_KSCL[0] if K == 1 else gW_KSCL.sum(0)
     return gW_SCL.transpose(1, 2).reshape(-1, num_inputs)[:N]

@@ -1,9 +1,9 @@
 """Sparse convolutions on the CPU: the work grows with the number of events.
 
-An input row is a pixel, r = (f·H + y)·W + x of frame f, and its entries are its active channels: offsets, channels and
-counts as in `snn.ops.sparse`. An output row is a pixel of the (padded, strided) result. Outputs are cut into S slices
-of LANES, the last padded with zeros. Weights are W_SKCL, with all K·K taps (places in the kernel) on the second axis,
-so that an event adds one contiguous row for each output pixel that sees it.
+An input row is a pixel, r = (f·H + y)·W + x of frame f, and its entries are its active channels. An output row is a
+pixel of the (padded, strided) result. Outputs are cut into S slices of LANES, the last padded with zeros. Weights are
+W_SKCL, with all K·K taps (places in the kernel) on the second axis, so that an event adds one contiguous row for each
+output pixel that sees it.
 """
 
 import math
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from snn import checks
 from snn.errors import InputError
+from snn.inputs import Entries
 from snn.ops.compiled import in_parts, kernel
 from snn.ops.lanes import LANES, add_product, load, load_part, store, store_part, where, zeros
 from snn.ops.sparse import arrays, check_matrix, check_on_cpu, slices
@@ -200,37 +201,29 @@ def _weight_gradient(starts, places, values, constants, maps, gW_SKCL, N, line_l
             store(gW_SKCL, at, sum_L)
 
 
-def _frames(offsets: Tensor, shape: Geometry) -> int:
+def _frames(entries: Entries, shape: Geometry) -> int:
     """Return how many frames the rows make up; InputError if that is not a whole number."""
-    frames, left = divmod(len(offsets) - 1, shape.height * shape.width)
+    rows = len(entries.offsets) - 1
+    frames, left = divmod(rows, shape.height * shape.width)
     if left or not frames:
-        raise InputError(f"{len(offsets) - 1} rows are not whole frames of {shape.height} x {shape.width} pixels")
+        raise InputError(f"{rows} rows are not whole frames of {shape.height} x {shape.width} pixels")
     return frames
 
 
-def pixel_rows(offsets: Tensor, channels: Tensor, counts: Tensor, pixels: int) -> tuple[Tensor, Tensor, Tensor]:
+def pixel_rows(of_images: Entries, pixels: int) -> Entries:
     """Turn entries with a row for each image into entries with a row for each pixel, in the order of their channels.
 
     In a row of an image, pixel p has the channels c · pixels + p.
     """
-    begins, places, numbers = arrays(offsets, channels, counts, counts.dtype)
-    images = len(begins) - 1
-    pixel_begins = np.zeros(images * pixels + 1, np.int64)
-    entries = pixel_begins, np.empty(len(places), np.int32), np.empty_like(numbers)
-    arguments = (begins, places, numbers, pixels, False, *entries)
-    in_parts(rows_of_pixels, arguments, images)
-    pixel_offsets, pixel_channels, pixel_counts = map(torch.from_numpy, entries)
-    return pixel_offsets, pixel_channels, pixel_counts
+    offsets, channels, counts = arrays(of_images, of_images.counts.dtype)
+    images = len(offsets) - 1
+    of_pixels = np.zeros(images * pixels + 1, np.int64), np.empty(len(channels), np.int32), np.empty_like(counts)
+    in_parts(rows_of_pixels, (offsets, channels, counts, pixels, False, *of_pixels), images)
+    return Entries(*map(torch.from_numpy, of_pixels))
 
 
 def product(
-    offsets: Tensor,
-    channels: Tensor,
-    counts: Tensor,
-    W_NCKK: Tensor,
-    shape: Geometry,
-    are_checked: bool = False,
-    with_sums: bool = False,
+    entries: Entries, W_NCKK: Tensor, shape: Geometry, are_checked: bool = False, with_sums: bool = False
 ) -> Tensor:
     """Return the convolution, (output rows, N). `are_checked` as in `snn.ops.sparse.product`.
 
@@ -239,19 +232,17 @@ def product(
     if not are_checked:
         shape.check()
         check_matrix("W", W_NCKK, ("outputs", "inputs", shape.kernel, shape.kernel))
-        check_on_cpu(offsets, channels, counts, W_NCKK.shape[1])
-    lines = _frames(offsets, shape) * shape.out_height
+        check_on_cpu(entries, W_NCKK.shape[1])
+    lines = _frames(entries, shape) * shape.out_height
     out = torch.empty(1 + with_sums, lines * shape.out_width, len(W_NCKK), dtype=W_NCKK.dtype)
     sums_RN, out_RN = out[0].numpy() if with_sums else None, out[-1].numpy()
-    arguments = (*arrays(offsets, channels, counts, W_NCKK.dtype), slices(W_NCKK).numpy(), sums_RN, out_RN, *shape)
+    arguments = (*arrays(entries, W_NCKK.dtype), slices(W_NCKK).numpy(), sums_RN, out_RN, *shape)
     in_parts(product_lines, arguments, lines)
     return out.flatten(0, 1)
 
 
 def weight_gradient(
-    offsets: Tensor,
-    channels: Tensor,
-    counts: Tensor,
+    entries: Entries,
     gy_RN: Tensor,
     num_inputs: int,
     shape: Geometry,
@@ -266,13 +257,13 @@ def weight_gradient(
     if not are_checked:
         checks.whole("the number of inputs", num_inputs, 1)
         shape.check()
-        check_on_cpu(offsets, channels, counts, num_inputs)
-        check_matrix("gy", gy_RN, (_frames(offsets, shape) * shape.out_height * shape.out_width, "outputs"))
+        check_on_cpu(entries, num_inputs)
+        check_matrix("gy", gy_RN, (_frames(entries, shape) * shape.out_height * shape.out_width, "outputs"))
         if constants is not None:
-            check_matrix("constants", constants, (len(counts),))
-    entries = arrays(offsets, channels, counts, gy_RN.dtype)
+            check_matrix("constants", constants, (len(entries.counts),))
+    of_all = arrays(entries, gy_RN.dtype)
     constants_E = None if constants is None else constants.detach().to(gy_RN.dtype).contiguous().numpy()
-    frames, N, K = _frames(offsets, shape), gy_RN.shape[1], shape.kernel
+    frames, N, K = _frames(entries, shape), gy_RN.shape[1], shape.kernel
     margin = -(-(K // 2) // shape.stride)
     # Maps with a margin. A slice of lanes reads beyond the N numbers of a pixel; the sums of what follows are dropped.
     size = min(frames, SECTION), shape.out_height + 2 * margin, shape.out_width + 2 * margin, N
@@ -283,7 +274,7 @@ def weight_gradient(
     for first in range(0, frames, SECTION):
         last = min(first + SECTION, frames)
         inner_FHWN[: last - first] = gy_FHWN[first:last]
-        groups = _by_channel(*entries, constants_E, first, last, num_inputs, shape, margin)
+        groups = _by_channel(of_all, constants_E, first, last, num_inputs, shape, margin)
         arguments = (*groups, maps.numpy(), gW_SKCL.numpy(), N, size[2], shape.stride)
         # A thread sums whole channels, in the order of the rows, so the bits are the same for any number of threads.
         in_parts(_weight_gradient, arguments, num_inputs)
@@ -292,17 +283,11 @@ def weight_gradient(
 
 
 def _by_channel(
-    offsets: np.ndarray,
-    channels: np.ndarray,
-    counts: np.ndarray,
-    constants: np.ndarray | None,
-    first: int,
-    last: int,
-    num_inputs: int,
-    shape: Geometry,
-    margin: int,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+    of_all: tuple[np.ndarray, np.ndarray, np.ndarray], constants: np.ndarray | None, first: int, last: int,
+    num_inputs: int, shape: Geometry, margin: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:  # fmt: skip
     """Return (starts, places, counts, constants) of the frames first ... last, see `_sort_frames`."""
+    offsets, channels, counts = of_all
     pixels = shape.height * shape.width
     begins = offsets[first * pixels : last * pixels + 1]
     entries = slice(begins[0], begins[-1])

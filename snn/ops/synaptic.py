@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from snn.inputs import Entries
 from snn.ops.compiled import in_parts, inlined, kernel
 from snn.ops.lanes import LINE, add_product, load, scratch, store, total, zeros
 from snn.ops.sparse import arrays
@@ -56,14 +57,14 @@ def _fill_rows(offsets, channels, counts, B, rows_IC, places, x, begin, end):
                         x[row_C[c] * LINE + b - i * LINE] += counts[e]
 
 
-def in_rows(offsets: Tensor, channels: Tensor, counts: Tensor, C: int, B: int) -> Rows:
+def in_rows(events: Entries, C: int, B: int) -> Rows:
     """Sort events into rows."""
-    entries = arrays(offsets, channels, counts, counts.dtype)
+    entries = arrays(events, events.counts.dtype)
     groups = -(-B // LINE)
     firsts = np.zeros(groups * C + 1, np.int64)
     in_parts(_fill_rows, (*entries, B, firsts[1:].reshape(groups, C), None, None), groups)
     np.cumsum(firsts, out=firsts)
-    places, x = np.empty(firsts[-1], np.uint64), counts.new_zeros(firsts[-1] * LINE).numpy()
+    places, x = np.empty(firsts[-1], np.uint64), events.counts.new_zeros(firsts[-1] * LINE).numpy()
     arguments = *entries, B, firsts[:-1].reshape(groups, C), places, x
     in_parts(_fill_rows, arguments, groups)
     return Rows(firsts.view(np.uint64), places, x)
@@ -178,13 +179,10 @@ def whole_synapses(first_NC: Tensor, W_NC: Tensor) -> tuple[np.ndarray, np.ndarr
     return W_NC.detach().T.contiguous().numpy(), places_NC.T.contiguous().numpy().astype(np.uint32), sums_M.numpy()
 
 
-def whole_product(
-    offsets: Tensor, channels: Tensor, counts: Tensor, first_NC: Tensor, W_NC: Tensor, B: int, past: int
-) -> Tensor:
+def whole_product(events: Entries, first_NC: Tensor, W_NC: Tensor, B: int, past: int) -> Tensor:
     """Return what `product` does, for delays of whole steps, as a stream computes it."""
-    out_TBN = counts.new_empty((len(offsets) - 1) // B - past, B, len(W_NC))
-    entries = arrays(offsets, channels, counts, counts.dtype)
-    arguments = (*entries, *whole_synapses(first_NC, W_NC), out_TBN.numpy(), past)
+    out_TBN = events.counts.new_empty((len(events.offsets) - 1) // B - past, B, len(W_NC))
+    arguments = (*arrays(events, events.counts.dtype), *whole_synapses(first_NC, W_NC), out_TBN.numpy(), past)
     in_parts(_whole_product, arguments, B)
     return out_TBN.flatten(0, 1)
 

@@ -32,9 +32,10 @@ def sums(t: Tensor, W: Tensor, T: float, stride_padding: StridePadding) -> Tenso
         t_RC, shape = _rows(t), Geometry(t.shape[2], t.shape[3], W.shape[2], stride_padding[0])
         found = sparse.find(t_RC, nothing=math.inf)
         if found.number <= DENSE_ABOVE * filled(len(W)) * t.numel():
-            offsets, channels, t_E = sparse.compress(t_RC, found)
-            kernels.check_times(t_E, T)
-            x_RO = sparse_conv.product(offsets, channels, T - t_E, W, shape, True, with_sums=True)
+            entries = sparse.compress(t_RC, found)
+            kernels.check_times(entries.counts, T)
+            leads = entries._replace(counts=T - entries.counts)
+            x_RO = sparse_conv.product(leads, W, shape, True, with_sums=True)
             return _maps(x_RO, shape.out_height, shape.out_width)
     x = split(t, T)
     return F.linear(x, W) if stride_padding is None else F.conv2d(x, W, None, *stride_padding)
@@ -50,14 +51,14 @@ def gradients(
         g_RO, shape = _rows(g_A), Geometry(t.shape[2], t.shape[3], W.shape[2], 1)
         found = sparse.find(g_RO)
         if found.number <= DENSE_GRADIENT_ABOVE * filled(t.shape[1]) * g_A.numel():
-            offsets, channels, g_E = sparse.compress(g_RO, found)
+            entries = sparse.compress(g_RO, found)
             if of_t:
-                g_RC = sparse_conv.product(offsets, channels, g_E, W.transpose(0, 1).flip(2, 3), shape, True)
+                g_RC = sparse_conv.product(entries, W.transpose(0, 1).flip(2, 3), shape, True)
                 g_a = _maps(g_RC, shape.height, shape.width)
             if of_W:
-                _, _, g_S_E = sparse.compress(_rows(g_S), found._replace(only_ones=False))
-                constants_E = g_S_E + T * g_E
-                g_W = sparse_conv.weight_gradient(offsets, channels, g_E, _rows(t), len(W), shape, True, constants_E)
+                of_masks = sparse.compress(_rows(g_S), found._replace(only_ones=False))
+                constants_E = of_masks.counts + T * entries.counts
+                g_W = sparse_conv.weight_gradient(entries, _rows(t), len(W), shape, True, constants_E)
                 g_W = g_W.transpose(0, 1).flip(2, 3)
             return g_a, g_W
     if of_t:

@@ -107,7 +107,7 @@ class _EventConvolution(torch.autograd.Function):
     def forward(ctx, x_RC, entries, W_NCKK, shape: Geometry):
         ctx.save_for_backward(*entries, W_NCKK)
         ctx.shape = shape
-        return sparse_conv.product(entries, W_NCKK.detach(), shape, True)
+        return sparse_conv.product(entries, W_NCKK.detach(), shape)
 
     @staticmethod
     def backward(ctx, gy_RN):
@@ -117,7 +117,7 @@ class _EventConvolution(torch.autograd.Function):
         if ctx.needs_input_grad[0]:  # the gradient of a dense input, since silent neurons have one too
             gx_RC = _input_gradient(gy_RN, W_NCKK, shape)
         if ctx.needs_input_grad[2]:
-            gW_NCKK = sparse_conv.weight_gradient(Entries(*entries), gy_RN, C, shape, True)
+            gW_NCKK = sparse_conv.weight_gradient(Entries(*entries), gy_RN, C, shape)
         return gx_RC, None, gW_NCKK, None
 
 

@@ -112,7 +112,7 @@ class _AxonalProduct(torch.autograd.Function):
         arrived = delays.arrived(entries, first_C, at_once, len(h_KC), num_inputs, B, past)
         ctx.save_for_backward(mask_BC, *arrived, first_C, h_KC, W_NC)
         ctx.sizes = B, past, num_inputs
-        return sparse.product(arrived, A_NM.detach(), True)
+        return sparse.product(arrived, A_NM.detach())
 
     @staticmethod
     def backward(ctx, gy_RN):
@@ -121,7 +121,7 @@ class _AxonalProduct(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             gs_RC = delays.moved_back(dense_input_gradient(gy_RN, W_NC), first_C, h_KC, mask_BC, B, past, num_inputs)
         if ctx.needs_input_grad[3]:
-            gA_NM = sparse.weight_gradient(Entries(*arrived), gy_RN, h_KC.numel(), True)
+            gA_NM = sparse.weight_gradient(Entries(*arrived), gy_RN, h_KC.numel())
         return gs_RC, None, None, gA_NM, *[None] * 7
 
 

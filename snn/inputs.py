@@ -25,7 +25,7 @@ class Entries(NamedTuple):
 class SparseCounts:
     """Counts without the zeros: `Entries` whose row r = t·B + b is step t of sample b.
 
-    InputError if the tensors do not fit together, or a count is not finite.
+    InputError if the tensors do not fit together, on a GPU too, or a count is not finite.
     """
 
     offsets: Tensor
@@ -39,7 +39,20 @@ class SparseCounts:
         for name, size in zip(("steps", "samples", "channels"), self.shape, strict=True):
             checks.whole(f"the number of {name}", size, 1)
         T, B, C = self.shape
-        check_entries(self.entries, C, T * B)
+        entries = self.channels.numel() if isinstance(self.channels, Tensor) else 0
+        checks.tensor("offsets", self.offsets, (T * B + 1,), (torch.int64,))
+        checks.tensor("channels", self.channels, (entries,), (torch.int32, torch.int64), self.offsets.device)
+        checks.tensor("counts", self.counts, (entries,), (*checks.WHOLE, *checks.FLOATS), self.offsets.device)
+        begins = self.offsets.cpu().numpy()  # small operations are cheaper in numpy
+        first, last = begins[0], begins[-1]
+        if first != 0 or last != entries or (begins[1:] < begins[:-1]).any():
+            raise InputError(
+                f"offsets must rise from 0 to the {entries} entries, but go from {first} to {last} or fall"
+            )
+        if entries:
+            low, high = (bound.item() for bound in self.channels.aminmax())
+            if low < 0 or high >= C:
+                raise InputError(f"channels must be 0 to {C - 1}, but go from {low} to {high}")
         checks.finite("counts", self.counts)
 
     @property
@@ -80,26 +93,6 @@ class SparseCounts:
         rows = torch.repeat_interleave(rows, numbers, output_size=len(self.counts))
         out.view(-1).index_add_(0, rows * C + self.channels, self.counts)
         return out
-
-
-def check_entries(of: Entries, num_channels: int, rows: int | None = None) -> None:
-    """Raise InputError unless these are entries on which kernels can rely; rows None: any number.
-
-    Values on a GPU are checked too.
-    """
-    offsets, channels, counts = of
-    checks.tensor("offsets", offsets, ("rows + 1" if rows is None else rows + 1,), (torch.int64,))
-    entries = channels.numel() if isinstance(channels, Tensor) else 0
-    checks.tensor("channels", channels, (entries,), (torch.int32, torch.int64), offsets.device)
-    checks.tensor("counts", counts, (entries,), (*checks.WHOLE, *checks.FLOATS), offsets.device)
-    begins = offsets.cpu().numpy()  # small operations are cheaper in numpy
-    first, last = begins[0], begins[-1]
-    if first != 0 or last != entries or (begins[1:] < begins[:-1]).any():
-        raise InputError(f"offsets must rise from 0 to the {entries} entries, but go from {first} to {last} or fall")
-    if entries:
-        low, high = (bound.item() for bound in channels.aminmax())
-        if low < 0 or high >= num_channels:
-            raise InputError(f"channels must be 0 to {num_channels - 1}, but go from {low} to {high}")
 
 
 @dataclass(frozen=True)

@@ -150,7 +150,7 @@ class _EventProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx, s_RC, mask_BC, entries, W_NC, near_TW):
         ctx.save_for_backward(mask_BC, *entries, W_NC, near_TW)
-        return sparse.product(entries, W_NC.detach(), True)
+        return sparse.product(entries, W_NC.detach())
 
     @staticmethod
     def backward(ctx, gy_RN):
@@ -163,7 +163,7 @@ class _EventProduct(torch.autograd.Function):
             if mask_BC is not None:
                 gs_RC.view(-1, *mask_BC.shape).mul_(mask_BC)
         if ctx.needs_input_grad[3]:
-            gW_NC = sparse.weight_gradient(Entries(*entries), gy_RN, W_NC.shape[1], True)
+            gW_NC = sparse.weight_gradient(Entries(*entries), gy_RN, W_NC.shape[1])
         return gs_RC, None, None, gW_NC, None
 
 

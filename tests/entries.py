@@ -159,43 +159,35 @@ def events(draw: Draw) -> None:
 @entry
 def products(draw: Draw) -> None:
     R, C, N = draw.of([1, 6, 70]), draw.of([1, 5, 70]), draw.of([1, 3, 65])
-    entries, W, gy = draw.entries(R, C), draw.tensor(N, C), draw.tensor(R, N)
+    x = draw.events(R, 1, C)
+    W, gy, dense = torch.rand(N, C), torch.rand(R, N), x.dense()[:, 0].float()
     if draw.chance(0.5):
-        y = sparse.product(entries, W)
-        same(y, SparseCounts(*entries, (R, 1, W.shape[1])).dense()[:, 0].to(W.dtype) @ W.T)
+        same(sparse.product(x.entries, W), dense @ W.T)
     else:
-        found = sparse.weight_gradient(entries, gy, draw.number(C))
-        same(found, gy.T @ SparseCounts(*entries, (R, 1, C)).dense()[:, 0].to(gy.dtype))
+        same(sparse.weight_gradient(x.entries, gy, C), gy.T @ dense)
 
 
 @entry
 def finding(draw: Draw) -> None:
     T, B, C = draw.size(), draw.size(), draw.of([1, 5, 70])
-    x, mask = draw.tensor(T * B, C), draw.tensor(B, C) if draw.chance(0.5) else None
-    found = sparse.find(x, mask)
-    other = draw.tensor(*x.shape) if draw.wrong() else x
-    entries = sparse.compress(other, found)
-    if other is x:
-        product = x if mask is None else (x.view(-1, *mask.shape) * mask).view_as(x)
-        dense = SparseCounts(*entries, (len(x), 1, x.shape[1])).dense()[:, 0]
-        same(dense, product.detach())
+    x_TBC = draw.events(T, B, C).dense().float()
+    mask = torch.rand(x_TBC.shape[1:]).round() if draw.chance(0.5) else None
+    x = x_TBC.flatten(0, 1)
+    entries = sparse.compress(x, sparse.find(x, mask))
+    same(SparseCounts(*entries, tuple(x_TBC.shape)).dense(), x_TBC if mask is None else x_TBC * mask)
 
 
 @entry
 def convolution_products(draw: Draw) -> None:
     C, N, frames_ = draw.size(), draw.of([1, 5, 70]), draw.size(3)
-    stride = draw.number(draw.of([1, 2]))
-    shape = Geometry(draw.number(draw.size()), draw.number(draw.size()), draw.number(draw.of([1, 3])), stride)
-    H, W, K = (size if type(size) is int and 0 < size < 9 else 1 for size in shape[:3])
-    entries = draw.entries(frames_ * H * W, C)
+    shape = Geometry(draw.size(), draw.size(), draw.of([1, 3]), draw.of([1, 2]))
+    entries = draw.events(frames_, shape.height * shape.width, C).entries
     if draw.chance(0.5):
-        sparse_conv.product(entries, draw.tensor(N, C, K, K), shape, with_sums=draw.chance(0.5))
+        sparse_conv.product(entries, torch.rand(N, C, shape.kernel, shape.kernel), shape, with_sums=draw.chance(0.5))
     else:
-        pixels = -(-H // stride) * -(-W // stride) if stride in (1, 2) else 1
-        number = entries.counts.numel() if isinstance(entries.counts, Tensor) else 1
-        constants = draw.tensor(number) if draw.chance(0.5) else None
-        gy_RN = draw.tensor(frames_ * pixels, N)
-        sparse_conv.weight_gradient(entries, gy_RN, draw.number(C), shape, constants=constants)
+        constants = torch.rand(len(entries.counts)) if draw.chance(0.5) else None
+        gy_RN = torch.rand(frames_ * shape.out_height * shape.out_width, N)
+        sparse_conv.weight_gradient(entries, gy_RN, C, shape, constants)
 
 
 @entry

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from snn import conv
 from snn.conv import EventConv, Pooling, as_frames, as_pixels, pixels_of
 from snn.errors import InputError
-from snn.inputs import Entries, SparseCounts
+from snn.inputs import SparseCounts
 from snn.ops import max_pool, sparse, sparse_conv
 from tests.make import as_events
 
@@ -137,14 +137,6 @@ def test_a_convolution_of_events_equals_that_of_their_pixels(is_event_driven, mo
     assert torch.equal(*gradients)
     with pytest.raises(InputError, match="do not fit a layer with 2 inputs"):
         layer(given_by_entries(x_TBC))
-
-
-@pytest.mark.parametrize("constants", [torch.zeros(2), torch.zeros(3, dtype=torch.float16)], ids=["few", "f16"])
-def test_constants_that_do_not_fit_the_entries(constants):
-    entries = Entries(torch.tensor([0, 2, 3]), torch.tensor([0, 1, 0]), torch.ones(3))
-    shape = sparse_conv.Geometry(1, 2, 1, 1)
-    with pytest.raises(InputError, match="constants must"):
-        sparse_conv.weight_gradient(entries, torch.ones(2, 4), 2, shape, constants=constants)
 
 
 def test_the_rule_goes_by_activity_and_keeps_no_dense_input():

@@ -22,7 +22,7 @@ from snn.linear import EventLinear
 from snn.losses.firing_rate import firing_rate
 from snn.losses.first_time import first_time, silent_target
 from snn.network import Network
-from snn.ops import max_pool, sparse, sparse_conv
+from snn.ops import max_pool, sparse_conv
 from snn.ops.sparse_conv import Geometry
 from snn.streaming import Stream
 from snn.ttfs import functional, kernels
@@ -188,15 +188,6 @@ EVENTS = {"offsets": torch.tensor([0, 2, 3]), "channels": torch.tensor([1, 5, 2]
 def test_events_that_do_not_fit(wrong):
     with pytest.raises(InputError):
         SparseCounts(**{**EVENTS, "shape": (2, 1, CHANNELS), **wrong})
-    entries = Entries(*list({**EVENTS, **wrong}.values())[:3])
-    if "shape" not in wrong and "nan" not in str(wrong):
-        with pytest.raises(InputError):  # the kernels themselves
-            sparse.weight_gradient(entries, torch.ones(2, 4), CHANNELS)
-    if "offsets" not in wrong and "shape" not in wrong and "nan" not in str(wrong):
-        with pytest.raises(InputError):
-            sparse.product(entries, torch.ones(4, CHANNELS))
-        with pytest.raises(InputError):
-            sparse_conv.product(entries, torch.ones(4, CHANNELS, 1, 1), Geometry(1, 2, 1, 1))
 
 
 def test_events_that_fit_another_network():
@@ -225,16 +216,7 @@ def test_channels_that_stand_many_times_in_a_row():
     torch.testing.assert_close(found, W.grad, rtol=1e-4, atol=1e-4)
 
 
-def test_what_was_found_in_another_matrix():
-    x_RC = frames_of(0.5, 5, 26)
-    with pytest.raises(InputError, match="shape"):
-        sparse.compress(x_RC[:, :25], sparse.find(x_RC))
-    with pytest.raises(InputError, match="whole steps"):
-        sparse.find(x_RC, torch.ones(2, 26))
-    with pytest.raises(InputError, match="mask"):
-        sparse.find(x_RC, torch.ones(5, 25))
-    with pytest.raises(InputError, match="float32"):
-        sparse.find(x_RC.int())
+def test_a_pool_larger_than_the_image():
     with pytest.raises(InputError, match="fits"):
         max_pool.max_pool(torch.ones(1, 2, 2, 3), 3)
 

@@ -3,6 +3,9 @@
 Rows R = T·B, inputs C, outputs N. `offsets` (R + 1), `channels` and `counts` are those of `snn.inputs.Entries`.
 Outputs are cut into S slices of L = LANES, the last padded with zeros. An event adds one contiguous row of W_SCL to a
 slice. The sums stay in registers, and the weights of a slice stay in the second-level cache.
+
+Tensors are float32 or float64 on the CPU. The functions rely on their arguments: the layers check what a caller gives,
+and `snn.inputs.SparseCounts` checks entries.
 """
 
 import math
@@ -14,9 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from snn import checks
-from snn.errors import InputError
-from snn.inputs import Entries, check_entries
+from snn.inputs import Entries
 from snn.ops.compiled import in_parts, inlined, kernel
 from snn.ops.lanes import (
     LANES,
@@ -183,7 +184,6 @@ class Nonzeros(NamedTuple):
     mask: Tensor | None  # repeated until it fills whole words, which are read cyclically
     words: np.ndarray  # (W,) uint64, a bit for each entry
     only_ones: bool  # all entries are ones, as spikes are
-    shape: torch.Size  # of x
     firsts: np.ndarray  # (W + 1,) the number of entries found before each word, and the number of all
 
     @property
@@ -194,15 +194,10 @@ class Nonzeros(NamedTuple):
 def find(x_RC: Tensor, mask_BC: Tensor | None = None, nothing: float = 0) -> Nonzeros:
     """Find the entries that are not zero in a matrix of rows t·B + b, where each sample b is multiplied by its mask.
 
-    With `nothing`, find those that are not this number. Tensors are float32 or float64 on the CPU, as everywhere in
-    this module.
+    With `nothing`, find those that are not this number.
     """
-    check_matrix("x", x_RC, ("rows", "channels"))
     x, kept = x_RC.detach().contiguous().view(-1), None
     if mask_BC is not None:
-        checks.tensor("the mask", mask_BC, ("samples", x_RC.shape[1]), (x_RC.dtype,), x_RC.device)
-        if len(x_RC) % len(mask_BC):
-            raise InputError(f"{len(x_RC)} rows are not whole steps with the mask's {len(mask_BC)} samples")
         mask_BC = mask_BC.detach().contiguous().view(-1)
         mask_BC = mask_BC.repeat(LANES // math.gcd(LANES, len(mask_BC)))
         kept = find(mask_BC[None]).words
@@ -211,12 +206,11 @@ def find(x_RC: Tensor, mask_BC: Tensor | None = None, nothing: float = 0) -> Non
     others = np.zeros(1, np.int8)
     arguments = (x.numpy(), x.numpy().dtype.type(nothing), kept, words, firsts[1:], others)
     in_parts(_find, arguments, len(words), None if len(words) > SERIAL_BELOW else 1)
-    return Nonzeros(mask_BC, words, not others[0], x_RC.shape, np.cumsum(firsts, out=firsts))
+    return Nonzeros(mask_BC, words, not others[0], np.cumsum(firsts, out=firsts))
 
 
 def compress(x_RC: Tensor, found: Nonzeros) -> Entries:
     """Return the entries that `find` found in x."""
-    check_matrix("x", x_RC, found.shape)
     (R, C), x = x_RC.shape, x_RC.detach().contiguous().view(-1).numpy()
     offsets, channels = np.empty(R + 1, np.int64), np.empty(found.number, np.int32)
     counts = np.empty(found.number, x.dtype)
@@ -236,32 +230,14 @@ def slices(W: Tensor) -> Tensor:
     return W_SKCL if kernel else W_SKCL[:, 0]
 
 
-def check_matrix(name: str, x: Tensor, shape: Sequence[int | str]) -> None:
-    """Raise InputError unless kernels for the CPU can take x."""
-    checks.tensor(name, x, shape, checks.FLOATS, torch.device("cpu"))
-
-
-def check_on_cpu(entries: Entries, num_channels: int, rows: int | None = None) -> None:
-    """Raise InputError unless these are entries as in `snn.inputs.SparseCounts`, on the CPU."""
-    check_entries(entries, num_channels, rows)
-    if entries.offsets.device.type != "cpu":
-        raise InputError(f"the entries are on {entries.offsets.device}; move them with .to('cpu')")
-
-
 def arrays(entries: Entries, dtype: torch.dtype) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return entries as the kernels take them: with unsigned channels, as numba tests the sign of each signed index."""
     channels, counts = entries.channels.to(torch.int32).contiguous(), entries.counts.detach().to(dtype).contiguous()
     return entries.offsets.contiguous().numpy(), channels.numpy().view(np.uint32), counts.numpy()
 
 
-def product(entries: Entries, W_NC: Tensor, are_checked: bool = False) -> Tensor:
-    """Return counts @ W^T, (R, N).
-
-    Set `are_checked` if `snn.inputs.SparseCounts` holds these entries or `compress` made them.
-    """
-    if not are_checked:
-        check_matrix("W", W_NC, ("outputs", "inputs"))
-        check_on_cpu(entries, W_NC.shape[1])
+def product(entries: Entries, W_NC: Tensor) -> Tensor:
+    """Return counts @ W^T, (R, N)."""
     R = len(entries.offsets) - 1
     out_RN = torch.empty(R, len(W_NC), dtype=W_NC.dtype)
     arguments = (*arrays(entries, W_NC.dtype), slices(W_NC).numpy(), out_RN.numpy())
@@ -269,12 +245,8 @@ def product(entries: Entries, W_NC: Tensor, are_checked: bool = False) -> Tensor
     return out_RN
 
 
-def weight_gradient(entries: Entries, gy_RN: Tensor, num_inputs: int, are_checked: bool = False) -> Tensor:
-    """Return gy^T @ counts, (N, C). `are_checked` as in `product`."""
-    if not are_checked:
-        checks.whole("the number of inputs", num_inputs, 1)
-        check_matrix("gy", gy_RN, ("rows", "outputs"))
-        check_on_cpu(entries, num_inputs, len(gy_RN))
+def weight_gradient(entries: Entries, gy_RN: Tensor, num_inputs: int) -> Tensor:
+    """Return gy^T @ counts, (N, C)."""
     R, N = gy_RN.shape
     K, S = -(-R // SECTION), -(-N // LANES)  # not by the number of threads: the bits do not depend on it
     gW_KSCL = torch.empty(K, S, num_inputs, LANES, dtype=gy_RN.dtype)

@@ -18,7 +18,7 @@ from snn.errors import InputError
 from snn.inputs import Entries
 from snn.ops.compiled import in_parts, kernel
 from snn.ops.lanes import LANES, add_product, load, load_part, store, store_part, where, zeros
-from snn.ops.sparse import arrays, check_matrix, check_on_cpu, slices
+from snn.ops.sparse import arrays, slices
 
 BLOCK = 256  # output pixels, at most, that a line of the kernel is taken to
 SECTION = 64  # frames whose entries are sorted at once for the weight gradient
@@ -201,15 +201,6 @@ def _weight_gradient(starts, places, values, constants, maps, gW_SKCL, N, line_l
             store(gW_SKCL, at, sum_L)
 
 
-def _frames(entries: Entries, shape: Geometry) -> int:
-    """Return how many frames the rows make up; InputError if that is not a whole number."""
-    rows = len(entries.offsets) - 1
-    frames, left = divmod(rows, shape.height * shape.width)
-    if left or not frames:
-        raise InputError(f"{rows} rows are not whole frames of {shape.height} x {shape.width} pixels")
-    return frames
-
-
 def pixel_rows(of_images: Entries, pixels: int) -> Entries:
     """Turn entries with a row for each image into entries with a row for each pixel, in the order of their channels.
 
@@ -222,18 +213,12 @@ def pixel_rows(of_images: Entries, pixels: int) -> Entries:
     return Entries(*map(torch.from_numpy, of_pixels))
 
 
-def product(
-    entries: Entries, W_NCKK: Tensor, shape: Geometry, are_checked: bool = False, with_sums: bool = False
-) -> Tensor:
-    """Return the convolution, (output rows, N). `are_checked` as in `snn.ops.sparse.product`.
+def product(entries: Entries, W_NCKK: Tensor, shape: Geometry, with_sums: bool = False) -> Tensor:
+    """Return the convolution, (output rows, N).
 
     With `with_sums`, the convolution of ones in place of the counts stands above it: (2 · output rows, N).
     """
-    if not are_checked:
-        shape.check()
-        check_matrix("W", W_NCKK, ("outputs", "inputs", shape.kernel, shape.kernel))
-        check_on_cpu(entries, W_NCKK.shape[1])
-    lines = _frames(entries, shape) * shape.out_height
+    lines = (len(entries.offsets) - 1) // (shape.height * shape.width) * shape.out_height
     out = torch.empty(1 + with_sums, lines * shape.out_width, len(W_NCKK), dtype=W_NCKK.dtype)
     sums_RN, out_RN = out[0].numpy() if with_sums else None, out[-1].numpy()
     arguments = (*arrays(entries, W_NCKK.dtype), slices(W_NCKK).numpy(), sums_RN, out_RN, *shape)
@@ -246,24 +231,16 @@ def weight_gradient(
     gy_RN: Tensor,
     num_inputs: int,
     shape: Geometry,
-    are_checked: bool = False,
     constants: Tensor | None = None,
 ) -> Tensor:
-    """Return the gradient of the weights, (N, C, K, K), from that of the output rows. `are_checked` as in `product`.
+    """Return the gradient of the weights, (N, C, K, K), from that of the output rows.
 
     With `constants`, one for each entry, the output rows are spike times t, inf for none, and the result is the sum of
     constants - counts · t over those that are finite.
     """
-    if not are_checked:
-        checks.whole("the number of inputs", num_inputs, 1)
-        shape.check()
-        check_on_cpu(entries, num_inputs)
-        check_matrix("gy", gy_RN, (_frames(entries, shape) * shape.out_height * shape.out_width, "outputs"))
-        if constants is not None:
-            check_matrix("constants", constants, (len(entries.counts),))
     of_all = arrays(entries, gy_RN.dtype)
     constants_E = None if constants is None else constants.detach().to(gy_RN.dtype).contiguous().numpy()
-    frames, N, K = _frames(entries, shape), gy_RN.shape[1], shape.kernel
+    frames, N, K = len(gy_RN) // (shape.out_height * shape.out_width), gy_RN.shape[1], shape.kernel
     margin = -(-(K // 2) // shape.stride)
     # Maps with a margin. A slice of lanes reads beyond the N numbers of a pixel; the sums of what follows are dropped.
     size = min(frames, SECTION), shape.out_height + 2 * margin, shape.out_width + 2 * margin, N

@@ -35,7 +35,7 @@ def sums(t: Tensor, W: Tensor, T: float, stride_padding: StridePadding) -> Tenso
             entries = sparse.compress(t_RC, found)
             kernels.check_times(entries.counts, T)
             leads = entries._replace(counts=T - entries.counts)
-            x_RO = sparse_conv.product(leads, W, shape, True, with_sums=True)
+            x_RO = sparse_conv.product(leads, W, shape, with_sums=True)
             return _maps(x_RO, shape.out_height, shape.out_width)
     x = split(t, T)
     return F.linear(x, W) if stride_padding is None else F.conv2d(x, W, None, *stride_padding)
@@ -53,12 +53,12 @@ def gradients(
         if found.number <= DENSE_GRADIENT_ABOVE * filled(t.shape[1]) * g_A.numel():
             entries = sparse.compress(g_RO, found)
             if of_t:
-                g_RC = sparse_conv.product(entries, W.transpose(0, 1).flip(2, 3), shape, True)
+                g_RC = sparse_conv.product(entries, W.transpose(0, 1).flip(2, 3), shape)
                 g_a = _maps(g_RC, shape.height, shape.width)
             if of_W:
                 of_masks = sparse.compress(_rows(g_S), found._replace(only_ones=False))
                 constants_E = of_masks.counts + T * entries.counts
-                g_W = sparse_conv.weight_gradient(entries, _rows(t), len(W), shape, True, constants_E)
+                g_W = sparse_conv.weight_gradient(entries, _rows(t), len(W), shape, constants_E)
                 g_W = g_W.transpose(0, 1).flip(2, 3)
             return g_a, g_W
     if of_t:

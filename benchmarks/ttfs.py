@@ -81,7 +81,7 @@ def like(network: TTFSNetwork, conv: type, dense: type, pool: type, neurons: typ
         outputs, inputs = module.weight.shape[:2]
         if is_conv:
             kernel = module.weight.shape[2]
-            modules.append(conv(inputs, outputs, kernel, module.stride, module.padding, bias=False))
+            modules.append(conv(inputs, outputs, kernel, module.stride, kernel // 2, bias=False))
         else:
             modules.append(dense(inputs, outputs, bias=False))
         modules[-1].weight.data.copy_(module.weight)
@@ -173,7 +173,7 @@ def two_products(network: TTFSNetwork) -> Forward:
             if isinstance(module, EarliestSpike):
                 t = -F.max_pool2d(-t, module.kernel)
             elif isinstance(module, Conv2d):
-                t = TwoProducts.apply(t, module.weight, (module.stride, module.padding))
+                t = TwoProducts.apply(t, module.weight, (module.stride, module.weight.shape[-1] // 2))
             else:
                 t = TwoProducts.apply(t.flatten(1), module.weight, None)
         return BufferedReadout.apply(t.flatten(1), network.readout.weight)

@@ -311,17 +311,16 @@ def ttfs_functions(draw: Draw) -> None:
     B, N, C, H = draw.size(), draw.size(70), draw.size(4), draw.size(8)
     T, of = draw.number(1.0), draw.random.integers(7)
     options = {"zero_drive_fires": draw.chance(0.3), "grad_clip": draw.number(1.0) if draw.chance(0.3) else None}
-    step, padding = draw.number(draw.size(3)), draw.number(draw.of([0, 1]))
     image = spike_times(draw, B, C, H, H)
     if of == 0:
         out = functional.linear(spike_times(draw, B, N), draw.tensor(3, N, low=-1, density=1.0), T, **options)
     elif of == 1:
         W = draw.tensor(2, C, 3, 3, low=-1, density=1.0)
-        out = functional.conv2d(image, W, T, stride=step, padding=padding, **options)
+        out = functional.conv2d(image, W, T, stride=draw.number(draw.size(3)), **options)
     elif of == 2:
-        out = functional.max_pool2d(image, draw.number(2), step if draw.chance(0.5) else None, padding)
+        out = functional.max_pool2d(image, draw.number(2))
     elif of == 3:
-        out = functional.avg_pool2d(image, draw.number(2), T, step if draw.chance(0.5) else None, padding)
+        out = functional.avg_pool2d(image, draw.number(2), T)
     elif of == 4:
         out = functional.readout(spike_times(draw, B, N), draw.tensor(3, N, low=-1, density=1.0), T)
     elif of == 5:

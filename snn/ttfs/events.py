@@ -91,13 +91,13 @@ class _Layer:
 
     def __init__(self, layer: SpikingLayer, shape: torch.Size):
         self.T, self.zero_drive_fires = layer.T, layer.options["zero_drive_fires"]
-        self.stride, self.padding = (layer.stride, layer.padding) if isinstance(layer, Conv2d) else (1, 0)
         self.is_map = isinstance(layer, Conv2d)
+        self.stride = layer.stride if isinstance(layer, Conv2d) else 1
         self.bias_O = layer.bias
         self.W_CKKO = columns(layer.weight, shape).numpy()
         kernel_size = self.W_CKKO.shape[1]
         places = shape[1:] if self.is_map else (1, 1)  # a fully connected layer is a convolution over a single place
-        self.places = [(size + 2 * self.padding - kernel_size) // self.stride + 1 for size in places]
+        self.places = [(size + 2 * (kernel_size // 2) - kernel_size) // self.stride + 1 for size in places]
 
     def receive(self, t: Tensor) -> tuple[Tensor, int]:
         """Return the spike times (1, ...) for the times of one sample, and how many synapses its events met."""
@@ -108,7 +108,7 @@ class _Layer:
         SA_2HWO = t.new_zeros(2, *self.places, self.W_CKKO.shape[-1])
         S_HWO, A_HWO = SA_2HWO.numpy()
         T = A_HWO.dtype.type(self.T)
-        added = _receive(order[:fired], t_HWC.numpy(), self.W_CKKO, S_HWO, A_HWO, T, self.stride, self.padding)
+        added = _receive(order[:fired], t_HWC.numpy(), self.W_CKKO, S_HWO, A_HWO, T, self.stride)
         if self.bias_O is not None:
             SA_2HWO[0] += self.bias_O
         t_out = kernels.fire(SA_2HWO.permute(0, 3, 1, 2), self.T, self.zero_drive_fires)[0]
@@ -162,10 +162,11 @@ def in_order(t_N: np.ndarray) -> tuple[np.ndarray, int]:
 
 
 @kernel
-def _receive(order, t_HWC, W_CKKO, S_HWO, A_HWO, T, stride, padding):
+def _receive(order, t_HWC, W_CKKO, S_HWO, A_HWO, T, stride):
     """Add each event's column of weights to S, and the column times the event's lead to A."""
     _, width, channels = t_HWC.shape
     _, kernel_size, _, outputs = W_CKKO.shape
+    padding = kernel_size // 2
     t = t_HWC.ravel()
     targets = 0
     for i in order:

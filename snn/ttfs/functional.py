@@ -54,19 +54,16 @@ def conv2d(
     T: float,
     *,
     stride: int = 1,
-    padding: int = 0,
     bias_O: Tensor | None = None,
     zero_drive_fires: bool = False,
     grad_clip: float | None = None,
 ) -> Tensor:
-    """Return the spike times of a convolutional layer; its padding is silent."""
+    """Return the spike times of a convolutional layer, padded by kernel // 2 with silent inputs."""
     checks.number("the window T", T, above=0)
     checks.tensor("W", W_OCKK, ("outputs", "channels", "kernel", "kernel"))
     checks.whole("stride", stride, 1)
-    checks.whole("padding", padding, 0)
     t_BCHW = checks.like_weights("t", t_BCHW, ("samples", W_OCKK.shape[1], "height", "width"), W_OCKK)
-    _check_fit(t_BCHW, max(W_OCKK.shape[2:]), padding)
-    return _apply(t_BCHW, W_OCKK, bias_O, T, (stride, padding), zero_drive_fires, grad_clip)
+    return _apply(t_BCHW, W_OCKK, bias_O, T, stride, zero_drive_fires, grad_clip)
 
 
 def _apply(
@@ -74,7 +71,7 @@ def _apply(
     W: Tensor,
     bias_O: Tensor | None,
     T: float,
-    stride_padding: tuple[int, int] | None,
+    stride: int | None,
     zero_drive_fires: bool,
     grad_clip: float | None,
 ) -> Tensor:
@@ -83,28 +80,26 @@ def _apply(
     if grad_clip is not None:
         checks.number("grad_clip", grad_clip, above=0)
     with checks.without_autocast(t.device):
-        return _Layer.apply(t, W, bias_O, T, stride_padding, zero_drive_fires, grad_clip)
+        return _Layer.apply(t, W, bias_O, T, stride, zero_drive_fires, grad_clip)
 
 
-def max_pool2d(t_BCHW: Tensor, kernel: int, stride: int | None = None, padding: int = 0) -> Tensor:
-    """Return the earliest spike of each patch; patches may overlap."""
-    _check_pool(t_BCHW, kernel, stride, padding)
-    stride = stride or kernel
-    if (kernel, stride, padding) == (2, 2, 0) and t_BCHW.device.type == "cpu" and kernels.fits(t_BCHW):
+def max_pool2d(t_BCHW: Tensor, kernel: int) -> Tensor:
+    """Return the earliest spike of each patch; patches do not overlap."""
+    _check_pool(t_BCHW, kernel)
+    if kernel == 2 and t_BCHW.device.type == "cpu" and kernels.fits(t_BCHW):
         return kernels.earliest(t_BCHW)
     with torch.no_grad():
-        _, source_BCHW = F.max_pool2d(-t_BCHW, kernel, stride, padding, return_indices=True)
+        _, source_BCHW = F.max_pool2d(-t_BCHW, kernel, return_indices=True)
     return t_BCHW.flatten(2).gather(2, source_BCHW.flatten(2)).view_as(source_BCHW)
 
 
-def avg_pool2d(t_BCHW: Tensor, kernel: int, T: float, stride: int | None = None, padding: int = 0) -> Tensor:
+def avg_pool2d(t_BCHW: Tensor, kernel: int, T: float) -> Tensor:
     """Average patches as leads a = T - t, with 0 for a silent input; the result is silent if the whole patch is."""
     checks.number("the window T", T, above=0)
-    _check_pool(t_BCHW, kernel, stride, padding)
+    _check_pool(t_BCHW, kernel)
     kernels.check_times(t_BCHW, T)
     m_BCHW, a_BCHW = masks_and_leads(t_BCHW, T)
-    a_BCHW = F.avg_pool2d(a_BCHW, kernel, stride, padding)
-    return torch.where(F.max_pool2d(m_BCHW, kernel, stride, padding) == 0, math.inf, T - a_BCHW)
+    return torch.where(F.max_pool2d(m_BCHW, kernel) == 0, math.inf, T - F.avg_pool2d(a_BCHW, kernel))
 
 
 def readout(t_BN: Tensor, W_ON: Tensor, T: float) -> Tensor:
@@ -140,17 +135,11 @@ def direct_encode(y: Tensor, T: float) -> Tensor:
     return torch.where(y == 0, math.inf, (1 - y) * T)
 
 
-def _check_pool(t_BCHW: Tensor, kernel: int, stride: int | None, padding: int) -> None:
+def _check_pool(t_BCHW: Tensor, kernel: int) -> None:
     checks.tensor("t", t_BCHW, ("samples", "channels", "height", "width"), checks.FLOATS)
     checks.whole("kernel", kernel, 1)
-    checks.whole("stride", kernel if stride is None else stride, 1)
-    checks.whole("padding", padding, 0, kernel // 2)
-    _check_fit(t_BCHW, kernel, padding)
-
-
-def _check_fit(t_BCHW: Tensor, kernel: int, padding: int) -> None:
-    if kernel > min(t_BCHW.shape[2:]) + 2 * padding:
-        raise InputError(f"a kernel of {kernel} does not fit into {tuple(t_BCHW.shape[2:])}, padded by {padding}")
+    if kernel > min(t_BCHW.shape[2:]):
+        raise InputError(f"a kernel of {kernel} does not fit into {tuple(t_BCHW.shape[2:])}")
 
 
 class _Layer(torch.autograd.Function):
@@ -162,32 +151,23 @@ class _Layer(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx,
-        t: Tensor,
-        W: Tensor,
-        bias_O: Tensor | None,
-        T: float,
-        stride_padding: tuple[int, int] | None,
-        zero_drive_fires: bool,
-        grad_clip: float | None,
-    ) -> Tensor:
+    def forward(ctx, t, W, bias_O, T, stride, zero_drive_fires, grad_clip):
         t = t.contiguous(memory_format=kernels.layout(t))
-        x = products.sums(t, W, T, stride_padding)
+        x = products.sums(t, W, T, stride)
         if bias_O is not None:
             x[: len(t)] += bias_O.view(-1, *[1] * (x.dim() - 2))
         t_out, r = _fire(x, T, zero_drive_fires)
         ctx.save_for_backward(t, W, t_out, r)
-        ctx.constants = T, stride_padding, math.inf if grad_clip is None else grad_clip
+        ctx.constants = T, stride, math.inf if grad_clip is None else grad_clip
         return t_out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, g: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx, g):
         t, W, t_out, r = ctx.saved_tensors
-        T, stride_padding, grad_clip = ctx.constants
+        T, stride, grad_clip = ctx.constants
         gx = _spread(g, t_out, r, T, grad_clip)
-        g_a, g_W = products.gradients(gx, t, W, T, stride_padding, *ctx.needs_input_grad[:2])
+        g_a, g_W = products.gradients(gx, t, W, T, stride, *ctx.needs_input_grad[:2])
         g_t = None if g_a is None else _by_time(g_a, t)
         g_b = gx[: len(t)].sum([d for d in range(t_out.dim()) if d != 1]) if ctx.needs_input_grad[2] else None
         return g_t, g_W, g_b, None, None, None, None

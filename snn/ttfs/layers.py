@@ -120,14 +120,14 @@ class Conv2d(SpikingLayer):
     def __init__(self, inputs: int, outputs: int, kernel: int, T: float, stride: int = 1, **options: Any):
         super().__init__((outputs, inputs, kernel, kernel), T, **options)
         checks.whole("stride", stride, 1)
-        self.stride, self.padding = stride, kernel // 2
+        self.stride = stride
 
     def forward(self, t_BCHW: Tensor) -> Tensor:
-        options = {"stride": self.stride, "padding": self.padding, "bias_O": self.bias, **self.options}
+        options = {"stride": self.stride, "bias_O": self.bias, **self.options}
         return functional.conv2d(t_BCHW, self.synapses(), self.T, **options)
 
     def sums(self, x: Tensor, W: Tensor) -> Tensor:
-        return nn.functional.conv2d(x, W, None, self.stride, self.padding)
+        return nn.functional.conv2d(x, W, None, self.stride, W.shape[-1] // 2)
 
     def fan_out(self, shape: torch.Size) -> Tensor:
         _, height, width = shape

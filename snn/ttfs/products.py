@@ -1,9 +1,9 @@
 """The products of a layer and their gradients: dense, or on the CPU event by event where few neurons take part.
 
-A convolution with an odd kernel, padded by half of it, is summed over the inputs that fire. If it has no stride, its
-gradients are summed over the outputs that have one: silent and early neurons have none, and in front of a pool only the
-earliest neuron of each patch has one. Both equal the dense products up to rounding; a NaN spreads only with an event.
-Notation as in `snn.ttfs.functional`.
+A convolution with an odd kernel is summed over the inputs that fire. If it has no stride, its gradients are summed over
+the outputs that have one: silent and early neurons have none, and in front of a pool only the earliest neuron of each
+patch has one. Both equal the dense products up to rounding; a NaN spreads only with an event. Notation as in
+`snn.ttfs.functional`.
 """
 
 import math
@@ -23,13 +23,14 @@ from snn.ttfs import kernels
 DENSE_ABOVE = 0.6  # of inputs that fire
 DENSE_GRADIENT_ABOVE = 0.4  # of outputs with a gradient
 
-StridePadding = tuple[int, int] | None  # stride and padding of a convolution, or None for a fully connected layer
 
+def sums(t: Tensor, W: Tensor, T: float, stride: int | None) -> Tensor:
+    """Return [S; A] along the first axis; the stride is None for a fully connected layer.
 
-def sums(t: Tensor, W: Tensor, T: float, stride_padding: StridePadding) -> Tensor:
-    """Return [S; A] along the first axis. InputError as from `kernels.check_times`."""
-    if stride_padding and _fits(t, W, stride_padding):
-        t_RC, shape = _rows(t), Geometry(t.shape[2], t.shape[3], W.shape[2], stride_padding[0])
+    InputError as from `kernels.check_times`.
+    """
+    if stride and _fits(t, W):
+        t_RC, shape = _rows(t), Geometry(t.shape[2], t.shape[3], W.shape[2], stride)
         found = sparse.find(t_RC, nothing=math.inf)
         if found.number <= DENSE_ABOVE * filled(len(W)) * t.numel():
             entries = sparse.compress(t_RC, found)
@@ -38,16 +39,16 @@ def sums(t: Tensor, W: Tensor, T: float, stride_padding: StridePadding) -> Tenso
             x_RO = sparse_conv.product(leads, W, shape, with_sums=True)
             return _maps(x_RO, shape.out_height, shape.out_width)
     x = split(t, T)
-    return F.linear(x, W) if stride_padding is None else F.conv2d(x, W, None, *stride_padding)
+    return F.linear(x, W) if stride is None else F.conv2d(x, W, None, stride, _padding(W))
 
 
 def gradients(
-    gx: Tensor, t: Tensor, W: Tensor, T: float, stride_padding: StridePadding, of_t: bool, of_W: bool
+    gx: Tensor, t: Tensor, W: Tensor, T: float, stride: int | None, of_t: bool, of_W: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return the gradients of the leads a = T - t and of W, from that of [S; A]; None for one that is not asked for."""
     g_S, g_A = gx.chunk(2)
     g_a = g_W = None
-    if stride_padding and stride_padding[0] == 1 and _fits(t, W, stride_padding):
+    if stride == 1 and _fits(t, W):
         g_RO, shape = _rows(g_A), Geometry(t.shape[2], t.shape[3], W.shape[2], 1)
         found = sparse.find(g_RO)
         if found.number <= DENSE_GRADIENT_ABOVE * filled(t.shape[1]) * g_A.numel():
@@ -62,10 +63,10 @@ def gradients(
                 g_W = g_W.transpose(0, 1).flip(2, 3)
             return g_a, g_W
     if of_t:
-        g_a = g_A @ W if stride_padding is None else grad.conv2d_input(t.shape, W, g_A, *stride_padding)
+        g_a = g_A @ W if stride is None else grad.conv2d_input(t.shape, W, g_A, stride, _padding(W))
     if of_W:
         x = split(t, T)
-        g_W = gx.T @ x if stride_padding is None else grad.conv2d_weight(x, W.shape, gx, *stride_padding)
+        g_W = gx.T @ x if stride is None else grad.conv2d_weight(x, W.shape, gx, stride, _padding(W))
     return g_a, g_W
 
 
@@ -80,11 +81,14 @@ def masks_and_leads(t: Tensor, T: float) -> tuple[Tensor, Tensor]:
     return (~is_silent).to(t.dtype), T - torch.where(is_silent, T, t)
 
 
-def _fits(t: Tensor, W: Tensor, stride_padding: tuple[int, int]) -> bool:
+def _padding(W_OCKK: Tensor) -> tuple[int, int]:
+    return W_OCKK.shape[2] // 2, W_OCKK.shape[3] // 2
+
+
+def _fits(t: Tensor, W_OCKK: Tensor) -> bool:
     """Return whether the kernels take such a convolution."""
-    kernel = W.shape[2]
-    is_centred = kernel == W.shape[3] and kernel % 2 == 1 and stride_padding[1] == kernel // 2
-    return t.device.type == "cpu" and kernels.fits(t, W) and is_centred
+    kernel, width = W_OCKK.shape[2:]
+    return t.device.type == "cpu" and kernels.fits(t, W_OCKK) and kernel == width and kernel % 2 == 1
 
 
 def _rows(x_BCHW: Tensor) -> Tensor:

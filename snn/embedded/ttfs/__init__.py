@@ -110,7 +110,7 @@ def _row(
         fields["weights"] = f"weights_{k}"
         fields["kernel"] = W_CKKO.shape[1]
         is_map = isinstance(module, Conv2d)
-        fields |= {"stride": module.stride, "padding": module.padding} if is_map else {"stride": 1}
+        fields |= {"stride": module.stride, "padding": W_CKKO.shape[1] // 2} if is_map else {"stride": 1}
     else:
         is_map = True
         fields |= {"kernel": module.kernel, "averages": "true" if isinstance(module, AverageLead) else "false"}

@@ -6,6 +6,8 @@ time on, and a crossing is placed on the straight line between the step's ends, 
 
 import copy
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -29,36 +31,37 @@ class Simulation:
         """Return (output potentials (B, N) at the end, spike times of each layer of neurons) for pixels."""
         network = self.network
         x_BCHW = checks.like_weights("the pixels", x_BCHW, ("images", *network.input_shape), network.readout.weight)
-        T, t = network.readout.T, network.encoder(x_BCHW)
+        t = network.encoder(x_BCHW)
         spikes = []
-        for module in self.network.layers:
+        for module in network.layers:
             if isinstance(module, SpikingLayer):
-                t, _ = self._integrate(module, t, T, module.options["zero_drive_fires"])
+                sums = partial(module.sums, W=module.weight)
+                t, _ = self._integrate(sums, module.bias_like_sums(), t, module.options["zero_drive_fires"])
                 spikes.append(t)
             else:
                 t = self._pool(module, t)
-        readout = self.network.readout
-        _, V_BN = self._integrate(_Dense(readout.weight), t, T, False)
+        _, V_BN = self._integrate(lambda x: x.flatten(1) @ network.readout.weight.T, 0, t, False)
         return V_BN, spikes
 
     def _integrate(
-        self, layer: "SpikingLayer | _Dense", t_in: Tensor, T: float, zero_drive_fires: bool
+        self, sums: Callable[[Tensor], Tensor], bias: Tensor | float, t_in: Tensor, zero_drive_fires: bool
     ) -> tuple[Tensor, Tensor]:
-        """Return (spike times on the next layer's clock, potentials at 2T)."""
+        """Return (spike times on the next layer's clock, potentials at 2T) of neurons with these weighted sums."""
+        T = self.network.readout.T
         dt = T / self.steps
-        v = slope = layer.sums(torch.zeros_like(t_in), layer.weight)
+        v = slope = sums(torch.zeros_like(t_in))
         fired = torch.full_like(v, math.inf)
         for n in range(2 * self.steps):
             start, end = n * dt, T if n + 1 == self.steps else (n + 1) * dt
             if n == self.steps:
-                slope = slope + layer.bias_like_sums()
+                slope = slope + bias
             before, v = v, v + slope * dt
             if n < self.steps:
                 # the last of these steps includes the spikes at T, which change V only after T
                 arrives = (t_in >= start) & ((t_in < end) | ((n + 1 == self.steps) & (t_in == T)))
                 if arrives.any():
-                    v = v + layer.sums(torch.where(arrives, end - t_in, 0), layer.weight)
-                    slope = slope + layer.sums(arrives.to(v.dtype), layer.weight)
+                    v = v + sums(torch.where(arrives, end - t_in, 0))
+                    slope = slope + sums(arrives.to(v.dtype))
                 continue
             gap_before, gap = (2 * T - start) - before, (2 * T - end) - v  # from the potential to the threshold
             if n == self.steps:
@@ -78,16 +81,3 @@ class Simulation:
         is_silent = patches == math.inf
         lead = torch.where(is_silent, 0, module.T - patches).mean((3, 5))
         return torch.where(is_silent.all(5).all(3), math.inf, module.T - lead)
-
-
-class _Dense:
-    """The synapses of the readout."""
-
-    def __init__(self, weight: Tensor):
-        self.weight = weight
-
-    def sums(self, x: Tensor, W: Tensor) -> Tensor:
-        return x.flatten(1) @ W.T
-
-    def bias_like_sums(self) -> Tensor:
-        return self.weight.new_zeros(len(self.weight))

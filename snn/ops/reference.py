@@ -91,11 +91,6 @@ def spike(u: Tensor, neuron: Dynamics) -> Tensor:
     return _Spike.apply(u, neuron.spike_first, neuron.surrogate)
 
 
-def smooth_spike(u: Tensor, neuron: Dynamics) -> Tensor:
-    """Return the function whose true derivative is the surrogate."""
-    return neuron.surrogate.smooth(u)
-
-
 class Feedback(NamedTuple):
     """The feedback of a recurrent layer to itself."""
 

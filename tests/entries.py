@@ -12,7 +12,7 @@ from datasets.augment import Change
 from datasets.binning import Bins, batches, bin_dense, bin_events
 from datasets.recordings import StoredRecordings, downsampled
 from datasets.splits import hold_out
-from snn import coding, config, evaluation, settings
+from snn import coding, config, conv, evaluation, settings
 from snn.conv import EventConv, Pooling
 from snn.inputs import SparseCounts, Spikes
 from snn.linear import EventLinear
@@ -22,11 +22,11 @@ from snn.losses.first_time import first_time, silent_target
 from snn.losses.loss import spike_count
 from snn.network import Network
 from snn.neurons import NEURONS
-from snn.ops import max_pool, sparse, sparse_conv
+from snn.ops import sparse, sparse_conv
 from snn.ops.sparse_conv import Geometry
 from snn.streaming import Stream
 from snn.ttfs import evaluation as ttfs_evaluation
-from snn.ttfs import functional, kernels, layers
+from snn.ttfs import functional, layers
 from snn.ttfs.network import TTFSNetwork, silent_neurons_drive
 from snn.ttfs.simulation import Simulation
 from tests.draw import DTYPES, Draw
@@ -94,15 +94,12 @@ def convolution(draw: Draw) -> None:
 @entry
 def pooling(draw: Draw) -> None:
     H, W, C = draw.size(7), draw.size(7), draw.size()
-    module = Pooling(draw.number(H), draw.number(W), draw.number(draw.size(3)), draw.chance(0.4))
-    backward(module(draw.tensor(draw.size(4), draw.size(3) * H * W, C)))
-
-
-@entry
-def maxima(draw: Draw) -> None:
-    x, K = draw.tensor(draw.size(3), draw.size(7), draw.size(7), draw.size()), draw.number(draw.size(3))
-    y = max_pool.max_pool(x, K)
-    same(y, F.max_pool2d(x.permute(0, 3, 1, 2), K).permute(0, 2, 3, 1))
+    K, is_average = draw.number(draw.size(3)), draw.chance(0.4)
+    x = draw.tensor(draw.size(4), draw.size(3) * H * W, C)
+    y = Pooling(draw.number(H), draw.number(W), K, is_average)(x)
+    if not is_average:
+        x_FCHW = conv.as_frames(x.float(), H, W)
+        same(y, conv.as_pixels(F.max_pool2d(x_FCHW, K), len(x)))
     backward(y)
 
 
@@ -329,20 +326,6 @@ def ttfs_functions(draw: Draw) -> None:
         out = functional.direct_encode(draw.tensor(B, C, H, H), T)
     if out.requires_grad:
         torch.where(out == float("inf"), 0, out).sum().backward()
-
-
-@entry
-def ttfs_kernels(draw: Draw) -> None:
-    B, N, of = draw.size(), draw.size(70), draw.random.integers(4)
-    g, t = draw.tensor(B, N), draw.tensor(B, N)
-    if of == 0:
-        kernels.split(t, 1.0)
-    elif of == 1:
-        kernels.fire(draw.tensor(2 * B, N), 1.0, draw.chance(0.5))
-    elif of == 2:
-        kernels.spread(g, t, draw.tensor(B, N), 1.0, 1.0)
-    else:
-        kernels.by_time(g, t)
 
 
 TTFS = settings.load(CONFIGS / "ttfs_mnist_mlp.yaml").ttfs

@@ -22,10 +22,10 @@ from snn.linear import EventLinear
 from snn.losses.firing_rate import firing_rate
 from snn.losses.first_time import first_time, silent_target
 from snn.network import Network
-from snn.ops import max_pool, sparse_conv
+from snn.ops import sparse_conv
 from snn.ops.sparse_conv import Geometry
 from snn.streaming import Stream
-from snn.ttfs import functional, kernels
+from snn.ttfs import functional
 from tests.conftest import REPOSITORY, make_events, write_shd
 
 CPU = torch.device("cpu")
@@ -216,11 +216,6 @@ def test_channels_that_stand_many_times_in_a_row():
     torch.testing.assert_close(found, W.grad, rtol=1e-4, atol=1e-4)
 
 
-def test_a_pool_larger_than_the_image():
-    with pytest.raises(InputError, match="fits"):
-        max_pool.max_pool(torch.ones(1, 2, 2, 3), 3)
-
-
 def recordings_of(channels: np.ndarray | None = None, times: np.ndarray | None = None, **others) -> Recordings:
     random = np.random.default_rng(0)
     n, k = 6, 200
@@ -342,8 +337,6 @@ def test_times_of_neurons_that_spike_once():
             functional.linear(wrong, W, 1.0)
     with pytest.raises(InputError, match="does not fit"):
         functional.max_pool2d(torch.zeros(1, 1, 2, 2), 3)
-    with pytest.raises(InputError, match="shape"):
-        kernels.spread(torch.ones(2, 3), torch.ones(2, 3), torch.ones(1, 3), 1.0, 1.0)
 
 
 NOTEBOOK = """

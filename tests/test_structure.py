@@ -70,7 +70,6 @@ ALLOWED = {
     },
     "snn.losses": {"snn.checks", "snn.coding", "snn.errors", "snn.losses", "snn.network", "snn.schema"},
     "snn.checks": {"snn.errors"},
-    "snn.ops.max_pool": {"snn.checks", "snn.errors", "snn.ops"},
     "snn.ops.sparse": {"snn.inputs", "snn.ops"},
     "snn.ops.sparse_conv": {"snn.checks", "snn.errors", "snn.inputs", "snn.ops"},
     "snn.ops.delays": {"snn.inputs", "snn.ops"},

@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from snn import checks
-from snn.errors import InputError
 from snn.ops.compiled import in_parts, kernel
 
 LARGEST_KERNEL = 16  # K·K places in a byte
@@ -84,8 +82,4 @@ def pool(x_FHWC: Tensor, kernel: int, choose: Callable) -> Tensor:
 
 def max_pool(x_FHWC: Tensor, kernel: int) -> Tensor:
     """Return the largest entry of each window, (F, H // K, W // K, C), float32 or float64, for K <= LARGEST_KERNEL."""
-    checks.tensor("x", x_FHWC, ("frames", "height", "width", "channels"), checks.FLOATS, torch.device("cpu"))
-    checks.whole("the kernel of a pool", kernel, 1, LARGEST_KERNEL)
-    if kernel > min(x_FHWC.shape[1:3]):
-        raise InputError(f"no window of {kernel} x {kernel} fits into {x_FHWC.shape[1]} x {x_FHWC.shape[2]} pixels")
     return pool(x_FHWC, kernel, _forward)

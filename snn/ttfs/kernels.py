@@ -3,7 +3,7 @@
 The CPU kernels are here, compiled by numba, but for the gradient of a pool, which is in `snn.ops.max_pool`; those for
 GPUs, all but the pools, are in `snn/ops/kernels/ttfs.cu`. They equal the plain torch of `snn.ttfs.functional` in every
 bit. Arrays of a layer are flat; x and g hold two halves, see there. Maps of neurons have their channels last in memory
-on the CPU, and any layout is accepted.
+on the CPU, and any layout is accepted. Shapes and types are those that `snn.ttfs.functional` has checked.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from snn import checks, ops
+from snn import ops
 from snn.errors import InputError
 from snn.ops import max_pool
 from snn.ops.compiled import in_parts, inlined, kernel
@@ -126,14 +126,6 @@ def fits(*tensors: Tensor) -> bool:
     )
 
 
-def _check(**tensors: Tensor) -> None:
-    """Raise InputError unless the kernels take these, all of one shape, type and device."""
-    (name, first), *others = tensors.items()
-    checks.tensor(name, first, (..., "neurons"), checks.FLOATS)
-    for name, x in others:
-        checks.tensor(name, x, first.shape, (first.dtype,), first.device)
-
-
 def check_times(t: Tensor, T: float) -> None:
     """Raise InputError if a time on the CPU is neither in [0, T], up to rounding, nor inf. NaN passes and stays."""
     if t.device.type != "cpu" or not fits(t):
@@ -151,7 +143,6 @@ def _refuse_if(outside: Tensor, t: Tensor, T: float) -> None:
 
 def split(t: Tensor, T: float) -> Tensor:
     """Return [m; a] of the times t along the first axis. InputError if a value on the CPU fails `check_times`."""
-    _check(t=t)
     x = _empty(t, 2 * len(t), *t.shape[1:])
     if t.is_cuda:
         _run(_split, (x, t), T)
@@ -164,9 +155,6 @@ def split(t: Tensor, T: float) -> Tensor:
 
 def fire(x: Tensor, T: float, zero_drive_fires: bool) -> tuple[Tensor, Tensor]:
     """Return (times, 1 / (1 + S) for neurons that have a slope and 0 for others) from [S; A]."""
-    _check(x=x)
-    if len(x) % 2:
-        raise InputError(f"[S; A] are two halves, but there are {len(x)} rows")
     t = _empty(x, len(x) // 2, *x.shape[1:])
     r = torch.empty_like(t)
     _run(_fire, (x, t, r), T, zero_drive_fires)
@@ -175,7 +163,6 @@ def fire(x: Tensor, T: float, zero_drive_fires: bool) -> tuple[Tensor, Tensor]:
 
 def spread(g: Tensor, t: Tensor, r: Tensor, T: float, clip: float) -> Tensor:
     """Return the gradient of [S; A] from that of the times."""
-    _check(g=g, t=t, r=r)
     gx = _empty(g, 2 * len(g), *g.shape[1:])
     _run(_spread, (g, t, r, gx), T, clip)
     return gx
@@ -183,7 +170,6 @@ def spread(g: Tensor, t: Tensor, r: Tensor, T: float, clip: float) -> Tensor:
 
 def by_time(g: Tensor, t: Tensor) -> Tensor:
     """Overwrite g with -g, or 0 where t is silent."""
-    _check(g=g, t=t)
     g = g.contiguous(memory_format=layout(g))
     _run(_by_time, (g, t))
     return g

@@ -19,7 +19,7 @@ SERIAL_BELOW = 1 << 15  # outputs: one thread finishes fewer of them before a se
 
 
 @kernel
-def _forward(x, out, places, K, begin, end):
+def largest(x, out, places, K, begin, end):
     """Compute the lines begin ... end of `out`, counted over all frames."""
     _, height, width, C = out.shape
     for line in range(begin, end):
@@ -52,7 +52,9 @@ def _backward(gy, places, gx, K, begin, end):
                         line[at, c] = gy[f, y, column, c] if places[f, y, column, c] == k else zero
 
 
-class _Pool(torch.autograd.Function):
+class Pool(torch.autograd.Function):
+    """The entry of each window that a kernel `choose` takes, which fills `out` and `places` like `largest`."""
+
     @staticmethod
     def forward(ctx, x_FHWC: Tensor, kernel: int, choose: Callable) -> Tensor:
         F, H, W, C = x_FHWC.shape
@@ -75,11 +77,6 @@ class _Pool(torch.autograd.Function):
         return gx_FHWC, None, None
 
 
-def pool(x_FHWC: Tensor, kernel: int, choose: Callable) -> Tensor:
-    """Return the entry of each window that a kernel `choose` takes, which fills `out` and `places` like `_forward`."""
-    return _Pool.apply(x_FHWC, kernel, choose)
-
-
 def max_pool(x_FHWC: Tensor, kernel: int) -> Tensor:
     """Return the largest entry of each window, (F, H // K, W // K, C), float32 or float64, for K <= LARGEST_KERNEL."""
-    return pool(x_FHWC, kernel, _forward)
+    return Pool.apply(x_FHWC, kernel, largest)

@@ -227,11 +227,7 @@ def product(entries: Entries, W_NCKK: Tensor, shape: Geometry, with_sums: bool =
 
 
 def weight_gradient(
-    entries: Entries,
-    gy_RN: Tensor,
-    num_inputs: int,
-    shape: Geometry,
-    constants: Tensor | None = None,
+    entries: Entries, gy_RN: Tensor, num_inputs: int, shape: Geometry, constants: Tensor | None = None
 ) -> Tensor:
     """Return the gradient of the weights, (N, C, K, K), from that of the output rows.
 

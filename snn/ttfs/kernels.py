@@ -177,7 +177,7 @@ def by_time(g: Tensor, t: Tensor) -> Tensor:
 
 def earliest(t_BCHW: Tensor) -> Tensor:
     """Return the earliest spike of each 2 x 2 patch of maps on the CPU."""
-    return max_pool.pool(t_BCHW.permute(0, 2, 3, 1), 2, _earliest).permute(0, 3, 1, 2)
+    return max_pool.Pool.apply(t_BCHW.permute(0, 2, 3, 1), 2, _earliest).permute(0, 3, 1, 2)
 
 
 def layout(x: Tensor) -> torch.memory_format:

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from snn import checks
-from snn.errors import InputError
 
 SLOPES = {"superspike": 5.0, "arctan": 2.0, "triangle": 1.0, "boxcar": 2.0, "slayer": 5.0}
 
@@ -31,8 +30,7 @@ class Surrogate:
 
     def __post_init__(self):
         checks.word("surrogate", self.name, SLOPES)
-        if not 0 <= self.slope < math.inf:
-            raise InputError(f"the slope of a surrogate must be positive, not {self.slope}")
+        checks.number("the slope of a surrogate", self.slope, least=0)
         object.__setattr__(self, "slope", float(self.slope or SLOPES[self.name]))
 
     @property

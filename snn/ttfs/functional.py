@@ -137,9 +137,7 @@ def direct_encode(y: Tensor, T: float) -> Tensor:
 
 def _check_pool(t_BCHW: Tensor, kernel: int) -> None:
     checks.tensor("t", t_BCHW, ("samples", "channels", "height", "width"), checks.FLOATS)
-    checks.whole("kernel", kernel, 1)
-    if kernel > min(t_BCHW.shape[2:]):
-        raise InputError(f"a kernel of {kernel} does not fit into {tuple(t_BCHW.shape[2:])}")
+    checks.whole("the kernel of a pool", kernel, 1, min(t_BCHW.shape[2:]))
 
 
 class _Layer(torch.autograd.Function):

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from snn import ops
+from snn import checks, ops
 from snn.errors import InputError
 from snn.ops import max_pool
 from snn.ops.compiled import in_parts, inlined, kernel
@@ -122,7 +122,7 @@ def _earliest(t, out, places, _, begin, end):
 def fits(*tensors: Tensor) -> bool:
     """Return whether the kernels take these: on CPU or GPU, float32 or float64, and not while torch.compile traces."""
     return not torch.compiler.is_compiling() and all(
-        x.device.type in ("cpu", "cuda") and x.dtype in (torch.float32, torch.float64) for x in tensors
+        x.device.type in ("cpu", "cuda") and x.dtype in checks.FLOATS for x in tensors
     )
 
 

@@ -154,6 +154,17 @@ def test_a_list_finds_files_that_a_table_names_by_another_path(tmp_path, monkeyp
     assert [source.split for source in found] == ["test", "train", "train"]
 
 
+def test_names_have_one_spelling(tmp_path):
+    """A class in two Unicode forms is one class, and a table finds a file by its name in the other form."""
+    write_bin(tmp_path / "caf\u00e9/0.bin", 0, 0)
+    write_bin(tmp_path / "cafe\u0301/gru\u0308n.bin", 0, 1)
+    found = sources.list_sources(tmp_path, None, None, None, {})
+    assert [source.label for source in found] == ["caf\u00e9"] * 2
+    (tmp_path / "table.csv").write_text("file,label\ncafe\u0301/gr\u00fcn.bin, very  low\n", "utf-8")
+    (source,) = sources.list_sources(tmp_path, None, None, tmp_path / "table.csv", {})
+    assert (source.path.name, source.label) == ("gru\u0308n.bin", "very low")
+
+
 def test_linked_folders_are_searched(tmp_path):
     write_tree(tmp_path / "elsewhere", 2)
     (tmp_path / "in").mkdir()
@@ -166,7 +177,11 @@ def test_linked_folders_are_searched(tmp_path):
 BAD = {
     "table twice": ("line 3: ", "is in line 2 already", "--labels table.csv"),
     "table missing": ("line 2: ", "does not exist: correct the name", "--labels table.csv"),
-    "list": ("testing.txt, line 1: ", "is not a recording in the folder", "--test-list testing.txt"),
+    "one file, two paths": ("line 3: ", "is in line 2 already: as 'a' and as 'b'", "--labels table.csv"),
+    "control character": ("line 2: the label 'a\\x00b' has characters that cannot be stored", "", "--labels table.csv"),
+    "no text": ("the label 'left\\udcff' has characters that cannot be stored: rename it", "", "--test-share 0"),
+    "long name": ("line 2: ", "does not exist: correct the name", "--labels table.csv"),
+    "list": ("testing.txt, line 3: ", "is not a recording in the folder", "--test-list testing.txt"),
     "pattern": ("does not match the label pattern", "change either", r"--label-pattern (?P<label>\d+)"),
     "flat": (
         "is not in a folder that names its class; move it to in/left/CLASS/",
@@ -216,6 +231,9 @@ def test_trees_that_are_refused(program, tmp_path, kind):
     write_tree(tmp_path / "in", 3)
     tables = {
         "table twice": "file,label\nleft/s0_0.bin,a\nleft/s0_0.bin,b\n",
+        "one file, two paths": "file,label\nleft/s0_0.bin,a\nleft/../left/s0_0.bin,b\n",
+        "control character": "file,label\nleft/s0_0.bin,a\0b\n",
+        "long name": f"file,label\n{'a' * 5000},a\n",
         "table missing": "file,label\nleft/nothing.bin,a\n",
         "list and split": "file,label,split\nleft/s0_0.bin,left,train\n",
         "split given": "file,label,split\nleft/s0_0.bin,left,train\n",
@@ -223,7 +241,7 @@ def test_trees_that_are_refused(program, tmp_path, kind):
         "only test": "file,label,split\nleft/s0_0.bin,left,train\nright/s0_0.bin,right,test\n",
     }
     (tmp_path / "table.csv").write_text(tables.get(kind, ""))
-    (tmp_path / "testing.txt").write_text("left/no.bin\n")
+    (tmp_path / "testing.txt").write_text("\n\nleft/no.bin\n")
     folder = "in"
     if kind == "flat":
         folder = "in/left"
@@ -232,6 +250,8 @@ def test_trees_that_are_refused(program, tmp_path, kind):
         folder = "empty"
     elif kind == "table of another name":
         (tmp_path / "in/left/x.txt").write_text("0 1 2 1\n")
+    elif kind == "no text":
+        write_bin(tmp_path / "in" / os.fsdecode(b"left\xff") / "0.bin", 0, 0)
     elif kind == "stray folder":
         for name in ("train", "test"):
             write_tree(tmp_path / "in" / name, 2)

@@ -26,8 +26,8 @@ from datasets.prepare.cameras.tables import COLUMNS, TICKS
 from datasets.prepare.cut import Part, Shape, parts_of
 from datasets.prepare.parallel import Done, parts_in_order
 from datasets.prepare.picture import Picture
-from datasets.prepare.recordings import SPLITS, sorted_names, words_to_hold_out
-from datasets.prepare.sources import Source, draw_splits, list_sources
+from datasets.prepare.recordings import SPLITS, Recording, sorted_names, words_to_hold_out
+from datasets.prepare.sources import draw_splits, list_sources
 from datasets.prepare.store import LONGEST_US, Store
 from datasets.prepare.unfinished import Unfinished
 from datasets.prepare.writer import new_file
@@ -38,7 +38,7 @@ class Made:
     """The files of the splits and the picture while they are filled."""
 
     def __init__(
-        self, stack: ExitStack, sources: Sequence[Source], folder: Path, sensor: tuple[int, int], provenance: dict
+        self, stack: ExitStack, sources: Sequence[Recording], folder: Path, sensor: tuple[int, int], provenance: dict
     ):
         self.sources, self.labels = sources, sorted_names(source.label for source in sources)
         self.picture = Picture(self.labels, sensor)
@@ -62,7 +62,7 @@ class Made:
             raise InputError(
                 f"{where}: class {without[0]!r} has no recording to train on; change the split, or leave the class out"
             )
-        names = sorted_names(source.subject for source in self.sources if source.subject is not None)
+        names = sorted_names(source.speaker for source in self.sources if source.speaker is not None)
         subjects = {name: k for k, name in enumerate(names)}
         for split, store in self.stores.items():
             if not store.number:
@@ -72,7 +72,7 @@ class Made:
             store.finish(
                 [source.label for source in members],
                 self.labels,
-                [subjects.get(source.subject) for source in members],
+                [subjects.get(source.speaker) for source in members],
                 where,
                 self.members[split] if is_cut else None,
             )
@@ -81,7 +81,7 @@ class Made:
 def convert_events(
     folder: Path,
     out_dir: Path,
-    sources: Sequence[Source],
+    sources: Sequence[Recording],
     said: Said,
     shape: Shape,
     threads: int | None,
@@ -132,7 +132,7 @@ def convert_events(
         print(f"{invalid:,} events marked invalid were left out")
 
 
-def _parts(said: Said, size: tuple[int, int], shape: Shape, source: Source) -> Generator[Part, None, int]:
+def _parts(said: Said, size: tuple[int, int], shape: Shape, source: Recording) -> Generator[Part, None, int]:
     try:
         return (yield from parts_of(source.path, said, size, shape))
     except MemoryError:
@@ -142,7 +142,7 @@ def _parts(said: Said, size: tuple[int, int], shape: Shape, source: Source) -> G
 
 
 def _fill(
-    made: Made, unfinished: Unfinished, sources: Sequence[Source], make: Callable, threads: int, name: str
+    made: Made, unfinished: Unfinished, sources: Sequence[Recording], make: Callable, threads: int, name: str
 ) -> None:
     """Write the recordings that an earlier run left, then the rest."""
     done, events = len(unfinished.lines), 0

@@ -25,7 +25,12 @@ SPEECH_COMMANDS = r"(.*/)?(?P<label>[^/]+)/(?P<speaker>[^/]+)_nohash_\d+\."
 BACKGROUND = "_background_noise_"  # a folder of noises, which belong to no class
 LISTS = {"validation": "validation_list.txt", "test": "testing_list.txt"}
 
-COLUMNS = ("file", "label", "speaker", "split")
+COLUMNS = ("file", "label", "subject", "speaker", "split")  # of a table; subject and speaker mean the same
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "validation": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
 
 SHOWN = 5  # files named in one line
 
@@ -50,7 +55,8 @@ class Survey(NamedTuple):
 def files_below(folder: Path) -> tuple[list[Path], Counter[str]]:
     """Return the files below a folder, sorted, and the number of other things by kind.
 
-    Hidden files and folders are skipped. Linked folders are followed, each folder once, preferably at its own place.
+    Hidden files and folders are skipped, as is macOS' own __MACOSX. Linked folders are followed, each folder once,
+    preferably at its own place.
     """
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}: give the one that holds the recordings")
@@ -64,7 +70,7 @@ def files_below(folder: Path) -> tuple[list[Path], Counter[str]]:
             continue
         seen.add(place)
         for path in here.iterdir():
-            if path.name.startswith("."):
+            if is_hidden(path.name):
                 left_out["hidden"] += 1
             elif path.is_dir():
                 (linked if path.is_symlink() else waiting).append(path)
@@ -74,6 +80,11 @@ def files_below(folder: Path) -> tuple[list[Path], Counter[str]]:
                 left_out["broken link" if path.is_symlink() else "special file"] += 1
         linked.sort()
     return sorted(files), left_out
+
+
+def is_hidden(name: str) -> bool:
+    """Return whether a file or folder of this name is none of the user's."""
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def from_names(folder: Path, label_pattern: str | None) -> Survey:
@@ -111,7 +122,7 @@ def from_names(folder: Path, label_pattern: str | None) -> Survey:
         if match is None:
             advice = f"; for the folder as the class: --label-pattern '{FOLDER}'" if "/" in name else ""
             raise InputError(f"{path} does not match the label pattern {label_pattern!r}: change either{advice}")
-        recordings.append(_recording(path, match.groupdict(), str(path)))
+        recordings.append(described(path, match.groupdict(), str(path)))
     lists = [path for path in files if path.name in LISTS.values()]
     if "split" not in pattern.groupindex:
         recordings = _by_lists(recordings, lists, notes)
@@ -121,10 +132,26 @@ def from_names(folder: Path, label_pattern: str | None) -> Survey:
 
 
 def from_csv(folder: Path, table: Path) -> Survey:
-    """Read the recordings that a table names: columns file (relative to `folder`), label[, speaker][, split]."""
+    """Find the recordings that a table names, as `from_table` does, and count the other files below the folder."""
     files, left_out = files_below(folder)
+    recordings, notes = from_table(folder, table, files)
+    named = {recording.path.resolve() for recording in recordings}
+    others = [path for path in files if path.resolve() not in named and path != table]
+    unnamed = [path for path in others if _is_audio(path)]
+    left_out["not in the table"] += len(unnamed)
+    _count_others(left_out, others, unnamed, folder)
+    return Survey(recordings, left_out, notes)
+
+
+def from_table(folder: Path, table: Path, files: Iterable[Path]) -> tuple[list[Recording], list[str]]:
+    """Return the recordings in the rows of a table, and notes for the user.
+
+    Its columns are file (relative to `folder`), label[, subject or speaker][, split]. `files` are those below the
+    folder: one of them is meant if its name differs from that in the table only by the form of Unicode. InputError,
+    with the line, if a file does not exist or is there twice, or for what `described` refuses.
+    """
     by_name = {unicodedata.normalize("NFC", path.relative_to(folder).as_posix()): path for path in files}
-    rows, unused = read_table(table, COLUMNS)
+    rows, unused = _read_csv(table)
     recordings: list[Recording] = []
     first: dict[Path, int] = {}
     for line, row in rows:
@@ -133,18 +160,14 @@ def from_csv(folder: Path, table: Path) -> Survey:
             path = by_name.get(unicodedata.normalize("NFC", row["file"]), path)
         if not row["file"] or not os.path.isfile(path):  # Path.is_file raises if a name is too long
             raise InputError(f"{where}: {path} does not exist: correct the name or drop the line")
-        recording = _recording(path, row, where)
+        recording = described(path, row, where)
         earlier = first.setdefault(path.resolve(), len(recordings))
         if earlier < len(recordings):
             before = recordings[earlier]
             labels = "" if before.label == recording.label else f": as {before.label!r} and as {recording.label!r}"
             raise InputError(f"{where}: {path} is in line {rows[earlier][0]} already{labels}; drop one of the two")
         recordings.append(recording)
-    others = [path for path in files if path.resolve() not in first and path != table]
-    unnamed = [path for path in others if _is_audio(path)]
-    left_out["not in the table"] += len(unnamed)
-    _count_others(left_out, others, unnamed, folder)
-    return Survey(recordings, left_out, [f"columns of {table} not used: {', '.join(unused)}"] if unused else [])
+    return recordings, [f"columns of {table} not used: {', '.join(unused)}"] if unused else []
 
 
 def sift(
@@ -324,11 +347,8 @@ def compiled(label_pattern: str) -> re.Pattern[str]:
     return pattern
 
 
-def read_table(table: Path, known: Sequence[str]) -> tuple[list[tuple[int, dict[str, str]]], list[str]]:
-    """Read a CSV: (line, cells by column) of each row, without surrounding blanks, and the columns that are not known.
-
-    The first two of the known columns must be there.
-    """
+def _read_csv(table: Path) -> tuple[list[tuple[int, dict[str, str]]], list[str]]:
+    """Read a table: (line, cells by column) of each row, without surrounding blanks, and the columns not in COLUMNS."""
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
             header = file.readline()
@@ -338,15 +358,15 @@ def read_table(table: Path, known: Sequence[str]) -> tuple[list[tuple[int, dict[
             rows = [(reader.line_num + 1, row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{table} cannot be read as CSV: {error}") from error
-    if not rows or not set(known[:2]) <= set(columns) or any(columns.count(name) > 1 for name in known):
-        header = ",".join(known[:2]) + "".join(f"[,{name}]" for name in known[2:])
+    if not rows or not set(COLUMNS[:2]) <= set(columns) or any(columns.count(name) > 1 for name in COLUMNS):
+        header = ",".join(COLUMNS[:2]) + "".join(f"[,{name}]" for name in COLUMNS[2:])
         raise InputError(f"{table} needs the header {header} and a row for each recording")
     for line, row in rows:
         if any(row.pop(None, ())):
             raise InputError(
                 f"{table}, line {line}: more cells than columns; put quotes around a cell with a {separator!r}"
             )
-    unused = [name for name in columns if name not in (*known, "")]
+    unused = [name for name in columns if name not in (*COLUMNS, "")]
     return [(line, {name: cell.strip() for name, cell in row.items()}) for line, row in rows], unused
 
 
@@ -364,7 +384,7 @@ def _by_lists(recordings: list[Recording], lists: Sequence[Path], notes: list[st
     split_of: dict[Path, str] = {}
     for split, name in LISTS.items():
         path = next(iter(base)) / name
-        for line in _lines(path) if name in names else ():
+        for _, line in read_list(path) if name in names else ():
             listed = (path.parent / line).with_suffix("")
             if split_of.setdefault(listed, split) != split:
                 raise InputError(f"{path}: {line} is in {LISTS['validation']} too; remove it from one of the two")
@@ -375,24 +395,34 @@ def _by_lists(recordings: list[Recording], lists: Sequence[Path], notes: list[st
     return [recording._replace(split=split_of.get(recording.path.with_suffix(""), "train")) for recording in recordings]
 
 
-def _lines(path: Path) -> list[str]:
+def read_list(path: Path) -> list[tuple[int, str]]:
+    """Return (number from 1, line without surrounding blanks) of each line of a list of files that is not blank.
+
+    InputError if it cannot be read as text.
+    """
     try:
-        return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        return [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read as a list of files: {error}") from error
 
 
-def _recording(path: Path, fields: Mapping[str, str | None], where: str) -> Recording:
-    values = {name: _normalised(fields[name] or "") for name in ("label", "speaker", "split") if name in fields}
+def described(path: Path, fields: Mapping[str, str | None], where: str) -> Recording:
+    """Return a recording with the label, speaker (or subject) and split in `fields`, in one spelling each.
+
+    InputError, with `where`, if one is empty or cannot be stored, or if the split is not known.
+    """
+    values = {name: _normalised(fields[name] or "") for name in COLUMNS[1:] if name in fields}
     for name, value in values.items():
         if not value:
             raise InputError(f"{where}: the {name} is empty: fill it in or leave {name} out everywhere")
         if any(unicodedata.category(character) in ("Cc", "Cs") for character in value):  # control, or not Unicode
             raise InputError(f"{where}: the {name} {value!r:.80} has characters that cannot be stored: rename it")
-    split = values.get("split")
-    if split is not None and split.lower() not in SPLITS:
-        raise InputError(f"{where}: the split is {split!r}: write train or test (or validation)")
-    return Recording(path, values["label"], values.get("speaker"), split and split.lower())
+    if split := values.get("split"):
+        split = next((name for name, names in SPLIT_NAMES.items() if split.lower() in names), None)
+        if split is None:
+            raise InputError(f"{where}: the split is {values['split']!r:.40}: write train or test (or validation)")
+    return Recording(path, values["label"], values.get("subject", values.get("speaker")), split)
 
 
 def _normalised(name: str) -> str:

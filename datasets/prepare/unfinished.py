@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.prepare.sources import Source
+from datasets.prepare.recordings import Recording
 from snn.errors import InputError
 
 Events = tuple[np.ndarray, np.ndarray]  # times in µs and units, both uint32
@@ -18,7 +18,7 @@ Events = tuple[np.ndarray, np.ndarray]  # times in µs and units, both uint32
 class Unfinished:
     """Flat files of the recordings made so far: their events, and a line of JSON for each source that is done."""
 
-    def __init__(self, folder: Path, settings: dict, sources: Sequence[Source]):
+    def __init__(self, folder: Path, settings: dict, sources: Sequence[Recording]):
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = (folder / "lock").open("w", encoding="utf-8")  # closing it unlocks
@@ -60,7 +60,7 @@ class Unfinished:
         return file
 
     @staticmethod
-    def _identity(source: Source) -> list:
+    def _identity(source: Recording) -> list:
         state = source.path.stat()
         return [str(source.path), state.st_size, state.st_mtime_ns]
 
@@ -83,7 +83,7 @@ class Unfinished:
         self.units.flush()
         return self._stored(begin, self.end - begin)
 
-    def commit(self, source: Source, invalid: int) -> None:
+    def commit(self, source: Recording, invalid: int) -> None:
         """Record that a source is complete, except for `invalid` events that are marked invalid."""
         self.times.flush()
         self.units.flush()

@@ -10,8 +10,6 @@ docs/export.md and docs/embedded.md say how to run each.
 import argparse
 import json
 import math
-import shutil
-import tempfile
 import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -127,19 +125,13 @@ def write_c(
     else:
         bins = Bins.of(cfg.data, "test")
         code = embedded.code(network, bins.dt_ms, bins.T, bins.T_empty, names, int8)
-    try:
-        part = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror}); choose another --out") from None
-    try:
+
+    def save(part: Path) -> None:
+        part.mkdir()
         for name, text in code.files.items():
             (part / name).write_text(text, encoding="utf-8")
-        part.chmod(0o755)
-        part.rename(out)
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror}); choose another --out") from None
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+
+    write(out, save)
     return f"{out}: C for {code.constants_bytes:,} bytes of flash and {code.state_bytes:,} of RAM; build it with make"
 
 
@@ -156,7 +148,7 @@ WRITERS = {"nir": write_nir, "onnx": write_onnx, "c": write_c, "html": write_htm
 
 
 def write(out: Path, save: Callable[[Path], None]) -> None:
-    """Save a file at once or not at all."""
+    """Save a file or folder at once or not at all."""
     try:
         with whole(out) as part:
             save(part)

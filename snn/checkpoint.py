@@ -18,6 +18,7 @@ from torch import nn
 from snn.classes import tidied
 from snn.config import Config
 from snn.errors import InputError
+from snn.files import whole
 from snn.losses import LossOptions
 from snn.schema import AnyConfig
 from snn.settings import build
@@ -56,36 +57,30 @@ def save(path: Path, config: AnyConfig, network: nn.Module, keep: bool = False, 
         "network": network.state_dict(),
         **more,
     }
-    part = unfinished(path)
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    buffer.write(MARK + sha256(buffer.getvalue()).digest())
     try:
-        buffer = io.BytesIO()
-        torch.save(content, buffer)
-        buffer.write(MARK + sha256(buffer.getvalue()).digest())
-        with part.open("wb") as file:
-            file.write(buffer.getvalue())
-            file.flush()
-            os.fsync(file.fileno())
-        if part.read_bytes() != buffer.getvalue():
-            raise OSError("the bytes read differ from those written")
-        if keep and path.exists():
-            os.replace(path, previous(path))
-        os.replace(part, path)
+        with whole(path) as part:
+            with part.open("wb") as file:
+                file.write(buffer.getvalue())
+                file.flush()
+                os.fsync(file.fileno())
+            if part.read_bytes() != buffer.getvalue():
+                raise OSError("the bytes read differ from those written")
+            if keep and path.exists():
+                os.replace(path, previous(path))
         sync_folder(path.parent)
     except (OSError, ValueError) as error:
-        part.unlink(missing_ok=True)
+        reason = getattr(error, "strerror", None) or str(error)
         raise InputError(
-            f"{path}: cannot be written ({' '.join(str(error).split()):.120}); the previous file is intact"
+            f"{path}: cannot be written ({' '.join(reason.split()):.120}); the previous file is intact"
         ) from None
 
 
 def previous(path: Path) -> Path:
     """Return the path that keeps the checkpoint before the one at `path`."""
     return path.with_suffix(f".previous{path.suffix}")
-
-
-def unfinished(path: Path) -> Path:
-    """Return the temporary path of a file that moves to `path` when it is complete."""
-    return path.with_name(f".{path.name}.part")
 
 
 def sync_folder(folder: Path) -> None:

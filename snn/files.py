@@ -1,6 +1,7 @@
 """Atomic writes of files."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,6 +13,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent  # the folder that holds thi
 def whole(path: Path) -> Iterator[Path]:
     """Yield a path beside this one, to fill; it moves there when it is complete, and until then the old file stays.
 
+    It may become a folder instead, if there is none at `path`.
     OSError names `path` if it is about either of the two.
     """
     part = path.parent / f".{path.name}.{os.getpid()}"
@@ -24,7 +26,7 @@ def whole(path: Path) -> Iterator[Path]:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
         with suppress(OSError):  # it has moved, or was never there
-            part.unlink()
+            shutil.rmtree(part) if part.is_dir() else part.unlink()
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

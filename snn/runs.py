@@ -72,7 +72,7 @@ def reopen(run: Path, cfg: schema.AnyConfig, found: Path, epochs: int) -> None:
 
     The run goes on with `cfg`, which may differ from the configuration so far in fields that a resumed run may change.
     """
-    for part in (*run.glob(".*.part"), *run.glob(".config.yaml.*")):
+    for part in (*run.glob(".*.pt.*"), *run.glob(".config.yaml.*")):
         part.unlink()
     write_whole(run / "config.yaml", settings.as_yaml(cfg))
     if found.name != "last.pt":

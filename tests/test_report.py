@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from matplotlib import pyplot as plt
 
 import tasks
 from snn import checkpoint, config, pictures, report, schema, settings, statistics, tables
-from snn.files import write_whole
+from snn.files import whole, write_whole
 from snn.network import Network
 from snn.report import Section, Tile
 from snn.ttfs.network import TTFSNetwork
@@ -306,6 +307,16 @@ def test_what_was_there_stays_until_the_new_is_whole(tmp_path, monkeypatch):
     assert raised.value.filename == str(path)
     assert path.read_text() == "before"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_is_written_whole_or_not_at_all(tmp_path):
+    for is_cut in (True, False):
+        with suppress(KeyboardInterrupt), whole(tmp_path / "net_c") as part:
+            part.mkdir()
+            (part / "network.c").write_text("int x;")
+            if is_cut:
+                raise KeyboardInterrupt
+        assert [path.name for path in tmp_path.rglob("*")] == ([] if is_cut else ["net_c", "network.c"])
 
 
 def test_learned_values_are_those_of_the_neurons():

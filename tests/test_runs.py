@@ -205,7 +205,7 @@ def test_killed_at_random_moments(data, command, times):
     for kill in range(times):
         process = train("x")
         time.sleep(random.uniform(0, longest))
-        while kill % 3 == 0 and process.is_alive() and not list(run.glob(".*.part")):
+        while kill % 3 == 0 and process.is_alive() and not list(run.glob(".*.pt.*")):
             pass
         process.kill()
         assert finish(process) == -signal.SIGKILL  # otherwise the run ended too soon to be killed so often

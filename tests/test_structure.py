@@ -165,7 +165,15 @@ ALLOWED = {
         "snn.network",
         "snn.tables",
     },
-    "snn.checkpoint": {"snn.classes", "snn.config", "snn.errors", "snn.losses", "snn.settings", "snn.schema"},
+    "snn.checkpoint": {
+        "snn.classes",
+        "snn.config",
+        "snn.errors",
+        "snn.files",
+        "snn.losses",
+        "snn.settings",
+        "snn.schema",
+    },
     "snn.cli": {"snn.errors", "snn.output"},
     "snn.arguments": {
         "snn.architecture",

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from snn.compiling import kernel
+from snn.files import whole
 from snn.lettering import lettering
 
 COARSE = 160  # pixels, at most, of a class's image
@@ -84,7 +85,8 @@ class Picture:
         axes.tick_params(labelsize=7)
         if shown > 1:
             axes.legend(prop={"family": fonts, "size": 6}, ncols=max(1, shown // 7))
-        figure.savefig(path, dpi=110)
+        with whole(path) as part:
+            figure.savefig(part, dpi=110, format="png")
 
 
 @kernel

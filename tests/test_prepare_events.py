@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -346,6 +347,32 @@ def test_two_conversions_do_not_write_one_folder(tmp_path):
         Unfinished(tmp_path / "x", {}, [])
     first.close()
     Unfinished(tmp_path / "x", {}, []).close()
+
+
+@pytest.mark.parametrize("cut", [0, 1, 30])
+def test_a_run_that_ends_as_it_begins_to_continue_loses_nothing(tmp_path, cut):
+    """Its disk is full, or it is killed: what is done is kept all the time, up to the first line that is not whole."""
+    written = write_tree(tmp_path / "in", 3)
+    found = sources.list_sources(tmp_path / "in", None, None, None, {})
+    first = Unfinished(tmp_path / "x", {"size": 1}, found)
+    for source, e in zip(found, written.values(), strict=True):
+        first.append(*np.ascontiguousarray(e.T[:2], np.uint32))
+        first.whole()
+        first.commit(source, 0)
+    first.close()
+    index = tmp_path / "x/index.jsonl"
+    index.write_bytes(index.read_bytes()[: len(index.read_bytes()) - cut])
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for limit in (10, soft):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        try:
+            again = Unfinished(tmp_path / "x", {"size": 1}, found)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert [len(times) for _, (times, _) in again.recordings()] == [300] * (6 - (cut > 0))
+        again.close()
+    index.write_bytes(b"")
+    assert not Unfinished(tmp_path / "x", {"size": 1}, found).lines
 
 
 @pytest.mark.parametrize("in_memory", [True, False])

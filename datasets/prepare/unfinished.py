@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 from collections.abc import Iterator, Sequence
+from io import BufferedWriter
 from pathlib import Path
 
 import numpy as np
@@ -28,36 +29,41 @@ class Unfinished:
             raise InputError(f"{folder}: another process is writing it; wait for it, or choose another --out") from None
         for path in folder.glob("*.h5*"):  # left by a run that was killed
             path.unlink()
+        head = json.dumps(settings, sort_keys=True) + "\n"
+        path = folder / "index.jsonl"
+        first, *known = (path.read_text(encoding="utf-8") if path.is_file() else "").splitlines(keepends=True) or [""]
+        kept = len(head) if first == head else 0  # bytes of the index, whose lines are ASCII
         self.lines: list[dict] = []
-        head = json.dumps(settings, sort_keys=True)
-        index = folder / "index.jsonl"
-        known = index.read_text(encoding="utf-8").splitlines() if index.is_file() else []
-        if known[:1] == [head]:
-            for source, line in zip(sources, known[1:], strict=False):
-                try:
-                    entry = json.loads(line)
-                except ValueError:  # the run was killed while it wrote this line
-                    break
-                if entry.get("source") != self._identity(source) or "invalid" not in entry:
-                    break
-                self.lines.append(entry)
+        for source, line in zip(sources, known if kept else (), strict=False):
+            try:
+                entry = json.loads(line)
+            except ValueError:  # the run was killed while it wrote this line
+                break
+            if not line.endswith("\n") or entry.get("source") != self._identity(source) or "invalid" not in entry:
+                break
+            self.lines.append(entry)
+            kept += len(line)
+        self.index = self._opened("index.jsonl", kept)
+        if not kept:
+            self._note(head)
         events = sum(sum(entry["lengths"]) for entry in self.lines)
-        self.index = index.open("w", encoding="utf-8")
-        for line in (head, *map(json.dumps, self.lines)):
-            self.index.write(line + "\n")
-        self.index.flush()
         self.times, self.units = (self._opened(name, 4 * events) for name in ("times", "units"))
-        if (self.folder / "times").stat().st_size < 4 * events or (self.folder / "units").stat().st_size < 4 * events:
+        if self.times.tell() < 4 * events or self.units.tell() < 4 * events:
             raise InputError(f"{folder}: the files of the interrupted run are damaged; remove this folder")
         self.lengths: list[int] = []
         self.begin = self.end = events  # of the current recording, in the flat files
         self.latest: Events | None = None
 
-    def _opened(self, name: str, size: int):
+    def _opened(self, name: str, size: int) -> BufferedWriter:
+        """Open a file to append to, without what comes after its first `size` bytes."""
         file = (self.folder / name).open("ab")
         if file.tell() > size:
             file.truncate(size)
         return file
+
+    def _note(self, line: str) -> None:
+        self.index.write(line.encode())
+        self.index.flush()
 
     @staticmethod
     def _identity(source: Recording) -> list:
@@ -88,8 +94,7 @@ class Unfinished:
         self.times.flush()
         self.units.flush()
         self.lines.append({"source": self._identity(source), "lengths": self.lengths, "invalid": invalid})
-        self.index.write(json.dumps(self.lines[-1]) + "\n")
-        self.index.flush()
+        self._note(json.dumps(self.lines[-1]) + "\n")
         self.lengths = []
 
     def close(self) -> None:

@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import time
 
 import h5py
@@ -13,7 +14,7 @@ from scipy.io import wavfile
 from datasets import readers
 from datasets.prepare import digits, make_if_missing, recordings, speech, wav, writer
 from snn.errors import InputError
-from tests.conftest import make_events, write_shd
+from tests.conftest import REPOSITORY, make_events, write_shd
 from tests.programs import contents, prepare
 
 
@@ -153,6 +154,45 @@ def test_failed_writing_leaves_nothing(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["x.h5"]
     assert path.read_bytes() == b"older"
     assert not writer.is_made(path, {})
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="room cannot be taken here")
+@pytest.mark.parametrize("kind", ["store", "cochlea", "camera"])
+def test_a_full_disk_is_one_error(tmp_path, kind):
+    """It comes while a file is begun, filled or finished. HDF5 would crash, so this is a process of its own."""
+    script = (
+        "import resource, sys, numpy as np\n"
+        "from pathlib import Path\n"
+        "from datasets.prepare import store, writer\n"
+        "from snn.errors import InputError\n"
+        "times, data = np.arange(3000, dtype=np.uint32), np.zeros((3000, 3), np.uint16)\n"
+        "def write(path, n):\n"
+        "    if sys.argv[1] == 'cochlea':\n"
+        "        return writer.write_events(path, [(times, times)] * n, [0] * n, ['a'], {}, None)\n"
+        "    if sys.argv[1] == 'camera':\n"
+        "        return writer.write_camera(path, 'train', [(times, data, 0)] * n, np.uint8, {})\n"
+        "    with writer.new_file(path, {}) as file:\n"
+        "        made = store.Store(file, 9000)\n"
+        "        for _ in range(n):\n            made.append(times, times)\n"
+        "        made.finish(['a'] * n, None, ['b'] * n, path)\n"
+        "write(Path('whole.h5'), 60)\n"
+        "size = Path('whole.h5').stat().st_size\n"
+        "for limit in (300, 9_000, *range(20_000, size + 4000, 50_000)):\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))\n"
+        "    try:\n        write(Path('x.h5'), 60)\n"
+        "    except InputError as error:\n        print(error)\n"
+    )
+    words = [sys.executable, "-c", script, kind]
+    done = subprocess.run(
+        words, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert set(lines) == {"x.h5 cannot be written (File too large): choose another folder for it"}
+    assert len(lines) > 10
+    assert [path.name for path in tmp_path.iterdir()] == ["whole.h5"]
+    if kind != "camera":  # room that was not needed is given back
+        assert (tmp_path / "whole.h5").stat().st_size < 60 * 3000 * 6 + 2**17
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path):

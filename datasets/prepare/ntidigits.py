@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from datasets import hdf5
-from datasets.prepare.writer import new_file
+from datasets.prepare.writer import make_room, new_file
 from snn.errors import InputError
 
 CLASSES = {"z": 0, **{str(digit): digit for digit in range(1, 10)}, "o": 10}
@@ -35,6 +35,7 @@ def convert_ntidigits(original: Path, out_dir: Path) -> None:
     with new_file(path, provenance) as file:
         for split in SPLITS:
             for times_us, channels, label in _single_digits(source, split, original):
+                make_room(file, times_us, channels)
                 recording = file.create_group(f"data/{sum(numbers.values())}")
                 recording["times"] = times_us
                 recording["addrs"] = channels[:, None]

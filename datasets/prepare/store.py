@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 
 from datasets.prepare.recordings import sorted_names
+from datasets.prepare.writer import make_room
 from snn.errors import InputError
 
 TICKS_PER_SECOND = "ticks_per_second"  # HDF5 attribute: a number as text
@@ -35,6 +36,7 @@ class Store:
 
     def append(self, times_us: np.ndarray, units: np.ndarray) -> None:
         """Add a recording: times [events], whole µs, ascending from 0 or later, and units [events]."""
+        make_room(self.file, times_us, units)
         if self.number % GROWTH == 0:
             self._resize(self.number + GROWTH)
         for dataset, values, kind in zip(self.lists, (times_us, units), self.types, strict=True):
@@ -56,6 +58,7 @@ class Store:
         """
         if not self.number:
             raise InputError(f"{where}: there are no recordings to write")
+        make_room(self.file, np.empty((self.number, 3), np.uint64))  # is not filled, so it takes no memory
         self._resize(self.number)
         numbers, names = numbered(labels, class_names, f"{where}: the label")
         self.file["labels"] = numbers

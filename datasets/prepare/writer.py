@@ -15,6 +15,8 @@ from datasets.hdf5 import PROVENANCE
 from snn.errors import InputError
 from snn.files import whole
 
+ROOM = 2**18  # bytes, more than HDF5 adds to a recording
+
 
 def remove_leftovers(path: Path) -> None:
     """Remove unfinished versions of a file that `new_file` began in processes that have ended."""
@@ -40,13 +42,34 @@ def new_file(path: Path, provenance: dict) -> Iterator[h5py.File]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path)
-        with whole(path) as part, h5py.File(part, "w") as file:
-            yield file
-            file.attrs[PROVENANCE] = json.dumps(provenance, sort_keys=True)
+        with whole(path) as part:
+            with part.open("wb") as file:
+                _take_room(file.fileno(), 0, ROOM)
+            with h5py.File(part, "w") as file:
+                make_room(file)
+                yield file
+                file.attrs[PROVENANCE] = json.dumps(provenance, sort_keys=True)
+                file.flush()
+                size = file.id.get_filesize()
+            os.truncate(part, size)
     except OSError as error:
         if error.filename not in map(str, (path, *path.parents)):  # but of a file that the events come from
             raise
         raise InputError(f"{path} cannot be written ({error.strerror}): choose another folder for it") from error
+
+
+def make_room(file: h5py.File, *arrays: np.ndarray) -> None:
+    """Take room on the disk for these arrays and for what HDF5 adds to them. OSError if there is none (on Linux).
+
+    HDF5 must not find out itself: if it cannot write what it holds, it prints pages, and the program ends in a crash.
+    """
+    room = ROOM + sum(array.nbytes for array in arrays)
+    _take_room(file.id.get_vfd_handle(), file.id.get_filesize(), room)
+
+
+def _take_room(descriptor: int, start: int, size: int) -> None:
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, start, size)
 
 
 def write_events(
@@ -67,7 +90,9 @@ def write_events(
         times = file.create_dataset("spikes/times", (len(labels),), h5py.vlen_dtype(np.float32))
         units = file.create_dataset("spikes/units", (len(labels),), h5py.vlen_dtype(np.uint16))
         for i, (times_s, channels) in zip(range(len(labels)), recordings, strict=True):
+            make_room(file, times_s, channels)
             times[i], units[i] = times_s, channels
+        make_room(file, np.empty((len(labels), 3), np.uint64))  # is not filled, so it takes no memory
         file["labels"] = np.asarray(labels, np.uint16)
         file.create_dataset("extra/keys", data=list(keys), dtype=h5py.string_dtype())
         if speakers is not None:
@@ -89,6 +114,7 @@ def write_camera(
     count = 0
     with new_file(path, provenance) as file:
         for times_us, data, label in recordings:
+            make_room(file, times_us, data)
             recording = file.create_group(f"{group}/{count}")
             recording["time"] = times_us.astype(np.uint32)
             recording["data"] = data.astype(dtype)

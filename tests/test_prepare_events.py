@@ -15,12 +15,13 @@ import pytest
 import tasks
 from datasets import readers
 from datasets.binning import Bins
-from datasets.prepare import cut, events, sources
+from datasets.prepare import cut, events, sources, store
 from datasets.prepare.cameras import pieces
 from datasets.prepare.cameras.pieces import Said
 from datasets.prepare.cut import Shape
 from datasets.prepare.picture import Picture
 from datasets.prepare.unfinished import Unfinished
+from datasets.prepare.writer import new_file
 from snn import config
 from snn.errors import InputError
 from tests.cameras import some_events, write_aedat3, write_metavision
@@ -330,6 +331,24 @@ def test_recordings_that_come_in_parts_are_the_same(program, tmp_path, monkeypat
     lengths = [len(times) for times in content[64][0]]
     assert max(lengths) > 64
     assert (min(lengths) < 300) == ("--" in more)
+
+
+@pytest.mark.parametrize("lengths", [[5] * 9, [5, 0, 7, 300, 1, 1, 1, 40], [1], [250, 250], [3, 3, 3]])
+def test_recordings_that_are_written_together_are_those_that_were_appended(tmp_path, monkeypatch, lengths):
+    monkeypatch.setattr(store, "RECORDINGS_AT_ONCE", 3)
+    monkeypatch.setattr(store, "EVENTS_AT_ONCE", 200)
+    times = [np.arange(n, dtype=np.uint32) * (k + 1) for k, n in enumerate(lengths)]
+    with new_file(tmp_path / "x.h5", {}) as file:
+        made = store.Store(file, 9000)
+        for k, t in enumerate(times):
+            made.append(t, np.repeat(np.arange(len(t)) + k, 2)[::2])  # of another type, and not contiguous
+        made.finish(list(range(len(lengths))), None, [None] * len(lengths), tmp_path)
+    with h5py.File(tmp_path / "x.h5") as file:
+        assert [row.tolist() for row in file["spikes/times"][()]] == [t.tolist() for t in times]
+        assert [row.tolist() for row in file["spikes/units"][()]] == [
+            list(range(k, k + n)) for k, n in enumerate(lengths)
+        ]
+        assert file["labels"][()].tolist() == list(range(len(lengths)))
 
 
 def test_recordings_that_the_filters_empty_are_counted(program, tmp_path):

@@ -18,7 +18,7 @@ from snn.errors import InputError
 
 TICKS_PER_SECOND = "ticks_per_second"  # HDF5 attribute: a number as text
 MICROSECONDS = "1000000"
-GROWTH = 1024  # recordings for which there is room at once
+RECORDINGS_AT_ONCE, EVENTS_AT_ONCE = 1024, 2**16  # written together; the former also in a chunk of HDF5
 LONGEST_US = 2**32 - 1
 
 
@@ -27,21 +27,42 @@ class Store:
 
     def __init__(self, file: h5py.File, num_units: int):
         self.file, self.number = file, 0
+        self.waiting: list[tuple[np.ndarray, np.ndarray]] = []  # times and units of recordings that are not written yet
+        self.events = 0  # of these
         self.types = np.uint32, np.uint16 if num_units <= 2**16 else np.uint32
         self.lists = [
-            file.create_dataset(f"spikes/{name}", (0,), h5py.vlen_dtype(kind), maxshape=(None,), chunks=(GROWTH,))
+            file.create_dataset(
+                f"spikes/{name}", (0,), h5py.vlen_dtype(kind), maxshape=(None,), chunks=(RECORDINGS_AT_ONCE,)
+            )
             for name, kind in zip(("times", "units"), self.types, strict=True)
         ]
         file.attrs[TICKS_PER_SECOND] = MICROSECONDS
 
     def append(self, times_us: np.ndarray, units: np.ndarray) -> None:
-        """Add a recording: times [events], whole µs, ascending from 0 or later, and units [events]."""
-        make_room(self.file, times_us, units)
-        if self.number % GROWTH == 0:
-            self._resize(self.number + GROWTH)
-        for dataset, values, kind in zip(self.lists, (times_us, units), self.types, strict=True):
-            dataset[self.number] = values.astype(kind, copy=False)
+        """Add a recording: times [events], whole µs, ascending from 0 or later, and units [events].
+
+        The arrays may be kept for a while, so they must not change.
+        """
+        self.waiting.append((times_us, units))
         self.number += 1
+        self.events += len(times_us)
+        if self.events >= EVENTS_AT_ONCE or len(self.waiting) == RECORDINGS_AT_ONCE:
+            self._write()
+
+    def _write(self) -> None:
+        """Write the recordings that wait: a call of HDF5 takes longer than a hundred short lists within it."""
+        number, columns = len(self.waiting), zip(*self.waiting, strict=True)
+        self.waiting, self.events = [], 0
+        for dataset, column, kind in zip(self.lists, columns, self.types, strict=True):
+            make_room(self.file, *column)
+            rows = np.empty(number, h5py.vlen_dtype(kind))
+            for k, values in enumerate(column):
+                rows[k] = np.ascontiguousarray(values, kind)
+            dataset.resize((self.number,))
+            place = dataset.id.get_space()
+            place.select_hyperslab((self.number - number,), (number,))
+            # h5py's own indexing takes lists of the same length for a matrix
+            dataset.id.write(h5py.h5s.create_simple((number,)), place, rows, h5py.h5t.py_create(rows.dtype))
 
     def finish(
         self,
@@ -58,8 +79,9 @@ class Store:
         """
         if not self.number:
             raise InputError(f"{where}: there are no recordings to write")
+        if self.waiting:
+            self._write()
         make_room(self.file, np.empty((self.number, 3), np.uint64))  # is not filled, so it takes no memory
-        self._resize(self.number)
         numbers, names = numbered(labels, class_names, f"{where}: the label")
         self.file["labels"] = numbers
         if names is not None:
@@ -70,10 +92,6 @@ class Store:
             self.file["extra/speaker"] = numbered(subjects, None, f"{where}: the subject")[0]
         if files is not None:
             self.file["extra/file"] = np.array(files, np.uint32)
-
-    def _resize(self, size: int) -> None:
-        for dataset in self.lists:
-            dataset.resize((size,))
 
 
 def numbered(

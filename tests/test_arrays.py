@@ -171,6 +171,16 @@ def test_arrays_that_are_refused_leave_no_file(tmp_path, kind):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_class_has_one_spelling(tmp_path):
+    made = [(([1], [1]), name) for name in ("caf\u00e9", " cafe\u0301", "b")]
+    arrays.write(tmp_path / "a.h5", made, time_unit="us", channels=3)
+    for found in (
+        readers.read("shd", tmp_path / "a.h5", "train", 3, 2),
+        arrays.in_memory(made, time_unit="us", channels=3),
+    ):
+        assert (found.class_names, found.labels.tolist()) == (("b", "caf\u00e9"), [1, 1, 0])
+
+
 def test_what_is_said_about_arrays_is_checked(tmp_path):
     for words, message in (
         ({"time_unit": "min", "channels": 3}, "time_unit is 'min'; it must be one of s, ms, us, ns"),
@@ -180,11 +190,16 @@ def test_what_is_said_about_arrays_is_checked(tmp_path):
         ({"time_unit": "us", "sensor": (2, 2, 2)}, "sensor must be (height, width), but is (2, 2, 2)"),
         ({"time_unit": "us", "sensor": (2, 0)}, "a size in .*sensor must be a whole number"),
         ({"time_unit": "us", "channels": 3, "class_names": []}, "the label 0 has no name: there are 0"),
+        ({"time_unit": "us", "channels": 3, "class_names": ["a", "a "]}, "two classes have the name 'a'; rename one"),
+        ({"time_unit": "us", "channels": 3, "class_names": [1]}, "the names of the classes must be texts"),
     ):
         with pytest.raises(InputError, match=message.replace("(", r"\(").replace(")", r"\)")):
             arrays.write(tmp_path / "a.h5", [(([1], [1]), 0)], **words)
     with pytest.raises(InputError, match="'x' is not one of the classes a, b"):
         arrays.in_memory([(([1], [1]), "x")], time_unit="us", channels=3, class_names=["a", "b"])
+    for name in ("a\0", "a\udcff"):
+        with pytest.raises(InputError, match=r"the label .* has characters that cannot be stored: rename it"):
+            arrays.write(tmp_path / "a.h5", [(([1], [1]), name)], time_unit="us", channels=3)
     with pytest.raises(InputError, match=r"the recordings must be a list of \(events, label\), not 5"):
         arrays.write(tmp_path / "a.h5", 5, time_unit="us", channels=3)
     (tmp_path / "file").touch()

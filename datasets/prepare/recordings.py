@@ -412,12 +412,10 @@ def described(path: Path, fields: Mapping[str, str | None], where: str) -> Recor
 
     InputError, with `where`, if one is empty or cannot be stored, or if the split is not known.
     """
-    values = {name: _normalised(fields[name] or "") for name in COLUMNS[1:] if name in fields}
+    values = {name: spelled(fields[name] or "", f"{where}: the {name}") for name in COLUMNS[1:] if name in fields}
     for name, value in values.items():
         if not value:
             raise InputError(f"{where}: the {name} is empty: fill it in or leave {name} out everywhere")
-        if any(unicodedata.category(character) in ("Cc", "Cs") for character in value):  # control, or not Unicode
-            raise InputError(f"{where}: the {name} {value!r:.80} has characters that cannot be stored: rename it")
     if split := values.get("split"):
         split = next((name for name, names in SPLIT_NAMES.items() if split.lower() in names), None)
         if split is None:
@@ -425,9 +423,12 @@ def described(path: Path, fields: Mapping[str, str | None], where: str) -> Recor
     return Recording(path, values["label"], values.get("subject", values.get("speaker")), split)
 
 
-def _normalised(name: str) -> str:
-    """Return one spelling of a name: NFC, single blanks, none at the ends."""
-    return " ".join(unicodedata.normalize("NFC", name).split())
+def spelled(name: str, what: str) -> str:
+    """Return one spelling of a name: NFC, single blanks, none at the ends. InputError if it cannot be stored."""
+    name = " ".join(unicodedata.normalize("NFC", name).split())
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in name):  # control, or not Unicode
+        raise InputError(f"{what} {name!r:.80} has characters that cannot be stored: rename it")
+    return name
 
 
 def _copies(recordings: Sequence[Recording], sounds: Mapping[Path, str]) -> list[list[int]]:

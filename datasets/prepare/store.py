@@ -12,7 +12,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from datasets.prepare.recordings import sorted_names
+from datasets.prepare.recordings import sorted_names, spelled
 from datasets.prepare.writer import make_room
 from snn.errors import InputError
 
@@ -97,9 +97,20 @@ class Store:
 def numbered(
     values: Sequence[int | str], names: Sequence[str] | None, what: str
 ) -> tuple[np.ndarray, Sequence[str] | None]:
-    """Return names as numbers, and all names in order; numbers stay, and need no names."""
+    """Return names as numbers, and all names in order, in one spelling each; numbers stay, and need no names.
+
+    InputError, which calls the values `what`, if they do not fit each other or the names.
+    """
+    if names is not None:
+        if not all(isinstance(name, str) for name in names):
+            raise InputError(f"{what}: the names of the classes must be texts, not {names!r:.80}")
+        names = [spelled(name, f"{what}: the class") for name in names]
+        if twice := [name for k, name in enumerate(names) if name in names[:k]]:
+            raise InputError(f"{what}: two classes have the name {twice[0]!r:.40}; rename one of them")
     if all(isinstance(value, str) for value in values):
-        names = sorted_names(values) if names is None else list(names)
+        spelling = {value: spelled(value, what) for value in set(values)}
+        values = [spelling[value] for value in values]
+        names = sorted_names(values) if names is None else names
         places = {name: k for k, name in enumerate(names)}
         if unknown := [value for value in values if value not in places]:
             raise InputError(f"{what} {unknown[0]!r:.40} is not one of the classes {', '.join(names):.80}")

@@ -247,9 +247,10 @@ def test_speech_commands_in_a_folder_below_and_as_flac(tmp_path, commands, conve
             "yes/5e1b34a6_nohash_0.wav is in validation_list.txt too",
         ),
         (lambda folder: (folder / "testing_list.txt").write_bytes(b"\xff\xfe\0"), "cannot be read as a list"),
+        (lambda folder: (folder / "testing_list.txt").write_text("/\n"), ".* has no recording for the test file"),
         (lambda folder: (folder / "testing_list.txt").write_text(""), ".* has no recording for the test file"),
     ],
-    ids=["one list", "a stranger", "in both lists", "no text", "empty"],
+    ids=["one list", "a stranger", "in both lists", "no text", "a root", "empty"],
 )
 def test_speech_commands_that_are_refused(commands, convert, change, message):
     change(commands)

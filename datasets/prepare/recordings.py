@@ -381,18 +381,25 @@ def _by_lists(recordings: list[Recording], lists: Sequence[Path], notes: list[st
             f"{lists[0]}: the split needs one testing_list.txt, beside the folders of the classes; give the folder "
             "that holds it, or fetch it again"
         )
-    split_of: dict[Path, str] = {}
+    split_of: dict[str, str] = {}
     for split, name in LISTS.items():
         path = next(iter(base)) / name
         for _, line in read_list(path) if name in names else ():
-            listed = (path.parent / line).with_suffix("")
+            listed = _without_suffix(path.parent / line)
             if split_of.setdefault(listed, split) != split:
                 raise InputError(f"{path}: {line} is in {LISTS['validation']} too; remove it from one of the two")
-    there = {recording.path.with_suffix("") for recording in recordings}
+    places = [_without_suffix(recording.path) for recording in recordings]
     notes.append(f"split by {' and '.join(sorted(names))}")
-    if absent := len(split_of.keys() - there):
+    if absent := len(split_of.keys() - set(places)):
         notes.append(f"{absent} of the {len(split_of)} recordings they list are not there")
-    return [recording._replace(split=split_of.get(recording.path.with_suffix(""), "train")) for recording in recordings]
+    return [
+        recording._replace(split=split_of.get(place, "train"))
+        for recording, place in zip(recordings, places, strict=True)
+    ]
+
+
+def _without_suffix(path: Path) -> str:
+    return os.path.splitext(path)[0]  # Path.with_suffix refuses a path without a name, such as /
 
 
 def read_list(path: Path) -> list[tuple[int, str]]:

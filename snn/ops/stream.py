@@ -90,7 +90,7 @@ def kernels(neurons: Sequence[Dynamics], drives: Sequence[Drive]) -> ModuleType:
     calls = []
     for n, k in enumerate(map(kinds.index, layers)):
         calls += [f"number = run_layer_{k}(tally, channels, counts, number, *layers[{n}])", f"spikes[{n}] += number"]
-    return printed("stream", text + rest.replace("# EACH LAYER", "\n    ".join(calls)))
+    return printed("stream", text + rest.replace("# EACH LAYER", "\n            ".join(calls)))
 
 
 @kernel

@@ -64,22 +64,6 @@ def run_layer_K(
 # ALL LAYERS
 
 
-@inlined
-def run_step(layers, channels, counts, entry_of_channel, tally, spikes, output_counts):
-    """Run the step whose entries have been collected, through all layers."""
-    number = tally[ENTRIES]
-    for k in range(number):
-        entry_of_channel[channels[k]] = -1
-    tally[ENTRIES] = 0
-    tally[STEP] += 1
-    # EACH LAYER
-    for k in range(number):
-        output_counts[channels[k]] += 1
-    if number > 0 and tally[DECIDED] == 0:
-        tally[DECIDED] = tally[STEP]
-        tally[LABEL] = channels[0]  # channels ascend: of classes that fire in the same step, the lowest counts
-
-
 @kernel
 def advance(
     steps, event_channels, T, end, stops, layers, channels, counts, entry_of_channel, tally, spikes, output_counts
@@ -90,12 +74,23 @@ def advance(
     """
     if stops and tally[DECIDED] > 0:
         return
-    for e in range(len(steps)):
-        while tally[STEP] < steps[e]:
-            run_step(layers, channels, counts, entry_of_channel, tally, spikes, output_counts)
+    for e in range(len(steps) + 1):  # one more than there are events: then come the steps up to `end`
+        while tally[STEP] < (steps[e] if e < len(steps) else end):
+            # This stands here, not in a function of its own, because numba would compile all layers once more for it.
+            number = tally[ENTRIES]
+            for k in range(number):
+                entry_of_channel[channels[k]] = -1
+            tally[ENTRIES] = 0
+            tally[STEP] += 1
+            # EACH LAYER
+            for k in range(number):
+                output_counts[channels[k]] += 1
+            if number > 0 and tally[DECIDED] == 0:
+                tally[DECIDED] = tally[STEP]
+                tally[LABEL] = channels[0]  # channels ascend: of classes that fire in the same step, the lowest counts
             if stops and tally[DECIDED] > 0:
                 return
-        if steps[e] == T or steps[e] < tally[STEP]:  # past the window, or `finish` has run on
+        if e == len(steps) or steps[e] == T or steps[e] < tally[STEP]:  # past the window, or `finish` has run on
             continue
         c = event_channels[e]
         if entry_of_channel[c] < 0:
@@ -105,7 +100,3 @@ def advance(
             tally[ENTRIES] += 1
         counts[entry_of_channel[c]] += 1
         tally[EVENTS] += 1
-    while tally[STEP] < end:
-        run_step(layers, channels, counts, entry_of_channel, tally, spikes, output_counts)
-        if stops and tally[DECIDED] > 0:
-            return

@@ -51,7 +51,7 @@ from snn.machine import find_device
 from snn.memory import keep_freed_memory
 from snn.schema import Mark
 from snn.team import Team, gather
-from tasks.kind import Training
+from tasks.kind import Training, check_unchanged
 
 NO_STANDING = (False, -math.inf, -math.inf)  # before the first epoch
 THE_LAST = "the last, because nothing was held out to choose by (data.validation_share is 0)"
@@ -102,10 +102,11 @@ def train_run(cfg: schema.AnyConfig, args: argparse.Namespace, team: Team, run: 
     position = Position()
     warned: set[str] = set()
     if resumed:
-        position = resume(run, *resumed, cfg, network, optimizer, team)
+        position = resume(run, *resumed, cfg, task, team)
     elif started_from:
         checkpoint.load_weights(network, content["network"], started_from)
-    save = partial(checkpoint.save, config=cfg, network=network, class_names=task.class_names)
+    of_data = {"class_names": task.class_names, "trained_on": dict(task.trained_on)}
+    save = partial(checkpoint.save, config=cfg, network=network, **of_data)
     save_last = partial(save, keep=True)
     begun, settles = position.content(team), cfg.settles
 
@@ -268,8 +269,7 @@ def resume(
     cfg_then: schema.AnyConfig,
     content: dict[str, Any],
     cfg: schema.AnyConfig,
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    task: Training,
     team: Team,
 ) -> Position:
     """Restore a run from its checkpoint and return its position."""
@@ -289,11 +289,14 @@ def resume(
             f"{path}: the run has begun epoch {begun} already, beyond train.epochs = {cfg.train.epochs}; give at least "
             "as many (--epochs)"
         )
+    check_unchanged(
+        content, task.trained_on, path, "bring these back, or train again without --resume or with another --save_name"
+    )
     if content["best_epoch"]:
         checkpoint.load(run / "best.pt")
-    checkpoint.load_weights(network, content["network"], path)
+    checkpoint.load_weights(task.network, content["network"], path)
     try:
-        optimizer.load_state_dict(content["optimizer"])
+        task.optimizer.load_state_dict(content["optimizer"])
     except (ValueError, KeyError) as error:
         raise InputError(f"{path}: its optimiser state does not fit this network ({error})") from None
     if team.leads:

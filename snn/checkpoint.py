@@ -125,6 +125,8 @@ def load(path: Path, for_resume: bool = False) -> tuple[AnyConfig, dict[str, Any
     if not isinstance(names, list | tuple | None) or not all(isinstance(name, str) for name in names or ()):
         raise InputError(f"{path}: the checkpoint is damaged: its class_names are not names")
     content["class_names"] = None if names is None else tidied(names)
+    if not isinstance(content.get("trained_on", {}), dict):
+        raise InputError(f"{path}: the checkpoint is damaged: its trained_on are not fingerprints")
     cfg = build(_without_lost_losses(content["config"], path), f"{path}, configuration")
     if content["version"] < 3 and isinstance(cfg, Config):
         content["network"] = _renamed(content["network"], len(cfg.network.layers))

@@ -36,9 +36,22 @@ from snn.report import Picture, Subject
 from snn.streaming import Stream
 from snn.team import Team
 from tasks import streams, thresholds
-from tasks.kind import HELD_OUT_BY, Kind, Result, Testing, Training, fingerprint, named, say_missing, say_refusal
+from tasks.kind import (
+    HELD_OUT_BY,
+    Kind,
+    Result,
+    Testing,
+    Training,
+    check_unchanged,
+    fingerprint,
+    named,
+    say_missing,
+    say_refusal,
+)
 
 COCHLEA_CHANNELS = 700  # those that `datasets.prepare` makes of sound
+TO_TRAIN, HELD_OUT, SET_APART = "to train on", "held out", "set apart for the test"  # of Training.trained_on
+REMEDY = "bring these back, because the network may have been trained on others of the files"
 TEST_SEED = 0  # data.test_by sets the same recordings apart whatever the run's seed
 
 
@@ -75,6 +88,15 @@ class EventTraining(Training):
         if team.leads:
             say_refusal(partial(look_at_test_data, data, Named(self.class_names, self.recordings.where)))
         self.kept, self.validation, self.held_out = for_validation(self.recordings, data, self.bins, train.seed)
+        self.trained_on = {
+            TO_TRAIN: fingerprint_of(self.recordings, self.kept),
+            HELD_OUT: fingerprint_of(self.validation, self.held_out),
+        }
+        if data.test_by:
+            own_held_out = self.held_out if self.validation is self.recordings else []
+            used = np.concatenate([self.kept, own_held_out])
+            apart = np.setdiff1d(np.arange(len(self.recordings)), used)
+            self.trained_on[SET_APART] = fingerprint_of(self.recordings, apart)
         check_batch_norm(cfg, len(self.kept), 1 if train.sync_batch_norm else team.size)
         torch.manual_seed(train.seed)
         self.network = cfg.new_network().to(team.device)
@@ -189,6 +211,10 @@ class EventTesting(Testing):
             check_test_data(subject)
         prepare.make_if_missing(data.test_path, data.dataset_name, data.prepare)
         self.recordings = read_recordings(data, "test", self.bins, subjects[0].classes)
+        for subject in subjects:
+            if has_set_apart(subject):
+                now = {SET_APART: fingerprint_of(self.recordings, np.arange(len(self.recordings)))}
+                check_unchanged(subject.content, now, subject.path, REMEDY)
         say_missing(self.recordings.labels, data.num_classes, str(data.test_path), "recording")
         self.evaluations = [Evaluation() for _ in subjects]
         self.objectives = [partial(goal(subject.cfg, subject.cfg.loss), training=False) for subject in subjects]
@@ -223,6 +249,7 @@ class EventTesting(Testing):
         _, recordings, index = for_validation(training, data, self.bins, subject.cfg.train.seed)
         if not len(index):
             raise InputError("--thresholds chooses on held-out recordings, but data.validation_share is 0")
+        check_unchanged(subject.content, {HELD_OUT: fingerprint_of(recordings, index)}, subject.path, REMEDY)
         return partial(binning.batches, recordings, index, self.bins, self.batch_size, device=self.device)
 
     def examine(self, x_TBC: SparseCounts | Tensor, target_B: Tensor) -> None:
@@ -405,10 +432,21 @@ def _read(data: config.Data, path: Path, split: layouts.Split, bins: Bins, class
     return as_inputs(recordings, data)
 
 
+def has_set_apart(subject: Subject) -> bool:
+    """Return whether a test is on recordings that data.test_by sets apart in the training file, wherever this lies."""
+    data = subject.cfg.data
+    return data.test_by is not None and data.test_path.name == subject.trained.data.train_path.name
+
+
+def fingerprint_of(recordings: AnyRecordings, index: np.ndarray) -> str:
+    """Hash the labels and lengths of the recordings in `index`."""
+    return fingerprint(recordings.labels[index], None, np.diff(recordings.offsets)[index])
+
+
 def check_test_data(subject: Subject) -> None:
     """Raise InputError if data.test_by would set other recordings apart than in training; warn of the training file."""
     data, trained = subject.cfg.data, subject.trained.data
-    if data.test_by and data.test_path.name == trained.train_path.name:  # in whichever folder it lies
+    if has_set_apart(subject):
         for name in ("test_by", "test_share"):
             if getattr(data, name) != getattr(trained, name):
                 raise InputError(

@@ -71,7 +71,9 @@ class ImageTraining(Training):
         else:
             files = self.images.files
             self.kept, self.held_out = hold_out(self.images, data.validation_share, train.seed, files)
-            self.validation = self.tensors
+            validation, self.validation = self.images, self.tensors
+        seen = {"to train on": (self.images, self.kept), "held out": (validation, self.held_out)}
+        self.trained_on = {name: fingerprint_of(*samples) for name, samples in seen.items()}
         self.augment = images.augmentations(data.augment, data.crop_pad)
         list(images.batches(*self.tensors, self.kept[:1], 1, augment=self.augment))  # refuses unfit images at once
         self.spikes_by_layer: list[float] = []  # in the last validation
@@ -171,6 +173,12 @@ class ImageTesting(Testing):
     @staticmethod
     def tables(metrics: dict) -> list[Table]:
         return report.result_tables(metrics)
+
+
+def fingerprint_of(some: images.Images, index: np.ndarray) -> str:
+    """Hash the labels of the images in `index`, and how many of their pixels are not 0."""
+    lit_n = np.count_nonzero(some.pixels, axis=(1, 2, 3))
+    return fingerprint(some.labels[index], None, lit_n[index])
 
 
 KIND = Kind(config.TTFSConfig, ImageTraining, ImageTesting)

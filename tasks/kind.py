@@ -4,8 +4,9 @@ import argparse
 import hashlib
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -47,6 +48,7 @@ class Training(ABC):
         network, optimizer: the network to train, and its optimiser.
         kept, held_out: indices of the samples to train on, and of those that choose the best model.
         class_names: the class names in the training file, or None.
+        trained_on: fingerprints of the samples, by what they are for, as `check_unchanged` compares them.
         loss: a function of (x, labels, weight): the mean loss of this process's share of a training batch.
     """
 
@@ -60,6 +62,7 @@ class Training(ABC):
     kept: np.ndarray
     held_out: np.ndarray
     class_names: Sequence[str] | None
+    trained_on: Mapping[str, str] = MappingProxyType({})
     loss: Loss
 
     def __init__(self, cfg: AnyConfig, team: Team):
@@ -184,6 +187,16 @@ def fingerprint(labels_n: np.ndarray, class_names: Sequence[str] | None, *of_sam
     for array in (by_name_n, *of_samples):
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()[:16]
+
+
+def check_unchanged(content: Mapping[str, Any], now: Mapping[str, str], path: Path, remedy: str) -> None:
+    """Raise InputError if fingerprints differ from those of a checkpoint's training, which earlier versions lack."""
+    then = content.get("trained_on", {})
+    if changed := [name for name in now if then.get(name, now[name]) != now[name]]:
+        raise InputError(
+            f"{path}: the samples {' and '.join(changed)} are not those of its training, whose files have changed "
+            f"since; {remedy}"
+        )
 
 
 def say_missing(labels_n: np.ndarray, classes: int, where: str, item: str) -> None:

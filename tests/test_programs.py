@@ -142,6 +142,14 @@ def test_augmentation_is_of_training_alone(program, tmp_path):
         assert not name.startswith("validation") or plain[name] == changed[name]
 
 
+def test_a_run_does_not_resume_with_other_recordings(program, shd_folder):
+    """Some that were held out would be trained on."""
+    assert program(f"{TRAIN} --epochs 1 --save_name x").returncode == 0
+    write_shd(shd_folder / "shd_train.h5", **make_events(45, 3, 40, 0))
+    refused = program(f"{TRAIN} --epochs 2 --save_name x --resume")
+    assert_one_line(refused, "the samples to train on and held out are not those of its training", "bring these back")
+
+
 @pytest.mark.usefixtures("shd_folder")
 def test_resume_with_augmentation(program, tmp_path):
     for words in ("3 --save_name whole", "2 --save_name parts", "3 --save_name parts --resume"):

@@ -147,6 +147,9 @@ def test_train_and_test_without_a_test_file(program, shd_folder):
     for other in ("test_by=recording", "test_share=0.6"):  # would set some apart that were trained on
         refused = program(f"test.py --load_pt_file shd_fs0.2_tau20_adlif --set data.{other}")
         assert_one_line(refused, f"data.{other.split('=')[0]} was ", "in its training", "leave it as it was")
+    write_shd(shd_folder / "shd_train.h5", **make_events(63, 3, 40, 0))
+    refused = program("test.py --load_pt_file shd_fs0.2_tau20_adlif")  # would set others apart
+    assert_one_line(refused, "the samples set apart for the test are not those of its training", "bring these back")
     result = program(f"{TRAIN} --epochs 1 --set data.test_file=shd_train.h5 --save_name same")
     assert result.returncode == 0, result.stderr
     result = program("test.py --load_pt_file same")

@@ -1,5 +1,7 @@
 """Scaled output thresholds: each row equals a network with that threshold; held-out data choose."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -61,6 +63,10 @@ def test_a_test_draws_the_curve(program, tmp_path, shd_folder, monkeypatch):
     assert set(measured["thresholds"]["chosen"]) == {"0", "2"}
     assert given == [measured["thresholds"]["held_out"]]
     assert given != [measured["thresholds"]["test"]]
+    shutil.copy(shd_folder / "shd_train.h5", shd_folder / "shd_validation.h5")  # would be held out now
+    refused = program("test.py --load_pt_file x --thresholds")
+    assert_one_line(refused, "the samples held out are not those of its training, whose files have changed since")
+    (shd_folder / "shd_validation.h5").unlink()
     (shd_folder / "shd_train.h5").unlink()  # nothing is held out without it
     assert_one_line(program("test.py --load_pt_file x --thresholds"), "shd_train.h5")
 

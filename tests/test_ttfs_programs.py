@@ -53,8 +53,7 @@ def test_train_then_test(program, tmp_path, toy_file):
     assert (run / "test" / "spike_times.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.usefixtures("toy_file")
-def test_same_seed_same_run_and_resume(program, tmp_path):
+def test_same_seed_same_run_and_resume(program, tmp_path, toy_file):
     """Three epochs at once equal two and one more, also with augmentation; another seed gives another run."""
     for words in (
         "3 --save_name whole",
@@ -72,6 +71,11 @@ def test_same_seed_same_run_and_resume(program, tmp_path):
     assert not torch.equal(whole["readout.weight"], other["readout.weight"])
     refused = program(f"{TRAIN_IMAGES} --epochs 4 --save_name parts --resume --set ttfs.T=2.0")
     assert_one_line(refused, "cannot resume with another ttfs.T")
+    with np.load(toy_file) as file:
+        arrays = dict(file)
+    np.savez(toy_file, **arrays | {"x_train": arrays["x_train"][::-1], "y_train": arrays["y_train"][::-1]})
+    refused = program(f"{TRAIN_IMAGES} --epochs 4 --save_name parts --resume --set train.lr_decay=false")
+    assert_one_line(refused, "the samples to train on and held out are not those of its training", "bring these back")
 
 
 @pytest.mark.usefixtures("toy_file")

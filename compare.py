@@ -7,6 +7,7 @@ shows the pictures side by side. Under each code that both have, it gives the ac
 
 import json
 import re
+import shlex
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
@@ -123,10 +124,10 @@ def test_of(path: Path) -> str:
     """Return the command that tests a run, or that fills the folder of a test such as test_last or test_int8."""
     found = re.fullmatch(r"test(?:_(.+?))??(_int8)?", path.name)
     if not found or path.parent.name == "runs":
-        return f"python test.py --load_pt_file {path}"
+        return f"python test.py --load_pt_file {shlex.quote(str(path))}"
     checkpoint, int8 = found.groups()
     run = path.parent / f"{checkpoint}.pt" if checkpoint else path.parent
-    return f"python test.py --load_pt_file {run}" + (" --quantise int8" if int8 else "")
+    return f"python test.py --load_pt_file {shlex.quote(str(run))}" + (" --quantise int8" if int8 else "")
 
 
 def check_same_samples(one: Tested, other: Tested) -> None:
@@ -134,9 +135,10 @@ def check_same_samples(one: Tested, other: Tested) -> None:
     if one.metrics["samples_of"] == other.metrics["samples_of"]:
         return
     data = (f"{run.metrics['data']} ({len(run.samples['target'])} samples)" for run in (one, other))
+    runs = shlex.join(str(run.folder.parent) for run in (one, other))
     raise InputError(
         f"{one.name} and {other.name} were tested on different data: {' and '.join(data)}; test both on the same data: "
-        f"python test.py --load_pt_file {one.folder.parent} {other.folder.parent} --path_to_dataset DIR"
+        f"python test.py --load_pt_file {runs} --path_to_dataset DIR"
     )
 
 

@@ -90,6 +90,7 @@ def run(main: Callable[[], None]) -> None:
 
     SIGTERM gives 143 in programs that use `Interruption`.
     """
+    output.replace_closed_streams()
     output.take_any_character()
     if signal.getsignal(signal.SIGINT) is _end:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,7 +1,8 @@
-"""Text output to a terminal or a file whose encoding may lack some characters."""
+"""Text output to a terminal or a file that may be closed, or whose encoding may lack some characters."""
 
 import codecs
 import io
+import os
 import sys
 
 PLAIN = str.maketrans({"–": "-", "±": "+-", "τ": "tau", "θ": "theta", "α": "alpha", "λ": "lambda", "σ": "sigma"})
@@ -19,3 +20,16 @@ def take_any_character() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # some launchers have None or another type
             stream.reconfigure(errors="plainly")
+
+
+def replace_closed_streams() -> None:
+    """Open the null device in place of standard streams that were closed (2>&-).
+
+    A progress bar fails without a stream, and the next file to be opened would get its number and what is meant for it.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # it gets the lowest number that is free
+    sys.stdout, sys.stderr = sys.stdout or os.fdopen(1, "w"), sys.stderr or os.fdopen(2, "w")

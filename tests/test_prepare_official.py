@@ -43,12 +43,12 @@ def test_official_files_packed_or_not(program, tmp_path, name, packed):
     assert result.returncode == 0, result.stderr
 
 
-def test_names_do_not_matter(program, tmp_path):
+def test_names_do_not_matter(tmp_path, capsys):
     a = pack(write_official(tmp_path / "a", "shd", "test"))
     b = write_official(tmp_path / "download (1)", "shd", "train").rename(tmp_path / "b.bin")
-    result = program(f"-m datasets.prepare shd {a.name} {b.name} --out out")
-    assert result.returncode == 0, result.stderr
-    assert len(readers.read("shd", tmp_path / "out/shd_train.h5", "train", 700, 20)) == 40
+    heidelberg.convert_official("shd", [a, b], tmp_path / "the out", partial_files=False)
+    assert f"--path_to_dataset '{tmp_path}/the out'" in capsys.readouterr().out
+    assert len(readers.read("shd", tmp_path / "the out/shd_train.h5", "train", 700, 20)) == 40
 
 
 BAD = {

@@ -11,6 +11,7 @@ import argparse
 import gzip
 import os
 import re
+import shlex
 import zlib
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -67,7 +68,7 @@ def convert_official(name: str, sources: Sequence[Path], out_dir: Path, partial_
         )
     print(
         f"{', '.join(f'{name}_{split}.h5' for split in made)} in {out_dir}; to train on them: bash run.sh "
-        f"configs/adlif_{name}.yaml --path_to_dataset {out_dir}"
+        f"configs/adlif_{name}.yaml --path_to_dataset {shlex.quote(str(out_dir))}"
     )
 
 

@@ -140,6 +140,8 @@ def read_checkpoint(
     of_training |= {"data.augment", "data.crop_pad"}  # --thresholds reads the fields of what was held out
     of_training -= settings.marked(type(cfg), Mark.MACHINE)
     for field, words in parser.given(args).items():
+        if field in ("data", "train"):
+            raise InputError(f"command line: {words}: only train.py reads all of {field}; set its fields one by one")
         if any(field == name or field.startswith(f"{name}.") for name in of_training):
             raise InputError(f"command line: {words}: only train.py reads {field}; leave it out of a test")
     section, own = trained.section, tasks.kind_of(trained).testing.words

@@ -217,7 +217,7 @@ def check_samples(toy: Path) -> None:
 def test_compare(program, toy):
     """The metrics are sums of the samples, the numbers are those of the metrics, and the page shows both runs."""
     assert_one_line(program("compare.py a b"), "a: not tested yet; run python test.py --load_pt_file a first")
-    with pytest.raises(InputError, match="run python test.py --load_pt_file 'my runs/a' first"):
+    with pytest.raises(InputError, match=r"run python test\.py --load_pt_file 'my runs/a' first"):
         compare.read(Path("my runs/a"))
     assert program("test.py --load_pt_file a b --test-batch-size 7").returncode == 0
     check_samples(toy)

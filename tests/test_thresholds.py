@@ -97,6 +97,8 @@ def test_recordings_that_were_trained_on_do_not_choose(program):
         assert_one_line(
             program(f"test.py --load_pt_file x --set {words}"), f"only train.py reads {field}; leave it out"
         )
+    whole = program('test.py --load_pt_file x --set train={"epochs":1}')
+    assert_one_line(whole, "only train.py reads all of train; set its fields one by one")
     for words, field in (
         ("--set data.validation_share=0.4", "data.validation_share"),
         ("--set data.test_share=0.4", "data.test_share"),

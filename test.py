@@ -77,7 +77,7 @@ def alike(subjects: Sequence[Subject]) -> list[list[Subject]]:
     for subject in subjects:
         data, train = subject.cfg.data, subject.cfg.train
         path = getattr(data, "test_path", None)  # the training file if data.test_by is set
-        seen = data.model_dump_json(exclude=settings.marked(type(data), Mark.TRAINING))
+        seen = str(data.model_dump(exclude=settings.marked(type(data), Mark.TRAINING)))
         same = type(subject.cfg), seen, path, train.test_batch_size, train.device, subject.content["class_names"]
         groups[same].append(subject)
     return list(groups.values())

@@ -298,6 +298,13 @@ def test_bad_input_is_one_line(program, toy, monkeypatch, kind):
         assert not (toy / "runs" / "b" / "test" / "metrics.json").exists()  # found before the work
 
 
+def test_a_folder_whose_name_is_no_text(program, toy):
+    folder = (toy / "data").rename(toy / os.fsdecode(b"d\xff"))
+    tested = program(f"test.py --load_pt_file a --path_to_dataset {folder.name}")
+    assert tested.returncode == 0, tested.stderr
+    assert read_metrics("runs/a")["data"] == f"{folder.name}/toy_test.h5"
+
+
 def test_what_was_there_stays_until_the_new_is_whole(tmp_path, monkeypatch):
     path = tmp_path / "metrics.json"
     write_whole(path, "before")

@@ -20,6 +20,7 @@ from snn.errors import InputError
 
 PROVENANCE = "provenance"  # attribute: a JSON object of the parameters the file was made with
 MOST_SHRUNK = 1032  # times: how much deflate shrinks zeros; no event list comes near it
+IS_WRITTEN = "unable to lock file", "already open for write"  # in messages of the C library
 LISTS_AT_ONCE = 64
 PIECE = 2**14  # bytes
 SMALL = 2**20  # bytes that a file may always claim, for instance for labels that were never written and are all 0
@@ -43,6 +44,11 @@ def border(path: Path) -> Iterator[None]:
     # h5py has no exception of its own: which of Python's it raises depends on the place of the damage
     except (OSError, RuntimeError, LookupError, ValueError, TypeError, ArithmeticError, AttributeError) as error:
         reason = " ".join(str(error).split())
+        if any(words in reason for words in IS_WRITTEN):
+            raise InputError(
+                f"{path}: another program has it open for writing, or ended before it closed it; close it there, or "
+                f"write it again ({reason:.120})"
+            ) from None
         raise InputError(
             f"{path}: not a readable HDF5 file, perhaps truncated; fetch it again ({reason:.120})"
         ) from None

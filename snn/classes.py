@@ -1,5 +1,6 @@
 """Classes by name: if files name their classes, they are matched by name and not by number."""
 
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -8,6 +9,7 @@ import numpy as np
 
 from snn.errors import InputError
 
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")  # a line has one end, and a terminal takes no commands
 MOST_SAID = 5  # the most names in a message
 
 
@@ -19,8 +21,8 @@ class Named(NamedTuple):
 
 
 def tidied(names: Iterable[str]) -> tuple[str, ...]:
-    """Remove invisible differences between names: blanks around them, and the two encodings of an accent."""
-    return tuple(unicodedata.normalize("NFC", name).strip() for name in names)
+    """Remove what is invisible in names: control characters, blanks around them, and the two encodings of an accent."""
+    return tuple(unicodedata.normalize("NFC", CONTROL.sub(" ", name)).strip() for name in names)
 
 
 def all_different(names: tuple[str, ...], where: str) -> tuple[str, ...]:

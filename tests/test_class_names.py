@@ -67,7 +67,7 @@ def test_labels_take_the_numbers_of_their_names(tmp_path, order):
 
 
 def test_names_that_only_look_otherwise_are_the_same():
-    assert tidied(["fu\u0308nf ", " Ja"]) == ("fünf", "Ja")
+    assert tidied(["fu\u0308nf ", " Ja", "no\r\nway\x1b[2J"]) == ("fünf", "Ja", "no way [2J")
     assert numbers_in(Named(("a", "a"), "x"), Named(("a", "a"), "y")).tolist() == [0, 1]
     with pytest.raises(InputError, match="y: two classes have the name 'a'"):
         numbers_in(Named(("a", "a", "b"), "x"), Named(("b", "a", "a"), "y"))

@@ -1,5 +1,6 @@
 """Damaged and strange files of every layout: read correctly or refused in one line, in bounded time and memory."""
 
+import fcntl
 import itertools
 import re
 import signal
@@ -170,3 +171,13 @@ def test_promises_that_a_file_cannot_keep(tmp_path, claim, message):
         path.write_bytes(content)
     with pytest.raises(InputError, match=re.escape(message)):
         readers.read("shd", path, "train", 40, 3)
+
+
+def test_a_file_that_is_being_written(shd_folder):
+    """It is not damaged, and need not be fetched again."""
+    path = shd_folder / "shd_train.h5"
+    with path.open("rb+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # as the C library does while it writes
+        with pytest.raises(InputError, match="another program has it open for writing"):
+            readers.read("shd", path, "train", 40, 3)
+    assert len(readers.read("shd", path, "train", 40, 3)) == 60

@@ -79,6 +79,7 @@ class EventTraining(Training):
         data, train = cfg.data, cfg.train
         self.chosen_by = cfg.loss.chosen.chosen_by
         self.cures = cures_of(cfg.loss.chosen)
+        check_validation_file(data)
         if team.leads:
             prepare.make_if_missing(data.train_path, data.dataset_name, data.prepare)
         team.wait()
@@ -432,6 +433,17 @@ def _read(data: config.Data, path: Path, split: layouts.Split, bins: Bins, class
     return as_inputs(recordings, data)
 
 
+def check_validation_file(data: config.Data) -> None:
+    """Raise InputError if the best model would be chosen on what it is trained on, or tested on."""
+    if (path := data.validation_path) is not None:
+        for name, other in (("training", data.train_path), ("test", data.test_path)):
+            if path.resolve() == other.resolve():
+                raise InputError(
+                    f"data.validation_file: {path} is the {name} file, too; leave it out, so that a share of the "
+                    "training file (data.validation_share) chooses the best model"
+                )
+
+
 def has_set_apart(subject: Subject) -> bool:
     """Return whether a test is on recordings that data.test_by sets apart in the training file, wherever this lies."""
     data = subject.cfg.data
@@ -444,7 +456,7 @@ def fingerprint_of(recordings: AnyRecordings, index: np.ndarray) -> str:
 
 
 def check_test_data(subject: Subject) -> None:
-    """Raise InputError if data.test_by would set other recordings apart than in training; warn of the training file."""
+    """Raise InputError if data.test_by would set other recordings apart than in training; warn of files it has seen."""
     data, trained = subject.cfg.data, subject.trained.data
     if has_set_apart(subject):
         for name in ("test_by", "test_share"):
@@ -455,6 +467,8 @@ def check_test_data(subject: Subject) -> None:
                 )
     elif data.test_path.resolve() == trained.train_path.resolve():
         print(f"warning: {data.test_path}: {subject.path} was trained on this file", file=sys.stderr)
+    elif trained.validation_path and data.test_path.resolve() == trained.validation_path.resolve():
+        print(f"warning: {data.test_path}: this file has chosen the best epoch of {subject.path}", file=sys.stderr)
 
 
 def look_at_test_data(data: config.Data, classes: Named) -> None:

@@ -41,6 +41,17 @@ def test_the_validation_file_chooses_the_model_and_all_others_train(program, shd
     assert result.returncode == 0, result.stderr
 
 
+def test_files_for_training_and_test_do_not_choose_the_model(program, shd_folder):
+    for name, what in (("shd_train.h5", "training"), ("shd_test.h5", "test")):
+        refused = program(f"{TRAIN} --epochs 1 --set data.validation_file={name}")
+        assert_one_line(refused, f"data.validation_file: shd/{name} is the {what} file, too; leave it out")
+    write_shd(shd_folder / "late.h5", **make_events(30, 3, 40, 2))
+    assert program(f"{TRAIN} --epochs 1 --save_name x --set data.validation_file=late.h5").returncode == 0
+    tested = program("test.py --load_pt_file x --set data.test_file=late.h5")
+    assert tested.returncode == 0, tested.stderr
+    assert "warning: shd/late.h5: this file has chosen the best epoch of runs/x/best.pt" in tested.stderr
+
+
 def test_a_validation_file_that_is_named_must_be_there(program, shd_folder):
     assert_one_line(program(f"{TRAIN} --epochs 1 --set data.validation_file=none.h5"), "none.h5: not found")
 

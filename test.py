@@ -106,11 +106,14 @@ def read_command_line() -> tuple[argparse.Namespace, list[Subject]]:
     args = parser.parse_args()
     if args.load_pt_file is None:
         raise InputError("command line: --load_pt_file is missing: a checkpoint such as runs/<name>/best.pt")
-    paths = list(dict.fromkeys(arguments.find_checkpoint(path, args.best_model) for path in args.load_pt_file))
-    folders = [path.parent for path in paths]
+    paths: dict[tuple[Path, str], Path] = {}
+    for given in args.load_pt_file:
+        path = arguments.find_checkpoint(given, args.best_model)
+        paths.setdefault((path.parent.resolve(), path.name), path)  # each once, whatever its folder is called
+    folders = [folder for folder, _ in paths]
     subjects = []
-    for path in paths:
-        has_others = folders.count(path.parent) > 1 or path.with_name("best.pt").exists()
+    for (folder, _), path in paths.items():
+        has_others = folders.count(folder) > 1 or path.with_name("best.pt").exists()
         keeps_apart = has_others and path.stem != "best"  # from other checkpoints of its run
         words = ["test", *([path.stem] if keeps_apart else []), *([args.quantise] if args.quantise else [])]
         out = path.parent / "_".join(words)

@@ -145,7 +145,8 @@ def test_many_at_once(program, toy, monkeypatch):
     reads = []
     read = tasks.events.read_recordings
     monkeypatch.setattr(tasks.events, "read_recordings", lambda *words: reads.append(words) or read(*words))
-    result = program("test.py --load_pt_file a runs/b runs/c/best.pt runs/c/last.pt a --test-batch-size 10")
+    again = f"a {toy}/runs/a"
+    result = program(f"test.py --load_pt_file a runs/b runs/c/best.pt runs/c/last.pt {again} --test-batch-size 10")
     assert result.returncode == 0, result.stderr
     assert len(reads) == 1
     lines = result.stdout.splitlines()

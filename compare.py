@@ -8,6 +8,7 @@ shows the pictures side by side. Under each code that both have, it gives the ac
 import json
 import re
 import shlex
+import sys
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
@@ -236,11 +237,15 @@ def pairs(one: Tested, other: Tested) -> list[Picture]:
 
 
 def configurations(one: Tested, other: Tested) -> list[Table]:
-    """Return a table of the fields that differ, or none if a run has lost its config.yaml."""
+    """Return a table of the fields that differ, or none if a run has lost its config.yaml or its loss."""
     paths = [run.folder.parent / "config.yaml" for run in (one, other)]
     if not all(path.is_file() for path in paths):
         return []
-    configs = [settings.load(path) for path in paths]
+    try:
+        configs = [settings.load(path) for path in paths]
+    except InputError as error:
+        print(f"warning: the page does not say which fields differ: {error}", file=sys.stderr)
+        return []
     rows = []
     for field in settings.differences(*configs):
         values = list(configs)

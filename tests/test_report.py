@@ -253,6 +253,11 @@ def test_compare(program, toy):
     namesakes = program("compare.py runs/a old/a").stdout
     assert all(folder in namesakes for folder in ("runs/a/test", "old/a/test"))
 
+    (toy / "runs" / "b" / "config.yaml").write_text("loss: {mode: mine}")  # whose file is gone
+    compared = program("compare.py a b --out lost.html")
+    assert (compared.returncode, (toy / "lost.html").is_file()) == (0, True)
+    assert "warning: the page does not say which fields differ: runs/b/config.yaml" in compared.stderr
+
     path = toy / "runs" / "b" / "test" / "metrics.json"
     metrics = read_metrics("runs/b")
     path.write_text(json.dumps(metrics | {"samples_of": "another", "data": "data/other_test.h5"}))

@@ -1,6 +1,7 @@
 """Networks: parameter counts of the paper, chunks, dropout over time, checkpoints."""
 
 import math
+import os
 
 import numpy as np
 import pytest
@@ -302,11 +303,10 @@ def test_a_failed_save_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     checkpoint.save(path, cfg, build(cfg))
     before = path.read_bytes()
 
-    def full_disk(content, file):
-        file.write(b"half")
+    def full_disk(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", full_disk)
+    monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(InputError, match="No space left on device"):
         checkpoint.save(path, cfg, build(cfg))
     assert path.read_bytes() == before

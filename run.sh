@@ -44,9 +44,10 @@ has_packages() {
   packages "$1" >/dev/null
 }
 
-# Install the packages on standard input, one per line.
+# Install the packages on standard input, one per line. Python compiles the modules that it imports; to compile all of
+# them here would take half a minute or more.
 pip_install() {
-  "$own/bin/python" -m pip install --quiet --disable-pip-version-check "$@" -r /dev/stdin 2>&1
+  "$own/bin/python" -m pip install --quiet --no-compile --disable-pip-version-check "$@" -r /dev/stdin 2>&1
 }
 
 # Make or complete a .venv with all packages.

@@ -20,6 +20,7 @@ from datasets.prepare.cameras import pieces
 from datasets.prepare.cameras.pieces import Said
 from datasets.prepare.cut import Shape
 from datasets.prepare.picture import Picture
+from datasets.prepare.recordings import Recording
 from datasets.prepare.unfinished import Unfinished
 from datasets.prepare.writer import new_file
 from snn import config
@@ -392,6 +393,32 @@ def test_a_run_that_ends_as_it_begins_to_continue_loses_nothing(tmp_path, cut):
         again.close()
     index.write_bytes(b"")
     assert not Unfinished(tmp_path / "x", {"size": 1}, found).lines
+
+
+def test_recordings_that_wait_hold_no_files_open(tmp_path):
+    """Those of an interrupted run are maps of files, each of which holds one open; many systems allow 256 at a time."""
+    (path := tmp_path / "a.bin").touch()
+    found = [Recording(path, "a", None, None)]
+    first, events = Unfinished(tmp_path / "x", {}, found), np.arange(10, dtype=np.uint32)
+    for _ in range(100):
+        first.append(events, events)
+        first.whole()
+    first.commit(found[0], 0)
+    first.close()
+    again = Unfinished(tmp_path / "x", {}, found)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/dev/fd")) + 50, hard))
+    try:
+        with new_file(tmp_path / "x.h5", {}) as file:
+            made = store.Store(file, 9000)
+            for _, recording in again.recordings():
+                made.append(*recording)
+            made.finish(["a"] * 100, None, [None] * 100, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        again.close()
+    with h5py.File(tmp_path / "x.h5") as file:
+        assert [row.tolist() for row in file["spikes/units"][()]] == [events.tolist()] * 100
 
 
 @pytest.mark.parametrize("in_memory", [True, False])

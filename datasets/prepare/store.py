@@ -39,15 +39,14 @@ class Store:
         file.attrs[TICKS_PER_SECOND] = MICROSECONDS
 
     def append(self, times_us: np.ndarray, units: np.ndarray) -> None:
-        """Add a recording: times [events], whole µs, ascending from 0 or later, and units [events].
-
-        The arrays may be kept for a while, so they must not change.
-        """
+        """Add a recording: times [events], whole µs, ascending from 0 or later, and units [events]."""
         self.waiting.append((times_us, units))
         self.number += 1
         self.events += len(times_us)
         if self.events >= EVENTS_AT_ONCE or len(self.waiting) == RECORDINGS_AT_ONCE:
             self._write()
+        else:  # copied, because a map of a file holds it open, and a part of an array the whole array
+            self.waiting[-1] = times_us.copy(), units.copy()
 
     def _write(self) -> None:
         """Write the recordings that wait: a call of HDF5 takes longer than a hundred short lists within it."""

@@ -1,5 +1,6 @@
 """Speech, digits, WAV folders and the command line that makes event files of them."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -193,6 +194,17 @@ def test_a_full_disk_is_one_error(tmp_path, kind):
     assert [path.name for path in tmp_path.iterdir()] == ["whole.h5"]
     if kind != "camera":  # room that was not needed is given back
         assert (tmp_path / "whole.h5").stat().st_size < 60 * 3000 * 6 + 2**17
+
+
+@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EINVAL])
+def test_a_file_system_that_cannot_take_room_is_written_all_the_same(tmp_path, monkeypatch, number):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse, raising=False)
+    times = np.arange(5, dtype=np.float32)
+    writer.write_events(tmp_path / "x.h5", [(times, times)], [0], ["a"], {}, None)
+    assert len(readers.read("shd", tmp_path / "x.h5", "train", 5, 1)) == 1
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path):

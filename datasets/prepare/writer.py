@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,6 +17,7 @@ from snn.errors import InputError
 from snn.files import whole
 
 ROOM = 2**18  # bytes, more than HDF5 adds to a recording
+CANNOT_TAKE_ROOM = errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL  # of file systems, where the C library does not help
 
 
 def remove_leftovers(path: Path) -> None:
@@ -62,6 +64,7 @@ def make_room(file: h5py.File, *arrays: np.ndarray) -> None:
     """Take room on the disk for these arrays and for what HDF5 adds to them. OSError if there is none (on Linux).
 
     HDF5 must not find out itself: if it cannot write what it holds, it prints pages, and the program ends in a crash.
+    Some file systems cannot take room, and then it does.
     """
     room = ROOM + sum(array.nbytes for array in arrays)
     _take_room(file.id.get_vfd_handle(), file.id.get_filesize(), room)
@@ -69,7 +72,11 @@ def make_room(file: h5py.File, *arrays: np.ndarray) -> None:
 
 def _take_room(descriptor: int, start: int, size: int) -> None:
     if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(descriptor, start, size)
+        try:
+            os.posix_fallocate(descriptor, start, size)
+        except OSError as error:
+            if error.errno not in CANNOT_TAKE_ROOM:
+                raise
 
 
 def write_events(

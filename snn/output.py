@@ -25,11 +25,12 @@ def take_any_character() -> None:
 def replace_closed_streams() -> None:
     """Open the null device in place of standard streams that were closed (2>&-).
 
-    A progress bar fails without a stream, and the next file to be opened would get its number and what is meant for it.
+    A progress bar fails without a stream, and the next file to be opened would get its number and what is meant for it,
+    here and in the programs and processes that this one starts.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # it gets the lowest number that is free
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it gets the lowest number that is free
     sys.stdout, sys.stderr = sys.stdout or os.fdopen(1, "w"), sys.stderr or os.fdopen(2, "w")

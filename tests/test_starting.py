@@ -140,14 +140,16 @@ def test_characters_that_a_stream_lacks(monkeypatch, tmp_path, text, plain):
 
 
 def test_streams_that_are_closed(tmp_path):
-    """The next file to be opened does not get their numbers, and a progress bar finds a stream."""
+    """The next file to be opened does not get their numbers, here and in a child, and a progress bar finds a stream."""
+    (tmp_path / "child.py").write_text("with open('its', 'w') as file:\n    file.write(str(file.fileno() > 2))\n")
     (tmp_path / "own.py").write_text(
-        "import sys\nfrom snn import cli\nfrom tqdm import tqdm\n\ndef main():\n    with open('out', 'w') as file:\n"
-        "        file.write(str([*tqdm([file.fileno() > 2])]))\n    print(1, file=sys.stderr)\n\ncli.run(main)\n"
+        "import subprocess, sys\nfrom snn import cli\nfrom tqdm import tqdm\n\n"
+        "def main():\n    with open('out', 'w') as file:\n        file.write(str([*tqdm([file.fileno() > 2])]))\n"
+        "    print(1, file=sys.stderr)\n    subprocess.run([sys.executable, 'child.py'], check=True)\n\ncli.run(main)\n"
     )
     command = ["sh", "-c", 'exec "$0" own.py <&- >&- 2>&-', sys.executable]
     assert subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}).returncode == 0
-    assert (tmp_path / "out").read_text() == "[True]"
+    assert [(tmp_path / name).read_text() for name in ("out", "its")] == ["[True]", "True"]
 
 
 def test_text_files_are_read_and_written_as_utf8_whatever_the_locale():

@@ -5,6 +5,7 @@ not survive two kinds of damage, so these are looked for first. It would allocat
 the file holds before refusing it, and it would never leave a heap of lists with an object of size 0.
 """
 
+import errno
 import math
 import os
 import struct
@@ -20,7 +21,8 @@ from snn.errors import InputError
 
 PROVENANCE = "provenance"  # attribute: a JSON object of the parameters the file was made with
 MOST_SHRUNK = 1032  # times: how much deflate shrinks zeros; no event list comes near it
-IS_WRITTEN = "unable to lock file", "already open for write"  # in messages of the C library
+CANNOT_LOCK = "unable to lock file"  # in messages of the C library, as the next
+IS_WRITTEN = f"{CANNOT_LOCK}, errno = {errno.EWOULDBLOCK},", "already open for write"
 LISTS_AT_ONCE = 64
 PIECE = 2**14  # bytes
 SMALL = 2**20  # bytes that a file may always claim, for instance for labels that were never written and are all 0
@@ -48,6 +50,11 @@ def border(path: Path) -> Iterator[None]:
             raise InputError(
                 f"{path}: another program has it open for writing, or ended before it closed it; close it there, or "
                 f"write it again ({reason:.120})"
+            ) from None
+        if CANNOT_LOCK in reason:
+            raise InputError(
+                f"{path}: its file system locks no files; copy it to another, or set HDF5_USE_FILE_LOCKING=FALSE in "
+                f"the environment ({reason:.120})"
             ) from None
         raise InputError(
             f"{path}: not a readable HDF5 file, perhaps truncated; fetch it again ({reason:.120})"

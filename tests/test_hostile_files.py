@@ -181,3 +181,12 @@ def test_a_file_that_is_being_written(shd_folder):
         with pytest.raises(InputError, match="another program has it open for writing"):
             readers.read("shd", path, "train", 40, 3)
     assert len(readers.read("shd", path, "train", 40, 3)) == 60
+
+
+def test_a_file_on_a_file_system_without_locks(shd_folder, monkeypatch):
+    def refuse(*_):
+        raise OSError("[Errno 37] Unable to open file (unable to lock file, errno = 37, error message = 'No locks')")
+
+    monkeypatch.setattr(h5py, "File", refuse)
+    with pytest.raises(InputError, match=r"its file system locks no files; .* set HDF5_USE_FILE_LOCKING=FALSE"):
+        readers.read("shd", shd_folder / "shd_train.h5", "train", 40, 3)

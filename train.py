@@ -290,7 +290,7 @@ def resume(
             "as many (--epochs)"
         )
     check_unchanged(
-        content, task.trained_on, path, "bring these back, or train again without --resume or with another --save_name"
+        content, task.trained_on, path, "bring those back, or train again without --resume or with another --save_name"
     )
     if content["best_epoch"]:
         checkpoint.load(run / "best.pt")

@@ -51,7 +51,7 @@ from tasks.kind import (
 
 COCHLEA_CHANNELS = 700  # those that `datasets.prepare` makes of sound
 TO_TRAIN, HELD_OUT, SET_APART = "to train on", "held out", "set apart for the test"  # of Training.trained_on
-REMEDY = "bring these back, because the network may have been trained on others of the files"
+REMEDY = "take those of its training, because it may have been trained on some of these"
 TEST_SEED = 0  # data.test_by sets the same recordings apart whatever the run's seed
 
 
@@ -215,7 +215,8 @@ class EventTesting(Testing):
         for subject in subjects:
             if has_set_apart(subject):
                 now = {SET_APART: fingerprint_of(self.recordings, np.arange(len(self.recordings)))}
-                check_unchanged(subject.content, now, subject.path, REMEDY)
+                whole = "to test on all of another file, add --set data.test_by=null --set data.test_file=NAME"
+                check_unchanged(subject.content, now, subject.path, f"{REMEDY}; {whole}")
         say_missing(self.recordings.labels, data.num_classes, str(data.test_path), "recording")
         self.evaluations = [Evaluation() for _ in subjects]
         self.objectives = [partial(goal(subject.cfg, subject.cfg.loss), training=False) for subject in subjects]

@@ -194,8 +194,8 @@ def check_unchanged(content: Mapping[str, Any], now: Mapping[str, str], path: Pa
     then = content.get("trained_on", {})
     if changed := [name for name in now if then.get(name, now[name]) != now[name]]:
         raise InputError(
-            f"{path}: the samples {' and '.join(changed)} are not those of its training, whose files have changed "
-            f"since; {remedy}"
+            f"{path}: the samples {' and '.join(changed)} are not those of its training; their files have changed "
+            f"since, or are others: {remedy}"
         )
 
 

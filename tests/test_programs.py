@@ -147,7 +147,7 @@ def test_a_run_does_not_resume_with_other_recordings(program, shd_folder):
     assert program(f"{TRAIN} --epochs 1 --save_name x").returncode == 0
     write_shd(shd_folder / "shd_train.h5", **make_events(45, 3, 40, 0))
     refused = program(f"{TRAIN} --epochs 2 --save_name x --resume")
-    assert_one_line(refused, "the samples to train on and held out are not those of its training", "bring these back")
+    assert_one_line(refused, "the samples to train on and held out are not those of its training", "bring those back")
 
 
 @pytest.mark.usefixtures("shd_folder")

@@ -160,7 +160,15 @@ def test_train_and_test_without_a_test_file(program, shd_folder):
         assert_one_line(refused, f"data.{other.split('=')[0]} was ", "in its training", "leave it as it was")
     write_shd(shd_folder / "shd_train.h5", **make_events(63, 3, 40, 0))
     refused = program("test.py --load_pt_file shd_fs0.2_tau20_adlif")  # would set others apart
-    assert_one_line(refused, "the samples set apart for the test are not those of its training", "bring these back")
+    ways = "are others: take those of its training", "add --set data.test_by=null --set data.test_file=NAME"
+    assert_one_line(refused, "the samples set apart for the test are not those of its training", *ways)
+    (shd_folder / "shd_train.h5").rename(shd_folder.parent / "shd_train.h5")
+    whole = "--path_to_dataset . --set data.test_by=null --set data.test_file=shd_train.h5"
+    result = program(f"test.py --load_pt_file shd_fs0.2_tau20_adlif {whole}")
+    assert result.returncode == 0, result.stderr
+    with np.load(shd_folder.parent / "runs/shd_fs0.2_tau20_adlif/test/samples.npz") as samples:
+        assert len(samples["target"]) == 63
+    write_shd(shd_folder / "shd_train.h5", **make_events(60, 3, 40, 0))
     result = program(f"{TRAIN} --epochs 1 --set data.test_file=shd_train.h5 --save_name same")
     assert result.returncode == 0, result.stderr
     result = program("test.py --load_pt_file same")

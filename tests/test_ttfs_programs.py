@@ -75,7 +75,7 @@ def test_same_seed_same_run_and_resume(program, tmp_path, toy_file):
         arrays = dict(file)
     np.savez(toy_file, **arrays | {"x_train": arrays["x_train"][::-1], "y_train": arrays["y_train"][::-1]})
     refused = program(f"{TRAIN_IMAGES} --epochs 4 --save_name parts --resume --set train.lr_decay=false")
-    assert_one_line(refused, "the samples to train on and held out are not those of its training", "bring these back")
+    assert_one_line(refused, "the samples to train on and held out are not those of its training", "bring those back")
 
 
 @pytest.mark.usefixtures("toy_file")

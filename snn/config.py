@@ -85,7 +85,11 @@ class Augment(Section):
     mask: NonNegativeInt = Field(
         0, description="up to this many neighbouring channels (or columns) of a recording are silent"
     )
-    mask_ms: NonNegativeFloat = Field(0.0, description="a recording is silent for up to this long (ms)")
+    mask_ms: NonNegativeFloat = Field(
+        0.0,
+        description="a recording is silent for up to this long (ms); with blend each of the two is, in its own time "
+        "before they move together, so a blended recording as a whole need not be silent anywhere",
+    )
 
 
 class Data(DataSet):

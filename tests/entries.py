@@ -157,11 +157,12 @@ def events(draw: Draw) -> None:
 def products(draw: Draw) -> None:
     R, C, N = draw.of([1, 6, 70]), draw.of([1, 5, 70]), draw.of([1, 3, 65])
     x = draw.events(R, 1, C)
-    W, gy, dense = torch.rand(N, C), torch.rand(R, N), x.dense()[:, 0].float()
+    dense = x.dense().flatten(0, 1).float()
+    W, gy = torch.rand(N, dense.shape[1]), torch.rand(len(dense), N)
     if draw.chance(0.5):
         same(sparse.product(x.entries, W), dense @ W.T)
     else:
-        same(sparse.weight_gradient(x.entries, gy, C), gy.T @ dense)
+        same(sparse.weight_gradient(x.entries, gy, dense.shape[1]), gy.T @ dense)
 
 
 @entry
@@ -177,8 +178,11 @@ def finding(draw: Draw) -> None:
 @entry
 def convolution_products(draw: Draw) -> None:
     C, N, frames_ = draw.size(), draw.of([1, 5, 70]), draw.size(3)
-    shape = Geometry(draw.size(), draw.size(), draw.of([1, 3]), draw.of([1, 2]))
-    entries = draw.events(frames_, shape.height * shape.width, C).entries
+    height, width = draw.size(), draw.size()
+    x = draw.events(frames_, height * width, C)
+    (frames_, pixels, C), entries = x.shape, x.entries
+    width = 1 if pixels % width else width
+    shape = Geometry(pixels // width, width, draw.of([1, 3]), draw.of([1, 2]))
     if draw.chance(0.5):
         sparse_conv.product(entries, torch.rand(N, C, shape.kernel, shape.kernel), shape, with_sums=draw.chance(0.5))
     else:

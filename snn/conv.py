@@ -90,7 +90,9 @@ class EventConv(EventDriven, nn.Module):
             x_RC, _, entries = found
             return _EventConvolution.apply(x_RC, entries, self.weight, self.geometry).view(T, -1, len(self.weight))
         x_FCHW = as_frames(as_tensor(x_TPC).to(self.weight.dtype), self.geometry.height, self.geometry.width)
-        return as_pixels(F.conv2d(x_FCHW, self.weight, None, self.geometry.stride, self.geometry.kernel // 2), T)
+        kernel = self.geometry.kernel
+        x_FCHW, stride = sparse_conv.thinned(x_FCHW, kernel, self.geometry.stride)
+        return as_pixels(F.conv2d(x_FCHW, self.weight, None, stride, kernel // 2), T)
 
     def drive(self, num_inputs: int) -> Drive:
         """Return how the layer streams: the input of its neurons, event by event."""

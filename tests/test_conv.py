@@ -229,3 +229,26 @@ def test_frames_and_pixels_are_views():
     assert as_pixels(frames, 3).data_ptr() == frames.data_ptr() == x_TPC.data_ptr()
     out = F.conv2d(frames, torch.randn(8, 6, 3, 3), padding=1)
     assert as_pixels(out, 3).data_ptr() == out.data_ptr()
+
+
+@pytest.mark.parametrize("has_gradient", [True, False])
+def test_torch_takes_no_stride_over_single_pixels(monkeypatch, has_gradient):
+    """With one, its gradient of the weights writes beyond its memory. Equal to a 3 x 3 kernel with zeros around."""
+    x_TPC = torch.rand(3, 70, 5, dtype=torch.float64).requires_grad_(has_gradient)
+    small, large = EventConv(5, 3, 7, 5, 1, 2).double(), EventConv(5, 3, 7, 5, 3, 2).double()
+    large.weight.data.zero_()[..., 1:2, 1:2] = small.weight.data
+    given, gradients, conv2d = [], [], F.conv2d
+
+    def noted(x, W, bias, stride, padding):
+        given.append(stride)
+        return conv2d(x, W, bias, stride, padding)
+
+    monkeypatch.setattr(F, "conv2d", noted)
+    for layer, strides in ((small, [1]), (large, [1, 2])):
+        y = layer(x_TPC)
+        assert given == strides
+        wanted = (layer.weight, x_TPC) if has_gradient else (layer.weight,)
+        gW, *gx = torch.autograd.grad(y, wanted, torch.linspace(0, 1, y.numel(), dtype=y.dtype).view_as(y))
+        gradients.append([y, gW if gW.shape[-1] == 1 else gW[..., 1:2, 1:2], *gx])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)

@@ -48,6 +48,16 @@ class Geometry(NamedTuple):
         return -(-self.width // self.stride)
 
 
+def thinned(x_FCHW: Tensor, kernel: int, stride: int) -> tuple[Tensor, int]:
+    """Return the pixels that torch's convolution has to read, and its stride over them.
+
+    A kernel of 1 x 1 reads each pixel alone, so the stride can leave pixels out beforehand. If torch does that, its
+    gradient of the weights writes beyond its memory for few channels that lie last in memory (torch 2.14 with AVX2,
+    https://github.com/uxlfoundation/oneDNN/issues/6035).
+    """
+    return (x_FCHW[..., ::stride, ::stride], 1) if kernel == 1 else (x_FCHW, stride)
+
+
 @kernel
 def rows_of_pixels(
     offsets, channels, counts, inner, is_pixel_first, pixel_offsets, pixel_channels, pixel_counts, begin, end

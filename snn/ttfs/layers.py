@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from snn import checks, operations
-from snn.ops.sparse_conv import Geometry
+from snn.ops.sparse_conv import Geometry, thinned
 from snn.ttfs import functional
 
 # The synapses of a standardised neuron sum up to this much below 0. If they summed up to 0, inputs that all fire at
@@ -127,7 +127,9 @@ class Conv2d(SpikingLayer):
         return functional.conv2d(t_BCHW, self.synapses(), self.T, **options)
 
     def sums(self, x: Tensor, W: Tensor) -> Tensor:
-        return nn.functional.conv2d(x, W, None, self.stride, W.shape[-1] // 2)
+        kernel = W.shape[-1]
+        x, stride = thinned(x, kernel, self.stride)
+        return nn.functional.conv2d(x, W, None, stride, kernel // 2)
 
     def fan_out(self, shape: torch.Size) -> Tensor:
         _, height, width = shape

@@ -66,7 +66,11 @@ def gradients(
         g_a = g_A @ W if stride is None else grad.conv2d_input(t.shape, W, g_A, stride, _padding(W))
     if of_W:
         x = split(t, T)
-        g_W = gx.T @ x if stride is None else grad.conv2d_weight(x, W.shape, gx, stride, _padding(W))
+        if stride is None:
+            g_W = gx.T @ x
+        else:
+            x, stride = sparse_conv.thinned(x, max(W.shape[2:]), stride)
+            g_W = grad.conv2d_weight(x, W.shape, gx, stride, _padding(W))
     return g_a, g_W
 
 

@@ -81,6 +81,13 @@ def test_tables_that_are_refused(four, convert, rows, message):
         convert(label_csv=write_table(four, rows))
 
 
+def test_a_speaker_is_a_subject(four, convert):
+    header = "file,label,split,subject,speaker"
+    convert(label_csv=write_table(four, [f"{row},a,a" for row in GOOD], header))
+    with pytest.raises(InputError, match="line 5: the subject is 'x' and the speaker 'y', which should be the same"):
+        convert(label_csv=write_table(four, [*(f"{row},a,a" for row in GOOD[:3]), f"{GOOD[3]},x,y"], header))
+
+
 @pytest.mark.skipif(not CASES.exists(), reason="needs ../shared/cases")
 @pytest.mark.parametrize("name", ["value_spaces", "twice", "test_only_class"])
 def test_shared_tables(four, convert, name):

@@ -417,7 +417,8 @@ def read_list(path: Path) -> list[tuple[int, str]]:
 def described(path: Path, fields: Mapping[str, str | None], where: str) -> Recording:
     """Return a recording with the label, speaker (or subject) and split in `fields`, in one spelling each.
 
-    InputError, with `where`, if one is empty or cannot be stored, or if the split is not known.
+    InputError, with `where`, if one is empty or cannot be stored, if the split is not known, or if the speaker and the
+    subject are not the same.
     """
     values = {name: spelled(fields[name] or "", f"{where}: the {name}") for name in COLUMNS[1:] if name in fields}
     for name, value in values.items():
@@ -427,7 +428,13 @@ def described(path: Path, fields: Mapping[str, str | None], where: str) -> Recor
         split = next((name for name, names in SPLIT_NAMES.items() if split.lower() in names), None)
         if split is None:
             raise InputError(f"{where}: the split is {values['split']!r:.40}: write train or test (or validation)")
-    return Recording(path, values["label"], values.get("subject", values.get("speaker")), split)
+    speaker = values.get("speaker", values.get("subject"))
+    if values.get("subject", speaker) != speaker:
+        raise InputError(
+            f"{where}: the subject is {values['subject']!r:.40} and the speaker {speaker!r:.40}, which should be "
+            "the same: leave one of the two out"
+        )
+    return Recording(path, values["label"], speaker, split)
 
 
 def spelled(name: str, what: str) -> str:

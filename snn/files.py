@@ -17,6 +17,7 @@ def whole(path: Path) -> Iterator[Path]:
     OSError names `path` if it is about either of the two.
     """
     part = path.parent / f".{path.name}.{os.getpid()}"
+    _remove(part)  # of a killed process with this number, which in a container is always the same
     try:
         yield part
         os.replace(part, path)
@@ -25,8 +26,12 @@ def whole(path: Path) -> Iterator[Path]:
             raise
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
-        with suppress(OSError):  # it has moved, or was never there
-            shutil.rmtree(part) if part.is_dir() else part.unlink()
+        _remove(part)
+
+
+def _remove(part: Path) -> None:
+    with suppress(OSError):  # it has moved, or was never there
+        shutil.rmtree(part) if part.is_dir() else part.unlink()
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

@@ -366,9 +366,8 @@ def test_without_a_gpu_torch_comes_from_its_own_index_where_that_answers(tmp_pat
     *first, rest = noted.read_text().splitlines()
     assert rest.endswith("-r /dev/stdin torch numpy ")
     assert "--index-url" not in rest
-    assert [line.split("pip install")[1] for line in first] == [
-        " --quiet --disable-pip-version-check --index-url https://download.pytorch.org/whl/cpu -r /dev/stdin torch "
-    ] * from_torch
+    options = "--quiet --no-compile --disable-pip-version-check --index-url https://download.pytorch.org/whl/cpu"
+    assert [line.split("pip install ")[1] for line in first] == [f"{options} -r /dev/stdin torch "] * from_torch
 
 
 def test_an_extra_that_is_not_known_is_refused(tmp_path):

@@ -212,11 +212,10 @@ class EventTesting(Testing):
             check_test_data(subject)
         prepare.make_if_missing(data.test_path, data.dataset_name, data.prepare)
         self.recordings = read_recordings(data, "test", self.bins, subjects[0].classes)
-        for subject in subjects:
-            if has_set_apart(subject):
-                now = {SET_APART: fingerprint_of(self.recordings, np.arange(len(self.recordings)))}
-                whole = "to test on all of another file, add --set data.test_by=null --set data.test_file=NAME"
-                check_unchanged(subject.content, now, subject.path, f"{REMEDY}; {whole}")
+        now = {SET_APART: fingerprint_of(self.recordings, np.arange(len(self.recordings)))}
+        whole = "to test on all of another file, add --set data.test_by=null --set data.test_file=NAME"
+        for subject in filter(has_set_apart, subjects):
+            check_unchanged(subject.content, now, subject.path, f"{REMEDY}; {whole}")
         say_missing(self.recordings.labels, data.num_classes, str(data.test_path), "recording")
         self.evaluations = [Evaluation() for _ in subjects]
         self.objectives = [partial(goal(subject.cfg, subject.cfg.loss), training=False) for subject in subjects]

@@ -211,6 +211,7 @@ ALLOWED = {
     "datasets.prepare": {
         "datasets.hdf5",
         "datasets.prepare",
+        "snn.classes",
         "snn.compiling",
         "snn.errors",
         "snn.files",

@@ -35,7 +35,7 @@ def convert_ntidigits(original: Path, out_dir: Path) -> None:
     with new_file(path, provenance) as file:
         for split in SPLITS:
             for times_us, channels, label in _single_digits(source, split, original):
-                make_room(file, times_us, channels)
+                make_room(file, times_us.nbytes + channels.nbytes)
                 recording = file.create_group(f"data/{sum(numbers.values())}")
                 recording["times"] = times_us
                 recording["addrs"] = channels[:, None]

@@ -13,7 +13,8 @@ import h5py
 import numpy as np
 
 from datasets.prepare.recordings import sorted_names, spelled
-from datasets.prepare.writer import make_room
+from datasets.prepare.writer import ROW, make_room
+from snn.classes import all_different
 from snn.errors import InputError
 
 TICKS_PER_SECOND = "ticks_per_second"  # HDF5 attribute: a number as text
@@ -53,7 +54,7 @@ class Store:
         number, columns = len(self.waiting), zip(*self.waiting, strict=True)
         self.waiting, self.events = [], 0
         for dataset, column, kind in zip(self.lists, columns, self.types, strict=True):
-            make_room(self.file, *column)
+            make_room(self.file, sum(values.nbytes for values in column))
             rows = np.empty(number, h5py.vlen_dtype(kind))
             for k, values in enumerate(column):
                 rows[k] = np.ascontiguousarray(values, kind)
@@ -80,7 +81,7 @@ class Store:
             raise InputError(f"{where}: there are no recordings to write")
         if self.waiting:
             self._write()
-        make_room(self.file, np.empty((self.number, 3), np.uint64))  # is not filled, so it takes no memory
+        make_room(self.file, ROW * self.number)
         numbers, names = numbered(labels, class_names, f"{where}: the label")
         self.file["labels"] = numbers
         if names is not None:
@@ -103,9 +104,7 @@ def numbered(
     if names is not None:
         if not all(isinstance(name, str) for name in names):
             raise InputError(f"{what}: the names of the classes must be texts, not {names!r:.80}")
-        names = [spelled(name, f"{what}: the class") for name in names]
-        if twice := [name for k, name in enumerate(names) if name in names[:k]]:
-            raise InputError(f"{what}: two classes have the name {twice[0]!r:.40}; rename one of them")
+        names = all_different(tuple(spelled(name, f"{what}: the class") for name in names), what)
     if all(isinstance(value, str) for value in values):
         spelling = {value: spelled(value, what) for value in set(values)}
         values = [spelling[value] for value in values]

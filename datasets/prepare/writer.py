@@ -17,6 +17,7 @@ from snn.errors import InputError
 from snn.files import whole
 
 ROOM = 2**18  # bytes, more than HDF5 adds to a recording
+ROW = 24  # bytes, at most, of a recording in the lists of labels, speakers and files
 CANNOT_TAKE_ROOM = errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL  # of file systems, where the C library does not help
 
 
@@ -60,14 +61,13 @@ def new_file(path: Path, provenance: dict) -> Iterator[h5py.File]:
         raise InputError(f"{path} cannot be written ({error.strerror}): choose another folder for it") from error
 
 
-def make_room(file: h5py.File, *arrays: np.ndarray) -> None:
-    """Take room on the disk for these arrays and for what HDF5 adds to them. OSError if there is none (on Linux).
+def make_room(file: h5py.File, num_bytes: int = 0) -> None:
+    """Take room on the disk for so many bytes and for what HDF5 adds to them. OSError if there is none (on Linux).
 
     HDF5 must not find out itself: if it cannot write what it holds, it prints pages, and the program ends in a crash.
     Some file systems cannot take room, and then it does.
     """
-    room = ROOM + sum(array.nbytes for array in arrays)
-    _take_room(file.id.get_vfd_handle(), file.id.get_filesize(), room)
+    _take_room(file.id.get_vfd_handle(), file.id.get_filesize(), ROOM + num_bytes)
 
 
 def _take_room(descriptor: int, start: int, size: int) -> None:
@@ -97,9 +97,9 @@ def write_events(
         times = file.create_dataset("spikes/times", (len(labels),), h5py.vlen_dtype(np.float32))
         units = file.create_dataset("spikes/units", (len(labels),), h5py.vlen_dtype(np.uint16))
         for i, (times_s, channels) in zip(range(len(labels)), recordings, strict=True):
-            make_room(file, times_s, channels)
+            make_room(file, times_s.nbytes + channels.nbytes)
             times[i], units[i] = times_s, channels
-        make_room(file, np.empty((len(labels), 3), np.uint64))  # is not filled, so it takes no memory
+        make_room(file, ROW * len(labels))
         file["labels"] = np.asarray(labels, np.uint16)
         file.create_dataset("extra/keys", data=list(keys), dtype=h5py.string_dtype())
         if speakers is not None:
@@ -121,7 +121,7 @@ def write_camera(
     count = 0
     with new_file(path, provenance) as file:
         for times_us, data, label in recordings:
-            make_room(file, times_us, data)
+            make_room(file, times_us.nbytes + data.nbytes)
             recording = file.create_group(f"{group}/{count}")
             recording["time"] = times_us.astype(np.uint32)
             recording["data"] = data.astype(dtype)

@@ -13,6 +13,8 @@ from snn import config
 from tests.conftest import REPOSITORY, nmnist_bytes
 
 RECORDINGS = REPOSITORY.parent / "shared" / "data" / "recordings"
+HEIGHT, WIDTH = 16, 20  # of the sensor of `write_tree`
+SENSOR = f"--sensor {HEIGHT}x{WIDTH}"
 
 
 def recordings_of(path: Path, said: Said, size: tuple[int, int], shape: cut.Shape) -> list[tuple]:
@@ -335,3 +337,34 @@ def write_camera(path: Path, layout: str, split: str, times: list, data: list, l
             group[f"{r}/data"] = np.asarray(events, dtype or {"dvsgesture": np.uint8, "dvsplane": np.uint16}[layout])
             group[f"{r}/labels"] = np.uint8(label)
     return path
+
+
+def write_bin(path: Path, label: int, seed: int, n: int = 300) -> np.ndarray:
+    """Write a recording whose class decides where its events are; return [events, 4]: t, x, y, p."""
+    random = np.random.default_rng(seed)
+    x = np.clip(random.normal(5 + 10 * label, 2, n), 0, WIDTH - 1).astype(int)
+    y, p = random.integers(0, HEIGHT, n), random.integers(0, 2, n)
+    t = np.sort(random.integers(0, 200_000, n)) + 1000
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(nmnist_bytes(x, y, p, t))
+    return np.stack([t, x, y, p], 1)
+
+
+def write_tree(folder: Path, per_class: int = 6, seed: int = 0) -> dict[str, np.ndarray]:
+    """Write files left/s0_0.bin, right/s1_1.bin, ... of three subjects, and return their events."""
+    return {
+        f"{name}/s{k % 3}_{k}.bin": write_bin(folder / name / f"s{k % 3}_{k}.bin", label, 100 * label + k + seed)
+        for label, name in enumerate(("left", "right"))
+        for k in range(per_class)
+    }
+
+
+def write_partly_invalid(folder: Path) -> int:
+    """Write recordings left/0.aedat, right/3.aedat, ... with events marked invalid; return how many these are."""
+    invalid = 0
+    for k in range(6):
+        path = folder / f"{('left', 'right')[k // 3]}/{k}.aedat"
+        e, valid = write_bin(path, 0, k), np.random.default_rng(k).integers(0, 2, 300)
+        write_aedat3(path, e, valid)
+        invalid += (valid == 0).sum()
+    return invalid

@@ -266,3 +266,28 @@ def four(tmp_path: Path) -> Path:
     for i, name in enumerate(("low_0", "low_1", "high_0", "high_1")):
         save_sound(tmp_path / "in" / f"{name}.wav", i)
     return tmp_path
+
+
+def write_both_kinds(folder: Path) -> Path:
+    """Write recordings and images of 3 classes, for both kinds of networks; return their folder."""
+    write_shd(folder / "shd" / "shd_train.h5", **make_events(60, 3, 40, 0))
+    random, y = np.random.default_rng(0), np.arange(60) % 3
+    (folder / "toy").mkdir()
+    np.savez(folder / "toy" / "toy.npz", x_train=random.integers(0, 256, (60, 12, 12), np.uint8), y_train=y)
+    return folder
+
+
+@pytest.fixture
+def both_kinds(tmp_path: Path) -> Path:
+    """Folder of recordings and images, for runs that are interrupted."""
+    return write_both_kinds(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict], dict[str, bytes]]:
+    """State after three epochs of these recordings without a fault."""
+    from tests.programs import EVENTS, run_here, state  # which imports this file
+
+    folder = write_both_kinds(tmp_path_factory.mktemp("uninterrupted"))
+    run_here(folder, f"{EVENTS} --epochs 3 --save_name x")
+    return state(folder / "runs" / "x")

@@ -13,12 +13,11 @@ from collections import Counter
 from pathlib import Path
 
 import h5py
-import numpy as np
 import pytest
 
 from datasets.prepare import writer
 from snn import checkpoint
-from tests.conftest import REPOSITORY, TINY, make_events, write_shd
+from tests.conftest import REPOSITORY, TINY
 
 TRAIN = f"train.py --path_to_yaml {REPOSITORY}/configs/adlif_shd.yaml --path_to_dataset shd --dataset_name shd {TINY}"
 AUGMENT = " ".join(
@@ -178,18 +177,3 @@ def blocks(page: str, language: str) -> list[str]:
         "\n".join(line.removeprefix(indent) for line in block.splitlines())
         for indent, block in re.findall(rf"^( *)```{language}\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE)
     ]
-
-
-def make_data(folder: Path) -> Path:
-    """Write recordings and images of 3 classes for both kinds of networks; return their folder."""
-    write_shd(folder / "shd" / "shd_train.h5", **make_events(60, 3, 40, 0))
-    random, y = np.random.default_rng(0), np.arange(60) % 3
-    (folder / "toy").mkdir()
-    np.savez(folder / "toy" / "toy.npz", x_train=random.integers(0, 256, (60, 12, 12), np.uint8), y_train=y)
-    return folder
-
-
-def three_epochs(folder: Path) -> tuple[list[dict], dict[str, bytes]]:
-    """Return the state after three epochs of recordings without a fault."""
-    run_here(make_data(folder), f"{EVENTS} --epochs 3 --save_name x")
-    return state(folder / "runs" / "x")

@@ -13,17 +13,7 @@ import pytest
 
 from snn import checkpoint
 from tests.conftest import assert_one_line
-from tests.programs import EVENTS, make_data, state, three_epochs
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    return make_data(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> tuple:
-    return three_epochs(tmp_path_factory.mktemp("whole"))
+from tests.programs import EVENTS, state
 
 
 @contextmanager
@@ -45,7 +35,7 @@ def small_disk(folder: Path, kilobytes: int) -> Iterator[Callable[[str], None]]:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def fill_up_and_resume(program: Callable, folder: Path, kilobytes: int, whole: tuple) -> bool:
+def fill_up_and_resume(program: Callable, folder: Path, kilobytes: int, uninterrupted: tuple) -> bool:
     """Return whether a run fills a disk of that size, which gives one line; with more room it finishes."""
     words = f"{EVENTS} --epochs 3 --save_name x"
     with small_disk(folder / "runs", kilobytes) as mount_again:
@@ -57,28 +47,28 @@ def fill_up_and_resume(program: Callable, folder: Path, kilobytes: int, whole: t
             gc.collect()  # TensorBoard's thread keeps an error, whose frame holds the lock until a process ends
             result = program(words + " --resume" * (folder / "runs" / "x").exists())
         assert result.returncode == 0, result.stderr
-        assert state(folder / "runs" / "x") == whole
+        assert state(folder / "runs" / "x") == uninterrupted
     (folder / "runs").rmdir()
     return is_full
 
 
 @pytest.mark.parametrize("kilobytes", [20, 80])
 @pytest.mark.mounts
-def test_a_full_disk(program, data, whole, kilobytes):
-    assert fill_up_and_resume(program, data, kilobytes, whole)
+def test_a_full_disk(program, both_kinds, uninterrupted, kilobytes):
+    assert fill_up_and_resume(program, both_kinds, kilobytes, uninterrupted)
 
 
 @pytest.mark.parametrize("step", [pytest.param(16, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.long)])
 @pytest.mark.mounts
-def test_a_disk_that_is_full_at_any_page(program, data, whole, step):
+def test_a_disk_that_is_full_at_any_page(program, both_kinds, uninterrupted, step):
     """Fill it at every fourth page, and at each in the long test."""
     kilobytes = 4
-    while fill_up_and_resume(program, data, kilobytes, whole):
+    while fill_up_and_resume(program, both_kinds, kilobytes, uninterrupted):
         kilobytes += step
     assert kilobytes > 100
 
 
-@pytest.mark.usefixtures("data")
+@pytest.mark.usefixtures("both_kinds")
 @pytest.mark.mounts
 def test_a_read_only_folder(program, tmp_path):
     """At the start and at a resume, it gives one line, and no file changes."""
@@ -93,7 +83,7 @@ def test_a_read_only_folder(program, tmp_path):
 
 
 @pytest.mark.parametrize("writer", ["metrics.jsonl", "TensorBoard", "checkpoint"])
-def test_a_faulty_file(program, data, whole, monkeypatch, writer):
+def test_a_faulty_file(program, both_kinds, uninterrupted, monkeypatch, writer):
     """Whichever writer meets the full disk, in the second epoch or at its end, the run continues from the first."""
     calls = iter(range(10**6))
 
@@ -117,8 +107,8 @@ def test_a_faulty_file(program, data, whole, monkeypatch, writer):
         monkeypatch.setattr(os, "fsync", fails(os.fsync, {"metrics.jsonl": 8, "checkpoint": 9}[writer]))
     words = f"{EVENTS} --epochs 3 --save_name x"
     assert_one_line(program(words), "runs/x", "No space left on device")
-    _, content = checkpoint.load(data / "runs" / "x" / "last.pt", for_resume=True)
+    _, content = checkpoint.load(both_kinds / "runs" / "x" / "last.pt", for_resume=True)
     assert content["epoch"] == 1
     monkeypatch.undo()
     assert program(f"{words} --resume").returncode == 0
-    assert state(data / "runs" / "x") == whole
+    assert state(both_kinds / "runs" / "x") == uninterrupted

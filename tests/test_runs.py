@@ -27,7 +27,7 @@ from snn import checkpoint, runs
 from snn.inputs import SparseCounts
 from snn.team import gather
 from tests.conftest import ON_CPU, REPOSITORY, TORCHRUN, assert_one_line
-from tests.programs import EVENTS, make_data, run_here, state, three_epochs
+from tests.programs import EVENTS, run_here, state
 
 IMAGES = (
     f"train.py --path_to_yaml {REPOSITORY}/configs/ttfs_mnist_mlp.yaml --dataset_name toy --path_to_dataset toy "
@@ -39,27 +39,17 @@ servers = multiprocessing.get_context("forkserver")
 servers.set_forkserver_preload(["tests.test_runs"])
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    return make_data(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> tuple:
-    return three_epochs(tmp_path_factory.mktemp("whole"))
-
-
-def test_the_smallest_weights_are_pruned(whole):
-    """The other tests of killed and resumed runs rely on it, as `whole` and they have network.density = 0.5."""
-    _, bits = whole
+def test_the_smallest_weights_are_pruned(uninterrupted):
+    """The other tests of killed and resumed runs rely on it, as `uninterrupted` and they have network.density = 0.5."""
+    _, bits = uninterrupted
     for layer in range(3):
         W = np.frombuffer(bits[f"last.pt layers.{layer}.linear.weight"], np.float32)
         assert (W == 0).mean() == (0.5 if layer < 2 else 0)
 
 
-def test_delays_are_whole_at_the_end(whole):
+def test_delays_are_whole_at_the_end(uninterrupted):
     """The best model is chosen among those epochs, even if an earlier one was right more often."""
-    log, bits = whole
+    log, bits = uninterrupted
     assert log[0]["validation_fs_accuracy"] >= log[2]["validation_fs_accuracy"]
     for name in ("best.pt", "last.pt"):
         delays = np.frombuffer(bits[f"{name} layers.0.linear.delays.steps"], np.float32)
@@ -114,16 +104,16 @@ def finish(process: multiprocessing.Process) -> int:
     return process.exitcode
 
 
-def test_killed_while_it_writes(data):
+def test_killed_while_it_writes(both_kinds):
     """Kill it between best.pt and last.pt and, after a resume, when last.pt has just become last.previous.pt."""
-    assert finish(start(data, f"{EVENTS} --epochs 2 --save_name whole")) == 0
+    assert finish(start(both_kinds, f"{EVENTS} --epochs 2 --save_name whole")) == 0
     for point in (9, 8):
-        words = f"{EVENTS} --epochs 2 --save_name x" + " --resume" * (data / "runs" / "x").exists()
-        assert finish(start(data, words, point)) == -signal.SIGKILL
-    assert {path.name for path in (data / "runs" / "x").glob("*.pt")} == {"best.pt", "last.previous.pt"}
-    assert finish(start(data, f"{EVENTS} --epochs 2 --save_name x --resume")) == 0
-    assert state(data / "runs" / "x") == state(data / "runs" / "whole")
-    assert not list((data / "runs" / "x").glob(".*"))
+        words = f"{EVENTS} --epochs 2 --save_name x" + " --resume" * (both_kinds / "runs" / "x").exists()
+        assert finish(start(both_kinds, words, point)) == -signal.SIGKILL
+    assert {path.name for path in (both_kinds / "runs" / "x").glob("*.pt")} == {"best.pt", "last.previous.pt"}
+    assert finish(start(both_kinds, f"{EVENTS} --epochs 2 --save_name x --resume")) == 0
+    assert state(both_kinds / "runs" / "x") == state(both_kinds / "runs" / "whole")
+    assert not list((both_kinds / "runs" / "x").glob(".*"))
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
@@ -138,13 +128,13 @@ def contents(folder: Path) -> dict[Path, bytes]:
         pytest.param(IMAGES, marks=pytest.mark.long, id="images"),
     ],
 )
-def test_killed_at_every_call_that_writes(data, command):
+def test_killed_at_every_call_that_writes(both_kinds, command):
     """Resume from what a kill would leave at each call that changes the disk; each gives the same result.
 
     One run notes its files before each call. A kill leaves just these, as it loses what the process still buffers.
     """
     words, left = f"{command} --epochs 2 --save_name x", []
-    all_runs, run = data / "runs", data / "runs" / "x"
+    all_runs, run = both_kinds / "runs", both_kinds / "runs" / "x"
 
     def watched(call: Callable) -> Callable:
         def noted(*arguments: object) -> object:
@@ -158,7 +148,7 @@ def test_killed_at_every_call_that_writes(data, command):
     with pytest.MonkeyPatch.context() as patch:
         for name in CALLS:
             patch.setattr(os, name, watched(getattr(os, name)))
-        run_here(data, words)
+        run_here(both_kinds, words)
     whole = state(run)
     assert len(left) > 12
     for files in left:
@@ -167,7 +157,7 @@ def test_killed_at_every_call_that_writes(data, command):
         for path, content in files.items():
             (all_runs / path).parent.mkdir(exist_ok=True)
             (all_runs / path).write_bytes(content)
-        run_here(data, words + " --resume" * run.exists())
+        run_here(both_kinds, words + " --resume" * run.exists())
         assert state(run) == whole, files.keys()
 
 
@@ -179,22 +169,22 @@ def test_killed_at_every_call_that_writes(data, command):
         pytest.param(IMAGES, 20, marks=pytest.mark.long, id="images-20"),
     ],
 )
-def test_killed_at_random_moments(data, command, times):
+def test_killed_at_random_moments(both_kinds, command, times):
     """Kill a process from outside, every third time while it writes a checkpoint; 20 are started as by a user."""
-    random, run = np.random.default_rng(0), data / "runs" / "x"
+    random, run = np.random.default_rng(0), both_kinds / "runs" / "x"
 
     def train(name: str) -> multiprocessing.Process:
         """Start or resume a run, and return its process when it has opened TensorBoard's file, just before training."""
-        folder = data / "runs" / name
+        folder = both_kinds / "runs" / name
         words = f"{command} --epochs {8 * times} --save_name {name}" + " --resume" * folder.exists()
         before = set(folder.glob("events.*"))
         if times == 8:
-            process = start(data, words)
+            process = start(both_kinds, words)
         else:
-            process = servers.Process(target=train_afresh, args=(data, words))
+            process = servers.Process(target=train_afresh, args=(both_kinds, words))
             process.start()
         while set(folder.glob("events.*")) == before:
-            assert process.is_alive(), (data / "output.txt").read_text()
+            assert process.is_alive(), (both_kinds / "output.txt").read_text()
             time.sleep(0.01)
         return process
 
@@ -210,10 +200,10 @@ def test_killed_at_random_moments(data, command, times):
         process.kill()
         assert finish(process) == -signal.SIGKILL  # otherwise the run ended too soon to be killed so often
     assert finish(train("x")) == 0
-    assert state(run) == state(data / "runs" / "whole")
+    assert state(run) == state(both_kinds / "runs" / "whole")
 
 
-@pytest.mark.usefixtures("data")
+@pytest.mark.usefixtures("both_kinds")
 @pytest.mark.parametrize(
     ("command", "task", "number"),
     [(EVENTS, tasks.events.EventTraining, signal.SIGTERM), (IMAGES, tasks.images.ImageTraining, signal.SIGINT)],
@@ -243,7 +233,7 @@ def test_a_signal_ends_with_the_batch(program, tmp_path, monkeypatch, command, t
     assert state(tmp_path / "runs" / "x") == state(tmp_path / "runs" / "whole")
 
 
-@pytest.mark.usefixtures("data")
+@pytest.mark.usefixtures("both_kinds")
 def test_a_second_ctrl_c_ends_at_once(program, tmp_path, monkeypatch):
     def impatient(self) -> None:
         signal.raise_signal(signal.SIGINT)
@@ -285,24 +275,24 @@ def train_as_one_of_two() -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_resume_within_an_epoch(data, launch):
+def test_two_processes_resume_within_an_epoch(both_kinds, launch):
     """Each process continues with its own random numbers."""
 
     def finish_two(*words: str | Path) -> tuple[str, int]:
         path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
         environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-        process = launch([*TORCHRUN, *words], cwd=data, env=environment, stderr=subprocess.PIPE, text=True)
+        process = launch([*TORCHRUN, *words], cwd=both_kinds, env=environment, stderr=subprocess.PIPE, text=True)
         return process.communicate(timeout=200)[1], process.returncode
 
     said, code = finish_two(__file__)
     assert "interrupted in epoch 3, after batch 2; the same command with --resume continues" in said, said
     assert code != 0
-    _, content = checkpoint.load(data / "runs" / "x" / "last.pt", for_resume=True)
+    _, content = checkpoint.load(both_kinds / "runs" / "x" / "last.pt", for_resume=True)
     assert (content["epoch"], content["step"], len(content["processes"])) == (2, 2, 2)
     script, *words = TEAM.split()
     said, code = finish_two(REPOSITORY / script, *words, "x", "--resume")
     assert code == 0, said
-    assert state(data / "runs" / "x") == state(data / "runs" / "whole")
+    assert state(both_kinds / "runs" / "x") == state(both_kinds / "runs" / "whole")
 
 
 KINDS = [(EVENTS, tasks.events.EventTraining), (IMAGES, tasks.images.ImageTraining)]
@@ -312,7 +302,7 @@ def weight_of_output(network: torch.nn.Module) -> torch.Tensor:
     return network.readout.weight if hasattr(network, "readout") else network.output.linear.weight
 
 
-@pytest.mark.usefixtures("data")
+@pytest.mark.usefixtures("both_kinds")
 @pytest.mark.parametrize(("command", "task"), KINDS)
 @pytest.mark.parametrize("fault", ["input", "weight", "loss", "gradient"])
 def test_not_a_finite_number(program, tmp_path, monkeypatch, command, task, fault):
@@ -362,24 +352,24 @@ def test_not_a_finite_number(program, tmp_path, monkeypatch, command, task, faul
 
 
 @pytest.mark.parametrize("fault", ["data have vanished", "another trains there"])
-def test_what_stops_a_run_leaves_it_as_it_was(program, data, fault):
+def test_what_stops_a_run_leaves_it_as_it_was(program, both_kinds, fault):
     words = f"{EVENTS} --epochs 1 --save_name x"
     assert program(words).returncode == 0
-    before = {path: path.read_bytes() for path in (data / "runs" / "x").iterdir()}
-    lock = (data / "runs" / ".x.lock").open("w")
+    before = {path: path.read_bytes() for path in (both_kinds / "runs" / "x").iterdir()}
+    lock = (both_kinds / "runs" / ".x.lock").open("w")
     if fault == "data have vanished":
-        (data / "shd" / "shd_train.h5").unlink()
+        (both_kinds / "shd" / "shd_train.h5").unlink()
     else:
         fcntl.flock(lock, fcntl.LOCK_EX)
     message = "shd_train.h5: not found" if fault == "data have vanished" else "is being trained by another process"
     for more in ("", " --resume"):
         assert_one_line(program(words + more), message)
-    assert {path: path.read_bytes() for path in (data / "runs" / "x").iterdir()} == before
-    assert {path.name for path in (data / "runs").iterdir()} == {"x", ".x.lock"}
+    assert {path: path.read_bytes() for path in (both_kinds / "runs" / "x").iterdir()} == before
+    assert {path.name for path in (both_kinds / "runs").iterdir()} == {"x", ".x.lock"}
     lock.close()
 
 
-@pytest.mark.usefixtures("data")
+@pytest.mark.usefixtures("both_kinds")
 @pytest.mark.parametrize("command", [EVENTS, IMAGES], ids=["events", "images"])
 def test_a_seed_is_a_run(program, tmp_path, command):
     """The same seed gives the same bits, and another seed gives others."""
@@ -393,7 +383,7 @@ def test_a_seed_is_a_run(program, tmp_path, command):
     assert all(one[1][name] != other[1][name] for name in weights)
 
 
-@pytest.mark.usefixtures("data")
+@pytest.mark.usefixtures("both_kinds")
 def test_ctrl_c_as_the_run_begins_is_heard(program, monkeypatch):
     """Once its folder is there, a run says how to continue it."""
     begin = runs.begin

@@ -6,6 +6,7 @@ import ctypes
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
+from threading import Lock
 
 import espeakng_loader
 import numpy as np
@@ -16,6 +17,8 @@ from snn.errors import InputError
 AUDIO_OUTPUT_SYNCHRONOUS, CHARS_UTF8, POSITION_CHARACTER = 2, 1, 1
 RATE_WORDS_PER_MIN, PITCH = 1, 3
 CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
+
+ONE_AT_A_TIME = Lock()  # espeak-ng has one state a process
 
 SILENCE = 0.01  # of the peak: quieter sound at either end is trimmed
 
@@ -45,14 +48,13 @@ def synthesise(text: str, language: str, variant: str, pitch: int, rate_words_pe
     Returns audio, float32 [samples] in -1 to 1, without the silence at both ends, and its sample rate in Hz.
     Raises InputError if espeak-ng does not know the language or the variant.
     """
-    library, sample_rate_hz = _library()
-    if variant not in variants():
-        raise InputError(f"espeak-ng has no voice variant {variant!r}: choose from {', '.join(variants())}")
-    if library.espeak_SetVoiceByName(f"{language}+{variant}".encode()) != 0:
-        raise InputError(f"espeak-ng has no language {language!r}: use a code such as en or de")
-    library.espeak_SetParameter(PITCH, pitch, 0)
-    library.espeak_SetParameter(RATE_WORDS_PER_MIN, rate_words_per_min, 0)
+    # In another thread, because Ctrl-C may fall into Python code of the main thread alone, which espeak-ng calls back,
+    # and nothing is raised out of a callback. That thread may go on for a while after Ctrl-C: all is its own.
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(_synthesise, text, language, variant, pitch, rate_words_per_min).result()
 
+
+def _synthesise(text: str, language: str, variant: str, pitch: int, rate_words_per_min: int) -> tuple[np.ndarray, int]:
     chunks: list[np.ndarray] = []
 
     @CALLBACK
@@ -61,14 +63,17 @@ def synthesise(text: str, language: str, variant: str, pitch: int, rate_words_pe
             chunks.append(np.ctypeslib.as_array(samples, (n_samples,)).copy())
         return 0  # go on
 
-    library.espeak_SetSynthCallback(collect)
-    encoded = text.encode()
-    # In another thread, because Ctrl-C may fall into Python code of the main thread alone, here into `collect`, and
-    # nothing is raised out of a callback.
-    with ThreadPoolExecutor(1) as thread:
-        code = thread.submit(
-            library.espeak_Synth, encoded, len(encoded) + 1, 0, POSITION_CHARACTER, 0, CHARS_UTF8, None, None
-        ).result()
+    with ONE_AT_A_TIME:
+        library, sample_rate_hz = _library()
+        if variant not in variants():
+            raise InputError(f"espeak-ng has no voice variant {variant!r}: choose from {', '.join(variants())}")
+        if library.espeak_SetVoiceByName(f"{language}+{variant}".encode()) != 0:
+            raise InputError(f"espeak-ng has no language {language!r}: use a code such as en or de")
+        library.espeak_SetParameter(PITCH, pitch, 0)
+        library.espeak_SetParameter(RATE_WORDS_PER_MIN, rate_words_per_min, 0)
+        library.espeak_SetSynthCallback(collect)
+        encoded = text.encode()
+        code = library.espeak_Synth(encoded, len(encoded) + 1, 0, POSITION_CHARACTER, 0, CHARS_UTF8, None, None)
     if code != 0 or not chunks:
         raise RuntimeError(f"espeak-ng failed to speak {text!r}: code {code}")
     audio = np.concatenate(chunks).astype(np.float32) / 2**15

@@ -6,8 +6,9 @@ Compares ours with the same layers from SpikingJelly alone: its convolutions, po
 step mode "m", except that its hidden fully connected layer is not recurrent (ours is). They take turns; times are
 medians. Ours is then split by kind of layer. Recordings are made up: 50,000 events a second from a spot that circles on
 128x128 pixels; with the configuration's B = 16, 24 GB were not enough for SpikingJelly. The work of ours depends on how
-active the layers are, so their shares are printed. The last part measures convolutions alone, to find up to which share
-of active inputs the event-driven one is faster (the rule in snn/conv.py).
+active the layers are, so their shares are printed. The last parts measure convolutions alone, to find up to which share
+of active inputs the event-driven one is faster (the rule in snn/conv.py), and from how many channels on the gradient of
+the inputs is faster tile by tile (snn/ops/winograd.py).
 """
 
 import argparse
@@ -29,7 +30,7 @@ from benchmarks.figures import Figure, Other, add_option, duration, store
 from benchmarks.kernels import high_water_megabytes, medians, processor
 from datasets.binning import Bins, bin_events
 from datasets.recordings import Recordings, downsampled
-from snn import architecture, cli, config, settings
+from snn import architecture, cli, config, conv, settings
 from snn.conv import EventConv, Pooling, as_frames
 from snn.linear import EventLinear
 from snn.losses import objective
@@ -37,7 +38,7 @@ from snn.losses.firing_rate import firing_rate
 from snn.memory import keep_freed_memory
 from snn.network import Network
 from snn.neurons import SpikingNeuron
-from snn.ops import sparse, sparse_conv
+from snn.ops import sparse, sparse_conv, winograd
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "culif_dvsgesture.yaml"
 EVENTS_PER_S, SPOT_PIXELS = 50_000, 10
@@ -47,6 +48,7 @@ KINDS = {  # of layer -> the names in torch's profiler, of our modules forward a
     "pools": ("Pooling", "Pool"),
     "fully connected": ("EventLinear", "EventProduct", "MmBackward"),
 }
+CHANNELS_AND_SIZES = ((32, 14), (64, 7), (64, 14), (128, 8), (128, 16), (256, 8))
 SHARES = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3)
 
 Step = Callable[[], None]
@@ -184,6 +186,17 @@ def convolutions(share: float) -> dict[str, Step]:
     return {"events": events, "dense": dense}
 
 
+def input_gradients(channels: int, size: int) -> dict[str, Step]:
+    """Return the gradient of the inputs of a 3 x 3 convolution with as many outputs as inputs."""
+    torch.manual_seed(0)
+    shape = sparse_conv.Geometry(size, size, 3, 1)
+    gy_RN, W_NCKK = torch.randn(64 * size * size, channels), torch.randn(channels, channels, 3, 3)
+    return {
+        "tiles": lambda: winograd.input_gradient(gy_RN, W_NCKK, shape),
+        "taps": lambda: conv.input_gradient_by_taps(gy_RN, W_NCKK, shape),
+    }
+
+
 def figure(T: int, batch: int, median: dict[str, float], binning_ms: float, peaks: dict[str, float]) -> Figure:
     """Return the row of docs/speed.md; peaks in MB."""
     (_, ours), (_, theirs) = median.items()
@@ -250,6 +263,10 @@ def main() -> None:
     rule = {share: medians(convolutions(share), arguments.rounds, "cpu") for share in SHARES}
     for share, ms in rule.items():
         print(f"  {100 * share:4.0f} %{ms['events']:9.0f} ({ms['dense'] / ms['events']:4.1f} x){ms['dense']:9.0f}")
+    print("gradient of the inputs, 3x3, 64 frames: channels, size, tile by tile, torch (ms)")
+    gradients = {key: medians(input_gradients(*key), 5 * arguments.rounds, "cpu") for key in CHANNELS_AND_SIZES}
+    for (channels, size), ms in gradients.items():
+        print(f"  {channels:4} {size:4}{ms['tiles']:9.1f} ({ms['taps'] / ms['tiles']:4.1f} x){ms['taps']:9.1f}")
     if arguments.store:
         store([figure(arguments.T, arguments.batch, median, binning, peaks)])
     if arguments.json:
@@ -257,6 +274,7 @@ def main() -> None:
         result |= {"batch_milliseconds": binning}
         result |= {"by_kind_milliseconds": parts, "active_shares": shares, "peak_megabytes": peaks}
         result["convolution_milliseconds"] = rule
+        result["input_gradient_milliseconds"] = {f"{c} x {size} x {size}": ms for (c, size), ms in gradients.items()}
         arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 

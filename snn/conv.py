@@ -12,7 +12,7 @@ from snn import checks
 from snn.errors import InputError
 from snn.inputs import Entries, SparseCounts, as_tensor
 from snn.linear import EventDriven
-from snn.ops import drives, max_pool, sparse_conv
+from snn.ops import drives, max_pool, sparse_conv, winograd
 from snn.ops.drives import Drive
 from snn.ops.lanes import filled
 from snn.ops.sparse_conv import Geometry
@@ -117,13 +117,14 @@ class _EventConvolution(torch.autograd.Function):
         shape, C = ctx.shape, W_NCKK.shape[1]
         gx_RC = gW_NCKK = None
         if ctx.needs_input_grad[0]:  # the gradient of a dense input, since silent neurons have one too
-            gx_RC = _input_gradient(gy_RN, W_NCKK, shape)
+            by_tiles = winograd.fits(W_NCKK, shape)
+            gx_RC = (winograd.input_gradient if by_tiles else input_gradient_by_taps)(gy_RN, W_NCKK, shape)
         if ctx.needs_input_grad[2]:
             gW_NCKK = sparse_conv.weight_gradient(Entries(*entries), gy_RN, C, shape)
         return gx_RC, None, gW_NCKK, None
 
 
-def _input_gradient(gy_RN: Tensor, W_NCKK: Tensor, shape: Geometry) -> Tensor:
+def input_gradient_by_taps(gy_RN: Tensor, W_NCKK: Tensor, shape: Geometry) -> Tensor:
     """Return the gradient of the input rows. `nn.grad.conv2d_input` is the same, but does not keep channels last."""
     gy_FNHW = as_frames(gy_RN, shape.out_height, shape.out_width)
     like_x = gy_RN.new_empty(1).expand(len(gy_FNHW), W_NCKK.shape[1], shape.height, shape.width)

@@ -22,7 +22,7 @@ from snn.losses.first_time import first_time, silent_target
 from snn.losses.loss import spike_count
 from snn.network import Network
 from snn.neurons import NEURONS
-from snn.ops import sparse, sparse_conv
+from snn.ops import sparse, sparse_conv, winograd
 from snn.ops.sparse_conv import Geometry
 from snn.streaming import Stream
 from snn.ttfs import evaluation as ttfs_evaluation
@@ -183,7 +183,10 @@ def convolution_products(draw: Draw) -> None:
     (frames_, pixels, C), entries = x.shape, x.entries
     width = 1 if pixels % width else width
     shape = Geometry(pixels // width, width, draw.of([1, 3]), draw.of([1, 2]))
-    if draw.chance(0.5):
+    if draw.chance(0.3):
+        gy_RN = torch.rand(frames_ * pixels, N)
+        winograd.input_gradient(gy_RN, torch.rand(N, C, 3, 3), shape._replace(kernel=3, stride=1))
+    elif draw.chance(0.5):
         sparse_conv.product(entries, torch.rand(N, C, shape.kernel, shape.kernel), shape, with_sums=draw.chance(0.5))
     else:
         constants = torch.rand(len(entries.counts)) if draw.chance(0.5) else None

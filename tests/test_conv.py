@@ -10,7 +10,7 @@ from snn import conv
 from snn.conv import EventConv, Pooling, as_frames, as_pixels, pixels_of
 from snn.errors import InputError
 from snn.inputs import SparseCounts
-from snn.ops import max_pool, sparse, sparse_conv
+from snn.ops import max_pool, sparse, sparse_conv, winograd
 from tests.make import as_events
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}  # of the largest entry: sums in another order
@@ -20,6 +20,7 @@ SHAPES = [  # T, B, inputs, outputs, height, width, kernel, stride
     (3, 2, 4, 3, 6, 9, 5, 2),
     (2, 2, 3, 20, 5, 8, 3, 3),
     (13, 10, 3, 70, 4, 5, 3, 2),  # more frames and outputs than a section and a slice hold
+    (2, 3, 33, 40, 7, 8, 3, 1),  # enough channels for the gradient of the inputs to be computed tile by tile
 ]
 
 
@@ -74,6 +75,40 @@ def test_convolution_equals_the_slow_one(monkeypatch, dtype, shape, share, is_ev
     assert_close(actual, expected)
     assert_close(gx, expected_gx)
     assert_close(gW, expected_gW)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 4e-6), (torch.float64, 1e-14)], ids=str)
+@pytest.mark.parametrize(
+    "shape",  # frames, outputs, inputs, height, width
+    [(1, 1, 1, 1, 1), (3, 17, 16, 5, 2), (2, 16, 33, 4, 9), (1, 5, 64, 3, 13), (70, 40, 20, 6, 7), (2, 129, 65, 8, 8)],
+    ids=str,
+)
+def test_the_gradient_of_inputs_by_tiles_equals_that_by_taps(shape, dtype, tolerance, poisoned):
+    """70 frames have more tiles than are taken at once."""
+    frames, N, C, height, width = shape
+    torch.manual_seed(0)
+    geometry = sparse_conv.Geometry(height, width, 3, 1)
+    gy_RN = torch.randn(N, frames * height * width, dtype=dtype).T  # not contiguous
+    W_NCKK = torch.randn(N, C, 3, 3, dtype=dtype, requires_grad=True)
+    expected = conv.input_gradient_by_taps(gy_RN.double(), W_NCKK.detach().double(), geometry)
+    actual = winograd.input_gradient(gy_RN, W_NCKK, geometry)
+    assert not actual.requires_grad
+    torch.testing.assert_close(actual.double(), expected, rtol=0, atol=tolerance * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize(
+    ("size", "channels", "kernel", "stride", "by_tiles"),
+    [(8, 32, 3, 1, True), (8, 31, 3, 1, False), (8, 32, 5, 1, False), (8, 32, 3, 2, False), (5, 32, 3, 1, False)],
+)
+def test_tiles_are_taken_where_they_are_faster(monkeypatch, size, channels, kernel, stride, by_tiles):
+    """Too few channels, other kernels and strides, and images that fill few of their tiles are left to torch."""
+    seen, gradient = [], winograd.input_gradient
+    monkeypatch.setattr(winograd, "input_gradient", lambda *given: seen.append(given) or gradient(*given))
+    layer = EventConv(channels, 40, size, size, kernel, stride)
+    x_TPC = random_pixels(2, 1, channels, size, size, 0.05, torch.float32).requires_grad_()
+    layer(x_TPC).sum().backward()
+    assert layer.is_event_driven
+    assert bool(seen) == by_tiles
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

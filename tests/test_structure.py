@@ -72,6 +72,7 @@ ALLOWED = {
     "snn.checks": {"snn.errors"},
     "snn.ops.sparse": {"snn.inputs", "snn.ops"},
     "snn.ops.sparse_conv": {"snn.checks", "snn.errors", "snn.inputs", "snn.ops"},
+    "snn.ops.winograd": {"snn.ops"},
     "snn.ops.delays": {"snn.inputs", "snn.ops"},
     "snn.ops.synaptic": {"snn.inputs", "snn.ops"},
     "snn.replay": {"snn.errors"},

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 from threading import Thread
 from typing import NamedTuple
@@ -244,10 +245,26 @@ def run_trial(work: Work, trial: Trial, interruption: cli.Interruption, bar: tqd
         if not (run / "last.pt").exists():  # not even begun: a fault of the data or the machine, not of the parameters
             raise InputError(said)
         raise Failed(said)
-    validation = checkpoint.load(run / "best.pt")[1]["validation"]
+    content = checkpoint.load(run / "best.pt")[1]
+    if changed := other_data(work.study, content.get("trained_on", {})):
+        trial.set_user_attr("run", None)  # such a run cannot be continued when the data are back
+        raise InputError(
+            f"{run}: the samples {' and '.join(changed)} are not those of the trials before it; their files have "
+            "changed since: bring those back, or begin another --study"
+        )
+    validation = content["validation"]
     if missing := [goal for goal in work.goals if validation[goal] is None]:
         raise optuna.TrialPruned(f"it has no {missing[0]}, as no decision was right")
     return [float(validation[goal]) for goal in work.goals]
+
+
+def other_data(study: optuna.Study, trained_on: Mapping[str, str]) -> list[str]:
+    """Name the samples whose fingerprints are not those of the study's first complete trial."""
+    first = study.user_attrs.get("trained_on")
+    if not first:  # this is the first, or those before it were of an earlier version
+        study.set_user_attr("trained_on", trained_on)
+        return []
+    return [name for name, now in trained_on.items() if first.get(name, now) != now]
 
 
 def is_left(name: str, cfg: AnyConfig) -> bool:

@@ -167,6 +167,29 @@ def test_the_study_goes_on_and_is_of_one_configuration(program, tmp_path, tell, 
     assert program(f"{WORDS} --trials 3 --storage sqlite:///study.db").returncode == 0
 
 
+def test_trials_of_other_data_do_not_count(program, tmp_path, tell):
+    """A study whose data change says so, tries the same parameters again when they are back, and loses nothing."""
+
+    def train_on(held_out: str) -> None:
+        cfg, content = checkpoint.load(tmp_path / "best.pt")
+        about = {"validation": content["validation"], "trained_on": {"to train on": "a", "held out": held_out}}
+        checkpoint.save(tmp_path / "best.pt", cfg, cfg.new_network(), epoch=1, **about)
+
+    assert program(f"{WORDS} --trials 1").returncode == 0  # an earlier version, without fingerprints
+    train_on("b")
+    assert program(f"{WORDS} --trials 2").returncode == 0
+    train_on("c")
+    said = ("s_0002: the samples held out are not those of the trials before it", "begin another --study")
+    assert_one_line(program(f"{WORDS} --trials 3"), *said)
+    assert states(load(tmp_path)) == ["COMPLETE", "COMPLETE", "FAIL", "WAITING"]
+    train_on("b")
+    assert program(f"{WORDS} --trials 3").returncode == 0
+    study = load(tmp_path)
+    assert states(study) == ["COMPLETE", "COMPLETE", "FAIL", "COMPLETE"]
+    assert study.trials[3].params == study.trials[2].params
+    assert "--resume" not in (tmp_path / "asked.txt").read_text()
+
+
 def test_a_run_that_is_behind_is_given_up(program, tmp_path, tell):
     assert program(f"{WORDS} --trials 2").returncode == 0
     tell(accuracy=10.0, epochs=100, pace_s=0.2)

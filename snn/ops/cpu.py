@@ -57,13 +57,6 @@ def copy(to, at, source, begin, number):
 
 
 @inlined
-def store_rows(to, at, stride, left, rows):
-    """Store a tuple of lanes, each `stride` after the one before."""
-    for k in range(len(rows)):
-        store_part(to, at + k * stride, left, rows[k])
-
-
-@inlined
 def spread(r, at, source_XN, N, m, width):
     """Write rows of values for the columns from m on; column m is neuron m mod N."""
     for k in range(len(source_XN)):

@@ -165,6 +165,13 @@ def store_part(_, array, at, left, lanes):
     return types.none(_contiguous(array), types.intp, types.intp, lanes), code
 
 
+@register_jitable
+def store_rows(array, at, stride, left, rows):
+    """Store a tuple of lanes as `store_part` does, each `stride` after the one before."""
+    for k in range(len(rows)):
+        store_part(array, at + k * stride, left, rows[k])
+
+
 @intrinsic(prefer_literal=True)
 def prefetch(_, array, at, size):
     """Ask for array[at : at + size] to be brought to the caches; it may lie beyond the array."""

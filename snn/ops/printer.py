@@ -168,9 +168,9 @@ class Text:
 HEADER = """import numpy as np
 
 from snn.ops.compiled import inlined, kernel
-from snn.ops.cpu import STEPS, STRIDE, TILE, add_rows, copy, delayed, spread, store_rows
+from snn.ops.cpu import STEPS, STRIDE, TILE, add_rows, copy, delayed, spread
 from snn.ops.lanes import (
-    LINE, exponential, fence, load_part, load_rows, prefetch, store_part, store_past, where, word, zeros
+    LINE, exponential, fence, load_part, load_rows, prefetch, store_part, store_past, store_rows, where, word, zeros
 )"""
 
 

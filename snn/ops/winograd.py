@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from snn.ops.compiled import in_parts, inlined, kernel
-from snn.ops.lanes import LINE, load, load_part, scratch, store, store_part, zeros
+from snn.ops.lanes import LINE, load_part, load_rows, scratch, store_part, store_rows, zeros
 from snn.ops.sparse_conv import Geometry
 
 A, B = math.sqrt(0.5), math.sqrt(2)  # the points; A² B² = 1
@@ -56,8 +56,10 @@ def _interpolate(m0, m1, m2, m3, m4, m5):
 
 @inlined
 def _pixel(maps, line, x, width, N, n):
-    """Return the channels n ... of pixel x of a line, 0 beyond its ends."""
-    return load_part(maps, (line * width + x) * N + n, N - n, LINE) if 0 <= x < width else zeros(maps, LINE)
+    """Return the channels n ... of pixel x of a line, 0 beyond its ends and for line -1."""
+    return (
+        load_part(maps, (line * width + x) * N + n, N - n, LINE) if line >= 0 and 0 <= x < width else zeros(maps, LINE)
+    )
 
 
 @kernel
@@ -71,35 +73,16 @@ def _to_places(maps, at_places, height, width, N, first, begin, end):
         frame, top, x = tile // (across * down), tile // across % down * 4 - 1, tile % across * 4 - 1
         for n in range(0, channels, LINE):
             for i in range(6):
-                y, line, to = top + i, frame * height + top + i, 6 * i * LINE
-                if not 0 <= y < height:
-                    for j in range(6):
-                        store(room, to + j * LINE, zeros(room, LINE))
-                    continue
-                e0, e1, e2, e3, e4, e5 = _evaluate(
+                line = frame * height + top + i if 0 <= top + i < height else -1
+                row = _evaluate(
                     _pixel(maps, line, x, width, N, n), _pixel(maps, line, x + 1, width, N, n),
                     _pixel(maps, line, x + 2, width, N, n), _pixel(maps, line, x + 3, width, N, n),
                     _pixel(maps, line, x + 4, width, N, n), _pixel(maps, line, x + 5, width, N, n),
                 )  # fmt: skip
-                store(room, to, e0)
-                store(room, to + LINE, e1)
-                store(room, to + 2 * LINE, e2)
-                store(room, to + 3 * LINE, e3)
-                store(room, to + 4 * LINE, e4)
-                store(room, to + 5 * LINE, e5)
+                store_rows(room, 6 * i * LINE, LINE, LINE, row)
             for j in range(6):
-                e0, e1, e2, e3, e4, e5 = _evaluate(
-                    load(room, j * LINE, LINE), load(room, (6 + j) * LINE, LINE), load(room, (12 + j) * LINE, LINE),
-                    load(room, (18 + j) * LINE, LINE), load(room, (24 + j) * LINE, LINE),
-                    load(room, (30 + j) * LINE, LINE),
-                )  # fmt: skip
-                to, row = (j * tiles + k) * channels + n, 6 * tiles * channels
-                store(at_places, to, e0)
-                store(at_places, to + row, e1)
-                store(at_places, to + 2 * row, e2)
-                store(at_places, to + 3 * row, e3)
-                store(at_places, to + 4 * row, e4)
-                store(at_places, to + 5 * row, e5)
+                column = _evaluate(*load_rows(room, j * LINE, 6 * LINE, 6))
+                store_rows(at_places, (j * tiles + k) * channels + n, 6 * tiles * channels, LINE, column)
 
 
 @kernel
@@ -113,30 +96,13 @@ def _from_places(at_places, maps, height, width, N, first, begin, end):
         frame, top, left = tile // (across * down), tile // across % down * 4, tile % across * 4
         for n in range(0, channels, LINE):
             for j in range(6):
-                at, row = (j * tiles + k) * channels + n, 6 * tiles * channels
-                p0, p1, p2, p3 = _interpolate(
-                    load(at_places, at, LINE), load(at_places, at + row, LINE), load(at_places, at + 2 * row, LINE),
-                    load(at_places, at + 3 * row, LINE), load(at_places, at + 4 * row, LINE),
-                    load(at_places, at + 5 * row, LINE),
-                )  # fmt: skip
-                store(room, j * LINE, p0)
-                store(room, (6 + j) * LINE, p1)
-                store(room, (12 + j) * LINE, p2)
-                store(room, (18 + j) * LINE, p3)
+                sums = load_rows(at_places, (j * tiles + k) * channels + n, 6 * tiles * channels, 6)
+                store_rows(room, j * LINE, 6 * LINE, LINE, _interpolate(*sums))
             for i in range(min(4, height - top)):
-                of = 6 * i * LINE
-                p0, p1, p2, p3 = _interpolate(
-                    load(room, of, LINE), load(room, of + LINE, LINE), load(room, of + 2 * LINE, LINE),
-                    load(room, of + 3 * LINE, LINE), load(room, of + 4 * LINE, LINE), load(room, of + 5 * LINE, LINE),
-                )  # fmt: skip
-                to, left_over = ((frame * height + top + i) * width + left) * N + n, N - n
-                store_part(maps, to, left_over, p0)
-                if left + 1 < width:
-                    store_part(maps, to + N, left_over, p1)
-                if left + 2 < width:
-                    store_part(maps, to + 2 * N, left_over, p2)
-                if left + 3 < width:
-                    store_part(maps, to + 3 * N, left_over, p3)
+                pixels = _interpolate(*load_rows(room, 6 * i * LINE, LINE, 6))
+                to = ((frame * height + top + i) * width + left) * N + n
+                for p in range(min(4, width - left)):
+                    store_part(maps, to + p * N, N - n, pixels[p])
 
 
 def fits(W_NCKK: Tensor, shape: Geometry) -> bool:

@@ -1,5 +1,6 @@
 """Events from packets and pipes reach a network as they come; lost, late and damaged packets are counted."""
 
+import fcntl
 import os
 import select
 import signal
@@ -7,6 +8,7 @@ import socket
 import struct
 import subprocess
 import sys
+import termios
 import threading
 import time
 
@@ -139,23 +141,26 @@ def test_a_counter_of_32_bits_goes_on(pair):
 def test_a_pipe_is_read_as_it_comes(layout):
     content = b"t,x,y,p\n" + encoded(E, layout)[:-1] if layout == "csv" else encoded(E, layout) + b"\1"
     reading, writing = os.pipe()
+    pause_us = 10**9  # however long either thread waits for a core
 
     def write() -> None:
         for k in range(0, len(content), 777):  # in the midst of events
+            while int.from_bytes(fcntl.ioctl(reading, termios.FIONREAD, bytes(4)), sys.byteorder):  # not read yet
+                time.sleep(0.002)
             os.write(writing, content[k : k + 777])
-            time.sleep(0.002)
         os.close(writing)
 
     thread = threading.Thread(target=write)
     thread.start()
     with open(reading, "rb") as file:
         source = live.Source(file, layout, SENSOR)
-        made = [[np.concatenate(part) for part in list(zip(*r, strict=True))[:2]] for r in source.recordings(LONG_US)]
+        recordings = source.recordings(LONG_US, pause_us)
+        made = [[np.concatenate(part) for part in list(zip(*r, strict=True))[:2]] for r in recordings]
     thread.join()
     ((times, units),) = made
     assert np.array_equal(times, TIMES)
     assert np.array_equal(units, UNITS)
-    assert source.counts.packets > 1
+    assert source.counts.packets == -(-len(content) // 777)
     assert source.counts.damaged == (layout != "csv")  # it ends within an event, or within a line that is whole
 
 

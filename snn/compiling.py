@@ -13,7 +13,8 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 import numba
-from numba.core import event
+from numba.core import event, sigutils
+from numba.core.caching import FunctionCache
 from numba.extending import register_jitable
 
 from snn.files import write_whole
@@ -30,6 +31,19 @@ NOT_KEPT = "no cache folder is writable, so each program compiles it again; set 
 _place_of: dict[Callable, Path | None] = {}  # kernel -> its cache folder
 hash_of: dict[Callable, str] = {}  # kernel -> hash of the source files that it was made from
 _lock = Lock()
+
+
+class _Cache(FunctionCache):
+    """numba's cache, except that it gives no code for other types than asked for.
+
+    If two processes compile a kernel for two types at once, numba takes the same file for both codes, and its index may
+    then say that this file holds the code of the one while it holds that of the other.
+    """
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        found = super().load_overload(sig, target_context)
+        wanted, _ = sigutils.normalize_signature(sig)
+        return found if found is not None and tuple(found.signature.args) == tuple(wanted) else None
 
 
 def kernel(function: Callable) -> Callable:
@@ -51,17 +65,15 @@ def kernel(function: Callable) -> Callable:
 
 def cached(function: Callable, folder: Path | None) -> Callable:
     """Compile a function at its first call, and cache it in this folder, if any."""
-    options: dict[str, Any] = {
-        "nogil": True,
-        "cache": folder is not None,
-        "error_model": "numpy",
-        "no_cfunc_wrapper": True,
-    }
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
     with _lock:
         before = numba.config.CACHE_DIR
         numba.config.CACHE_DIR = "" if folder in (None, beside(function)) else str(folder)
         try:
-            return numba.njit(**options)(function)
+            compiled = numba.njit(**options)(function)
+            if folder is not None:
+                compiled._cache = _Cache(function)
+            return compiled
         finally:
             numba.config.CACHE_DIR = before
 

@@ -72,6 +72,27 @@ def test_a_kernel_is_kept_where_the_user_says(tmp_path):
     assert list((tmp_path / "here").rglob("*.nbi"))
 
 
+def test_code_for_other_types_that_is_kept_under_a_wrong_name_is_not_run(tmp_path):
+    """Two processes that compile a kernel at once may leave it there. Each then compiles it again, once."""
+    (tmp_path / "own.py").write_text(
+        "import numpy as np\nfrom snn.compiling import kernel\n"
+        "@kernel\ndef total(x):\n    s = 0.0\n    for v in x:\n        s += v\n    return s\n"
+        "for kind in ('f8', 'i8'):\n    print(total(np.ones(8, kind)))\n"
+    )
+
+    def compiled() -> int:
+        result = run(str(tmp_path / "own.py"), tmp_path, NUMBA_CACHE_DIR="here")
+        assert result.stdout.split() == [b"8.0", b"8.0"], result.stderr
+        return result.stderr.count(b"compiling")
+
+    assert compiled() == 2
+    first, second = sorted((tmp_path / "here").rglob("*.nbc"))
+    contents = first.read_bytes(), second.read_bytes()
+    first.write_bytes(contents[1])
+    second.write_bytes(contents[0])
+    assert [compiled(), compiled()] == [2, 0]
+
+
 def test_one_place_chooses_where_kernels_are_kept():
     for path in SOURCES:
         if path.name != "compiling.py":

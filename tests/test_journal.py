@@ -120,6 +120,22 @@ def test_no_thread_outlives_the_work():
     assert threads() <= before
 
 
+def test_ctrl_c_while_workers_start_is_one_line(tmp_path, launch):
+    """It reaches them, too, while they still import what their work needs. The worker sends it here, just then."""
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import os, signal\n"
+        "from datasets.prepare.parallel import map_in_order\n"
+        "from snn import cli\n"
+        "if __name__ == '__mp_main__':\n    os.killpg(0, signal.SIGINT)\n"
+        "if __name__ == '__main__':\n    cli.run(lambda: list(map_in_order(abs, range(600), 1, 'x')))\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    parent = launch([sys.executable, str(script)], env=environment, stderr=subprocess.PIPE, text=True)
+    assert parent.communicate(timeout=300)[1] == "interrupted\n"
+    assert parent.returncode == 130
+
+
 def test_workers_end_with_a_parent_that_is_killed(tmp_path, launch):
     script = tmp_path / "parent.py"
     script.write_text(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context, parent_process, resource_tracker
 from threading import Event, Thread
 from typing import Any, NamedTuple, TypeVar
 
@@ -36,9 +36,9 @@ def map_in_order(
     if processes is not None and processes < 1:
         raise InputError(f"processes is {processes}: choose at least 1")
     with ProcessPoolExecutor(processes, get_context("spawn"), _begin) as pool:
-        results = pool.map(function, tasks, chunksize=CHUNK)
         done = 0
         try:
+            results = _started(pool, function, tasks)
             for result in tqdm(results, total=len(tasks), desc=description, unit="recording", disable=None):
                 yield result
                 done += 1
@@ -51,6 +51,17 @@ def map_in_order(
             # It waits for the pool's thread even if all went well: a thread that is left closes the pipe through which
             # Python wakes it at the end of the program, and prints "Bad file descriptor".
             pool.shutdown(cancel_futures=True)
+
+
+def _started(pool: ProcessPoolExecutor, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
+    """Start the processes and give them their tasks, in a thread that Ctrl-C does not reach, and neither do they.
+
+    A process starts with the signals of its thread blocked. Otherwise Ctrl-C would end it, with a traceback, until it
+    has come to `_begin`; and in this thread, Ctrl-C could leave a process half started, and its pool waiting for it.
+    """
+    resource_tracker.ensure_running()  # it would unblock them
+    with ThreadPoolExecutor(1, initializer=signal.pthread_sigmask, initargs=(signal.SIG_BLOCK, [signal.SIGINT])) as one:
+        return one.submit(pool.map, function, tasks, chunksize=CHUNK).result()
 
 
 def _begin() -> None:

@@ -45,7 +45,7 @@ class Browser:
         self.call("DOM.enable")
         self.until("document.readyState == 'complete' && typeof listeners != 'undefined' && listeners != null")
 
-    def call(self, method: str, timeout_s: float = 120, **params) -> dict:
+    def call(self, method: str, timeout_s: float = 600, **params) -> dict:
         """Call a method of the protocol and return its result."""
         self._number += 1
         said = {"id": self._number, "method": method, "params": params}
@@ -74,7 +74,7 @@ class Browser:
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
-    def until(self, condition: str, timeout_s: float = 120) -> None:
+    def until(self, condition: str, timeout_s: float = 600) -> None:
         """Wait until a condition in JavaScript holds."""
         end = time.monotonic() + timeout_s
         while not self.run(f"Boolean({condition})"):
@@ -92,6 +92,6 @@ class Browser:
 
     def __exit__(self, *_) -> None:
         self._process.terminate()
-        self._process.wait(timeout=30)
+        self._process.wait(timeout=600)
         os.close(self._to)
         os.close(self._from)

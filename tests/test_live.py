@@ -328,7 +328,7 @@ def test_the_demo_decides_on_what_the_sender_sends(program, tmp_path, launch):
     said = ""
 
     def more() -> str:
-        assert select.select([process.stdout], [], [], 120)[0], said
+        assert select.select([process.stdout], [], [], 600)[0], said
         content = os.read(process.stdout.fileno(), 2**16).decode()
         assert content, said
         return content

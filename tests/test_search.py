@@ -314,7 +314,7 @@ def test_missing_packages_are_named(program, monkeypatch):
     assert_one_line(program("search.py"), "does not have optuna", "bash run.sh --python search")
 
 
-@pytest.mark.parametrize("path", REPOSITORY.glob("configs/*_search.yaml"), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(REPOSITORY.glob("configs/*_search.yaml")), ids=lambda path: path.stem)
 def test_ranges_beside_a_configuration_are_of_it(path):
     base = path.with_name(path.name.replace("_search", ""))
     assert base in CONFIGURATIONS

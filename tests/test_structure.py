@@ -224,7 +224,7 @@ ALLOWED = {
 
 
 def modules() -> dict[str, Path]:
-    paths = [path for package in ("snn", "datasets") for path in (REPOSITORY / package).rglob("*.py")]
+    paths = [path for package in ("snn", "datasets") for path in sorted((REPOSITORY / package).rglob("*.py"))]
     paths = [path for path in paths if "__pycache__" not in path.parts]  # printed kernels
     return {
         ".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__"): path for path in paths

@@ -95,7 +95,9 @@ def _num_units(where: str, sensor: tuple[int, int] | None, channels: int | None)
     checks.sizes(f"{where}: sensor", sensor)
     if len(sensor) != 2:
         raise InputError(f"{where}: sensor must be (height, width), but is {sensor!r}")
-    return 2 * sensor[0] * sensor[1]
+    units = 2 * sensor[0] * sensor[1]
+    checks.whole(f"{where}: 2 · height · width of the sensor", units, 1)
+    return units
 
 
 def _checked(
@@ -105,7 +107,7 @@ def _checked(
     sensor: tuple[int, int] | None,
     channels: int | None,
 ) -> Iterator[Checked]:
-    if time_unit not in TICKS:
+    if time_unit not in tuple(TICKS):  # a list is no key
         raise InputError(f"{where}: time_unit is {time_unit!r}; it must be one of {', '.join(TICKS)}")
     try:
         samples = enumerate(recordings)
@@ -129,16 +131,19 @@ def _units(
     at: str, events: object, unit_us: float, sensor: tuple[int, int] | None, channels: int | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return times in whole µs, uint32, and units, uint32, of one recording."""
-    if names := getattr(getattr(events, "dtype", None), "names", None):
+    if sensor and (names := getattr(getattr(events, "dtype", None), "names", None)):
         places = [next((name for name in names if name.lower() in NAMES[column]), None) for column in COLUMNS]
         if None in places:
             raise InputError(f"{at} has the fields {', '.join(names):.80}; {COLUMNS[places.index(None)]} is missing")
         columns = [events[name] for name in places]
     else:
-        columns = [np.asarray(column) for column in events] if isinstance(events, tuple | list) else []
-    wanted = COLUMNS if sensor else ("t", "channel")
+        try:
+            columns = [np.asarray(column) for column in events] if isinstance(events, tuple | list) else []
+        except (RuntimeError, TypeError, ValueError) as error:  # ragged lists, tensors on a GPU
+            raise InputError(f"{at} must be arrays of numbers: {' '.join(str(error).split())}") from None
+    wanted, also = (COLUMNS, ", or an array of such structures") if sensor else (("t", "channel"), "")
     if len(columns) != len(wanted) or len({column.shape for column in columns}) != 1 or columns[0].ndim != 1:
-        raise InputError(f"{at} must be arrays ({', '.join(wanted)}) of equal length, or an array of such structures")
+        raise InputError(f"{at} must be arrays ({', '.join(wanted)}) of equal length{also}")
     if not len(columns[0]):
         raise InputError(f"{at} has no events; leave it out")
     if any(column.dtype.kind not in "iufb" for column in columns):

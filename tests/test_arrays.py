@@ -149,6 +149,8 @@ BAD = {
         "has the polarity 3; it must be 0 or 1, or -1 or 1; correct it",
     ),
     "time": ((E["t"].astype(float) * np.nan, E["x"], E["y"], E["p"]), 0, "has the time nan; correct it"),
+    "ragged": ((E["t"], E["x"], E["y"], [[1], [2, 3]]), 0, "must be arrays of numbers: setting an array element"),
+    "graph": ((torch.ones(1, requires_grad=True), [1], [1], [1]), 0, "must be arrays of numbers: Can't call numpy()"),
     "label": (E, 1.5, "the label 1.5 is neither a name nor a number from 0"),
     "mixed": (E, "name", "the labels mix names and numbers, such as 'name' and 0; use one"),
     "sample": (None, None, "recording 1 is not (events, label) or (events, label, subject)"),
@@ -184,6 +186,8 @@ def test_a_class_has_one_spelling(tmp_path):
 def test_what_is_said_about_arrays_is_checked(tmp_path):
     for words, message in (
         ({"time_unit": "min", "channels": 3}, "time_unit is 'min'; it must be one of s, ms, us, ns"),
+        ({"time_unit": ["us"], "channels": 3}, "time_unit is ['us']; it must be one of s, ms, us, ns"),
+        ({"time_unit": "us", "sensor": (70_000, 70_000)}, "2 · height · width of the sensor must be a whole number"),
         ({"time_unit": "us"}, "give either sensor"),
         ({"time_unit": "us", "channels": 3, "sensor": (2, 2)}, "give either sensor"),
         ({"time_unit": "us", "channels": 0}, "channels must be a whole number, 1 to 2147483647, but is 0"),
@@ -193,7 +197,7 @@ def test_what_is_said_about_arrays_is_checked(tmp_path):
         ({"time_unit": "us", "channels": 3, "class_names": ["a", "a "]}, "two classes have the name 'a'; rename one"),
         ({"time_unit": "us", "channels": 3, "class_names": [1]}, "the names of the classes must be texts"),
     ):
-        with pytest.raises(InputError, match=message.replace("(", r"\(").replace(")", r"\)")):
+        with pytest.raises(InputError, match=message.replace("(", r"\(").replace(")", r"\)").replace("[", r"\[")):
             arrays.write(tmp_path / "a.h5", [(([1], [1]), 0)], **words)
     with pytest.raises(InputError, match="'x' is not one of the classes a, b"):
         arrays.in_memory([(([1], [1]), "x")], time_unit="us", channels=3, class_names=["a", "b"])
@@ -211,6 +215,9 @@ def test_what_is_said_about_arrays_is_checked(tmp_path):
         arrays.write(tmp_path / "a.h5", [(([1], [1]), 0, 4), (([1], [1]), 0)], time_unit="us", channels=3)
     with pytest.raises(InputError, match=r"event 0 is at channel 3, and there are channels 0..2"):
         arrays.in_memory([(([1], [3]), 0)], time_unit="us", channels=3)
+    for events in (structures(1, 0), ([1], [1], [1], [1])):  # of a camera
+        with pytest.raises(InputError, match=r"recording 0 must be arrays \(t, channel\) of equal length$"):
+            arrays.in_memory([(events, 0)], time_unit="us", channels=3)
     with pytest.raises(InputError, match=r"event 1 is at channel 1.5, and there are channels 0..69999"):
         arrays.in_memory([(([1, 2], [3, 1.5]), 0)], time_unit="us", channels=70_000)
     assert arrays.in_memory([(([1], [66_000]), 0)], time_unit="us", channels=70_000).channels.tolist() == [66_000]

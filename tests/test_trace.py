@@ -9,7 +9,7 @@ import torch
 
 from snn import ops
 from snn.errors import InputError
-from snn.neurons import NEURONS
+from snn.neurons import NEURONS, SpikingNeuron
 from snn.neurons.values import Decay, RateDecay, Value
 from snn.ops import printer
 from snn.ops.trace import trace
@@ -85,12 +85,18 @@ def test_a_name_of_both_a_state_and_a_value():
     class Toy(NEURONS["LIF"]):
         VALUES: ClassVar = {"v": Value("gain", 1.0, learned=False)}
 
-    with pytest.raises(InputError, match=r"neuron Toy \(.*test_trace.py, line \d+\): v is both a state and a value"):
+    with pytest.raises(InputError, match=r"neuron Toy \(.*test_trace.py, line \d+\): v names two states, or both"):
         Toy.dynamics_of()
 
 
 @pytest.mark.parametrize(
-    ("states", "message"), [((), "a neuron needs a state"), (("gs",), "a state or value cannot be called gs")]
+    ("states", "message"),
+    [
+        ((), "a neuron needs a state"),
+        (("gs",), "a state or value cannot be called gs"),
+        (("double",), "a state or value cannot be called double; rename it"),
+        (("v", "v"), "v names two states"),
+    ],
 )
 def test_states_that_cannot_be(states, message):
     class Toy(NEURONS["LIF"]):
@@ -98,6 +104,22 @@ def test_states_that_cannot_be(states, message):
 
     with pytest.raises(InputError, match=rf"neuron Toy \(.*test_trace.py, line \d+\): {message}"):
         Toy.dynamics_of()
+
+
+def test_a_value_that_is_a_number():
+    class Toy(NEURONS["LIF"]):
+        VALUES: ClassVar = {"gain": 0.5}
+
+    with pytest.raises(InputError, match=r"line \d+\): gain must be a Value or a Decay, but is 0.5$"):
+        Toy.dynamics_of()
+
+
+def test_a_neuron_without_values():
+    class Toy(SpikingNeuron):
+        STATES: ClassVar = ("v",)
+        step = NEURONS["LIF"].step
+
+    assert Toy.dynamics_of().values == ("theta",)
 
 
 def test_a_neuron_without_a_step():

@@ -62,7 +62,7 @@ class SpikingNeuron(MemoryModule):
     """
 
     STATES: ClassVar[tuple[str, ...]]
-    VALUES: ClassVar[Mapping[str, Value]]
+    VALUES: ClassVar[Mapping[str, Value]] = {}
     CUBA: ClassVar[CubaLIF | None] = None
     THETA: ClassVar[Value] = Value("threshold", "theta", learned=False)
     FAULT: ClassVar[str | None] = None  # says why no such layer can exist
@@ -155,12 +155,17 @@ class SpikingNeuron(MemoryModule):
             raise InputError(f"{cls._place('class')}: a neuron needs a state, such as its potential, in STATES")
         if not callable(getattr(cls, "step", None)):
             raise InputError(f"{cls._place('class')}: a neuron needs its equations, a function step(x, state, p)")
-        for name in (*cls.STATES, *cls.values_of()):
-            if name in RESERVED or not name.isidentifier():
-                raise InputError(f"{cls._place(name)}: a state or value cannot be called {name}")
+        names = *cls.STATES, *cls.values_of()
+        for name in names:
+            if name in RESERVED or hasattr(cls, name) or not name.isidentifier():  # such as `float` of every module
+                raise InputError(f"{cls._place(name)}: a state or value cannot be called {name}; rename it")
+            if names.count(name) > 1:
+                raise InputError(
+                    f"{cls._place(name)}: {name} names two states, or both a state and a value; rename one of them"
+                )
         for name, value in cls.values_of().items():
-            if name in cls.STATES:
-                raise InputError(f"{cls._place(name)}: {name} is both a state and a value; rename one of them")
+            if not isinstance(value, Value):
+                raise InputError(f"{cls._place(name)}: {name} must be a Value or a Decay, but is {value!r:.40}")
             if not value.has_range:
                 raise InputError(f"{cls._place(name)}: the value {name} has no range: give low and high, or draw")
         values = tuple(cls.values_of())

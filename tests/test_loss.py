@@ -219,6 +219,13 @@ def test_a_schedule_of_an_unknown_option_is_refused():
         Options().at(0, 3)
 
 
+def test_a_loss_called_as_another_field_of_its_section():
+    with pytest.raises(InputError, match=r"the loss spike_count of .*: `loss` has a field spike_count: rename it"):
+
+        class Again(Loss, name="spike_count"):
+            pass
+
+
 @pytest.mark.parametrize("words", [{"name": "first_time"}, {"name": "mine", "section": "fs"}], ids=["name", "section"])
 def test_two_losses_of_one_name(words):
     """Otherwise the second would silently train in place of the first."""

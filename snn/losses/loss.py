@@ -46,6 +46,8 @@ class Loss(Section):
     def __init_subclass__(cls, name: str, section: str | None = None, **words: Any) -> None:
         super().__init_subclass__(**words)
         cls.name, cls.section = name, section or name
+        if cls.section in ("mode", "spike_count"):
+            raise InputError(f"the loss {name} of {cls.__module__}: `loss` has a field {cls.section}: rename it")
         for other in LOSSES.values():
             is_again = (cls.__module__, cls.__qualname__) == (other.__module__, other.__qualname__)  # in a notebook
             if not is_again and (name == other.name or cls.section in (other.section, *other.further)):

@@ -51,7 +51,7 @@ from snn import checkpoint, front, ranges, report, runs, settings, studies
 from snn.errors import InputError
 from snn.files import REPOSITORY, write_whole
 from snn.schema import AnyConfig
-from tasks.kind import HELD_OUT_BY
+from tasks.kind import HELD_OUT_BY, changed_samples
 
 POLL_S = 0.5
 SAME_DATA = HELD_OUT_BY | {"data.dataset_name", "data.path", "data.layout"}  # in all trials
@@ -264,7 +264,7 @@ def other_data(study: optuna.Study, trained_on: Mapping[str, str]) -> list[str]:
     if not first:  # this is the first, or those before it were of an earlier version
         study.set_user_attr("trained_on", trained_on)
         return []
-    return [name for name, now in trained_on.items() if first.get(name, now) != now]
+    return changed_samples(first, trained_on)
 
 
 def is_left(name: str, cfg: AnyConfig) -> bool:

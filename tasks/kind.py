@@ -189,10 +189,14 @@ def fingerprint(labels_n: np.ndarray, class_names: Sequence[str] | None, *of_sam
     return digest.hexdigest()[:16]
 
 
+def changed_samples(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """Name the samples whose fingerprints differ. What only one of them has counts as unchanged."""
+    return [name for name in now if then.get(name, now[name]) != now[name]]
+
+
 def check_unchanged(content: Mapping[str, Any], now: Mapping[str, str], path: Path, remedy: str) -> None:
     """Raise InputError if fingerprints differ from those of a checkpoint's training, which earlier versions lack."""
-    then = content.get("trained_on", {})
-    if changed := [name for name in now if then.get(name, now[name]) != now[name]]:
+    if changed := changed_samples(content.get("trained_on", {}), now):
         raise InputError(
             f"{path}: the samples {' and '.join(changed)} are not those of its training; their files have changed "
             f"since, or are others: {remedy}"

@@ -1,4 +1,4 @@
-"""search.py: ranges, trials, runs that are given up, workers that are killed, databases, and the front.
+"""search.py: what it refuses, trials, runs that are given up, workers that are killed, databases, and the front.
 
 Two tests train. The others use a train.py that writes the files of a run at once, as the test tells it to.
 """
@@ -21,13 +21,12 @@ import pytest
 pytest.importorskip("optuna")
 import optuna
 import yaml
-from optuna.trial import FixedTrial, TrialState, create_trial
+from optuna.trial import TrialState, create_trial
 
 import search
 import tasks
 from snn import checkpoint, files, ranges, settings
-from snn.errors import InputError
-from tests.conftest import CONFIGURATIONS, REPOSITORY, assert_one_line
+from tests.conftest import REPOSITORY, assert_one_line
 from tests.programs import TRAIN_IMAGES, rows
 
 WORDS = (
@@ -314,15 +313,6 @@ def test_missing_packages_are_named(program, monkeypatch):
     assert_one_line(program("search.py"), "does not have optuna", "bash run.sh --python search")
 
 
-@pytest.mark.parametrize("path", sorted(REPOSITORY.glob("configs/*_search.yaml")), ids=lambda path: path.stem)
-def test_ranges_beside_a_configuration_are_of_it(path):
-    base = path.with_name(path.name.replace("_search", ""))
-    assert base in CONFIGURATIONS
-    cfg = settings.load(base)
-    known = tasks.kind_of(cfg).training.goals
-    assert ranges.Space(cfg, ranges.read(path, known).ranges, path.name).own
-
-
 @pytest.mark.usefixtures("toy_file")
 def test_networks_of_one_spike_a_neuron_have_goals_of_their_own(program, tmp_path):
     goals = tasks.images.KIND.training.goals
@@ -358,40 +348,6 @@ def test_a_run_may_be_continued_where_the_data_lie_elsewhere(tmp_path, monkeypat
     for kept, expected in ((elsewhere, True), (another, False)):
         (tmp_path / "runs" / "a" / "config.yaml").write_text(settings.as_yaml(kept))
         assert search.is_left("a", cfg) is expected
-
-
-def space_of(text: str) -> ranges.Space:
-    allowed = {field: ranges.Range(**values) for field, values in yaml.safe_load(text).items()}
-    return ranges.Space(settings.load(REPOSITORY / "configs" / "smoke.yaml"), allowed, "x")
-
-
-def test_values_have_the_type_of_their_field():
-    """theta takes fractions even if both ends are whole, a batch size does not; a choice may be a list or a section."""
-    space = space_of(
-        "{network.neuron2.theta: {low: 1, high: 3}, train.batch_size: {low: 1, high: 64}, "
-        "train.lr: {choices: [0.1, 1]}, "
-        "network.layers: {choices: [[4F], [64F]]}, network.delay_sigma_steps: {low: 0, high: 2, step: 0.5},"
-        "loss.treg: {choices: [{weight: 0.5, beta: 0.1}]}}"
-    )
-    params = {"network.neuron2.theta": 1.5, "train.batch_size": 7, "train.lr": "0.1", "network.layers": '["4F"]'}
-    params |= {"network.delay_sigma_steps": 1.5, "loss.treg": '{"weight": 0.5, "beta": 0.1}'}
-    assert space.sample(FixedTrial(params)) == params
-    cfg = space.at(params)
-    assert (cfg.network.neuron2.theta, cfg.train.batch_size, cfg.train.lr) == (1.5, 7, 0.1)
-    assert (cfg.network.layers, cfg.network.delay_sigma_steps, cfg.loss.treg.weight) == (("4F",), 1.5, 0.5)
-    assert space.own is None
-    assert space.takes_whole_numbers == {"train.batch_size"}
-    own = space_of("{train.batch_size: {low: 1, high: 64}, network.layers: {choices: [[4F], [64F]]}}").own
-    assert own == {"train.batch_size": 16, "network.layers": '["64F"]'}
-    neurons = [{"tau_mem_steps": tau, "tau_syn_steps": 5.0, "theta": 1.0} for tau in (3.0, 5.0, 8.0)]
-    base = settings.load(REPOSITORY / "configs" / "smoke.yaml").network.neuron1
-    neurons[1] = base.model_dump(exclude={"initial"})
-    space = space_of(f"{{network.neuron1: {{choices: {json.dumps(neurons)}}}}}")
-    assert space.own == {"network.neuron1": json.dumps(neurons[1])}
-    space = space_of("{network.layers: {choices: [[8F], [8FD30]]}, data.T: {choices: [20, 60]}}")
-    assert space.at({"network.layers": '["8FD30"]', "data.T": "60"}).data.T == 60
-    with pytest.raises(InputError, match=r"8FD30.*is longer than the window of 20"):
-        space.at({"network.layers": '["8FD30"]', "data.T": "20"})
 
 
 def work_with(courses: list[list[float]], way: str = "maximize", **stop) -> search.Work:

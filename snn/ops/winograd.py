@@ -56,6 +56,13 @@ def _interpolate(m0, m1, m2, m3, m4, m5):
 
 
 @inlined
+def _corner(tile, height, width):
+    """Return the frame of a tile, and its first line and pixel."""
+    across, down = -(-width // 4), -(-height // 4)
+    return tile // (across * down), tile // across % down * 4, tile % across * 4
+
+
+@inlined
 def _pixel(maps, line, x, width, N, n):
     """Return the channels n ... of pixel x of a line, 0 beyond its ends and for line -1."""
     return (
@@ -66,15 +73,14 @@ def _pixel(maps, line, x, width, N, n):
 @kernel
 def _to_places(maps, at_places, height, width, N, first, begin, end):
     """Set the tiles begin ... end of at_places (36, tiles, channels in whole lines), counted from tile `first`."""
-    across, down = -(-width // 4), -(-height // 4)
     _, tiles, channels = at_places.shape
     room = scratch(at_places, 36 * LINE)
     for k in range(begin, end):
-        tile = first + k
-        frame, top, x = tile // (across * down), tile // across % down * 4 - 1, tile % across * 4 - 1
+        frame, top, left = _corner(first + k, height, width)
         for n in range(0, channels, LINE):
             for i in range(6):
-                line = frame * height + top + i if 0 <= top + i < height else -1
+                y, x = top - 1 + i, left - 1
+                line = frame * height + y if 0 <= y < height else -1
                 row = _evaluate(
                     _pixel(maps, line, x, width, N, n), _pixel(maps, line, x + 1, width, N, n),
                     _pixel(maps, line, x + 2, width, N, n), _pixel(maps, line, x + 3, width, N, n),
@@ -89,12 +95,10 @@ def _to_places(maps, at_places, height, width, N, first, begin, end):
 @kernel
 def _from_places(at_places, maps, height, width, N, first, begin, end):
     """Set the pixels of the tiles begin ... end, counted from tile `first`, from the sums at the 36 places."""
-    across, down = -(-width // 4), -(-height // 4)
     _, tiles, channels = at_places.shape
     room = scratch(at_places, 24 * LINE)
     for k in range(begin, end):
-        tile = first + k
-        frame, top, left = tile // (across * down), tile // across % down * 4, tile % across * 4
+        frame, top, left = _corner(first + k, height, width)
         for n in range(0, channels, LINE):
             for j in range(6):
                 sums = load_rows(at_places, (j * tiles + k) * channels + n, 6 * tiles * channels, 6)
